@@ -1,0 +1,145 @@
+"""The Typer application, built from the table of verbs, and the way every error ends."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from synfundus import __version__
+from synfundus.cli.verbs import COMMON, VERBS, Option, Verb
+from synfundus.errors import ConfigError, SynfundusError
+
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+_EPILOG = "Exit codes: 0 done, 2 configuration, 3 data, 4 checkpoint, 5 storage, 6 not finite, 7 launch, 75 stopped."
+
+
+def _parameter(option: Option) -> inspect.Parameter:
+    """Turn a row of the table into a parameter Typer understands. All values stay text: the schema checks them."""
+    annotation: Any
+    default: Any
+    if option.kind in ("flag", "switch"):
+        annotation, default = bool, False
+    elif option.kind in ("mapping", "list"):
+        annotation, default = list[str], []
+    else:
+        annotation, default = str | None, None
+    metavars = {"value": "PATH" if option.role else "VALUE", "mapping": "NAME=VALUE", "list": "KEY=VALUE"}
+    note = " [required]" if option.required else ""
+    typed = Annotated[
+        annotation,
+        typer.Option(option.flag, help=option.help + note, metavar=metavars.get(option.kind), show_default=False),
+    ]
+    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=typed)
+
+
+def _command(verb: Verb, arguments: Sequence[str]) -> Callable[..., int]:
+    """Make the function Typer calls for a verb."""
+
+    def command(**values: Any) -> int:  # noqa: ANN401 - what Typer hands over
+        from synfundus.cli.run import run_verb
+
+        return run_verb(verb, values, tuple(arguments))
+
+    parameters = [_parameter(option) for option in (*verb.options, *COMMON)]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__doc__ = verb.help
+    return command
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"synfundus {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show it.")] = False,
+) -> None:
+    """From patient fundus photographs to a releasable synthetic data set."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def _schema() -> int:
+    """Print the JSON schema of the configuration: every key, default, bound and meaning."""
+    import json
+
+    from synfundus.config.schema import RunConfig
+
+    typer.echo(json.dumps(RunConfig.model_json_schema(), indent=2))
+    return 0
+
+
+def _presets() -> int:
+    """List the shipped presets."""
+    from synfundus.config.loader import list_presets
+
+    typer.echo("\n".join(list_presets()))
+    return 0
+
+
+def build_app(arguments: Sequence[str]) -> typer.Typer:
+    """Build the application.
+
+    Args:
+        arguments: The command line it will parse; verbs hand it to the processes they start.
+    """
+    settings = {"help_option_names": ["-h", "--help"]}
+    # plain help: rich's takes a multiple of the time the whole answer may take
+    app = typer.Typer(
+        add_completion=False, invoke_without_command=True, rich_markup_mode=None, context_settings=settings
+    )
+    app.callback(epilog=_EPILOG)(_root)
+    for verb in VERBS:
+        app.command(verb.name, help=verb.help, short_help=verb.help)(_command(verb, arguments))
+    config = typer.Typer(no_args_is_help=True, rich_markup_mode=None, context_settings=settings)
+    config.command("schema")(_schema)
+    config.command("presets")(_presets)
+    app.add_typer(config, name="config", help="Look at the configuration: schema, presets.")
+    return app
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run a command line and return its exit code; errors are reported on standard error.
+
+    Args:
+        arguments: What follows the program's name.
+    """
+    # pictures of patients and keys that name them: nobody but the owner reads what is written
+    os.umask(0o077)
+    debug = "--debug" in arguments
+    try:
+        command = typer.main.get_command(build_app(arguments))
+        code = command.main(args=list(arguments), prog_name="synfundus", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except typer.TyperException as error:
+        from synfundus.cli.report import report_usage
+
+        report_usage(error.format_message(), arguments)
+        return ConfigError.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        # the reader left; Python's own flush at exit must not complain about it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except SynfundusError as error:
+        from synfundus.cli.report import report_error
+
+        report_error(error, debug=debug)
+        return error.exit_code
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit the process."""
+    sys.exit(run_command(sys.argv[1:] if arguments is None else arguments))

@@ -1,0 +1,71 @@
+"""How an error looks: one panel on a terminal, plain lines in a log file; what, where, what to do."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import TextIO
+
+from synfundus.errors import SynfundusError
+
+
+def printable(text: str) -> str:
+    """Escape what could move the cursor, colour the terminal or break the encoding; line breaks and tabs stay."""
+    return "".join(
+        character if character.isprintable() or character in "\n\t" else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+def _write(title: str, sections: Sequence[tuple[str, str]], stream: TextIO) -> None:
+    if stream.isatty():
+        from rich.console import Console
+        from rich.panel import Panel
+        from rich.text import Text
+
+        body = Text()
+        for name, text in sections:
+            if name:
+                body.append(f"\n{name}: ", style="bold")
+            body.append(printable(text))
+        Console(file=stream, highlight=False).print(Panel(body, title=title, title_align="left", border_style="red"))
+        return
+    lines = [printable(f"{name}: {text}" if name else text) for name, text in sections]
+    message = "\n".join([f"error ({title.lower()}): {lines[0]}", *lines[1:]]) + "\n"
+    encoding = stream.encoding or "utf-8"
+    stream.write(message.encode(encoding, "backslashreplace").decode(encoding))
+    stream.flush()
+
+
+def report_error(error: SynfundusError, *, debug: bool) -> None:
+    """Say what went wrong on standard error.
+
+    Ranks above 0 say it in one line with their number: rank 0 usually says the same at length.
+    """
+    if debug:
+        traceback.print_exception(error)
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
+    if rank != "0":
+        sys.stderr.write(printable(f"rank {rank}: {error.title}: {error.message}").replace("\n", "; ") + "\n")
+        return
+    sections = [("", error.message)]
+    if error.where:
+        sections.append(("where", error.where))
+    if error.hint:
+        sections.append(("what to do", error.hint))
+    _write(error.title, sections, sys.stderr)
+
+
+def report_usage(message: str, arguments: Sequence[str]) -> None:
+    """Say on standard error what is wrong with the command line itself."""
+    from synfundus.cli.verbs import VERBS
+
+    if message.startswith("Usage:"):
+        # a group without its command: the list of commands says it best
+        sys.stderr.write(message.rstrip() + "\n")
+        return
+    verb = next((argument for argument in arguments if argument in {known.name for known in VERBS}), "")
+    hint = f"see `synfundus {verb} --help`" if verb else "see `synfundus --help`"
+    _write("Command line", [("", message.strip()), ("what to do", hint)], sys.stderr)

@@ -1,0 +1,216 @@
+"""One verb from its options to its job: configuration -> checks -> dry run | launch | run here."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from synfundus.cli.verbs import COMMON, PROCS, Option, Verb
+from synfundus.config.assets import find_asset
+from synfundus.config.loader import Assignment, LoadedConfig, load_config
+from synfundus.config.schema import RunConfig
+from synfundus.distributed.world import LocalWorld, RankInfo, World, connect, disconnect, rank_info
+from synfundus.errors import ConfigError
+from synfundus.launch import LaunchPlan, Resources, Surroundings, execute, look_around, plan_launch, tie_to_launcher
+from synfundus.telemetry.console import Console, SilentConsole
+
+UNKNOWN_LABEL = "unknown"
+
+
+def assignments_of(verb: Verb, values: Mapping[str, Any]) -> list[Assignment]:
+    """Turn the options that were given into assignments.
+
+    Raises:
+        ConfigError: A repeatable NAME=VALUE without an equals sign.
+    """
+    found: list[Assignment] = []
+    for option in (*verb.options, *COMMON):
+        value = values.get(option.name)
+        if not option.path or value is None or value is False or value == []:
+            continue
+        if option.kind == "flag":
+            found.append(Assignment(option.path, "true", option.flag))
+        elif option.kind == "mapping":
+            found.extend(_pair(option, text) for text in value)
+        else:
+            found.append(Assignment(option.path, value, option.flag))
+    return found
+
+
+def _pair(option: Option, text: str) -> Assignment:
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip() or not value.strip():
+        raise ConfigError(
+            f"{text!r} is not of the form NAME=VALUE", where=option.flag, hint=f"for example {option.flag} dr_grade=3"
+        )
+    unknown = value.strip().lower() in (UNKNOWN_LABEL, "null")
+    return Assignment(f"{option.path}.{name.strip()}", None if unknown else value.strip(), option.flag)
+
+
+def value_at(config: RunConfig, path: str) -> object:
+    """Return the value at a dotted path."""
+    value: object = config
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _path_problem(option: Option, value: str) -> str | None:
+    """Say what is wrong with a path as it lies on the disk; object stores are left to the job."""
+    if "://" in value:
+        return None
+    try:
+        path = Path(value)
+        if option.role == "input" and not path.exists():
+            return f"{option.flag}: {value!r} does not exist ({option.path})"
+        if option.role == "output" and path.exists() and not path.is_dir():
+            return f"{option.flag}: {value!r} is a file, not a folder ({option.path})"
+    except OSError as error:
+        return f"{option.flag}: {value[:80]!r} cannot be used as a path: {error.strerror} ({option.path})"
+    return None
+
+
+def check_request(verb: Verb, config: RunConfig, *, look: bool) -> None:
+    """Check what the schema cannot: that a verb has what it needs.
+
+    Args:
+        verb: The verb.
+        config: The resolved values.
+        look: Also look whether paths exist; a dry run may describe another machine.
+
+    Raises:
+        ConfigError: Naming every option that is missing or points nowhere.
+    """
+    problems: list[str] = []
+    for option in verb.options:
+        value = value_at(config, option.path)
+        if option.required and not (isinstance(value, str) and value.strip()):
+            problems.append(f"{option.flag} is missing ({option.path}): {option.help}")
+        elif option.role and isinstance(value, str):
+            if not value.strip():
+                problems.append(f"{option.flag} is empty ({option.path})")
+            elif look and (problem := _path_problem(option, value)):
+                problems.append(problem)
+    if verb.name == "demo" and (config.demo.source is None) != (config.demo.labels is None):
+        problems.append("--source and --labels belong together: photographs and the table that describes them")
+    if verb.name == "sample" and config.sample.num_images is None and config.sample.labels is None:
+        problems.append("--num-images or --labels is missing: how many images?")
+    if problems:
+        message = problems[0] if len(problems) == 1 else "\n".join(f"- {problem}" for problem in problems)
+        raise ConfigError(message, where=f"synfundus {verb.name}", hint=f"see `synfundus {verb.name} --help`")
+
+
+def plan_verb(verb: Verb, config: RunConfig, arguments: tuple[str, ...], surroundings: Surroundings) -> LaunchPlan:
+    """Decide how the verb starts; verbs that take no such option run in one process whatever a shared file says."""
+    launch = config.launch
+    nodes = launch.nodes if verb.script else 1
+    return plan_launch(
+        arguments=arguments,
+        nodes=nodes,
+        procs_per_node=launch.procs_per_node if PROCS in verb.options else 1,
+        device=launch.device,
+        resources=Resources(
+            partition=launch.partition,
+            account=launch.account,
+            time_limit=launch.time_limit,
+            gpus_per_node=0 if launch.device == "cpu" else launch.gpus_per_node,
+            cpus_per_task=launch.cpus_per_task,
+        ),
+        script=str(find_asset("slurm", verb.script)) if nodes > 1 else None,
+        surroundings=surroundings,
+    )
+
+
+def likely_device(config: RunConfig, surroundings: Surroundings) -> Literal["cpu", "cuda"]:
+    """Say what the run will compute on, without asking torch."""
+    device = config.launch.device
+    if device == "auto":
+        return "cuda" if surroundings.visible_gpus else "cpu"
+    return device
+
+
+@contextmanager
+def _joined(verb: Verb, config: RunConfig) -> Iterator[World]:
+    """Join the job for as long as the verb runs."""
+    if not verb.distributed:
+        yield LocalWorld()
+        return
+    loop = config.vae.loop if verb.trains == "vae." else config.loop
+    try:
+        yield connect(
+            device=config.launch.device,
+            timeout_s=config.launch.collective_timeout_s,
+            num_threads=loop.num_threads,
+        )
+    finally:
+        disconnect()
+
+
+def _console(verb: Verb, config: RunConfig, info: RankInfo, *, as_json: bool) -> Console:
+    from synfundus.telemetry.sinks import build_console
+
+    if verb.results_on_stdout:
+        return SilentConsole() if as_json else build_console(config.telemetry.console, info.rank, stream=sys.stdout)
+    return build_console(config.telemetry.console, info.rank)
+
+
+def _run_here(verb: Verb, config: RunConfig, info: RankInfo, *, as_json: bool) -> int:
+    """Run the job in this process."""
+    tie_to_launcher(os.environ)
+    job = importlib.import_module(f"synfundus.jobs.{verb.module}")
+    console = _console(verb, config, info, as_json=as_json)
+    with _joined(verb, config) as world:
+        summary: dict[str, Any] = job.run(config, world, console)
+    if as_json and info.rank == 0:
+        sys.stdout.write(json.dumps(summary, indent=2, default=str) + "\n")
+    return 0 if summary.get("ok", True) else 1
+
+
+def _load(verb: Verb, values: Mapping[str, Any]) -> LoadedConfig:
+    return load_config(
+        preset=values["preset"] or verb.default_preset,
+        file=values["config"],
+        settings=values["set"],
+        flags=assignments_of(verb, values),
+    )
+
+
+def run_verb(verb: Verb, values: Mapping[str, Any], arguments: tuple[str, ...]) -> int:
+    """Do what a command line asks for and return the exit code.
+
+    Args:
+        verb: The verb.
+        values: Options by their Python name, as typed.
+        arguments: The command line after the program's name, for the processes to start.
+    """
+    loaded = _load(verb, values)
+    config = loaded.config
+    check_request(verb, config, look=not values["dry_run"])
+    info = rank_info(os.environ) if verb.distributed else RankInfo(0, 1, 0, 1, 0, "single")
+    surroundings = look_around(os.environ, is_rank=info.source != "single")
+    plan = plan_verb(verb, config, tuple(text for text in arguments if text != "--dry-run"), surroundings)
+    if verb.trains is not None:
+        from synfundus.cli.arithmetic import check_training
+
+        check_training(verb, config, world_size=_world_size(plan, info), device=likely_device(config, surroundings))
+    if values["dry_run"]:
+        from synfundus.cli.dry_run import describe
+
+        sys.stdout.write(describe(verb, loaded, plan, likely_device(config, surroundings)))
+        return 0
+    if plan.kind == "in_process":
+        return _run_here(verb, config, info, as_json=values["json"])
+    outcome = execute(plan, os.environ)
+    if outcome.message:
+        sys.stderr.write(f"{outcome.message}\n")
+    return outcome.exit_code
+
+
+def _world_size(plan: LaunchPlan, info: RankInfo) -> int:
+    return info.world_size if info.source != "single" else plan.world_size

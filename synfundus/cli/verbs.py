@@ -1,0 +1,245 @@
+"""The verbs and their options, as a table: each option is a dotted path of the configuration.
+
+Nothing else knows an option. Help texts are repeated here because reading them from the schema would import pydantic,
+which `--help` cannot afford; a test compares every path with the schema.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+OptionKind = Literal["value", "flag", "mapping", "switch", "list"]
+"""value: one text; flag: no argument, sets true; mapping: repeatable NAME=VALUE; switch, list: for the CLI itself."""
+PathRole = Literal["input", "output", ""]
+
+
+@dataclass(frozen=True)
+class Option:
+    """A named option.
+
+    Attributes:
+        flag: As typed, ``--image-size``.
+        path: Dotted path of the configuration it sets; empty for what concerns the command line alone.
+        help: One line.
+        kind: How it is written.
+        required: The verb cannot do without a value at this path, wherever it comes from.
+        role: ``input`` must exist, ``output`` must not be a file.
+    """
+
+    flag: str
+    path: str
+    help: str
+    kind: OptionKind = "value"
+    required: bool = False
+    role: PathRole = ""
+
+    @property
+    def name(self) -> str:
+        """Return the Python name: ``image_size``."""
+        return self.flag.removeprefix("--").replace("-", "_")
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb of the command line.
+
+    Attributes:
+        name: As typed.
+        help: First line of its help.
+        options: Its own options.
+        sections: Top-level keys of the configuration that concern it.
+        module: Module of `synfundus.jobs` that does it.
+        distributed: Whether it runs as ranks of a job with a process group.
+        script: Batch script for several nodes; empty when it does not run on several.
+        trains: Prefix of the training section (``vae.`` or nothing); None when it does not train.
+        default_preset: Preset taken when the user names none.
+        results_on_stdout: What it says is its result.
+    """
+
+    name: str
+    help: str
+    options: tuple[Option, ...]
+    sections: tuple[str, ...]
+    module: str
+    distributed: bool = False
+    script: str = ""
+    trains: str | None = None
+    default_preset: str | None = None
+    results_on_stdout: bool = False
+
+
+def _needs(option: Option) -> Option:
+    return replace(option, required=True)
+
+
+COMMON = (
+    Option("--preset", "", "Start from a shipped preset: demo-cpu, fundus256, fundus512, fundus1024."),
+    Option("--config", "", "Then read this YAML file."),
+    Option("--set", "", "Then set KEY=VALUE, e.g. optim.lr=2e-4 (repeatable).", "list"),
+    Option("--seed", "seed", "Seed of every random draw."),
+    Option(
+        "--dry-run", "", "Show the resolved values, where each came from and what would start; do nothing.", "switch"
+    ),
+    Option("--json", "", "Print the summary as JSON on standard output.", "switch"),
+    Option("--debug", "", "Show the traceback of an error.", "switch"),
+)
+DEVICE = Option("--device", "launch.device", "auto, cpu or cuda.")
+PROCS = Option("--procs-per-node", "launch.procs_per_node", "Processes a node; default one a GPU, or 1.")
+NODES = Option("--nodes", "launch.nodes", "Nodes; above 1 SLURM is used.")
+DISTRIBUTED = (NODES, PROCS, DEVICE)
+
+DATA_HELP = "Set of images, written by `prepare`."
+VAE_HELP = "Run of `train-vae`, or a folder of a diffusers AutoencoderKL."
+
+PHANTOMS = Verb(
+    "phantoms",
+    "Draw procedural fundus photographs with ground truth.",
+    (
+        _needs(Option("--out", "phantoms.out", "Folder for the photographs and labels.csv.", role="output")),
+        Option("--num-images", "phantoms.num_images", "Number of photographs."),
+        Option("--image-size", "phantoms.image_size_px", "Edge of the square photographs, in pixels."),
+        Option("--workers", "phantoms.workers", "Processes that draw; 0 draws in the main process."),
+    ),
+    ("seed", "phantoms"),
+    "phantoms",
+)
+PREPARE = Verb(
+    "prepare",
+    "Crop, de-identify and split photographs into shards.",
+    (
+        _needs(Option("--source", "prepare.source", "Folder of photographs.", role="input")),
+        _needs(Option("--labels", "prepare.labels", "Label table, CSV.", role="input")),
+        Option("--mapping", "prepare.mapping", "YAML that says which column means what.", role="input"),
+        _needs(Option("--out", "prepare.out", "Folder of the shard set to write.", role="output")),
+        Option("--image-size", "prepare.image_size_px", "Edge of the square images in the set, in pixels."),
+        Option("--splits", "prepare.splits", "Fractions of patients: train,val,test."),
+        Option("--workers", "prepare.workers", "Processes that decode and crop; 0 works in the main process."),
+        Option("--crosswalk", "prepare.crosswalk", "Folder for the map from keys to source names.", role="output"),
+    ),
+    ("seed", "prepare"),
+    "prepare",
+)
+TRAIN_VAE = Verb(
+    "train-vae",
+    "Train the autoencoder.",
+    (
+        _needs(Option("--data", "vae.data", DATA_HELP, role="input")),
+        _needs(Option("--run-dir", "vae.run_dir", "Folder of the run.", role="output")),
+        Option("--init-from", "vae.init_from", "Start from a diffusers AutoencoderKL.", role="input"),
+        Option("--budget-images", "vae.loop.budget_images", "Images to train on, epochs included."),
+        *DISTRIBUTED,
+    ),
+    ("seed", "vae", "launch", "telemetry"),
+    "train_vae",
+    distributed=True,
+    script="vae.sh",
+    trains="vae.",
+)
+ENCODE = Verb(
+    "encode-latents",
+    "Encode images into posterior moments with a frozen autoencoder.",
+    (
+        _needs(Option("--data", "encode.data", DATA_HELP, role="input")),
+        _needs(Option("--vae", "encode.vae", VAE_HELP, role="input")),
+        _needs(Option("--out", "encode.out", "Folder of the latent set to write.", role="output")),
+        Option("--flip", "encode.flip", "Also store the moments of the mirrored image.", "flag"),
+        Option("--batch-size", "encode.batch_size", "Images per forward pass."),
+        *DISTRIBUTED,
+    ),
+    ("seed", "encode", "launch", "telemetry"),
+    "encode_latents",
+    distributed=True,
+    script="encode_latents.sh",
+)
+VERIFY = Verb(
+    "verify-latents",
+    "Decode a sample of a latent set and report its PSNR.",
+    (
+        _needs(Option("--latents", "train.latents", "Set of latents, written by `encode-latents`.", role="input")),
+        _needs(Option("--vae", "encode.vae", VAE_HELP, role="input")),
+        Option("--data", "encode.data", "Set of images the latents were made of.", role="input"),
+        DEVICE,
+    ),
+    ("seed", "encode", "train", "launch", "telemetry"),
+    "verify_latents",
+    distributed=True,
+)
+TRAIN = Verb(
+    "train",
+    "Train the conditional diffusion model on latents.",
+    (
+        _needs(Option("--latents", "train.latents", "Set of latents, written by `encode-latents`.", role="input")),
+        _needs(Option("--run-dir", "train.run_dir", "Folder of the run.", role="output")),
+        Option("--vae", "train.vae", "Autoencoder for previews; default the one the latents name.", role="input"),
+        Option("--init-from", "train.init_from", "Start from the weights of an exported model.", role="input"),
+        Option("--budget-images", "loop.budget_images", "Images to train on, epochs included."),
+        *DISTRIBUTED,
+    ),
+    ("seed", "train", "unet", "diffusion", "loop", "optim", "ema", "launch", "telemetry"),
+    "train",
+    distributed=True,
+    script="ldm.sh",
+    trains="",
+)
+SAMPLE = Verb(
+    "sample",
+    "Generate images for labels.",
+    (
+        _needs(Option("--model", "sample.model", "Run of `train`, or an exported pipeline.", role="input")),
+        _needs(Option("--out", "sample.out", "Folder to write.", role="output")),
+        Option("--num-images", "sample.num_images", "Number of images; with a plan the default is one a row."),
+        Option("--label", "sample.label", "NAME=VALUE every image gets (repeatable); the rest is unknown.", "mapping"),
+        Option("--labels", "sample.labels", "Label plan: a CSV with one row an image.", role="input"),
+        Option("--sampler", "sample.sampler", "ddim, dpmpp, euler or heun."),
+        Option("--num-steps", "sample.num_steps", "Solver steps."),
+        Option("--guidance-scale", "sample.guidance_scale", "Classifier-free guidance; 1 turns it off."),
+        Option("--format", "sample.format", "png or shards."),
+        *DISTRIBUTED,
+    ),
+    ("seed", "sample", "launch", "telemetry"),
+    "sample",
+    distributed=True,
+    script="sample.sh",
+)
+EXPORT = Verb(
+    "export",
+    "Write a trained model as a diffusers folder.",
+    (
+        _needs(Option("--run-dir", "train.run_dir", "Run of `train`.", role="input")),
+        _needs(Option("--out", "sample.out", "Folder to write.", role="output")),
+    ),
+    ("train", "sample"),
+    "export",
+)
+DEMO = Verb(
+    "demo",
+    "Walk the whole chain on phantoms, or on your own photographs, in minutes.",
+    (
+        _needs(Option("--out", "demo.out", "Folder for everything the demo makes.", role="output")),
+        Option("--minutes", "demo.minutes", "Rough time on two idle cores."),
+        Option("--source", "demo.source", "Folder of your own photographs instead of phantoms.", role="input"),
+        Option("--labels", "demo.labels", "Label table of your own photographs.", role="input"),
+        Option("--mapping", "demo.mapping", "Mapping YAML of your own table.", role="input"),
+        PROCS,
+        DEVICE,
+    ),
+    (
+        *("seed", "demo", "phantoms", "prepare", "vae", "encode", "unet", "diffusion", "loop", "optim", "ema"),
+        *("sample", "launch", "telemetry"),
+    ),
+    "demo",
+    distributed=True,
+    trains="",
+    default_preset="demo-cpu",
+)
+DOCTOR = Verb(
+    "doctor",
+    "Check this machine: Python, torch, CUDA, DeepSpeed, xformers, SLURM, S3, disk.",
+    (DEVICE,),
+    ("launch",),
+    "doctor",
+    results_on_stdout=True,
+)
+
+VERBS = (DEMO, DOCTOR, PHANTOMS, PREPARE, TRAIN_VAE, ENCODE, VERIFY, TRAIN, SAMPLE, EXPORT)

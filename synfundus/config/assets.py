@@ -1,0 +1,67 @@
+"""Finding the shell scripts and DeepSpeed files that belong to synfundus.
+
+They lie beside the package in a checkout and inside it in an installed wheel.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from synfundus.errors import ConfigError
+
+AssetKind = Literal["launchers", "ds_configs", "slurm"]
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def asset_folders(kind: AssetKind) -> tuple[Path, Path]:
+    """Return where assets of a kind may lie: packaged, and beside the package in a checkout."""
+    return _PACKAGE / "_assets" / kind, _PACKAGE.parent / kind
+
+
+def list_assets(kind: AssetKind) -> list[str]:
+    """Return the names of the shipped assets of a kind."""
+    return sorted({path.name for folder in asset_folders(kind) if folder.is_dir() for path in folder.iterdir()})
+
+
+def find_asset(kind: AssetKind, name: str) -> Path:
+    """Find a file by the path a user gave, or by the name of a shipped asset.
+
+    Args:
+        kind: Folder of the asset.
+        name: A path (taken as it is when the file exists), or the name of a shipped file.
+
+    Raises:
+        ConfigError: Neither exists.
+    """
+    given = Path(name).expanduser()
+    if given.is_file():
+        return given.resolve()
+    if given.name == name:
+        for folder in asset_folders(kind):
+            if (folder / name).is_file():
+                return folder / name
+    raise ConfigError(
+        f"there is no file {name!r} and no shipped one of that name",
+        where=kind,
+        hint=f"shipped: {', '.join(list_assets(kind)) or 'none'}",
+    )
+
+
+def read_ds_file(name: str | None, *, device: Literal["cpu", "cuda"]) -> tuple[Path, object]:
+    """Read a DeepSpeed file, the given one or the default for a device; its content is checked by `ds_config`.
+
+    Args:
+        name: A path or the name of a shipped file; None takes ``zero2.json``, on a CPU ``zero2_cpu.json``.
+        device: What the run computes on.
+
+    Raises:
+        ConfigError: No such file, or not JSON.
+    """
+    path = find_asset("ds_configs", name or ("zero2_cpu.json" if device == "cpu" else "zero2.json"))
+    try:
+        return path, json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"the DeepSpeed file is not JSON: {error}", where=str(path)) from error

@@ -1,0 +1,344 @@
+"""From preset, run.yaml, ``--set`` and named flags to one checked configuration that knows where each value came from.
+
+Precedence: schema < preset < ``--config`` < ``--set`` < named flags. All problems are reported at once, each with
+its dotted path, the offending value and where it was written.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from synfundus.config.schema import RunConfig, Section
+from synfundus.config.yaml_text import Entry, Value, parse_flow, parse_mapping, read_text
+from synfundus.errors import ConfigError
+
+DEFAULT_ORIGIN = "default"
+MAX_PROBLEMS = 25
+"""More problems than this are counted, not listed."""
+MAX_SHOWN = 80
+"""Characters of an offending value that a message shows."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One value somebody asked for.
+
+    Attributes:
+        path: Dotted path in `RunConfig`, such as ``loop.budget_images``.
+        value: Text as the user wrote it, None for null, or a list or mapping of such.
+        origin: Who asked, such as ``--nodes`` or ``run.yaml:12``.
+    """
+
+    path: str
+    value: Value
+    origin: str
+
+
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A checked configuration.
+
+    Attributes:
+        config: The values.
+        provenance: Origin of every leaf by its dotted path; ``default`` where nobody asked for anything.
+    """
+
+    config: RunConfig
+    provenance: Mapping[str, str]
+
+
+@dataclass
+class _Draft:
+    """Values collected so far, and what is wrong with them."""
+
+    leaves: dict[tuple[str, ...], Assignment] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def list_presets() -> list[str]:
+    """Return the names of the shipped presets."""
+    folder = resources.files("synfundus.config") / "presets"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def preset_text(name: str) -> str:
+    """Return the YAML of a shipped preset.
+
+    Raises:
+        ConfigError: There is no preset of that name.
+    """
+    known = list_presets()
+    if name not in known:
+        raise ConfigError(
+            f"there is no preset {_show(name)}{_suggest(name, known)}",
+            where="--preset",
+            hint=f"presets: {', '.join(known)}; a file of your own goes to --config",
+        )
+    return (resources.files("synfundus.config") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def section_class(info: FieldInfo) -> type[Section] | None:
+    """Return the class of a field that is a section, None for a leaf."""
+    annotation = info.annotation
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def leaf_fields(section: type[Section] = RunConfig, prefix: str = "") -> dict[str, FieldInfo]:
+    """Return every leaf of the schema by its dotted path, in the order of the schema."""
+    leaves: dict[str, FieldInfo] = {}
+    for name, info in section.model_fields.items():
+        nested = section_class(info)
+        if nested is None:
+            leaves[prefix + name] = info
+        else:
+            leaves.update(leaf_fields(nested, f"{prefix}{name}."))
+    return leaves
+
+
+def _containers(annotation: object) -> set[object]:
+    """Return which of dict, tuple and list a field accepts."""
+    origin = get_origin(annotation)
+    if origin in (dict, tuple, list):
+        return {origin}
+    return set().union(*(_containers(part) for part in get_args(annotation))) if origin else set()
+
+
+def _show(value: object) -> str:
+    """Write a value for a message: quoted, escaped, not too long."""
+    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
+
+
+def _suggest(wrong: str, known: Sequence[str]) -> str:
+    """Return a clause with the closest known names, or nothing."""
+    close = difflib.get_close_matches(wrong[:MAX_SHOWN], known, n=3, cutoff=0.6)
+    return f" (did you mean {' or '.join(close)}?)" if close else ""
+
+
+def _unknown(path: Sequence[str], section: type[Section], origin: str) -> str:
+    """Describe a key the schema does not have."""
+    *parents, last = path
+    prefix = ".".join(parents)
+    clause = _suggest(last, list(section.model_fields))
+    if not clause:
+        everywhere = leaf_fields()
+        same_name = [known for known in everywhere if known.rsplit(".", 1)[-1] == last.rsplit(".", 1)[-1]]
+        clause = f" (did you mean {' or '.join(same_name[:3])}?)" if same_name else _suggest(last, list(everywhere))
+    place = f"in {prefix}" if prefix else "at the top level"
+    choices = "" if clause else f"; known: {', '.join(section.model_fields)}"
+    return f"unknown key {_show(last)} {place} ({origin}){clause}{choices}"
+
+
+def _check_text(value: object) -> str | None:
+    """Say what is wrong with a text as such, or None: control characters and broken encodings help nobody."""
+    if isinstance(value, str):
+        if any(not character.isprintable() and ord(character) < 0xD800 and character.isascii() for character in value):
+            return "contains a control character or a line break"
+        if any(0xD800 <= ord(character) <= 0xDFFF for character in value):
+            return "is not valid UTF-8"
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((problem for item in items if (problem := _check_text(item))), None)
+
+
+def _as_written(text: Value, info: FieldInfo, origin: str) -> Value:
+    """Give a text the structure its field has: lists by comma or in brackets, mappings in braces."""
+    kinds = _containers(info.annotation)
+    if not isinstance(text, str) or not kinds:
+        return text
+    stripped = text.strip()
+    if stripped[:1] in ("[", "{"):
+        return parse_flow(stripped, where=origin)
+    if kinds & {tuple, list}:
+        return [part.strip() for part in stripped.split(",")] if stripped else []
+    return text
+
+
+def _put_leaf(draft: _Draft, path: tuple[str, ...], info: FieldInfo, value: Value, origin: str) -> None:
+    dotted = ".".join(path)
+    try:
+        shaped = _as_written(value, info, origin)
+    except ConfigError as error:
+        draft.problems.append(f"{dotted} ({origin}): {error.message}")
+        return
+    wrong = _check_text(shaped)
+    if wrong is None and isinstance(shaped, dict) and dict not in _containers(info.annotation):
+        wrong = "is a mapping where a value belongs"
+    if wrong is not None:
+        draft.problems.append(f"{dotted} = {_show(value)} ({origin}): {wrong}")
+        return
+    draft.leaves[path] = Assignment(dotted, shaped, origin)
+
+
+def _merge_entries(
+    draft: _Draft, entries: Mapping[str, Entry], section: type[Section], path: tuple[str, ...], source: str, lines: bool
+) -> None:
+    """Take over a (part of a) file."""
+    for key, entry in entries.items():
+        here = (*path, key)
+        origin = f"{source}:{entry.line}" if lines else source
+        info = section.model_fields.get(key)
+        if info is None:
+            draft.problems.append(_unknown(here, section, origin))
+            continue
+        nested = section_class(info)
+        value = entry.value
+        if nested is None:
+            _put_leaf(draft, here, info, _plain_value(value), origin)
+        elif isinstance(value, dict):
+            _merge_entries(
+                draft,
+                {name: item for name, item in value.items() if isinstance(item, Entry)},
+                nested,
+                here,
+                source,
+                lines,
+            )
+        elif value is not None:
+            draft.problems.append(
+                f"{'.'.join(here)} = {_show(value)} ({origin}): is a section, it takes keys of its own"
+            )
+
+
+def _plain_value(value: Value | dict[str, Entry]) -> Value:
+    """Forget the lines inside a mapping that is the value of one field."""
+    if isinstance(value, dict):
+        return {key: _plain_value(item.value) if isinstance(item, Entry) else item for key, item in value.items()}
+    return value
+
+
+def _merge_assignment(draft: _Draft, assignment: Assignment) -> None:
+    """Take over one ``--set`` or flag."""
+    parts = tuple(assignment.path.split("."))
+    section: type[Section] = RunConfig
+    for depth, part in enumerate(parts):
+        here = parts[: depth + 1]
+        info = section.model_fields.get(part)
+        if info is None:
+            draft.problems.append(_unknown(here, section, assignment.origin))
+            return
+        nested = section_class(info)
+        if nested is not None:
+            section = nested
+            continue
+        rest = ".".join(parts[depth + 1 :])
+        if not rest:
+            _put_leaf(draft, here, info, assignment.value, assignment.origin)
+        elif dict in _containers(info.annotation):
+            earlier = draft.leaves[here].value if here in draft.leaves else {}
+            grown = {**earlier, rest: assignment.value} if isinstance(earlier, dict) else {rest: assignment.value}
+            _put_leaf(draft, here, info, grown, assignment.origin)
+        else:
+            draft.problems.append(f"{assignment.path} ({assignment.origin}): {'.'.join(here)} has no keys of its own")
+        return
+    draft.problems.append(
+        f"{assignment.path} = {_show(assignment.value)} ({assignment.origin}): is a section; "
+        f"it has {', '.join(section.model_fields)}"
+    )
+
+
+def parse_setting(text: str) -> Assignment:
+    """Parse the argument of ``--set``.
+
+    Raises:
+        ConfigError: Not of the form KEY=VALUE.
+    """
+    path, equals, value = text.partition("=")
+    path = path.strip()
+    if not equals or not path:
+        raise ConfigError(
+            f"{_show(text)} is not of the form KEY=VALUE", where="--set", hint="for example --set optim.lr=2e-4"
+        )
+    return Assignment(path, None if value.strip() in ("null", "~") else value, "--set")
+
+
+def _nest(leaves: Mapping[tuple[str, ...], Assignment]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, assignment in leaves.items():
+        branch = tree
+        for part in path[:-1]:
+            branch = branch.setdefault(part, {})
+        branch[path[-1]] = assignment.value
+    return tree
+
+
+def _describe(error: Mapping[str, Any], leaves: Mapping[tuple[str, ...], Assignment]) -> str:
+    """Write one of pydantic's complaints with path, value and origin."""
+    location = tuple(str(part) for part in error["loc"])
+    known = {".".join(path): assignment for path, assignment in leaves.items()}
+    message = str(error["msg"]).removeprefix("Value error, ")
+    for length in range(len(location), 0, -1):
+        assignment = known.get(".".join(location[:length]))
+        if assignment is not None:
+            return f"{assignment.path} = {_show(assignment.value)} ({assignment.origin}): {message}"
+    dotted = ".".join(location)
+    involved = [f"{path} ({item.origin})" for path, item in known.items() if path.startswith(f"{dotted}.")]
+    return f"{dotted}: {message}" + (f" [set here: {', '.join(involved)}]" if involved else "")
+
+
+def _raise_problems(problems: Sequence[str]) -> None:
+    listed = list(dict.fromkeys(problems))
+    hidden = len(listed) - MAX_PROBLEMS
+    shown = listed[:MAX_PROBLEMS] + ([f"... and {hidden} more"] if hidden > 0 else [])
+    if len(listed) == 1:
+        message = listed[0]
+    else:
+        message = f"{len(listed)} problems:\n" + "\n".join(f"- {problem}" for problem in shown)
+    raise ConfigError(message, hint="`synfundus config schema` lists every key; --dry-run shows the resolved values")
+
+
+def load_config(
+    *, preset: str | None, file: str | None, settings: Sequence[str], flags: Sequence[Assignment]
+) -> LoadedConfig:
+    """Resolve and check the configuration.
+
+    Args:
+        preset: Name of a shipped preset.
+        file: A YAML file.
+        settings: Arguments of ``--set``, each ``dotted.path=value``; later ones win.
+        flags: What named options ask for.
+
+    Raises:
+        ConfigError: With every problem found.
+    """
+    draft = _Draft()
+    if preset is not None:
+        entries = parse_mapping(preset_text(preset), where=f"preset {preset}")
+        _merge_entries(draft, entries, RunConfig, (), f"preset {preset}", lines=False)
+    if file is not None:
+        if wrong := _check_text(file):
+            raise ConfigError(f"the path {_show(file)} {wrong}", where="--config")
+        _merge_entries(draft, parse_mapping(read_text(file), where=file), RunConfig, (), file, lines=True)
+    for text in settings:
+        try:
+            _merge_assignment(draft, parse_setting(text))
+        except ConfigError as error:
+            draft.problems.append(f"--set: {error.message}")
+    for flag in flags:
+        _merge_assignment(draft, flag)
+    try:
+        config = RunConfig.model_validate(_nest(draft.leaves))
+    except ValidationError as error:
+        draft.problems.extend(_describe(dict(one), draft.leaves) for one in error.errors(include_url=False))
+        _raise_problems(draft.problems)
+        raise
+    if draft.problems:
+        _raise_problems(draft.problems)
+    origins = {assignment.path: assignment.origin for assignment in draft.leaves.values()}
+    return LoadedConfig(config, {path: origins.get(path, DEFAULT_ORIGIN) for path in leaf_fields()})
+
+
+def fingerprint(config: RunConfig) -> str:
+    """Return the SHA-256 of the canonical JSON of a configuration, in hexadecimal."""
+    canonical = json.dumps(
+        config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Phantoms, fundus geometry, ingestion, the reading order, image and latent readers."""

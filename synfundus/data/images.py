@@ -1,0 +1,36 @@
+"""Samples of an image set as arrays: pixels and label states."""
+
+from __future__ import annotations
+
+from synfundus.data.latents import META, label_states
+from synfundus.data.reader import Arrays, Members, decode_image, decode_json
+from synfundus.errors import CorruptShard
+from synfundus.storage.label_schema import LabelSchema
+
+IMAGE_EXTENSIONS = ("png", "webp", "jpg")
+
+
+class ImageDecoder:
+    """Members of an image sample -> ``pixels`` uint8 ``[s, s, 3]`` and ``states`` ``[k]``.
+
+    Args:
+        schema: The set's label schema.
+        image_size_px: Edge every image must have, in pixels.
+    """
+
+    def __init__(self, *, schema: LabelSchema, image_size_px: int) -> None:
+        self._schema = schema
+        self._size = image_size_px
+
+    def __call__(self, key: str, members: Members, where: str) -> Arrays:
+        """Decode one sample."""
+        extension = next((name for name in IMAGE_EXTENSIONS if name in members), None)
+        if extension is None or META not in members:
+            raise CorruptShard(f"sample needs an image and a .json, has {sorted(members)}", where=where)
+        pixels = decode_image(members[extension], where=where)
+        if pixels.shape != (self._size, self._size, 3):
+            raise CorruptShard(f"image of {pixels.shape}, expected {self._size} px square RGB", where=where)
+        return {
+            "pixels": pixels,
+            "states": label_states(decode_json(members[META], where=where), self._schema, where=where),
+        }

@@ -1,0 +1,150 @@
+"""An endless clinic: which patient, eye and visit a photograph belongs to, and what is true of it.
+
+Photographs come in blocks of twelve: three patients whose visit counts (one to three, both eyes at each visit)
+add up to six. So the patient of any index is known without looking at any other index.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from synfundus.seeding import keyed_generator
+
+GRADED_LABEL = "dr_grade"
+DISEASE_LABELS = (
+    "is_amd",
+    "is_aon",
+    "is_crp",
+    "is_dm",
+    "is_dme",
+    "is_em",
+    "is_gc",
+    "is_htr",
+    "is_pm",
+    "is_rvo",
+)
+READABILITY_LABELS = ("is_fundus", "is_optic_disc_readable", "is_macular_readable", "is_retinal_region_readable")
+SIDE_LABEL = "eye_side"
+LABEL_NAMES = (GRADED_LABEL, *DISEASE_LABELS, *READABILITY_LABELS, SIDE_LABEL)
+"""The fifteen annotations of SynFundus-1M plus the side of the eye (0 right, 1 left)."""
+
+PATIENTS_PER_BLOCK = 3
+PHOTOGRAPHS_PER_BLOCK = 12
+_VISIT_PATTERNS = (*itertools.permutations((1, 2, 3)), (2, 2, 2))
+
+UNKNOWN_RATE = 0.05
+_NOT_FUNDUS_RATE = 0.055
+_REGION_UNREADABLE_RATE = 0.03
+
+_DR_CUMULATIVE = (0.50, 0.62, 0.78, 0.89)
+_DME_GIVEN_DR = 0.25
+_PREVALENCE = {
+    "is_amd": 0.12,
+    "is_aon": 0.09,
+    "is_crp": 0.10,
+    "is_dm": 0.12,
+    "is_em": 0.10,
+    "is_gc": 0.12,
+    "is_htr": 0.12,
+    "is_pm": 0.10,
+    "is_rvo": 0.10,
+}
+# Loadings on what a patient brings along: age, myopia, blood vessels. Squares must stay below one.
+_LOADINGS = {
+    "dr_grade": (0.15, 0.0, 0.45),
+    "is_amd": (0.55, 0.0, 0.0),
+    "is_aon": (0.2, 0.0, 0.1),
+    "is_crp": (0.1, 0.25, 0.0),
+    "is_dm": (0.1, 0.6, 0.0),
+    "is_dme": (0.0, 0.0, 0.3),
+    "is_em": (0.45, 0.1, 0.0),
+    "is_gc": (0.35, 0.25, 0.0),
+    "is_htr": (0.35, 0.0, 0.5),
+    "is_pm": (0.15, 0.6, 0.0),
+    "is_rvo": (0.35, 0.0, 0.35),
+}
+_BOTH_EYES = 0.6
+"""Share of the remaining variance that both eyes of a patient have in common."""
+_DRIFT_PER_VISIT = 0.15
+_MEAN_VISIT = 2 / 3
+"""Mean visit number over photographs; centres the drift so that the prevalences hold."""
+
+_NORMAL = NormalDist()
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """Which photograph of whom.
+
+    Attributes:
+        index: Number of the photograph in the clinic.
+        patient: Number of the patient.
+        visit: Visit number, from 0.
+        eye_side: 0 right, 1 left.
+    """
+
+    index: int
+    patient: int
+    visit: int
+    eye_side: int
+
+    @property
+    def eye(self) -> int:
+        """Number of the eye: the key of all that stays the same from visit to visit."""
+        return 2 * self.patient + self.eye_side
+
+
+def sitting_of(seed: int, index: int) -> Sitting:
+    """Return whose photograph the ``index``-th one is, in constant time."""
+    block, place = divmod(index, PHOTOGRAPHS_PER_BLOCK)
+    choice = int(keyed_generator(seed, "phantom.visits", index=block).integers(len(_VISIT_PATTERNS)))
+    patient = block * PATIENTS_PER_BLOCK
+    for visits in _VISIT_PATTERNS[choice]:
+        if place < 2 * visits:
+            break
+        place -= 2 * visits
+        patient += 1
+    return Sitting(index=index, patient=patient, visit=place // 2, eye_side=place % 2)
+
+
+def _liabilities(seed: int, sitting: Sitting) -> dict[str, float]:
+    """Return a standard normal liability for each disease: shared factors, patient, eye, slow drift."""
+    patient_draws = keyed_generator(seed, "phantom.patient", index=sitting.patient).standard_normal(3 + len(_LOADINGS))
+    eye_draws = keyed_generator(seed, "phantom.eye", index=sitting.eye).standard_normal(len(_LOADINGS))
+    drift = _DRIFT_PER_VISIT * (sitting.visit - _MEAN_VISIT)
+    liabilities = {}
+    for row, (name, loadings) in enumerate(_LOADINGS.items()):
+        shared = sum(weight * float(patient_draws[k]) for k, weight in enumerate(loadings))
+        rest = 1 - sum(weight**2 for weight in loadings)
+        own = (rest * _BOTH_EYES) ** 0.5 * float(patient_draws[3 + row])
+        own += (rest * (1 - _BOTH_EYES)) ** 0.5 * float(eye_draws[row])
+        liabilities[name] = shared + own + drift
+    return liabilities
+
+
+def true_labels_of(seed: int, sitting: Sitting) -> dict[str, int]:
+    """Return all sixteen labels of a photograph, in the order of ``LABEL_NAMES``.
+
+    Diseases belong to the eye and never get better; readability belongs to the photograph.
+    """
+    liability = {name: _NORMAL.cdf(value) for name, value in _liabilities(seed, sitting).items()}
+    grade = sum(liability[GRADED_LABEL] > limit for limit in _DR_CUMULATIVE)
+    labels = {name: int(liability[name] > 1 - rate) for name, rate in _PREVALENCE.items()}
+    labels[GRADED_LABEL] = grade
+    labels["is_dme"] = int(grade >= 2 and liability["is_dme"] > 1 - _DME_GIVEN_DR)
+    labels[SIDE_LABEL] = sitting.eye_side
+    draws = keyed_generator(seed, "phantom.readability", index=sitting.index).random(len(READABILITY_LABELS))
+    labels["is_fundus"] = int(draws[0] >= _NOT_FUNDUS_RATE)
+    for name, draw in zip(READABILITY_LABELS[1:], draws[1:], strict=True):
+        labels[name] = int(labels["is_fundus"] and draw >= _REGION_UNREADABLE_RATE)
+    return {name: labels[name] for name in LABEL_NAMES}
+
+
+def recorded_labels_of(seed: int, sitting: Sitting, true_labels: dict[str, int]) -> dict[str, int | None]:
+    """Return the labels as the clinic's table has them: about one in twenty was never written down (None)."""
+    draws = keyed_generator(seed, "phantom.unknown", index=sitting.index).random(len(LABEL_NAMES))
+    return {
+        name: None if draw < UNKNOWN_RATE else true_labels[name] for name, draw in zip(LABEL_NAMES, draws, strict=True)
+    }

@@ -1,0 +1,198 @@
+"""Measure the rim of a field of view: where light falls to black along the rays of a candidate circle.
+
+Coordinates are continuous: pixel (column 0, row 0) covers [0, 1) x [0, 1), so its centre is (0.5, 0.5) and
+a circle scales with its image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+_RIM_ANGLES = 144
+_RIM_REACH = np.linspace(0.84, 1.12, 57)  # radii of a profile across the rim, in units of the radius
+_MINIMUM_RIM_AGREEMENT = 0.7  # of the angles at which there is retina just inside the rim
+_MAXIMUM_CONTRADICTION = 0.15  # of all angles: a hard edge inside the circle that is no straight cut
+_MINIMUM_RIM_ANGLES = 11  # of _RIM_ANGLES: a disc cut at four sides shows four short arcs
+
+
+@dataclass(frozen=True, slots=True)
+class Circle:
+    """The field of view in pixels of the photograph it was found in.
+
+    Attributes:
+        center_x_px: Continuous column of the centre (the middle of the first pixel is 0.5).
+        center_y_px: Continuous row of the centre.
+        radius_px: Radius of the rim at half height.
+        inlier_fraction: Share of the visible rim that lies on the circle, in [0, 1].
+        visible_fraction: Share of the full circumference at which a rim was seen, in [0, 1].
+    """
+
+    center_x_px: float
+    center_y_px: float
+    radius_px: float
+    inlier_fraction: float = 1.0
+    visible_fraction: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The working copy without a light slide frame, and the levels that edges are judged by.
+
+    Attributes:
+        lightness: ``[h', w']``, 0-255.
+        left: Columns removed on the left.
+        top: Rows removed at the top.
+        dark: Level of the black surround.
+        span: From `dark` to the bright parts.
+        floor: A difference that is more than noise.
+    """
+
+    lightness: Floats
+    left: int
+    top: int
+    dark: float
+    span: float
+    floor: float
+
+
+def refine_circle(view: View, circle: Floats) -> Circle | None:
+    """Fit the circle to the half-height of its rim; return it only if the visible rim agrees with it."""
+    for tolerance in (0.04, 0.02, 0.01):
+        rim = _rim(view, circle)
+        on_rim = rim.on_circle(tolerance)
+        if on_rim.sum() < _MINIMUM_RIM_ANGLES:
+            return None
+        x = circle[0] + rim.radius[on_rim] * rim.cosine[on_rim]
+        y = circle[1] + rim.radius[on_rim] * rim.sine[on_rim]
+        circle = _least_squares_circle(x, y, rim.contrast[on_rim])
+    rim = _rim(view, circle)
+    on_rim = rim.on_circle(0.015)
+    expected = rim.in_frame & rim.retina_inside
+    if on_rim.sum() < _MINIMUM_RIM_ANGLES or not expected.any():
+        return None
+    agreement = float((on_rim & expected).sum() / expected.sum())
+    if agreement < _MINIMUM_RIM_AGREEMENT or not _is_round_and_filled(view, circle, ~on_rim):
+        return None
+    x_px, y_px, radius_px = (float(v) for v in circle)
+    return Circle(x_px, y_px, radius_px, agreement, float(on_rim.mean()))
+
+
+@dataclass(frozen=True, slots=True)
+class RimProfiles:
+    """What the profiles across a circle's rim show, one entry an angle."""
+
+    cosine: Floats
+    sine: Floats
+    in_frame: NDArray[np.bool_]  # the circle passes inside the picture here
+    retina_inside: NDArray[np.bool_]  # there is light just inside the circle
+    sharp: NDArray[np.bool_]  # light falls to black within a few per cent of the radius
+    radius: Floats  # where it falls through half its height, px
+    contrast: Floats  # height of the fall
+    expected_radius: float
+
+    def on_circle(self, tolerance: float) -> NDArray[np.bool_]:
+        """Return at which angles the rim lies on the circle, within a share of its radius or 0.8 px."""
+        off = np.abs(self.radius - self.expected_radius)
+        return np.asarray(self.sharp & (off < max(tolerance * self.expected_radius, 0.8)))
+
+
+def _rim(view: View, circle: Floats) -> RimProfiles:
+    """Sample radial profiles across the circle's rim."""
+    lightness, dark, span = view.lightness, view.dark, view.span
+    height, width = lightness.shape
+    angles = (np.arange(_RIM_ANGLES) + 0.5) * (2 * np.pi / _RIM_ANGLES)
+    cosine, sine = np.cos(angles), np.sin(angles)
+    reach = _RIM_REACH * circle[2]
+    x = circle[0] + cosine[:, None] * reach - 0.5
+    y = circle[1] + sine[:, None] * reach - 0.5
+    inside = (x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5)
+    profile = _bilinear(lightness, x, y)
+    # Levels beside the rim: far enough to be past its blur, near enough to miss a text or a frame.
+    inner = np.median(profile[:, 12:25], axis=1)  # .90 to .96 of the radius
+    beyond = np.where(inside, profile, np.inf)[:, 35:46]  # 1.01 to 1.06
+    outer = np.where(np.isfinite(beyond).any(axis=1), beyond.min(axis=1), np.inf)
+    half = (inner + np.where(np.isfinite(outer), outer, 0.0)) / 2
+    above = profile > half[:, None]
+    falls = above[:, :-1] & ~above[:, 1:] & inside[:, 1:]
+    # Of several falls the one nearest to the circle.
+    cost = np.where(falls, np.abs(_RIM_REACH[:-1] - 1.0), np.inf)
+    at = cost.argmin(axis=1)
+    row = np.arange(_RIM_ANGLES)
+    upper, lower = profile[row, at], profile[row, at + 1]
+    part = np.clip((upper - half) / np.maximum(upper - lower, 1e-9), 0.0, 1.0)
+    step = reach[1] - reach[0]
+    contrast = inner - outer
+    # Light that fades (a shadowed edge, a lamp on a wall) has no rim: most of the fall lies within +- 3 %.
+    aside = int(np.ceil(max(0.03 * circle[2], 1.8) / step))
+    before = profile[row, np.maximum(at - aside, 0)]
+    after = profile[row, np.minimum(at + aside, len(reach) - 1)]
+    sharp = (
+        np.isfinite(cost[row, at])
+        & np.isfinite(outer)
+        & (before - after > 0.6 * contrast)
+        & (contrast > max(0.1 * span, view.floor))
+        & (outer < dark + max(0.15 * span, view.floor))
+    )
+    radius = reach[at] + part * step
+    retina = np.median(profile[:, 24:30], axis=1) > dark + max(0.12 * span, 1.3 * view.floor)
+    near = int(np.searchsorted(_RIM_REACH, 1.02))
+    return RimProfiles(cosine, sine, inside[:, near], retina & inside[:, 26], sharp, radius, contrast, float(circle[2]))
+
+
+def _bilinear(image: Floats, x: Floats, y: Floats) -> Floats:
+    height, width = image.shape
+    x, y = np.clip(x, 0, width - 1.001), np.clip(y, 0, height - 1.001)
+    column, row = x.astype(int), y.astype(int)
+    right, down = x - column, y - row
+    top = image[row, column] * (1 - right) + image[row, column + 1] * right
+    bottom = image[row + 1, column] * (1 - right) + image[row + 1, column + 1] * right
+    return np.asarray(top * (1 - down) + bottom * down)
+
+
+def _least_squares_circle(x: Floats, y: Floats, weight: Floats) -> Floats:
+    """Return (x, y, r) of the algebraic least-squares circle. Source: Kasa 1976."""
+    root = np.sqrt(np.minimum(weight, np.median(weight)))
+    middle_x, middle_y = x.mean(), y.mean()
+    u, v = x - middle_x, y - middle_y
+    design = np.stack([2 * u, 2 * v, np.ones_like(u)], axis=1)
+    (a, b, c), *_ = np.linalg.lstsq(design * root[:, None], (u**2 + v**2) * root, rcond=None)
+    return np.array([middle_x + a, middle_y + b, np.sqrt(max(c + a * a + b * b, 1e-12))])
+
+
+def _is_round_and_filled(view: View, circle: Floats, rimless: NDArray[np.bool_]) -> bool:
+    """Whether the circle is lit, and dark only where light fades or the disc is cut straight.
+
+    A drawn ring is not lit; an ellipse or a polygon ends in hard edges inside the circle that its extreme
+    rows and columns do not explain.
+    """
+    height, width = view.lightness.shape
+    lit = view.lightness > view.dark + max(0.1 * view.span, view.floor)
+    y, x = np.ogrid[:height, :width]
+    within = (x + 0.5 - circle[0]) ** 2 + (y + 0.5 - circle[1]) ** 2 < (0.95 * circle[2]) ** 2
+    if not within.any() or lit[within].mean() < 0.4:
+        return False
+    rows, columns = (np.flatnonzero((lit & within).sum(axis=axis) > 4) for axis in (1, 0))
+    angles = (np.flatnonzero(rimless) + 0.5) * (2 * np.pi / _RIM_ANGLES)
+    if not len(angles) or not len(rows) or not len(columns):
+        return True
+    reach = np.linspace(0.2, 0.97, 48) * circle[2]
+    ray_x, ray_y = (c + f(angles)[:, None] * reach for c, f in ((circle[0], np.cos), (circle[1], np.sin)))
+    profile = _bilinear(view.lightness, ray_x - 0.5, ray_y - 0.5)
+    in_frame = (ray_x > 0) & (ray_x < width) & (ray_y > 0) & (ray_y < height)
+    bright = in_frame & (profile > view.dark + max(0.25 * view.span, view.floor))
+    last = np.where(bright.any(axis=1), bright.shape[1] - 1 - bright[:, ::-1].argmax(axis=1), bright.shape[1])
+    row, beyond = np.arange(len(angles)), np.minimum(last + 3, len(reach) - 1)
+    hard = (last < len(reach) - 3) & in_frame[row, beyond]
+    hard &= profile[row, beyond] < view.dark + max(0.1 * view.span, view.floor)
+    at = np.minimum(last, len(reach) - 1)
+    end_x, end_y = ray_x[row, at], ray_y[row, at]
+    to_cut = np.min(
+        [np.abs(end_y - rows[0]), np.abs(end_y - rows[-1]), np.abs(end_x - columns[0]), np.abs(end_x - columns[-1])],
+        axis=0,
+    )
+    return float((hard & (to_cut > max(0.025 * circle[2], 1.5))).sum() / _RIM_ANGLES) <= _MAXIMUM_CONTRADICTION

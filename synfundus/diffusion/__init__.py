@@ -1,0 +1,1 @@
+"""The mathematics of the diffusion model; takes callables, imports no network."""

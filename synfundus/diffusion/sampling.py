@@ -1,0 +1,242 @@
+"""Drawing latents: diffusers' schedulers, guidance, and nothing that knows a network.
+
+All samplers here are deterministic maps from the initial noise (DDIM with eta 0, DPM-Solver++ 2M, Euler, Heun): a
+sample depends on its own noise and its own labels, never on the batch it was drawn in. Timesteps are spaced
+``trailing``, from the last one down, so that a model trained to zero-terminal SNR is started where it was trained.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+)
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from synfundus.diffusion.parametrisation import PredictionType, check_prediction_type
+from synfundus.diffusion.schedule import NoiseSchedule, ScheduleKind, build_schedule
+from synfundus.errors import ConfigError
+
+SamplerName: TypeAlias = Literal["ddim", "dpmpp", "euler", "heun"]
+Denoiser: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""``(x_t [b c lh lw], timestep [b], states [b k]) -> prediction [b c lh lw]``."""
+
+Scheduler: TypeAlias = DDIMScheduler | DPMSolverMultistepScheduler | EulerDiscreteScheduler | HeunDiscreteScheduler
+
+_DIFFUSERS_KIND = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
+_HEUN_MAX_SIGMA = 80.0
+"""Karras et al. 2022, Table 1: where EDM starts. A second-order step from sigma in the thousands is useless."""
+_EPSILON_MAX_SIGMA = 20.0
+"""Largest noise level from which a predicted noise is turned into a sample: its error grows by as much."""
+
+
+class TrailingDDIMScheduler(DDIMScheduler):  # type: ignore[misc]
+    """DDIM with eta 0 whose steps end where the next one begins.
+
+    diffusers' class takes ``timestep - num_train_timesteps // num_steps`` for the next timestep; under trailing spacing
+    that is another one than it visits next whenever the division leaves a rest, and the last step may then stop short
+    of zero noise.
+
+    Source: Song et al. 2021, "Denoising diffusion implicit models", Eq. 12 with sigma = 0.
+    """
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: list[int] | None = None,
+    ) -> None:
+        """Plan the steps; ``timesteps``, descending, takes the place of the trailing plan where given."""
+        if timesteps is None:
+            super().set_timesteps(num_inference_steps, device)
+        else:
+            self.num_inference_steps = len(timesteps)
+            self.timesteps = torch.tensor(timesteps, dtype=torch.int64, device=device)
+
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **_: Any) -> tuple[Tensor]:  # noqa: ANN401
+        """Take one step; returns the next sample in a tuple."""
+        position = int((self.timesteps == int(timestep)).nonzero()[0])
+        now = self.alphas_cumprod[int(timestep)].double()
+        last = position + 1 == len(self.timesteps)
+        then = torch.ones_like(now) if last else self.alphas_cumprod[int(self.timesteps[position + 1])].double()
+        a, s = (float(part) for part in (now.sqrt(), (1 - now).sqrt()))
+        if self.config.prediction_type == "epsilon":
+            noise, x0 = model_output, (sample - s * model_output) / a
+        elif self.config.prediction_type == "v_prediction":
+            noise, x0 = a * model_output + s * sample, a * sample - s * model_output
+        else:
+            noise, x0 = (sample - a * model_output) / s, model_output
+        return (float(then.sqrt()) * x0 + float((1 - then).sqrt()) * noise,)
+
+
+def build_scheduler(
+    *,
+    sampler: SamplerName,
+    schedule_kind: ScheduleKind,
+    num_timesteps: int,
+    beta_start: float,
+    beta_end: float,
+    zero_terminal_snr: bool,
+    prediction_type: PredictionType,
+) -> Scheduler:
+    """Build the sampler that belongs to a training schedule.
+
+    ``heun`` is EDM's: Karras noise levels (rho 7) from at most sigma 80, because a second-order step is only as good as
+    its spacing in sigma and diffusers' class knows no zero-terminal SNR. Its timesteps are fractions, and in ``n``
+    steps it calls the network ``2 n - 1`` times.
+
+    Raises:
+        ConfigError: An unknown sampler, or a schedule or prediction type that cannot work.
+
+    Source: DPM-Solver++ (Lu et al. 2022, Alg. 2); Karras et al. 2022, "Elucidating the design space", Alg. 1 and Eq. 5.
+    """
+    schedule = build_schedule(
+        kind=schedule_kind,
+        num_timesteps=num_timesteps,
+        beta_start=beta_start,
+        beta_end=beta_end,
+        zero_terminal_snr=zero_terminal_snr,
+    )
+    check_prediction_type(prediction_type, schedule)
+    settings: dict[str, Any] = {
+        "num_train_timesteps": num_timesteps,
+        "beta_start": beta_start,
+        "beta_end": beta_end,
+        "beta_schedule": _DIFFUSERS_KIND[schedule_kind],
+        "prediction_type": prediction_type,
+        "timestep_spacing": "trailing",
+    }
+    if sampler == "heun":
+        settings["trained_betas"] = _capped_betas(schedule, max_sigma=_HEUN_MAX_SIGMA)
+        return HeunDiscreteScheduler(**settings, use_karras_sigmas=True)
+    settings["rescale_betas_zero_snr"] = zero_terminal_snr
+    if sampler == "ddim":
+        return TrailingDDIMScheduler(**settings, clip_sample=False, set_alpha_to_one=True)
+    if sampler == "dpmpp":
+        return DPMSolverMultistepScheduler(**settings, algorithm_type="dpmsolver++", solver_order=2)
+    if sampler == "euler":
+        return EulerDiscreteScheduler(**settings)
+    raise ConfigError(f"unknown sampler {sampler!r}", hint=f"one of {', '.join(get_args(SamplerName))}")
+
+
+def sample_latents(
+    denoise: Denoiser,
+    *,
+    initial_noise: Float[Tensor, "b c lh lw"],
+    scheduler: Scheduler,
+    num_steps: int,
+    states: Int[Tensor, "b k"],
+    guidance_scale: float,
+    guidance_interval: tuple[float, float] | None,
+    guidance_rescale: float,
+) -> Float[Tensor, "b c lh lw"]:
+    """Turn standard normal noise into normalised latents.
+
+    Args:
+        denoise: The network: noisy latents, timestep, label states -> prediction of the scheduler's type.
+        initial_noise: One keyed draw per sample, unit variance.
+        scheduler: From :func:`build_scheduler`; not changed.
+        num_steps: Sampler steps.
+        states: Label states; UNKNOWN = 0 is the null of guidance.
+        guidance_scale: 1 = the conditional prediction alone (one call a step); above 1 = classifier-free guidance.
+        guidance_interval: Part of the way from the noisy end, ``(first, last)`` with 0 = pure noise and 1 = clean,
+            within which guidance acts; None = everywhere.
+        guidance_rescale: 0 to 1, how far the guided prediction is brought back to the conditional one's spread.
+
+    Raises:
+        ConfigError: Steps, guidance or interval out of range.
+
+    Source: Ho and Salimans 2021, Eq. 6; Kynkäänniemi et al. 2024 (interval); Lin et al. 2023, Eq. 15-16 (rescale).
+    """
+    _check_sampling(scheduler, num_steps, guidance_scale, guidance_interval, guidance_rescale)
+    scheduler = copy.deepcopy(scheduler)
+    _set_timesteps(scheduler, num_steps, initial_noise.device)
+    first, last = guidance_interval if guidance_interval is not None else (0.0, 1.0)
+    null_states = torch.zeros_like(states)
+    x_t = initial_noise.float() * float(scheduler.init_noise_sigma)
+    for timestep in scheduler.timesteps:
+        model_input = scheduler.scale_model_input(x_t, timestep)
+        rows = timestep.expand(x_t.shape[0])
+        progress = 1.0 - float(timestep) / (scheduler.config.num_train_timesteps - 1)
+        if guidance_scale == 1.0 or not first <= progress <= last:
+            prediction = denoise(model_input, rows, states).float()
+        else:
+            both = denoise(
+                torch.cat([model_input, model_input]), torch.cat([rows, rows]), torch.cat([states, null_states])
+            )
+            conditional, unconditional = both.float().chunk(2)
+            prediction = guide(conditional, unconditional, scale=guidance_scale, rescale=guidance_rescale)
+        x_t = scheduler.step(prediction, timestep, x_t, return_dict=False)[0]
+    return x_t
+
+
+def guide(
+    conditional: Float[Tensor, "b c lh lw"],
+    unconditional: Float[Tensor, "b c lh lw"],
+    *,
+    scale: float,
+    rescale: float,
+) -> Float[Tensor, "b c lh lw"]:
+    """Extrapolate from the unconditional through the conditional prediction.
+
+    Source: Ho and Salimans 2021, "Classifier-free diffusion guidance", Eq. 6; Lin et al. 2023, Eq. 15-16.
+    """
+    guided = unconditional + scale * (conditional - unconditional)
+    if rescale == 0.0:
+        return guided
+    axes = tuple(range(1, guided.ndim))
+    factor = conditional.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True)
+    return guided * (rescale * factor + (1.0 - rescale))
+
+
+def _capped_betas(schedule: NoiseSchedule, *, max_sigma: float) -> list[float]:
+    """Return betas of the same schedule with no noise level above ``max_sigma`` (and none infinite)."""
+    alphas_cumprod = schedule.alphas_cumprod.clamp(min=1.0 / (max_sigma**2 + 1.0))
+    alphas = torch.cat([alphas_cumprod[:1], alphas_cumprod[1:] / alphas_cumprod[:-1]])
+    betas: list[float] = (1.0 - alphas).tolist()
+    return betas
+
+
+def _set_timesteps(scheduler: Scheduler, num_steps: int, device: torch.device) -> None:
+    """Plan the steps, below the noise levels at which a predicted noise says nothing about the sample."""
+    if scheduler.config.prediction_type == "epsilon" and not isinstance(scheduler, HeunDiscreteScheduler):
+        usable = int((_log_sigmas(scheduler) <= math.log(_EPSILON_MAX_SIGMA)).sum())
+        if usable < scheduler.config.num_train_timesteps:
+            spaced = np.round(np.arange(usable, 0, -usable / num_steps))[:num_steps].astype(np.int64) - 1
+            scheduler.set_timesteps(timesteps=spaced.tolist(), device=device)
+            return
+    scheduler.set_timesteps(num_steps, device=device)
+
+
+def _log_sigmas(scheduler: Scheduler) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return the logarithm of noise over signal at each training timestep."""
+    alphas_cumprod = scheduler.alphas_cumprod.double().clamp(min=1e-12).numpy()
+    return np.asarray(0.5 * np.log((1.0 - alphas_cumprod) / alphas_cumprod))
+
+
+def _check_sampling(
+    scheduler: Scheduler,
+    num_steps: int,
+    guidance_scale: float,
+    guidance_interval: tuple[float, float] | None,
+    guidance_rescale: float,
+) -> None:
+    """Refuse values no sampler can work with."""
+    if not 1 <= num_steps <= scheduler.config.num_train_timesteps:
+        raise ConfigError(f"{num_steps} sampler steps: 1 to {scheduler.config.num_train_timesteps} are possible")
+    if guidance_scale < 0.0 or not math.isfinite(guidance_scale):
+        raise ConfigError(f"guidance_scale {guidance_scale} must be 0 or more; 1 = no guidance")
+    if not 0.0 <= guidance_rescale <= 1.0:
+        raise ConfigError(f"guidance_rescale {guidance_rescale} must lie between 0 and 1")
+    if guidance_interval is not None and not 0.0 <= guidance_interval[0] < guidance_interval[1] <= 1.0:
+        raise ConfigError(f"guidance_interval {guidance_interval} must be (first, last) with 0 <= first < last <= 1")

@@ -1,0 +1,143 @@
+"""From a ds_configs file and the run's values to the dictionary DeepSpeed gets. Pure.
+
+A ds_configs file holds ZeRO and communication knobs only. Batch, accumulation, precision and clipping are derived
+here, and a file that sets them, or leaves anything at ``"auto"``, is refused: two sources for one number is how
+trainings go wrong silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from synfundus.errors import ConfigError
+
+OWNED_KEYS = frozenset(
+    {
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+        "fp16",
+        "bf16",
+        "amp",
+        "torch_autocast",
+        "optimizer",
+        "scheduler",
+        "steps_per_print",
+    }
+)
+"""Keys this module derives."""
+
+ALLOWED_KEYS = frozenset(
+    {
+        "zero_optimization",
+        "data_types",
+        "communication_data_type",
+        "zero_force_ds_cpu_optimizer",
+        "zero_allow_untested_optimizer",
+        "prescale_gradients",
+        "wall_clock_breakdown",
+        "comms_logger",
+        "comment",
+    }
+)
+"""Keys a ds_configs file may hold."""
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How a global batch is spread.
+
+    Attributes:
+        global_batch_size: Images per optimizer step over all ranks.
+        micro_batch_size: Images per rank and forward pass.
+        gradient_accumulation_steps: Forward passes per optimizer step.
+        world_size: Ranks.
+    """
+
+    global_batch_size: int
+    micro_batch_size: int
+    gradient_accumulation_steps: int
+    world_size: int
+
+
+def plan_batch(*, global_batch_size: int, max_micro_batch_size: int, world_size: int) -> BatchPlan:
+    """Spread a global batch over ranks and accumulation steps.
+
+    The micro-batch is the largest divisor of a rank's share that is not above ``max_micro_batch_size``.
+
+    Raises:
+        ConfigError: The global batch is not a multiple of the number of ranks.
+    """
+    if global_batch_size % world_size:
+        below = global_batch_size // world_size * world_size
+        nearest = [str(value) for value in (below, below + world_size) if value > 0]
+        raise ConfigError(
+            f"loop.global_batch_size {global_batch_size} is not a multiple of {world_size} ranks",
+            hint=f"nearest: {' or '.join(nearest)}",
+        )
+    share = global_batch_size // world_size
+    micro = next(size for size in range(min(share, max_micro_batch_size), 0, -1) if share % size == 0)
+    return BatchPlan(global_batch_size, micro, share // micro, world_size)
+
+
+def _refuse_auto(node: object, path: str) -> None:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            _refuse_auto(value, f"{path}.{key}" if path else str(key))
+    elif node == "auto":
+        raise ConfigError(f'{path} is "auto": DeepSpeed would drop it silently', hint="give a value or leave it out")
+
+
+def check_ds_file(document: object, *, where: str) -> dict[str, Any]:
+    """Check what a ds_configs file says.
+
+    Raises:
+        ConfigError: Not an object, owned or unknown keys, ``"auto"``, or a ZeRO stage other than 2.
+    """
+    if not isinstance(document, dict):
+        raise ConfigError("a DeepSpeed config is a JSON object", where=where)
+    owned = sorted(OWNED_KEYS & set(document))
+    if owned:
+        raise ConfigError(
+            f"a DeepSpeed config must not set {', '.join(owned)}: synfundus derives them",
+            where=where,
+            hint="use loop.global_batch_size, loop.micro_batch_size, loop.precision, optim.*",
+        )
+    unknown = sorted(set(document) - ALLOWED_KEYS)
+    if unknown:
+        raise ConfigError(
+            f"unknown keys in a DeepSpeed config: {', '.join(unknown)}",
+            where=where,
+            hint=f"allowed: {', '.join(sorted(ALLOWED_KEYS))}",
+        )
+    _refuse_auto(document, "")
+    zero = document.get("zero_optimization")
+    if not isinstance(zero, dict) or zero.get("stage") != 2:
+        raise ConfigError("zero_optimization.stage must be 2", where=where)
+    return document
+
+
+def build_ds_config(
+    document: Mapping[str, Any], *, batch: BatchPlan, precision: Literal["fp32", "bf16"], max_grad_norm: float
+) -> dict[str, Any]:
+    """Return the dictionary for ``deepspeed.initialize``.
+
+    Gradients are accumulated and reduced in fp32 whatever the weights are (bf16 sums lose small terms).
+    """
+    config = {key: value for key, value in document.items() if key != "comment"}
+    config.update(
+        train_batch_size=batch.global_batch_size,
+        train_micro_batch_size_per_gpu=batch.micro_batch_size,
+        gradient_accumulation_steps=batch.gradient_accumulation_steps,
+        gradient_clipping=max_grad_norm,
+        steps_per_print=2**31 - 1,
+        zero_force_ds_cpu_optimizer=False,
+        zero_allow_untested_optimizer=True,
+    )
+    if precision == "bf16":
+        config["bf16"] = {"enabled": True}
+        config["data_types"] = {"grad_accum_dtype": "fp32", **config.get("data_types", {})}
+    return config

@@ -1,0 +1,238 @@
+"""DeepSpeed's ZeRO-2 engine behind what a trainer needs: forward, backward, step, partitions.
+
+The only module that imports deepspeed. One process on a CPU is a DeepSpeed world of one over gloo; there is no
+second engine beside it (ADR-0002). State is exposed as flat fp32 partitions; files are the business of
+`training.checkpoint`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from synfundus.distributed.flat_layout import FlatLayout
+from synfundus.distributed.world import World
+from synfundus.errors import CheckpointError, LaunchError
+
+MOMENT_NAMES = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What an optimizer step did.
+
+    Attributes:
+        grad_norm: Global norm of the gradient before clipping.
+        skipped: The gradient was not finite and the weights were left alone.
+    """
+
+    grad_norm: float
+    skipped: bool
+
+
+def _import_deepspeed(device: str) -> Any:  # noqa: ANN401 - deepspeed is untyped
+    """Import deepspeed so that nothing is compiled at start-up and the logs stay quiet.
+
+    On a CPU deepspeed would build a shared-memory extension on first use: it needs a compiler, takes a minute, and a
+    kill during the build leaves a lock every later start waits on. Marking it as not available avoids all of it.
+    """
+    if device == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ.setdefault("DS_LOG_LEVEL", "warning")
+    # a deprecation inside deepspeed that its users can do nothing about
+    warnings.filterwarnings("ignore", message=".*_into_tensor.*is deprecated", category=FutureWarning)
+    import deepspeed
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    return deepspeed
+
+
+class ZeroEngine:
+    """A module under ZeRO-2.
+
+    Collective: built, stepped and saved by all ranks together.
+
+    Args:
+        module: What is trained; its forward returns ``(loss, metrics)``.
+        groups: Optimizer groups as lists of (name, parameter); together all trainable parameters.
+        weight_decays: Decay of each group.
+        ds_config: Dictionary from `ds_config.build_ds_config`.
+        world: The job.
+        lr: Learning rate until `step` gets another.
+        betas: AdamW's betas.
+        eps: AdamW's epsilon.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        groups: Sequence[Sequence[tuple[str, nn.Parameter]]],
+        weight_decays: Sequence[float],
+        ds_config: Mapping[str, Any],
+        world: World,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+    ) -> None:
+        deepspeed = _import_deepspeed(world.device)
+        os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # deepspeed insists on finding it there
+        self._world = world
+        self._accumulation = int(ds_config["gradient_accumulation_steps"])
+        self.layout = FlatLayout.of([[(name, p.shape) for name, p in group] for group in groups])
+        # ZeRO makes its fp32 masters from weights already cast to bf16; keep the digits it would lose
+        exact = {name: p.detach().to("cpu", torch.float32, copy=True) for group in groups for name, p in group}
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": [p for _, p in group], "weight_decay": decay}
+                for group, decay in zip(groups, weight_decays, strict=True)
+            ],
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            fused=world.device == "cuda",
+        )
+        deepspeed.init_distributed(
+            dist_backend="nccl" if world.device == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False
+        )
+        self._engine, self._zero, _, _ = deepspeed.initialize(
+            model=module, optimizer=optimizer, config=dict(ds_config), dist_init_required=False
+        )
+        self._check_internals(deepspeed)
+        self.load_named(exact)
+
+    def _check_internals(self, deepspeed: Any) -> None:  # noqa: ANN401
+        """Make sure the parts of ZeRO this module reaches into look as they did in the pinned version."""
+        masters = self._zero.single_partition_of_fp32_groups
+        expected = [group.partition_size(self._world.size) for group in self.layout.groups]
+        found = [int(master.numel()) for master in masters]
+        if expected != found:
+            raise LaunchError(
+                f"deepspeed {deepspeed.__version__} partitions the parameters in another way than expected "
+                f"({found} instead of {expected} elements a rank)",
+                hint="install the pinned deepspeed version",
+            )
+
+    @property
+    def optimizer_name(self) -> str:
+        """Class name of the optimizer that runs (``DeepSpeedZeroOptimizer``)."""
+        return type(self._zero).__name__
+
+    @property
+    def zero_stage(self) -> int:
+        """ZeRO stage in force."""
+        return int(self._engine.zero_optimization_stage())
+
+    @property
+    def module(self) -> nn.Module:
+        """The module, with its weights in the working precision."""
+        module: nn.Module = self._engine.module
+        return module
+
+    def forward(self, *inputs: Any) -> Any:  # noqa: ANN401 - whatever the module returns
+        """Run the module."""
+        return self._engine(*inputs)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a micro-batch's gradient; the engine divides by the number of micro-batches."""
+        self._engine.backward(loss)
+
+    def step(self, *, lr: float) -> StepResult | None:
+        """Close a micro-batch; at the last of a global batch update the weights and return what happened."""
+        boundary = bool(self._engine.is_gradient_accumulation_boundary())
+        if boundary:
+            for group in self._zero.param_groups:
+                group["lr"] = lr
+        self._engine.step()
+        if not boundary:
+            return None
+        norm = self._engine.get_global_grad_norm()
+        norm = float("nan") if norm is None else float(norm)
+        return StepResult(norm, bool(self._zero.overflow))
+
+    def masters(self) -> list[Tensor]:
+        """Return this rank's live slices of the fp32 weights, one a group, padding at the end."""
+        return [master.detach() for master in self._zero.single_partition_of_fp32_groups]
+
+    def _optimizer_state(self, group: int) -> dict[str, Any]:
+        state: dict[str, Any] = self._zero.optimizer.state[self._zero.single_partition_of_fp32_groups[group]]
+        return state
+
+    def moments(self) -> list[dict[str, Tensor]]:
+        """Return this rank's live slices of Adam's moments; zeros before the first step."""
+        slices = []
+        for number, master in enumerate(self.masters()):
+            state = self._optimizer_state(number)
+            slices.append({name: state.get(name, torch.zeros_like(master)) for name in MOMENT_NAMES})
+        return slices
+
+    def optimizer_steps(self) -> int:
+        """Number of updates Adam has made (its bias correction needs it)."""
+        step = self._optimizer_state(0).get("step", 0)
+        return int(step.item() if isinstance(step, Tensor) else step)
+
+    def load_partitions(
+        self, masters: Sequence[Tensor], moments: Sequence[Mapping[str, Tensor]], *, optimizer_steps: int
+    ) -> None:
+        """Put saved slices in place and refresh the working weights. Collective."""
+        for number, (master, saved) in enumerate(zip(self.masters(), masters, strict=True)):
+            master.copy_(saved)
+            state = self._optimizer_state(number)
+            if optimizer_steps == 0:
+                state.clear()
+                continue
+            for name in MOMENT_NAMES:
+                state[name] = moments[number][name].to(master.device, torch.float32).clone()
+            step_device = master.device if self._world.device == "cuda" else torch.device("cpu")
+            state["step"] = torch.tensor(float(optimizer_steps), dtype=torch.float32, device=step_device)
+        self._zero.update_lp_params()
+
+    def load_named(self, weights: Mapping[str, Tensor]) -> None:
+        """Set the fp32 masters from full weights by name and refresh the working weights. Collective."""
+        for group, master in zip(self.layout.groups, self.masters(), strict=True):
+            first, end = group.partition_bounds(self._world.rank, self._world.size)
+            for parameter in group.parameters:
+                begin, stop = max(first, parameter.offset), min(end, parameter.offset + parameter.numel)
+                if begin >= stop:
+                    continue
+                flat = weights[parameter.name].reshape(-1)[begin - parameter.offset : stop - parameter.offset]
+                master[begin - first : stop - first].copy_(flat)
+        self._zero.update_lp_params()
+
+    def gather_named(self, partitions: Sequence[Tensor]) -> dict[str, Tensor] | None:
+        """Join slices of all ranks into full fp32 tensors by name on rank 0; None elsewhere. Collective."""
+        import torch.distributed as dist
+
+        named: dict[str, Tensor] = {}
+        for group, partition in zip(self.layout.groups, partitions, strict=True):
+            mine = partition.detach().to("cpu", torch.float32).contiguous()
+            parts = [torch.empty_like(mine) for _ in range(self._world.size)] if self._world.rank == 0 else None
+            dist.gather(mine, parts, dst=0)
+            if parts is None:
+                continue
+            flat = torch.cat(parts)[: group.numel]
+            for parameter in group.parameters:
+                named[parameter.name] = flat[parameter.offset : parameter.offset + parameter.numel].view(
+                    parameter.shape
+                )
+        return named if self._world.rank == 0 else None
+
+
+def require_partition(partition: Tensor, size: int, *, where: str) -> Tensor:
+    """Check the length of a slice read from a file.
+
+    Raises:
+        CheckpointError: Another length.
+    """
+    if partition.numel() != size:
+        raise CheckpointError(f"a partition has {partition.numel()} elements, expected {size}", where=where)
+    return partition

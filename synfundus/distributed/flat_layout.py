@@ -1,0 +1,107 @@
+"""Where each parameter lies in the flat vector that ZeRO-2 partitions. Pure.
+
+ZeRO lays the parameters of a group end to end, pads the end so that it divides by the number of ranks, and gives
+each rank one equal slice. Without the padding the vector does not depend on the world size, which is what lets a
+checkpoint of 8 ranks be read by 3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from synfundus.errors import CheckpointError
+
+ALIGNMENT = 2
+"""ZeRO-2 pads a group to a multiple of this times the number of ranks."""
+
+
+@dataclass(frozen=True)
+class FlatParameter:
+    """One parameter in its group's flat vector."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class FlatGroup:
+    """One optimizer group: parameters end to end."""
+
+    parameters: tuple[FlatParameter, ...]
+
+    @property
+    def numel(self) -> int:
+        """Elements without padding."""
+        return sum(parameter.numel for parameter in self.parameters)
+
+    def partition_size(self, world_size: int) -> int:
+        """Elements of one rank's slice, padding included."""
+        multiple = ALIGNMENT * world_size
+        return math.ceil(self.numel / multiple) * multiple // world_size
+
+    def partition_bounds(self, rank: int, world_size: int) -> tuple[int, int]:
+        """Return (first, end) of a rank's slice in the unpadded vector; an all-padding slice is empty."""
+        size = self.partition_size(world_size)
+        return min(rank * size, self.numel), min((rank + 1) * size, self.numel)
+
+
+@dataclass(frozen=True)
+class FlatLayout:
+    """All groups."""
+
+    groups: tuple[FlatGroup, ...]
+
+    @classmethod
+    def of(cls, groups: Sequence[Sequence[tuple[str, Sequence[int]]]]) -> FlatLayout:
+        """Lay out groups of (name, shape) end to end."""
+        laid = []
+        for group in groups:
+            offset = 0
+            parameters = []
+            for name, shape in group:
+                parameter = FlatParameter(name, tuple(int(edge) for edge in shape), offset)
+                parameters.append(parameter)
+                offset += parameter.numel
+            laid.append(FlatGroup(tuple(parameters)))
+        return cls(tuple(laid))
+
+    def to_document(self) -> list[list[dict[str, Any]]]:
+        """Return the layout as it stands in a checkpoint's state.json."""
+        return [
+            [{"name": p.name, "shape": list(p.shape), "offset": p.offset} for p in group.parameters]
+            for group in self.groups
+        ]
+
+    @classmethod
+    def from_document(cls, document: Sequence[Sequence[Mapping[str, Any]]]) -> FlatLayout:
+        """Read a layout back."""
+        return cls.of([[(entry["name"], entry["shape"]) for entry in group] for group in document])
+
+    def require_same(self, saved: FlatLayout, *, where: str) -> None:
+        """Check that a checkpoint's layout is this model's.
+
+        Raises:
+            CheckpointError: Names the first parameter that differs.
+        """
+        if saved == self:
+            return
+        mine = {p.name: p.shape for group in self.groups for p in group.parameters}
+        theirs = {p.name: p.shape for group in saved.groups for p in group.parameters}
+        for name in [*theirs, *mine]:
+            if mine.get(name) != theirs.get(name):
+                raise CheckpointError(
+                    f"the checkpoint is of another network: {name} is {theirs.get(name, 'absent')} in the checkpoint, "
+                    f"{mine.get(name, 'absent')} in the configured network",
+                    where=where,
+                    hint="use the config of the run, or another --run-dir",
+                )
+        raise CheckpointError("the checkpoint groups or orders the parameters differently", where=where)

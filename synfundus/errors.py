@@ -1,0 +1,109 @@
+"""Every fault a user can meet, with the exit code the process ends with.
+
+::
+
+    SynfundusError            1
+    ├── ConfigError           2   an option, a config file, a combination that cannot work
+    ├── DataError             3   photographs, tables, shards, latents
+    │   ├── CorruptShard          bytes that do not match their recorded hash
+    │   └── ManifestMismatch      two things that were not made for each other
+    ├── CheckpointError       4   nothing to resume from, or not from this
+    ├── StorageError          5   disk, object store, permissions
+    ├── NumericalError        6   a loss or gradient that is not finite
+    ├── LaunchError           7   processes, ranks, SLURM
+    └── Preempted            75   stopped by a signal after saving (EX_TEMPFAIL: requeue)
+
+A message says what is wrong, with which values, where, and what to do about it.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SynfundusError(Exception):
+    """Base of all faults that are reported as one panel instead of a traceback.
+
+    Attributes:
+        message: What is wrong, with the values.
+        where: File, option or config key it was found in; may be empty.
+        hint: What the user can do about it; may be empty.
+    """
+
+    exit_code: ClassVar[int] = 1
+    title: ClassVar[str] = "Error"
+
+    def __init__(self, message: str, *, where: str = "", hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        parts = [self.message]
+        if self.where:
+            parts.append(f"where: {self.where}")
+        if self.hint:
+            parts.append(f"what to do: {self.hint}")
+        return "\n".join(parts)
+
+
+class ConfigError(SynfundusError):
+    """An option, a config file or a combination of values that cannot work."""
+
+    exit_code = 2
+    title = "Configuration"
+
+
+class DataError(SynfundusError):
+    """Photographs, label tables, shards or latents that cannot be used."""
+
+    exit_code = 3
+    title = "Data"
+
+
+class CorruptShard(DataError):
+    """Bytes of a shard that do not match the hash recorded for them."""
+
+    title = "Damaged data"
+
+
+class ManifestMismatch(DataError):
+    """Two artefacts that were not made for each other; the message names both sides."""
+
+    title = "Mismatch"
+
+
+class CheckpointError(SynfundusError):
+    """A checkpoint that is missing, damaged, or of another run."""
+
+    exit_code = 4
+    title = "Checkpoint"
+
+
+class StorageError(SynfundusError):
+    """The disk or the object store refused."""
+
+    exit_code = 5
+    title = "Storage"
+
+
+class NumericalError(SynfundusError):
+    """A loss or a gradient that is not finite, under the policy ``stop``."""
+
+    exit_code = 6
+    title = "Not finite"
+
+
+class LaunchError(SynfundusError):
+    """Processes, ranks or the cluster could not be started or died."""
+
+    exit_code = 7
+    title = "Launch"
+
+
+class Preempted(SynfundusError):
+    """Stopped by a signal after everything was saved; the same command goes on."""
+
+    exit_code = 75
+    title = "Stopped by a signal"

@@ -1,0 +1,1 @@
+"""Judging generated images against real ones."""

@@ -1,0 +1,271 @@
+"""The judge of label control: a small convolutional network that reads labels off fundus images.
+
+Trained on real photographs, and on their reconstructions where given, so that the softness of an autoencoder does
+not pass for a sign. Two image coordinates are input channels: which eye it is, is a matter of where the disc lies.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from synfundus.errors import DataError
+from synfundus.evaluation.label_control import Agreement, LabelPrediction, label_agreement
+from synfundus.seeding import derive_key, keyed_generator, keyed_uniform
+from synfundus.storage.label_schema import UNKNOWN_STATE, LabelSchema, LabelSpec
+
+_WIDTHS = (16, 32, 64, 96)
+_NUM_GROUPS = 8
+_INITIAL_GAIN = {"mix": 0.5, "head": 0.1}
+_SHIFT = 0.05
+_ROTATION_DEG = 8.0
+_ZOOM = 0.05
+_BRIGHTNESS = 0.15
+_CONTRAST = 0.15
+_COLOUR = 0.06
+_WEIGHT_DECAY = 0.02
+_WARMUP = 0.1
+_EVALUATION_BATCH = 128
+
+Pixels = NDArray[np.uint8]
+"""Images, uint8 ``[n, s, s, 3]``."""
+
+
+def num_outputs(spec: LabelSpec) -> int:
+    """Return how many logits a label has: one per step of a grade, one per value of a nominal label beyond 0/1."""
+    return spec.num_values - 1 if spec.ordinal or spec.num_values == 2 else spec.num_values
+
+
+class _Block(nn.Module):
+    """Halve the resolution, then one residual convolution."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1, bias=False)
+        self.norm = nn.GroupNorm(_NUM_GROUPS, channels_out)
+        self.conv = nn.Conv2d(channels_out, channels_out, 3, padding=1, groups=_NUM_GROUPS, bias=False)
+        self.mix = nn.Conv2d(channels_out, channels_out, 1, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.norm(self.down(x)))
+        residual: Tensor = self.mix(functional.relu(self.conv(x)))
+        return x + residual
+
+
+class Judge(nn.Module):
+    """Images to label logits.
+
+    Args:
+        schema: The labels.
+        image_size_px: Edge of the images it is trained on; others are resized.
+    """
+
+    def __init__(self, *, schema: LabelSchema, image_size_px: int) -> None:
+        super().__init__()
+        self.schema = schema
+        self.image_size_px = image_size_px
+        self.stem = nn.Conv2d(5, _WIDTHS[0], 5, stride=2, padding=2, bias=True)
+        self.blocks = nn.Sequential(*(_Block(a, b) for a, b in itertools.pairwise(_WIDTHS)))
+        self.head = nn.Linear(2 * _WIDTHS[-1], sum(num_outputs(spec) for spec in schema.labels))
+        self.coordinates: Tensor
+        axis = torch.linspace(-1, 1, image_size_px)
+        rows, columns = torch.meshgrid(axis, axis, indexing="ij")
+        self.register_buffer("coordinates", torch.stack([columns, rows]), persistent=False)
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b o"]:
+        """Return the logits of all labels.
+
+        Args:
+            images: In [0, 1], ``image_size_px`` square.
+        """
+        place = self.coordinates.to(images.dtype).expand(len(images), -1, -1, -1)
+        x = functional.relu(self.stem(torch.cat([images * 2 - 1, place], dim=1)))
+        x = self.blocks(x)
+        pooled = torch.cat([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], dim=1)
+        logits: Tensor = self.head(pooled.float())
+        return logits
+
+
+def build_judge(*, schema: LabelSchema, image_size_px: int, seed: int) -> Judge:
+    """Build a judge whose weights depend on the seed alone.
+
+    Source: He et al. 2015, "Delving deep into rectifiers", Eq. 10.
+    """
+    with torch.random.fork_rng(devices=[]):  # constructors draw from the global stream; its draws are replaced below
+        judge = Judge(schema=schema, image_size_px=image_size_px)
+    with torch.no_grad():
+        for name, parameter in judge.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.ndim >= 2:
+                draws = keyed_generator(seed, "judge.weights", name).standard_normal(parameter.shape, dtype=np.float32)
+                gain = _INITIAL_GAIN.get(name.rsplit(".", 2)[-2], 1.0)
+                parameter.copy_(torch.from_numpy(draws) * (gain * math.sqrt(2.0 / parameter[0].numel())))
+    return judge
+
+
+def _targets(states: Int[Tensor, "b k"], schema: LabelSchema) -> tuple[Float[Tensor, "b o"], Float[Tensor, "b o"]]:
+    """Return 0/1 targets of all logits and the mask of those whose label is known."""
+    targets, masks = [], []
+    for column, spec in enumerate(schema.labels):
+        values = states[:, column : column + 1] - 1
+        grades = torch.arange(num_outputs(spec))[None, :]
+        nominal = num_outputs(spec) == spec.num_values
+        targets.append((values == grades) if nominal else (values > grades))
+        masks.append((states[:, column : column + 1] != UNKNOWN_STATE).expand(-1, num_outputs(spec)))
+    return torch.cat(targets, dim=1).float(), torch.cat(masks, dim=1).float()
+
+
+def _augment(images: Float[Tensor, "b 3 h w"], draws: NDArray[np.float64]) -> Float[Tensor, "b 3 h w"]:
+    """Shift, turn, zoom and relight a little; never mirror: that would turn one eye into the other."""
+    signed = torch.from_numpy(draws).float() * 2 - 1
+    angle = signed[:, 0] * math.radians(_ROTATION_DEG)
+    zoom = 1 + signed[:, 1] * _ZOOM
+    cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
+    shift_x, shift_y = signed[:, 2] * 2 * _SHIFT, signed[:, 3] * 2 * _SHIFT
+    theta = torch.stack([torch.stack([cos, -sin, shift_x], 1), torch.stack([sin, cos, shift_y], 1)], 1)
+    grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
+    moved = functional.grid_sample(images, grid, align_corners=False)
+    gain = 1 + signed[:, 4] * _CONTRAST + signed[:, 5] * _BRIGHTNESS
+    colour = gain[:, None] * (1 + signed[:, 6:9] * _COLOUR)
+    return (moved * colour[:, :, None, None]).clamp(0, 1)
+
+
+_DRAWS_PER_IMAGE = 9
+
+
+def _to_images(pixels: Pixels, image_size_px: int) -> Float[Tensor, "b 3 h w"]:
+    images = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 255
+    if images.shape[-1] != image_size_px or images.shape[-2] != image_size_px:
+        images = functional.interpolate(images, size=(image_size_px, image_size_px), mode="area")
+    return images
+
+
+def _learning_rate(progress: float, peak: float) -> float:
+    if progress < _WARMUP:
+        return peak * (progress / _WARMUP)
+    return peak * 0.5 * (1 + math.cos(math.pi * (progress - _WARMUP) / (1 - _WARMUP)))
+
+
+@dataclass(frozen=True)
+class JudgeBudget:
+    """How long a judge is trained.
+
+    Attributes:
+        images: Images shown, repetitions included.
+        batch_size: Images a step.
+        lr: Peak learning rate of AdamW.
+    """
+
+    images: int
+    batch_size: int
+    lr: float
+
+
+def train_judge(
+    *,
+    pixels: Pixels,
+    reconstructions: Pixels | None,
+    states: NDArray[np.int64],
+    schema: LabelSchema,
+    image_size_px: int,
+    budget: JudgeBudget,
+    seed: int,
+    on_step: Callable[[int, float], None],
+) -> Judge:
+    """Train a judge; the same arguments give the same judge on the same machine.
+
+    Args:
+        pixels: Real images of the training split ``[n, s, s, 3]``.
+        reconstructions: The same images through the autoencoder; every second image of a batch is taken from here.
+        states: Label states ``[n, k]``; unknown labels do not count in the loss.
+        schema: The labels.
+        image_size_px: Edge the judge works at.
+        budget: Images, batch, learning rate.
+        seed: Seed of weights, order and augmentation.
+        on_step: Called after each step with (images in the step, loss).
+
+    Raises:
+        DataError: No images, or arrays that do not belong together.
+    """
+    if not len(pixels) or states.shape != (len(pixels), len(schema.labels)):
+        raise DataError(f"a judge cannot be trained on images {pixels.shape} with label states {states.shape}")
+    if reconstructions is not None and len(reconstructions) != len(pixels):
+        raise DataError(f"{len(reconstructions)} reconstructions for {len(pixels)} images")
+    judge = build_judge(schema=schema, image_size_px=image_size_px, seed=seed).train()
+    targets, masks = _targets(torch.from_numpy(states), schema)
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=budget.lr, weight_decay=_WEIGHT_DECAY)
+    batch = min(budget.batch_size, len(pixels))
+    order_seed = derive_key(seed, "judge.order") % 2**63
+    for step in range(max(1, budget.images // batch)):
+        for group in optimizer.param_groups:
+            group["lr"] = _learning_rate((step + 1) * batch / max(budget.images, batch), budget.lr)
+        positions = np.arange(step * batch, (step + 1) * batch)
+        rows = _rows(positions, len(pixels), order_seed)
+        chosen = pixels[rows]
+        if reconstructions is not None:
+            chosen[1::2] = reconstructions[rows[1::2]]
+        draws = keyed_uniform(seed, "judge.augment", positions.tolist(), _DRAWS_PER_IMAGE)
+        images = _augment(_to_images(chosen, image_size_px), draws)
+        loss = _step(judge, optimizer, images, targets[rows], masks[rows])
+        on_step(batch, loss)
+    return judge.eval()
+
+
+def _rows(positions: NDArray[np.int64], num_images: int, seed: int) -> NDArray[np.int64]:
+    """Return the images at these positions: each epoch shows every image once, in a keyed order."""
+    rows = np.empty_like(positions)
+    for epoch in np.unique(positions // num_images):
+        here = positions // num_images == epoch
+        order = keyed_generator(seed, "epoch", index=int(epoch)).permutation(num_images)
+        rows[here] = order[positions[here] % num_images]
+    return rows
+
+
+def _step(
+    judge: Judge,
+    optimizer: torch.optim.Optimizer,
+    images: Float[Tensor, "b 3 h w"],
+    targets: Float[Tensor, "b o"],
+    masks: Float[Tensor, "b o"],
+) -> float:
+    """Take one step; returns the loss over known labels."""
+    logits = judge(images)
+    losses = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    loss = (losses * masks).sum() / masks.sum().clamp(min=1)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return float(loss.detach())
+
+
+@torch.no_grad()
+def predict_labels(judge: Judge, pixels: Pixels) -> list[LabelPrediction]:
+    """Return the judge's predictions for images ``[n, s, s, 3]``, one `LabelPrediction` a label."""
+    batches = [
+        torch.sigmoid(judge(_to_images(pixels[at : at + _EVALUATION_BATCH], judge.image_size_px)))
+        for at in range(0, len(pixels), _EVALUATION_BATCH)
+    ]
+    probabilities = torch.cat(batches).double().numpy()
+    predictions, first = [], 0
+    for spec in judge.schema.labels:
+        own = probabilities[:, first : first + num_outputs(spec)]
+        nominal = num_outputs(spec) == spec.num_values
+        values = own.argmax(axis=1) if nominal else np.rint(own.sum(axis=1))
+        predictions.append(LabelPrediction(at_least=own, values=values.astype(np.int64)))
+        first += num_outputs(spec)
+    return predictions
+
+
+def evaluate_label_control(judge: Judge, pixels: Pixels, states: NDArray[np.int64]) -> Agreement:
+    """Compare what the judge sees with the true or requested label states ``[n, k]``, label by label."""
+    return label_agreement(predict_labels(judge, pixels), states, schema=judge.schema)

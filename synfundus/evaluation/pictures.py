@@ -1,0 +1,305 @@
+"""Pictures for people: contact sheets and titled rows of images on a dark, neutral ground.
+
+Only pillow and numpy; every function is pure and gives the same pixels for the same arguments.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from synfundus.errors import DataError
+
+Pixels = NDArray[np.uint8]
+"""An RGB image, uint8 ``[h, w, 3]``."""
+
+_GROUND = (22, 23, 26)
+_INK = (214, 216, 220)
+_FAINT_INK = (150, 153, 160)
+_RULE = (58, 60, 66)
+_GAP_PX = 6
+_MARGIN_PX = 18
+_CAPTION_SIZE_PX = 11
+_TITLE_SIZE_PX = 22
+_ROW_TITLE_SIZE_PX = 14
+_SUBTITLE_SIZE_PX = 13
+_LINE_SPACING = 1.25
+_MAX_CAPTION_LINES = 4
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+@dataclass(frozen=True)
+class PictureRow:
+    """A titled row of images.
+
+    Attributes:
+        title: What the row shows; wrapped in the column on the left.
+        groups: Images side by side; a gap separates the groups, which line up with the column titles.
+    """
+
+    title: str
+    groups: Sequence[Sequence[Pixels]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A headed block of rows.
+
+    Attributes:
+        title: Heading.
+        subtitle: One line below it; may be empty.
+        column_titles: One for each group of the rows; may be empty.
+        rows: Rows whose groups have at most as many images as those of the widest row.
+    """
+
+    title: str
+    subtitle: str
+    column_titles: Sequence[str]
+    rows: Sequence[PictureRow]
+
+
+def _font(size_px: int) -> Font:
+    return ImageFont.load_default(size_px)
+
+
+def _text_width(font: Font, text: str) -> float:
+    return float(font.getlength(text))
+
+
+def _line_height(size_px: int) -> int:
+    return round(size_px * _LINE_SPACING)
+
+
+def _split_long(word: str, font: Font, width_px: int) -> list[str]:
+    """Cut a word that is wider than a line."""
+    pieces, piece = [], ""
+    for letter in word:
+        if piece and _text_width(font, piece + letter) > width_px:
+            pieces.append(piece)
+            piece = ""
+        piece += letter
+    return [*pieces, piece]
+
+
+def wrap_text(text: str, *, size_px: int, width_px: int) -> list[str]:
+    """Break a text into lines no wider than ``width_px`` in the default font; a line feed forces a break."""
+    font = _font(size_px)
+    lines: list[str] = []
+    for paragraph in text.split("\n"):
+        line = ""
+        for word in paragraph.split():
+            if line and _text_width(font, f"{line} {word}") <= width_px:
+                line = f"{line} {word}"
+                continue
+            if line:
+                lines.append(line)
+            *full, line = _split_long(word, font, width_px)
+            lines.extend(full)
+        lines.append(line)
+    return lines if any(lines) else []
+
+
+def _write(
+    draw: ImageDraw.ImageDraw,
+    lines: Sequence[str],
+    *,
+    left_px: int,
+    top_px: int,
+    size_px: int,
+    ink: tuple[int, int, int],
+    centre_in_px: int = 0,
+) -> None:
+    """Write lines below one another; with ``centre_in_px`` each is centred in a column of that width."""
+    font = _font(size_px)
+    for number, line in enumerate(lines):
+        shift = (centre_in_px - _text_width(font, line)) / 2 if centre_in_px else 0.0
+        draw.text((left_px + shift, top_px + number * _line_height(size_px)), line, fill=ink, font=font)
+
+
+def _check(pixels: Pixels) -> None:
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+        raise DataError(f"a picture needs uint8 RGB images [h, w, 3], got {pixels.dtype} {pixels.shape}")
+
+
+def _tile(pixels: Pixels, tile_px: int) -> Image.Image:
+    """Fit an image into a square tile, centred."""
+    _check(pixels)
+    image = Image.fromarray(pixels)
+    if image.size != (tile_px, tile_px):
+        scale = tile_px / max(image.size)
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    tile = Image.new("RGB", (tile_px, tile_px), (0, 0, 0))
+    tile.paste(image, ((tile_px - image.width) // 2, (tile_px - image.height) // 2))
+    return tile
+
+
+def contact_sheet(
+    images: Sequence[Pixels], *, captions: Sequence[str], columns: int, tile_px: int, title: str
+) -> Pixels:
+    """Lay images out in a grid with a caption under each.
+
+    Args:
+        images: RGB images; each is fitted into a square tile.
+        captions: One for each image (empty strings leave no room when all are empty).
+        columns: Images in a row.
+        tile_px: Edge of a tile.
+        title: Heading; empty for none.
+
+    Raises:
+        DataError: No image, another number of captions, or an array that is not an RGB image.
+    """
+    if not images or len(captions) != len(images) or columns < 1:
+        raise DataError(f"a contact sheet of {len(images)} images, {len(captions)} captions, {columns} columns")
+    wrapped = [
+        wrap_text(caption, size_px=_CAPTION_SIZE_PX, width_px=tile_px)[:_MAX_CAPTION_LINES] for caption in captions
+    ]
+    columns = min(columns, len(images))
+    width = 2 * _MARGIN_PX + columns * tile_px + (columns - 1) * _GAP_PX
+    heading = wrap_text(title, size_px=_ROW_TITLE_SIZE_PX, width_px=width - 2 * _MARGIN_PX)
+    heading_px = len(heading) * _line_height(_ROW_TITLE_SIZE_PX) + (_GAP_PX if heading else 0)
+    row_lines = [max(len(lines) for lines in wrapped[at : at + columns]) for at in range(0, len(images), columns)]
+    row_heights = [
+        tile_px + _GAP_PX + (count * _line_height(_CAPTION_SIZE_PX) + _GAP_PX if count else 0) for count in row_lines
+    ]
+    sheet = Image.new("RGB", (width, 2 * _MARGIN_PX + heading_px + sum(row_heights) - _GAP_PX), _GROUND)
+    draw = ImageDraw.Draw(sheet)
+    _write(draw, heading, left_px=_MARGIN_PX, top_px=_MARGIN_PX, size_px=_ROW_TITLE_SIZE_PX, ink=_INK)
+    for number, (pixels, lines) in enumerate(zip(images, wrapped, strict=True)):
+        row, column = divmod(number, columns)
+        left = _MARGIN_PX + column * (tile_px + _GAP_PX)
+        top = _MARGIN_PX + heading_px + sum(row_heights[:row])
+        sheet.paste(_tile(pixels, tile_px), (left, top))
+        _write(
+            draw,
+            lines,
+            left_px=left,
+            top_px=top + tile_px + _GAP_PX // 2,
+            size_px=_CAPTION_SIZE_PX,
+            ink=_INK,
+            centre_in_px=tile_px,
+        )
+    return np.asarray(sheet, dtype=np.uint8)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the groups of a section's rows stand."""
+
+    tile_px: int
+    title_width_px: int
+    group_sizes: tuple[int, ...]
+
+    @property
+    def group_gap_px(self) -> int:
+        return 3 * _GAP_PX
+
+    def group_width_px(self, group: int) -> int:
+        count = self.group_sizes[group]
+        return count * self.tile_px + max(count - 1, 0) * _GAP_PX
+
+    def group_left_px(self, group: int) -> int:
+        before = sum(self.group_width_px(number) + self.group_gap_px for number in range(group))
+        return _MARGIN_PX + self.title_width_px + _GAP_PX + before
+
+    @property
+    def width_px(self) -> int:
+        last = len(self.group_sizes) - 1
+        return self.group_left_px(last) + self.group_width_px(last) + _MARGIN_PX
+
+
+def _layout(rows: Sequence[PictureRow], *, tile_px: int, title_width_px: int) -> _Layout:
+    groups = max(len(row.groups) for row in rows)
+    sizes = tuple(
+        max((len(row.groups[number]) for row in rows if number < len(row.groups)), default=0)
+        for number in range(groups)
+    )
+    return _Layout(tile_px=tile_px, title_width_px=title_width_px, group_sizes=sizes)
+
+
+def _draw_row(row: PictureRow, layout: _Layout) -> Image.Image:
+    strip = Image.new("RGB", (layout.width_px, layout.tile_px + _GAP_PX), _GROUND)
+    draw = ImageDraw.Draw(strip)
+    lines = wrap_text(row.title, size_px=_ROW_TITLE_SIZE_PX, width_px=layout.title_width_px)
+    top = (layout.tile_px - len(lines) * _line_height(_ROW_TITLE_SIZE_PX)) // 2
+    _write(draw, lines, left_px=_MARGIN_PX, top_px=max(top, 0), size_px=_ROW_TITLE_SIZE_PX, ink=_INK)
+    for number, group in enumerate(row.groups):
+        for place, pixels in enumerate(group):
+            left = layout.group_left_px(number) + place * (layout.tile_px + _GAP_PX)
+            strip.paste(_tile(pixels, layout.tile_px), (left, 0))
+    return strip
+
+
+def _draw_head(section: Section, layout: _Layout) -> Image.Image:
+    inner = layout.width_px - 2 * _MARGIN_PX
+    title = wrap_text(section.title, size_px=_TITLE_SIZE_PX, width_px=inner)
+    subtitle = wrap_text(section.subtitle, size_px=_SUBTITLE_SIZE_PX, width_px=inner)
+    title_px = len(title) * _line_height(_TITLE_SIZE_PX)
+    subtitle_px = len(subtitle) * _line_height(_SUBTITLE_SIZE_PX)
+    columns_px = _line_height(_SUBTITLE_SIZE_PX) + _GAP_PX if section.column_titles else 0
+    height = _GAP_PX + title_px + subtitle_px + 2 * _GAP_PX + columns_px
+    head = Image.new("RGB", (layout.width_px, height), _GROUND)
+    draw = ImageDraw.Draw(head)
+    _write(draw, title, left_px=_MARGIN_PX, top_px=_GAP_PX, size_px=_TITLE_SIZE_PX, ink=_INK)
+    _write(draw, subtitle, left_px=_MARGIN_PX, top_px=_GAP_PX + title_px, size_px=_SUBTITLE_SIZE_PX, ink=_FAINT_INK)
+    for number, text in enumerate(section.column_titles[: len(layout.group_sizes)]):
+        left, width = layout.group_left_px(number), layout.group_width_px(number)
+        top = height - columns_px
+        draw.line((left, height - 4, left + width - 1, height - 4), fill=_RULE)
+        _write(draw, [text], left_px=left, top_px=top, size_px=_SUBTITLE_SIZE_PX, ink=_INK)
+    return head
+
+
+def _stack(strips: Sequence[Image.Image], *, margin_px: int) -> Image.Image:
+    width = max(strip.width for strip in strips)
+    sheet = Image.new("RGB", (width, sum(strip.height for strip in strips) + 2 * margin_px), _GROUND)
+    top = margin_px
+    for strip in strips:
+        sheet.paste(strip, (0, top))
+        top += strip.height
+    return sheet
+
+
+def titled_rows(sections: Sequence[Section], *, tile_px: int, title_width_px: int) -> Pixels:
+    """Stack headed sections of titled rows; the groups of a section's rows line up.
+
+    Args:
+        sections: Blocks, top to bottom.
+        tile_px: Edge of an image.
+        title_width_px: Width of the column with the row titles.
+
+    Raises:
+        DataError: Nothing to show, or an array that is not an RGB image.
+    """
+    if not sections or any(not section.rows for section in sections):
+        raise DataError("a picture of titled rows needs sections, and each section rows")
+    strips = []
+    for section in sections:
+        layout = _layout(section.rows, tile_px=tile_px, title_width_px=title_width_px)
+        strips.append(_draw_head(section, layout))
+        strips.extend(_draw_row(row, layout) for row in section.rows)
+    return np.asarray(_stack(strips, margin_px=_MARGIN_PX), dtype=np.uint8)
+
+
+def encode_png(pixels: Pixels, *, text: Mapping[str, str], compress_level: int) -> bytes:
+    """Encode an RGB image as PNG with tEXt chunks, the same bytes for the same arguments.
+
+    Args:
+        pixels: uint8 ``[h, w, 3]``.
+        text: Keyword -> text, Latin-1; written in the order given.
+        compress_level: zlib's, 0 (fast) to 9 (small).
+    """
+    _check(pixels)
+    info = PngInfo()
+    for keyword, value in text.items():
+        info.add_text(keyword, value)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="PNG", pnginfo=info, compress_level=compress_level)
+    return stream.getvalue()

@@ -1,0 +1,230 @@
+"""Construction: a section of the config becomes an object. Shared by all jobs: each thing is built in one way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from synfundus.config.assets import find_asset
+from synfundus.config.schema import CodecConfig, EmaConfig, LaunchConfig, LoopConfig, OptimConfig, RunConfig
+from synfundus.diffusion.schedule import NoiseSchedule, build_schedule
+from synfundus.distributed.ds_config import BatchPlan, build_ds_config, check_ds_file, plan_batch
+from synfundus.distributed.engine import ZeroEngine
+from synfundus.distributed.world import Device, World
+from synfundus.errors import ConfigError, DataError
+from synfundus.models.attention import apply_attention, choose_attention, head_dims
+from synfundus.models.autoencoder import LatentCodec, build_codec
+from synfundus.models.conditioner import LabelConditioner
+from synfundus.models.unet import ConditionalDenoiser, build_unet
+from synfundus.seeding import derive_key
+from synfundus.storage.label_schema import LabelSchema
+from synfundus.telemetry.console import Console
+from synfundus.training.ema import ShardedEma
+from synfundus.training.optim import LrPlan, parameter_groups
+from synfundus.training.trainer import LoopSettings
+
+DISCRIMINATOR_CHANNELS = 64
+
+
+def require(value: str | None, *, flag: str, key: str) -> str:
+    """Return a path the verb cannot do without.
+
+    Raises:
+        ConfigError: It was not given.
+    """
+    if value is None:
+        raise ConfigError(f"{flag} is missing", where=key, hint=f"give {flag}, or set {key} in the config")
+    return value
+
+
+def torch_device(world: World) -> torch.device:
+    """Return the device of this rank."""
+    return torch.device("cuda", world.local_rank) if world.device == "cuda" else torch.device("cpu")
+
+
+def torch_dtype(precision: str) -> torch.dtype:
+    """Return the working type of a precision."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def noise_schedule(config: RunConfig) -> NoiseSchedule:
+    """Build the noise schedule of the diffusion section."""
+    section = config.diffusion
+    return build_schedule(
+        kind=section.beta_schedule,
+        num_timesteps=section.num_train_timesteps,
+        beta_start=section.beta_start,
+        beta_end=section.beta_end,
+        zero_terminal_snr=section.zero_terminal_snr,
+    )
+
+
+def schedule_settings(config: RunConfig) -> dict[str, Any]:
+    """Return what an exported pipeline needs to rebuild the noise schedule."""
+    section = config.diffusion
+    return {
+        "schedule_kind": section.beta_schedule,
+        "num_timesteps": section.num_train_timesteps,
+        "beta_start": section.beta_start,
+        "beta_end": section.beta_end,
+        "zero_terminal_snr": section.zero_terminal_snr,
+        "prediction_type": section.prediction_type,
+    }
+
+
+def denoiser(config: RunConfig, *, schema: LabelSchema, latent_shape: Sequence[int]) -> ConditionalDenoiser:
+    """Build the U-Net and its conditioner with random weights that depend on the seed alone.
+
+    Args:
+        config: The run's config.
+        schema: Labels to condition on.
+        latent_shape: ``(c, lh, lw)``.
+    """
+    section = config.unet
+    channels, height, width = latent_shape
+    if height != width:
+        raise DataError(f"latents of {height} x {width} are not square")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_key(config.seed, "init", "denoiser") % 2**63)
+        unet = build_unet(
+            sample_size=height,
+            latent_channels=channels,
+            block_out_channels=section.block_out_channels,
+            layers_per_block=section.layers_per_block,
+            attention_levels=section.attention_levels,
+            attention_head_dim=section.attention_head_dim,
+            cross_attention_dim=section.cross_attention_dim,
+            pooled_dim=section.cross_attention_dim,
+            norm_num_groups=section.norm_num_groups,
+            transformer_layers_per_block=section.transformer_layers_per_block,
+            dropout=section.dropout,
+        )
+        conditioner = LabelConditioner(
+            num_values=schema.num_values,
+            ordinal=schema.ordinal,
+            token_dim=section.cross_attention_dim,
+            pooled_dim=section.cross_attention_dim,
+        )
+    return ConditionalDenoiser(unet=unet, conditioner=conditioner)
+
+
+def codec(section: CodecConfig, *, image_size_px: int, seed: int) -> LatentCodec:
+    """Build an autoencoder with random weights that depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_key(seed, "init", "codec") % 2**63)
+        return build_codec(
+            image_size_px=image_size_px,
+            latent_channels=section.latent_channels,
+            block_out_channels=section.block_out_channels,
+            layers_per_block=section.layers_per_block,
+            norm_num_groups=section.norm_num_groups,
+            mid_block_attention=section.mid_block_attention,
+            linear_path=section.linear_path,
+        )
+
+
+def attention(model: Any, config: LaunchConfig, *, dtype: torch.dtype, device: torch.device, console: Console) -> None:  # noqa: ANN401 - a diffusers model
+    """Choose the attention kernel of a model, install it and say which."""
+    widths = head_dims(model)
+    if not widths:
+        return
+    choice = choose_attention(requested=config.attention, head_dims=widths, dtype=dtype, device=device)
+    apply_attention(model, choice)
+    console.message(f"attention of {type(model).__name__}: {choice.backend} ({choice.reason})")
+
+
+def ds_document(config: LaunchConfig, device: Device) -> dict[str, Any]:
+    """Read the ds_configs file of a launch section."""
+    name = config.ds_config or ("zero2_cpu.json" if device == "cpu" else "zero2.json")
+    path = find_asset("ds_configs", name)
+    return read_ds_file(path)
+
+
+def read_ds_file(path: Path) -> dict[str, Any]:
+    """Read and check a ds_configs file.
+
+    Raises:
+        ConfigError: Not JSON, or not what a ds_configs file may say.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read the DeepSpeed config: {error}", where=str(path)) from error
+    return check_ds_file(document, where=str(path))
+
+
+def batch_plan(loop: LoopConfig, world_size: int) -> BatchPlan:
+    """Spread the global batch of a loop section."""
+    return plan_batch(
+        global_batch_size=loop.global_batch_size, max_micro_batch_size=loop.micro_batch_size, world_size=world_size
+    )
+
+
+def lr_plan(optim: OptimConfig, loop: LoopConfig) -> LrPlan:
+    """Build the learning-rate plan."""
+    return LrPlan(
+        peak=optim.lr,
+        schedule=optim.schedule,
+        warmup_images=optim.warmup_images,
+        budget_images=loop.budget_images,
+        min_ratio=optim.min_lr_ratio,
+    )
+
+
+def loop_settings(loop: LoopConfig, batch: BatchPlan) -> LoopSettings:
+    """Build the trainer's settings."""
+    return LoopSettings(
+        budget_images=loop.budget_images,
+        global_batch_size=loop.global_batch_size,
+        gradient_accumulation_steps=batch.gradient_accumulation_steps,
+        log_every_images=loop.log_every_images,
+        on_nonfinite=loop.on_nonfinite,
+        max_bad_fraction=loop.max_bad_fraction,
+    )
+
+
+def engine(
+    step: nn.Module,
+    trained: nn.Module,
+    *,
+    loop: LoopConfig,
+    optim: OptimConfig,
+    launch: LaunchConfig,
+    batch: BatchPlan,
+    world: World,
+) -> ZeroEngine:
+    """Put a step module under ZeRO-2. Collective.
+
+    Args:
+        step: What the engine calls.
+        trained: The part of it whose parameters are trained, and whose names go into checkpoints.
+        loop: Precision and batch.
+        optim: Optimizer.
+        launch: DeepSpeed file.
+        batch: How the global batch is spread.
+        world: The job.
+    """
+    groups, decays = parameter_groups(trained.named_parameters(), weight_decay=optim.weight_decay)
+    ds_config = build_ds_config(
+        ds_document(launch, world.device), batch=batch, precision=loop.precision, max_grad_norm=optim.max_grad_norm
+    )
+    return ZeroEngine(
+        step.to(torch_device(world)),
+        groups=groups,
+        weight_decays=decays,
+        ds_config=ds_config,
+        world=world,
+        lr=optim.lr,
+        betas=(optim.beta1, optim.beta2),
+        eps=optim.eps,
+    )
+
+
+def ema(section: EmaConfig, zero: ZeroEngine) -> ShardedEma:
+    """Start an average at the engine's weights."""
+    return ShardedEma(zero.masters(), half_life_images=section.half_life_images, rampup_ratio=section.rampup_ratio)

@@ -1,0 +1,314 @@
+"""`synfundus encode-latents`: the separate pass that stores posterior moments.
+
+One latent shard per image shard; a rank takes every W-th shard. A finished shard leaves a record with its hashes and
+statistics, so a pass that was stopped goes on where it was, and the manifest is put together from the records in shard
+order: the bytes do not depend on the number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from synfundus import __version__
+from synfundus.config.schema import RunConfig
+from synfundus.data.images import ImageDecoder
+from synfundus.data.latents import FLIPPED_MOMENTS, META, MOMENTS
+from synfundus.data.reader import ShardSetReader, encode_npy
+from synfundus.distributed.world import World
+from synfundus.errors import ConfigError, CorruptShard, DataError
+from synfundus.jobs import Summary, build
+from synfundus.jobs.codec_folder import find_codec, open_codec
+from synfundus.jobs.pixels import pixels_to_tensor
+from synfundus.models.autoencoder import LatentCodec
+from synfundus.storage import documents, filesystem
+from synfundus.storage.manifest import (
+    REJECTS_NAME,
+    SPLITS,
+    ShardEntry,
+    ShardSet,
+    is_complete,
+    load_shard_set,
+    save_shard_set,
+)
+from synfundus.storage.tarshard import write_shard
+from synfundus.telemetry.console import Console, Progress
+
+RECORD_FORMAT = "synfundus-latent-shard"
+RECORD_VERSION = 1
+FP16_MAX = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One image shard to encode: its split, its number within the split, its entry."""
+
+    split: str
+    number: int
+    entry: ShardEntry
+
+
+def run(config: RunConfig, world: World, console: Console) -> Summary:
+    """Encode every shard of an image set. Collective; resumes by itself.
+
+    Returns:
+        ``num_samples``, ``rejects``, ``latent_shape``, ``identity``.
+
+    Raises:
+        ConfigError: ``--out`` holds latents of something else; the message names both sides.
+        DataError: Moments that fp16 cannot hold.
+    """
+    section = config.encode
+    image_set = load_shard_set(build.require(section.data, flag="--data", key="encode.data"), kind="images")
+    out = build.require(section.out, flag="--out", key="encode.out")
+    folder = find_codec(build.require(section.vae, flag="--vae", key="encode.vae"))
+    device, dtype = build.torch_device(world), build.torch_dtype(section.precision)
+    codec, codec_fingerprint = open_codec(folder, device=device, dtype=dtype)
+    build.attention(codec.autoencoder, config.launch, dtype=dtype, device=device, console=console)
+    properties = _properties(config, image_set, codec, codec_fingerprint)
+    if _claim(out, properties, world):
+        console.message(f"latents are complete: {out}")
+        return _summary(load_shard_set(out, kind="latents"))
+    tasks = [
+        _Task(split, number, entry) for split in SPLITS for number, entry in enumerate(image_set.split_shards(split))
+    ]
+    encoder = _ShardEncoder(config, image_set, codec, out, device)
+    mine = tasks[world.rank :: world.size]
+    with (
+        torch.no_grad(),
+        console.progress("encoding", total=sum(task.entry.num_samples for task in mine), unit="images") as bar,
+    ):
+        for task in mine:
+            encoder.encode(task, bar)
+    world.barrier()
+    if world.rank == 0:
+        _publish(out, tasks, image_set, properties, console)
+    world.barrier()
+    return _summary(load_shard_set(out, kind="latents"))
+
+
+def _properties(config: RunConfig, image_set: ShardSet, codec: LatentCodec, fingerprint: str) -> dict[str, Any]:
+    """Return what a latent set records about how it was made."""
+    size = int(image_set.properties["image_size_px"])
+    edge = size // codec.downsample_factor
+    return {
+        "autoencoder_fingerprint": fingerprint,
+        "autoencoder_url": str(config.encode.vae),
+        "image_set_identity": image_set.identity,
+        "image_set_url": image_set.url,
+        "image_size_px": size,
+        "crop": image_set.properties.get("crop"),
+        "input_range": [-1.0, 1.0],
+        "flip": config.encode.flip,
+        "dtype": "float16",
+        "moments_shape": [2 * codec.latent_channels, edge, edge],
+        "encoder_precision": config.encode.precision,
+        "encoder_batch_size": config.encode.batch_size,
+        "encoder_version": __version__,
+    }
+
+
+def _claim(out: str, properties: dict[str, Any], world: World) -> bool:
+    """Make the folder ours; returns whether it is complete already. Collective."""
+    problem, complete = "", False
+    if world.rank == 0:
+        request_url = filesystem.join(out, "request.json")
+        wanted = documents.plain(properties)
+        if is_complete(out):
+            found = dict(load_shard_set(out, kind="latents").properties)
+            complete = True
+        elif filesystem.exists(request_url):
+            found = documents.read_document(request_url, format_name=RECORD_FORMAT, version=RECORD_VERSION)
+        else:
+            found = wanted
+            documents.write_document(request_url, wanted, format_name=RECORD_FORMAT, version=RECORD_VERSION)
+        changed = [
+            f"{key} is {found.get(key)!r} there, {wanted[key]!r} here"
+            for key in wanted
+            if not key.endswith("_url") and found.get(key) != wanted[key]
+        ]
+        problem = "; ".join(changed)
+    problem, complete = world.all_gather((problem, complete))[0]
+    if problem:
+        raise ConfigError(
+            f"this folder holds latents of something else: {problem}", where=out, hint="use another --out"
+        )
+    return complete
+
+
+class _ShardEncoder:
+    """Encodes image shards one by one."""
+
+    def __init__(
+        self, config: RunConfig, image_set: ShardSet, codec: LatentCodec, out: str, device: torch.device
+    ) -> None:
+        self._batch_size = config.encode.batch_size
+        self._flip = config.encode.flip
+        self._set = image_set
+        self._codec = codec
+        self._out = out
+        self._device = device
+        self._readers = {split: ShardSetReader(image_set, split=split) for split in SPLITS}
+        self._decode = ImageDecoder(
+            schema=image_set.label_schema, image_size_px=int(image_set.properties["image_size_px"])
+        )
+
+    def encode(self, task: _Task, bar: Progress) -> None:
+        """Encode a shard, unless its record says that it is done."""
+        if _read_record(self._out, task) is not None:
+            bar.advance(task.entry.num_samples)
+            return
+        samples: list[tuple[str, dict[str, bytes]]] = []
+        rejects: list[dict[str, str]] = []
+        statistics = _Statistics(self._codec.latent_channels)
+        for keys, documents_, pixels in self._batches(task, rejects):
+            moments = self._moments(pixels)
+            mirrored = self._moments(np.ascontiguousarray(pixels[:, :, ::-1])) if self._flip else None
+            statistics.add(moments)
+            for row, key in enumerate(keys):
+                members = {META: documents_[row], MOMENTS: encode_npy(moments[row])}
+                if mirrored is not None:
+                    members[FLIPPED_MOMENTS] = encode_npy(mirrored[row])
+                samples.append((key, members))
+            bar.advance(len(keys))
+        extensions = (META, MOMENTS, FLIPPED_MOMENTS) if self._flip else (META, MOMENTS)
+        files = write_shard(filesystem.join(self._out, task.entry.name), samples, extensions=extensions)
+        record = {
+            "entry": asdict(ShardEntry.of(task.entry.name, task.split, files)),
+            "rejects": rejects,
+            "statistics": statistics.to_document(),
+        }
+        documents.write_document(
+            _record_url(self._out, task), record, format_name=RECORD_FORMAT, version=RECORD_VERSION
+        )
+
+    def _batches(
+        self, task: _Task, rejects: list[dict[str, str]]
+    ) -> Iterator[tuple[list[str], list[bytes], NDArray[np.uint8]]]:
+        """Yield (keys, JSON members, pixels) of a shard's readable samples, in order; name the others."""
+        keys: list[str] = []
+        metas: list[bytes] = []
+        rows: list[NDArray[np.uint8]] = []
+        reader = self._readers[task.split]
+        for sample in range(task.entry.num_samples):
+            try:
+                key, members = reader.read(task.number, sample)
+                pixels = self._decode(key, members, reader.place_name(task.number, sample))["pixels"]
+            except CorruptShard as error:
+                rejects.append({"name": f"{task.entry.name}#{sample}", "stage": "encode", "reason": error.message})
+                continue
+            keys.append(key)
+            metas.append(members[META])
+            rows.append(pixels)
+            if len(keys) == self._batch_size:
+                yield keys, metas, np.stack(rows)
+                keys, metas, rows = [], [], []
+        if keys:
+            yield keys, metas, np.stack(rows)
+
+    def _moments(self, pixels: NDArray[np.uint8]) -> NDArray[np.float16]:
+        """Return the moments of a batch in fp16.
+
+        Raises:
+            DataError: A value that fp16 cannot hold.
+        """
+        moments = self._codec.encode(pixels_to_tensor(pixels).to(self._device)).float().cpu().numpy()
+        if not np.isfinite(moments).all() or np.abs(moments).max() > FP16_MAX:
+            raise DataError(
+                f"moments up to {np.abs(moments).max():.3g} do not fit fp16", hint="the autoencoder has diverged"
+            )
+        return moments.astype(np.float16)
+
+
+class _Statistics:
+    """Sums over the moments of a shard, per channel, in float64."""
+
+    def __init__(self, channels: int) -> None:
+        self.count = 0
+        self.sums = np.zeros((3, channels), dtype=np.float64)
+
+    def add(self, moments: NDArray[np.float16]) -> None:
+        """Add a batch of stored moments ``[b, 2c, lh, lw]``."""
+        mean, logvar = np.split(moments.astype(np.float64), 2, axis=1)
+        axes = (0, 2, 3)
+        self.count += mean.shape[0] * mean.shape[2] * mean.shape[3]
+        self.sums += np.stack([mean.sum(axes), np.square(mean).sum(axes), np.exp(logvar).sum(axes)])
+
+    def to_document(self) -> dict[str, Any]:
+        """Return count, sum of means, sum of squared means, sum of variances."""
+        return {"count": self.count, "sums": self.sums.tolist()}
+
+
+def _record_url(out: str, task: _Task) -> str:
+    return filesystem.join(out, task.entry.name.removesuffix(".tar") + ".done.json")
+
+
+def _read_record(out: str, task: _Task) -> dict[str, Any] | None:
+    """Return the record of a finished shard; None if it is not finished or its tar has another size."""
+    url = _record_url(out, task)
+    if not filesystem.exists(url):
+        return None
+    record = documents.read_document(url, format_name=RECORD_FORMAT, version=RECORD_VERSION)
+    tar = filesystem.join(out, task.entry.name)
+    if not filesystem.exists(tar) or filesystem.file_size(tar) != record["entry"]["bytes"]:
+        return None
+    return record
+
+
+def _channel_statistics(records: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Combine the train shards' sums into mean and standard deviation of the latents, sampling noise included."""
+    train = [record["statistics"] for record in records if record["entry"]["split"] == "train"]
+    count = sum(statistics["count"] for statistics in train)
+    if count == 0:
+        raise DataError("the train split holds no readable image")
+    first, second, variance = np.sum([np.asarray(statistics["sums"]) for statistics in train], axis=0) / count
+    return {
+        "latent_mean": first.tolist(),
+        "latent_std": np.sqrt(np.maximum(second - first**2 + variance, 1e-12)).tolist(),
+    }
+
+
+def _publish(out: str, tasks: list[_Task], image_set: ShardSet, properties: dict[str, Any], console: Console) -> None:
+    """Put the manifest together, check that in = out + rejects, publish, clean up."""
+    records = []
+    for task in tasks:
+        record = _read_record(out, task)
+        if record is None:
+            raise DataError(f"shard {task.entry.name} was not encoded", where=out, hint="run the command again")
+        records.append(record)
+    rejects = [reject for record in records for reject in record["rejects"]]
+    entries = tuple(ShardEntry(**record["entry"]) for record in records)
+    encoded = sum(entry.num_samples for entry in entries)
+    if encoded + len(rejects) != image_set.num_samples():
+        raise DataError(
+            f"{encoded} encoded + {len(rejects)} rejected is not {image_set.num_samples()} images", where=out
+        )
+    documents.write_lines(filesystem.join(out, REJECTS_NAME), rejects)
+    save_shard_set(
+        ShardSet(
+            url=out,
+            kind="latents",
+            label_schema=image_set.label_schema,
+            shards=entries,
+            rejects={"damaged": len(rejects)} if rejects else {},
+            properties={**properties, **_channel_statistics(records)},
+        )
+    )
+    for task in tasks:
+        filesystem.remove(_record_url(out, task))
+    filesystem.remove(filesystem.join(out, "request.json"))
+    console.message(f"{encoded:,} images encoded, {len(rejects)} rejected; latents in {out}")
+
+
+def _summary(latents: ShardSet) -> Summary:
+    return {
+        "num_samples": latents.num_samples(),
+        "rejects": dict(latents.rejects),
+        "moments_shape": latents.properties["moments_shape"],
+        "identity": latents.identity,
+    }

@@ -1,0 +1,149 @@
+"""The folder of a training run: what it is of, what it was started with, and where it goes on."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import yaml
+
+from synfundus import __version__
+from synfundus.config.schema import RunConfig
+from synfundus.distributed.engine import ZeroEngine
+from synfundus.distributed.world import World
+from synfundus.errors import ConfigError
+from synfundus.storage import documents, filesystem
+from synfundus.telemetry.console import Console
+from synfundus.telemetry.sinks import MetricSinks, build_sinks
+from synfundus.training import checkpoint
+from synfundus.training.ema import ShardedEma
+from synfundus.training.trainer import TrainState
+
+FORMAT_NAME = "synfundus-run"
+FORMAT_VERSION = 1
+PACKAGES = ("torch", "deepspeed", "diffusers", "numpy", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions a result depends on."""
+    return {"synfundus": __version__, "python": platform.python_version()} | {
+        name: metadata.version(name) for name in PACKAGES
+    }
+
+
+def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of a nested document by dotted path."""
+    leaves: dict[str, Any] = {}
+    for key, value in document.items():
+        path = f"{prefix}{key}"
+        leaves.update(flatten(value, f"{path}.") if isinstance(value, dict) else {path: value})
+    return leaves
+
+
+class RunDirectory:
+    """A run directory.
+
+    Collective: opened by all ranks; rank 0 writes.
+
+    Args:
+        url: The folder.
+        kind: ``vae`` or ``diffusion``.
+        identity: What must not change between two starts of the same run: architecture, objective, data, seed.
+        config: The resolved config, written to config.yaml.
+        world: The job.
+
+    Raises:
+        ConfigError: The folder holds a run of something else; the message names both sides.
+    """
+
+    def __init__(self, url: str, *, kind: str, identity: Mapping[str, Any], config: RunConfig, world: World) -> None:
+        self.url = url
+        self._world = world
+        self._config = config
+        problem = ""
+        if world.rank == 0:
+            problem = self._claim({"kind": kind, "identity": dict(identity)})
+        problem = world.all_gather(problem)[0]
+        if problem:
+            raise ConfigError(
+                f"this folder holds another run: {problem}",
+                where=url,
+                hint="use the settings of that run to go on with it, or another --run-dir",
+            )
+
+    def path(self, *parts: str) -> str:
+        """Return a location below the run."""
+        return filesystem.join(self.url, *parts)
+
+    def _claim(self, wanted: dict[str, Any]) -> str:
+        """Write run.json, or compare with the one that is there; returns how they differ."""
+        path = self.path("run.json")
+        if filesystem.exists(path):
+            found = documents.read_document(path, format_name=FORMAT_NAME, version=FORMAT_VERSION)
+            return _difference(found, wanted)
+        documents.write_document(path, wanted, format_name=FORMAT_NAME, version=FORMAT_VERSION)
+        config = yaml.safe_dump(self._config.model_dump(mode="json"), sort_keys=False)
+        filesystem.write_bytes(self.path("config.yaml"), config.encode())
+        environment = {"argv": sys.argv[1:], "world_size": self._world.size, "versions": versions()}
+        filesystem.write_bytes(self.path("environment.json"), documents.dump_json(environment))
+        return ""
+
+    def resume(self, *, zero: ZeroEngine, average: ShardedEma, console: Console) -> TrainState:
+        """Load the newest checkpoint that verifies and return the place in the run. Collective."""
+        root = self.path("checkpoints")
+        found = checkpoint.find_checkpoint(root, world=self._world)
+        if found is None:
+            return TrainState()
+        for line in found.passed_over:
+            console.warning(f"damaged checkpoint passed over: {line}")
+        counters = checkpoint.load_checkpoint(found.url, engine=zero, ema=average, world=self._world)
+        console.message(f"resumed at {found.images_seen:,} images from {found.url}")
+        return TrainState(images_seen=found.images_seen, **counters)
+
+    def save(self, state: TrainState, *, zero: ZeroEngine, average: ShardedEma, keep: int) -> None:
+        """Write a checkpoint. Collective."""
+        checkpoint.save_checkpoint(
+            self.path("checkpoints"),
+            engine=zero,
+            ema=average,
+            images_seen=state.images_seen,
+            state=state.to_document(),
+            keep=keep,
+            world=self._world,
+        )
+
+    def sinks(self, *, resume_images: int) -> MetricSinks:
+        """Open the metric sinks of this rank."""
+        telemetry = self._config.telemetry
+        return build_sinks(
+            filesystem.local_path(self.url),
+            rank=self._world.rank,
+            tensorboard=telemetry.tensorboard,
+            wandb_project=telemetry.wandb_project,
+            run_config=self._config.model_dump(mode="json"),
+            resume_images=resume_images,
+        )
+
+    def append_ledger(self, row: Mapping[str, Any]) -> None:
+        """Add a row to ledger.jsonl."""
+        path = filesystem.local_path(self.path("ledger.jsonl"))
+        with path.open("ab") as stream:
+            stream.write(documents.dump_line(row))
+
+
+def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Say in one line how two run documents differ; empty if they do not."""
+    if found.get("kind") != wanted["kind"]:
+        return f"it is of kind {found.get('kind')!r}, this is {wanted['kind']!r}"
+    theirs, mine = flatten(found.get("identity", {})), flatten(wanted["identity"])
+    mine = {key: documents.plain(value) for key, value in mine.items()}
+    changed = [
+        f"{key} was {theirs.get(key, 'absent')!r}, is {mine.get(key, 'absent')!r}"
+        for key in sorted(set(theirs) | set(mine))
+        if theirs.get(key, "absent") != mine.get(key, "absent")
+    ]
+    more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+    return "; ".join(changed[:4]) + more

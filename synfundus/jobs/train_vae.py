@@ -1,0 +1,315 @@
+"""`synfundus train-vae`: an autoencoder that reconstructs the RGB image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from synfundus.config.schema import RunConfig
+from synfundus.data.images import ImageDecoder
+from synfundus.data.loader import BatchLoader
+from synfundus.data.reader import ShardSetReader
+from synfundus.data.shard_plan import ReadingPlan
+from synfundus.distributed.engine import ZeroEngine
+from synfundus.distributed.world import World
+from synfundus.evaluation.pictures import contact_sheet, encode_png
+from synfundus.jobs import Summary, build
+from synfundus.jobs.codec_folder import find_codec
+from synfundus.jobs.pixels import pixels_to_tensor, tensor_to_pixels
+from synfundus.jobs.run_directory import RunDirectory
+from synfundus.models.autoencoder import LatentCodec
+from synfundus.models.autoencoder_objective import AutoencoderObjective
+from synfundus.models.discriminator import PatchDiscriminator
+from synfundus.models.reconstruction_metrics import psnr, ssim
+from synfundus.storage import filesystem
+from synfundus.storage.manifest import ShardSet, load_shard_set
+from synfundus.telemetry.console import Console
+from synfundus.training.draws import AutoencoderDraws
+from synfundus.training.ema import ShardedEma
+from synfundus.training.step import AutoencoderStep
+from synfundus.training.trainer import Periodic, Trainer, TrainState
+
+_EVALUATION_BATCH = 16
+_GRID_IMAGES = 8
+
+
+def run(config: RunConfig, world: World, console: Console) -> Summary:
+    """Train, evaluate on held-out patients, export. Collective; resumes by itself.
+
+    Returns:
+        ``images_seen``, ``psnr_db``, ``ssim``, ``export``.
+    """
+    section = config.vae
+    image_set = load_shard_set(build.require(section.data, flag="--data", key="vae.data"), kind="images")
+    run_url = build.require(section.run_dir, flag="--run-dir", key="vae.run_dir")
+    directory = RunDirectory(run_url, kind="vae", identity=_identity(config, image_set), config=config, world=world)
+    codec = _initial_codec(config, image_set, directory, world, console)
+    training = _Training(config, image_set, codec, directory, world, console)
+    return training.run()
+
+
+def _identity(config: RunConfig, image_set: ShardSet) -> dict[str, object]:
+    section = config.vae
+    return {
+        "seed": config.seed,
+        "data": image_set.identity,
+        "init_from": section.init_from,
+        "codec": None if section.init_from else section.codec.model_dump(mode="json"),
+        "loss": section.loss.model_dump(mode="json"),
+        "optim": section.optim.model_dump(mode="json"),
+        "ema": section.ema.model_dump(mode="json"),
+        "global_batch_size": section.loop.global_batch_size,
+        "precision": section.loop.precision,
+    }
+
+
+def train_images(image_set: ShardSet, *, split: str, count: int, seed: int) -> Iterator[Tensor]:
+    """Yield the first ``count`` images of a split in reading order, ``[n, 3, h, w]`` in [-1, 1], in batches."""
+    reader = ShardSetReader(image_set, split=split)
+    plan = ReadingPlan(shard_sizes=reader.shard_sizes, identity=image_set.identity, split=split, seed=seed)
+    loader = _loader(image_set, reader, plan, rank=0, world_size=1, batch=_EVALUATION_BATCH, start=0, prefetch=0)
+    total = min(count, plan.num_samples)
+    for first in range(0, total, _EVALUATION_BATCH):
+        batch = loader.read_positions(np.arange(first, min(first + _EVALUATION_BATCH, total), dtype=np.int64))
+        yield pixels_to_tensor(batch.arrays["pixels"][batch.weights > 0])
+    loader.close()
+
+
+def _loader(
+    image_set: ShardSet,
+    reader: ShardSetReader,
+    plan: ReadingPlan,
+    *,
+    rank: int,
+    world_size: int,
+    batch: int,
+    start: int,
+    prefetch: int,
+    augment: AutoencoderDraws | None = None,
+) -> BatchLoader:
+    decoder = ImageDecoder(schema=image_set.label_schema, image_size_px=int(image_set.properties["image_size_px"]))
+    return BatchLoader(
+        reader=reader,
+        plan=plan,
+        decode=decoder,
+        augment=augment,
+        global_batch_size=batch,
+        rank=rank,
+        world_size=world_size,
+        start_images=start,
+        prefetch_batches=prefetch,
+    )
+
+
+def _initial_codec(
+    config: RunConfig, image_set: ShardSet, directory: RunDirectory, world: World, console: Console
+) -> LatentCodec:
+    """Return the autoencoder a run starts from; kept in the run, so that every start begins with the same."""
+    folder = filesystem.local_path(directory.path("init"))
+    if world.rank == 0 and not (folder / "DONE").exists():
+        section = config.vae
+        if section.init_from:
+            codec = LatentCodec.from_pretrained(find_codec(section.init_from))
+        else:
+            size = int(image_set.properties["image_size_px"])
+            codec = build.codec(section.codec, image_size_px=size, seed=config.seed)
+        if codec.linear_path is not None and not section.init_from:
+            images = train_images(
+                image_set, split="train", count=section.codec.linear_path_fit_images, seed=config.seed
+            )
+            share = float(codec.linear_path.fit(images).sum())
+            console.message(f"linear path fitted: {100 * share:.1f} % of the variance of the training images")
+        codec.save_pretrained(folder)
+        (folder / "DONE").touch()
+    world.barrier()
+    return LatentCodec.from_pretrained(folder)
+
+
+class _Training:
+    """Wires one training run together."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        image_set: ShardSet,
+        codec: LatentCodec,
+        directory: RunDirectory,
+        world: World,
+        console: Console,
+    ) -> None:
+        self._config = config
+        self._set = image_set
+        self._directory = directory
+        self._world = world
+        self._console = console
+        self._loop = config.vae.loop
+        self._device = build.torch_device(world)
+        build.attention(
+            codec.autoencoder,
+            config.launch,
+            dtype=build.torch_dtype(self._loop.precision),
+            device=self._device,
+            console=console,
+        )
+        if self._loop.gradient_checkpointing:
+            codec.autoencoder.enable_gradient_checkpointing()
+        self._codec = codec
+        objective = self._objective(codec)
+        self._batch = build.batch_plan(self._loop, world.size)
+        self._zero: ZeroEngine = build.engine(
+            AutoencoderStep(objective, channels_last=self._loop.channels_last),
+            objective,
+            loop=self._loop,
+            optim=config.vae.optim,
+            launch=config.launch,
+            batch=self._batch,
+            world=world,
+        )
+        self._ema: ShardedEma = build.ema(config.vae.ema, self._zero)
+
+    def _objective(self, codec: LatentCodec) -> AutoencoderObjective:
+        loss = self._config.vae.loss
+        discriminator = None
+        if loss.adversarial_weight > 0:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self._config.seed)
+                discriminator = PatchDiscriminator(
+                    base_channels=build.DISCRIMINATOR_CHANNELS, num_layers=3, norm_num_groups=16
+                )
+        return AutoencoderObjective(
+            codec=codec,
+            discriminator=discriminator,
+            l1_weight=loss.l1_weight,
+            structural_weight=loss.structural_weight,
+            kl_weight=loss.kl_weight,
+            adversarial_weight=loss.adversarial_weight,
+            adversarial_start_images=loss.adversarial_start_images,
+        )
+
+    def run(self) -> Summary:
+        """Resume, train, evaluate, export. Collective."""
+        state = self._directory.resume(zero=self._zero, average=self._ema, console=self._console)
+        sinks = self._directory.sinks(resume_images=state.images_seen)
+        loader = self._train_loader(state)
+        trainer = Trainer(
+            engine=self._zero,
+            loader=loader,
+            ema=self._ema,
+            lr=build.lr_plan(self._config.vae.optim, self._loop),
+            settings=build.loop_settings(self._loop, self._batch),
+            state=state,
+            world=self._world,
+            console=self._console,
+            write_metrics=sinks.write,
+            write_ledger=self._directory.append_ledger,
+            periodic=[
+                Periodic(self._loop.checkpoint_every_images, self._save, at_end=True, log_before=True),
+                Periodic(self._loop.preview_every_images, self._preview),
+            ],
+            save=self._save,
+        )
+        try:
+            state = trainer.fit()
+        finally:
+            loader.close()
+            sinks.close()
+        return self._finish(state)
+
+    def _train_loader(self, state: TrainState) -> BatchLoader:
+        reader = ShardSetReader(self._set, split="train")
+        plan = ReadingPlan(
+            shard_sizes=reader.shard_sizes, identity=self._set.identity, split="train", seed=self._config.seed
+        )
+        size = int(self._set.properties["image_size_px"]) // self._codec.downsample_factor
+        return _loader(
+            self._set,
+            reader,
+            plan,
+            rank=self._world.rank,
+            world_size=self._world.size,
+            batch=self._loop.global_batch_size,
+            start=state.images_seen,
+            prefetch=self._loop.prefetch_batches,
+            augment=AutoencoderDraws(seed=self._config.seed, latent_shape=(self._codec.latent_channels, size, size)),
+        )
+
+    def _save(self, state: TrainState) -> None:
+        self._directory.save(state, zero=self._zero, average=self._ema, keep=self._loop.keep_checkpoints)
+
+    def _averaged_codec(self) -> LatentCodec | None:
+        """Return a codec with the averaged weights in fp32 on rank 0, None elsewhere. Collective."""
+        named = self._zero.gather_named(self._ema.partitions)
+        if named is None:
+            return None
+        codec = LatentCodec.from_pretrained(filesystem.local_path(self._directory.path("init")))
+        weights = {name.removeprefix("codec."): tensor for name, tensor in named.items() if name.startswith("codec.")}
+        missing, unexpected = codec.load_state_dict(weights, strict=False)
+        fixed = {name for name, _ in codec.named_buffers()}
+        if unexpected or set(missing) - fixed:
+            raise RuntimeError(f"averaged weights do not fit the codec: {unexpected} {missing}")
+        return codec.eval().requires_grad_(False).to(self._device)
+
+    def _preview(self, state: TrainState) -> None:
+        codec = self._averaged_codec()
+        if codec is not None:
+            self._draw(codec, f"previews/images-{state.images_seen:012d}.png")
+
+    def _draw(self, codec: LatentCodec, name: str) -> Path:
+        """Draw held-out originals over their reconstructions."""
+        images = torch.cat(list(train_images(self._set, split=self._held_out, count=_GRID_IMAGES, seed=0)))
+        with torch.no_grad():
+            mean, _ = LatentCodec.split(codec.encode(images.to(self._device)))
+            restored = codec.decode(mean)
+        path = filesystem.local_path(self._directory.path(name))
+        pictures = [*tensor_to_pixels(images), *tensor_to_pixels(restored)]
+        sheet = contact_sheet(
+            pictures,
+            captions=[""] * len(pictures),
+            columns=len(images),
+            tile_px=images.shape[-1],
+            title=f"{self._held_out}: originals above, reconstructions below",
+        )
+        filesystem.write_bytes(str(path), encode_png(sheet, text={}, compress_level=6))
+        return path
+
+    @property
+    def _held_out(self) -> str:
+        """The split to judge on: val, or train where the set has no other."""
+        return "val" if self._set.num_samples("val") else "train"
+
+    def _evaluate(self, codec: LatentCodec) -> Mapping[str, float]:
+        """Return PSNR and SSIM of reconstructions from the posterior mean, averaged over held-out images."""
+        split, count = self._held_out, self._loop.validation_images
+        decibels, similarity, number = 0.0, 0.0, 0
+        total = min(count, self._set.num_samples(split))
+        with torch.no_grad(), self._console.progress("evaluating", total=total, unit="images") as bar:
+            for images in train_images(self._set, split=split, count=count, seed=0):
+                target = images.to(self._device)
+                mean, _ = LatentCodec.split(codec.encode(target))
+                restored = codec.decode(mean).float().clamp(-1, 1)
+                decibels += float(psnr(restored, target, data_range=2.0).sum())
+                similarity += float(ssim(restored, target, data_range=2.0).sum())
+                number += len(images)
+                bar.advance(len(images))
+        return {"psnr_db": decibels / number, "ssim": similarity / number, "evaluated_images": number}
+
+    def _finish(self, state: TrainState) -> Summary:
+        """Export the averaged weights and judge them on held-out patients. Collective."""
+        codec = self._averaged_codec()
+        figures: Mapping[str, float] = {}
+        if codec is not None:
+            folder = filesystem.local_path(self._directory.path("export", "vae"))
+            codec.cpu().save_pretrained(folder)
+            codec.to(self._device)
+            figures = self._evaluate(codec)
+            self._draw(codec, "export/reconstructions.png")
+            self._console.message(
+                f"autoencoder on held-out {self._held_out} images: PSNR {figures['psnr_db']:.2f} dB, "
+                f"SSIM {figures['ssim']:.3f}; exported to {folder}"
+            )
+        figures = self._world.all_gather(figures)[0]
+        return {"images_seen": state.images_seen, "export": self._directory.path("export", "vae"), **figures}

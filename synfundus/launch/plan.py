@@ -1,0 +1,259 @@
+"""Deciding which processes to start, from what was asked for and what surrounds us. Pure.
+
+Every process is started from an argument list; no shell string is ever made of a user's values.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from synfundus.errors import LaunchError
+
+LaunchKind = Literal["in_process", "local", "srun", "sbatch"]
+
+PASSED_ON = ("PATH", "HOME", "USER", "LANG", "TMPDIR", "AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
+"""What a batch job inherits: names and places, never keys (they would enter the job record)."""
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_TIME_LIMIT = re.compile(r"(\d+-)?\d{1,3}(:\d{2}){0,2}")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a cluster job asks for.
+
+    Attributes:
+        partition: SLURM partition, None for the cluster's default.
+        account: SLURM account, None for the user's default.
+        time_limit: As SLURM writes it.
+        gpus_per_node: 0 for CPU nodes.
+        cpus_per_task: Cores for each process.
+    """
+
+    partition: str | None
+    account: str | None
+    time_limit: str
+    gpus_per_node: int
+    cpus_per_task: int
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the machine offers, as values.
+
+    Attributes:
+        environment: Environment variables.
+        programs: Which of srun and sbatch are on the PATH.
+        visible_gpus: CUDA devices this process may use.
+        cores: CPU cores this process may use.
+        python: Interpreter that has synfundus.
+        is_rank: Whether a launcher has already made this process a rank.
+    """
+
+    environment: Mapping[str, str]
+    programs: frozenset[str]
+    visible_gpus: int
+    cores: int
+    python: str
+    is_rank: bool
+
+
+@dataclass(frozen=True)
+class ProcessPlan:
+    """One process to start: arguments, and variables on top of the environment."""
+
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """What will be started.
+
+    Attributes:
+        kind: ``in_process`` starts nothing: the verb runs here.
+        processes: Empty for ``in_process``, one per rank for ``local``, one otherwise.
+        world_size: Ranks in the job.
+        reason: Why it is done this way, in words.
+    """
+
+    kind: LaunchKind
+    processes: tuple[ProcessPlan, ...]
+    world_size: int
+    reason: str
+
+    def describe(self) -> str:
+        """Write the plan for a person, one process a line."""
+        lines = [f"{self.kind}: {self.reason}; {self.world_size} rank(s)"]
+        for process in self.processes:
+            variables = [f"{name}={value}" for name, value in process.environment.items()]
+            lines.append("  " + " ".join([*variables, shlex.join(process.arguments)]))
+        return "\n".join(lines)
+
+
+def first_host(node_list: str) -> str:
+    """Return the first host of a SLURM node list: ``gpu[03-05,9],login1`` -> ``gpu03``.
+
+    Raises:
+        LaunchError: The list is not one.
+    """
+    match = re.match(r"([A-Za-z0-9_.-]+)(?:\[(\d+)[\d,-]*\]([A-Za-z0-9_.-]*))?(?:,|$)", node_list)
+    if match is None:
+        raise LaunchError(f"SLURM_JOB_NODELIST={node_list!r} is not a list of nodes", where="environment")
+    return match[1] + (match[2] or "") + (match[3] or "")
+
+
+def port_of_job(job_id: str) -> int:
+    """Derive the rendezvous port from the job's number, below the range the kernel hands out.
+
+    Raises:
+        LaunchError: Not a number.
+    """
+    if not job_id.isdigit():
+        raise LaunchError(f"SLURM_JOB_ID={job_id!r} is not a number", where="environment")
+    return 12_000 + int(job_id) % 18_000
+
+
+def _local_plan(arguments: Sequence[str], ranks: int, surroundings: Surroundings) -> LaunchPlan:
+    threads = surroundings.environment.get("OMP_NUM_THREADS") or str(max(1, surroundings.cores // ranks))
+    command = (surroundings.python, "-m", "synfundus", *arguments)
+    processes = tuple(
+        ProcessPlan(
+            command,
+            {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(ranks),
+                "LOCAL_WORLD_SIZE": str(ranks),
+                "MASTER_ADDR": "127.0.0.1",
+                "OMP_NUM_THREADS": threads,
+            },
+        )
+        for rank in range(ranks)
+    )
+    return LaunchPlan(
+        "local", processes, ranks, f"{ranks} processes on this machine, MASTER_PORT picked when they start"
+    )
+
+
+def _job_arguments(nodes: int, tasks_per_node: int, resources: Resources) -> list[str]:
+    """Write the options srun and sbatch share."""
+    options = [f"--nodes={nodes}", f"--ntasks-per-node={tasks_per_node}", f"--cpus-per-task={resources.cpus_per_task}"]
+    if resources.gpus_per_node:
+        options.append(f"--gpus-per-node={resources.gpus_per_node}")
+    return options
+
+
+def _check_resources(resources: Resources, arguments: Sequence[str]) -> None:
+    """Refuse what SLURM or a log could read as something else. The schema checks the same; this is the last gate."""
+    for name in (resources.partition, resources.account):
+        if name is not None and not _NAME.fullmatch(name):
+            raise LaunchError(f"{name!r} is not a name SLURM takes", where="launch", hint="letters, digits and _ . -")
+    if not _TIME_LIMIT.fullmatch(resources.time_limit):
+        raise LaunchError(f"{resources.time_limit!r} is not a time limit", where="launch.time_limit", hint="24:00:00")
+    for argument in arguments:
+        if any(character in argument for character in "\n\r\0"):
+            raise LaunchError(f"the argument {argument!r} contains a line break", where="command line")
+
+
+def _srun_plan(
+    arguments: Sequence[str], nodes: int, tasks_per_node: int, resources: Resources, surroundings: Surroundings
+) -> LaunchPlan:
+    environment = surroundings.environment
+    command = (
+        "srun",
+        *_job_arguments(nodes, tasks_per_node, resources),
+        "--kill-on-bad-exit=1",
+        "--export=ALL",
+        surroundings.python,
+        "-m",
+        "synfundus",
+        *arguments,
+    )
+    rendezvous = {
+        "MASTER_ADDR": first_host(environment.get("SLURM_JOB_NODELIST", "")),
+        "MASTER_PORT": str(port_of_job(environment["SLURM_JOB_ID"])),
+    }
+    world_size = nodes * tasks_per_node
+    return LaunchPlan("srun", (ProcessPlan(command, rendezvous),), world_size, "inside a SLURM allocation")
+
+
+def _sbatch_plan(
+    verb: str,
+    arguments: Sequence[str],
+    script: str,
+    nodes: int,
+    tasks_per_node: int,
+    resources: Resources,
+    surroundings: Surroundings,
+) -> LaunchPlan:
+    kept = [name for name in PASSED_ON if name in surroundings.environment]
+    options = [
+        *_job_arguments(nodes, tasks_per_node, resources),
+        f"--job-name=synfundus-{verb}",
+        f"--time={resources.time_limit}",
+        f"--export={','.join([*kept, 'SYNFUNDUS_PYTHON'])}",
+    ]
+    if resources.partition is not None:
+        options.append(f"--partition={resources.partition}")
+    if resources.account is not None:
+        options.append(f"--account={resources.account}")
+    # the script itself says `synfundus <verb>`
+    command = ("sbatch", *options, script, *arguments[1:])
+    return LaunchPlan(
+        "sbatch",
+        (ProcessPlan(command, {"SYNFUNDUS_PYTHON": surroundings.python}),),
+        nodes * tasks_per_node,
+        "a batch job, because more than one node was asked for",
+    )
+
+
+def plan_launch(
+    *,
+    arguments: Sequence[str],
+    nodes: int,
+    procs_per_node: int | None,
+    device: Literal["auto", "cpu", "cuda"],
+    resources: Resources,
+    script: str | None,
+    surroundings: Surroundings,
+) -> LaunchPlan:
+    """Decide how a verb is started. Pure.
+
+    Args:
+        arguments: The command line after the program's name; the first is the verb.
+        nodes: Nodes asked for.
+        procs_per_node: Processes a node; None takes one a GPU, or one.
+        device: What to compute on.
+        resources: What a cluster job asks for.
+        script: Batch script of the verb; None when the verb does not run on several nodes.
+        surroundings: What the machine offers.
+
+    Raises:
+        LaunchError: Several nodes without SLURM, or values SLURM must not see.
+    """
+    if surroundings.is_rank:
+        return LaunchPlan("in_process", (), nodes * (procs_per_node or 1), "a launcher made this process a rank")
+    if nodes == 1:
+        ranks = procs_per_node or (surroundings.visible_gpus if device != "cpu" else 0) or 1
+        if ranks == 1:
+            return LaunchPlan("in_process", (), 1, "one process")
+        return _local_plan(arguments, ranks, surroundings)
+    verb = arguments[0]
+    if script is None:
+        raise LaunchError(f"`{verb}` does not run on several nodes", where="--nodes", hint="leave --nodes out")
+    _check_resources(resources, arguments)
+    tasks_per_node = procs_per_node or resources.gpus_per_node or 1
+    if "SLURM_JOB_ID" in surroundings.environment and "srun" in surroundings.programs:
+        return _srun_plan(arguments, nodes, tasks_per_node, resources, surroundings)
+    if "sbatch" in surroundings.programs:
+        return _sbatch_plan(verb, arguments, script, nodes, tasks_per_node, resources, surroundings)
+    raise LaunchError(
+        f"{nodes} nodes were asked for, but neither an allocation nor sbatch is here",
+        where="--nodes",
+        hint="run it where SLURM is, or list the hosts and use launchers/torchrun_hostfile.sh",
+    )

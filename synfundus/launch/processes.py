@@ -1,0 +1,185 @@
+"""Starting the processes of a plan, handing signals on, and ending together."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from synfundus.errors import LaunchError, Preempted
+from synfundus.launch.plan import LaunchPlan, ProcessPlan, Surroundings
+
+LAUNCHER_PID = "SYNFUNDUS_LAUNCHER_PID"
+"""Set for local ranks: the process whose end they must not outlive."""
+FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+STOP_GRACE_S = 10.0
+"""Time between SIGTERM and SIGKILL for the other ranks after one has died."""
+POLL_S = 0.05
+
+
+def count_gpus(environment: Mapping[str, str], *, driver: Path = Path("/proc/driver/nvidia/gpus")) -> int:
+    """Count the CUDA devices this process may use, without torch."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip() and not device.strip().startswith("-")])
+    with contextlib.suppress(OSError):
+        return len(list(driver.iterdir()))
+    return 0
+
+
+def look_around(environment: Mapping[str, str], *, is_rank: bool) -> Surroundings:
+    """Find out what this machine offers."""
+    programs = frozenset(name for name in ("srun", "sbatch") if shutil.which(name, path=environment.get("PATH")))
+    return Surroundings(
+        environment=environment,
+        programs=programs,
+        visible_gpus=count_gpus(environment),
+        cores=len(os.sched_getaffinity(0)),
+        python=sys.executable,
+        is_rank=is_rank,
+    )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How started processes ended: the exit code to end with, and a sentence where there is something to say."""
+
+    exit_code: int
+    message: str
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback interface nobody listens on."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def tie_to_launcher(environment: Mapping[str, str]) -> None:
+    """Let the kernel kill this rank when its launcher dies, so that a restart never meets ranks of the killed run.
+
+    Does nothing for a process that `execute` did not start, and on systems without ``prctl``.
+
+    Raises:
+        LaunchError: The launcher is gone already.
+    """
+    launcher = environment.get(LAUNCHER_PID)
+    if launcher is None:
+        return
+    set_parent_death_signal = 1
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, int(signal.SIGKILL), 0, 0, 0)
+    if launcher != str(os.getppid()):
+        raise LaunchError(f"the launcher with process id {launcher} has ended", where="environment")
+
+
+def _exit_code(returncode: int) -> int:
+    """Turn a return code of subprocess into what a shell would report."""
+    return 128 - returncode if returncode < 0 else returncode
+
+
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End what still runs: SIGTERM, a while later SIGKILL."""
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+    deadline = time.monotonic() + STOP_GRACE_S
+    for process in processes:
+        try:
+            process.wait(timeout=max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
+def _forwarding(send: Callable[[int], None]) -> Iterator[None]:
+    """Hand the signals a job may get to the ranks while the block runs."""
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        del frame
+        send(number)
+
+    previous = {number: signal.signal(number, forward) for number in FORWARDED_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> Outcome:
+    """Wait for all; when one dies of a fault, stop the others. The first fault decides."""
+    codes: dict[int, int] = {}
+    while len(codes) < len(processes):
+        for rank, process in enumerate(processes):
+            returncode = process.poll()
+            if rank in codes or returncode is None:
+                continue
+            codes[rank] = code = _exit_code(returncode)
+            # ranks that save and leave after a signal are waited for: the others are saving as well
+            if code not in (0, Preempted.exit_code):
+                running = [other for index, other in enumerate(processes) if index not in codes]
+                _stop(running)
+                how = f"was killed by signal {-returncode}" if returncode < 0 else f"ended with exit code {code}"
+                others = f"; the other {len(running)} were stopped" if running else ""
+                return Outcome(code, f"rank {rank} {how}{others}" if len(processes) > 1 else "")
+        time.sleep(POLL_S)
+    return Outcome(max(codes.values()), "")
+
+
+def execute(plan: LaunchPlan, environment: Mapping[str, str]) -> Outcome:
+    """Start the processes of a plan and wait for them.
+
+    Args:
+        plan: What `plan_launch` decided; not ``in_process``.
+        environment: What the processes inherit.
+
+    Raises:
+        LaunchError: A program cannot be started, or sbatch refuses.
+    """
+    if plan.kind == "sbatch":
+        return _submit(plan.processes[0], environment)
+    extra = {"MASTER_PORT": str(free_port()), LAUNCHER_PID: str(os.getpid())} if plan.kind == "local" else {}
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def send(number: int) -> None:
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    with _forwarding(send):
+        try:
+            for process in plan.processes:
+                variables = {**environment, **extra, **process.environment}
+                # a session of its own: a terminal's Ctrl-C reaches the launcher alone, which forwards it once
+                processes.append(subprocess.Popen(process.arguments, env=variables, start_new_session=True))
+            return _wait(processes)
+        except OSError as error:
+            raise LaunchError(f"cannot start {plan.processes[0].arguments[0]!r}: {error.strerror}") from error
+        finally:
+            _stop(processes)
+
+
+def _submit(process: ProcessPlan, environment: Mapping[str, str]) -> Outcome:
+    """Hand a batch job to SLURM."""
+    try:
+        done = subprocess.run(
+            process.arguments, env={**environment, **process.environment}, capture_output=True, text=True, check=False
+        )
+    except OSError as error:
+        raise LaunchError(f"cannot start sbatch: {error.strerror}") from error
+    if done.returncode != 0:
+        reason = (done.stderr or done.stdout).strip()
+        raise LaunchError(f"sbatch refused the job: {reason}", where="sbatch", hint="see --dry-run for its arguments")
+    return Outcome(0, done.stdout.strip())

@@ -1,0 +1,1 @@
+"""Attention backends, U-Net, latent codec, label conditioner."""

@@ -1,0 +1,264 @@
+"""The codec between pixels and latents: diffusers' ``AutoencoderKL``, optionally around a linear path.
+
+Its files are a stock ``AutoencoderKL`` folder. Where the linear path is on, two more files lie beside them, and what
+``AutoencoderKL.from_pretrained`` opens is the residual network alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from synfundus.errors import CheckpointError, ConfigError
+from synfundus.models import linear_path as linear_path_files
+from synfundus.models.linear_path import LinearPath
+
+LOGVAR_RANGE = (-30.0, 20.0)
+"""Where the posterior's log-variance is clamped, as in diffusers."""
+
+_INITIAL_LOGVAR = -6.0
+"""Start of the posterior's log-variance beside a linear path: latents of unit variance, noise of 5 % on top."""
+
+_CONFIG_NAME = "config.json"
+_WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+
+
+class LatentCodec(nn.Module):
+    """Encode images to posterior moments, decode latents to images.
+
+    With a linear path, both sides are its output plus the autoencoder's, whose last convolutions start at zero.
+
+    Args:
+        autoencoder: The network.
+        linear_path: Fitted or to be fitted; None = the stock autoencoder, exactly.
+
+    Raises:
+        ConfigError: Patch size or channels of the linear path are not the autoencoder's.
+    """
+
+    def __init__(self, *, autoencoder: AutoencoderKL, linear_path: LinearPath | None) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.linear_path = linear_path
+        if linear_path is not None:
+            wanted = (self.downsample_factor, self.latent_channels)
+            given = (linear_path.patch_size_px, linear_path.latent_channels)
+            if wanted != given:
+                raise ConfigError(
+                    f"the autoencoder shrinks by {wanted[0]} to {wanted[1]} channels, "
+                    f"the linear path by {given[0]} to {given[1]}"
+                )
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+        return int(self.autoencoder.config.latent_channels)
+
+    @property
+    def downsample_factor(self) -> int:
+        """Image size over latent size."""
+        return int(2 ** (len(self.autoencoder.config.block_out_channels) - 1))
+
+    def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c2 lh lw"]:
+        """Return the posterior's mean and clamped log-variance, raw.
+
+        Args:
+            pixels: Images in [-1, 1]; height and width multiples of the downsample factor.
+
+        Raises:
+            ConfigError: Another size.
+        """
+        if pixels.shape[-1] % self.downsample_factor or pixels.shape[-2] % self.downsample_factor:
+            raise ConfigError(
+                f"images of {pixels.shape[-2]} x {pixels.shape[-1]} px cannot be encoded by an autoencoder that "
+                f"shrinks by {self.downsample_factor}",
+                hint=f"use an image size that is a multiple of {self.downsample_factor}",
+            )
+        posterior = self.autoencoder.encode(pixels.to(self._dtype)).latent_dist
+        mean: Tensor = posterior.mean
+        if self.linear_path is not None:
+            mean = self.linear_path.encode(pixels) + mean
+        return torch.cat([mean, posterior.logvar.to(mean.dtype)], dim=1)
+
+    def decode(self, latents: Float[Tensor, "b c lh lw"]) -> Float[Tensor, "b 3 h w"]:
+        """Return pixels, not clipped.
+
+        Args:
+            latents: Un-normalised: on the scale :meth:`encode` gives.
+        """
+        pixels: Tensor = self.autoencoder.decode(latents.to(self._dtype), return_dict=False)[0]
+        if self.linear_path is not None:
+            pixels = self.linear_path.decode(latents) + pixels
+        return pixels
+
+    @staticmethod
+    def split(moments: Float[Tensor, "b c2 lh lw"]) -> tuple[Float[Tensor, "b c lh lw"], Float[Tensor, "b c lh lw"]]:
+        """Return mean and log-variance."""
+        mean, logvar = moments.chunk(2, dim=1)
+        return mean, logvar
+
+    @staticmethod
+    def sample_posterior(
+        moments: Float[Tensor, "b c2 lh lw"], noise: Float[Tensor, "b c lh lw"]
+    ) -> Float[Tensor, "b c lh lw"]:
+        """Return the latents that this noise draws from the posterior.
+
+        Source: Kingma and Welling 2014, "Auto-encoding variational Bayes", Eq. 10.
+        """
+        mean, logvar = LatentCodec.split(moments)
+        return mean + torch.exp(0.5 * logvar) * noise
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        dtype: torch.dtype = next(self.autoencoder.parameters()).dtype
+        return dtype
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a stock ``AutoencoderKL`` folder, and the linear path's two files beside it where there is one."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.autoencoder.save_pretrained(folder, safe_serialization=True)
+        if self.linear_path is not None:
+            self.linear_path.save_pretrained(folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> LatentCodec:
+        """Open a folder written by :meth:`save_pretrained`, or any local ``AutoencoderKL`` folder with safetensors.
+
+        Raises:
+            CheckpointError: No such folder, no autoencoder in it, or only pickled weights.
+        """
+        folder = Path(folder)
+        _check_folder(folder)
+        try:
+            autoencoder = AutoencoderKL.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"no usable AutoencoderKL here: {error}", where=str(folder)) from error
+        with_path = (folder / linear_path_files.CONFIG_NAME).exists()
+        return cls(autoencoder=autoencoder, linear_path=LinearPath.from_pretrained(folder) if with_path else None)
+
+
+def build_codec(
+    *,
+    image_size_px: int,
+    latent_channels: int,
+    block_out_channels: Sequence[int],
+    layers_per_block: int,
+    norm_num_groups: int,
+    mid_block_attention: bool,
+    linear_path: bool,
+) -> LatentCodec:
+    """Build an autoencoder with random weights.
+
+    Args:
+        image_size_px: Image height and width it is made for.
+        latent_channels: Channels of the latents.
+        block_out_channels: Width of each level, finest first; ``n`` levels shrink by ``2 ** (n - 1)``.
+        layers_per_block: Residual blocks per level on the way in (one more on the way out).
+        norm_num_groups: Groups of every group norm.
+        mid_block_attention: Whether the middle attends to itself: quadratic in latent positions.
+        linear_path: Add a patch-PCA path, to be fitted with ``codec.linear_path.fit`` before training.
+
+    Raises:
+        ConfigError: Widths, groups or sizes that do not fit together.
+    """
+    if not block_out_channels:
+        raise ConfigError("block_out_channels is empty: the autoencoder needs at least one level")
+    factor = 2 ** (len(block_out_channels) - 1)
+    if image_size_px % factor:
+        raise ConfigError(
+            f"images of {image_size_px} px cannot be shrunk by {factor} ({len(block_out_channels)} levels)"
+        )
+    for width in block_out_channels:
+        if width % norm_num_groups:
+            raise ConfigError(f"a level of {width} channels cannot be split into {norm_num_groups} norm groups")
+    levels = len(block_out_channels)
+    autoencoder = AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=tuple(block_out_channels),
+        layers_per_block=layers_per_block,
+        latent_channels=latent_channels,
+        norm_num_groups=norm_num_groups,
+        sample_size=image_size_px,
+        # Latents are normalised per channel in the training step (ADR-0003): no factor of the file's own.
+        scaling_factor=1.0,
+        mid_block_add_attention=mid_block_attention,
+    )
+    path = LinearPath(patch_size_px=factor, latent_channels=latent_channels) if linear_path else None
+    if path is not None:
+        _start_from_zero(autoencoder)
+    return LatentCodec(autoencoder=autoencoder, linear_path=path)
+
+
+@torch.no_grad()
+def _start_from_zero(autoencoder: AutoencoderKL) -> None:
+    """Make mean and pixels zero and the log-variance small: what comes out at first is the linear path's code."""
+    channels = int(autoencoder.config.latent_channels)
+    last_in, last_out = autoencoder.quant_conv, autoencoder.decoder.conv_out
+    for layer in (last_in, last_out):
+        layer.weight.zero_()
+        layer.bias.zero_()
+    last_in.bias[channels:] = _INITIAL_LOGVAR
+
+
+def fingerprint(codec: LatentCodec | str | Path) -> str:
+    """Return the sha256 over weights and configs: the identity latents are bound to.
+
+    The same for a codec, the folder it was saved to, and the codec read from there. Config keys that begin with an
+    underscore (library version, path it was read from) do not count.
+
+    Args:
+        codec: A codec, or a local folder that holds one.
+
+    Raises:
+        CheckpointError: The folder holds no autoencoder.
+    """
+    if isinstance(codec, LatentCodec):
+        with tempfile.TemporaryDirectory() as scratch:
+            codec.save_pretrained(scratch)
+            return fingerprint(scratch)
+    folder = Path(codec)
+    _check_folder(folder)
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+        digest.update(path.name.encode() + b"\0")
+        if path.suffix == ".json":
+            config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            kept = {key: value for key, value in config.items() if not key.startswith("_")}
+            digest.update(json.dumps(kept, sort_keys=True).encode())
+        else:
+            with path.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that is no ``AutoencoderKL`` in safetensors, before diffusers explains it at length."""
+    missing = [name for name in (_CONFIG_NAME, _WEIGHTS_NAME) if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"no autoencoder here: {' and '.join(missing)} missing",
+            where=str(folder),
+            hint=f"give a local AutoencoderKL folder ({_CONFIG_NAME} + {_WEIGHTS_NAME}); pickled weights are not read",
+        )
+    config = json.loads((folder / _CONFIG_NAME).read_text(encoding="utf-8"))
+    if config.get("_class_name") != "AutoencoderKL":
+        raise CheckpointError(
+            f"the config names the class {config.get('_class_name')!r}, wanted 'AutoencoderKL'", where=str(folder)
+        )

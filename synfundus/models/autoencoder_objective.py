@@ -1,0 +1,107 @@
+"""What the autoencoder is trained to: absolute error, structure, a little KL, and, after a warm-up, an adversary."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from synfundus.models.autoencoder import LatentCodec
+from synfundus.models.discriminator import PatchDiscriminator, discriminator_hinge_loss, generator_hinge_loss
+from synfundus.models.reconstruction_metrics import ssim_map
+
+_PIXEL_RANGE = 2.0
+
+
+class AutoencoderObjective(nn.Module):
+    """Codec, optional discriminator and their joint loss: one module for one engine.
+
+    Generator and discriminator losses are added up. Each reaches only its own parameters: the generator's goes through
+    detached discriminator parameters, the discriminator's through a detached reconstruction.
+
+    Args:
+        codec: The codec to train.
+        discriminator: None = no adversarial term.
+        l1_weight: Weight of the mean absolute error.
+        structural_weight: Weight of ``1 - SSIM``.
+        kl_weight: Weight of the KL divergence from a standard normal, nats per latent value.
+        adversarial_weight: Weight of the generator's hinge loss.
+        adversarial_start_images: Images seen before the discriminator takes part.
+
+    Source: Rombach et al. 2022, "High-resolution image synthesis with latent diffusion models", Eq. 25.
+    """
+
+    def __init__(
+        self,
+        *,
+        codec: LatentCodec,
+        discriminator: PatchDiscriminator | None,
+        l1_weight: float,
+        structural_weight: float,
+        kl_weight: float,
+        adversarial_weight: float,
+        adversarial_start_images: int,
+    ) -> None:
+        super().__init__()
+        self.codec = codec
+        self.discriminator = discriminator
+        self.l1_weight = l1_weight
+        self.structural_weight = structural_weight
+        self.kl_weight = kl_weight
+        self.adversarial_weight = adversarial_weight
+        self.adversarial_start_images = adversarial_start_images
+
+    def forward(
+        self,
+        pixels: Float[Tensor, "b 3 h w"],
+        *,
+        posterior_noise: Float[Tensor, "b c lh lw"],
+        images_seen: int,
+        weights: Float[Tensor, "b"] | None = None,
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Return the loss and its parts, detached, each the mean over samples.
+
+        Args:
+            pixels: Images in [-1, 1].
+            posterior_noise: Keyed standard normal draws.
+            images_seen: Progress of the run; decides whether the discriminator takes part.
+            weights: Weight of each sample, 0 for a slot without one; None = all 1.
+        """
+        moments = self.codec.encode(pixels)
+        latents = LatentCodec.sample_posterior(moments, posterior_noise.to(moments.dtype))
+        reconstruction = self.codec.decode(latents).float()
+        target = pixels.float()
+        parts = {
+            "l1": (reconstruction - target).abs().flatten(1).mean(dim=1),
+            "structural": 1.0 - ssim_map(reconstruction, target, data_range=_PIXEL_RANGE).flatten(1).mean(dim=1),
+            "kl": kl_divergence(moments),
+        }
+        loss = (
+            self.l1_weight * parts["l1"] + self.structural_weight * parts["structural"] + self.kl_weight * parts["kl"]
+        )
+        if self.discriminator is not None and images_seen >= self.adversarial_start_images:
+            parts["generator"] = generator_hinge_loss(self.discriminator, reconstruction)
+            parts["discriminator"] = discriminator_hinge_loss(self.discriminator, target, reconstruction)
+            loss = loss + self.adversarial_weight * parts["generator"] + parts["discriminator"]
+        parts["mean_squared_error"] = (reconstruction - target).square().flatten(1).mean(dim=1)
+        return _weighted_mean(loss, weights), {
+            name: _weighted_mean(part.detach(), weights) for name, part in parts.items()
+        }
+
+
+def kl_divergence(moments: Float[Tensor, "b c2 lh lw"]) -> Float[Tensor, "b"]:
+    """Return the KL divergence of each posterior from a standard normal, nats per latent value.
+
+    Source: Kingma and Welling 2014, "Auto-encoding variational Bayes", App. B.
+    """
+    mean, logvar = LatentCodec.split(moments.float())
+    return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).flatten(1).mean(dim=1)
+
+
+def _weighted_mean(values: Float[Tensor, "b"], weights: Float[Tensor, "b"] | None) -> Float[Tensor, ""]:
+    """Return the weighted mean, exactly 0 where all weights are 0."""
+    if weights is None:
+        return values.mean()
+    weights = weights.to(values)
+    total = weights.sum()
+    return (values * weights).sum() / torch.where(total > 0, total, torch.ones_like(total))

@@ -1,0 +1,158 @@
+"""A linear autoencoder in closed form, for training from scratch in minutes.
+
+Principal components of image patches are the best linear code there is, and take a second to fit. The convolutional
+autoencoder then starts from zero output and only learns what a linear code cannot say. A production run starts from
+pretrained weights instead and leaves this off.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from synfundus.errors import CheckpointError, ConfigError, DataError
+
+WEIGHTS_NAME = "linear_path.safetensors"
+CONFIG_NAME = "linear_path.json"
+_CLASS_NAME = "LinearPath"
+_MIN_VARIANCE = 1e-6
+
+
+class LinearPath(nn.Module):
+    """Patch PCA: one latent position per patch, one latent channel per principal component.
+
+    Latents are whitened: over the images it was fitted to, each channel has mean 0 and variance 1. The weights are
+    buffers, not parameters: the residual network learns around them, and the optimizer cannot wear them away. They stay
+    float32 whatever the module around them is converted to, and work in float32 under autocast.
+
+    Args:
+        patch_size_px: Edge of a patch, the autoencoder's downsample factor.
+        latent_channels: Principal components kept.
+
+    Raises:
+        ConfigError: More components than a patch has values.
+    """
+
+    mean: Tensor
+    encode_weight: Tensor
+    decode_weight: Tensor
+
+    def __init__(self, *, patch_size_px: int, latent_channels: int) -> None:
+        super().__init__()
+        size = 3 * patch_size_px**2
+        if not 1 <= latent_channels <= size:
+            raise ConfigError(
+                f"{latent_channels} latent channels from patches of {patch_size_px} px: 1 to {size} are possible"
+            )
+        self.patch_size_px = patch_size_px
+        self.latent_channels = latent_channels
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("encode_weight", torch.zeros(latent_channels, size))
+        self.register_buffer("decode_weight", torch.zeros(size, latent_channels))
+
+    def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c lh lw"]:
+        """Project each patch onto the components."""
+        with torch.autocast(pixels.device.type, enabled=False):
+            patches = functional.pixel_unshuffle(pixels.float(), self.patch_size_px) - self.mean[:, None, None]
+            return functional.conv2d(patches, self.encode_weight[:, :, None, None])
+
+    def decode(self, latents: Float[Tensor, "b c lh lw"]) -> Float[Tensor, "b 3 h w"]:
+        """Add the components up again."""
+        with torch.autocast(latents.device.type, enabled=False):
+            patches = functional.conv2d(latents.float(), self.decode_weight[:, :, None, None], bias=self.mean)
+            return functional.pixel_shuffle(patches, self.patch_size_px)
+
+    @torch.no_grad()
+    def fit(self, images: Iterable[Float[Tensor, "b 3 h w"]]) -> Float[Tensor, "c"]:
+        """Set the weights from training images; returns the share of variance each channel explains.
+
+        The same images in the same order give the same weights: sums in float64, eigenvectors with a fixed sign.
+
+        Args:
+            images: Batches in [-1, 1]; a few hundred images are plenty. Consumed once.
+
+        Raises:
+            DataError: No images, or images without variance in as many directions as there are channels.
+
+        Source: Jolliffe 2002, "Principal component analysis", Ch. 2.
+        """
+        total, scatter, count = self._accumulate(images)
+        if count < 2:
+            raise DataError("the linear path needs training images to be fitted to; none came")
+        mean = total / count
+        covariance = scatter / count - torch.outer(mean, mean)
+        values, vectors = torch.linalg.eigh(covariance)
+        order = torch.argsort(values, descending=True)[: self.latent_channels]
+        variances, components = values[order], vectors[:, order]
+        if float(variances[-1]) < _MIN_VARIANCE:
+            raise DataError(
+                f"the training images vary in fewer than {self.latent_channels} directions",
+                hint="use fewer latent channels, or look at the images: are they all black?",
+            )
+        # An eigenvector's sign is arbitrary, and LAPACK's choice differs between machines.
+        largest = components.gather(0, components.abs().argmax(dim=0, keepdim=True))
+        components = components * largest.sign()
+        scale = variances.sqrt()
+        self.mean.copy_(mean)
+        self.encode_weight.copy_((components / scale).T)
+        self.decode_weight.copy_(components * scale)
+        share: Tensor = (variances / covariance.diagonal().sum()).float()
+        return share
+
+    def _accumulate(self, images: Iterable[Float[Tensor, "b 3 h w"]]) -> tuple[Tensor, Tensor, int]:
+        """Return sum, sum of outer products, and number of the patches, in float64 on the CPU."""
+        size = self.mean.shape[0]
+        total = torch.zeros(size, dtype=torch.float64)
+        scatter = torch.zeros(size, size, dtype=torch.float64)
+        count = 0
+        for batch in images:
+            patches = functional.pixel_unshuffle(batch.detach().cpu().double(), self.patch_size_px)
+            rows = patches.movedim(1, -1).reshape(-1, size)
+            total += rows.sum(dim=0)
+            scatter += rows.T @ rows
+            count += rows.shape[0]
+        return total, scatter, count
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LinearPath:
+        """Follow moves between devices, refuse conversions: bf16 would round the code the latents are written in."""
+        before = dict(self.named_buffers())
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in before.items():
+            setattr(self, name, buffer.to(getattr(self, name).device))
+        return self
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``linear_path.json`` and ``linear_path.safetensors`` beside the autoencoder's files."""
+        folder = Path(folder)
+        config = {
+            "_class_name": _CLASS_NAME,
+            "patch_size_px": self.patch_size_px,
+            "latent_channels": self.latent_channels,
+        }
+        (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        save_file(tensors, folder / WEIGHTS_NAME)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> LinearPath:
+        """Read what :meth:`save_pretrained` wrote.
+
+        Raises:
+            CheckpointError: Files that are missing, damaged or do not fit each other.
+        """
+        folder = Path(folder)
+        try:
+            config: dict[str, Any] = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+            path = cls(patch_size_px=config["patch_size_px"], latent_channels=config["latent_channels"])
+            path.load_state_dict(load_file(folder / WEIGHTS_NAME))
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise CheckpointError(f"no usable linear path here: {error}", where=str(folder)) from error
+        return path

@@ -1,0 +1,1 @@
+"""Files, object stores, on-disk contracts, tar shards."""

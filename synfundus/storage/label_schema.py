@@ -1,0 +1,183 @@
+"""The label schema: what is known about a photograph, as data.
+
+Every public set knows only some of the labels, so each label has an UNKNOWN state beside its values
+(ADR-0009). The default schema is the fifteen annotations of SynFundus-1M (arXiv 2312.00377) plus the eye
+side; a user can bring another list as YAML.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from synfundus.errors import ConfigError, DataError
+
+UNKNOWN_STATE = 0
+"""State of an unknown label in an encoded row; value ``v`` is state ``v + 1``."""
+
+
+@dataclass(frozen=True)
+class LabelSpec:
+    """One label.
+
+    Attributes:
+        name: Column name.
+        num_values: Values are the integers 0 .. num_values - 1.
+        ordinal: Whether neighbouring values resemble each other (a grade).
+        meaning: What the label says, for tables and cards.
+    """
+
+    name: str
+    num_values: int
+    ordinal: bool = False
+    meaning: str = ""
+
+
+@dataclass(frozen=True)
+class LabelSchema:
+    """An ordered list of labels; the order is the order of the encoded states."""
+
+    labels: tuple[LabelSpec, ...]
+
+    def __post_init__(self) -> None:
+        names = self.names
+        if not names:
+            raise ConfigError("a label schema needs at least one label")
+        if len(set(names)) != len(names):
+            raise ConfigError(f"a label schema must not name a label twice: {', '.join(names)}")
+        for spec in self.labels:
+            if spec.num_values < 2:
+                raise ConfigError(f"label {spec.name!r} has {spec.num_values} values, needs 2 or more")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Label names in order."""
+        return tuple(spec.name for spec in self.labels)
+
+    @property
+    def num_values(self) -> tuple[int, ...]:
+        """Number of values of each label, in order."""
+        return tuple(spec.num_values for spec in self.labels)
+
+    @property
+    def ordinal(self) -> tuple[bool, ...]:
+        """Whether each label is a grade, in order."""
+        return tuple(spec.ordinal for spec in self.labels)
+
+    def __getitem__(self, name: str) -> LabelSpec:
+        for spec in self.labels:
+            if spec.name == name:
+                return spec
+        raise ConfigError(f"unknown label {name!r}", hint=f"labels of this schema: {', '.join(self.names)}")
+
+    def check_value(self, name: str, value: int | None) -> int | None:
+        """Return ``value`` if the label can take it.
+
+        Raises:
+            ConfigError: Unknown label name.
+            DataError: A value the label does not have.
+        """
+        spec = self[name]
+        if value is not None and not 0 <= value < spec.num_values:
+            raise DataError(f"label {name} = {value} is not one of 0..{spec.num_values - 1}")
+        return value
+
+    def encode(self, labels: Mapping[str, int | None]) -> list[int]:
+        """Turn a mapping of values into states, in order; a label that is missing or None is UNKNOWN."""
+        for name in labels:
+            self[name]
+        states = []
+        for spec in self.labels:
+            value = self.check_value(spec.name, labels.get(spec.name))
+            states.append(UNKNOWN_STATE if value is None else value + 1)
+        return states
+
+    def decode(self, states: Sequence[int]) -> dict[str, int | None]:
+        """Turn states back into values; inverse of `encode`."""
+        if len(states) != len(self.labels):
+            raise DataError(f"{len(states)} label states for a schema of {len(self.labels)} labels")
+        return {
+            spec.name: None if state == UNKNOWN_STATE else int(state) - 1
+            for spec, state in zip(self.labels, states, strict=True)
+        }
+
+    def to_document(self) -> list[dict[str, object]]:
+        """Return the schema as it stands in manifests and YAML files."""
+        return [
+            {"name": s.name, "num_values": s.num_values, "ordinal": s.ordinal, "meaning": s.meaning}
+            for s in self.labels
+        ]
+
+    @classmethod
+    def from_document(cls, document: object, *, where: str = "") -> LabelSchema:
+        """Read a schema from the parsed YAML or JSON list.
+
+        Raises:
+            ConfigError: The document is not a list of ``{name, num_values[, ordinal, meaning]}``.
+        """
+        if not isinstance(document, list):
+            raise ConfigError("a label schema is a list of {name, num_values, ordinal, meaning}", where=where)
+        specs = []
+        for entry in document:
+            if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+                raise ConfigError(f"label schema entry without a name: {entry!r}", where=where)
+            extra = set(entry) - {"name", "num_values", "ordinal", "meaning"}
+            if extra:
+                raise ConfigError(
+                    f"label schema entry {entry['name']!r} has unknown keys: {sorted(extra)}", where=where
+                )
+            num_values = entry.get("num_values", 2)
+            if not isinstance(num_values, int) or isinstance(num_values, bool):
+                raise ConfigError(f"label {entry['name']!r}: num_values must be an integer", where=where)
+            specs.append(
+                LabelSpec(
+                    name=entry["name"],
+                    num_values=num_values,
+                    ordinal=bool(entry.get("ordinal", False)),
+                    meaning=str(entry.get("meaning", "")),
+                )
+            )
+        return cls(tuple(specs))
+
+
+def difference(left: LabelSchema, right: LabelSchema) -> str:
+    """Say in one line how two schemas differ; empty if they encode the same rows."""
+    if [(s.name, s.num_values) for s in left.labels] == [(s.name, s.num_values) for s in right.labels]:
+        return ""
+    only_left = sorted(set(left.names) - set(right.names))
+    only_right = sorted(set(right.names) - set(left.names))
+    parts = []
+    if only_left:
+        parts.append(f"only in the first: {', '.join(only_left)}")
+    if only_right:
+        parts.append(f"only in the second: {', '.join(only_right)}")
+    return "; ".join(parts) or "the same names in another order or with other values"
+
+
+_BINARY_MEANINGS = {
+    "is_amd": "age-related macular degeneration",
+    "is_aon": "anomalies of the optic nerve",
+    "is_crp": "choroidal retinal pathology",
+    "is_dm": "degenerative myopia",
+    "is_dme": "diabetic macular edema",
+    "is_em": "epiretinal membrane",
+    "is_gc": "glaucoma",
+    "is_htr": "hypertensive retinopathy",
+    "is_pm": "pathologic myopia",
+    "is_rvo": "retinal vein occlusion",
+    "is_fundus": "the photograph as a whole is readable",
+    "is_optic_disc_readable": "the optic disc is readable",
+    "is_macular_readable": "the macula is readable",
+    "is_retinal_region_readable": "the retina outside disc and macula is readable",
+}
+
+DEFAULT_LABEL_SCHEMA = LabelSchema(
+    (
+        LabelSpec(
+            "dr_grade", 5, ordinal=True, meaning="diabetic retinopathy: none, mild, moderate, severe, proliferative"
+        ),
+        *(LabelSpec(name, 2, meaning=meaning) for name, meaning in _BINARY_MEANINGS.items()),
+        LabelSpec("eye_side", 2, meaning="0 right eye (OD), 1 left eye (OS)"),
+    )
+)
+"""The fifteen annotations of SynFundus-1M plus the eye side (source: arXiv 2312.00377, table of annotations)."""

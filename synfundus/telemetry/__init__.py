@@ -1,0 +1,1 @@
+"""Named metrics and where they go."""

@@ -1,0 +1,61 @@
+"""What a job may say to the person in front of the terminal.
+
+Jobs and the trainer get a `Console`; how it looks (a rich progress bar, plain lines in a log file, nothing on
+ranks other than 0) is the business of `telemetry.sinks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """A running progress bar."""
+
+    def advance(self, amount: int = 1, **fields: str) -> None:
+        """Move on by ``amount`` units; ``fields`` replace the values shown beside the bar (``loss="0.123"``)."""
+
+
+class Console(Protocol):
+    """Messages, tables and progress of a job."""
+
+    def message(self, text: str) -> None:
+        """Say one line."""
+
+    def warning(self, text: str) -> None:
+        """Say one line the user should not miss."""
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Show a table."""
+
+    @contextmanager
+    def progress(self, description: str, *, total: int, unit: str, start: int = 0) -> Iterator[Progress]:
+        """Show a bar while the block runs: ``start`` of ``total`` ``unit`` are done already."""
+        ...
+
+
+class SilentProgress:
+    """Progress nobody looks at."""
+
+    def advance(self, amount: int = 1, **fields: str) -> None:
+        """Do nothing."""
+
+
+class SilentConsole:
+    """For ranks other than 0, and for tests."""
+
+    def message(self, text: str) -> None:
+        """Do nothing."""
+
+    def warning(self, text: str) -> None:
+        """Do nothing."""
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Do nothing."""
+
+    @contextmanager
+    def progress(self, description: str, *, total: int, unit: str, start: int = 0) -> Iterator[Progress]:
+        """Yield a progress that does nothing."""
+        yield SilentProgress()

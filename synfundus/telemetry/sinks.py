@@ -1,0 +1,386 @@
+"""How progress looks and where metrics go.
+
+Consoles implement `telemetry.console.Console`; metric sinks take one row of figures per log interval. What people
+read goes to standard error, so that standard output stays free for results.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
+
+from synfundus.errors import ConfigError, StorageError
+from synfundus.telemetry.console import Console, Progress, SilentConsole
+
+if TYPE_CHECKING:
+    from rich import progress as rich_progress
+
+ConsoleMode = Literal["auto", "rich", "plain", "quiet"]
+Figure = float | int | str
+
+PLAIN_INTERVAL_S = 5.0
+"""A log file gets at most one progress line in this time."""
+PLAIN_PATIENCE_S = 60.0
+"""A log file gets a line after this time also when little has happened."""
+PLAIN_FRACTION = 0.1
+"""A log file gets a line each time this part of the work is done."""
+
+
+def format_duration(seconds: float) -> str:
+    """Write a duration the way a person says it: ``45 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    if not math.isfinite(seconds) or seconds < 0:
+        return "?"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def estimate_remaining_s(*, done: int, start: int, total: int, elapsed_s: float) -> float:
+    """Estimate the seconds left from the rate since ``start``; NaN before anything was done."""
+    if done <= start or elapsed_s <= 0:
+        return math.nan
+    return (total - done) * elapsed_s / (done - start)
+
+
+class _RichProgress:
+    """One bar of a `rich.progress.Progress`."""
+
+    def __init__(self, bars: rich_progress.Progress, task: rich_progress.TaskID) -> None:
+        self._bars = bars
+        self._task = task
+        self._fields: dict[str, str] = {}
+
+    def advance(self, amount: int = 1, **fields: str) -> None:
+        """Move on and replace the values beside the bar."""
+        self._fields.update(fields)
+        shown = "  ".join(f"{name} {value}" for name, value in self._fields.items())
+        self._bars.update(self._task, advance=amount, shown=shown)
+
+
+class RichConsole:
+    """Colour, tables and a live progress bar, for a terminal."""
+
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        from rich.console import Console as Terminal
+
+        self._terminal = Terminal(file=stream or sys.stderr, highlight=False)
+
+    def message(self, text: str) -> None:
+        """Say one line."""
+        self._terminal.print(text, markup=False)
+
+    def warning(self, text: str) -> None:
+        """Say one line in yellow."""
+        self._terminal.print(f"warning: {text}", style="yellow", markup=False)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Show a table."""
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=Text(title), title_justify="left")
+        for column in columns:
+            table.add_column(Text(column))
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        self._terminal.print(table)
+
+    @contextmanager
+    def progress(self, description: str, *, total: int, unit: str, start: int = 0) -> Iterator[Progress]:
+        """Show a live bar with the rate's remaining time while the block runs."""
+        from rich import progress as rich_progress
+
+        bars = rich_progress.Progress(
+            rich_progress.TextColumn("{task.description}", markup=False),
+            rich_progress.BarColumn(bar_width=24),
+            rich_progress.TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}", markup=False),
+            rich_progress.TextColumn("{task.fields[shown]}", markup=False),
+            rich_progress.TextColumn("ETA"),
+            rich_progress.TimeRemainingColumn(),
+            console=self._terminal,
+            refresh_per_second=4,
+        )
+        with bars:
+            yield _RichProgress(bars, bars.add_task(description, total=total, completed=start, unit=unit, shown=""))
+
+
+class _PlainProgress:
+    """Progress as occasional lines of text."""
+
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        clock: Callable[[], float],
+        description: str,
+        *,
+        total: int,
+        unit: str,
+        start: int,
+    ) -> None:
+        self._say = say
+        self._clock = clock
+        self._description = description
+        self._total = total
+        self._unit = unit
+        self._start = self._done = self._said = start
+        self._began = self._said_at = clock()
+        self._fields: dict[str, str] = {}
+
+    def advance(self, amount: int = 1, **fields: str) -> None:
+        """Move on; now and then say how far."""
+        self._done += amount
+        self._fields.update(fields)
+        waited = self._clock() - self._said_at
+        much = self._done - self._said >= PLAIN_FRACTION * self._total
+        if waited >= PLAIN_PATIENCE_S or (waited >= PLAIN_INTERVAL_S and much):
+            self.say_now()
+
+    def say_now(self) -> None:
+        """Say how far the work is, whatever was said before."""
+        now = self._clock()
+        remaining = estimate_remaining_s(
+            done=self._done, start=self._start, total=self._total, elapsed_s=now - self._began
+        )
+        percent = 100 * self._done / self._total if self._total else 100.0
+        parts = [f"{self._description}: {self._done}/{self._total} {self._unit} ({percent:.0f} %)"]
+        parts += [f"{name} {value}" for name, value in self._fields.items()]
+        if self._done < self._total and math.isfinite(remaining):
+            parts.append(f"ETA {format_duration(remaining)}")
+        self._say(", ".join(parts))
+        self._said, self._said_at = self._done, now
+
+    def finish(self) -> None:
+        """Say the end of it, unless that was just said."""
+        if self._said != self._done or self._done == self._start:
+            self.say_now()
+
+
+class PlainConsole:
+    """Lines of text, for log files: no colour, no control characters, few progress lines."""
+
+    def __init__(self, stream: IO[str] | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream or sys.stderr
+        self._clock = clock
+
+    def message(self, text: str) -> None:
+        """Say one line."""
+        self._stream.write(text + "\n")
+        self._stream.flush()
+
+    def warning(self, text: str) -> None:
+        """Say one line that starts with ``warning:``."""
+        self.message(f"warning: {text}")
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Show a table with aligned columns."""
+        cells = [list(columns), *(list(row) for row in rows)]
+        widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
+        ]
+        self.message("\n".join([title, lines[0], "  ".join("-" * width for width in widths), *lines[1:]]))
+
+    @contextmanager
+    def progress(self, description: str, *, total: int, unit: str, start: int = 0) -> Iterator[Progress]:
+        """Say how far the work is, seldom enough for a log file."""
+        progress = _PlainProgress(self.message, self._clock, description, total=total, unit=unit, start=start)
+        yield progress
+        progress.finish()
+
+
+class WarningsConsole(SilentConsole):
+    """Silent but for warnings."""
+
+    def warning(self, text: str) -> None:
+        """Say one line on standard error."""
+        PlainConsole().warning(text)
+
+
+def build_console(mode: ConsoleMode, rank: int, *, stream: IO[str] | None = None) -> Console:
+    """Choose a console.
+
+    Args:
+        mode: ``auto`` takes rich on a terminal and plain lines elsewhere; ``quiet`` shows warnings only.
+        rank: Only rank 0 speaks.
+        stream: Where it goes; standard error when left out.
+    """
+    if rank > 0:
+        return SilentConsole()
+    if mode == "quiet":
+        return WarningsConsole()
+    target = stream or sys.stderr
+    if mode == "rich" or (mode == "auto" and target.isatty()):
+        return RichConsole(target)
+    return PlainConsole(target)
+
+
+class MetricSink(Protocol):
+    """Takes one row of figures per log interval."""
+
+    def write(self, row: Mapping[str, Figure]) -> None:
+        """Record a row; ``images_seen`` is its position."""
+
+    def close(self) -> None:
+        """Flush and let go."""
+
+
+def _rows_to_keep(path: Path, resume_images: int) -> int:
+    """Return the length in bytes of the complete lines at or before ``resume_images``."""
+    kept = 0
+    with path.open("rb") as lines:
+        for line in lines:
+            if not line.endswith(b"\n"):
+                break
+            try:
+                row = json.loads(line)
+            except ValueError:
+                break
+            if not isinstance(row, dict) or row.get("images_seen", 0) > resume_images:
+                break
+            kept += len(line)
+    return kept
+
+
+class JsonlSink:
+    """Appends rows to a JSON-lines file, each flushed, so that a killed run loses none it has reported.
+
+    A resumed run first removes what lies behind the checkpoint it starts from (it will be computed again) and an
+    unfinished last line, so that each position occurs once.
+
+    Args:
+        path: The file; folders are made.
+        resume_images: Images seen at the checkpoint the run starts from; 0 for a new run.
+
+    Raises:
+        StorageError: The file cannot be opened.
+    """
+
+    def __init__(self, path: str | Path, *, resume_images: int) -> None:
+        self._path = Path(path)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = self._path.open("ab")
+            self._stream.truncate(_rows_to_keep(self._path, resume_images))
+        except OSError as error:
+            raise StorageError(f"cannot write metrics: {error.strerror or error}", where=str(path)) from error
+
+    def write(self, row: Mapping[str, Figure]) -> None:
+        """Append one line. A figure that is not finite becomes null: JSON knows no NaN."""
+        clean = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in row.items()
+        }
+        try:
+            self._stream.write((json.dumps(clean, ensure_ascii=False, allow_nan=False) + "\n").encode())
+            self._stream.flush()
+        except OSError as error:
+            raise StorageError(f"cannot write metrics: {error.strerror or error}", where=str(self._path)) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
+class TensorBoardSink:
+    """Writes numbers as TensorBoard scalars over images seen."""
+
+    def __init__(self, folder: str | Path, *, resume_images: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # purge_step hides what a killed run wrote behind the checkpoint
+        self._writer: Any = SummaryWriter(str(folder), purge_step=resume_images + 1 if resume_images else None)
+
+    def write(self, row: Mapping[str, Figure]) -> None:
+        """Write every number of the row; text is left to metrics.jsonl."""
+        step = int(row.get("images_seen", 0))
+        for name, value in row.items():
+            if name != "images_seen" and not isinstance(value, str):
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._writer.close()
+
+
+class WandbSink:
+    """Sends rows to Weights & Biases.
+
+    Raises:
+        ConfigError: The extra `wandb` is not installed.
+    """
+
+    def __init__(self, project: str, *, name: str, config: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ConfigError(
+                f"telemetry.wandb_project is {project!r}, but wandb is not installed",
+                where="telemetry.wandb_project",
+                hint="pip install 'synfundus[wandb]', or leave telemetry.wandb_project empty",
+            ) from error
+        self._run: Any = wandb.init(project=project, name=name, id=name, resume="allow", config=dict(config))
+
+    def write(self, row: Mapping[str, Figure]) -> None:
+        """Send the row at its position."""
+        self._run.log(dict(row), step=int(row.get("images_seen", 0)))
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()
+
+
+class MetricSinks:
+    """Several sinks as one; closes them all also when one of them fails."""
+
+    def __init__(self, sinks: Sequence[MetricSink]) -> None:
+        self.sinks = tuple(sinks)
+
+    def write(self, row: Mapping[str, Figure]) -> None:
+        """Hand the row to every sink."""
+        for sink in self.sinks:
+            sink.write(row)
+
+    def close(self) -> None:
+        """Close every sink."""
+        with ExitStack() as closing:
+            for sink in self.sinks:
+                closing.callback(sink.close)
+
+
+def build_sinks(
+    run_dir: str | Path,
+    *,
+    rank: int,
+    tensorboard: bool,
+    wandb_project: str | None,
+    run_config: Mapping[str, Any],
+    resume_images: int,
+) -> MetricSinks:
+    """Open the sinks of a run: ``metrics.jsonl`` always, the others as asked. Ranks above 0 get none.
+
+    Args:
+        run_dir: Folder of the run (a local or mounted path).
+        rank: Rank of this process.
+        tensorboard: Also write TensorBoard files under ``tensorboard/``.
+        wandb_project: Also send to this Weights & Biases project.
+        run_config: Resolved configuration, recorded by Weights & Biases.
+        resume_images: Images seen at the checkpoint the run starts from; 0 for a new run.
+    """
+    if rank > 0:
+        return MetricSinks([])
+    folder = Path(run_dir)
+    sinks: list[MetricSink] = [JsonlSink(folder / "metrics.jsonl", resume_images=resume_images)]
+    if tensorboard:
+        sinks.append(TensorBoardSink(folder / "tensorboard", resume_images=resume_images))
+    if wandb_project is not None:
+        sinks.append(WandbSink(wandb_project, name=folder.resolve().name, config=run_config))
+    return MetricSinks(sinks)

@@ -1,0 +1,1 @@
+"""The training loop (when), the step (what), EMA, checkpoints, hooks."""

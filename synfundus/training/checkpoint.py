@@ -1,0 +1,295 @@
+"""Checkpoints: safetensors partitions, a two-phase commit, resume on any number of ranks.
+
+All ranks write into a temporary folder and fsync; an all-reduced flag says whether every rank could; rank 0 then
+writes ``MANIFEST.json`` with the hash of each file and renames the folder, which is the commit. A reader takes the
+newest folder whose manifest verifies. No pickle anywhere (ADR-0008).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from synfundus.distributed.engine import MOMENT_NAMES, ZeroEngine
+from synfundus.distributed.flat_layout import FlatGroup, FlatLayout
+from synfundus.distributed.world import World
+from synfundus.errors import CheckpointError, DataError, StorageError
+from synfundus.storage import documents, filesystem
+from synfundus.training.ema import ShardedEma
+
+FORMAT_NAME = "synfundus-checkpoint"
+FORMAT_VERSION = 1
+MANIFEST_NAME = "MANIFEST.json"
+STATE_NAME = "state.json"
+MODEL_NAME = "model.safetensors"
+VECTOR_NAMES = ("master", *MOMENT_NAMES, "ema")
+_FOLDER = re.compile(r"^images-(\d{12})$")
+_PARTIAL = re.compile(r"^images-(\d{12})\.tmp$")
+
+
+@dataclass(frozen=True)
+class FoundCheckpoint:
+    """A checkpoint whose manifest verified.
+
+    Attributes:
+        url: Its folder.
+        images_seen: Images trained on when it was taken.
+        passed_over: One line for each newer folder that is damaged.
+    """
+
+    url: str
+    images_seen: int
+    passed_over: tuple[str, ...]
+
+
+def checkpoint_name(images_seen: int) -> str:
+    """Return the folder name of a checkpoint."""
+    return f"images-{images_seen:012d}"
+
+
+def partition_name(rank: int, world_size: int) -> str:
+    """Return the file name of a rank's partitions below the checkpoint."""
+    return f"zero/rank-{rank:05d}-of-{world_size:05d}.safetensors"
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _partition_tensors(engine: ZeroEngine, ema: ShardedEma) -> dict[str, Tensor]:
+    tensors = {}
+    groups = zip(engine.masters(), engine.moments(), ema.partitions, strict=True)
+    for number, (master, moments, average) in enumerate(groups):
+        vectors = {"master": master, **moments, "ema": average}
+        for name in VECTOR_NAMES:
+            tensors[f"group{number}.{name}"] = vectors[name].detach().to("cpu", torch.float32).contiguous()
+    return tensors
+
+
+def _write_all(folder: str, files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
+    """Write files below a folder; returns their sizes and hashes."""
+    entries = {}
+    for name, data in files.items():
+        filesystem.write_bytes(filesystem.join(folder, name), data)
+        entries[name] = {"bytes": len(data), "sha256": _sha256(data)}
+    return entries
+
+
+def save_checkpoint(
+    root: str,
+    *,
+    engine: ZeroEngine,
+    ema: ShardedEma,
+    images_seen: int,
+    state: Mapping[str, Any],
+    keep: int,
+    world: World,
+) -> str:
+    """Write a checkpoint and return its folder. Collective.
+
+    Args:
+        root: Folder of the checkpoints.
+        engine: Weights and moments.
+        ema: Averaged weights.
+        images_seen: Place in the run.
+        state: What else a resume needs; plain values.
+        keep: Checkpoints to keep, at least 2.
+        world: The job.
+
+    Raises:
+        StorageError: A rank could not write; nothing was committed and the previous checkpoint is untouched.
+    """
+    final = filesystem.join(root, checkpoint_name(images_seen))
+    folder = f"{final}.tmp" if filesystem.is_local(root) else final
+    model = engine.gather_named(engine.masters())
+    files = {partition_name(world.rank, world.size): safetensors.torch.save(_partition_tensors(engine, ema))}
+    if model is not None:
+        document = {
+            "format": FORMAT_NAME,
+            "schema_version": FORMAT_VERSION,
+            "images_seen": images_seen,
+            "world_size": world.size,
+            "optimizer_steps": engine.optimizer_steps(),
+            "layout": engine.layout.to_document(),
+            "state": dict(state),
+        }
+        files[MODEL_NAME] = safetensors.torch.save({name: tensor.contiguous() for name, tensor in model.items()})
+        files[STATE_NAME] = documents.dump_json(document)
+    if world.rank == 0:
+        filesystem.remove(folder, recursive=True)
+    world.barrier()
+    entries: dict[str, dict[str, Any]] = {}
+    failure: StorageError | None = None
+    try:
+        entries = _write_all(folder, files)
+    except StorageError as error:
+        failure = error
+    reports = world.all_gather((entries, None if failure is None else str(failure)))
+    _raise_if_any_failed(reports, failure, folder, world)
+    if world.rank == 0:
+        listing = {name: entry for own, _ in reports for name, entry in own.items()}
+        failure = _commit(root, folder, final, listing, keep)
+    _raise_if_any_failed(world.all_gather(({}, None if failure is None else str(failure))), failure, folder, world)
+    return final
+
+
+def _raise_if_any_failed(
+    reports: Sequence[tuple[Any, str | None]], own: StorageError | None, folder: str, world: World
+) -> None:
+    """Raise on every rank when one could not write, so that nobody waits for it."""
+    failures = [f"rank {rank}: {text}" for rank, (_, text) in enumerate(reports) if text is not None]
+    if not failures:
+        return
+    if world.rank == 0:
+        with contextlib.suppress(StorageError):  # a folder without manifest is ignored by every reader
+            filesystem.remove(folder, recursive=True)
+    raise StorageError(
+        f"a checkpoint could not be written ({'; '.join(failures)})",
+        where=folder,
+        hint="free some space; the previous checkpoint is untouched and the same command goes on from it",
+    ) from own
+
+
+def _commit(root: str, folder: str, final: str, listing: Mapping[str, Any], keep: int) -> StorageError | None:
+    """Write the manifest, publish the folder, drop old checkpoints; returns a failure instead of raising it."""
+    try:
+        manifest = {"format": FORMAT_NAME, "schema_version": FORMAT_VERSION, "files": dict(sorted(listing.items()))}
+        filesystem.write_bytes(filesystem.join(folder, MANIFEST_NAME), documents.dump_json(manifest))
+        if folder != final:
+            _publish_local(folder, final)
+        filesystem.write_bytes(filesystem.join(root, "latest"), (final.rsplit("/", 1)[-1] + "\n").encode())
+        _retain(root, keep)
+    except StorageError as error:
+        return error
+    return None
+
+
+def _publish_local(folder: str, final: str) -> None:
+    """Rename the finished folder into place and make the rename durable."""
+    source, target = filesystem.local_path(folder), filesystem.local_path(final)
+    try:
+        if target.exists():
+            filesystem.remove(final, recursive=True)
+        for below in (source, source / "zero"):
+            filesystem.fsync_dir(below)
+        source.rename(target)
+        filesystem.fsync_dir(target.parent)
+    except OSError as error:
+        raise StorageError(f"cannot publish: {error.strerror}", where=final) from error
+
+
+def _retain(root: str, keep: int) -> None:
+    """Drop all but the newest ``keep`` checkpoints and left-over temporary folders."""
+    names = filesystem.list_names(root)
+    complete = [name for name in names if _FOLDER.match(name)]
+    stale = complete[: -max(2, keep)] + [name for name in names if _PARTIAL.match(name)]
+    for name in stale:
+        filesystem.remove(filesystem.join(root, name), recursive=True)
+
+
+def verify(url: str) -> str:
+    """Check every file of a checkpoint against its manifest; returns what is wrong, or an empty text."""
+    try:
+        manifest = documents.read_document(
+            filesystem.join(url, MANIFEST_NAME), format_name=FORMAT_NAME, version=FORMAT_VERSION
+        )
+        for name, entry in manifest["files"].items():
+            data = filesystem.read_bytes(filesystem.join(url, name))
+            if len(data) != entry["bytes"]:
+                return f"{name} has {len(data)} bytes instead of {entry['bytes']}"
+            if _sha256(data) != entry["sha256"]:
+                return f"{name} does not match its hash"
+    except (StorageError, DataError) as error:
+        return error.message
+    except (KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST_NAME} is malformed ({error})"
+    return ""
+
+
+def find_checkpoint(root: str, *, world: World) -> FoundCheckpoint | None:
+    """Return the newest checkpoint whose manifest verifies, or None if there is none at all. Collective.
+
+    Raises:
+        CheckpointError: There are checkpoints, and every one is damaged.
+    """
+    found: FoundCheckpoint | None = None
+    damaged: list[str] = []
+    if world.rank == 0:
+        names = [name for name in filesystem.list_names(root) if _FOLDER.match(name)]
+        for name in reversed(names):
+            url = filesystem.join(root, name)
+            problem = verify(url)
+            if not problem:
+                found = FoundCheckpoint(url, int(name.removeprefix("images-")), tuple(damaged))
+                break
+            damaged.append(f"{name}: {problem}")
+    found, damaged = world.all_gather((found, damaged))[0]
+    if found is None and damaged:
+        raise CheckpointError(
+            f"all {len(damaged)} checkpoints are damaged: {'; '.join(damaged)}",
+            where=root,
+            hint="move the folder away to start again from nothing",
+        )
+    return found
+
+
+def load_checkpoint(url: str, *, engine: ZeroEngine, ema: ShardedEma, world: World) -> dict[str, Any]:
+    """Put a verified checkpoint in place and return its state. Collective.
+
+    Saved on any number of ranks; each rank reads only the files its slices overlap.
+
+    Raises:
+        CheckpointError: A checkpoint of another network.
+    """
+    document = documents.read_document(
+        filesystem.join(url, STATE_NAME), format_name=FORMAT_NAME, version=FORMAT_VERSION
+    )
+    engine.layout.require_same(FlatLayout.from_document(document["layout"]), where=url)
+    source = _PartitionSource(url, saved_world_size=int(document["world_size"]))
+    masters, moments = [], []
+    for number, group in enumerate(engine.layout.groups):
+        vectors = {
+            name: source.slice(number, group, name, rank=world.rank, world_size=world.size) for name in VECTOR_NAMES
+        }
+        masters.append(vectors["master"])
+        moments.append({name: vectors[name] for name in MOMENT_NAMES})
+        ema.partitions[number].copy_(vectors["ema"])
+    engine.load_partitions(masters, moments, optimizer_steps=int(document["optimizer_steps"]))
+    state: dict[str, Any] = document["state"]
+    return state
+
+
+class _PartitionSource:
+    """Re-slices the partitions of a checkpoint; each file is read once."""
+
+    def __init__(self, url: str, *, saved_world_size: int) -> None:
+        self._url = url
+        self._saved_world_size = saved_world_size
+        self._files: dict[int, dict[str, Tensor]] = {}
+
+    def _file(self, rank: int) -> dict[str, Tensor]:
+        if rank not in self._files:
+            name = partition_name(rank, self._saved_world_size)
+            self._files[rank] = safetensors.torch.load(filesystem.read_bytes(filesystem.join(self._url, name)))
+        return self._files[rank]
+
+    def slice(self, number: int, group: FlatGroup, name: str, *, rank: int, world_size: int) -> Tensor:
+        """Return a rank's slice of one flat vector, zero in the padding."""
+        result = torch.zeros(group.partition_size(world_size), dtype=torch.float32)
+        first, end = group.partition_bounds(rank, world_size)
+        for saved_rank in range(self._saved_world_size):
+            saved_first, saved_end = group.partition_bounds(saved_rank, self._saved_world_size)
+            begin, stop = max(first, saved_first), min(end, saved_end)
+            if begin >= stop:
+                continue
+            saved = self._file(saved_rank)[f"group{number}.{name}"]
+            result[begin - first : stop - first] = saved[begin - saved_first : stop - saved_first]
+        return result

@@ -1,0 +1,85 @@
+"""What is drawn for each training sample, keyed by its position in the run (ADR-0005).
+
+Called in the loader's background thread; pure numpy, so the numbers do not depend on the device.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synfundus.data.reader import Arrays
+from synfundus.seeding import keyed_normal, keyed_uniform
+from synfundus.storage.label_schema import UNKNOWN_STATE
+
+
+class DiffusionDraws:
+    """Adds noise, timestep, posterior noise, label drop and flip to a batch of latents.
+
+    Args:
+        seed: The run's seed.
+        num_timesteps: Length of the noise schedule.
+        label_drop_prob: Chance that all labels of a sample become unknown.
+        single_label_drop_prob: Chance of each single label to become unknown.
+        flip: Use the mirrored moments half of the time.
+        eye_side_column: Column of the eye side, swapped with a flip; None if the schema has none.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        num_timesteps: int,
+        label_drop_prob: float,
+        single_label_drop_prob: float,
+        flip: bool,
+        eye_side_column: int | None,
+    ) -> None:
+        self._seed = seed
+        self._num_timesteps = num_timesteps
+        self._label_drop_prob = label_drop_prob
+        self._single_label_drop_prob = single_label_drop_prob
+        self._flip = flip
+        self._eye_side_column = eye_side_column
+
+    def __call__(self, positions: NDArray[np.int64], arrays: Arrays) -> Arrays:
+        """Return ``moments``, ``states``, ``noise``, ``posterior_noise``, ``timestep``."""
+        indices = positions.tolist()
+        moments, states = arrays["moments"], arrays["states"].copy()
+        if self._flip:
+            mirrored = keyed_uniform(self._seed, "flip", indices)[:, 0] < 0.5
+            moments = np.where(mirrored[:, None, None, None], arrays["flip"], moments)
+            if self._eye_side_column is not None:
+                side = states[:, self._eye_side_column]
+                swapped = np.where(side == UNKNOWN_STATE, side, 3 - side)
+                states[:, self._eye_side_column] = np.where(mirrored, swapped, side)
+        drops = keyed_uniform(self._seed, "label_drop", indices, count=1 + states.shape[1])
+        dropped = (drops[:, :1] < self._label_drop_prob) | (drops[:, 1:] < self._single_label_drop_prob)
+        states[dropped] = UNKNOWN_STATE
+        shape = (moments.shape[1] // 2, *moments.shape[2:])
+        uniform = keyed_uniform(self._seed, "timestep", indices)[:, 0]
+        return {
+            "moments": moments.astype(np.float32),
+            "states": states,
+            "noise": keyed_normal(self._seed, "noise", indices, shape),
+            "posterior_noise": keyed_normal(self._seed, "posterior", indices, shape),
+            "timestep": np.minimum((uniform * self._num_timesteps).astype(np.int64), self._num_timesteps - 1),
+        }
+
+
+class AutoencoderDraws:
+    """Adds posterior noise to a batch of images.
+
+    Args:
+        seed: The run's seed.
+        latent_shape: ``(c, lh, lw)``.
+    """
+
+    def __init__(self, *, seed: int, latent_shape: tuple[int, int, int]) -> None:
+        self._seed = seed
+        self._shape = latent_shape
+
+    def __call__(self, positions: NDArray[np.int64], arrays: Arrays) -> Arrays:
+        """Return ``pixels`` and ``posterior_noise``."""
+        noise = keyed_normal(self._seed, "vae-posterior", positions.tolist(), self._shape)
+        return {"pixels": arrays["pixels"], "posterior_noise": noise}

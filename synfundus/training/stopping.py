@@ -1,0 +1,47 @@
+"""A signal sets a flag; the loop stops at a step boundary."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+"""What a SLURM preemption or a walltime warning sends."""
+
+
+@dataclass
+class StopFlag:
+    """Whether a signal has asked this process to stop, and which."""
+
+    names: list[str] = field(default_factory=list)
+
+    @property
+    def raised(self) -> bool:
+        """Whether a signal came."""
+        return bool(self.names)
+
+    def raise_(self, name: str) -> None:
+        """Note a signal."""
+        self.names.append(name)
+
+
+@contextmanager
+def catch_signals(flag: StopFlag) -> Iterator[None]:
+    """Turn SIGTERM and SIGUSR2 into the flag while the block runs; only possible in the main thread."""
+
+    def handler(number: int, _frame: FrameType | None) -> None:
+        flag.raise_(signal.Signals(number).name)
+
+    try:
+        previous = {number: signal.signal(number, handler) for number in SIGNALS}
+    except ValueError:  # not the main thread: the embedding program handles its signals itself
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)

@@ -1,0 +1,279 @@
+"""The training loop: when to step, log, save, look and stop. What a step computes is `training.step`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from synfundus.data.loader import BatchLoader, RankBatch
+from synfundus.distributed.engine import StepResult, ZeroEngine
+from synfundus.distributed.world import World
+from synfundus.errors import DataError, NumericalError, Preempted
+from synfundus.telemetry.console import Console, Progress
+from synfundus.telemetry.metrics import SumAccumulator, means
+from synfundus.training.ema import ShardedEma
+from synfundus.training.optim import LrPlan
+from synfundus.training.stopping import StopFlag, catch_signals
+
+
+@dataclass
+class TrainState:
+    """Where a run is. Everything else follows from the config and `images_seen`.
+
+    Attributes:
+        images_seen: Images trained on, epochs included; quarantined slots count.
+        quarantined_images: Slots without a sample so far, over all ranks.
+        skipped_steps: Steps whose gradient was not finite, under the policy ``skip``.
+    """
+
+    images_seen: int = 0
+    quarantined_images: int = 0
+    skipped_steps: int = 0
+
+    def to_document(self) -> dict[str, int]:
+        """Return the counters for a checkpoint."""
+        return {"quarantined_images": self.quarantined_images, "skipped_steps": self.skipped_steps}
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How the loop runs; every value comes from the config."""
+
+    budget_images: int
+    global_batch_size: int
+    gradient_accumulation_steps: int
+    log_every_images: int
+    on_nonfinite: str
+    max_bad_fraction: float
+
+
+@dataclass(frozen=True)
+class Periodic:
+    """Something done every so many images, and at the end if asked.
+
+    Attributes:
+        every_images: Interval; 0 never.
+        action: What is done, on every rank (it may be collective).
+        at_end: Also when the budget is reached.
+        log_before: Write a row of metrics first, so that none is half-summed in a checkpoint.
+    """
+
+    every_images: int
+    action: Callable[[TrainState], None]
+    at_end: bool = False
+    log_before: bool = False
+
+    def due(self, before: int, now: int, budget: int) -> bool:
+        """Whether a boundary lies in (before, now]."""
+        if now >= budget:
+            return self.at_end
+        return self.every_images > 0 and before // self.every_images < now // self.every_images
+
+
+@dataclass
+class Clock:
+    """Time spent since the last line of metrics."""
+
+    began: float = field(default_factory=time.perf_counter)
+    images_at_start: int = 0
+    wait_at_start_s: float = 0.0
+
+
+class Trainer:
+    """Trains until the budget is reached, a signal comes, or something is wrong.
+
+    Args:
+        engine: ZeRO-2 engine around a step module.
+        loader: This rank's batches from the state's position on.
+        ema: Averaged weights.
+        lr: Learning-rate plan.
+        settings: Loop settings.
+        state: Place to start from.
+        world: The job.
+        console: What the user sees.
+        write_metrics: Takes a row of metrics; called on rank 0.
+        write_ledger: Takes a row about quarantined samples; called on rank 0.
+        periodic: What happens at intervals, in this order.
+        save: Writes a checkpoint; called before a stop by signal.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: ZeroEngine,
+        loader: BatchLoader,
+        ema: ShardedEma,
+        lr: LrPlan,
+        settings: LoopSettings,
+        state: TrainState,
+        world: World,
+        console: Console,
+        write_metrics: Callable[[Mapping[str, Any]], None],
+        write_ledger: Callable[[Mapping[str, Any]], None],
+        periodic: Sequence[Periodic],
+        save: Callable[[TrainState], None],
+    ) -> None:
+        self._engine = engine
+        self._loader = loader
+        self._ema = ema
+        self._lr = lr
+        self._settings = settings
+        self.state = state
+        self._world = world
+        self._console = console
+        self._write_metrics = write_metrics
+        self._write_ledger = write_ledger
+        self._periodic = periodic
+        self._save = save
+        self._device = torch.device("cuda", world.local_rank) if world.device == "cuda" else torch.device("cpu")
+        self._sums = SumAccumulator()
+        self._quarantined_here = 0
+        self._last_step: StepResult | None = None
+
+    def fit(self) -> TrainState:
+        """Run to the budget and return the final state. Collective.
+
+        Raises:
+            Preempted: A signal came; a checkpoint was written.
+            NumericalError: A loss or gradient is not finite under the policy ``stop``.
+            DataError: More samples were quarantined than allowed.
+        """
+        settings, state = self._settings, self.state
+        flag = StopFlag()
+        batches = iter(self._loader)
+        clock = Clock(images_at_start=state.images_seen, wait_at_start_s=self._loader.wait_s)
+        with (
+            catch_signals(flag),
+            self._console.progress(
+                "training", total=settings.budget_images, unit="images", start=state.images_seen
+            ) as bar,
+        ):
+            while state.images_seen < settings.budget_images:
+                before = state.images_seen
+                self._step(batches)
+                stop = self._world.any(flag.raised)
+                if stop or self._log_due(before):
+                    clock = self._log(clock, bar)
+                bar.advance(state.images_seen - before)
+                self._run_periodic(before, clock)
+                if stop:
+                    self._stop(flag)
+        return state
+
+    def _log_due(self, before: int) -> bool:
+        now, settings = self.state.images_seen, self._settings
+        if now >= settings.budget_images or before // settings.log_every_images < now // settings.log_every_images:
+            return True
+        return any(job.log_before and job.due(before, now, settings.budget_images) for job in self._periodic)
+
+    def _run_periodic(self, before: int, clock: Clock) -> None:
+        """Do what is due; its time does not count as training time."""
+        for job in self._periodic:
+            if job.due(before, self.state.images_seen, self._settings.budget_images):
+                began = time.perf_counter()
+                job.action(self.state)
+                clock.began += time.perf_counter() - began
+
+    def _step(self, batches: Iterator[RankBatch]) -> None:
+        """Train on one global batch."""
+        settings, state = self._settings, self.state
+        batch = next(batches)
+        after = state.images_seen + settings.global_batch_size
+        lr = self._lr.at(after)
+        result: StepResult | None = None
+        for micro in batch.split(settings.gradient_accumulation_steps):
+            loss, sums = self._engine.forward(self._to_device(micro), state.images_seen)
+            self._engine.backward(loss)
+            result = self._engine.step(lr=lr)
+            self._sums.add(sums)
+            self._note_quarantined(micro)
+        if result is None:
+            raise RuntimeError("the engine did not update the weights at the end of a global batch")
+        if result.skipped or not math.isfinite(result.grad_norm):
+            self._nonfinite(result, after)
+        else:
+            self._ema.update(self._engine.masters(), batch_images=settings.global_batch_size, images_seen=after)
+        self._last_step = result
+        state.images_seen = after
+
+    def _to_device(self, batch: RankBatch) -> dict[str, Tensor]:
+        tensors = {name: torch.from_numpy(array) for name, array in batch.arrays.items()}
+        tensors["weights"] = torch.from_numpy(batch.weights)
+        return {name: tensor.to(self._device, non_blocking=True) for name, tensor in tensors.items()}
+
+    def _note_quarantined(self, batch: RankBatch) -> None:
+        self._quarantined_here += len(batch.quarantined)
+        for sample in batch.quarantined:
+            self._console.warning(f"quarantined {sample.place}: {sample.reason}")
+
+    def _nonfinite(self, result: StepResult, after: int) -> None:
+        """Apply the policy; ZeRO has already left the weights alone, on all ranks alike."""
+        if self._settings.on_nonfinite == "skip":
+            self.state.skipped_steps += 1
+            self._console.warning(f"step at {after} images skipped: gradient norm {result.grad_norm}")
+            return
+        raise NumericalError(
+            f"the gradient is not finite (norm {result.grad_norm}) in the step that ends at {after} images",
+            where="loop.on_nonfinite = stop",
+            hint="lower optim.lr or raise optim.warmup_images; the same command goes on from the last checkpoint",
+        )
+
+    def _log(self, clock: Clock, bar: Progress) -> Clock:
+        """Write a row of metrics. Collective."""
+        settings, state = self._settings, self.state
+        sums = self._sums.reduce(self._world)
+        elapsed = max(time.perf_counter() - clock.began, 1e-9)
+        wait, quarantined = self._world.sum([self._loader.wait_s - clock.wait_at_start_s, self._quarantined_here])
+        self._quarantined_here = 0
+        state.quarantined_images += int(quarantined)
+        values = means(sums)
+        row = {
+            "images_seen": state.images_seen,
+            "step": state.images_seen // settings.global_batch_size,
+            **values,
+            "grad_norm": self._last_step.grad_norm if self._last_step else float("nan"),
+            "lr": self._lr.at(state.images_seen),
+            "images_per_s": (state.images_seen - clock.images_at_start) / elapsed,
+            "data_wait_percent": 100.0 * wait / self._world.size / elapsed,
+            "quarantined_images": state.quarantined_images,
+            "skipped_steps": state.skipped_steps,
+        }
+        if self._world.rank == 0:
+            self._write_metrics(row)
+            if quarantined:
+                delivered = state.images_seen - state.quarantined_images
+                self._write_ledger(
+                    {"planned": state.images_seen, "delivered": delivered, "quarantined": state.quarantined_images}
+                )
+        bar.advance(
+            0,
+            loss=f"{values.get('loss', float('nan')):.4f}",
+            speed=f"{row['images_per_s']:.0f} img/s",
+            wait=f"data wait {row['data_wait_percent']:.0f} %",
+        )
+        self._check_quarantine()
+        return Clock(images_at_start=state.images_seen, wait_at_start_s=self._loader.wait_s)
+
+    def _check_quarantine(self) -> None:
+        state, limit = self.state, self._settings.max_bad_fraction
+        if state.quarantined_images > limit * max(state.images_seen, 1 / max(limit, 1e-12)):
+            raise DataError(
+                f"{state.quarantined_images} of {state.images_seen} samples had to be quarantined, more than "
+                f"loop.max_bad_fraction = {limit}",
+                hint="the ledger names them; write the damaged shards again",
+            )
+
+    def _stop(self, flag: StopFlag) -> None:
+        """Save and leave."""
+        self._save(self.state)
+        raise Preempted(
+            f"stopped by {' '.join(flag.names) or 'a signal to another rank'} at {self.state.images_seen} images; "
+            "everything is saved",
+            hint="start the same command again to go on",
+        )
