@@ -1,0 +1,40 @@
+#!/bin/bash
+#SBATCH --job-name=synfundus-train-vae
+#SBATCH --output=%x-%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR2@300
+#SBATCH --export=PATH,HOME,USER,LANG,TMPDIR,AWS_PROFILE,AWS_ENDPOINT_URL,AWS_DEFAULT_REGION,SYNFUNDUS_PYTHON,SYNFUNDUS_MAX_RESTARTS
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+# Trains the autoencoder: one task a GPU.
+# usage: sbatch [sbatch options] slurm/vae.sh --data SET --run-dir RUN [--init-from DIR]
+# --export names what a job inherits: never keys, they would enter the job record.
+set -uo pipefail
+
+restarts="${SLURM_RESTART_COUNT:-0}"
+echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, restart $restarts"
+MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+MASTER_PORT="$((12000 + SLURM_JOB_ID % 18000))"
+export MASTER_ADDR MASTER_PORT
+
+srun --export=ALL --kill-on-bad-exit=1 "${SYNFUNDUS_PYTHON:-python3}" -m synfundus train-vae "$@" &
+step=$!
+# bash runs a trap only while it waits, and the wait ends early for it: hence the loop
+caught=1
+trap 'caught=1; kill -USR2 "$step"' USR2
+trap 'caught=1; kill -TERM "$step"' TERM
+while [ "$caught" -eq 1 ]; do
+  caught=0
+  wait "$step"
+  code=$?
+done
+
+# 75: everything was saved after a signal; the same command goes on
+if [ "$code" -eq 75 ] && [ "$restarts" -lt "${SYNFUNDUS_MAX_RESTARTS:-20}" ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -116,6 +118,14 @@ def build_scheduler(
         "prediction_type": prediction_type,
         "timestep_spacing": "trailing",
     }
+    with _numpy_migration_warning_ignored():
+        return _construct(sampler, schedule, settings, zero_terminal_snr=zero_terminal_snr)
+
+
+def _construct(
+    sampler: SamplerName, schedule: NoiseSchedule, settings: dict[str, Any], *, zero_terminal_snr: bool
+) -> Scheduler:
+    """Construct the class behind a sampler's name."""
     if sampler == "heun":
         settings["trained_betas"] = _capped_betas(schedule, max_sigma=_HEUN_MAX_SIGMA)
         return HeunDiscreteScheduler(**settings, use_karras_sigmas=True)
@@ -201,7 +211,9 @@ def guide(
 
 def _capped_betas(schedule: NoiseSchedule, *, max_sigma: float) -> list[float]:
     """Return betas of the same schedule with no noise level above ``max_sigma`` (and none infinite)."""
-    alphas_cumprod = schedule.alphas_cumprod.clamp(min=1.0 / (max_sigma**2 + 1.0))
+    # A plain clamp would make equal levels, between which diffusers divides by zero: let them fall by 1 % in all.
+    floor = torch.linspace(1.01, 1.0, schedule.num_timesteps, dtype=torch.float64) / (max_sigma**2 + 1.0)
+    alphas_cumprod = schedule.alphas_cumprod.maximum(floor)
     alphas = torch.cat([alphas_cumprod[:1], alphas_cumprod[1:] / alphas_cumprod[:-1]])
     betas: list[float] = (1.0 - alphas).tolist()
     return betas
@@ -213,9 +225,19 @@ def _set_timesteps(scheduler: Scheduler, num_steps: int, device: torch.device) -
         usable = int((_log_sigmas(scheduler) <= math.log(_EPSILON_MAX_SIGMA)).sum())
         if usable < scheduler.config.num_train_timesteps:
             spaced = np.round(np.arange(usable, 0, -usable / num_steps))[:num_steps].astype(np.int64) - 1
-            scheduler.set_timesteps(timesteps=spaced.tolist(), device=device)
+            with _numpy_migration_warning_ignored():
+                scheduler.set_timesteps(timesteps=spaced.tolist(), device=device)
             return
-    scheduler.set_timesteps(num_steps, device=device)
+    with _numpy_migration_warning_ignored():
+        scheduler.set_timesteps(num_steps, device=device)
+
+
+@contextmanager
+def _numpy_migration_warning_ignored() -> Iterator[None]:
+    """Silence numpy 2 about the way diffusers turns a tensor into an array; the values are right."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="__array__ implementation doesn't accept a copy keyword")
+        yield
 
 
 def _log_sigmas(scheduler: Scheduler) -> np.ndarray[Any, np.dtype[np.float64]]:

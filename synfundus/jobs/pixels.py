@@ -11,7 +11,7 @@ from torch import Tensor
 
 def pixels_to_tensor(pixels: NDArray[np.uint8]) -> Float[Tensor, "b 3 h w"]:
     """Turn uint8 ``[b, h, w, 3]`` into float32 in [-1, 1]."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    return torch.tensor(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 def tensor_to_pixels(images: Float[Tensor, "b 3 h w"]) -> NDArray[np.uint8]:

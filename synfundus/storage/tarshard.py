@@ -12,7 +12,7 @@ import io
 import re
 import tarfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
@@ -184,7 +184,7 @@ def index_url(tar_url: str) -> str:
 
 
 def write_shard(
-    tar_url: str, samples: list[tuple[str, Mapping[str, bytes]]], *, extensions: tuple[str, ...]
+    tar_url: str, samples: Sequence[tuple[str, Mapping[str, bytes]]], *, extensions: tuple[str, ...]
 ) -> ShardFiles:
     """Write a whole shard and its index atomically, the index last."""
     with filesystem.atomic_write(tar_url) as stream:

@@ -45,12 +45,8 @@ def test_a_perfect_prediction_of_any_kind_gives_back_sample_noise_and_velocity(
     schedule = schedule_of(zero_terminal_snr=zero_terminal_snr)
     x0, noise = draws()
     x_t = schedule.add_noise(x0, noise, TIMESTEP)
-    given = training_target(
-        x0=x0, noise=noise, timestep=TIMESTEP, schedule=schedule, prediction_type=prediction_type
-    )
-    velocity = training_target(
-        x0=x0, noise=noise, timestep=TIMESTEP, schedule=schedule, prediction_type="v_prediction"
-    )
+    given = training_target(x0=x0, noise=noise, timestep=TIMESTEP, schedule=schedule, prediction_type=prediction_type)
+    velocity = training_target(x0=x0, noise=noise, timestep=TIMESTEP, schedule=schedule, prediction_type="v_prediction")
     for convert, wanted in ((to_sample, x0), (to_epsilon, noise), (to_velocity, velocity)):
         found = convert(
             prediction=given, x_t=x_t, timestep=TIMESTEP, schedule=schedule, prediction_type=prediction_type
@@ -72,9 +68,7 @@ def test_at_zero_snr_velocity_and_sample_predictions_still_convert(prediction_ty
 
 
 def test_the_velocity_target_equals_that_of_diffusers() -> None:
-    theirs = DDPMScheduler(
-        num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
-    )
+    theirs = DDPMScheduler(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     x0, noise = (part.float() for part in draws())
     ours = training_target(
         x0=x0,

@@ -19,12 +19,12 @@ from synfundus.data.phantom_anatomy.clinic import (
 )
 from synfundus.data.phantom_anatomy.eye import anatomy_of
 from synfundus.data.phantom_anatomy.vessels import vessel_tree
-from synfundus.data.phantoms import LABEL_NAMES, Phantom, PhantomTruth, draw_phantom, draw_sitting
+from synfundus.data.phantoms import LABEL_NAMES, SMALLEST_SIZE_PX, Phantom, PhantomTruth, draw_phantom, draw_sitting
 from synfundus.errors import ConfigError
 
 SEED = 11
 SIZE = 128
-WITH_TEXT = 0
+WITH_TEXT = 2  # a photograph with a name in its margin
 HEALTHY = {name: int(name in READABILITY_LABELS) for name in LABEL_NAMES}
 Pixels = NDArray[np.uint8]
 
@@ -254,6 +254,19 @@ def test_a_framed_slide_has_a_lighter_frame_inside_a_black_margin() -> None:
     assert 12 <= frame.min() <= frame.max() <= 34
 
 
+def test_the_margin_is_the_same_at_every_size() -> None:
+    tones = []
+    for size in (128, 256, 400):
+        phantom = photograph(WITH_TEXT, size)
+        assert phantom.truth.burned_in_text == photograph(WITH_TEXT).truth.burned_in_text
+        centers = np.arange(size) + 0.5
+        away = np.hypot(centers[None] - phantom.truth.center_x_px, centers[:, None] - phantom.truth.center_y_px)
+        margin = phantom.pixels[away > phantom.truth.radius_px + 3].astype(float)
+        brightest = margin[margin.sum(axis=-1).argmax()]
+        tones.append(brightest / brightest.sum())
+    np.testing.assert_allclose(tones[1:], [tones[0]] * 2, atol=0.03)
+
+
 # --- every label can be seen ------------------------------------------------------------------------------
 
 
@@ -390,3 +403,9 @@ def test_a_negative_index_or_a_tiny_size_is_refused() -> None:
         photograph(-1)
     with pytest.raises(ConfigError, match="too small"):
         photograph(0, 32)
+
+
+def test_signs_that_fall_outside_a_small_frame_are_left_out() -> None:
+    # an occlusion whose cotton-wool spots all lie beyond the frame once made an empty outline list
+    for index in range(400):
+        draw_phantom(seed=7, index=index, image_size_px=SMALLEST_SIZE_PX)

@@ -126,7 +126,7 @@ class Mask:
         low, high = pixels.min(axis=1), pixels.max(axis=1)
         visible = (high >= 0).all(axis=1) & (low < side).all(axis=1)
         values = np.broadcast_to(np.asarray(fills, dtype=np.float64) * 255, (len(outlines),))
-        rows = np.rint(pixels[visible]).reshape(int(visible.sum()), -1).tolist()
+        rows = np.rint(pixels[visible]).reshape(int(visible.sum()), 2 * outlines.shape[1]).tolist()
         for row, value in zip(rows, np.rint(values[visible]).astype(int).tolist(), strict=True):
             self._draw.polygon(row, fill=value)
 

@@ -1,0 +1,9 @@
+#!/bin/bash
+# Runs a verb on the processes of this machine; `synfundus VERB --procs-per-node N` does the same without torchrun.
+# usage: PROCS_PER_NODE=2 launchers/local.sh train --latents DIR --run-dir DIR
+set -euo pipefail
+
+exec "${SYNFUNDUS_PYTHON:-python3}" -m torch.distributed.run \
+  --standalone \
+  --nproc-per-node "${PROCS_PER_NODE:-1}" \
+  -m synfundus "$@"

@@ -1,0 +1,10 @@
+#!/bin/bash
+# Runs a verb on every task of the SLURM allocation this shell is in, one task a GPU.
+# usage: salloc --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 launchers/srun.sh train --latents DIR --run-dir DIR
+set -euo pipefail
+
+MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+MASTER_PORT="$((12000 + SLURM_JOB_ID % 18000))"
+export MASTER_ADDR MASTER_PORT
+
+exec srun --export=ALL --kill-on-bad-exit=1 "${SYNFUNDUS_PYTHON:-python3}" -m synfundus "$@"

@@ -1,0 +1,71 @@
+"""The crosswalk: the only place that knows which key is which photograph.
+
+A folder outside the set, readable by its owner alone, with the secret the keys are made from
+(``secret.key``), the map itself (``crosswalk.csv``) and the rejects by name (``rejects.jsonl``). The set can
+leave the hospital; the crosswalk does not.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import secrets
+from collections.abc import Iterable
+
+from synfundus.errors import DataError
+from synfundus.storage import filesystem
+
+SECRET_NAME = "secret.key"  # noqa: S105 - a file name
+CROSSWALK_NAME = "crosswalk.csv"
+REJECTS_NAME = "rejects.jsonl"
+COLUMNS = ("key", "source", "patient_id", "split", "reason")
+
+_SECRET_BYTES = 32
+
+
+def open_crosswalk(url: str) -> bytes:
+    """Create the folder and the secret, or read the secret that is there; returns the secret.
+
+    Raises:
+        DataError: A secret file of another length.
+    """
+    filesystem.make_dir(url)
+    if filesystem.is_local(url):
+        filesystem.local_path(url).chmod(0o700)
+    secret_url = filesystem.join(url, SECRET_NAME)
+    if filesystem.exists(secret_url):
+        text = filesystem.read_bytes(secret_url).strip()
+        try:
+            secret = bytes.fromhex(text.decode("ascii"))
+        except ValueError as error:
+            raise DataError("the secret is not hexadecimal", where=secret_url) from error
+        if len(secret) != _SECRET_BYTES:
+            raise DataError(f"the secret has {len(secret)} bytes, not {_SECRET_BYTES}", where=secret_url)
+        return secret
+    # The one draw that must not be reproducible: whoever could repeat it could undo the de-identification.
+    secret = secrets.token_bytes(_SECRET_BYTES)
+    write_private(secret_url, secret.hex().encode() + b"\n")
+    return secret
+
+
+def write_private(url: str, data: bytes) -> None:
+    """Write a file atomically that only its owner can read."""
+    filesystem.write_bytes(url, data)
+    if filesystem.is_local(url):
+        filesystem.local_path(url).chmod(0o600)
+
+
+def write_private_lines(url: str, rows: Iterable[dict[str, object]]) -> None:
+    """Write JSON lines that only their owner can read."""
+    write_private(url, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode())
+
+
+def crosswalk_table(rows: Iterable[tuple[str, str, str, str, str]]) -> bytes:
+    """Return the map as CSV; columns are `COLUMNS`, ``reason`` is empty for what is in the set."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(rows)
+    # A file name need not be valid text; it is shown escaped then.
+    return stream.getvalue().encode("utf-8", "backslashreplace")

@@ -1,0 +1,250 @@
+"""Decide what becomes of every photograph before one is decoded.
+
+All functions are pure (the hashing of possible duplicates is handed in). The plan says for each accepted
+input its random key, its split and its shard, so that any number of processes on any number of nodes can
+prepare the shards; what is not accepted is in the list of rejects by name.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from synfundus.data.label_table import LabelTable
+from synfundus.seeding import derive_key
+from synfundus.storage.manifest import SPLITS, shard_name
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
+"""A file in the source folder that ends in one of these is an input, in the table or not."""
+
+
+@dataclass(frozen=True)
+class Reject:
+    """An input that is not in the set.
+
+    Attributes:
+        source: Name of the photograph (or of the row) for the crosswalk; never written into the set.
+        patient: Patient, or empty.
+        stage: ``table``, ``files``, ``decode`` or ``crop``.
+        reason: Name of the rejection.
+        detail: Values, for the crosswalk.
+    """
+
+    source: str
+    patient: str
+    stage: str
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """An input whose file is there.
+
+    Attributes:
+        source: File name below the source folder.
+        patient: Patient as the table gives it, or empty.
+        labels: Values by label name.
+        size_bytes: Size of the file.
+    """
+
+    source: str
+    patient: str
+    labels: Mapping[str, int | None]
+    size_bytes: int
+
+    @property
+    def patient_group(self) -> str:
+        """What must not be divided among splits: the patient, or the photograph where none is known."""
+        return f"patient:{self.patient}" if self.patient else f"photograph:{self.source}"
+
+
+@dataclass(frozen=True)
+class PlannedSample:
+    """A photograph with its key."""
+
+    key: str
+    source: str
+    patient: str
+    labels: Mapping[str, int | None]
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """A shard and the photographs that go into it, fewer if some turn out unusable."""
+
+    name: str
+    split: str
+    samples: tuple[PlannedSample, ...]
+
+
+def safe_name(name: str) -> str | None:
+    """Return a file name of a table in canonical form, or None if it leaves the source folder."""
+    text = name.replace("\\", "/").removeprefix("./")
+    parts = text.split("/")
+    if not text or text.startswith("/") or "\0" in text or (len(text) > 1 and text[1] == ":"):
+        return None
+    if any(part in ("", ".", "..") for part in parts) or "://" in text:
+        return None
+    return text
+
+
+def is_picture_name(name: str) -> bool:
+    """Whether a file in the source folder counts as an input."""
+    return name.lower().endswith(PICTURE_SUFFIXES) and not any(part.startswith(".") for part in name.split("/"))
+
+
+def match_files(table: LabelTable, files: Mapping[str, int]) -> tuple[list[Photograph], list[Reject]]:
+    """Bring the rows of a table and the files of a folder together.
+
+    Args:
+        table: The label table.
+        files: Size in bytes of every file below the source folder, by name.
+
+    Returns:
+        Photographs in table order, and a reject for each row without a usable file and each picture without a
+        row. Rows + pictures without a row = photographs + rejects.
+    """
+    by_form = {_form(name): name for name in sorted(files)}
+    photographs: list[Photograph] = []
+    rejects = [
+        Reject(row.file or f"line {row.line}", row.patient, "table", row.reason, f"line {row.line}: {row.detail}")
+        for row in table.rejected
+    ]
+    line_of: dict[str, int] = {}
+    for row in table.rows:
+        safe = safe_name(row.file)
+        if safe is None:
+            rejects.append(Reject(row.file, row.patient, "table", "unsafe_name", f"line {row.line}"))
+            continue
+        name = by_form.get(_form(safe))
+        if name is None:
+            rejects.append(Reject(row.file, row.patient, "files", "missing_file", f"line {row.line}"))
+        elif name in line_of:
+            rejects.append(
+                Reject(
+                    f"{name} (line {row.line})", row.patient, "table", "duplicate_row", f"first in line {line_of[name]}"
+                )
+            )
+        else:
+            line_of[name] = row.line
+            photographs.append(Photograph(name, row.patient, row.labels, files[name]))
+    mentioned = set(line_of) | {by_form.get(_form(safe_name(row.file) or row.file)) for row in table.rejected}
+    rejects += [
+        Reject(name, "", "files", "not_in_table")
+        for name in sorted(files)
+        if name not in mentioned and is_picture_name(name)
+    ]
+    return photographs, rejects
+
+
+def _form(name: str) -> str:
+    """Return the form in which names are compared: tables and file systems differ in composing accents."""
+    return unicodedata.normalize("NFC", name)
+
+
+def drop_duplicates(
+    photographs: Sequence[Photograph], digest: Callable[[str], str]
+) -> tuple[list[Photograph], list[Reject]]:
+    """Keep the first of photographs whose files are the same byte for byte.
+
+    Only files of equal size can be the same, so only those are read.
+
+    Args:
+        photographs: In the order that decides which is first.
+        digest: Hash of a file's bytes, by name.
+    """
+    same_size: dict[int, int] = defaultdict(int)
+    for photograph in photographs:
+        same_size[photograph.size_bytes] += 1
+    first: dict[str, str] = {}
+    kept, rejects = [], []
+    for photograph in photographs:
+        if same_size[photograph.size_bytes] > 1:
+            value = digest(photograph.source)
+            if value in first:
+                rejects.append(
+                    Reject(
+                        photograph.source, photograph.patient, "files", "duplicate_of", f"same file as {first[value]}"
+                    )
+                )
+                continue
+            first[value] = photograph.source
+        kept.append(photograph)
+    return kept, rejects
+
+
+def split_patients(groups: Iterable[str], fractions: tuple[float, float, float], seed: int) -> dict[str, str]:
+    """Assign each patient to train, val or test.
+
+    Patients are ordered by a keyed hash and cut by exact fractions; every split with a fraction gets at least
+    one patient while there are enough.
+
+    Args:
+        groups: Patients, in any order and number of repetitions.
+        fractions: Of train, val, test; they sum to 1.
+        seed: Another seed gives another split.
+    """
+    ordered = sorted(set(groups), key=lambda group: (derive_key(seed, "split", group), group))
+    counts = _apportion(len(ordered), fractions)
+    names = [split for split, count in zip(SPLITS, counts, strict=True) for _ in range(count)]
+    return dict(zip(ordered, names, strict=True))
+
+
+def _apportion(total: int, fractions: Sequence[float]) -> list[int]:
+    """Divide ``total`` by fractions: largest remainders, then one each for the empty ones, train paying last."""
+    shares = [total * fraction for fraction in fractions]
+    counts = [int(share + 1e-9) for share in shares]
+    by_remainder = sorted(range(len(shares)), key=lambda i: (counts[i] - shares[i], i))
+    for i in by_remainder[: total - sum(counts)]:
+        counts[i] += 1
+    for i, fraction in enumerate(fractions):
+        largest = max(range(len(counts)), key=lambda j: (counts[j], -j))
+        if fraction > 0 and counts[i] == 0 and counts[largest] > 1:
+            counts[i] += 1
+            counts[largest] -= 1
+    return counts
+
+
+def sample_key(secret: bytes, source: str) -> str:
+    """Return the key of a photograph: unguessable without the secret, the same on a re-run with it.
+
+    26 characters of lower-case base32, 130 bits of HMAC-SHA256.
+    """
+    mac = hmac.new(secret, source.encode("utf-8", "surrogateescape"), hashlib.sha256).digest()
+    return base64.b32encode(mac).decode("ascii").lower()[:26]
+
+
+def plan_shards(
+    photographs: Sequence[Photograph], splits: Mapping[str, str], secret: bytes, *, max_samples: int
+) -> list[PlannedShard]:
+    """Assign photographs to shards of nearly equal size.
+
+    Within a split they are ordered by their random keys: neither the order nor the neighbourhood of samples
+    says anything about the source.
+
+    Args:
+        photographs: All accepted inputs.
+        splits: Split of each `Photograph.patient_group`.
+        secret: Key material of `sample_key`.
+        max_samples: Most photographs in a shard.
+    """
+    by_split: dict[str, list[PlannedSample]] = {split: [] for split in SPLITS}
+    for photograph in photographs:
+        key = sample_key(secret, photograph.source)
+        sample = PlannedSample(key, photograph.source, photograph.patient, photograph.labels, photograph.size_bytes)
+        by_split[splits[photograph.patient_group]].append(sample)
+    shards = []
+    for split, samples in by_split.items():
+        samples.sort(key=lambda sample: sample.key)
+        number = -(-len(samples) // max_samples)
+        for at in range(number):
+            start, end = at * len(samples) // number, (at + 1) * len(samples) // number
+            shards.append(PlannedShard(shard_name(split, at), split, tuple(samples[start:end])))
+    return shards

@@ -1,0 +1,65 @@
+"""The preview grid of a diffusion run: the same seeds and labels each time, so that pictures can be compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from synfundus.config.schema import RunConfig
+from synfundus.evaluation.captions import label_caption
+from synfundus.evaluation.pictures import contact_sheet, encode_png
+from synfundus.jobs import build
+from synfundus.jobs.codec_folder import open_codec
+from synfundus.jobs.generation import generate_images
+from synfundus.models.unet import ConditionalDenoiser
+from synfundus.seeding import keyed_normal
+from synfundus.storage.label_schema import LabelSchema
+from synfundus.storage.manifest import ShardSet
+
+_COLUMNS = 8
+_SEED = 0
+
+
+def preview_labels(schema: LabelSchema) -> list[dict[str, int | None]]:
+    """Return sixteen rows of labels: nothing known, then every value of every label in turn, then again."""
+    rows: list[dict[str, int | None]] = [{}]
+    for spec in schema.labels:
+        rows += [{spec.name: value} for value in range(1 if spec.num_values == 2 else 0, spec.num_values)]
+    return [rows[number % len(rows)] for number in range(2 * _COLUMNS)]
+
+
+def draw_preview(
+    config: RunConfig,
+    *,
+    denoiser: ConditionalDenoiser,
+    codec_folder: Path,
+    latents: ShardSet,
+    latent_shape: tuple[int, int, int],
+    title: str,
+    device: torch.device,
+) -> bytes:
+    """Generate the grid and return it as PNG."""
+    codec, _ = open_codec(codec_folder, device=device, dtype=torch.float32)
+    rows = preview_labels(latents.label_schema)
+    states = np.array([latents.label_schema.encode(row) for row in rows], dtype=np.int64)
+    images = generate_images(
+        denoiser=denoiser,
+        codec=codec,
+        schedule_settings=build.schedule_settings(config),
+        latent_mean=latents.properties["latent_mean"],
+        latent_std=latents.properties["latent_std"],
+        initial_noise=keyed_normal(_SEED, "preview", range(len(rows)), latent_shape),
+        states=states,
+        settings=config.sample,
+        device=device,
+    )
+    sheet = contact_sheet(
+        list(images),
+        captions=[label_caption(row) for row in rows],
+        columns=_COLUMNS,
+        tile_px=images.shape[1],
+        title=title,
+    )
+    return encode_png(sheet, text={"synthetic": "yes"}, compress_level=6)

@@ -1,0 +1,326 @@
+"""`synfundus train`: the conditional latent-diffusion U-Net under ZeRO-2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from synfundus.config.schema import RunConfig
+from synfundus.data.latents import LatentDecoder
+from synfundus.data.loader import BatchLoader
+from synfundus.data.reader import ShardSetReader
+from synfundus.data.shard_plan import ReadingPlan
+from synfundus.diffusion.schedule import NoiseSchedule
+from synfundus.distributed.engine import ZeroEngine
+from synfundus.distributed.world import World
+from synfundus.errors import ConfigError, DataError
+from synfundus.jobs import Summary, build
+from synfundus.jobs.codec_folder import find_codec, open_codec
+from synfundus.jobs.pipeline_folder import find_pipeline, load_pipeline, save_pipeline
+from synfundus.jobs.preview import draw_preview
+from synfundus.jobs.run_directory import RunDirectory
+from synfundus.jobs.verify_latents import require_same_codec
+from synfundus.models.unet import ConditionalDenoiser
+from synfundus.storage import filesystem
+from synfundus.storage.manifest import ShardSet, load_shard_set
+from synfundus.telemetry.console import Console
+from synfundus.training.draws import DiffusionDraws
+from synfundus.training.ema import ShardedEma
+from synfundus.training.step import LatentDiffusionStep
+from synfundus.training.trainer import Periodic, Trainer, TrainState
+
+EYE_SIDE = "eye_side"
+
+
+def run(config: RunConfig, world: World, console: Console) -> Summary:
+    """Train, validate on held-out patients, export. Collective; resumes by itself.
+
+    Returns:
+        ``images_seen``, ``loss``, ``validation_loss``, ``images_per_s``, ``parameters``, ``engine``, ``export``.
+
+    Raises:
+        ManifestMismatch: The latents were made by another autoencoder than the one given.
+    """
+    section = config.train
+    latents = load_shard_set(build.require(section.latents, flag="--latents", key="train.latents"), kind="latents")
+    run_url = build.require(section.run_dir, flag="--run-dir", key="train.run_dir")
+    if config.diffusion.flip and not latents.properties["flip"]:
+        raise ConfigError(
+            "diffusion.flip is on, but the latents hold no mirrored moments",
+            where=latents.url,
+            hint="encode them with --flip, or turn diffusion.flip off",
+        )
+    codec_folder = find_codec(section.vae or str(latents.properties["autoencoder_url"]))
+    _, fingerprint = open_codec(codec_folder, device=torch.device("cpu"), dtype=torch.float32)
+    require_same_codec(latents, fingerprint, where=str(codec_folder))
+    directory = RunDirectory(run_url, kind="diffusion", identity=_identity(config, latents), config=config, world=world)
+    return _Training(config, latents, codec_folder, directory, world, console).run()
+
+
+def _identity(config: RunConfig, latents: ShardSet) -> dict[str, object]:
+    return {
+        "seed": config.seed,
+        "latents": latents.identity,
+        "init_from": config.train.init_from,
+        "unet": config.unet.model_dump(mode="json"),
+        "diffusion": config.diffusion.model_dump(mode="json"),
+        "optim": config.optim.model_dump(mode="json"),
+        "ema": config.ema.model_dump(mode="json"),
+        "global_batch_size": config.loop.global_batch_size,
+        "precision": config.loop.precision,
+    }
+
+
+class _Training:
+    """Wires one training run together."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        latents: ShardSet,
+        codec_folder: Path,
+        directory: RunDirectory,
+        world: World,
+        console: Console,
+    ) -> None:
+        self._config = config
+        self._set = latents
+        self._codec_folder = codec_folder
+        self._directory = directory
+        self._world = world
+        self._console = console
+        self._loop = config.loop
+        self._device = build.torch_device(world)
+        self._schedule: NoiseSchedule = build.noise_schedule(config)
+        channels, height, width = latents.properties["moments_shape"]
+        self._latent_shape = (int(channels) // 2, int(height), int(width))
+        self._batch = build.batch_plan(self._loop, world.size)
+        denoiser = self._initial_denoiser()
+        build.attention(
+            denoiser.unet,
+            config.launch,
+            dtype=build.torch_dtype(self._loop.precision),
+            device=self._device,
+            console=console,
+        )
+        if self._loop.gradient_checkpointing:
+            denoiser.unet.enable_gradient_checkpointing()
+        self._parameters = sum(parameter.numel() for parameter in denoiser.parameters())
+        self._zero: ZeroEngine = build.engine(
+            self._step(denoiser),
+            denoiser,
+            loop=self._loop,
+            optim=config.optim,
+            launch=config.launch,
+            batch=self._batch,
+            world=world,
+        )
+        self._ema: ShardedEma = build.ema(config.ema, self._zero)
+        self._last_row: Mapping[str, float] = {}
+        self._validation_loss = float("nan")
+
+    def _initial_denoiser(self) -> ConditionalDenoiser:
+        """Return the network a run starts from: random by the seed, or an exported model's weights."""
+        fresh = build.denoiser(self._config, schema=self._set.label_schema, latent_shape=self._latent_shape)
+        if self._config.train.init_from:
+            given = load_pipeline(find_pipeline(self._config.train.init_from), device=torch.device("cpu")).denoiser
+            try:
+                fresh.load_state_dict(given.state_dict())
+            except RuntimeError as error:
+                raise ConfigError(
+                    f"train.init_from holds another network: {str(error).splitlines()[-1].strip()}",
+                    where=self._config.train.init_from,
+                    hint="configure the same unet section and label schema",
+                ) from error
+        return fresh
+
+    def _step(self, denoiser: ConditionalDenoiser) -> LatentDiffusionStep:
+        section = self._config.diffusion
+        return LatentDiffusionStep(
+            denoiser,
+            schedule=self._schedule,
+            prediction_type=section.prediction_type,
+            min_snr_gamma=section.min_snr_gamma,
+            latent_mean=self._set.properties["latent_mean"],
+            latent_std=self._set.properties["latent_std"],
+            channels_last=self._loop.channels_last,
+        )
+
+    def run(self) -> Summary:
+        """Resume, train, validate, export. Collective."""
+        self._announce()
+        state = self._directory.resume(zero=self._zero, average=self._ema, console=self._console)
+        sinks = self._directory.sinks(resume_images=state.images_seen)
+        loader = self._loader("train", start=state.images_seen, draws=self._draws(self._config.diffusion.flip))
+
+        def write_metrics(row: Mapping[str, float]) -> None:
+            self._last_row = row
+            sinks.write(row)
+
+        def validate(state: TrainState) -> None:
+            self._validation_loss = self._validate(state)
+            sinks.write({"images_seen": state.images_seen, "validation_loss": self._validation_loss})
+
+        trainer = Trainer(
+            engine=self._zero,
+            loader=loader,
+            ema=self._ema,
+            lr=build.lr_plan(self._config.optim, self._loop),
+            settings=build.loop_settings(self._loop, self._batch),
+            state=state,
+            world=self._world,
+            console=self._console,
+            write_metrics=write_metrics,
+            write_ledger=self._directory.append_ledger,
+            periodic=[
+                Periodic(self._loop.validate_every_images, validate, at_end=True),
+                Periodic(self._loop.checkpoint_every_images, self._save, at_end=True, log_before=True),
+                Periodic(self._loop.preview_every_images, self._preview, at_end=self._loop.preview_every_images > 0),
+            ],
+            save=self._save,
+        )
+        try:
+            state = trainer.fit()
+        finally:
+            loader.close()
+            sinks.close()
+        return self._finish(state)
+
+    def _announce(self) -> None:
+        batch = self._batch
+        self._console.message(
+            f"{self._parameters / 1e6:.1f} M parameters, {self._zero.optimizer_name} "
+            f"(ZeRO stage {self._zero.zero_stage}), {self._loop.precision} on {self._world.device}; global batch {batch.global_batch_size} = "
+            f"{batch.world_size} ranks x {batch.gradient_accumulation_steps} steps x {batch.micro_batch_size} images"
+        )
+
+    def _draws(self, flip: bool) -> DiffusionDraws:
+        section, names = self._config.diffusion, self._set.label_schema.names
+        return DiffusionDraws(
+            seed=self._config.seed,
+            num_timesteps=section.num_train_timesteps,
+            label_drop_prob=section.label_drop_prob,
+            single_label_drop_prob=section.single_label_drop_prob,
+            flip=flip,
+            eye_side_column=names.index(EYE_SIDE) if EYE_SIDE in names else None,
+        )
+
+    def _loader(self, split: str, *, start: int, draws: DiffusionDraws) -> BatchLoader:
+        reader = ShardSetReader(self._set, split=split)
+        channels, height, width = self._latent_shape
+        return BatchLoader(
+            reader=reader,
+            plan=ReadingPlan(
+                shard_sizes=reader.shard_sizes, identity=self._set.identity, split=split, seed=self._config.seed
+            ),
+            decode=LatentDecoder(
+                schema=self._set.label_schema,
+                moments_shape=(2 * channels, height, width),
+                with_flip=self._config.diffusion.flip and split == "train",
+            ),
+            augment=draws,
+            global_batch_size=self._loop.global_batch_size,
+            rank=self._world.rank,
+            world_size=self._world.size,
+            start_images=start,
+            prefetch_batches=self._loop.prefetch_batches if split == "train" else 0,
+        )
+
+    def _save(self, state: TrainState) -> None:
+        self._directory.save(state, zero=self._zero, average=self._ema, keep=self._loop.keep_checkpoints)
+
+    def _averaged_denoiser(self) -> ConditionalDenoiser | None:
+        """Return the averaged network in fp32 on rank 0, None elsewhere. Collective."""
+        named = self._zero.gather_named(self._ema.partitions)
+        if named is None:
+            return None
+        denoiser = build.denoiser(self._config, schema=self._set.label_schema, latent_shape=self._latent_shape)
+        missing, unexpected = denoiser.load_state_dict(named, strict=False)
+        fixed = {name for name, _ in denoiser.named_buffers()}
+        if unexpected or set(missing) - fixed:
+            raise RuntimeError(f"averaged weights do not fit the network: {unexpected} {missing}")
+        return denoiser.eval().requires_grad_(False).to(self._device)
+
+    def _validate(self, state: TrainState) -> float:
+        """Return the loss of the averaged weights on held-out patients, with the same noise every time. Collective."""
+        split = "val" if self._set.num_samples("val") else "train"
+        denoiser = self._averaged_denoiser()
+        result = float("nan")
+        if denoiser is not None:
+            result = self._validation_pass(self._step(denoiser), split, state)
+        return self._world.all_gather(result)[0]
+
+    def _validation_pass(self, step: LatentDiffusionStep, split: str, state: TrainState) -> float:
+        loader = self._loader(split, start=0, draws=self._draws(False))
+        total = min(self._loop.validation_images, self._set.num_samples(split))
+        loss = images = 0.0
+        size = self._batch.micro_batch_size
+        with torch.no_grad():
+            for first in range(0, total, size):
+                batch = loader.read_positions(np.arange(first, min(first + size, total), dtype=np.int64))
+                tensors: dict[str, Tensor] = {
+                    name: torch.from_numpy(array).to(self._device) for name, array in batch.arrays.items()
+                }
+                tensors["weights"] = torch.from_numpy(batch.weights).to(self._device)
+                _, sums = step(tensors, state.images_seen)
+                loss += float(sums["loss"])
+                images += float(sums["images"])
+        loader.close()
+        if images == 0:
+            raise DataError(f"split {split} holds no readable sample", where=self._set.url)
+        return loss / images
+
+    def _preview(self, state: TrainState) -> None:
+        """Draw a grid with fixed seeds from the averaged weights. Collective."""
+        denoiser = self._averaged_denoiser()
+        if denoiser is not None:
+            path = self._directory.path("previews", f"images-{state.images_seen:012d}.png")
+            data = draw_preview(
+                self._config,
+                denoiser=denoiser,
+                codec_folder=self._codec_folder,
+                latents=self._set,
+                latent_shape=self._latent_shape,
+                title=f"{state.images_seen:,} images seen",
+                device=self._device,
+            )
+            filesystem.write_bytes(path, data)
+
+    def _finish(self, state: TrainState) -> Summary:
+        """Export the averaged model as a pipeline folder. Collective."""
+        summary: Summary = {
+            "images_seen": state.images_seen,
+            "quarantined_images": state.quarantined_images,
+            "skipped_steps": state.skipped_steps,
+            "loss": self._last_row.get("loss"),
+            "images_per_s": self._last_row.get("images_per_s"),
+            "validation_loss": self._validation_loss,
+            "parameters": self._parameters,
+            "engine": self._zero.optimizer_name,
+            "zero_stage": self._zero.zero_stage,
+            "export": self._directory.path("export"),
+        }
+        denoiser = self._averaged_denoiser()
+        if denoiser is not None:
+            codec, fingerprint = open_codec(self._codec_folder, device=torch.device("cpu"), dtype=torch.float32)
+            save_pipeline(
+                filesystem.local_path(self._directory.path("export")),
+                denoiser=denoiser.cpu(),
+                codec=codec,
+                schedule_settings=build.schedule_settings(self._config),
+                label_schema=self._set.label_schema,
+                latent_mean=self._set.properties["latent_mean"],
+                latent_std=self._set.properties["latent_std"],
+                image_size_px=int(self._set.properties["image_size_px"]),
+                latent_set_identity=self._set.identity,
+                vae_fingerprint=fingerprint,
+                training_summary={key: value for key, value in summary.items() if key != "export"}
+                | {"training_images": self._set.num_samples("train")},
+            )
+            self._console.message(f"trained on {state.images_seen:,} images; exported to {summary['export']}")
+        self._world.barrier()
+        return summary

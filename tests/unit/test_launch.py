@@ -1,0 +1,318 @@
+"""The launch plan as a pure decision, and the processes it starts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from synfundus.errors import LaunchError
+from synfundus.launch import LaunchPlan, ProcessPlan, Resources, Surroundings, execute, plan_launch, processes
+from synfundus.launch.plan import first_host, port_of_job
+
+RESOURCES = Resources(partition=None, account=None, time_limit="24:00:00", gpus_per_node=8, cpus_per_task=4)
+ALONE = Surroundings(environment={}, programs=frozenset(), visible_gpus=0, cores=8, python="/opt/python", is_rank=False)
+LOGIN_NODE = replace(
+    ALONE, programs=frozenset({"sbatch", "srun"}), environment={"PATH": "/bin", "AWS_SECRET_ACCESS_KEY": "x"}
+)
+ALLOCATION = replace(
+    LOGIN_NODE, environment={"SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "gpu[03-04]", "AWS_SECRET_ACCESS_KEY": "x"}
+)
+COMMAND = ("train", "--latents", "l a t", "--nodes", "2")
+
+
+def plan(
+    surroundings: Surroundings,
+    *,
+    nodes: int = 1,
+    procs: int | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    resources: Resources = RESOURCES,
+    script: str | None = "slurm/ldm.sh",
+    arguments: tuple[str, ...] = COMMAND,
+) -> LaunchPlan:
+    return plan_launch(
+        arguments=arguments,
+        nodes=nodes,
+        procs_per_node=procs,
+        device=device,
+        resources=resources,
+        script=script,
+        surroundings=surroundings,
+    )
+
+
+def test_one_process_runs_here() -> None:
+    assert plan(ALONE) == LaunchPlan("in_process", (), 1, "one process")
+
+
+def test_a_rank_never_launches_again() -> None:
+    assert plan(replace(ALLOCATION, is_rank=True), nodes=4, procs=8).kind == "in_process"
+
+
+def test_ranks_on_this_machine_get_their_place_and_share_the_cores() -> None:
+    made = plan(ALONE, procs=3)
+    assert (made.kind, made.world_size, len(made.processes)) == ("local", 3, 3)
+    for rank, process in enumerate(made.processes):
+        assert process.arguments == ("/opt/python", "-m", "synfundus", *COMMAND)
+        assert process.environment["RANK"] == process.environment["LOCAL_RANK"] == str(rank)
+        assert process.environment["WORLD_SIZE"] == process.environment["LOCAL_WORLD_SIZE"] == "3"
+        assert process.environment["MASTER_ADDR"] == "127.0.0.1"
+        assert process.environment["OMP_NUM_THREADS"] == "2"
+
+
+def test_more_ranks_than_cores_still_have_a_thread_and_the_users_choice_is_kept() -> None:
+    assert plan(replace(ALONE, cores=1), procs=4).processes[0].environment["OMP_NUM_THREADS"] == "1"
+    chosen = replace(ALONE, environment={"OMP_NUM_THREADS": "5"})
+    assert plan(chosen, procs=2).processes[0].environment["OMP_NUM_THREADS"] == "5"
+
+
+def test_without_a_number_there_is_one_process_a_gpu_unless_the_cpu_was_asked_for() -> None:
+    machine = replace(ALONE, visible_gpus=4)
+    assert plan(machine).world_size == 4
+    assert plan(machine, device="cpu").kind == "in_process"
+    assert plan(machine, procs=1).kind == "in_process"
+
+
+def test_inside_an_allocation_several_nodes_become_one_srun() -> None:
+    made = plan(ALLOCATION, nodes=2, procs=8)
+    (process,) = made.processes
+    assert (made.kind, made.world_size) == ("srun", 16)
+    assert process.arguments[:4] == ("srun", "--nodes=2", "--ntasks-per-node=8", "--cpus-per-task=4")
+    assert "--kill-on-bad-exit=1" in process.arguments
+    assert process.arguments[-len(COMMAND) - 3 :] == ("/opt/python", "-m", "synfundus", *COMMAND)
+    assert process.environment == {"MASTER_ADDR": "gpu03", "MASTER_PORT": str(port_of_job("4711"))}
+
+
+def test_on_a_login_node_several_nodes_become_a_batch_job_without_keys() -> None:
+    resources = replace(RESOURCES, partition="gpu", account="eye.lab")
+    made = plan(LOGIN_NODE, nodes=2, resources=resources)
+    (process,) = made.processes
+    script = process.arguments.index("slurm/ldm.sh")
+    options = process.arguments[1:script]
+    assert (made.kind, made.world_size, process.arguments[0]) == ("sbatch", 16, "sbatch")
+    assert process.arguments[script + 1 :] == COMMAND[1:]
+    assert {"--nodes=2", "--partition=gpu", "--account=eye.lab", "--time=24:00:00"} <= set(options)
+    assert "--export=PATH,SYNFUNDUS_PYTHON" in options
+    assert "AWS_SECRET" not in made.describe()
+
+
+def test_a_cpu_cluster_is_not_asked_for_gpus() -> None:
+    made = plan(LOGIN_NODE, nodes=2, procs=3, resources=replace(RESOURCES, gpus_per_node=0))
+    assert not any("gpus" in argument for argument in made.processes[0].arguments)
+    assert made.world_size == 6
+
+
+def test_several_nodes_without_slurm_name_the_other_way() -> None:
+    with pytest.raises(LaunchError) as caught:
+        plan(ALONE, nodes=2)
+    assert "launchers/torchrun_hostfile.sh" in str(caught.value)
+
+
+def test_a_verb_without_a_batch_script_refuses_several_nodes() -> None:
+    with pytest.raises(LaunchError, match="does not run on several nodes"):
+        plan(LOGIN_NODE, nodes=2, script=None)
+
+
+@pytest.mark.parametrize(
+    ("resources", "arguments"),
+    [
+        (replace(RESOURCES, partition="gpu; rm -rf"), COMMAND),
+        (replace(RESOURCES, partition="gpu\n#SBATCH"), COMMAND),
+        (replace(RESOURCES, account="$(id)"), COMMAND),
+        (replace(RESOURCES, account=""), COMMAND),
+        (replace(RESOURCES, time_limit="24:00:00 --uid=0"), COMMAND),
+        (RESOURCES, ("train", "--run-dir", "a\nb")),
+        (RESOURCES, ("train", "--run-dir", "a\rb")),
+    ],
+)
+def test_values_that_slurm_could_misread_are_refused(resources: Resources, arguments: tuple[str, ...]) -> None:
+    for surroundings in (LOGIN_NODE, ALLOCATION):
+        with pytest.raises(LaunchError):
+            plan(surroundings, nodes=2, resources=resources, arguments=arguments)
+
+
+@pytest.mark.parametrize(
+    ("node_list", "host"),
+    [
+        ("gpu1", "gpu1"),
+        ("gpu1,gpu2", "gpu1"),
+        ("gpu[03-05,9]", "gpu03"),
+        ("gpu[7]-ib,login1", "gpu7-ib"),
+        ("rack-1.node[001-128]", "rack-1.node001"),
+    ],
+)
+def test_the_ranks_meet_on_the_first_host_of_the_node_list(node_list: str, host: str) -> None:
+    assert first_host(node_list) == host
+
+
+@pytest.mark.parametrize("node_list", ["", "[1-2]", "gpu[", "a b", "gpu1;ls"])
+def test_a_node_list_that_is_none_is_refused(node_list: str) -> None:
+    with pytest.raises(LaunchError, match="not a list of nodes"):
+        first_host(node_list)
+
+
+def test_the_port_of_a_job_lies_below_the_ephemeral_range() -> None:
+    ports = [port_of_job(str(job)) for job in (0, 1, 17_999, 18_000, 2**31)]
+    assert all(12_000 <= port < 30_000 for port in ports)
+    assert ports[0] != ports[1]
+    with pytest.raises(LaunchError):
+        port_of_job("12_batch")
+
+
+@pytest.mark.parametrize(
+    ("environment", "count"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, 2),
+        ({"CUDA_VISIBLE_DEVICES": ""}, 0),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, 0),
+        ({}, 3),
+    ],
+)
+def test_gpus_are_counted_without_torch(environment: Mapping[str, str], count: int, tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+    assert processes.count_gpus(environment, driver=tmp_path) == count
+    assert processes.count_gpus({}, driver=tmp_path / "none") == 0
+
+
+def python_plan(*codes: str, kind: Literal["local", "srun"] = "local") -> LaunchPlan:
+    ranks = tuple(ProcessPlan((sys.executable, "-c", code), {"RANK": str(rank)}) for rank, code in enumerate(codes))
+    return LaunchPlan(kind, ranks, len(ranks), "test")
+
+
+def test_ranks_share_a_port_and_know_their_launcher(tmp_path: Path) -> None:
+    code = (
+        "import os, pathlib; pathlib.Path(os.environ['FOLDER'], os.environ['RANK'])"
+        ".write_text(os.environ['MASTER_PORT'] + ' ' + os.environ['SYNFUNDUS_LAUNCHER_PID'])"
+    )
+    outcome = execute(python_plan(code, code), {**os.environ, "FOLDER": str(tmp_path)})
+    written = [(tmp_path / str(rank)).read_text() for rank in (0, 1)]
+    assert outcome.exit_code == 0
+    assert written[0] == written[1]
+    assert written[0].split()[1] == str(os.getpid())
+
+
+def test_when_one_rank_dies_the_others_are_stopped_and_its_code_is_the_result() -> None:
+    begin = time.monotonic()
+    outcome = execute(python_plan("import time; time.sleep(60)", "import sys; sys.exit(3)"), os.environ)
+    assert outcome.exit_code == 3
+    assert "rank 1 ended with exit code 3" in outcome.message
+    assert time.monotonic() - begin < 10
+
+
+def test_a_rank_that_ignores_sigterm_is_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(processes, "STOP_GRACE_S", 0.3)
+    ready = tmp_path / "ready"
+    stubborn = (
+        f"import signal, time, pathlib; signal.signal(signal.SIGTERM, signal.SIG_IGN); pathlib.Path({str(ready)!r}).touch(); "
+        "time.sleep(60)"
+    )
+    dies = (
+        f"import os, signal, time, pathlib\nwhile not pathlib.Path({str(ready)!r}).exists(): time.sleep(0.01)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    begin = time.monotonic()
+    outcome = execute(python_plan(stubborn, dies), os.environ)
+    assert outcome.exit_code == 128 + signal.SIGKILL
+    assert "killed by signal 9" in outcome.message
+    assert time.monotonic() - begin < 10
+
+
+def test_ranks_that_save_and_leave_are_waited_for(tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    slow = f"import time, pathlib, sys; time.sleep(0.5); pathlib.Path({str(saved)!r}).touch(); sys.exit(75)"
+    outcome = execute(python_plan("import sys; sys.exit(75)", slow), os.environ)
+    assert outcome.exit_code == 75
+    assert saved.exists()
+
+
+WAITS_FOR_USR2 = """
+import os, pathlib, signal, sys, time
+signal.signal(signal.SIGUSR2, lambda *_: sys.exit(75))
+pathlib.Path(os.environ["FOLDER"], os.environ["RANK"]).touch()
+time.sleep(60)
+"""
+
+LAUNCHES = """
+import os, sys
+from synfundus.launch import LaunchPlan, ProcessPlan, execute
+code = sys.argv[1]
+ranks = tuple(ProcessPlan((sys.executable, "-c", code), {"RANK": str(rank)}) for rank in (0, 1))
+sys.exit(execute(LaunchPlan("local", ranks, 2, "test"), os.environ).exit_code)
+"""
+
+
+def wait_for(condition: Path, count: int) -> None:
+    deadline = time.monotonic() + 30
+    while len(list(condition.iterdir())) < count:
+        assert time.monotonic() < deadline, "the ranks did not start"
+        time.sleep(0.02)
+
+
+def test_a_signal_to_the_launcher_reaches_every_rank(tmp_path: Path) -> None:
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHES, WAITS_FOR_USR2], env={**os.environ, "FOLDER": str(tmp_path)}
+    )
+    wait_for(tmp_path, 2)
+    launcher.send_signal(signal.SIGUSR2)
+    assert launcher.wait(timeout=30) == 75
+
+
+def test_ranks_do_not_outlive_a_killed_launcher(tmp_path: Path) -> None:
+    code = """
+import os, pathlib, time
+from synfundus.launch import tie_to_launcher
+tie_to_launcher(os.environ)
+pathlib.Path(os.environ["FOLDER"], str(os.getpid())).touch()
+time.sleep(60)
+"""
+    launcher = subprocess.Popen([sys.executable, "-c", LAUNCHES, code], env={**os.environ, "FOLDER": str(tmp_path)})
+    wait_for(tmp_path, 2)
+    ranks = [int(path.name) for path in tmp_path.iterdir()]
+    launcher.kill()
+    launcher.wait()
+    deadline = time.monotonic() + 10
+    while any(is_running(rank) for rank in ranks):
+        assert time.monotonic() < deadline, "a rank outlived its launcher"
+        time.sleep(0.02)
+
+
+def is_running(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        return status.read_text().rsplit(")", 1)[1].split()[0] not in ("Z", "X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_a_program_that_is_not_there_is_a_launch_error() -> None:
+    missing = LaunchPlan("srun", (ProcessPlan(("/no/such/srun",), {}),), 2, "test")
+    with pytest.raises(LaunchError, match="cannot start"):
+        execute(missing, os.environ)
+    with pytest.raises(LaunchError, match="cannot start"):
+        execute(replace(missing, kind="sbatch"), os.environ)
+
+
+def test_what_sbatch_answers_is_passed_on(tmp_path: Path) -> None:
+    def sbatch(text: str) -> LaunchPlan:
+        return LaunchPlan("sbatch", (ProcessPlan((sys.executable, "-c", text), {}),), 2, "test")
+
+    outcome = execute(sbatch("print('Submitted batch job 12')"), os.environ)
+    assert (outcome.exit_code, outcome.message) == (0, "Submitted batch job 12")
+    with pytest.raises(LaunchError, match="invalid partition"):
+        execute(sbatch("import sys; sys.exit('invalid partition')"), os.environ)
+
+
+def test_signal_handlers_are_restored_after_a_launch() -> None:
+    before = [signal.getsignal(number) for number in processes.FORWARDED_SIGNALS]
+    execute(python_plan("pass"), os.environ)
+    assert [signal.getsignal(number) for number in processes.FORWARDED_SIGNALS] == before
