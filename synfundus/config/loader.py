@@ -124,11 +124,18 @@ def _suggest(wrong: str, known: Sequence[str]) -> str:
     return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
-def _unknown(path: Sequence[str], section: type[Section], origin: str) -> str:
-    """Describe a key the schema does not have."""
+def _unknown(path: Sequence[str], section: type[Section], origin: str, *, look: bool) -> str:
+    """Describe a key the schema does not have.
+
+    Args:
+        path: The key with what it stands under.
+        section: The section it is not in.
+        origin: Who asked.
+        look: Look for close matches, which takes time that the thousandth problem is not worth.
+    """
     *parents, last = path
     prefix = ".".join(parents)
-    clause = _suggest(last, list(section.model_fields))
+    clause = _suggest(last, list(section.model_fields)) if look else " "
     if not clause:
         everywhere = leaf_fields()
         same_name = [known for known in everywhere if known.rsplit(".", 1)[-1] == last.rsplit(".", 1)[-1]]
@@ -187,7 +194,7 @@ def _merge_entries(
         origin = f"{source}:{entry.line}" if lines else source
         info = section.model_fields.get(key)
         if info is None:
-            draft.problems.append(_unknown(here, section, origin))
+            draft.problems.append(_unknown(here, section, origin, look=len(draft.problems) < MAX_PROBLEMS))
             continue
         nested = section_class(info)
         value = entry.value
@@ -223,7 +230,7 @@ def _merge_assignment(draft: _Draft, assignment: Assignment) -> None:
         here = parts[: depth + 1]
         info = section.model_fields.get(part)
         if info is None:
-            draft.problems.append(_unknown(here, section, assignment.origin))
+            draft.problems.append(_unknown(here, section, assignment.origin, look=True))
             return
         nested = section_class(info)
         if nested is not None:

@@ -1,8 +1,9 @@
 """Find the circle of retina in a fundus photograph, or say by name why there is none.
 
-A fundus camera images the retina through a round mask, so that a photograph is a disc on black. The rim is
-the one edge that is dark on its outer side, sharp, and round; vessels, lesions, the optic disc, names
-burned into the margin and slide frames all lack one of the three. The search runs on a copy of at most
+A fundus camera images the retina through a round mask, so that a photograph is a disc on black (or, as a slide,
+on an even mount). The rim is the one edge that is dark on its outer side, sharp, and round; vessels, lesions, the
+optic disc, names burned into the margin and slide frames all lack one of the three. That a disc is a retina is not
+decided here: the label ``is_fundus`` is for that. The search runs on a copy of at most
 `WORKING_SIZE_PX`: log-compressed lightness (it makes the rim of an underexposed image as strong an edge as
 that of a bright one), edge points with their normals, circles through random triples whose normals agree,
 a least-squares refinement on the half-height of the rim's radial profiles, and a check of the whole rim.
@@ -16,7 +17,6 @@ circle fit after Kasa 1976, "A circle fitting procedure and its error analysis".
 
 from __future__ import annotations
 
-from dataclasses import replace
 from enum import StrEnum
 
 import numpy as np
@@ -41,6 +41,7 @@ _EDGE_POINTS = 500
 _TRIPLES = 4000
 _CANDIDATES = 96
 _REFINED = 4
+_MOUNT_AREA = 0.03  # of the picture: the least a slide mount covers
 
 
 class NoFieldOfView(StrEnum):
@@ -84,13 +85,13 @@ def find_field_of_view(pixels: NDArray[np.uint8]) -> Circle:
             f"the picture is {width} x {height} px; a field of view needs {MINIMUM_DIAMETER_PX} px",
         )
     copy = _working_copy(pixels)
-    if float(np.percentile(copy, 96.0)) < _BLACK_LEVEL:
+    # The brightest channel: red in a photograph of a retina, any in a red-free or tinted one.
+    lightness = _smoothed(copy.max(axis=2))
+    if float(np.percentile(lightness, 96.0)) < _BLACK_LEVEL:
         raise FieldOfViewError(NoFieldOfView.ALL_BLACK, f"96 % of the picture is below {_BLACK_LEVEL:.0f} of 255")
-    view = _view(copy)
-    best = _search(view) if view is not None else None
-    if view is not None and best is None:
-        mounted = _on_mount(view)
-        best = _search(mounted) if mounted is not None else None
+    view, best = _search(lightness)
+    if best is None:
+        view, best = _search(_distance_to_mount(copy, lightness))
     if view is None or best is None:
         raise FieldOfViewError(NoFieldOfView.NO_FIELD_OF_VIEW, "no round, sharp rim with black outside it")
     across, down = width / copy.shape[1], height / copy.shape[0]
@@ -110,13 +111,13 @@ def find_field_of_view(pixels: NDArray[np.uint8]) -> Circle:
     return found
 
 
-def _view(copy: Floats) -> View | None:
+def _view(lightness: Floats) -> View | None:
     """Strip a light frame and measure the levels; None for a picture without contrast."""
-    dark, bright = np.percentile(copy, [1.0, 96.0])
+    dark, bright = np.percentile(lightness, [1.0, 96.0])
     if bright - dark < _BLACK_LEVEL / 2:
         return None
-    top, bottom, left, right = _frame_widths(copy, float(dark + 0.25 * (bright - dark)))
-    lightness = copy[top : copy.shape[0] - bottom, left : copy.shape[1] - right]
+    top, bottom, left, right = _frame_widths(lightness, float(dark + 0.25 * (bright - dark)))
+    lightness = lightness[top : lightness.shape[0] - bottom, left : lightness.shape[1] - right]
     if min(lightness.shape) < MINIMUM_DIAMETER_PX // 2:
         return None
     darkest, bright = np.percentile(lightness, [1.0, 96.0])
@@ -130,33 +131,46 @@ def _view(copy: Floats) -> View | None:
     return View(lightness, left, top, dark, span, max(3.0, 4.5 * noise))
 
 
-def _on_mount(view: View) -> View | None:
-    """Take the grey of a slide mount for the surround, if there is a large flat grey area; else None."""
-    counts = np.bincount(np.rint(view.lightness).astype(int).ravel(), minlength=256).astype(np.float64)
-    peaks = counts[:-2] + counts[1:-1] + counts[2:]
-    first = int(view.dark + view.floor) + 1
-    last = int(view.dark + 0.7 * view.span)
-    if last - first < 1:
-        return None
-    mount = first + int(peaks[first - 1 : last].argmax())
-    span = view.dark + view.span - mount
-    if peaks[mount - 1] < 0.04 * view.lightness.size or span < _BLACK_LEVEL / 2:
-        return None
-    return replace(view, lightness=np.maximum(view.lightness, mount), dark=float(mount), span=span)
+def _distance_to_mount(copy: NDArray[np.uint8], lightness: Floats) -> Floats:
+    """Return how far each pixel is from the grey of a slide mount ``[h', w']``; zeros if there is no mount.
+
+    An underexposed retina can be darker than the mount around it. In the channel in which the middle of the picture
+    differs most from the mount, and counted away from the mount, it is a disc on black again.
+    """
+    height, width = lightness.shape
+    y, x = np.ogrid[:height, :width]
+    off_middle = np.hypot(x + 0.5 - width / 2, y + 0.5 - height / 2) / min(height, width)
+    flat = np.abs(np.diff(lightness, axis=1, append=0.0)) + np.abs(np.diff(lightness, axis=0, append=0.0)) < 4.0
+    flat &= off_middle > 0.48
+    counts = np.bincount(np.rint(lightness[flat]).astype(int), minlength=256).astype(np.float64)
+    counts[: int(_BLACK_LEVEL)] = 0.0  # black is no mount
+    mount = int(np.convolve(counts, np.ones(3), mode="same").argmax())
+    on_mount = flat & (np.abs(lightness - mount) < 2.0)
+    if on_mount.mean() < _MOUNT_AREA:
+        return np.zeros_like(lightness)
+    channels = np.stack([_smoothed(copy[..., channel]) for channel in range(3)])
+    difference = channels - np.median(channels[:, on_mount], axis=1)[:, None, None]
+    separation = np.median(difference[:, off_middle < 0.3], axis=1)
+    channel = int(np.abs(separation).argmax())
+    return np.asarray(np.maximum(np.sign(separation[channel]) * difference[channel], 0.0))
 
 
-def _frame_widths(copy: Floats, light: float) -> tuple[int, int, int, int]:
+def _frame_widths(lightness: Floats, light: float) -> tuple[int, int, int, int]:
     """Count the rows and columns at the four sides without a dark pixel: the mount of a slide."""
     widths = []
     for axis, reverse in ((1, False), (1, True), (0, False), (0, True)):
-        lines = (copy > light).mean(axis=axis) > 0.97
+        lines = (lightness > light).mean(axis=axis) > 0.97
         lines = lines[::-1] if reverse else lines
         run = len(lines) if lines.all() else int(lines.argmin())
         widths.append(run if run < 0.25 * len(lines) else 0)
     return widths[0], widths[1], widths[2], widths[3]
 
 
-def _search(view: View) -> Circle | None:
+def _search(lightness: Floats) -> tuple[View | None, Circle | None]:
+    """Return the view of a picture and the best circle in it, in pixels of the view."""
+    view = _view(lightness)
+    if view is None:
+        return None, None
     best: Circle | None = None
     points, normals = _edge_points(view)
     for candidate in _candidates(points, normals, view.lightness.shape):
@@ -165,24 +179,27 @@ def _search(view: View) -> Circle | None:
             best = checked
             if checked.inlier_fraction > 0.9:
                 break
-    return best
+    return view, best
 
 
 def _rim_length(circle: Circle) -> float:
     return circle.radius_px * circle.visible_fraction
 
 
-def _working_copy(pixels: NDArray[np.uint8]) -> Floats:
-    """Return smoothed lightness ``[h', w']`` (0-255) of at most `WORKING_SIZE_PX` a side."""
+def _working_copy(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a copy ``[h', w', 3]`` of at most `WORKING_SIZE_PX` a side."""
     height, width = pixels.shape[:2]
     factor = max(height, width) / WORKING_SIZE_PX
+    if factor <= 1.0:
+        return pixels
     image = Image.fromarray(np.ascontiguousarray(pixels))
-    if factor > 1.0:
-        size = (max(1, round(width / factor)), max(1, round(height / factor)))
-        image = image.resize(size, Image.Resampling.BOX, reducing_gap=2.0)
-    # The brightest channel: red in a photograph of a retina, any in a red-free or tinted one.
-    lightness = np.asarray(image).max(axis=2).astype(np.float64)
-    padded = np.pad(lightness, 1, mode="edge")
+    size = (max(1, round(width / factor)), max(1, round(height / factor)))
+    return np.asarray(image.resize(size, Image.Resampling.BOX, reducing_gap=2.0))
+
+
+def _smoothed(channel: NDArray[np.uint8]) -> Floats:
+    """Return a binomial 3 x 3 average of ``[h, w]``."""
+    padded = np.pad(channel.astype(np.float64), 1, mode="edge")
     rows = padded[:-2] + 2 * padded[1:-1] + padded[2:]
     return np.asarray((rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]) / 16.0)
 

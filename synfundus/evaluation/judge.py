@@ -23,9 +23,11 @@ from synfundus.evaluation.label_control import Agreement, LabelPrediction, label
 from synfundus.seeding import derive_key, keyed_generator, keyed_uniform
 from synfundus.storage.label_schema import UNKNOWN_STATE, LabelSchema, LabelSpec
 
-_WIDTHS = (16, 32, 64, 96)
-_NUM_GROUPS = 8
-_INITIAL_GAIN = {"mix": 0.5, "head": 0.1}
+_WIDTHS = (32, 48, 80)
+_UNSHUFFLE = 2
+_INPUT_CHANNELS = 8
+_SPREAD_FLOOR = 0.02
+_HEAD_GAIN = 0.1
 _SHIFT = 0.05
 _ROTATION_DEG = 8.0
 _ZOOM = 0.05
@@ -51,29 +53,32 @@ class _Block(nn.Module):
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
         self.down = nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1, bias=False)
-        self.norm = nn.GroupNorm(_NUM_GROUPS, channels_out)
-        self.conv = nn.Conv2d(channels_out, channels_out, 3, padding=1, groups=_NUM_GROUPS, bias=False)
-        self.mix = nn.Conv2d(channels_out, channels_out, 1, bias=True)
+        self.down_norm = nn.BatchNorm2d(channels_out)
+        self.conv = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.conv_norm = nn.BatchNorm2d(channels_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = functional.relu(self.norm(self.down(x)))
-        residual: Tensor = self.mix(functional.relu(self.conv(x)))
-        return x + residual
+        x = functional.relu(self.down_norm(self.down(x)))
+        return functional.relu(x + self.conv_norm(self.conv(x)))
 
 
 class Judge(nn.Module):
     """Images to label logits.
 
+    It sees each image twice, as it is (how bright is a sign of readability) and standardised (most signs are not), and
+    the coordinates of each pixel. Signs a pixel wide are gathered before the first stride.
+
     Args:
         schema: The labels.
-        image_size_px: Edge of the images it is trained on; others are resized.
+        image_size_px: Edge of the images it is trained on; others are resized. A multiple of 4.
     """
 
     def __init__(self, *, schema: LabelSchema, image_size_px: int) -> None:
         super().__init__()
         self.schema = schema
         self.image_size_px = image_size_px
-        self.stem = nn.Conv2d(5, _WIDTHS[0], 5, stride=2, padding=2, bias=True)
+        self.stem = nn.Conv2d(_INPUT_CHANNELS * _UNSHUFFLE**2, _WIDTHS[0], 3, stride=2, padding=1, bias=False)
+        self.stem_norm = nn.BatchNorm2d(_WIDTHS[0])
         self.blocks = nn.Sequential(*(_Block(a, b) for a, b in itertools.pairwise(_WIDTHS)))
         self.head = nn.Linear(2 * _WIDTHS[-1], sum(num_outputs(spec) for spec in schema.labels))
         self.coordinates: Tensor
@@ -87,11 +92,13 @@ class Judge(nn.Module):
         Args:
             images: In [0, 1], ``image_size_px`` square.
         """
+        mean, spread = images.mean(dim=(2, 3), keepdim=True), images.std(dim=(2, 3), keepdim=True)
+        standardised = (images - mean) / (spread + _SPREAD_FLOOR)
         place = self.coordinates.to(images.dtype).expand(len(images), -1, -1, -1)
-        x = functional.relu(self.stem(torch.cat([images * 2 - 1, place], dim=1)))
-        x = self.blocks(x)
-        pooled = torch.cat([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], dim=1)
-        logits: Tensor = self.head(pooled.float())
+        x = torch.cat([images * 2 - 1, standardised, place], dim=1)
+        x = functional.pixel_unshuffle(x, _UNSHUFFLE).contiguous(memory_format=torch.channels_last)
+        x = self.blocks(functional.relu(self.stem_norm(self.stem(x))))
+        logits: Tensor = self.head(torch.cat([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], dim=1))
         return logits
 
 
@@ -108,9 +115,9 @@ def build_judge(*, schema: LabelSchema, image_size_px: int, seed: int) -> Judge:
                 parameter.zero_()
             elif parameter.ndim >= 2:
                 draws = keyed_generator(seed, "judge.weights", name).standard_normal(parameter.shape, dtype=np.float32)
-                gain = _INITIAL_GAIN.get(name.rsplit(".", 2)[-2], 1.0)
+                gain = _HEAD_GAIN if name.startswith("head") else 1.0
                 parameter.copy_(torch.from_numpy(draws) * (gain * math.sqrt(2.0 / parameter[0].numel())))
-    return judge
+    return judge.to(memory_format=torch.channels_last)
 
 
 def _targets(states: Int[Tensor, "b k"], schema: LabelSchema) -> tuple[Float[Tensor, "b o"], Float[Tensor, "b o"]]:

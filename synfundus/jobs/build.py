@@ -121,6 +121,7 @@ def codec(section: CodecConfig, *, image_size_px: int, seed: int) -> LatentCodec
             image_size_px=image_size_px,
             latent_channels=section.latent_channels,
             block_out_channels=section.block_out_channels,
+            block_size_px=section.block_size_px,
             layers_per_block=section.layers_per_block,
             norm_num_groups=section.norm_num_groups,
             mid_block_attention=section.mid_block_attention,

@@ -193,9 +193,12 @@ class _Training:
     def _announce(self) -> None:
         batch = self._batch
         self._console.message(
-            f"{self._parameters / 1e6:.1f} M parameters, {self._zero.optimizer_name} "
-            f"(ZeRO stage {self._zero.zero_stage}), {self._loop.precision} on {self._world.device}; global batch {batch.global_batch_size} = "
-            f"{batch.world_size} ranks x {batch.gradient_accumulation_steps} steps x {batch.micro_batch_size} images"
+            f"{self._parameters / 1e6:.1f} M parameters, {self._zero.optimizer_name} (ZeRO {self._zero.zero_stage}), "
+            f"{self._loop.precision} on {self._world.device}"
+        )
+        self._console.message(
+            f"global batch {batch.global_batch_size} = {batch.world_size} ranks x "
+            f"{batch.gradient_accumulation_steps} steps x {batch.micro_batch_size} images"
         )
 
     def _draws(self, flip: bool) -> DiffusionDraws:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from diffusers import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from synfundus.errors import CheckpointError, ConfigError
 from synfundus.models import linear_path as linear_path_files
@@ -35,7 +37,8 @@ _WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 class LatentCodec(nn.Module):
     """Encode images to posterior moments, decode latents to images.
 
-    With a linear path, both sides are its output plus the autoencoder's, whose last convolutions start at zero.
+    With a linear path, both sides are its output plus the autoencoder's, whose last convolutions start at zero. An
+    autoencoder of ``3 r^2`` channels instead of 3 sees and draws images as blocks of ``r x r`` pixels.
 
     Args:
         autoencoder: The network.
@@ -66,7 +69,12 @@ class LatentCodec(nn.Module):
     @property
     def downsample_factor(self) -> int:
         """Image size over latent size."""
-        return int(2 ** (len(self.autoencoder.config.block_out_channels) - 1))
+        return self.block_size_px * int(2 ** (len(self.autoencoder.config.block_out_channels) - 1))
+
+    @property
+    def block_size_px(self) -> int:
+        """Edge of the pixel blocks the autoencoder works on; 1 for a stock one."""
+        return math.isqrt(int(self.autoencoder.config.in_channels) // 3)
 
     def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c2 lh lw"]:
         """Return the posterior's mean and clamped log-variance, raw.
@@ -83,7 +91,8 @@ class LatentCodec(nn.Module):
                 f"shrinks by {self.downsample_factor}",
                 hint=f"use an image size that is a multiple of {self.downsample_factor}",
             )
-        posterior = self.autoencoder.encode(pixels.to(self._dtype)).latent_dist
+        blocks = functional.pixel_unshuffle(pixels.to(self._dtype), self.block_size_px)
+        posterior = self.autoencoder.encode(blocks).latent_dist
         mean: Tensor = posterior.mean
         if self.linear_path is not None:
             mean = self.linear_path.encode(pixels) + mean
@@ -95,7 +104,8 @@ class LatentCodec(nn.Module):
         Args:
             latents: Un-normalised: on the scale :meth:`encode` gives.
         """
-        pixels: Tensor = self.autoencoder.decode(latents.to(self._dtype), return_dict=False)[0]
+        blocks = self.autoencoder.decode(latents.to(self._dtype), return_dict=False)[0]
+        pixels = functional.pixel_shuffle(blocks, self.block_size_px)
         if self.linear_path is not None:
             pixels = self.linear_path.decode(latents) + pixels
         return pixels
@@ -152,6 +162,7 @@ class LatentCodec(nn.Module):
 def build_codec(
     *,
     image_size_px: int,
+    block_size_px: int,
     latent_channels: int,
     block_out_channels: Sequence[int],
     layers_per_block: int,
@@ -163,6 +174,8 @@ def build_codec(
 
     Args:
         image_size_px: Image height and width it is made for.
+        block_size_px: 1 = the autoencoder sees pixels, as every stock one does. ``r`` = it sees blocks of ``r x r`` pixels as
+            ``3 r^2`` channels and shrinks by ``r`` times as much: no work at full resolution, for training on a CPU.
         latent_channels: Channels of the latents.
         block_out_channels: Width of each level, finest first; ``n`` levels shrink by ``2 ** (n - 1)``.
         layers_per_block: Residual blocks per level on the way in (one more on the way out).
@@ -175,7 +188,9 @@ def build_codec(
     """
     if not block_out_channels:
         raise ConfigError("block_out_channels is empty: the autoencoder needs at least one level")
-    factor = 2 ** (len(block_out_channels) - 1)
+    if block_size_px < 1:
+        raise ConfigError(f"block_size_px {block_size_px} must be at least 1")
+    factor = block_size_px * 2 ** (len(block_out_channels) - 1)
     if image_size_px % factor:
         raise ConfigError(
             f"images of {image_size_px} px cannot be shrunk by {factor} ({len(block_out_channels)} levels)"
@@ -185,15 +200,15 @@ def build_codec(
             raise ConfigError(f"a level of {width} channels cannot be split into {norm_num_groups} norm groups")
     levels = len(block_out_channels)
     autoencoder = AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
+        in_channels=3 * block_size_px**2,
+        out_channels=3 * block_size_px**2,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         block_out_channels=tuple(block_out_channels),
         layers_per_block=layers_per_block,
         latent_channels=latent_channels,
         norm_num_groups=norm_num_groups,
-        sample_size=image_size_px,
+        sample_size=image_size_px // block_size_px,
         # Latents are normalised per channel in the training step (ADR-0003): no factor of the file's own.
         scaling_factor=1.0,
         mid_block_add_attention=mid_block_attention,

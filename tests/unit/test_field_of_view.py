@@ -94,6 +94,19 @@ def test_a_disc_cut_by_black_stripes_inside_the_frame_is_found(sides: int) -> No
     assert_found(disc, pixels)
 
 
+@pytest.mark.parametrize("level", [200.0, 45.0, 30.0])
+@pytest.mark.parametrize("mount", [28, 120, 255])
+def test_a_disc_on_the_grey_mount_of_a_slide_is_found(mount: int, level: float) -> None:
+    disc = Disc(256, 256, 130, 126, 105)
+    pixels = draw_disc(disc, level=level).astype(int)
+    y, x = np.mgrid[:256, :256]
+    off_disc = np.hypot(x + 0.5 - disc.x, y + 0.5 - disc.y) > disc.radius
+    pixels[off_disc] += mount
+    black_edge = (np.minimum(x, y) < 8) | (np.maximum(x, y) > 247)
+    pixels[black_edge] = 0
+    assert_found(disc, np.clip(pixels, 0, 255).astype(np.uint8))
+
+
 def test_the_circle_scales_with_the_photograph() -> None:
     disc = Disc(1000, 1500, 700, 520, 450)
     large = draw_disc(disc)
@@ -115,7 +128,7 @@ def test_a_real_photograph_cut_and_darkened_is_found() -> None:
 
 def test_the_circles_of_phantoms_are_found() -> None:
     errors = []
-    for index in range(48):
+    for index in range(96):
         phantom = draw_phantom(seed=5, index=index, image_size_px=128)
         truth = phantom.truth
         found = find_field_of_view(phantom.pixels)

@@ -213,8 +213,8 @@ def test_a_rank_that_ignores_sigterm_is_killed(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(processes, "STOP_GRACE_S", 0.3)
     ready = tmp_path / "ready"
     stubborn = (
-        f"import signal, time, pathlib; signal.signal(signal.SIGTERM, signal.SIG_IGN); pathlib.Path({str(ready)!r}).touch(); "
-        "time.sleep(60)"
+        "import signal, time, pathlib; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        f"pathlib.Path({str(ready)!r}).touch(); time.sleep(60)"
     )
     dies = (
         f"import os, signal, time, pathlib\nwhile not pathlib.Path({str(ready)!r}).exists(): time.sleep(0.01)\n"

@@ -1,0 +1,56 @@
+# synfundus: every target sets itself up; only Python 3.11+, make and git are needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO_OUT ?= demo-out
+
+.PHONY: help install demo demo-long test check lint unit bench soak golden clean
+
+help:
+	@echo "make demo       set up and walk the whole chain on phantoms: $(DEMO_OUT)/demo.png"
+	@echo "make demo-long  the same with about an hour of training"
+	@echo "make test       set up and run the tests"
+	@echo "make check      everything CI runs: format, lint, types, contracts, tests"
+	@echo "make bench      the performance claims, each as a ratio in one JSON line"
+	@echo "make soak       the long campaigns"
+
+# torch first: with it in place nothing else pulls another build of it
+$(STAMP): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check $$(grep '^torch==' requirements.lock)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $(STAMP)
+
+install: $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/synfundus demo --preset demo-cpu --out $(DEMO_OUT)
+
+demo-long: $(STAMP)
+	$(BIN)/synfundus demo --preset demo-cpu --out demo-long-out --minutes 60
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+check: lint test
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.encode
+
+soak: $(STAMP)
+	$(BIN)/python -m pytest -m slow --override-ini addopts="-ra" tests
+
+golden: $(STAMP)
+	$(BIN)/python -m pytest tests/golden --regenerate
+
+clean:
+	rm -rf demo-out demo-long-out .pytest_cache .mypy_cache .ruff_cache

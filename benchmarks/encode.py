@@ -1,0 +1,79 @@
+"""`encode-latents` against a bare loop of ``vae.encode`` on decoded images that already lie in memory.
+
+Ours reads tars, checks hashes, decodes PNG, encodes, converts to fp16, gathers statistics and writes tars.
+The goal: at least 0.85 of the bare loop.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.measuring import interleaved, rate, report, write_phantom_images
+from synfundus.config.loader import load_config
+from synfundus.config.schema import RunConfig
+from synfundus.data.images import ImageDecoder
+from synfundus.data.reader import ShardSetReader
+from synfundus.distributed.world import connect, disconnect
+from synfundus.jobs import build, encode_latents
+from synfundus.jobs.pixels import pixels_to_tensor
+from synfundus.storage.manifest import ShardSet
+from synfundus.telemetry.console import SilentConsole
+
+NUM_IMAGES = 1024
+IMAGE_SIZE_PX = 128
+PAIRS = 3
+
+
+def decoded_images(image_set: ShardSet) -> torch.Tensor:
+    """Return all images as one tensor in [-1, 1]."""
+    reader = ShardSetReader(image_set, split="train")
+    decode = ImageDecoder(schema=image_set.label_schema, image_size_px=IMAGE_SIZE_PX)
+    pixels = [
+        decode(*reader.read(shard, sample), reader.place_name(shard, sample))["pixels"]
+        for shard, size in enumerate(reader.shard_sizes)
+        for sample in range(size)
+    ]
+    return pixels_to_tensor(np.stack(pixels))
+
+
+def main() -> None:
+    """Measure and report."""
+    world = connect(device="cpu", timeout_s=60, num_threads=0)
+    config = load_config(preset="demo-cpu", file=None, settings=[], flags=[]).config
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        image_set = write_phantom_images(
+            folder / "images", num_images=NUM_IMAGES, image_size_px=IMAGE_SIZE_PX, shard_samples=256
+        )
+        codec = build.codec(config.vae.codec, image_size_px=IMAGE_SIZE_PX, seed=0)
+        codec.save_pretrained(folder / "vae")
+        images = decoded_images(image_set)
+
+        def ours(number: int) -> float:
+            changes = {"data": str(folder / "images"), "vae": str(folder / "vae"), "out": str(folder / f"out-{number}")}
+            run_config: RunConfig = config.model_copy(update={"encode": config.encode.model_copy(update=changes)})
+            return rate(lambda: int(encode_latents.run(run_config, world, SilentConsole())["num_samples"]))
+
+        def reference(_number: int) -> float:
+            dtype = build.torch_dtype(config.encode.precision)
+            bare = codec.eval().requires_grad_(False).to(dtype)
+
+            def loop() -> int:
+                with torch.no_grad():
+                    for first in range(0, len(images), config.encode.batch_size):
+                        bare.encode(images[first : first + config.encode.batch_size].to(dtype))
+                return len(images)
+
+            return rate(loop)
+
+        ours_rate, reference_rate, _ = interleaved(ours, reference, pairs=PAIRS)
+    disconnect()
+    report(name="encode", ours=ours_rate, reference=reference_rate, goal=0.85, unit="images/s")
+
+
+if __name__ == "__main__":
+    main()

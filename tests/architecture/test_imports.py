@@ -1,0 +1,73 @@
+"""Who imports whom, and what an answer may cost."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("torch", "deepspeed", "diffusers", "xformers", "webdataset", "numpy", "PIL", "fsspec")
+HELP_BUDGET_S = 0.3
+
+
+def imported_by(statement: str, *names: str) -> set[str]:
+    """Run a statement in a fresh interpreter; return which of ``names`` are imported afterwards."""
+    code = f"import sys\n{statement}\nprint('LOADED', *[name for name in {names!r} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=120
+    )
+    return set(done.stdout.splitlines()[-1].split()[1:])
+
+
+def test_the_import_contracts_hold() -> None:
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from importlinter.cli import lint_imports_command as c; sys.exit(c())",
+    ]
+    pytest.importorskip("importlinter")
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "0 broken" in done.stdout
+
+
+def test_the_command_line_imports_nothing_heavy() -> None:
+    assert imported_by("import synfundus.cli", *HEAVY, "pydantic", "yaml", "rich") == set()
+
+
+def test_help_imports_nothing_heavy_and_not_the_schema() -> None:
+    """Typer's own parsing of an option may use pydantic; the schema of the configuration stays out."""
+    statement = "from synfundus.cli.app import run_command\nassert run_command(['train', '--help']) == 0"
+    assert imported_by(statement, *HEAVY, "yaml", "rich", "synfundus.config.schema") == set()
+
+
+def test_a_dry_run_does_not_import_torch() -> None:
+    statement = (
+        "from synfundus.cli.app import run_command\n"
+        "assert run_command(['train', '--latents', 'a', '--run-dir', 'b', '--device', 'cpu', '--dry-run']) == 0"
+    )
+    assert imported_by(statement, *HEAVY) == set()
+
+
+def test_configuration_and_launch_do_not_import_torch() -> None:
+    assert imported_by("import synfundus.config.loader, synfundus.config.dump, synfundus.launch", *HEAVY) == set()
+
+
+def test_the_check_itself_can_fail() -> None:
+    assert imported_by("import synfundus.cli, json, numpy", "json", "numpy", "torch") == {"json", "numpy"}
+
+
+def test_help_answers_at_once() -> None:
+    """The best of five, so that a busy machine does not decide; the interpreter's own start is part of it."""
+    command = [sys.executable, "-m", "synfundus", "--help"]
+    seconds = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONWARNINGS": "error"})
+        seconds.append(time.perf_counter() - begin)
+    assert min(seconds) < HELP_BUDGET_S, seconds

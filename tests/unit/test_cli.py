@@ -1,0 +1,377 @@
+"""From a command line to a job, in one process: options, origins, errors, exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synfundus import __version__
+from synfundus.cli.app import main, run_command
+from synfundus.cli.report import printable, report_error
+from synfundus.cli.verbs import COMMON, VERBS, Option, Verb
+from synfundus.config.loader import leaf_fields
+from synfundus.config.schema import RunConfig
+from synfundus.distributed.world import LocalWorld, World
+from synfundus.errors import CheckpointError, ConfigError, DataError, NumericalError, Preempted, SynfundusError
+from synfundus.launch import LaunchPlan, Outcome
+
+Calls = list[RunConfig]
+VERB_BY_NAME = {verb.name: verb for verb in VERBS}
+
+
+@pytest.fixture(autouse=True)
+def _same_process() -> Iterator[None]:
+    """Undo what a command changes in its process."""
+    mask = os.umask(0o022)
+    yield
+    os.umask(mask)
+
+
+@pytest.fixture
+def job(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Calls]:
+    """Replace the job of a verb; returns the configurations it was called with."""
+
+    def replace(verb: str, summary: dict[str, Any] | None = None, error: BaseException | None = None) -> Calls:
+        calls: Calls = []
+
+        def run(config: RunConfig, world: World, console: object) -> dict[str, Any]:
+            del world, console
+            calls.append(config)
+            if error is not None:
+                raise error
+            return summary or {}
+
+        module = types.ModuleType("fake_job")
+        module.run = run  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, f"synfundus.jobs.{VERB_BY_NAME[verb].module}", module)
+        return calls
+
+    return replace
+
+
+@contextmanager
+def local_world(verb: Verb, config: RunConfig) -> Iterator[World]:
+    """A world without a process group, so that no test here imports torch."""
+    del verb, config
+    yield LocalWorld()
+
+
+def all_options() -> list[tuple[Verb, Option]]:
+    return [(verb, option) for verb in VERBS for option in (*verb.options, *COMMON)]
+
+
+@pytest.mark.parametrize(
+    ("verb", "option"), all_options(), ids=lambda value: getattr(value, "flag", None) or value.name
+)
+def test_every_option_sets_a_leaf_of_the_schema(verb: Verb, option: Option) -> None:
+    if option.path:
+        assert option.path in leaf_fields()
+        assert option.path.split(".")[0] in verb.sections or option.path == "seed"
+
+
+def test_no_verb_has_two_options_of_one_name() -> None:
+    for verb in VERBS:
+        flags = [option.flag for option in (*verb.options, *COMMON)]
+        assert len(flags) == len(set(flags))
+
+
+def test_the_interface_named_in_the_documents_exists() -> None:
+    expected = {
+        "phantoms": "--out --num-images --image-size --seed",
+        "prepare": "--source --labels --mapping --out --image-size --splits --workers",
+        "train-vae": "--data --run-dir --init-from",
+        "encode-latents": "--data --vae --out --flip",
+        "verify-latents": "--latents --vae",
+        "train": "--latents --run-dir --procs-per-node --nodes --vae --init-from",
+        "sample": "--model --out --num-images --label --labels --sampler --num-steps --guidance-scale --seed --format",
+        "demo": "--out --minutes --source --labels --mapping",
+        "export": "--run-dir --out",
+        "doctor": "--json",
+    }
+    for name, flags in expected.items():
+        verb = VERB_BY_NAME[name]
+        have = {option.flag for option in (*verb.options, *COMMON)}
+        assert set(flags.split()) <= have
+        assert {"--preset", "--config", "--set", "--dry-run", "--debug"} <= have
+
+
+def test_options_reach_the_job_as_checked_values(job: Callable[..., Calls], tmp_path: Path) -> None:
+    calls = job("phantoms")
+    out = tmp_path / "out"
+    arguments = [
+        "phantoms",
+        "--out",
+        str(out),
+        "--num-images",
+        "12",
+        "--image-size",
+        "64",
+        "--seed",
+        "5",
+        "--workers",
+        "0",
+    ]
+    assert run_command(arguments) == 0
+    (config,) = calls
+    assert (config.phantoms.out, config.phantoms.num_images, config.phantoms.image_size_px) == (str(out), 12, 64)
+    assert (config.seed, config.phantoms.workers) == (5, 0)
+
+
+def test_flags_win_over_settings_over_the_file(job: Callable[..., Calls], tmp_path: Path) -> None:
+    calls = job("phantoms")
+    file = tmp_path / "run.yaml"
+    file.write_text(f"seed: 1\nphantoms: {{out: {tmp_path / 'out'}, num_images: 1, image_size_px: 100}}\n")
+    arguments = ["phantoms", "--config", str(file), "--set", "seed=2", "--set", "phantoms.num_images=2", "--seed", "3"]
+    assert run_command(arguments) == 0
+    assert (calls[0].seed, calls[0].phantoms.num_images, calls[0].phantoms.image_size_px) == (3, 2, 100)
+
+
+def test_labels_are_repeatable_and_can_be_unknown(job: Callable[..., Calls], tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("synfundus.cli.run._joined", local_world)
+    calls = job("sample")
+    labels = ["--label", "dr_grade=3", "--label", "is_gc=unknown", "--label", "eye_side=0"]
+    assert run_command(["sample", "--model", str(tmp_path), "--out", str(tmp_path), "--num-images", "2", *labels]) == 0
+    assert calls[0].sample.label == {"dr_grade": 3, "is_gc": None, "eye_side": 0}
+
+
+def test_the_demo_starts_from_its_preset_unless_another_is_named(
+    job: Callable[..., Calls], tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("synfundus.cli.run._joined", local_world)
+    calls = job("demo")
+    assert run_command(["demo", "--out", str(tmp_path)]) == 0
+    assert run_command(["demo", "--out", str(tmp_path), "--preset", "fundus256", "--device", "cpu"]) == 0
+    assert calls[0].launch.device == "cpu"
+    assert calls[0].prepare.image_size_px == 128
+    assert calls[1].prepare.image_size_px == 256
+
+
+def test_what_a_verb_needs_is_named_before_anything_starts(
+    job: Callable[..., Calls], capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = job("prepare")
+    assert run_command(["prepare"]) == 2
+    error = capsys.readouterr().err
+    for flag in ("--source", "--labels", "--out"):
+        assert f"{flag} is missing" in error
+    assert calls == []
+
+
+def test_inputs_must_exist_and_outputs_must_not_be_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    missing = str(tmp_path / "missing")
+    assert run_command(["prepare", "--source", missing, "--labels", str(file), "--out", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert f"--source: {missing!r} does not exist" in error
+    assert "is a file, not a folder" in error
+    assert "--labels:" not in error
+
+
+def test_object_store_paths_are_left_to_the_job(job: Callable[..., Calls], tmp_path: Path) -> None:
+    calls = job("prepare")
+    table = tmp_path / "labels.csv"
+    table.touch()
+    assert (
+        run_command(["prepare", "--source", "s3://bucket/raw", "--labels", str(table), "--out", "s3://bucket/set"]) == 0
+    )
+    assert calls[0].prepare.source == "s3://bucket/raw"
+
+
+def test_photographs_and_their_table_belong_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["demo", "--out", str(tmp_path / "o"), "--source", str(tmp_path)]) == 2
+    assert "--source and --labels belong together" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (SynfundusError("x"), 1),
+        (ConfigError("x"), 2),
+        (DataError("x"), 3),
+        (CheckpointError("x"), 4),
+        (NumericalError("x"), 6),
+        (Preempted("x"), 75),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_each_fault_ends_with_its_exit_code(
+    error: BaseException, code: int, job: Callable[..., Calls], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job("phantoms", error=error)
+    assert run_command(["phantoms", "--out", str(tmp_path)]) == code
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_debug_adds_the_traceback(
+    job: Callable[..., Calls], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job("phantoms", error=DataError("broken", where="here", hint="mend it"))
+    assert run_command(["phantoms", "--out", str(tmp_path), "--debug"]) == 3
+    error = capsys.readouterr().err
+    assert "Traceback" in error
+    assert error.endswith("error (data): broken\nwhere: here\nwhat to do: mend it\n")
+
+
+def test_a_bug_is_not_disguised_as_the_users_mistake(job: Callable[..., Calls], tmp_path: Path) -> None:
+    job("phantoms", error=ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        run_command(["phantoms", "--out", str(tmp_path)])
+
+
+def test_the_summary_goes_to_standard_output_as_json(
+    job: Callable[..., Calls], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job("phantoms", summary={"num_images": 3, "path": tmp_path})
+    assert run_command(["phantoms", "--out", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"num_images": 3, "path": str(tmp_path)}
+
+
+def test_a_summary_that_is_not_ok_ends_with_one(job: Callable[..., Calls]) -> None:
+    job("doctor", summary={"ok": False})
+    assert run_command(["doctor"]) == 1
+    job("doctor", summary={"ok": True})
+    assert run_command(["doctor"]) == 0
+
+
+def test_what_is_written_is_private(job: Callable[..., Calls], tmp_path: Path) -> None:
+    job("phantoms")
+    assert run_command(["phantoms", "--out", str(tmp_path)]) == 0
+    (tmp_path / "file").touch()
+    assert (tmp_path / "file").stat().st_mode & 0o077 == 0
+
+
+def test_a_dry_run_shows_origins_arithmetic_engine_and_plan_and_starts_nothing(
+    job: Callable[..., Calls], capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = job("train")
+    settings = [
+        "--set",
+        "loop.global_batch_size=48",
+        "--set",
+        "loop.micro_batch_size=10",
+        "--set",
+        "loop.budget_images=100",
+    ]
+    code = run_command(
+        ["train", "--latents", "no/such", "--run-dir", "r", "--procs-per-node", "2", *settings, "--dry-run"]
+    )
+    text = capsys.readouterr().out
+    assert code == 0
+    assert calls == []
+    assert "latents: no/such" in text
+    assert "# --latents" in text
+    assert "global batch 48 = 2 rank(s) x 8 images x 3 accumulation step(s)" in text
+    assert "100 images / 48 = 3 optimizer steps" in text
+    assert '"gradient_accumulation_steps": 3' in text
+    assert "RANK=1" in text
+    assert "--dry-run" not in text.split("# launch")[1]
+
+
+def test_a_batch_the_ranks_cannot_share_is_refused_before_they_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", "--latents", str(tmp_path), "--run-dir", str(tmp_path), "--procs-per-node", "3"]
+    assert run_command(arguments) == 2
+    assert "is not a multiple of 3 ranks" in capsys.readouterr().err
+
+
+def test_several_processes_are_launched_with_the_same_command_line(
+    tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    launched: list[LaunchPlan] = []
+
+    def execute(plan: LaunchPlan, environment: object) -> Outcome:
+        del environment
+        launched.append(plan)
+        return Outcome(4, "rank 1 ended with exit code 4")
+
+    monkeypatch.setattr("synfundus.cli.run.execute", execute)
+    arguments = ["train", "--latents", str(tmp_path), "--run-dir", str(tmp_path), "--procs-per-node", "2"]
+    assert run_command(arguments) == 4
+    assert launched[0].processes[1].arguments[1:] == ("-m", "synfundus", *arguments)
+    assert "rank 1 ended with exit code 4" in capsys.readouterr().err
+
+
+def test_a_rank_runs_the_job_instead_of_launching(
+    job: Callable[..., Calls], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("synfundus.cli.run._joined", local_world)
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    calls = job("train")
+    assert run_command(["train", "--latents", str(tmp_path), "--run-dir", str(tmp_path), "--procs-per-node", "2"]) == 0
+    assert len(calls) == 1
+
+
+def test_other_ranks_report_in_one_line_with_their_number(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    report_error(DataError("two\nlines", hint="do this"), debug=False)
+    assert capsys.readouterr().err == "rank 3: Data: two; lines\n"
+
+
+def test_one_process_verbs_ignore_the_nodes_of_a_shared_file(job: Callable[..., Calls], tmp_path: Path) -> None:
+    calls = job("phantoms")
+    file = tmp_path / "run.yaml"
+    file.write_text(f"launch: {{nodes: 8, procs_per_node: 8}}\nphantoms: {{out: {tmp_path / 'o'}}}\n")
+    assert run_command(["phantoms", "--config", str(file)]) == 0
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (["--version"], 0, f"synfundus {__version__}"),
+        ([], 0, "Commands:"),
+        (["--help"], 0, "Exit codes:"),
+        (["train", "-h"], 0, "--latents"),
+        (["config", "presets"], 0, "fundus256"),
+    ],
+)
+def test_questions_are_answered_on_standard_output(
+    arguments: list[str], code: int, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(arguments) == code
+    assert expected in capsys.readouterr().out
+
+
+def test_the_schema_is_printed_as_json_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["config", "schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert "Peak learning rate." in schema["$defs"]["OptimConfig"]["properties"]["lr"]["description"]
+
+
+def test_main_ends_the_process_with_the_code() -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["no-such-verb"])
+    assert ended.value.code == 2
+
+
+def test_a_terminal_gets_one_panel_and_no_escape_sequences_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        encoding = "utf-8"
+
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    report_error(ConfigError("bad \x1b[2Jvalue", where="a.b", hint="fix"), debug=False)
+    text = terminal.getvalue()
+    assert text.count("╭") == 1
+    assert "\\x1b[2Jvalue" in text
+
+
+def test_text_is_made_printable_without_losing_letters() -> None:
+    assert printable("Größe\t\n\x00\u202e\ud800") == "Größe\t\n\\x00\\u202e\\ud800"

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from synfundus.data.ingest import (
+    Photograph,
+    drop_duplicates,
+    is_picture_name,
+    match_files,
+    plan_shards,
+    safe_name,
+    sample_key,
+    split_patients,
+)
+from synfundus.data.label_table import LabelTable, read_label_table
+from synfundus.storage.label_schema import LabelSchema, LabelSpec
+from synfundus.storage.tarshard import KEY_PATTERN
+
+SCHEMA = LabelSchema((LabelSpec("dr_grade", 5),))
+SECRET = bytes(range(32))
+
+
+def table_of(*lines: str) -> LabelTable:
+    return read_label_table("\n".join(["file,patient_id,dr_grade", *lines]).encode(), SCHEMA, None, where="t.csv")
+
+
+def photograph(name: str, patient: str = "", size: int = 1) -> Photograph:
+    return Photograph(name, patient, {"dr_grade": None}, size)
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"),
+    [
+        ("a.png", "a.png"),
+        ("./sub/a.png", "sub/a.png"),
+        ("sub\\a.png", "sub/a.png"),
+        ("../a.png", None),
+        ("sub/../../a.png", None),
+        ("/etc/passwd", None),
+        ("\\\\server\\a.png", None),
+        ("C:\\a.png", None),
+        ("s3://bucket/a.png", None),
+        ("a//b.png", None),
+        ("a\0.png", None),
+        ("..", None),
+        ("", None),
+        ("..a.png", "..a.png"),
+    ],
+)
+def test_a_name_stays_below_the_source_folder(name: str, safe: str | None) -> None:
+    assert safe_name(name) == safe
+
+
+def test_rows_and_files_are_brought_together_and_nothing_is_lost() -> None:
+    table = table_of("a.png,P1,1", "b.png,P1,2", "gone.png,P2,0", "../x.png,P2,0", "a.png,P9,3", "c.png,P3,77", "short")
+    files = {"a.png": 10, "b.png": 20, "c.png": 5, "extra.JPG": 7, "notes.txt": 3, "labels.csv": 9}
+    photographs, rejects = match_files(table, files)
+    assert [(p.source, p.patient, p.size_bytes) for p in photographs] == [("a.png", "P1", 10), ("b.png", "P1", 20)]
+    assert sorted((r.source, r.reason) for r in rejects) == [
+        ("../x.png", "unsafe_name"),
+        ("a.png (line 6)", "duplicate_row"),
+        ("c.png", "unknown_label_value"),
+        ("extra.JPG", "not_in_table"),
+        ("gone.png", "missing_file"),
+        ("line 8", "malformed_row"),
+    ]
+    assert len(photographs) + len(rejects) == 7 + 1
+
+
+def test_composed_and_decomposed_names_are_the_same_file() -> None:
+    name = "müller.png"
+    (found,), rejects = match_files(table_of(f"{name},P,1"), {unicodedata.normalize("NFD", name): 1})
+    assert found.source == unicodedata.normalize("NFD", name)
+    assert rejects == []
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("a.PNG", True), ("x/y.tiff", True), (".hidden.png", False), ("x/.y/z.png", False), ("a.csv", False)],
+)
+def test_pictures_are_known_by_their_suffix(name: str, expected: bool) -> None:
+    assert is_picture_name(name) is expected
+
+
+def test_the_first_of_identical_files_stays_and_only_equal_sizes_are_read() -> None:
+    contents = {"a": "x", "b": "yy", "c": "x", "d": "z", "e": "x"}
+    read: list[str] = []
+
+    def digest(name: str) -> str:
+        read.append(name)
+        return contents[name]
+
+    kept, rejects = drop_duplicates([photograph(n, f"P{n}", len(c)) for n, c in contents.items()], digest)
+    assert [p.source for p in kept] == ["a", "b", "d"]
+    assert [(r.source, r.patient, r.reason, r.detail) for r in rejects] == [
+        ("c", "Pc", "duplicate_of", "same file as a"),
+        ("e", "Pe", "duplicate_of", "same file as a"),
+    ]
+    assert read == ["a", "c", "d", "e"]
+
+
+@given(
+    st.integers(1, 400),
+    st.sampled_from([(0.8, 0.1, 0.1), (1.0, 0.0, 0.0), (0.5, 0.5, 0.0), (0.34, 0.33, 0.33), (0.9, 0.05, 0.05)]),
+    st.integers(0, 5),
+)
+def test_patients_are_cut_by_exact_fractions(number: int, fractions: tuple[float, float, float], seed: int) -> None:
+    splits = split_patients([f"P{i}" for i in range(number)], fractions, seed)
+    counts = Counter(splits.values())
+    assert len(splits) == number
+    for split, fraction in zip(("train", "val", "test"), fractions, strict=True):
+        assert abs(counts[split] - number * fraction) < 2
+        if fraction == 0:
+            assert counts[split] == 0
+        elif number >= 3:
+            assert counts[split] > 0
+    if number >= 100:
+        assert all(abs(counts[s] - number * f) < 1 for s, f in zip(("train", "val", "test"), fractions, strict=True))
+
+
+def test_the_split_depends_on_seed_and_patients_alone() -> None:
+    groups = [f"P{i}" for i in range(200)]
+    split = split_patients(groups, (0.8, 0.1, 0.1), 1)
+    assert split == split_patients([*reversed(groups), "P5"], (0.8, 0.1, 0.1), 1)
+    assert split != split_patients(groups, (0.8, 0.1, 0.1), 2)
+
+
+def test_a_patient_never_meets_a_photograph_of_the_same_name() -> None:
+    assert photograph("P1").patient_group != photograph("x.png", "P1").patient_group
+
+
+def test_keys_are_well_formed_hard_to_guess_and_repeatable() -> None:
+    keys = {sample_key(SECRET, f"IMG_{i}.png") for i in range(2000)}
+    assert len(keys) == 2000
+    assert all(KEY_PATTERN.match(key) and len(key) == 26 for key in keys)
+    assert sample_key(SECRET, "IMG_1.png") in keys
+    assert sample_key(bytes(32), "IMG_1.png") not in keys
+
+
+@given(st.integers(0, 97), st.integers(1, 20))
+def test_shards_hold_every_photograph_once_in_the_order_of_keys(number: int, max_samples: int) -> None:
+    photographs = [photograph(f"{i}.png", f"P{i // 3}") for i in range(number)]
+    splits = split_patients((p.patient_group for p in photographs), (0.8, 0.1, 0.1), 0)
+    shards = plan_shards(photographs, splits, SECRET, max_samples=max_samples)
+    assert sorted(s.source for shard in shards for s in shard.samples) == sorted(p.source for p in photographs)
+    by_patient: dict[str, set[str]] = {}
+    for shard in shards:
+        assert 0 < len(shard.samples) <= max_samples
+        for sample in shard.samples:
+            by_patient.setdefault(sample.patient, set()).add(shard.split)
+    assert all(len(found) == 1 for found in by_patient.values())
+    for split in ("train", "val", "test"):
+        keys = [s.key for shard in shards if shard.split == split for s in shard.samples]
+        assert keys == sorted(keys)
+        sizes = [len(shard.samples) for shard in shards if shard.split == split]
+        assert not sizes or max(sizes) - min(sizes) <= 1

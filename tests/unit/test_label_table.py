@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import pytest
+
+from synfundus.data.label_mapping import canonical_cell, parse_mapping
+from synfundus.data.label_table import LabelTable, read_label_table
+from synfundus.errors import ConfigError, DataError
+from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA, LabelSchema, LabelSpec
+
+SCHEMA = LabelSchema((LabelSpec("dr_grade", 5, ordinal=True), LabelSpec("is_gc", 2), LabelSpec("eye_side", 2)))
+
+
+def read(text: str, mapping: str | None = None, schema: LabelSchema = SCHEMA) -> LabelTable:
+    parsed = None if mapping is None else parse_mapping(mapping, schema, where="map.yaml")
+    return read_label_table(text.encode(), schema, parsed, where="t.csv")
+
+
+def test_columns_named_like_labels_need_no_mapping() -> None:
+    table = read("image,patient_id,is_gc,dr_grade,visit\na.png,P1,1,4,2\nb.png,P2,,0,1\n")
+    assert [(row.file, row.patient) for row in table.rows] == [("a.png", "P1"), ("b.png", "P2")]
+    assert table.rows[0].labels == {"dr_grade": 4, "is_gc": 1, "eye_side": None}
+    assert table.rows[1].labels == {"dr_grade": 0, "is_gc": None, "eye_side": None}
+    assert (table.rejected, table.warnings) == ((), ())
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_separator_and_byte_order_mark_are_recognised(delimiter: str, start: str, newline: str) -> None:
+    lines = [delimiter.join(cells) for cells in (["file", "patient_id", "dr_grade"], ["a, b.png", "P 1", "2"])]
+    if delimiter == ",":
+        lines[1] = '"a, b.png",P 1,2'
+    table = read(start + newline.join(lines) + newline)
+    assert [(row.file, row.patient, row.labels["dr_grade"]) for row in table.rows] == [("a, b.png", "P 1", 2)]
+
+
+def test_blanks_around_names_and_blank_lines_do_not_matter() -> None:
+    table = read("file , dr_grade \n\n a.png , 1 \n,,\n\n".replace(",,", ","))
+    assert [(row.file, row.labels["dr_grade"]) for row in table.rows] == [("a.png", 1)]
+
+
+@pytest.mark.parametrize("value", ["5", "-1", "1.5", "yes", "nan", "1;2", "٣x"])
+def test_a_value_the_schema_does_not_have_is_a_named_reject(value: str) -> None:
+    table = read(f"file,patient_id,dr_grade\na.png,P1,{value}\nb.png,P2,1\n")
+    assert [row.file for row in table.rows] == ["b.png"]
+    (reject,) = table.rejected
+    assert (reject.file, reject.patient, reject.reason, reject.line) == ("a.png", "P1", "unknown_label_value", 2)
+    assert "dr_grade" in reject.detail
+    assert value in reject.detail
+
+
+def test_rows_of_another_width_or_without_a_file_are_named() -> None:
+    table = read("file,patient_id,dr_grade\na.png,P1\nb.png,P2,1,9\n,P3,1\n")
+    assert [reject.reason for reject in table.rejected] == ["malformed_row", "malformed_row", "missing_file_name"]
+    assert table.rows == ()
+
+
+def test_a_table_without_patients_or_labels_says_so() -> None:
+    assert "every photograph counts as its own patient" in read("file,dr_grade\na.png,1\n").warnings[0]
+    assert "all labels will be unknown" in read("file,patient_id\na.png,P\n").warnings[0]
+    assert "1 rows have no patient" in read("file,patient_id,dr_grade\na.png,,1\nb.png,P,1\n").warnings[0]
+
+
+def test_a_mapping_translates_columns_and_values() -> None:
+    mapping = """
+    source: AIROGS
+    file: challenge_id
+    file_pattern: "{file}.jpg"
+    eye_side: {column: eye, values: {R: 0, L: 1, "": null}}
+    labels:
+      is_gc: {column: class, values: {RG: 1, NRG: 0, "?": null}}
+      dr_grade: {column: level, values: {0: 0, 1.0: 1, "4": null}}
+    """
+    text = "challenge_id,class,eye,level\nT1,RG,L,1\nT2,?,R,4.0\nT3,XX,R,0\nT4,NRG,R,3\n"
+    table = read(text, mapping)
+    assert [row.file for row in table.rows] == ["T1.jpg", "T2.jpg"]
+    assert table.rows[0].labels == {"dr_grade": 1, "is_gc": 1, "eye_side": 1}
+    assert table.rows[1].labels == {"dr_grade": None, "is_gc": None, "eye_side": 0}
+    assert [(reject.file, reject.reason) for reject in table.rejected] == [
+        ("T3.jpg", "unknown_label_value"),
+        ("T4.jpg", "unknown_label_value"),
+    ]
+    assert table.mapping.source == "AIROGS"
+
+
+def test_one_column_can_feed_two_labels() -> None:
+    mapping = "{file: f, patient_id: p, labels: {dr_grade: g, is_gc: {column: g, values: {0: 0, 1: 1}}}}"
+    assert read("f,p,g\na,x,1\n", mapping).rows[0].labels == {"dr_grade": 1, "is_gc": 1, "eye_side": None}
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ("[1, 2]", "YAML mapping"),
+        ("file: [", "not valid YAML"),
+        ("file: 3", "needs text for 'file'"),
+        ("{}", "needs text for 'file'"),
+        ("{file: f, colour: red}", "unknown keys in the mapping: colour"),
+        ("{file: f, file_pattern: x.png}", "does not contain {file}"),
+        ("{file: f, labels: {is_nothing: c}}", "unknown label 'is_nothing'"),
+        ("{file: f, labels: {is_gc: {column: c, values: {a: 2}}}}", "value 2 is not one of 0..1"),
+        ("{file: f, labels: {is_gc: {column: c, values: {a: true}}}}", "neither an integer nor null"),
+        ("{file: f, labels: {is_gc: {column: c, values: {no: 0}}}}", "is not text"),
+        ("{file: f, labels: {is_gc: {column: c, extra: 1}}}", "must be a column or"),
+        ("{file: f, eye_side: e, labels: {eye_side: e}}", "given twice"),
+        ("{file: nowhere}", "the mapping names column 'nowhere', the table has: f, g"),
+    ],
+)
+def test_a_mapping_that_cannot_work_is_refused_with_its_reason(mapping: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read("f,g\na,1\n", mapping)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "empty"),
+        (b"\n\n", "empty"),
+        (b"name,grade\na,1\n", "no column for the file name among: name, grade"),
+        ("file,größe\na,1\n".encode("latin-1"), "not UTF-8 (byte 7)"),
+        (b"file,file\na,b\n", "column 'file' is there 2 times"),
+        (b'file,x\n"a,1\n' + b"x" * 200_000, "not a CSV"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused_with_its_reason(data: bytes, message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read_label_table(data, DEFAULT_LABEL_SCHEMA, None, where="t.csv")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cell", "canonical"),
+    [(" 1.0 ", "1"), ("01", "1"), ("-0", "0"), ("1.5", "1.5"), ("R", "R"), ("", ""), ("inf", "inf"), ("nan", "nan")],
+)
+def test_whole_numbers_have_one_form(cell: str, canonical: str) -> None:
+    assert canonical_cell(cell) == canonical

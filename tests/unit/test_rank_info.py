@@ -1,0 +1,64 @@
+"""Reading one's place in the job from the environment."""
+
+from __future__ import annotations
+
+import pytest
+
+from synfundus.distributed.world import LocalWorld, RankInfo, rank_info
+from synfundus.errors import LaunchError
+
+TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "MASTER_ADDR": "host", "MASTER_PORT": "29400"}
+SLURM = {
+    "SLURM_PROCID": "5",
+    "SLURM_STEP_ID": "0",
+    "SLURM_NTASKS": "8",
+    "SLURM_NNODES": "2",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+    "MASTER_ADDR": "gpu03",
+    "MASTER_PORT": "12345",
+}
+
+
+def test_without_variables_the_world_is_one() -> None:
+    assert rank_info({}) == RankInfo(0, 1, 0, 1, 0, "single")
+
+
+def test_torchrun_variables_are_read() -> None:
+    environment = {**TORCHRUN, "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "GROUP_RANK": "1"}
+    assert rank_info(environment) == RankInfo(5, 8, 1, 4, 1, "torchrun")
+
+
+def test_srun_variables_are_read() -> None:
+    assert rank_info(SLURM) == RankInfo(5, 8, 1, 4, 1, "slurm")
+
+
+def test_torchrun_variables_win_over_those_of_the_step_it_runs_in() -> None:
+    assert rank_info({**SLURM, **TORCHRUN}).source == "torchrun"
+
+
+def test_a_batch_script_is_not_a_rank() -> None:
+    batch = {name: value for name, value in SLURM.items() if name != "SLURM_STEP_ID"}
+    assert rank_info(batch).source == "single"
+
+
+@pytest.mark.parametrize("missing", ["RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"])
+def test_incomplete_variables_are_refused_by_name(missing: str) -> None:
+    environment = {name: value for name, value in TORCHRUN.items() if name != missing}
+    with pytest.raises(LaunchError, match=missing):
+        rank_info(environment)
+
+
+@pytest.mark.parametrize(("name", "value"), [("RANK", "one"), ("WORLD_SIZE", ""), ("RANK", "8"), ("RANK", "-1")])
+def test_variables_that_cannot_be_are_refused(name: str, value: str) -> None:
+    with pytest.raises(LaunchError):
+        rank_info({**TORCHRUN, name: value})
+
+
+def test_a_local_world_is_alone_in_its_collectives() -> None:
+    world = LocalWorld(rank=1, size=2)
+    world.barrier()
+    assert world.all_gather("x") == ["x"]
+    assert world.sum([1, 2.5]) == [1.0, 2.5]
+    assert world.any(True)
+    assert not world.any(False)

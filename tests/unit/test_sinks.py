@@ -1,0 +1,253 @@
+"""Consoles and metric sinks."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synfundus.errors import ConfigError, StorageError
+from synfundus.telemetry.console import SilentConsole
+from synfundus.telemetry.sinks import (
+    JsonlSink,
+    MetricSinks,
+    PlainConsole,
+    RichConsole,
+    TensorBoardSink,
+    WandbSink,
+    WarningsConsole,
+    build_console,
+    build_sinks,
+    estimate_remaining_s,
+    format_duration,
+)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def progress_lines(steps: int, seconds_a_step: float, total: int = 1000) -> list[str]:
+    clock, stream = Clock(), io.StringIO()
+    with PlainConsole(stream, clock=clock).progress("train", total=total, unit="images") as bar:
+        for _ in range(steps):
+            clock.now_s += seconds_a_step
+            bar.advance(total // steps, loss="0.5")
+    return stream.getvalue().splitlines()
+
+
+def test_a_log_file_gets_a_line_a_tenth_of_the_work() -> None:
+    lines = progress_lines(steps=100, seconds_a_step=1.0)
+    assert len(lines) == 10
+    assert lines[0] == "train: 100/1000 images (10 %), loss 0.5, ETA 1 min 30 s"
+    assert lines[-1].startswith("train: 1000/1000 images (100 %)")
+
+
+def test_fast_work_does_not_flood_a_log_file() -> None:
+    assert len(progress_lines(steps=100, seconds_a_step=0.01)) == 1
+
+
+def test_slow_work_still_says_something() -> None:
+    lines = progress_lines(steps=1000, seconds_a_step=30.0)
+    assert 400 < len(lines) <= 510
+
+
+def test_progress_that_starts_in_the_middle_estimates_from_its_own_rate() -> None:
+    clock, stream = Clock(), io.StringIO()
+    with PlainConsole(stream, clock=clock).progress("train", total=100, unit="images", start=50) as bar:
+        clock.now_s = 10.0
+        bar.advance(25)
+    assert "75/100 images (75 %), ETA 10 s" in stream.getvalue()
+
+
+def test_work_that_fails_leaves_no_line_that_says_it_ended() -> None:
+    stream = io.StringIO()
+    with pytest.raises(ValueError, match="boom"), PlainConsole(stream).progress("train", total=10, unit="images"):
+        raise ValueError("boom")
+    assert stream.getvalue() == ""
+
+
+def test_an_empty_job_is_done() -> None:
+    stream = io.StringIO()
+    with PlainConsole(stream).progress("encode", total=0, unit="images"):
+        pass
+    assert stream.getvalue() == "encode: 0/0 images (100 %)\n"
+
+
+def test_a_plain_table_is_aligned() -> None:
+    stream = io.StringIO()
+    PlainConsole(stream).table("stages", ("stage", "s"), [("train-vae", "12"), ("x", "3")])
+    assert stream.getvalue().splitlines() == [
+        "stages",
+        "stage      s",
+        "---------  --",
+        "train-vae  12",
+        "x          3",
+    ]
+
+
+def test_a_terminal_shows_text_as_it_is_and_fields_beside_the_bar() -> None:
+    stream = Terminal()
+    console = RichConsole(stream)
+    console.message("[bold]x[/bold]")
+    console.warning("careful")
+    console.table("[red]t", ("[a]",), [("[b]",)])
+    with console.progress("train [x]", total=10, unit="images", start=5) as bar:
+        bar.advance(5, loss="0.25")
+    text = stream.getvalue()
+    for expected in ("[bold]x[/bold]", "warning: careful", "[red]t", "[b]", "train [x]", "10/10 images", "loss 0.25"):
+        assert expected in text
+
+
+def test_the_console_follows_mode_terminal_and_rank() -> None:
+    assert type(build_console("auto", 1)) is SilentConsole
+    assert type(build_console("rich", 3)) is SilentConsole
+    assert isinstance(build_console("auto", 0, stream=io.StringIO()), PlainConsole)
+    assert isinstance(build_console("auto", 0, stream=Terminal()), RichConsole)
+    assert isinstance(build_console("plain", 0, stream=Terminal()), PlainConsole)
+    assert isinstance(build_console("rich", 0, stream=io.StringIO()), RichConsole)
+    assert isinstance(build_console("quiet", 0), WarningsConsole)
+
+
+def test_a_quiet_console_still_warns(capsys: pytest.CaptureFixture[str]) -> None:
+    console = build_console("quiet", 0)
+    console.message("hello")
+    console.warning("careful")
+    captured = capsys.readouterr()
+    assert captured.err == "warning: careful\n"
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min"), (math.nan, "?")],
+)
+def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+def test_no_estimate_before_anything_was_done() -> None:
+    assert math.isnan(estimate_remaining_s(done=5, start=5, total=10, elapsed_s=3))
+    assert estimate_remaining_s(done=6, start=5, total=10, elapsed_s=3) == 12
+
+
+def test_rows_are_on_disk_before_the_sink_is_closed(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "metrics.jsonl"
+    sink = JsonlSink(path, resume_images=0)
+    sink.write({"images_seen": 32, "loss": 0.5, "phase": "train"})
+    assert rows_of(path) == [{"images_seen": 32, "loss": 0.5, "phase": "train"}]
+    sink.close()
+
+
+def test_a_resumed_run_drops_the_torn_line_and_what_it_will_compute_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"images_seen": 32}\n{"images_seen": 64}\n{"images_seen": 96}\n{"images_se')
+    sink = JsonlSink(path, resume_images=64)
+    sink.write({"images_seen": 96, "loss": 1.0})
+    sink.close()
+    assert [row["images_seen"] for row in rows_of(path)] == [32, 64, 96]
+    assert rows_of(path)[-1]["loss"] == 1.0
+
+
+def test_a_figure_that_is_not_finite_is_null_and_the_line_stays_json(tmp_path: Path) -> None:
+    sink = JsonlSink(tmp_path / "metrics.jsonl", resume_images=0)
+    sink.write({"images_seen": 1, "loss": math.nan, "norm": math.inf})
+    sink.close()
+    assert rows_of(tmp_path / "metrics.jsonl") == [{"images_seen": 1, "loss": None, "norm": None}]
+
+
+def test_a_place_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="cannot write metrics"):
+        JsonlSink(tmp_path / "file" / "metrics.jsonl", resume_images=0)
+
+
+def test_tensorboard_gets_numbers_over_images_seen(tmp_path: Path) -> None:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    sink = TensorBoardSink(tmp_path, resume_images=0)
+    sink.write({"images_seen": 64, "loss": 0.25, "phase": "train"})
+    sink.close()
+    events = event_accumulator.EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert events.Tags()["scalars"] == ["loss"]
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(64, 0.25)]
+
+
+def test_a_missing_wandb_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match="not installed") as caught:
+        WandbSink("eyes", name="run", config={})
+    assert "synfundus[wandb]" in caught.value.hint
+
+
+def test_wandb_gets_rows_at_their_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[tuple[dict[str, Any], int]] = []
+
+    class Run:
+        def log(self, row: dict[str, Any], step: int) -> None:
+            logged.append((row, step))
+
+        def finish(self) -> None:
+            logged.append(({}, -1))
+
+    class Wandb:
+        @staticmethod
+        def init(**settings: object) -> Run:
+            assert settings["project"] == "eyes"
+            assert settings["resume"] == "allow"
+            return Run()
+
+    monkeypatch.setitem(sys.modules, "wandb", Wandb)
+    sink = WandbSink("eyes", name="run", config={"seed": 1})
+    sink.write({"images_seen": 8, "loss": 1.0})
+    sink.close()
+    assert logged == [({"images_seen": 8, "loss": 1.0}, 8), ({}, -1)]
+
+
+def test_only_rank_zero_writes(tmp_path: Path) -> None:
+    silent = build_sinks(tmp_path, rank=1, tensorboard=True, wandb_project="eyes", run_config={}, resume_images=0)
+    silent.write({"images_seen": 1})
+    silent.close()
+    assert list(tmp_path.iterdir()) == []
+    sinks = build_sinks(tmp_path, rank=0, tensorboard=False, wandb_project=None, run_config={}, resume_images=0)
+    sinks.write({"images_seen": 1})
+    sinks.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_sink_that_fails_to_close_does_not_keep_the_others_open() -> None:
+    closed: list[str] = []
+
+    class Sink:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def write(self, row: object) -> None:
+            del row
+
+        def close(self) -> None:
+            closed.append(self.name)
+            if self.name == "b":
+                raise StorageError("full")
+
+    with pytest.raises(StorageError):
+        MetricSinks([Sink("a"), Sink("b"), Sink("c")]).close()
+    assert sorted(closed) == ["a", "b", "c"]
