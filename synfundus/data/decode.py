@@ -96,6 +96,7 @@ class UndecodableImage(DataError):
 
     def __init__(self, reason: Undecodable, message: str) -> None:
         super().__init__(message)
+        self.args = (reason, message)  # what pickling calls the class with
         self.reason = reason
 
 

@@ -63,6 +63,7 @@ class FieldOfViewError(DataError):
 
     def __init__(self, reason: NoFieldOfView, message: str) -> None:
         super().__init__(message)
+        self.args = (reason, message)  # what pickling calls the class with
         self.reason = reason
 
 

@@ -117,7 +117,7 @@ def build_judge(*, schema: LabelSchema, image_size_px: int, seed: int) -> Judge:
                 draws = keyed_generator(seed, "judge.weights", name).standard_normal(parameter.shape, dtype=np.float32)
                 gain = _HEAD_GAIN if name.startswith("head") else 1.0
                 parameter.copy_(torch.from_numpy(draws) * (gain * math.sqrt(2.0 / parameter[0].numel())))
-    return judge.to(memory_format=torch.channels_last)
+    return judge
 
 
 def _targets(states: Int[Tensor, "b k"], schema: LabelSchema) -> tuple[Float[Tensor, "b o"], Float[Tensor, "b o"]]:

@@ -1,59 +1,109 @@
-"""The text that travels with an exported model."""
+"""MODEL_CARD.md of an exported model: what it is, what it was trained on, what it is for and what it is not for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from synfundus.storage.label_schema import LabelSchema
 
-def model_card(info: Mapping[str, Any]) -> str:
-    """Return the model card of a pipeline folder as Markdown.
+_CARD = """# Latent diffusion model for synthetic fundus photographs
 
-    Args:
-        info: The content of synfundus.json.
-    """
-    training, size = info["training"], info["image_size_px"]
-    labels = "\n".join(
-        f"| `{label['name']}` | 0..{label['num_values'] - 1} | {label['meaning']} |" for label in info["label_schema"]
-    )
-    figures = "\n".join(f"| {name} | {value} |" for name, value in sorted(training.items()))
-    return f"""---
-library_name: diffusers
-tags: [synthetic, fundus, latent-diffusion]
----
+Written by synfundus {version}. Everything this model makes is **synthetic**.
 
-# Latent diffusion model of fundus photographs
+## What it is
 
-Generates **synthetic** colour fundus photographs of {size} x {size} px, conditioned on {len(info["label_schema"])}
-labels. Each label may be left unknown. Made with synfundus {info["synfundus_version"]}.
+A U-Net that denoises latents of {channels} x {height} x {width}, conditioned on {num_labels} labels, and the
+autoencoder that turns them into RGB images of {image_size_px} x {image_size_px} pixels. It predicts `{prediction_type}` on a
+`{schedule_kind}` noise schedule of {num_timesteps} steps{zero_snr}.
+
+| | |
+|---|---|
+{facts}
 
 ## Labels
+
+Any of them can be left unknown; a model that is told nothing draws from what it has seen.
 
 | label | values | meaning |
 |---|---|---|
 {labels}
 
-## Training
+## Intended use
 
-| figure | value |
-|---|---|
-{figures}
+Research: augmenting training data for image analysis, teaching, testing software that handles fundus photographs.
 
-- latent set: `{info["latent_set_identity"]}`
-- autoencoder: `{info["autoencoder_fingerprint"]}`
-- model: `{info["model_fingerprint"]}`
-- schedule: {info["schedule"]["schedule_kind"]}, {info["schedule"]["num_timesteps"]} steps, prediction type
-  {info["schedule"]["prediction_type"]}, zero-terminal SNR {info["schedule"]["zero_terminal_snr"]}
+## Not intended
 
-## Use
+Diagnosis or any decision about a person. Images may lack or invent signs; a label says what was asked for, not what an
+ophthalmologist would find. Rare labels and rare combinations are learned worst.
 
-Research: augmenting training sets, studying disease models, teaching. Not for diagnosis, nor for decisions about
-patients.
+## Limits and privacy
 
-## Limits
+The model inherits the cameras, populations and labelling habits of its training photographs. A diffusion model can
+reproduce training images: weights and images are to be handled like the photographs they come from until an audit of
+this very model (copies, re-identification, membership inference) has been passed. Synthetic does not mean free of
+personal data.
 
-- Generated images carry the biases of the photographs the model was trained on, and its mistakes.
-- A requested label is a wish: judge how well it is met before using it as ground truth.
-- A generative model can repeat training images. No privacy audit is part of this export: treat weights and samples as
-  patient data until one has passed.
+## Opening it
+
+```python
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+unet = UNet2DConditionModel.from_pretrained("unet")
+vae = AutoencoderKL.from_pretrained("vae")
+```
+
+or `synfundus sample --model . --out images --num-images 64`. Latents of the U-Net are normalised per channel: decode
+`latent * std + mean` with the values in `synfundus.json`.{linear_path}
 """
+
+_LINEAR_PATH_NOTE = (
+    " This autoencoder has a linear path beside the network (two more files in `vae/`), which only "
+    "synfundus adds: the stock class decodes the network's share alone."
+)
+
+
+def _count(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else "not recorded"
+
+
+def _figure(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "not recorded"
+
+
+def model_card(document: Mapping[str, Any], schema: LabelSchema, *, linear_path: bool) -> str:
+    """Return the card in Markdown.
+
+    Args:
+        document: Content of ``synfundus.json``.
+        schema: The labels.
+        linear_path: Whether the autoencoder has the linear path.
+    """
+    training, prints = document["training"], document["fingerprints"]
+    facts = [
+        ("training photographs", _count(training.get("training_images"))),
+        ("images seen in training (repetitions included)", _count(training.get("images_seen"))),
+        ("parameters of U-Net and conditioner", _count(training.get("parameters"))),
+        ("validation loss on held-out patients", _figure(training.get("validation_loss"))),
+        ("model fingerprint", f"`{prints['model']}`"),
+        ("autoencoder fingerprint", f"`{prints['autoencoder']}`"),
+        ("latent set", f"`{prints['latent_set']}`"),
+    ]
+    schedule = document["schedule"]
+    channels, height, width = document["latent_shape"]
+    return _CARD.format(
+        version=document["versions"]["synfundus"],
+        channels=channels,
+        height=height,
+        width=width,
+        num_labels=len(schema.labels),
+        image_size_px=document["image_size_px"],
+        prediction_type=schedule["prediction_type"],
+        schedule_kind=schedule["schedule_kind"],
+        num_timesteps=schedule["num_timesteps"],
+        zero_snr=" that ends in pure noise" if schedule["zero_terminal_snr"] else "",
+        facts="\n".join(f"| {name} | {value} |" for name, value in facts),
+        labels="\n".join(f"| `{spec.name}` | 0-{spec.num_values - 1} | {spec.meaning} |" for spec in schema.labels),
+        linear_path=_LINEAR_PATH_NOTE if linear_path else "",
+    )

@@ -23,6 +23,7 @@ from synfundus.distributed.world import World
 from synfundus.errors import ConfigError, LaunchError
 from synfundus.evaluation.pictures import encode_png
 from synfundus.jobs import Summary
+from synfundus.jobs.image_files import is_complete_png
 from synfundus.storage import documents, filesystem
 from synfundus.telemetry.console import Console
 
@@ -35,7 +36,6 @@ _FORMAT = "synfundus-phantoms"
 _VERSION = 1
 _CHUNK_IMAGES = 32
 _COMPRESS_LEVEL = 3
-_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _PNG_TEXT = {"Software": "synfundus phantoms", "Source": "drawn, not photographed"}
 
 Row = dict[str, Any]
@@ -78,14 +78,6 @@ def _draw_chunk(chunk: _Chunk) -> list[Row]:
     return rows
 
 
-def _is_complete_png(url: str) -> bool:
-    """Whether a PNG file is there with its end."""
-    if not filesystem.exists(url):
-        return False
-    size = filesystem.file_size(url)
-    return size > len(_PNG_END) and filesystem.read_range(url, size - len(_PNG_END), len(_PNG_END)) == _PNG_END
-
-
 def _known_rows(out: str, num_images: int) -> dict[int, Row]:
     """Return the rows of photographs an earlier run has finished."""
     urls = [filesystem.join(out, TRUTH_NAME)]
@@ -97,7 +89,7 @@ def _known_rows(out: str, num_images: int) -> dict[int, Row]:
             continue
         for row in documents.read_lines(url):
             index = int(row["index"])
-            if index < num_images and _is_complete_png(filesystem.join(out, file_name(index))):
+            if index < num_images and is_complete_png(filesystem.join(out, file_name(index))):
                 rows[index] = row
     return rows
 

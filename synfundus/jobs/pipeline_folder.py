@@ -1,17 +1,20 @@
-"""The exported model: a folder that diffusers opens part by part, and `sample` as a whole.
+"""The exported model: a folder that diffusers opens part by part, and synfundus as a whole.
 
 ::
 
-    unet/ vae/ scheduler/     stock diffusers folders
-    conditioner/              the label conditioner: config.json + model.safetensors
-    model_index.json          what the parts are
-    synfundus.json            label schema, latent statistics, schedule, fingerprints
-    MODEL_CARD.md
+    unet/ vae/ scheduler/        stock diffusers folders: `from_pretrained` opens each
+    conditioner/                 the label embedding
+    model_index.json             what is in it, as diffusers lists it
+    synfundus.json               labels, latent normalisation, noise schedule, fingerprints; written last
+    MODEL_CARD.md                for people
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import math
+import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,68 +23,148 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers import __version__ as diffusers_version
 
 from synfundus import __version__
-from synfundus.diffusion.sampling import build_scheduler
+from synfundus.diffusion.sampling import SamplerName, build_scheduler
 from synfundus.errors import CheckpointError, ManifestMismatch
 from synfundus.jobs.model_card import model_card
-from synfundus.models.autoencoder import LatentCodec, fingerprint
+from synfundus.models.autoencoder import LatentCodec
+from synfundus.models.autoencoder import fingerprint as codec_fingerprint
 from synfundus.models.conditioner import LabelConditioner
 from synfundus.models.unet import ConditionalDenoiser
 from synfundus.storage import documents, filesystem
 from synfundus.storage.label_schema import LabelSchema
 
+DOCUMENT_NAME = "synfundus.json"
 FORMAT_NAME = "synfundus-pipeline"
 FORMAT_VERSION = 1
-INFO_NAME = "synfundus.json"
+_PARTS = ("unet", "vae", "scheduler", "conditioner")
+_STOCK_SAMPLER: SamplerName = "dpmpp"
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A trained model, ready to generate.
+    """A loaded model with all that is needed to sample from it.
 
     Attributes:
-        folder: Where it came from.
-        denoiser: Averaged weights, fp32, eval mode.
-        codec: The autoencoder, fp32, eval mode.
-        schedule_settings: Arguments of `diffusion.sampling.build_scheduler` but the sampler.
-        label_schema: Labels it can be conditioned on.
+        denoiser: U-Net and conditioner, in evaluation mode.
+        codec: Autoencoder, in evaluation mode.
+        schedule_settings: Arguments of `build_scheduler`, without the sampler.
+        label_schema: Labels it was trained with.
+        latent_mean: Per channel, ``[c]``: model latents are ``(latents - mean) / std``.
+        latent_std: Per channel, ``[c]``.
         latent_shape: ``(c, lh, lw)``.
-        latent_mean: Per-channel mean of the training latents, ``[c]``.
-        latent_std: Per-channel standard deviation, ``[c]``.
-        image_size_px: Edge of the generated images, in pixels.
-        model_fingerprint: sha256 over the weights of denoiser and conditioner.
-        vae_fingerprint: Fingerprint of the autoencoder.
-        info: The whole synfundus.json.
+        image_size_px: Edge of the images it makes.
+        fingerprint: sha256 over U-Net and conditioner.
+        vae_fingerprint: sha256 over the autoencoder.
+        latent_set_identity: The latent set it was trained on.
+        training_summary: Figures of the training run.
+        folder: Where it was loaded from.
     """
 
-    folder: Path
     denoiser: ConditionalDenoiser
     codec: LatentCodec
     schedule_settings: dict[str, Any]
     label_schema: LabelSchema
-    latent_shape: tuple[int, int, int]
     latent_mean: tuple[float, ...]
     latent_std: tuple[float, ...]
+    latent_shape: tuple[int, int, int]
     image_size_px: int
-    model_fingerprint: str
+    fingerprint: str
     vae_fingerprint: str
-    info: Mapping[str, Any]
+    latent_set_identity: str
+    training_summary: dict[str, Any]
+    folder: Path
 
 
-def _model_fingerprint(folder: Path) -> str:
-    """Return the sha256 over the weights of the U-Net and the conditioner."""
+def find_pipeline(model: str) -> Path:
+    """Return the pipeline folder of a run of `train`, or the folder itself if it is one.
+
+    Raises:
+        CheckpointError: Neither is there; the message says what was found instead.
+    """
+    folder = filesystem.local_path(model)
+    for candidate in (folder / "export", folder):
+        if (candidate / DOCUMENT_NAME).is_file():
+            return candidate
+    if not folder.is_dir():
+        raise CheckpointError("there is no such folder", where=model, hint="give a run of `synfundus train`")
+    if (folder / "export" / "vae").is_dir() or (folder / "diffusion_pytorch_model.safetensors").is_file():
+        raise CheckpointError(
+            "this is an autoencoder; images are sampled from a diffusion model",
+            where=model,
+            hint="give the run of `synfundus train`, not of `train-vae`",
+        )
+    if (folder / "checkpoints").is_dir():
+        raise CheckpointError(
+            "this run has no export/ yet: its training has not ended",
+            where=model,
+            hint="start the same `synfundus train` again, it goes on by itself and exports at the end",
+        )
+    raise CheckpointError(
+        f"no model here: neither export/{DOCUMENT_NAME} nor {DOCUMENT_NAME}",
+        where=model,
+        hint="give a run of `synfundus train`, or a folder written by `synfundus export`",
+    )
+
+
+def denoiser_fingerprint(folder: Path) -> str:
+    """Return the sha256 over weights and configs of U-Net and conditioner; keys that begin with ``_`` do not count."""
     digest = hashlib.sha256()
     for part in ("unet", "conditioner"):
-        for path in sorted((folder / part).glob("*.safetensors")):
+        for path in sorted([*(folder / part).glob("*.json"), *(folder / part).glob("*.safetensors")]):
             digest.update(f"{part}/{path.name}\0".encode())
-            with path.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            if path.suffix == ".json":
+                config = json.loads(path.read_text(encoding="utf-8"))
+                kept = {key: value for key, value in config.items() if not key.startswith("_")}
+                digest.update(json.dumps(kept, sort_keys=True).encode())
+            else:
+                with path.open("rb") as stream:
+                    while block := stream.read(1 << 20):
+                        digest.update(block)
+            digest.update(b"\0")
     return digest.hexdigest()
 
 
+def _finite(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """Return a value in which figures that are not finite are None."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return value
+
+
+def _model_index() -> dict[str, Any]:
+    return {
+        "_class_name": "SynfundusPipeline",
+        "_diffusers_version": diffusers_version,
+        "conditioner": ["synfundus.models.conditioner", "LabelConditioner"],
+        "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+
+
+def _check_schema(schema: LabelSchema, conditioner: LabelConditioner, *, where: str) -> None:
+    """Refuse a label schema that is not the conditioner's.
+
+    Raises:
+        ManifestMismatch: Names both sides.
+    """
+    if (schema.num_values, schema.ordinal) != (conditioner.num_values, conditioner.ordinal):
+        raise ManifestMismatch(
+            f"the label schema has {len(schema.labels)} labels with {list(schema.num_values)} values, the conditioner "
+            f"was built for {conditioner.num_labels} labels with {list(conditioner.num_values)} values",
+            where=where,
+        )
+
+
 def save_pipeline(
-    folder: Path,
+    folder: str | Path,
     *,
     denoiser: ConditionalDenoiser,
     codec: LatentCodec,
@@ -93,103 +176,148 @@ def save_pipeline(
     latent_set_identity: str,
     vae_fingerprint: str,
     training_summary: Mapping[str, Any],
-) -> None:
-    """Write a pipeline folder; one that is there is replaced as a whole."""
-    building = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    denoiser.unet.save_pretrained(building / "unet", safe_serialization=True)
-    denoiser.conditioner.save_pretrained(building / "conditioner")
-    codec.save_pretrained(building / "vae")
-    build_scheduler(sampler="ddim", **schedule_settings).save_pretrained(building / "scheduler")
-    info = {
-        "label_schema": label_schema.to_document(),
-        "latent_mean": list(latent_mean),
-        "latent_std": list(latent_std),
-        "image_size_px": image_size_px,
-        "schedule": dict(schedule_settings),
-        "latent_set_identity": latent_set_identity,
-        "autoencoder_fingerprint": vae_fingerprint,
-        "model_fingerprint": _model_fingerprint(building),
-        "training": documents.plain(_finite(training_summary)),
-        "synfundus_version": __version__,
-    }
-    url = str(building / INFO_NAME)
-    documents.write_document(url, info, format_name=FORMAT_NAME, version=FORMAT_VERSION)
-    index = {
-        "_class_name": "SynfundusPipeline",
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "conditioner": ["synfundus.models.conditioner", "LabelConditioner"],
-    }
-    filesystem.write_bytes(str(building / "model_index.json"), documents.dump_json(index))
-    filesystem.write_bytes(str(building / "MODEL_CARD.md"), model_card(info).encode())
-    shutil.rmtree(folder, ignore_errors=True)
-    building.rename(folder)
+) -> str:
+    """Write a pipeline folder; one that is there is replaced as a whole. Returns the model's fingerprint.
 
-
-def _finite(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace figures that JSON has no word for."""
-    return {name: None if isinstance(value, float) and value != value else value for name, value in figures.items()}
-
-
-def find_pipeline(model: str) -> Path:
-    """Return the pipeline folder of a run of train, or the folder itself.
+    Args:
+        folder: Local folder.
+        denoiser: U-Net and conditioner, fp32.
+        codec: The autoencoder the latents were made with.
+        schedule_settings: Arguments of `build_scheduler`, without the sampler.
+        label_schema: Labels of the latent set.
+        latent_mean: Per channel, ``[c]``.
+        latent_std: Per channel, ``[c]``.
+        image_size_px: Edge of the images.
+        latent_set_identity: Identity of the latent set.
+        vae_fingerprint: Fingerprint the latent set names.
+        training_summary: Figures for the model card; no names of patients, files or sources.
 
     Raises:
-        CheckpointError: There is none; says whether a run is there that has not finished.
+        ManifestMismatch: Autoencoder or label schema are not those the model was trained with.
     """
-    folder = filesystem.local_path(model)
-    for candidate in (folder / "export", folder):
-        if (candidate / INFO_NAME).is_file():
-            return candidate
-    if (folder / "run.json").is_file():
-        raise CheckpointError(
-            "this run has not finished: it has no export yet",
-            where=model,
-            hint="let `synfundus train` finish (the same command goes on), or give another --model",
-        )
-    raise CheckpointError("no model here", where=model, hint="give a run of `synfundus train` or an exported folder")
-
-
-def load_pipeline(folder: Path, *, device: torch.device) -> Pipeline:
-    """Open a pipeline folder.
-
-    Raises:
-        CheckpointError: A part is missing or damaged.
-        ManifestMismatch: The autoencoder or the weights are not the ones that were exported together.
-    """
-    info = documents.read_document(str(folder / INFO_NAME), format_name=FORMAT_NAME, version=FORMAT_VERSION)
-    schema = LabelSchema.from_document(info["label_schema"], where=str(folder / INFO_NAME))
+    _check_schema(label_schema, denoiser.conditioner, where=str(folder))
+    target = Path(folder).absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
-        unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"the U-Net cannot be opened: {error}", where=str(folder / "unet")) from error
+        denoiser.unet.save_pretrained(work / "unet", safe_serialization=True)
+        denoiser.conditioner.save_pretrained(work / "conditioner")
+        codec.save_pretrained(work / "vae")
+        build_scheduler(sampler=_STOCK_SAMPLER, **schedule_settings).save_pretrained(work / "scheduler")
+        _check_codec(work / "vae", vae_fingerprint, where=str(folder))
+        fingerprint = denoiser_fingerprint(work)
+        document = {
+            "label_schema": label_schema.to_document(),
+            "latent_mean": [float(value) for value in latent_mean],
+            "latent_std": [float(value) for value in latent_std],
+            "latent_shape": _latent_shape(denoiser),
+            "image_size_px": image_size_px,
+            "schedule": dict(schedule_settings),
+            "fingerprints": {"model": fingerprint, "autoencoder": vae_fingerprint, "latent_set": latent_set_identity},
+            "training": _finite(training_summary),
+            "versions": {"synfundus": __version__, "diffusers": diffusers_version, "torch": torch.__version__},
+        }
+        (work / "model_index.json").write_bytes(documents.dump_json(_model_index()))
+        (work / "MODEL_CARD.md").write_text(
+            model_card(document, label_schema, linear_path=codec.linear_path is not None), encoding="utf-8"
+        )
+        documents.write_document(str(work / DOCUMENT_NAME), document, format_name=FORMAT_NAME, version=FORMAT_VERSION)
+        _replace(work, target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return fingerprint
+
+
+def _latent_shape(denoiser: ConditionalDenoiser) -> list[int]:
+    config = denoiser.unet.config
+    return [int(config.in_channels), int(config.sample_size), int(config.sample_size)]
+
+
+def _check_codec(folder: Path, expected: str, *, where: str) -> None:
+    found = codec_fingerprint(folder)
+    if found != expected:
+        raise ManifestMismatch(
+            f"the autoencoder in the folder is {found[:12]}, the model was trained on latents of {expected[:12]}",
+            where=where,
+            hint="put the autoencoder back that the latents were encoded with, or export again",
+        )
+
+
+def _replace(work: Path, target: Path) -> None:
+    """Put a finished folder in the place of another."""
+    old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
+    if target.exists():
+        target.rename(old)
+    work.rename(target)
+    filesystem.fsync_dir(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _open_unet(folder: Path) -> UNet2DConditionModel:
+    try:
+        return UNet2DConditionModel.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"no usable U-Net here: {error}", where=str(folder)) from error
+
+
+def load_pipeline(folder: str | Path, *, device: torch.device) -> Pipeline:
+    """Load a pipeline folder and check that its parts belong together.
+
+    Args:
+        folder: From `find_pipeline`.
+        device: Where to compute.
+
+    Raises:
+        CheckpointError: A part is missing or cannot be read.
+        ManifestMismatch: Label schema, autoencoder or weights are not those the folder was written with.
+    """
+    folder = Path(folder)
+    missing = [part for part in _PARTS if not (folder / part).is_dir()]
+    if missing or not (folder / DOCUMENT_NAME).is_file():
+        missing = missing or [DOCUMENT_NAME]
+        raise CheckpointError(
+            f"the pipeline folder lacks {', '.join(missing)}", where=str(folder), hint="export it again"
+        )
+    document = documents.read_document(str(folder / DOCUMENT_NAME), format_name=FORMAT_NAME, version=FORMAT_VERSION)
+    try:
+        return _load(folder, document, device)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{DOCUMENT_NAME} lacks a field or has a wrong one: {error}", where=str(folder), hint="export it again"
+        ) from error
+
+
+def _load(folder: Path, document: Mapping[str, Any], device: torch.device) -> Pipeline:
+    fingerprints = document["fingerprints"]
+    _check_codec(folder / "vae", fingerprints["autoencoder"], where=str(folder))
+    found = denoiser_fingerprint(folder)
+    if found != fingerprints["model"]:
+        raise ManifestMismatch(
+            f"U-Net and conditioner in the folder are {found[:12]}, {DOCUMENT_NAME} was written for "
+            f"{fingerprints['model'][:12]}",
+            where=str(folder),
+            hint="the files were changed after the export: export the run again",
+        )
+    schema = LabelSchema.from_document(document["label_schema"], where=str(folder / DOCUMENT_NAME))
     conditioner = LabelConditioner.from_pretrained(folder / "conditioner")
-    denoiser = ConditionalDenoiser(unet=unet, conditioner=conditioner)
+    _check_schema(schema, conditioner, where=str(folder))
+    denoiser = ConditionalDenoiser(unet=_open_unet(folder / "unet"), conditioner=conditioner)
     codec = LatentCodec.from_pretrained(folder / "vae")
-    found = {"autoencoder": fingerprint(folder / "vae"), "model": _model_fingerprint(folder)}
-    for part, actual in found.items():
-        expected = str(info[f"{part}_fingerprint"])
-        if actual != expected:
-            raise ManifestMismatch(
-                f"the {part} in this folder is {actual[:12]}, the model was exported with {expected[:12]}",
-                where=str(folder),
-                hint="export the model again; its parts belong together",
-            )
-    edge = int(info["image_size_px"]) // codec.downsample_factor
+    channels, height, width = document["latent_shape"]
     return Pipeline(
-        folder=folder,
-        denoiser=denoiser.eval().requires_grad_(False).to(device),
-        codec=codec.eval().requires_grad_(False).to(device),
-        schedule_settings=dict(info["schedule"]),
+        denoiser=denoiser.requires_grad_(False).eval().to(device),
+        codec=codec.requires_grad_(False).eval().to(device),
+        schedule_settings=dict(document["schedule"]),
         label_schema=schema,
-        latent_shape=(codec.latent_channels, edge, edge),
-        latent_mean=tuple(info["latent_mean"]),
-        latent_std=tuple(info["latent_std"]),
-        image_size_px=int(info["image_size_px"]),
-        model_fingerprint=found["model"],
-        vae_fingerprint=found["autoencoder"],
-        info=info,
+        latent_mean=tuple(float(value) for value in document["latent_mean"]),
+        latent_std=tuple(float(value) for value in document["latent_std"]),
+        latent_shape=(int(channels), int(height), int(width)),
+        image_size_px=int(document["image_size_px"]),
+        fingerprint=found,
+        vae_fingerprint=fingerprints["autoencoder"],
+        latent_set_identity=fingerprints["latent_set"],
+        training_summary=dict(document["training"]),
+        folder=folder,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -129,14 +129,16 @@ def samples_per_shard(section: PrepareConfig) -> int:
     return max(1, min(section.shard_max_samples, int(section.shard_max_bytes / size)))
 
 
-def plan_preparation(section: PrepareConfig, *, source: str, labels: str, secret: bytes, seed: int) -> PreparationPlan:
+def plan_preparation(
+    section: PrepareConfig, *, source: str, labels: str, open_secret: Callable[[], bytes], seed: int
+) -> PreparationPlan:
     """Read table and folder and decide on every input.
 
     Args:
         section: Options of `prepare`.
         source: Folder of the photographs.
         labels: The label table.
-        secret: What keys are made from.
+        open_secret: Returns what keys are made from; called once everything has been read.
         seed: Decides which patients go into which split.
 
     Raises:
@@ -157,7 +159,7 @@ def plan_preparation(section: PrepareConfig, *, source: str, labels: str, secret
         )
     kept, duplicates = drop_duplicates(matched, lambda name: file_digest(filesystem.join(source, name)))
     splits = split_patients((photograph.patient_group for photograph in kept), section.splits, seed)
-    shards = tuple(plan_shards(kept, splits, secret, max_samples=samples_per_shard(section)))
+    shards = tuple(plan_shards(kept, splits, open_secret(), max_samples=samples_per_shard(section)))
     assigned = list(splits.values())
     rejected = (*rejects, *duplicates)
     properties: dict[str, Any] = {

@@ -9,7 +9,6 @@ neither on the number of ranks nor of processes.
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,6 @@ from typing import Any
 from synfundus.config.schema import PrepareConfig, RunConfig
 from synfundus.data.crosswalk import (
     CROSSWALK_NAME,
-    SECRET_NAME,
     crosswalk_table,
     open_crosswalk,
     write_private,
@@ -30,8 +28,17 @@ from synfundus.data.ingest import PlannedSample, Reject, sample_key
 from synfundus.data.preparation import Prepared, Task, Unusable, run_task
 from synfundus.data.process_pool import ProcessMap, process_map
 from synfundus.distributed.world import World
-from synfundus.errors import ConfigError, DataError, SynfundusError
+from synfundus.errors import DataError, SynfundusError
 from synfundus.jobs import Summary
+from synfundus.jobs.preparation_places import (
+    RECORD_FORMAT,
+    RECORD_VERSION,
+    Places,
+    check_out,
+    claim,
+    find_places,
+    refuse_difference,
+)
 from synfundus.jobs.preparation_plan import PreparationPlan, plan_preparation
 from synfundus.storage import documents, filesystem
 from synfundus.storage.manifest import (
@@ -39,42 +46,13 @@ from synfundus.storage.manifest import (
     SPLITS,
     ShardEntry,
     ShardSet,
-    is_complete,
     load_shard_set,
     save_shard_set,
 )
 from synfundus.storage.tarshard import write_shard
 from synfundus.telemetry.console import Console, Progress
 
-_WORK_DIR = "work"
-_REQUEST_NAME = "request.json"
-_FORMAT = "synfundus-preparation"
-_VERSION = 1
 _TASK_SAMPLES = 16
-_SHARD_FILE = re.compile(r"^(\.?\d{6}\.(tar|idx\.npz)(\.[0-9a-f]+\.tmp)?)$")
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Where things lie."""
-
-    source: str
-    labels: str
-    out: str
-    crosswalk: str
-
-    @property
-    def work(self) -> str:
-        """Folder of the plan and of the records of finished shards."""
-        return filesystem.join(self.crosswalk, _WORK_DIR)
-
-    def plan_url(self, shard: str) -> str:
-        """Location of the samples of a shard."""
-        return filesystem.join(self.work, shard.removesuffix(".tar").replace("/", "-") + ".plan.jsonl")
-
-    def record_url(self, shard: str) -> str:
-        """Location of the record of a finished shard."""
-        return filesystem.join(self.work, shard.removesuffix(".tar").replace("/", "-") + ".done.json")
 
 
 @dataclass(frozen=True)
@@ -99,7 +77,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         DataError: A table that cannot be read, or no usable photograph at all.
     """
     began = time.perf_counter()
-    places = _places(config.prepare)
+    places = find_places(config.prepare)
     plan, assignment = _begin(config, places, world, console)
     if assignment.complete:
         console.message(f"the set is complete: {places.out}")
@@ -125,32 +103,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     return _summary(places, load_shard_set(places.out, kind="images"), seconds=seconds, num_done=num_done)
 
 
-def _places(section: PrepareConfig) -> _Places:
-    """Check the locations.
-
-    Raises:
-        ConfigError: One is missing, or the crosswalk lies in the set.
-    """
-    missing = [name for name in ("source", "labels", "out") if getattr(section, name) is None]
-    if missing:
-        raise ConfigError(f"--{missing[0]} is missing", where=f"prepare.{missing[0]}", hint=f"give --{missing[0]}")
-    out = str(section.out).rstrip("/")
-    crosswalk = (section.crosswalk or f"{out}.crosswalk").rstrip("/")
-    if f"{_absolute(crosswalk)}/".startswith(f"{_absolute(out)}/"):
-        raise ConfigError(
-            f"the crosswalk {crosswalk} lies in the set {out}",
-            where="prepare.crosswalk",
-            hint="it maps keys to patients: keep it where the set is not",
-        )
-    return _Places(str(section.source), str(section.labels), out, crosswalk)
-
-
-def _absolute(url: str) -> str:
-    return str(filesystem.local_path(url).resolve()) if filesystem.is_local(url) else url
-
-
 def _begin(
-    config: RunConfig, places: _Places, world: World, console: Console
+    config: RunConfig, places: Places, world: World, console: Console
 ) -> tuple[PreparationPlan | None, _Assignment]:
     """Plan on rank 0 and tell the others. Collective; returns the plan on rank 0 alone."""
     plan: PreparationPlan | None = None
@@ -170,92 +124,27 @@ def _begin(
     return plan, outcome
 
 
-def _plan_and_claim(config: RunConfig, places: _Places, console: Console) -> tuple[PreparationPlan, _Assignment]:
-    complete = _check_out(places)
-    secret = open_crosswalk(places.crosswalk)
-    plan = plan_preparation(config.prepare, source=places.source, labels=places.labels, secret=secret, seed=config.seed)
+def _plan_and_claim(config: RunConfig, places: Places, console: Console) -> tuple[PreparationPlan, _Assignment]:
+    complete = check_out(places)
+    plan = plan_preparation(
+        config.prepare,
+        source=places.source,
+        labels=places.labels,
+        open_secret=lambda: open_crosswalk(places.crosswalk),
+        seed=config.seed,
+    )
     for warning in plan.warnings:
         console.warning(warning)
     fingerprint = str(plan.properties["inputs_sha256"])
     if complete:
-        _refuse_difference(places, plan)
+        refuse_difference(places, plan)
     else:
-        _claim(places, plan, fingerprint)
+        claim(places, plan, fingerprint)
     shards = tuple((shard.name, shard.split, len(shard.samples)) for shard in plan.shards)
     return plan, _Assignment(complete, plan.collection, fingerprint, shards)
 
 
-def _check_out(places: _Places) -> bool:
-    """Look at what lies at ``--out``; returns whether it is a complete set.
-
-    Raises:
-        ConfigError: It is something that `prepare` has not written, or the set's crosswalk is gone.
-    """
-    hint = "give another --out, or remove what is there"
-    if filesystem.exists(places.out) and not filesystem.is_dir(places.out):
-        raise ConfigError("--out is a file, not a folder", where=places.out, hint=hint)
-    if is_complete(places.out):
-        if not filesystem.exists(filesystem.join(places.crosswalk, SECRET_NAME)):
-            raise ConfigError(
-                f"a set is there already, but not its crosswalk {places.crosswalk}",
-                where=places.out,
-                hint="give its --crosswalk, or another --out",
-            )
-        return True
-    foreign = [name for name in filesystem.list_names(places.out) if name not in (*SPLITS, REJECTS_NAME)]
-    for split in SPLITS:
-        folder = filesystem.join(places.out, split)
-        foreign += [f"{split}/{name}" for name in filesystem.list_names(folder) if not _SHARD_FILE.match(name)]
-    foreign = [name for name in foreign if not name.endswith(".tmp")]
-    if foreign:
-        shown = ", ".join(foreign[:5]) + (" ..." if len(foreign) > 5 else "")
-        raise ConfigError(f"the folder holds something else: {shown}", where=places.out, hint=hint)
-    return False
-
-
-def _refuse_difference(places: _Places, plan: PreparationPlan) -> None:
-    """Accept a complete set only if it is the one this run would write.
-
-    Raises:
-        ConfigError: It is another one; the message names both sides.
-    """
-    try:
-        found = load_shard_set(places.out, kind="images").properties
-    except DataError as error:
-        raise ConfigError(error.message, where=places.out, hint="give another --out") from error
-    wanted = documents.plain(plan.properties)
-    if found.get("inputs_sha256") == wanted["inputs_sha256"]:
-        return
-    changed = [
-        f"{name} is {found.get(name)} there, {wanted[name]} here"
-        for name in wanted
-        if name != "inputs_sha256" and found.get(name) != wanted[name]
-    ]
-    raise ConfigError(
-        "a set of something else is there: " + ("; ".join(changed) or "the photographs or their labels have changed"),
-        where=places.out,
-        hint="give another --out, or remove the set",
-    )
-
-
-def _claim(places: _Places, plan: PreparationPlan, fingerprint: str) -> None:
-    """Write the plan down, or keep it where the same run was stopped; what another run left is removed."""
-    request = filesystem.join(places.work, _REQUEST_NAME)
-    if filesystem.exists(request):
-        found = documents.read_document(request, format_name=_FORMAT, version=_VERSION)
-        if found.get("fingerprint") == fingerprint and found.get("out") == _absolute(places.out):
-            return
-    filesystem.remove(places.work, recursive=True)
-    for name in (*SPLITS, REJECTS_NAME):
-        filesystem.remove(filesystem.join(places.out, name), recursive=True)
-    filesystem.make_dir(places.work)
-    for shard in plan.shards:
-        write_private_lines(places.plan_url(shard.name), (asdict(sample) for sample in shard.samples))
-    document = {"fingerprint": fingerprint, "out": _absolute(places.out)}
-    documents.write_document(request, document, format_name=_FORMAT, version=_VERSION)
-
-
-def _tasks(section: PrepareConfig, places: _Places, assignment: _Assignment, shard: str) -> Iterator[Task]:
+def _tasks(section: PrepareConfig, places: Places, assignment: _Assignment, shard: str) -> Iterator[Task]:
     rows = documents.read_lines(places.plan_url(shard))
     for at in range(0, len(rows), _TASK_SAMPLES):
         yield Task(
@@ -270,7 +159,7 @@ def _tasks(section: PrepareConfig, places: _Places, assignment: _Assignment, sha
 
 def _prepare_shard(
     section: PrepareConfig,
-    places: _Places,
+    places: Places,
     assignment: _Assignment,
     name: str,
     split: str,
@@ -292,16 +181,16 @@ def _prepare_shard(
         files = write_shard(filesystem.join(places.out, name), samples, extensions=("json", section.image_format))
         entry = asdict(ShardEntry.of(name, split, files))
     record = {"fingerprint": assignment.fingerprint, "entry": entry, "unusable": [asdict(one) for one in unusable]}
-    data = documents.dump_json({"format": _FORMAT, "schema_version": _VERSION, **record})
+    data = documents.dump_json({"format": RECORD_FORMAT, "schema_version": RECORD_VERSION, **record})
     write_private(places.record_url(name), data)
 
 
-def _read_record(places: _Places, shard: str, fingerprint: str) -> dict[str, Any] | None:
+def _read_record(places: Places, shard: str, fingerprint: str) -> dict[str, Any] | None:
     """Return the record of a finished shard; None if it is unfinished, of another plan, or the tar is not there."""
     url = places.record_url(shard)
     if not filesystem.exists(url):
         return None
-    record = documents.read_document(url, format_name=_FORMAT, version=_VERSION)
+    record = documents.read_document(url, format_name=RECORD_FORMAT, version=RECORD_VERSION)
     if record["fingerprint"] != fingerprint:
         return None
     tar = filesystem.join(places.out, shard)
@@ -312,7 +201,7 @@ def _read_record(places: _Places, shard: str, fingerprint: str) -> dict[str, Any
     return record
 
 
-def _publish(places: _Places, plan: PreparationPlan, assignment: _Assignment) -> ShardSet:
+def _publish(places: Places, plan: PreparationPlan, assignment: _Assignment) -> ShardSet:
     """Write the crosswalk, then the manifest, and remove the working files.
 
     Raises:
@@ -347,7 +236,7 @@ def _publish(places: _Places, plan: PreparationPlan, assignment: _Assignment) ->
     return shard_set
 
 
-def _write_crosswalk(places: _Places, plan: PreparationPlan, unusable: Sequence[Unusable]) -> list[dict[str, str]]:
+def _write_crosswalk(places: Places, plan: PreparationPlan, unusable: Sequence[Unusable]) -> list[dict[str, str]]:
     """Write who is who outside the set; returns the rejects as the set may show them: by key alone."""
     secret = open_crosswalk(places.crosswalk)
     all_rejects: list[tuple[str, str, Reject]] = [
@@ -381,7 +270,7 @@ def _report(console: Console, shard_set: ShardSet) -> None:
         console.table("rejects", ["reason", "inputs"], [[name, str(n)] for name, n in shard_set.rejects.items()])
 
 
-def _summary(places: _Places, shard_set: ShardSet, *, seconds: float, num_done: int) -> Summary:
+def _summary(places: Places, shard_set: ShardSet, *, seconds: float, num_done: int) -> Summary:
     return {
         "out": places.out,
         "crosswalk": places.crosswalk,

@@ -8,7 +8,7 @@ pretrained weights instead and leaves this off.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,21 @@ WEIGHTS_NAME = "linear_path.safetensors"
 CONFIG_NAME = "linear_path.json"
 _CLASS_NAME = "LinearPath"
 _MIN_VARIANCE = 1e-6
+_CONTEXT = 5
+_DECODE_NOISE_STD = 0.05
+_SPREAD_POWER = 0.5
 
 
 class LinearPath(nn.Module):
-    """Patch PCA: one latent position per patch, one latent channel per principal component.
+    """Patch PCA in, regression out: one latent position per patch, one latent channel per principal component.
 
-    Latents are whitened: over the images it was fitted to, each channel has mean 0 and variance 1. The weights are
-    buffers, not parameters: the residual network learns around them, and the optimizer cannot wear them away. They stay
-    float32 whatever the module around them is converted to, and work in float32 under autocast.
+    The decoder looks at a neighbourhood of latent positions, not at one alone, which takes the block edges out of the picture.
+    Over the images it was fitted to, channels have mean 0 and mean variance 1; their standard deviations keep the square root of
+    the ratios that the components have in the image. Equal ones would ask the diffusion model for fine detail and layout at the
+    same noise level, as if both mattered as much.
+
+    The weights are buffers, not parameters: the residual network learns around them, and the optimizer cannot wear them
+    away. They stay float32 whatever the module around them is converted to, and work in float32 under autocast.
 
     Args:
         patch_size_px: Edge of a patch, the autoencoder's downsample factor.
@@ -44,6 +51,7 @@ class LinearPath(nn.Module):
     mean: Tensor
     encode_weight: Tensor
     decode_weight: Tensor
+    decode_bias: Tensor
 
     def __init__(self, *, patch_size_px: int, latent_channels: int) -> None:
         super().__init__()
@@ -56,7 +64,8 @@ class LinearPath(nn.Module):
         self.latent_channels = latent_channels
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("encode_weight", torch.zeros(latent_channels, size))
-        self.register_buffer("decode_weight", torch.zeros(size, latent_channels))
+        self.register_buffer("decode_weight", torch.zeros(size, latent_channels, _CONTEXT, _CONTEXT))
+        self.register_buffer("decode_bias", torch.zeros(size))
 
     def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c lh lw"]:
         """Project each patch onto the components."""
@@ -65,26 +74,43 @@ class LinearPath(nn.Module):
             return functional.conv2d(patches, self.encode_weight[:, :, None, None])
 
     def decode(self, latents: Float[Tensor, "b c lh lw"]) -> Float[Tensor, "b 3 h w"]:
-        """Add the components up again."""
+        """Predict each patch from the latents at and around it."""
         with torch.autocast(latents.device.type, enabled=False):
-            patches = functional.conv2d(latents.float(), self.decode_weight[:, :, None, None], bias=self.mean)
+            padded = functional.pad(latents.float(), (_CONTEXT // 2,) * 4, mode="replicate")
+            patches = functional.conv2d(padded, self.decode_weight, bias=self.decode_bias)
             return functional.pixel_shuffle(patches, self.patch_size_px)
 
     @torch.no_grad()
     def fit(self, images: Iterable[Float[Tensor, "b 3 h w"]]) -> Float[Tensor, "c"]:
-        """Set the weights from training images; returns the share of variance each channel explains.
+        """Set the weights from training images; returns the share of the image's variance in each component.
 
         The same images in the same order give the same weights: sums in float64, eigenvectors with a fixed sign.
 
         Args:
-            images: Batches in [-1, 1]; a few hundred images are plenty. Consumed once.
+            images: Batches in [-1, 1]; a few hundred images are plenty. Kept in memory while fitting.
 
         Raises:
             DataError: No images, or images without variance in as many directions as there are channels.
 
-        Source: Jolliffe 2002, "Principal component analysis", Ch. 2.
+        Source: Jolliffe 2002, "Principal component analysis", Ch. 2 (encoder); ridge regression on the latents with
+        noise of standard deviation 0.05 on top, Bishop 1995, "Training with noise is equivalent to Tikhonov regularization" (decoder).
         """
-        total, scatter, count = self._accumulate(images)
+        batches = [batch.detach().cpu() for batch in images]
+        shares = self._fit_encoder(batches)
+        self._fit_decoder(batches)
+        return shares
+
+    def _fit_encoder(self, batches: Sequence[Float[Tensor, "b 3 h w"]]) -> Float[Tensor, "c"]:
+        """Set mean and projection; returns each component's share of the variance."""
+        size = self.mean.shape[0]
+        total = torch.zeros(size, dtype=torch.float64)
+        scatter = torch.zeros(size, size, dtype=torch.float64)
+        count = 0
+        for batch in batches:
+            rows = self._patch_rows(batch)
+            total += rows.sum(dim=0)
+            scatter += rows.T @ rows
+            count += rows.shape[0]
         if count < 2:
             raise DataError("the linear path needs training images to be fitted to; none came")
         mean = total / count
@@ -100,26 +126,38 @@ class LinearPath(nn.Module):
         # An eigenvector's sign is arbitrary, and LAPACK's choice differs between machines.
         largest = components.gather(0, components.abs().argmax(dim=0, keepdim=True))
         components = components * largest.sign()
-        scale = variances.sqrt()
+        spread = variances.pow(0.5 * _SPREAD_POWER)
+        spread = spread / spread.square().mean().sqrt()
         self.mean.copy_(mean)
-        self.encode_weight.copy_((components / scale).T)
-        self.decode_weight.copy_(components * scale)
+        self.encode_weight.copy_((components / variances.sqrt() * spread).T)
         share: Tensor = (variances / covariance.diagonal().sum()).float()
         return share
 
-    def _accumulate(self, images: Iterable[Float[Tensor, "b 3 h w"]]) -> tuple[Tensor, Tensor, int]:
-        """Return sum, sum of outer products, and number of the patches, in float64 on the CPU."""
-        size = self.mean.shape[0]
-        total = torch.zeros(size, dtype=torch.float64)
-        scatter = torch.zeros(size, size, dtype=torch.float64)
+    def _fit_decoder(self, batches: Sequence[Float[Tensor, "b 3 h w"]]) -> None:
+        """Set the regression from each neighbourhood of latents to its middle patch."""
+        features = self.latent_channels * _CONTEXT**2 + 1
+        gram = torch.zeros(features, features, dtype=torch.float64)
+        cross = torch.zeros(features, self.mean.shape[0], dtype=torch.float64)
         count = 0
-        for batch in images:
-            patches = functional.pixel_unshuffle(batch.detach().cpu().double(), self.patch_size_px)
-            rows = patches.movedim(1, -1).reshape(-1, size)
-            total += rows.sum(dim=0)
-            scatter += rows.T @ rows
-            count += rows.shape[0]
-        return total, scatter, count
+        for batch in batches:
+            padded = functional.pad(
+                self.encode(batch.to(self.mean.device)).cpu(), (_CONTEXT // 2,) * 4, mode="replicate"
+            )
+            around = functional.unfold(padded, _CONTEXT).transpose(1, 2).flatten(0, 1).double()
+            around = torch.cat([around, torch.ones(len(around), 1, dtype=torch.float64)], dim=1)
+            gram += around.T @ around
+            cross += around.T @ self._patch_rows(batch)
+            count += len(around)
+        ridge = torch.full((features,), count * _DECODE_NOISE_STD**2, dtype=torch.float64)
+        ridge[-1] = 0.0
+        weights = torch.linalg.solve(gram + torch.diag(ridge), cross)
+        self.decode_weight.copy_(weights[:-1].T.reshape(self.decode_weight.shape))
+        self.decode_bias.copy_(weights[-1])
+
+    def _patch_rows(self, batch: Float[Tensor, "b 3 h w"]) -> Tensor:
+        """Return one row of values per patch, float64, patches in reading order."""
+        patches = functional.pixel_unshuffle(batch.double(), self.patch_size_px)
+        return patches.movedim(1, -1).reshape(-1, self.mean.shape[0])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LinearPath:
         """Follow moves between devices, refuse conversions: bf16 would round the code the latents are written in."""

@@ -54,7 +54,7 @@ def local_path(url: str) -> Path:
 
 def join(url: str, *parts: str) -> str:
     """Append path components to a location."""
-    return "/".join([url.rstrip("/") or "/", *(part.strip("/") for part in parts)])
+    return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)]) or "/"
 
 
 @lru_cache(maxsize=8)

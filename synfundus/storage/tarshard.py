@@ -101,12 +101,13 @@ class ShardIndex:
 
 
 def _member_header(name: str, size: int) -> bytes:
-    """Return a ustar header with owner, group and time normalised."""
+    """Return a header with owner, group and time normalised; a name ustar cannot hold gets GNU's long-name header."""
     info = tarfile.TarInfo(name)
     info.size = size
     info.mode = 0o600
     info.mtime = 0
-    return info.tobuf(format=tarfile.USTAR_FORMAT, encoding="ascii", errors="strict")
+    kind = tarfile.USTAR_FORMAT if len(name) <= tarfile.LENGTH_NAME else tarfile.GNU_FORMAT
+    return info.tobuf(format=kind, encoding="ascii", errors="strict")
 
 
 class TarShardWriter:
@@ -117,7 +118,7 @@ class TarShardWriter:
 
     def __init__(self, stream: IO[bytes], *, extensions: tuple[str, ...]) -> None:
         for extension in extensions:
-            if not EXTENSION_PATTERN.match(extension):
+            if not EXTENSION_PATTERN.fullmatch(extension):
                 raise DataError(f"member extension {extension!r} is not allowed")
         self._stream = stream
         self._extensions = extensions
@@ -138,7 +139,7 @@ class TarShardWriter:
         Raises:
             DataError: A key that is malformed or already there, or an extension that was not announced.
         """
-        if not KEY_PATTERN.match(key):
+        if not KEY_PATTERN.fullmatch(key):
             raise DataError(f"sample key {key!r} does not match {KEY_PATTERN.pattern}")
         if key in self._seen:
             raise DataError(f"sample key {key!r} twice in one shard")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import struct
 import tracemalloc
 import zlib
@@ -217,3 +218,9 @@ def test_metadata_does_not_survive_decoding_and_encoding() -> None:
     data = encoded(Image.fromarray(RETINA), "PNG", pnginfo=info, exif=exif)
     assert b"DOE^JANE" in data
     assert b"DOE^JANE" not in encode_png(decode(data))
+
+
+def test_a_rejection_can_cross_a_process_boundary() -> None:
+    original = UndecodableImage(Undecodable.TRUNCATED, "cut after 7 bytes")
+    copy = pickle.loads(pickle.dumps(original))
+    assert (copy.reason, str(copy)) == (Undecodable.TRUNCATED, "cut after 7 bytes")

@@ -11,7 +11,7 @@ from synfundus.data.phantoms import draw_phantom
 TOLERANCE = 0.015
 NOT_FUNDI = (
     *("astronaut", "camera", "coffee", "page", "text", "moon", "checkerboard", "cat", "rocket", "grass", "gravel"),
-    *("brick", "clock", "hubble_deep_field", "immunohistochemistry", "cell", "microaneurysms", "logo"),
+    *("brick", "clock", "hubble_deep_field", "immunohistochemistry", "cell", "microaneurysms"),
 )
 
 

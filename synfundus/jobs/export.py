@@ -1,0 +1,51 @@
+"""`synfundus export`: copy a trained model out of its run, checked part by part."""
+
+from __future__ import annotations
+
+from synfundus.config.schema import RunConfig
+from synfundus.distributed.world import World
+from synfundus.errors import ConfigError
+from synfundus.jobs import Summary, build
+from synfundus.jobs.pipeline_folder import DOCUMENT_NAME, find_pipeline, load_pipeline, save_pipeline
+from synfundus.storage import filesystem
+from synfundus.telemetry.console import Console
+
+
+def run(config: RunConfig, world: World, console: Console) -> Summary:
+    """Write the model of a run (``train.run_dir``) to a folder of its own (``sample.out``); rank 0 works.
+
+    Returns:
+        ``out``, ``fingerprint``, ``autoencoder_fingerprint``, ``image_size_px``.
+
+    Raises:
+        CheckpointError: The run has no model.
+        ConfigError: The output folder holds something else.
+    """
+    source = find_pipeline(build.require(config.train.run_dir, flag="--run-dir", key="train.run_dir"))
+    out = build.require(config.sample.out, flag="--out", key="sample.out")
+    target = filesystem.local_path(out)
+    if target.exists() and any(target.iterdir()) and not (target / DOCUMENT_NAME).is_file():
+        raise ConfigError("the folder holds something else", where=out, hint="give another --out")
+    pipeline = load_pipeline(source, device=build.torch_device(world))
+    if world.rank == 0 and target.resolve() != source.resolve():
+        save_pipeline(
+            target,
+            denoiser=pipeline.denoiser,
+            codec=pipeline.codec,
+            schedule_settings=pipeline.schedule_settings,
+            label_schema=pipeline.label_schema,
+            latent_mean=pipeline.latent_mean,
+            latent_std=pipeline.latent_std,
+            image_size_px=pipeline.image_size_px,
+            latent_set_identity=pipeline.latent_set_identity,
+            vae_fingerprint=pipeline.vae_fingerprint,
+            training_summary=pipeline.training_summary,
+        )
+        console.message(f"model {pipeline.fingerprint[:12]} written to {out}")
+    world.barrier()
+    return {
+        "out": out,
+        "fingerprint": pipeline.fingerprint,
+        "autoencoder_fingerprint": pipeline.vae_fingerprint,
+        "image_size_px": pipeline.image_size_px,
+    }

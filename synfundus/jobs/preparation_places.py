@@ -1,0 +1,137 @@
+"""Where `synfundus prepare` reads and writes, and whether it may write there."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+
+from synfundus.config.schema import PrepareConfig
+from synfundus.data.crosswalk import SECRET_NAME, write_private_lines
+from synfundus.errors import ConfigError, DataError
+from synfundus.jobs.preparation_plan import PreparationPlan
+from synfundus.storage import documents, filesystem
+from synfundus.storage.manifest import REJECTS_NAME, SPLITS, is_complete, load_shard_set
+
+RECORD_FORMAT = "synfundus-preparation"
+RECORD_VERSION = 1
+
+_WORK_DIR = "work"
+_REQUEST_NAME = "request.json"
+_SHARD_FILE = re.compile(r"^(\.?\d{6}\.(tar|idx\.npz)(\.[0-9a-f]+\.tmp)?)$")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things lie."""
+
+    source: str
+    labels: str
+    out: str
+    crosswalk: str
+
+    @property
+    def work(self) -> str:
+        """Folder of the plan and of the records of finished shards."""
+        return filesystem.join(self.crosswalk, _WORK_DIR)
+
+    def plan_url(self, shard: str) -> str:
+        """Location of the samples of a shard."""
+        return filesystem.join(self.work, shard.removesuffix(".tar").replace("/", "-") + ".plan.jsonl")
+
+    def record_url(self, shard: str) -> str:
+        """Location of the record of a finished shard."""
+        return filesystem.join(self.work, shard.removesuffix(".tar").replace("/", "-") + ".done.json")
+
+
+def find_places(section: PrepareConfig) -> Places:
+    """Check the locations.
+
+    Raises:
+        ConfigError: One is missing, or the crosswalk lies in the set.
+    """
+    missing = [name for name in ("source", "labels", "out") if getattr(section, name) is None]
+    if missing:
+        raise ConfigError(f"--{missing[0]} is missing", where=f"prepare.{missing[0]}", hint=f"give --{missing[0]}")
+    out = str(section.out).rstrip("/")
+    crosswalk = (section.crosswalk or f"{out}.crosswalk").rstrip("/")
+    if f"{_absolute(crosswalk)}/".startswith(f"{_absolute(out)}/"):
+        raise ConfigError(
+            f"the crosswalk {crosswalk} lies in the set {out}",
+            where="prepare.crosswalk",
+            hint="it maps keys to patients: keep it where the set is not",
+        )
+    return Places(str(section.source), str(section.labels), out, crosswalk)
+
+
+def _absolute(url: str) -> str:
+    return str(filesystem.local_path(url).resolve()) if filesystem.is_local(url) else url
+
+
+def check_out(places: Places) -> bool:
+    """Look at what lies at ``--out``; returns whether it is a complete set.
+
+    Raises:
+        ConfigError: It is something that `prepare` has not written, or the set's crosswalk is gone.
+    """
+    hint = "give another --out, or remove what is there"
+    if filesystem.exists(places.out) and not filesystem.is_dir(places.out):
+        raise ConfigError("--out is a file, not a folder", where=places.out, hint=hint)
+    if is_complete(places.out):
+        if not filesystem.exists(filesystem.join(places.crosswalk, SECRET_NAME)):
+            raise ConfigError(
+                f"a set is there already, but not its crosswalk {places.crosswalk}",
+                where=places.out,
+                hint="give its --crosswalk, or another --out",
+            )
+        return True
+    foreign = [name for name in filesystem.list_names(places.out) if name not in (*SPLITS, REJECTS_NAME)]
+    for split in SPLITS:
+        folder = filesystem.join(places.out, split)
+        foreign += [f"{split}/{name}" for name in filesystem.list_names(folder) if not _SHARD_FILE.match(name)]
+    foreign = [name for name in foreign if not name.endswith(".tmp")]
+    if foreign:
+        shown = ", ".join(foreign[:5]) + (" ..." if len(foreign) > 5 else "")
+        raise ConfigError(f"the folder holds something else: {shown}", where=places.out, hint=hint)
+    return False
+
+
+def refuse_difference(places: Places, plan: PreparationPlan) -> None:
+    """Accept a complete set only if it is the one this run would write.
+
+    Raises:
+        ConfigError: It is another one; the message names both sides.
+    """
+    try:
+        found = load_shard_set(places.out, kind="images").properties
+    except DataError as error:
+        raise ConfigError(error.message, where=places.out, hint="give another --out") from error
+    wanted = documents.plain(plan.properties)
+    if found.get("inputs_sha256") == wanted["inputs_sha256"]:
+        return
+    changed = [
+        f"{name} is {found.get(name)} there, {wanted[name]} here"
+        for name in wanted
+        if name != "inputs_sha256" and found.get(name) != wanted[name]
+    ]
+    raise ConfigError(
+        "a set of something else is there: " + ("; ".join(changed) or "the photographs or their labels have changed"),
+        where=places.out,
+        hint="give another --out, or remove the set",
+    )
+
+
+def claim(places: Places, plan: PreparationPlan, fingerprint: str) -> None:
+    """Write the plan down, or keep it where the same run was stopped; what another run left is removed."""
+    request = filesystem.join(places.work, _REQUEST_NAME)
+    if filesystem.exists(request):
+        found = documents.read_document(request, format_name=RECORD_FORMAT, version=RECORD_VERSION)
+        if found.get("fingerprint") == fingerprint and found.get("out") == _absolute(places.out):
+            return
+    filesystem.remove(places.work, recursive=True)
+    for name in (*SPLITS, REJECTS_NAME):
+        filesystem.remove(filesystem.join(places.out, name), recursive=True)
+    filesystem.make_dir(places.work)
+    for shard in plan.shards:
+        write_private_lines(places.plan_url(shard.name), (asdict(sample) for sample in shard.samples))
+    document = {"fingerprint": fingerprint, "out": _absolute(places.out)}
+    documents.write_document(request, document, format_name=RECORD_FORMAT, version=RECORD_VERSION)

@@ -1,0 +1,282 @@
+"""The documents are true: links lead somewhere, commands parse, names and numbers are those of the code."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from synfundus.cli.app import run_command
+from synfundus.cli.verbs import VERBS
+from synfundus.config.loader import leaf_fields
+from synfundus.data.decode import Undecodable
+from synfundus.data.field_of_view import NoFieldOfView
+from synfundus.data.label_mapping import parse_mapping
+from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+ADR_FOLDER = ROOT / "docs" / "adr"
+CODE_FOLDERS = ("synfundus", "tests", "benchmarks", "ds_configs", "launchers", "slurm", "docs")
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_STEP_ID", "SLURM_NTASKS", "SLURM_JOB_ID")
+MAX_ADR_LINES = 40
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`([^`\n]+)`")
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#{1,6} +(.+?) *$", re.MULTILINE)
+
+
+class Block(NamedTuple):
+    """A fenced block: its language and its text."""
+
+    language: str
+    text: str
+
+
+def name_of(document: Path) -> str:
+    return document.relative_to(ROOT).as_posix()
+
+
+def blocks(document: Path) -> list[Block]:
+    return [Block(*match) for match in FENCE.findall(document.read_text(encoding="utf-8"))]
+
+
+def prose(document: Path) -> str:
+    return FENCE.sub("", document.read_text(encoding="utf-8"))
+
+
+def inline_code(document: Path) -> list[str]:
+    return INLINE.findall(prose(document))
+
+
+def slug(heading: str) -> str:
+    """Return the anchor a forge makes of a heading."""
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
+    kept = [c for c in text if c in "-_ " or unicodedata.category(c)[0] in "LN"]
+    return "".join(kept).replace(" ", "-")
+
+
+def anchors(document: Path) -> set[str]:
+    return {slug(heading) for heading in HEADING.findall(prose(document))}
+
+
+def shell_commands(document: Path) -> Iterator[str]:
+    """Yield every command of the shell blocks and of the inline code, line continuations joined."""
+    for block in blocks(document):
+        if block.language == "bash":
+            for line in block.text.replace("\\\n", " ").splitlines():
+                yield from (part.strip() for part in line.split("&&"))
+    yield from inline_code(document)
+
+
+def script_verb(script: str) -> str:
+    """Return the verb a batch script runs."""
+    found = re.search(r"-m synfundus ([a-z-]+)", (ROOT / script).read_text(encoding="utf-8"))
+    assert found is not None, script
+    return found[1]
+
+
+def command_line(command: str) -> tuple[str, ...] | None:
+    """Return what a documented command hands to the program; None if it starts something else."""
+    words = shlex.split(command, comments=True)
+    while words and re.fullmatch(r"[A-Z_]+=\S+", words[0]):
+        words = words[1:]
+    if not words:
+        return None
+    if words[0] == "synfundus":
+        return tuple(words[1:])
+    for at, word in enumerate(words):
+        if re.fullmatch(r"slurm/[a-z_]+\.sh", word) and words[0] == "sbatch":
+            return (script_verb(word), *words[at + 1 :])
+        if re.fullmatch(r"launchers/[a-z_]+\.sh", word) and len(words) > at + 1:
+            return tuple(words[at + 1 :])
+    return None
+
+
+def documented_command_lines() -> dict[tuple[str, ...], Path]:
+    """Return every command line of the documents, with the first document it stands in."""
+    found: dict[tuple[str, ...], Path] = {}
+    for document in DOCUMENTS:
+        for command in shell_commands(document):
+            line = command_line(command)
+            if line and not line[0].isupper():  # `synfundus VERB` stands for all of them
+                found.setdefault(line, document)
+    return found
+
+
+COMMAND_LINES = documented_command_lines()
+
+
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working folder on a machine that seems to have SLURM; the process's umask is put back."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for program in ("sbatch", "srun"):
+        (programs / program).write_text("#!/bin/false\n", encoding="utf-8")
+        (programs / program).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ.get('PATH', '')}")
+    for variable in RANK_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    umask = os.umask(0o022)
+    os.umask(umask)
+    yield folder
+    os.umask(umask)
+
+
+def write_named_yaml(document: Path, folder: Path) -> set[str]:
+    """Write the YAML blocks that begin with ``# NAME.yaml`` under that name."""
+    names = set()
+    for block in blocks(document):
+        named = re.match(r"# ([a-z_]+\.yaml)\n", block.text)
+        if block.language == "yaml" and named is not None:
+            (folder / named[1]).write_text(block.text, encoding="utf-8")
+            names.add(named[1])
+    return names
+
+
+@pytest.mark.parametrize("line", COMMAND_LINES, ids=" ".join)
+def test_documented_command_parses_and_leaves_the_disk_alone(
+    line: tuple[str, ...], empty_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = write_named_yaml(COMMAND_LINES[line], empty_folder)
+    has_options = any(word.startswith("-") for word in line)
+    extra = () if "--dry-run" in line or "--help" in line else ("--dry-run",) if has_options else ("--help",)
+    code = run_command([*line, *extra])
+    output = capsys.readouterr()
+    assert code == 0, f"{name_of(COMMAND_LINES[line])}: synfundus {' '.join(line)}\n{output.err}"
+    assert output.out
+    assert {path.name for path in empty_folder.iterdir()} == given
+
+
+def test_the_search_for_commands_finds_the_ones_in_the_readme() -> None:
+    verbs = {line[0] for line, document in COMMAND_LINES.items() if document.name == "README.md"}
+    assert {"demo", "prepare", "train-vae", "encode-latents", "train", "sample", "doctor"} <= verbs
+
+
+def test_readme_lists_every_verb() -> None:
+    rows = re.findall(r"^\| `([a-z-]+)` \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {verb.name for verb in VERBS} <= set(rows)
+    assert set(rows) <= {verb.name for verb in VERBS}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_relative_links_resolve(document: Path) -> None:
+    broken = []
+    for target in LINK.findall(prose(document)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        place = (document.parent / path).resolve() if path else document
+        if not place.is_relative_to(ROOT) or not place.exists() or (anchor and anchor not in anchors(place)):
+            broken.append(target)
+    assert not broken
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_named_files_exist(document: Path) -> None:
+    missing = []
+    for code in inline_code(document):
+        path = code.strip().split()[0].rstrip("/") if code.strip() else ""
+        inside = path.split("/", 1)[0] in CODE_FOLDERS and "/" in path
+        if inside and re.fullmatch(r"[a-z0-9_./-]+", path) and not (ROOT / path).exists():
+            missing.append(path)
+    assert not missing
+
+
+def test_architecture_names_modules_by_their_path() -> None:
+    named = [code for code in inline_code(ROOT / "docs" / "architecture.md") if code.endswith(".py")]
+    assert len([code for code in named if code.startswith("synfundus/")]) >= 20
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_named_configuration_keys_exist(document: Path) -> None:
+    leaves = leaf_fields()
+    sections = {key.split(".")[0] for key in leaves if "." in key}
+    unknown = []
+    for code in inline_code(document):
+        key = code.split("=")[0]
+        named = re.fullmatch(r"[a-z_]+(\.[a-z0-9_]+)+", key)
+        is_file = key.endswith((".py", ".sh", ".csv", ".json", ".jsonl", ".yaml", ".png", ".tar", ".key"))
+        if named and not is_file and key.split(".")[0] in sections and key not in leaves:
+            unknown.append(key)
+    assert not unknown
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_named_make_targets_exist(document: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    lines = [match[1] for command in shell_commands(document) if (match := re.search(r"\bmake ([a-z-]+)$", command))]
+    assert set(lines) <= targets
+
+
+def adr_files() -> dict[str, Path]:
+    return {path.name[:4]: path for path in sorted(ADR_FOLDER.glob("[0-9]*.md"))}
+
+
+def test_every_adr_the_code_refers_to_exists() -> None:
+    known, unknown = adr_files(), []
+    for folder in CODE_FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".py", ".md", ".yaml", ".json", ".sh") and path != Path(__file__).resolve():
+                numbers = re.findall(r"ADR-(\d{4})", path.read_text(encoding="utf-8"))
+                unknown += [f"{name_of(path)}: ADR-{number}" for number in numbers if number not in known]
+    assert not unknown
+
+
+def test_adrs_are_numbered_in_a_row_indexed_short_and_complete() -> None:
+    index = (ADR_FOLDER / "README.md").read_text(encoding="utf-8")
+    files = adr_files()
+    assert list(files) == [f"{number:04d}" for number in range(1, len(files) + 1)]
+    assert len(files) == len(list(ADR_FOLDER.glob("[0-9]*.md")))
+    for number, path in files.items():
+        text = path.read_text(encoding="utf-8")
+        assert f"({path.name})" in index
+        assert text.startswith(f"# ADR-{number}: ")
+        assert len(text.splitlines()) <= MAX_ADR_LINES, path.name
+        assert [f"## {title}" in text for title in ("Context", "Decision", "Consequences", "How it is proved")] == [
+            True
+        ] * 4, path.name
+
+
+def test_formats_document_names_every_format_of_the_code() -> None:
+    text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+    constant = re.compile(r'^_?[A-Z_]*FORMAT(?:_NAME)? = "(synfundus-[a-z-]+)"', re.MULTILINE)
+    formats = {
+        name
+        for path in (ROOT / "synfundus").rglob("*.py")
+        for name in constant.findall(path.read_text(encoding="utf-8"))
+    }
+    assert len(formats) >= 7
+    assert {name for name in formats if f"| `{name}` |" not in text} == set()
+
+
+def test_formats_document_lists_every_reason_to_refuse_a_photograph() -> None:
+    text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+    reasons = {reason.value for reason in (*Undecodable, *NoFieldOfView)}
+    assert {reason for reason in reasons if f"`{reason}`" not in text} == set()
+
+
+def test_the_example_of_a_mapping_is_one() -> None:
+    examples = [block.text for block in blocks(ROOT / "docs" / "formats.md") if block.language == "yaml"]
+    assert len(examples) == 1
+    mapping = parse_mapping(examples[0], DEFAULT_LABEL_SCHEMA, where="docs/formats.md")
+    assert mapping.labels["is_gc"].values == {"RG": 1, "NRG": 0, "?": None}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_documents_promise_no_anonymity_and_name_no_machine(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    assert not re.search(r"anonym", text, re.IGNORECASE)
+    assert not re.search(r"(?<![\w.])/(work|home|root|tmp)/", text)
+    assert "@@" not in text

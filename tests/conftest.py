@@ -1,0 +1,68 @@
+"""Fixtures shared by all tests: small sets and a small trained autoencoder, each made once a session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from tiny_sets import tiny_config, write_phantom_set
+
+from synfundus.distributed.world import World
+from synfundus.storage.manifest import ShardSet, load_shard_set
+from synfundus.telemetry.console import SilentConsole
+
+settings.register_profile(
+    "synfundus",
+    deadline=None,  # the machine may be busy
+    max_examples=40,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("synfundus")
+
+
+@pytest.fixture(scope="session")
+def image_set(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    """96 phantoms at 64 px in uneven shards; not to be written to."""
+    return write_phantom_set(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="session")
+def world() -> Iterator[World]:
+    """A process group of one, as every single-process run has it."""
+    from synfundus.distributed.world import connect, disconnect
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            patch.delenv(name, raising=False)
+        # what the engine sets for deepspeed is taken back at the end
+        patch.setenv("LOCAL_RANK", "0")
+        patch.setenv("DS_ACCELERATOR", "cpu")
+        yield connect(device="cpu", timeout_s=60, num_threads=1)
+        disconnect()
+
+
+@pytest.fixture(scope="session")
+def vae_run(image_set: ShardSet, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of train-vae, a few steps long; not to be written to."""
+    from synfundus.jobs import train_vae
+
+    run_dir = tmp_path_factory.mktemp("vae") / "run"
+    config = tiny_config({"vae": {"data": image_set.url, "run_dir": str(run_dir)}})
+    train_vae.run(config, world, SilentConsole())
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def latent_set(
+    image_set: ShardSet, vae_run: Path, world: World, tmp_path_factory: pytest.TempPathFactory
+) -> ShardSet:
+    """The image set's latents, mirrored moments included; not to be written to."""
+    from synfundus.jobs import encode_latents
+
+    out = tmp_path_factory.mktemp("latents") / "set"
+    config = tiny_config({"encode": {"data": image_set.url, "vae": str(vae_run), "out": str(out), "flip": True}})
+    encode_latents.run(config, world, SilentConsole())
+    return load_shard_set(str(out), kind="latents")
