@@ -102,6 +102,10 @@ def find_field_of_view(pixels: NDArray[np.uint8]) -> Circle:
         best.radius_px * (across + down) / 2,
         best.inlier_fraction,
         best.visible_fraction,
+        (best.left_px + view.left) * across,
+        (best.top_px + view.top) * down,
+        (best.right_px + view.left) * across,
+        (best.bottom_px + view.top) * down,
     )
     smallest = max(MINIMUM_DIAMETER_PX / 2, MINIMUM_RADIUS_OF_SHORT_SIDE * min(height, width))
     if found.radius_px < smallest:

@@ -6,6 +6,7 @@ a circle scales with its image.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ _RIM_ANGLES = 144
 _RIM_REACH = np.linspace(0.84, 1.12, 57)  # radii of a profile across the rim, in units of the radius
 _MINIMUM_RIM_AGREEMENT = 0.7  # of the angles at which there is retina just inside the rim
 _MAXIMUM_CONTRADICTION = 0.15  # of all angles: a hard edge inside the circle that is no straight cut
+_NEAREST_CUT = 0.35  # radii from the centre: nearer than that no camera cuts
 _MINIMUM_RIM_ANGLES = 11  # of _RIM_ANGLES: a disc cut at four sides shows four short arcs
 
 
@@ -30,6 +32,10 @@ class Circle:
         radius_px: Radius of the rim at half height.
         inlier_fraction: Share of the visible rim that lies on the circle, in [0, 1].
         visible_fraction: Share of the full circumference at which a rim was seen, in [0, 1].
+        left_px: First column with retina where the camera cut the disc off straight; -inf where it did not.
+        top_px: The same for the first row.
+        right_px: End of the last column with retina; inf where the disc is not cut.
+        bottom_px: The same for the last row.
     """
 
     center_x_px: float
@@ -37,6 +43,10 @@ class Circle:
     radius_px: float
     inlier_fraction: float = 1.0
     visible_fraction: float = 1.0
+    left_px: float = -math.inf
+    top_px: float = -math.inf
+    right_px: float = math.inf
+    bottom_px: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +89,7 @@ def refine_circle(view: View, circle: Floats) -> Circle | None:
     if agreement < _MINIMUM_RIM_AGREEMENT or not _is_round_and_filled(view, circle, ~on_rim):
         return None
     x_px, y_px, radius_px = (float(v) for v in circle)
-    return Circle(x_px, y_px, radius_px, agreement, float(on_rim.mean()))
+    return Circle(x_px, y_px, radius_px, agreement, float(on_rim.mean()), *_straight_cuts(view, circle))
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,3 +206,26 @@ def _is_round_and_filled(view: View, circle: Floats, rimless: NDArray[np.bool_])
         axis=0,
     )
     return float((hard & (to_cut > max(0.025 * circle[2], 1.5))).sum() / _RIM_ANGLES) <= _MAXIMUM_CONTRADICTION
+
+
+def _straight_cuts(view: View, circle: Floats) -> tuple[float, float, float, float]:
+    """Find where the camera cut the disc off straight inside the picture: (left, top, right, bottom), +-inf if not.
+
+    The black beyond such a cut lies within the circle, and names are often written there. Going outwards from the
+    centre, a cut is the first row or column of which most is as dark as the surround.
+    """
+    height, width = view.lightness.shape
+    y, x = np.ogrid[:height, :width]
+    within = (x + 0.5 - circle[0]) ** 2 + (y + 0.5 - circle[1]) ** 2 < (0.985 * circle[2]) ** 2
+    lit = within & (view.lightness > view.dark + max(0.06 * view.span, view.floor))
+    edges = []
+    for axis, center, size in ((0, circle[0], width), (1, circle[1], height)):
+        length = within.sum(axis=axis)
+        black = (lit.sum(axis=axis) < 0.5 * length) & (length > 3)
+        distance = np.arange(size) + 0.5 - center
+        eligible = black & (np.abs(distance) > _NEAREST_CUT * circle[2])
+        before, after = np.flatnonzero(eligible & (distance < 0)), np.flatnonzero(eligible & (distance > 0))
+        # One pixel further in: the line next to the cut is half light, half dark.
+        edges.append((before[-1] + 2.0 if len(before) else -math.inf, after[0] - 1.0 if len(after) else math.inf))
+    (left, right), (top, bottom) = edges
+    return float(left), float(top), float(right), float(bottom)

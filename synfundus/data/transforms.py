@@ -55,12 +55,17 @@ def crop_to_field_of_view(pixels: NDArray[np.uint8], circle: Circle, image_size_
     )
     center_x, center_y, radius = circle.center_x_px - x0, circle.center_y_px - y0, circle.radius_px
     image = Image.fromarray(canvas)
-    factor = int(side // (_OVERSAMPLING * image_size_px))
+    factor = max(1, int(side // (_OVERSAMPLING * image_size_px)))
     if factor > 1:
         image = image.reduce(factor)
         center_x, center_y, radius = center_x / factor, center_y / factor, radius / factor
     # One pixel further in than the final mask: averaging has mixed the rim's neighbours into the rim.
-    masked = np.asarray(image) * _disc(image.height, image.width, center_x, center_y, radius - 1.0)[..., None]
+    visible = _disc(image.height, image.width, center_x, center_y, radius - 1.0)
+    visible &= _within(np.arange(image.width) + 0.5, (circle.left_px - x0) / factor, (circle.right_px - x0) / factor)
+    visible &= _within(np.arange(image.height) + 0.5, (circle.top_px - y0) / factor, (circle.bottom_px - y0) / factor)[
+        :, None
+    ]
+    masked = np.asarray(image) * visible[..., None]
     box = (center_x - radius, center_y - radius, center_x + radius, center_y + radius)
     resized = Image.fromarray(masked).resize(
         (image_size_px, image_size_px), Image.Resampling.LANCZOS, box=_clamped(box, image.width, image.height)
@@ -70,7 +75,7 @@ def crop_to_field_of_view(pixels: NDArray[np.uint8], circle: Circle, image_size_
 
 
 def fundus_mask(circle: Circle, *, frame_height_px: int, frame_width_px: int, image_size_px: int) -> NDArray[np.bool_]:
-    """Return where a crop shows retina: inside the rim and inside the photograph it was cut from.
+    """Return where a crop shows retina: inside the rim, the photograph and what the camera did not cut off.
 
     Args:
         circle: The field of view in pixels of the photograph.
@@ -87,10 +92,16 @@ def fundus_mask(circle: Circle, *, frame_height_px: int, frame_width_px: int, im
     centers = (np.arange(image_size_px) + 0.5) * scale
     columns = circle.center_x_px - circle.radius_px + centers
     rows = circle.center_y_px - circle.radius_px + centers
-    # A whole target pixel has to lie in the photograph, otherwise padding would darken it.
-    in_columns = (columns >= scale / 2) & (columns <= frame_width_px - scale / 2)
-    in_rows = (rows >= scale / 2) & (rows <= frame_height_px - scale / 2)
-    return np.asarray(mask & in_columns[None, :] & in_rows[:, None])
+    # A whole target pixel has to lie in the photograph, otherwise what lies beside it would shine in.
+    edge = scale / 2
+    mask &= _within(columns, max(circle.left_px, 0.0) + edge, min(circle.right_px, frame_width_px) - edge)
+    mask &= _within(rows, max(circle.top_px, 0.0) + edge, min(circle.bottom_px, frame_height_px) - edge)[:, None]
+    return mask
+
+
+def _within(centers: NDArray[np.float64], first: float, end: float) -> NDArray[np.bool_]:
+    """Return which pixel centres lie in [first, end], bool ``[n]``."""
+    return np.asarray((centers >= first) & (centers <= end))
 
 
 def _disc(height: int, width: int, center_x: float, center_y: float, radius: float) -> NDArray[np.bool_]:

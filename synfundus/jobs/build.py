@@ -177,9 +177,10 @@ def lr_plan(optim: OptimConfig, loop: LoopConfig) -> LrPlan:
     )
 
 
-def loop_settings(loop: LoopConfig, batch: BatchPlan) -> LoopSettings:
+def loop_settings(loop: LoopConfig, batch: BatchPlan, *, seed: int) -> LoopSettings:
     """Build the trainer's settings."""
     return LoopSettings(
+        seed=seed,
         budget_images=loop.budget_images,
         global_batch_size=loop.global_batch_size,
         gradient_accumulation_steps=batch.gradient_accumulation_steps,

@@ -14,8 +14,8 @@ Written by synfundus {version}. Everything this model makes is **synthetic**.
 ## What it is
 
 A U-Net that denoises latents of {channels} x {height} x {width}, conditioned on {num_labels} labels, and the
-autoencoder that turns them into RGB images of {image_size_px} x {image_size_px} pixels. It predicts `{prediction_type}` on a
-`{schedule_kind}` noise schedule of {num_timesteps} steps{zero_snr}.
+autoencoder that turns them into RGB images of {image_size_px} x {image_size_px} pixels. It predicts
+`{prediction_type}` on a `{schedule_kind}` noise schedule of {num_timesteps} steps{zero_snr}.
 
 | | |
 |---|---|

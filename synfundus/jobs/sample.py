@@ -1,8 +1,8 @@
 """`synfundus sample`: synthetic images for labels, from any number of ranks, the same bytes each time.
 
-Image ``i`` depends on (seed, i, its labels) and on the batch size: images are generated in canonical batches (image i is
-slot ``i % B`` of batch ``i // B``, the last batch is padded), whole batches go to ranks. So neither the number of ranks nor
-of images, nor where a stopped run goes on, changes a byte. Another batch size can move a value by one grey level.
+Image ``i`` depends on (seed, i, its labels) and on the batch size: images are generated in canonical batches (image i
+is slot ``i % B`` of batch ``i // B``, the last batch is padded), whole batches go to ranks. So neither the number of ranks
+nor of images, nor where a stopped run goes on, changes a byte. Another batch size can move a value by one grey level.
 """
 
 from __future__ import annotations

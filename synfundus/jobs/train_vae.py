@@ -200,7 +200,7 @@ class _Training:
             loader=loader,
             ema=self._ema,
             lr=build.lr_plan(self._config.vae.optim, self._loop),
-            settings=build.loop_settings(self._loop, self._batch),
+            settings=build.loop_settings(self._loop, self._batch, seed=self._config.seed),
             state=state,
             world=self._world,
             console=self._console,

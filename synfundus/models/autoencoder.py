@@ -174,8 +174,8 @@ def build_codec(
 
     Args:
         image_size_px: Image height and width it is made for.
-        block_size_px: 1 = the autoencoder sees pixels, as every stock one does. ``r`` = it sees blocks of ``r x r`` pixels as
-            ``3 r^2`` channels and shrinks by ``r`` times as much: no work at full resolution, for training on a CPU.
+        block_size_px: 1 = the autoencoder sees pixels, as every stock one does. ``r`` = it sees blocks of ``r x r``
+            pixels as ``3 r^2`` channels and shrinks by ``r`` times as much: no work at full resolution, for a CPU.
         latent_channels: Channels of the latents.
         block_out_channels: Width of each level, finest first; ``n`` levels shrink by ``2 ** (n - 1)``.
         layers_per_block: Residual blocks per level on the way in (one more on the way out).

@@ -32,10 +32,10 @@ _SPREAD_POWER = 0.5
 class LinearPath(nn.Module):
     """Patch PCA in, regression out: one latent position per patch, one latent channel per principal component.
 
-    The decoder looks at a neighbourhood of latent positions, not at one alone, which takes the block edges out of the picture.
-    Over the images it was fitted to, channels have mean 0 and mean variance 1; their standard deviations keep the square root of
-    the ratios that the components have in the image. Equal ones would ask the diffusion model for fine detail and layout at the
-    same noise level, as if both mattered as much.
+    The decoder looks at a neighbourhood of latent positions, not at one alone, which takes the block edges out of the
+    picture. Over the images it was fitted to, channels have mean 0 and mean variance 1; their standard deviations keep
+    the square root of the ratios that the components have in the image. Equal ones would ask the diffusion model for
+    fine detail and layout at the same noise level, as if both mattered as much.
 
     The weights are buffers, not parameters: the residual network learns around them, and the optimizer cannot wear them
     away. They stay float32 whatever the module around them is converted to, and work in float32 under autocast.
@@ -76,8 +76,9 @@ class LinearPath(nn.Module):
     def decode(self, latents: Float[Tensor, "b c lh lw"]) -> Float[Tensor, "b 3 h w"]:
         """Predict each patch from the latents at and around it."""
         with torch.autocast(latents.device.type, enabled=False):
-            padded = functional.pad(latents.float(), (_CONTEXT // 2,) * 4, mode="replicate")
-            patches = functional.conv2d(padded, self.decode_weight, bias=self.decode_bias)
+            patches = functional.conv2d(
+                latents.float(), self.decode_weight, bias=self.decode_bias, padding=_CONTEXT // 2
+            )
             return functional.pixel_shuffle(patches, self.patch_size_px)
 
     @torch.no_grad()
@@ -92,8 +93,8 @@ class LinearPath(nn.Module):
         Raises:
             DataError: No images, or images without variance in as many directions as there are channels.
 
-        Source: Jolliffe 2002, "Principal component analysis", Ch. 2 (encoder); ridge regression on the latents with
-        noise of standard deviation 0.05 on top, Bishop 1995, "Training with noise is equivalent to Tikhonov regularization" (decoder).
+        Source: Jolliffe 2002, "Principal component analysis", Ch. 2 (encoder); Bishop 1995, "Training with noise is
+        equivalent to Tikhonov regularization" (decoder, fitted as if the latents carried a little noise).
         """
         batches = [batch.detach().cpu() for batch in images]
         shares = self._fit_encoder(batches)
@@ -140,10 +141,9 @@ class LinearPath(nn.Module):
         cross = torch.zeros(features, self.mean.shape[0], dtype=torch.float64)
         count = 0
         for batch in batches:
-            padded = functional.pad(
-                self.encode(batch.to(self.mean.device)).cpu(), (_CONTEXT // 2,) * 4, mode="replicate"
-            )
-            around = functional.unfold(padded, _CONTEXT).transpose(1, 2).flatten(0, 1).double()
+            latents = self.encode(batch.to(self.mean.device)).cpu()
+            around = functional.unfold(latents, _CONTEXT, padding=_CONTEXT // 2)
+            around = around.transpose(1, 2).flatten(0, 1).double()
             around = torch.cat([around, torch.ones(len(around), 1, dtype=torch.float64)], dim=1)
             gram += around.T @ around
             cross += around.T @ self._patch_rows(batch)

@@ -15,6 +15,7 @@ from synfundus.data.loader import BatchLoader, RankBatch
 from synfundus.distributed.engine import StepResult, ZeroEngine
 from synfundus.distributed.world import World
 from synfundus.errors import DataError, NumericalError, Preempted
+from synfundus.seeding import derive_key
 from synfundus.telemetry.console import Console, Progress
 from synfundus.telemetry.metrics import SumAccumulator, means
 from synfundus.training.ema import ShardedEma
@@ -45,6 +46,7 @@ class TrainState:
 class LoopSettings:
     """How the loop runs; every value comes from the config."""
 
+    seed: int
     budget_images: int
     global_batch_size: int
     gradient_accumulation_steps: int
@@ -187,6 +189,8 @@ class Trainer:
         after = state.images_seen + settings.global_batch_size
         lr = self._lr.at(after)
         result: StepResult | None = None
+        # the only draw torch makes itself is dropout; keyed, so that a resumed run drops the same units
+        torch.manual_seed(derive_key(settings.seed, "dropout", self._world.rank, after) % 2**63)
         for micro in batch.split(settings.gradient_accumulation_steps):
             loss, sums = self._engine.forward(self._to_device(micro), state.images_seen)
             self._engine.backward(loss)

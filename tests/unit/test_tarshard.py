@@ -23,6 +23,7 @@ SAMPLES: list[Sample] = [
     ("C3", {"png": bytes(range(256)) * 4}),
     ("d", {"json": b"x" * 511, "png": b"y" * 512}),
 ]
+TAR_SHA256 = "601ef095fe8e6dc9449234d562fcf7d2528744862be612a873ef72a3914649f1"
 keys = st.text("abcdefXYZ0189_-", min_size=1, max_size=20)
 shards = st.lists(st.tuples(keys, st.binary(max_size=1200), st.none() | st.binary(max_size=90)), max_size=6).map(
     lambda rows: [

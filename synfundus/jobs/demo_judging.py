@@ -1,0 +1,127 @@
+"""The demo's last stage: a judge trained on real photographs looks at real, reconstructed and generated ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from synfundus.data.images import ImageDecoder
+from synfundus.data.reader import ShardSetReader
+from synfundus.evaluation.judge import JudgeBudget, evaluate_label_control, train_judge
+from synfundus.evaluation.label_control import Agreement
+from synfundus.jobs.pixels import pixels_to_tensor, tensor_to_pixels
+from synfundus.models.autoencoder import LatentCodec
+from synfundus.storage.label_schema import LabelSchema
+from synfundus.storage.manifest import ShardSet
+from synfundus.telemetry.console import Console
+
+JUDGE_SIZE_PX = 128
+HELD_OUT_SPLITS = ("val", "test")
+_BATCH = 32
+_LR = 6e-3
+_MAX_TRAIN_IMAGES = 8192
+_RECONSTRUCTED_SHARE = 0.5
+"""Share of the training photographs the judge also sees as reconstructions."""
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Photographs in memory.
+
+    Attributes:
+        pixels: uint8 ``[n, s, s, 3]``.
+        states: Label states ``[n, k]``.
+    """
+
+    pixels: NDArray[np.uint8]
+    states: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+
+def read_images(image_set: ShardSet, *, splits: tuple[str, ...], limit: int) -> LabelledImages:
+    """Read the photographs of some splits, in the order of the set, at most ``limit``."""
+    decode = ImageDecoder(schema=image_set.label_schema, image_size_px=int(image_set.properties["image_size_px"]))
+    size = int(image_set.properties["image_size_px"])
+    total = min(limit, sum(image_set.num_samples(split) for split in splits))
+    pixels = np.empty((total, size, size, 3), dtype=np.uint8)
+    states = np.empty((total, len(image_set.label_schema.labels)), dtype=np.int64)
+    number = 0
+    for split in splits:
+        reader = ShardSetReader(image_set, split=split)
+        for shard, count in enumerate(reader.shard_sizes):
+            for sample in range(min(count, total - number)):
+                arrays = decode(*reader.read(shard, sample), reader.place_name(shard, sample))
+                pixels[number], states[number] = arrays["pixels"], arrays["states"]
+                number += 1
+        reader.close()
+    return LabelledImages(pixels, states)
+
+
+def read_held_out(image_set: ShardSet) -> LabelledImages:
+    """Read the photographs of held-out patients; a set too small to hold any out gives its training photographs."""
+    held_out = sum(image_set.num_samples(split) for split in HELD_OUT_SPLITS)
+    splits = HELD_OUT_SPLITS if held_out else ("train",)
+    return read_images(image_set, splits=splits, limit=_MAX_TRAIN_IMAGES)
+
+
+@torch.no_grad()
+def reconstruct(codec: LatentCodec, pixels: NDArray[np.uint8], *, device: torch.device) -> NDArray[np.uint8]:
+    """Return images ``[n, s, s, 3]`` after encoding and decoding (posterior mean)."""
+    restored = np.empty_like(pixels)
+    for at in range(0, len(pixels), _BATCH):
+        mean, _ = LatentCodec.split(codec.encode(pixels_to_tensor(pixels[at : at + _BATCH]).to(device)))
+        restored[at : at + _BATCH] = tensor_to_pixels(codec.decode(mean))
+    return restored
+
+
+def judge_label_control(
+    *,
+    image_set: ShardSet,
+    held_out: LabelledImages,
+    held_out_restored: NDArray[np.uint8],
+    generated: LabelledImages,
+    codec: LatentCodec,
+    budget_images: int,
+    seed: int,
+    device: torch.device,
+    console: Console,
+) -> dict[str, Agreement]:
+    """Train a judge and return its agreement with the labels of real, reconstructed and generated images.
+
+    Args:
+        image_set: Real photographs; the judge is trained on the train split.
+        held_out: Real photographs of held-out patients.
+        held_out_restored: The same after the autoencoder.
+        generated: Generated images with the labels they were asked for.
+        codec: The autoencoder, for the reconstructions the judge is trained on.
+        budget_images: Images the judge is shown.
+        seed: The run's seed.
+        device: Where the autoencoder computes; the judge is small and stays on the CPU.
+        console: Where progress is shown.
+    """
+    train = read_images(image_set, splits=("train",), limit=_MAX_TRAIN_IMAGES)
+    restored = train.pixels.copy()
+    count = max(1, int(len(train) * _RECONSTRUCTED_SHARE))
+    restored[:count] = reconstruct(codec, train.pixels[:count], device=device)
+    schema: LabelSchema = image_set.label_schema
+    with console.progress("training the judge", total=budget_images, unit="images") as bar:
+        judge = train_judge(
+            pixels=train.pixels,
+            reconstructions=restored,
+            states=train.states,
+            schema=schema,
+            image_size_px=JUDGE_SIZE_PX,
+            budget=JudgeBudget(images=budget_images, batch_size=_BATCH, lr=_LR),
+            seed=seed,
+            on_step=lambda images, loss: bar.advance(images, loss=f"{loss:.3f}"),
+        )
+    return {
+        "real": evaluate_label_control(judge, held_out.pixels, held_out.states),
+        "reconstructed": evaluate_label_control(judge, held_out_restored, held_out.states),
+        "generated": evaluate_label_control(judge, generated.pixels, generated.states),
+    }
