@@ -56,9 +56,7 @@ def vae_run(image_set: ShardSet, world: World, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture(scope="session")
-def latent_set(
-    image_set: ShardSet, vae_run: Path, world: World, tmp_path_factory: pytest.TempPathFactory
-) -> ShardSet:
+def latent_set(image_set: ShardSet, vae_run: Path, world: World, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     """The image set's latents, mirrored moments included; not to be written to."""
     from synfundus.jobs import encode_latents
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synfundus.data.reader import Arrays, Members, decode_json, decode_npy
-from synfundus.errors import CorruptShard, DataError
+from synfundus.errors import ConfigError, CorruptShard, DataError
 from synfundus.storage.label_schema import LabelSchema
 
 MOMENTS = "moments.npy"
@@ -28,7 +28,7 @@ def label_states(document: Mapping[str, Any], schema: LabelSchema, *, where: str
         raise CorruptShard("a sample's JSON lacks its labels", where=where)
     try:
         return np.asarray(schema.encode(labels), dtype=np.int64)
-    except (DataError, TypeError) as error:
+    except (ConfigError, DataError, TypeError) as error:
         raise CorruptShard(f"labels do not fit the schema: {error}", where=where) from error
 
 

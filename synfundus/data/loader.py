@@ -6,6 +6,7 @@ bounded number of batches ready. Its whole state is `images_seen`.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -23,6 +24,7 @@ Augment = Callable[[NDArray[np.int64], Arrays], Arrays]
 """(positions, arrays) -> arrays; adds what is drawn per sample. Runs in the background thread."""
 
 _POLL_S = 0.2
+_SEARCH_SAMPLES = 256
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ class BatchLoader:
         self._queue: queue.Queue[RankBatch | BaseException] = queue.Queue(maxsize=max(1, prefetch_batches))
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._last_good: Arrays | None = None
         self.wait_s = 0.0
         """Seconds the consumer has waited for data so far."""
 
@@ -118,7 +122,7 @@ class BatchLoader:
         """Read the samples at these positions; what cannot be read becomes a zero-weight slot.
 
         Raises:
-            DataError: Not one sample of the batch could be read.
+            DataError: Neither a sample of the batch nor one of the next could be read.
         """
         places = self._plan.locate(positions)
         rows: list[Arrays | None] = []
@@ -131,18 +135,33 @@ class BatchLoader:
             except CorruptShard as error:
                 rows.append(None)
                 quarantined.append(Quarantined(position, self._reader.place_name(shard, sample), error.message))
-        good = next((row for row in rows if row is not None), None)
+        good = next((row for row in rows if row is not None), None) or self._last_good
+        good = good or self._search(int(positions[-1]) + 1)
         if good is None:
             raise DataError(
-                f"none of {len(rows)} samples of a batch could be read, first: {quarantined[0].reason}",
+                f"none of the {len(rows)} samples of a batch and of the next {_SEARCH_SAMPLES} could be read, "
+                f"first: {quarantined[0].reason}",
                 where=quarantined[0].place,
             )
+        self._last_good = good
         filled = [good if row is None else row for row in rows]
         arrays = {name: np.stack([row[name] for row in filled]) for name in good}
         if self._augment is not None:
             arrays = self._augment(positions, arrays)
         weights = np.array([0.0 if row is None else 1.0 for row in rows], dtype=np.float32)
         return RankBatch(positions, arrays, weights, tuple(quarantined))
+
+    def _search(self, first: int) -> Arrays | None:
+        """Return the first readable sample from a position on.
+
+        Its arrays stand in where not one sample of a batch can be read (a rank may read a single one); as the weight
+        of such a slot is 0, only their shapes count.
+        """
+        places = self._plan.locate(np.arange(first, first + _SEARCH_SAMPLES, dtype=np.int64))
+        for shard, sample in zip(places.shard.tolist(), places.sample.tolist(), strict=True):
+            with contextlib.suppress(CorruptShard):
+                return self._read_sample(shard, sample)
+        return None
 
     def _next(self) -> RankBatch:
         positions = rank_positions(
@@ -172,21 +191,31 @@ class BatchLoader:
                 return
 
     def __iter__(self) -> Iterator[RankBatch]:
-        """Yield batches without end."""
+        """Yield batches without end.
+
+        Raises:
+            RuntimeError: The loader was closed.
+        """
         while True:
+            if self._stop.is_set():
+                raise RuntimeError("the loader is closed")
             began = time.perf_counter()
-            if self._prefetch == 0:
-                batch = self._next()
-            else:
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._fill, name="batch-loader", daemon=True)
-                    self._thread.start()
-                item = self._queue.get()
-                if isinstance(item, BaseException):
-                    raise item
-                batch = item
+            batch = self._next() if self._prefetch == 0 else self._take()
             self.wait_s += time.perf_counter() - began
             yield batch
+
+    def _take(self) -> RankBatch:
+        """Return the next batch of the background thread, or raise what ended it."""
+        if self._failure is not None:
+            raise self._failure
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._fill, name="batch-loader", daemon=True)
+            self._thread.start()
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            self._failure = item
+            raise item
+        return item
 
     def close(self) -> None:
         """Stop the background thread and close the files."""

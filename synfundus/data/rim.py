@@ -19,6 +19,7 @@ _RIM_REACH = np.linspace(0.84, 1.12, 57)  # radii of a profile across the rim, i
 _MINIMUM_RIM_AGREEMENT = 0.7  # of the angles at which there is retina just inside the rim
 _MAXIMUM_CONTRADICTION = 0.15  # of all angles: a hard edge inside the circle that is no straight cut
 _NEAREST_CUT = 0.35  # radii from the centre: nearer than that no camera cuts
+_LIT_BESIDE_CUT = 0.8  # of a line inside a straight cut
 _MINIMUM_RIM_ANGLES = 11  # of _RIM_ANGLES: a disc cut at four sides shows four short arcs
 
 
@@ -86,10 +87,11 @@ def refine_circle(view: View, circle: Floats) -> Circle | None:
     if on_rim.sum() < _MINIMUM_RIM_ANGLES or not expected.any():
         return None
     agreement = float((on_rim & expected).sum() / expected.sum())
-    if agreement < _MINIMUM_RIM_AGREEMENT or not _is_round_and_filled(view, circle, ~on_rim):
+    cuts = _straight_cuts(view, circle)
+    if agreement < _MINIMUM_RIM_AGREEMENT or not _is_round_and_filled(view, circle, ~on_rim, cuts):
         return None
     x_px, y_px, radius_px = (float(v) for v in circle)
-    return Circle(x_px, y_px, radius_px, agreement, float(on_rim.mean()), *_straight_cuts(view, circle))
+    return Circle(x_px, y_px, radius_px, agreement, float(on_rim.mean()), *cuts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,15 +176,20 @@ def _least_squares_circle(x: Floats, y: Floats, weight: Floats) -> Floats:
     return np.array([middle_x + a, middle_y + b, np.sqrt(max(c + a * a + b * b, 1e-12))])
 
 
-def _is_round_and_filled(view: View, circle: Floats, rimless: NDArray[np.bool_]) -> bool:
+def _is_round_and_filled(
+    view: View, circle: Floats, rimless: NDArray[np.bool_], cuts: tuple[float, float, float, float]
+) -> bool:
     """Whether the circle is lit, and dark only where light fades or the disc is cut straight.
 
     A drawn ring is not lit; an ellipse or a polygon ends in hard edges inside the circle that its extreme
     rows and columns do not explain.
     """
     height, width = view.lightness.shape
-    lit = view.lightness > view.dark + max(0.1 * view.span, view.floor)
+    left, top, right, bottom = cuts
     y, x = np.ogrid[:height, :width]
+    # What is lit beyond a straight cut is a name.
+    window = (x >= left - 1) & (x <= right + 1) & (y >= top - 1) & (y <= bottom + 1)
+    lit = window & (view.lightness > view.dark + max(0.1 * view.span, view.floor))
     within = (x + 0.5 - circle[0]) ** 2 + (y + 0.5 - circle[1]) ** 2 < (0.95 * circle[2]) ** 2
     if not within.any() or lit[within].mean() < 0.4:
         return False
@@ -194,11 +201,12 @@ def _is_round_and_filled(view: View, circle: Floats, rimless: NDArray[np.bool_])
     ray_x, ray_y = (c + f(angles)[:, None] * reach for c, f in ((circle[0], np.cos), (circle[1], np.sin)))
     profile = _bilinear(view.lightness, ray_x - 0.5, ray_y - 0.5)
     in_frame = (ray_x > 0) & (ray_x < width) & (ray_y > 0) & (ray_y < height)
-    bright = in_frame & (profile > view.dark + max(0.25 * view.span, view.floor))
+    in_window = (ray_x > left - 1) & (ray_x < right + 1) & (ray_y > top - 1) & (ray_y < bottom + 1)
+    bright = in_frame & in_window & (profile > view.dark + max(0.25 * view.span, view.floor))
     last = np.where(bright.any(axis=1), bright.shape[1] - 1 - bright[:, ::-1].argmax(axis=1), bright.shape[1])
     row, beyond = np.arange(len(angles)), np.minimum(last + 3, len(reach) - 1)
     hard = (last < len(reach) - 3) & in_frame[row, beyond]
-    hard &= profile[row, beyond] < view.dark + max(0.1 * view.span, view.floor)
+    hard &= ~in_window[row, beyond] | (profile[row, beyond] < view.dark + max(0.1 * view.span, view.floor))
     at = np.minimum(last, len(reach) - 1)
     end_x, end_y = ray_x[row, at], ray_y[row, at]
     to_cut = np.min(
@@ -219,13 +227,19 @@ def _straight_cuts(view: View, circle: Floats) -> tuple[float, float, float, flo
     within = (x + 0.5 - circle[0]) ** 2 + (y + 0.5 - circle[1]) ** 2 < (0.985 * circle[2]) ** 2
     lit = within & (view.lightness > view.dark + max(0.06 * view.span, view.floor))
     edges = []
-    for axis, center, size in ((0, circle[0], width), (1, circle[1], height)):
+    for axis, center in ((0, circle[0]), (1, circle[1])):
         length = within.sum(axis=axis)
-        black = (lit.sum(axis=axis) < 0.5 * length) & (length > 3)
-        distance = np.arange(size) + 0.5 - center
-        eligible = black & (np.abs(distance) > _NEAREST_CUT * circle[2])
-        before, after = np.flatnonzero(eligible & (distance < 0)), np.flatnonzero(eligible & (distance > 0))
-        # One pixel further in: the line next to the cut is half light, half dark.
-        edges.append((before[-1] + 2.0 if len(before) else -math.inf, after[0] - 1.0 if len(after) else math.inf))
+        share = lit.sum(axis=axis) / np.maximum(length, 1)
+        distance = np.arange(len(length)) + 0.5 - center
+        black = (share < 0.5) & (length > 3) & (np.abs(distance) > _NEAREST_CUT * circle[2])
+        before, after = np.flatnonzero(black & (distance < 0)), np.flatnonzero(black & (distance > 0))
+        first, end = -math.inf, math.inf
+        # Sharp: three lines further in nearly all is lit, where a shadow would fade. And one line further in than
+        # the black: the line between is half light, half dark.
+        if len(before) and share[min(before[-1] + 3, len(share) - 1)] > _LIT_BESIDE_CUT:
+            first = before[-1] + 2.0
+        if len(after) and share[max(after[0] - 3, 0)] > _LIT_BESIDE_CUT:
+            end = after[0] - 1.0
+        edges.append((first, end))
     (left, right), (top, bottom) = edges
     return float(left), float(top), float(right), float(bottom)

@@ -61,10 +61,8 @@ def crop_to_field_of_view(pixels: NDArray[np.uint8], circle: Circle, image_size_
         center_x, center_y, radius = center_x / factor, center_y / factor, radius / factor
     # One pixel further in than the final mask: averaging has mixed the rim's neighbours into the rim.
     visible = _disc(image.height, image.width, center_x, center_y, radius - 1.0)
-    visible &= _within(np.arange(image.width) + 0.5, (circle.left_px - x0) / factor, (circle.right_px - x0) / factor)
-    visible &= _within(np.arange(image.height) + 0.5, (circle.top_px - y0) / factor, (circle.bottom_px - y0) / factor)[
-        :, None
-    ]
+    visible &= _within(image.width, factor, circle.left_px - x0, circle.right_px - x0)
+    visible &= _within(image.height, factor, circle.top_px - y0, circle.bottom_px - y0)[:, None]
     masked = np.asarray(image) * visible[..., None]
     box = (center_x - radius, center_y - radius, center_x + radius, center_y + radius)
     resized = Image.fromarray(masked).resize(
@@ -89,18 +87,19 @@ def fundus_mask(circle: Circle, *, frame_height_px: int, frame_width_px: int, im
     scale = 2.0 * circle.radius_px / image_size_px
     half = image_size_px / 2
     mask = _disc(image_size_px, image_size_px, half, half, RIM_SHRINK * half)
-    centers = (np.arange(image_size_px) + 0.5) * scale
-    columns = circle.center_x_px - circle.radius_px + centers
-    rows = circle.center_y_px - circle.radius_px + centers
+    x0, y0 = circle.center_x_px - circle.radius_px, circle.center_y_px - circle.radius_px
     # A whole target pixel has to lie in the photograph, otherwise what lies beside it would shine in.
     edge = scale / 2
-    mask &= _within(columns, max(circle.left_px, 0.0) + edge, min(circle.right_px, frame_width_px) - edge)
-    mask &= _within(rows, max(circle.top_px, 0.0) + edge, min(circle.bottom_px, frame_height_px) - edge)[:, None]
+    left, right = max(circle.left_px, 0.0), min(circle.right_px, frame_width_px)
+    top, bottom = max(circle.top_px, 0.0), min(circle.bottom_px, frame_height_px)
+    mask &= _within(image_size_px, scale, left + edge - x0, right - edge - x0)
+    mask &= _within(image_size_px, scale, top + edge - y0, bottom - edge - y0)[:, None]
     return mask
 
 
-def _within(centers: NDArray[np.float64], first: float, end: float) -> NDArray[np.bool_]:
-    """Return which pixel centres lie in [first, end], bool ``[n]``."""
+def _within(number: int, scale: float, first: float, end: float) -> NDArray[np.bool_]:
+    """Return which of ``number`` pixels of edge ``scale`` have their centre in [first, end], bool ``[number]``."""
+    centers = (np.arange(number) + 0.5) * scale
     return np.asarray((centers >= first) & (centers <= end))
 
 

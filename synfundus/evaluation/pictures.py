@@ -280,8 +280,10 @@ def titled_rows(sections: Sequence[Section], *, tile_px: int, title_width_px: in
     """
     if not sections or any(not section.rows for section in sections):
         raise DataError("a picture of titled rows needs sections, and each section rows")
-    strips = []
+    strips: list[Image.Image] = []
     for section in sections:
+        if strips:
+            strips.append(Image.new("RGB", (1, _MARGIN_PX), _GROUND))
         layout = _layout(section.rows, tile_px=tile_px, title_width_px=title_width_px)
         strips.append(_draw_head(section, layout))
         strips.extend(_draw_row(row, layout) for row in section.rows)

@@ -115,7 +115,7 @@ def judge_label_control(
             reconstructions=restored,
             states=train.states,
             schema=schema,
-            image_size_px=JUDGE_SIZE_PX,
+            image_size_px=min(JUDGE_SIZE_PX, train.pixels.shape[1]),
             budget=JudgeBudget(images=budget_images, batch_size=_BATCH, lr=_LR),
             seed=seed,
             on_step=lambda images, loss: bar.advance(images, loss=f"{loss:.3f}"),

@@ -210,9 +210,11 @@ def plan_generation(
     conditions = [
         condition for condition in conditions_of(schema) if matching_rows(condition.defining, known_states, schema).size
     ]
-    for condition in conditions:
-        for number in range(IMAGES_PER_CONDITION):
-            rows.append({**dict.fromkeys(schema.names), **condition.requested, **_side(condition, number, schema)})
+    rows += [
+        {**dict.fromkeys(schema.names), **condition.requested, **_side(condition, number, schema)}
+        for condition in conditions
+        for number in range(IMAGES_PER_CONDITION)
+    ]
     return GenerationPlan(tuple(rows), num_control, tuple(conditions))
 
 

@@ -1,8 +1,9 @@
 """`synfundus sample`: synthetic images for labels, from any number of ranks, the same bytes each time.
 
 Image ``i`` depends on (seed, i, its labels) and on the batch size: images are generated in canonical batches (image i
-is slot ``i % B`` of batch ``i // B``, the last batch is padded), whole batches go to ranks. So neither the number of ranks
-nor of images, nor where a stopped run goes on, changes a byte. Another batch size can move a value by one grey level.
+is slot ``i % B`` of batch ``i // B``, the last batch is padded), whole batches go to ranks. So neither the number of
+ranks nor of images, nor where a stopped run goes on, changes a byte. Another batch size can move a value by one grey
+level.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from synfundus import __version__
-from synfundus.config.schema import RunConfig
+from synfundus.config.schema import RunConfig, SampleConfig
 from synfundus.data.reader import decode_image
 from synfundus.distributed.world import World
 from synfundus.errors import ConfigError, SynfundusError
@@ -28,6 +29,7 @@ from synfundus.evaluation.captions import label_caption
 from synfundus.evaluation.pictures import contact_sheet, encode_png
 from synfundus.jobs import Summary, build
 from synfundus.jobs.generation import generate_images
+from synfundus.jobs.guidance import sigma_interval
 from synfundus.jobs.label_plan import LabelRow, plan_labels
 from synfundus.jobs.pipeline_folder import Pipeline, find_pipeline, load_pipeline
 from synfundus.jobs.run_directory import versions
@@ -64,6 +66,13 @@ class _Work:
     rows: Sequence[LabelRow]
     store: SampleStore
     device: torch.device
+
+    @property
+    def settings(self) -> SampleConfig:
+        """Sampler settings with the guidance interval in noise levels, as `generate_images` hands it on."""
+        section = self.config.sample
+        interval = sigma_interval(section.guidance_interval, self.pipeline.schedule_settings)
+        return section.model_copy(update={"guidance_interval": interval})
 
     @property
     def batch_size(self) -> int:
@@ -134,9 +143,10 @@ def _request(config: RunConfig, pipeline: Pipeline, rows: Sequence[LabelRow]) ->
             mode="json",
             include={
                 *("sampler", "num_steps", "guidance_scale", "guidance_rescale", "guidance_interval"),
-                *("batch_size", "format", "precision"),
+                *("batch_size", "precision"),
             },
         ),
+        "image_format": section.format,
     }
     return dict(documents.plain(request))
 
@@ -213,7 +223,7 @@ def _batch_pixels(work: _Work, batch: int) -> NDArray[np.uint8]:
         latent_std=pipeline.latent_std,
         initial_noise=keyed_normal(work.config.seed, "sample", images, pipeline.latent_shape),
         states=np.array(states, dtype=np.int64),
-        settings=work.config.sample,
+        settings=work.settings,
         device=work.device,
     )
 

@@ -132,7 +132,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> Outcome:
                 running = [other for index, other in enumerate(processes) if index not in codes]
                 _stop(running)
                 how = f"was killed by signal {-returncode}" if returncode < 0 else f"ended with exit code {code}"
-                others = f"; the other {len(running)} were stopped" if running else ""
+                others = "; the others were stopped" if running else ""
                 return Outcome(code, f"rank {rank} {how}{others}" if len(processes) > 1 else "")
         time.sleep(POLL_S)
     return Outcome(max(codes.values()), "")

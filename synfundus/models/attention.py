@@ -147,6 +147,8 @@ def choose_attention(
     """Decide on a kernel.
 
     ``auto`` takes xformers where it is installed, the device is CUDA, and a probe of each head size passes; else SDPA.
+    On a CPU it takes plain matrix products: for the few tokens a CPU can train on, SDPA's backward pass is the slowest
+    part of the U-Net (a training step with 64 tokens a layer took 1.4 times as long).
 
     Args:
         requested: From the config.
@@ -164,6 +166,8 @@ def choose_attention(
         )
     if requested in ("sdpa", "math"):
         return AttentionChoice(backend=requested, reason="as configured")
+    if requested == "auto" and device.type == "cpu":
+        return AttentionChoice(backend="math", reason="the device is cpu")
     obstacle = _xformers_obstacle(head_dims=head_dims, dtype=dtype, device=device, import_module=import_module)
     if obstacle is None:
         widths = ", ".join(str(width) for width in head_dims)

@@ -106,8 +106,8 @@ def _member_header(name: str, size: int) -> bytes:
     info.size = size
     info.mode = 0o600
     info.mtime = 0
-    kind = tarfile.USTAR_FORMAT if len(name) <= tarfile.LENGTH_NAME else tarfile.GNU_FORMAT
-    return info.tobuf(format=kind, encoding="ascii", errors="strict")
+    fits = len(name) <= tarfile.LENGTH_NAME
+    return info.tobuf(format=tarfile.USTAR_FORMAT if fits else tarfile.GNU_FORMAT, encoding="ascii", errors="strict")
 
 
 class TarShardWriter:

@@ -123,15 +123,14 @@ def save_checkpoint(
         }
         files[MODEL_NAME] = safetensors.torch.save({name: tensor.contiguous() for name, tensor in model.items()})
         files[STATE_NAME] = documents.dump_json(document)
-    if world.rank == 0:
-        filesystem.remove(folder, recursive=True)
+    failure = _clear(folder) if world.rank == 0 else None
     world.barrier()
     entries: dict[str, dict[str, Any]] = {}
-    failure: StorageError | None = None
-    try:
-        entries = _write_all(folder, files)
-    except StorageError as error:
-        failure = error
+    if failure is None:
+        try:
+            entries = _write_all(folder, files)
+        except StorageError as error:
+            failure = error
     reports = world.all_gather((entries, None if failure is None else str(failure)))
     _raise_if_any_failed(reports, failure, folder, world)
     if world.rank == 0:
@@ -139,6 +138,15 @@ def save_checkpoint(
         failure = _commit(root, folder, final, listing, keep)
     _raise_if_any_failed(world.all_gather(({}, None if failure is None else str(failure))), failure, folder, world)
     return final
+
+
+def _clear(folder: str) -> StorageError | None:
+    """Remove what a killed save left; returns a failure instead of raising it."""
+    try:
+        filesystem.remove(folder, recursive=True)
+    except StorageError as error:
+        return error
+    return None
 
 
 def _raise_if_any_failed(
@@ -207,11 +215,24 @@ def verify(url: str) -> str:
                 return f"{name} has {len(data)} bytes instead of {entry['bytes']}"
             if _sha256(data) != entry["sha256"]:
                 return f"{name} does not match its hash"
+        return _unlisted(url, manifest["files"])
     except (StorageError, DataError) as error:
         return error.message
     except (KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST_NAME} is malformed ({error})"
-    return ""
+
+
+def _unlisted(url: str, listing: Mapping[str, Any]) -> str:
+    """Say which file a resume needs and the manifest does not list; empty if none is missing."""
+    needed = [MODEL_NAME, STATE_NAME]
+    if STATE_NAME in listing:
+        state = documents.read_document(
+            filesystem.join(url, STATE_NAME), format_name=FORMAT_NAME, version=FORMAT_VERSION
+        )
+        size = int(state["world_size"])
+        needed += [partition_name(rank, size) for rank in range(size)]
+    missing = [name for name in needed if name not in listing]
+    return f"{MANIFEST_NAME} lists no {missing[0]}" if missing else ""
 
 
 def find_checkpoint(root: str, *, world: World) -> FoundCheckpoint | None:

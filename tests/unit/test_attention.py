@@ -151,12 +151,11 @@ def refuse_import(name: str) -> Any:
     raise AssertionError(f"{name} must not be imported here")
 
 
-def test_on_a_cpu_auto_takes_sdpa_without_importing_xformers() -> None:
+def test_on_a_cpu_auto_takes_plain_products_without_importing_xformers() -> None:
     choice = choose_attention(
         requested="auto", head_dims=(8,), dtype=torch.float32, device=CPU, import_module=refuse_import
     )
-    assert choice.backend == "sdpa"
-    assert str(choice) == "attention: sdpa (no xformers: the device is cpu)"
+    assert str(choice) == "attention: math (the device is cpu)"
 
 
 def test_xformers_by_name_on_a_cpu_is_refused() -> None:

@@ -21,7 +21,11 @@ from synfundus.storage.documents import (
 )
 
 values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**60), 2**60)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
@@ -82,7 +86,7 @@ def test_a_missing_document_is_a_storage_error_with_its_place(tmp_path: Path) ->
 
 def test_lines_come_back_and_an_unfinished_last_line_is_left_out(tmp_path: Path) -> None:
     url = tmp_path / "rows.jsonl"
-    rows = [{"a": 1}, {"b": "x\ny"}, {}]
+    rows: list[dict[str, object]] = [{"a": 1}, {"b": "x\ny"}, {}]
     write_lines(str(url), rows)
     assert read_lines(str(url)) == rows
     with url.open("ab") as stream:

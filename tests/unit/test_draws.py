@@ -28,7 +28,7 @@ def draws(**changes: Any) -> DiffusionDraws:
 
 
 def batch(count: int) -> Arrays:
-    moments = np.arange(count, dtype=np.float16)[:, None, None, None] * np.ones((1, 4, 2, 2), dtype=np.float16)
+    moments = np.arange(1, count + 1, dtype=np.float16)[:, None, None, None] * np.ones((1, 4, 2, 2), dtype=np.float16)
     states = np.tile(np.array([[3, 1, 1], [0, 2, 2], [5, 0, 0]]), (count // 3 + 1, 1))[:count]
     return {"moments": moments, "states": states, "flip": -moments}
 
@@ -93,7 +93,9 @@ def test_a_flip_takes_the_mirrored_moments_and_the_other_eye_together() -> None:
     arrays = batch(600)
     drawn = draws(flip=True)(np.arange(600), arrays)
     mirrored = drawn["moments"][:, 0, 0, 0] < 0
-    expected_side = np.where(mirrored & (arrays["states"][:, 2] > 0), 3 - arrays["states"][:, 2], arrays["states"][:, 2])
+    expected_side = np.where(
+        mirrored & (arrays["states"][:, 2] > 0), 3 - arrays["states"][:, 2], arrays["states"][:, 2]
+    )
     assert np.array_equal(drawn["states"][:, EYE_SIDE], expected_side)
     assert np.array_equal(drawn["states"][:, :2], arrays["states"][:, :2])
     assert 0.4 < mirrored.mean() < 0.6

@@ -137,6 +137,33 @@ def test_the_circles_of_phantoms_are_found() -> None:
     assert float(np.median(errors)) < 0.005
 
 
+def test_straight_cuts_are_found_where_they_are_and_nowhere_else() -> None:
+    cut = 0
+    for index in range(60):
+        phantom = draw_phantom(seed=6, index=index, image_size_px=128)
+        truth, found = phantom.truth, find_field_of_view(phantom.pixels)
+        edges = (found.left_px, found.top_px, found.right_px, found.bottom_px)
+        if truth.camera != "cut":
+            assert edges == (-np.inf, -np.inf, np.inf, np.inf)
+            continue
+        cut += 1
+        assert (found.left_px, found.right_px) == (-np.inf, np.inf)
+        assert abs(found.top_px - (truth.center_y_px - truth.cut_half_height_px)) < 1.5
+        assert abs(found.bottom_px - (truth.center_y_px + truth.cut_half_height_px)) < 1.5
+    assert cut >= 5
+
+
+def test_a_shadow_is_not_a_cut() -> None:
+    found = find_field_of_view(draw_disc(Disc(256, 256, 128, 128, 118), shade=0.45))
+    assert found.left_px == -np.inf
+
+
+@pytest.mark.parametrize("x", [3.0, 253.0])
+def test_a_centre_at_the_edge_of_the_frame_is_found(x: float) -> None:
+    disc = Disc(256, 256, x, 128, 100)
+    assert_found(disc, draw_disc(disc))
+
+
 def test_the_result_depends_on_the_pixels_alone() -> None:
     pixels = draw_disc(Disc(200, 256, 128, 100, 118))
     np.random.default_rng(1)

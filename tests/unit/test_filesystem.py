@@ -63,9 +63,14 @@ def test_a_file_is_not_there_before_it_is_complete(tmp_path: Path) -> None:
 def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     url = str(tmp_path / "x.bin")
     filesystem.write_bytes(url, b"old")
-    with pytest.raises(RuntimeError, match="stop"), filesystem.atomic_write(url) as stream:
-        stream.write(b"half")
-        raise RuntimeError("stop")
+
+    def write_half() -> None:
+        with filesystem.atomic_write(url) as stream:
+            stream.write(b"half")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        write_half()
     assert filesystem.read_bytes(url) == b"old"
     assert filesystem.list_names(str(tmp_path)) == ["x.bin"]
 

@@ -129,7 +129,7 @@ def test_mirrored_moments_are_needed_only_where_they_are_asked_for() -> None:
     decode = LatentDecoder(schema=DEFAULT_LABEL_SCHEMA, moments_shape=(4, 2, 2), with_flip=True)
     flipped = latent_members(flip__npy=encode_npy(-moments_of(3)))
     assert np.array_equal(decode("k", flipped, "x")["flip"], -moments_of(3))
-    with pytest.raises(CorruptShard, match="lacks its member .flip.npy"):
+    with pytest.raises(CorruptShard, match=r"lacks its member \.flip\.npy"):
         decode("k", latent_members(), "x")
 
 
@@ -141,7 +141,7 @@ def test_an_image_sample_is_pixels_and_states() -> None:
     assert arrays["states"][-1] == 2
     with pytest.raises(CorruptShard, match=r"image of \(4, 4, 3\), expected 8 px"):
         ImageDecoder(schema=DEFAULT_LABEL_SCHEMA, image_size_px=8)("k", members, "x")
-    with pytest.raises(CorruptShard, match="needs an image and a .json"):
+    with pytest.raises(CorruptShard, match=r"needs an image and a \.json"):
         decode("k", {"pkl": b"", "json": b"{}"}, "x")
 
 
@@ -192,6 +192,6 @@ def test_a_flipped_byte_is_found_by_the_reader(tmp_path: Path) -> None:
     reader = ShardSetReader(shard_set, split="train")
     flip_byte(tar, reader._shard(0).index.span(1)[0])
     assert reader.read(0, 0)[0] == "s00000"
-    with pytest.raises(CorruptShard, match="sample s00001: member .json"):
+    with pytest.raises(CorruptShard, match=r"sample s00001: member \.json"):
         reader.read(0, 1)
     reader.close()

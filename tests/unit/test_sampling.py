@@ -126,7 +126,7 @@ def test_a_sample_does_not_depend_on_its_batch(sampler: SamplerName) -> None:
     denoise = gaussian_denoiser(scheduler)
     noise = noise_of(6)
     together = draw(denoise, scheduler, noise)
-    alone = torch.cat([draw(denoise, scheduler, row) for row in noise.split(1)])
+    alone = torch.cat([draw(denoise, scheduler, row) for row in noise.chunk(6)])
     assert torch.equal(together, alone)
 
 
@@ -159,7 +159,8 @@ def test_without_guidance_the_network_is_called_once_a_step_on_the_batch_itself(
 def test_the_first_call_is_at_the_last_timestep_with_pure_noise() -> None:
     for sampler in ("ddim", "dpmpp", "euler"):
         scheduler = scheduler_of(sampler)
-        inner, seen = gaussian_denoiser(scheduler), []
+        inner = gaussian_denoiser(scheduler)
+        seen: list[Tensor] = []
 
         def watching(
             x_t: Tensor, timestep: Tensor, states: Tensor, inner: Denoiser = inner, seen: list[Tensor] = seen

@@ -39,9 +39,7 @@ def all_places(sizes: list[int]) -> list[tuple[int, int]]:
 
 
 @given(sizes=shard_lists, num_streams=streams, window=st.integers(1, 64), epoch=st.integers(0, 3))
-def test_every_sample_comes_exactly_once_an_epoch(
-    sizes: list[int], num_streams: int, window: int, epoch: int
-) -> None:
+def test_every_sample_comes_exactly_once_an_epoch(sizes: list[int], num_streams: int, window: int, epoch: int) -> None:
     plan = plan_of(sizes, num_streams=num_streams, window=window)
     total = plan.num_samples
     assert sorted(places(plan, epoch * total, (epoch + 1) * total)) == all_places(sizes)
@@ -101,9 +99,7 @@ def test_epochs_seeds_sets_and_splits_have_orders_of_their_own() -> None:
     assert base != places(plan_of(sizes), 100, 200)
     assert base != places(plan_of(sizes, seed=6), 0, 100)
     for identity, split in (("other", "train"), ("id", "val")):
-        other = ReadingPlan(
-            shard_sizes=sizes, identity=identity, split=split, seed=5, num_streams=8, window_samples=16
-        )
+        other = ReadingPlan(shard_sizes=sizes, identity=identity, split=split, seed=5, num_streams=8, window_samples=16)
         assert base != places(other, 0, 100)
 
 

@@ -6,7 +6,7 @@ import skimage.data
 from fundus_discs import Disc, Pixels, draw_disc, write_text
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from synfundus.data.field_of_view import Circle, find_field_of_view
 from synfundus.data.transforms import (
@@ -53,6 +53,23 @@ def test_burned_in_text_leaves_no_trace() -> None:
         np.testing.assert_array_equal(
             crop_to_field_of_view(written, circle_of(disc), size), crop_to_field_of_view(clean, circle_of(disc), size)
         )
+
+
+def test_text_beside_a_straight_cut_leaves_no_trace_though_it_lies_within_the_circle() -> None:
+    clean = draw_disc(Disc(256, 256, 128, 128, 118), noise=0)
+    clean[:45] = clean[-45:] = 0
+    image = Image.fromarray(clean)
+    draw = ImageDraw.Draw(image)
+    for y in (20, 28, 216, 222):
+        draw.text((100, y), "DOE JANE 1950", fill=(255, 255, 255))
+    written = np.asarray(image)
+    for size in (32, 64, 128, 200):
+        crops = [crop_to_field_of_view(picture, find_field_of_view(picture), size) for picture in (clean, written)]
+        visible = round(size * (118 - 83) / 236)
+        for crop in crops:
+            assert not crop[: visible - 1].any()
+            assert not crop[-visible + 1 :].any()
+        assert np.abs(crops[0].astype(int) - crops[1]).max() <= 16
 
 
 def test_white_right_outside_the_rim_does_not_shine_in() -> None:

@@ -1,0 +1,107 @@
+"""Real processes for tests: ranks of a job, runs of the command line, and a run that kills itself at a chosen point."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+_PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A process that has ended."""
+
+    returncode: int
+    output: str
+
+    def check(self) -> Ended:
+        """Fail the test with the process's own words unless it ended well."""
+        assert self.returncode == 0, f"exit code {self.returncode}:\n{self.output}"
+        return self
+
+
+def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return this process's environment without a place in a job, with one thread per process."""
+    kept = {name: value for name, value in os.environ.items() if name not in _PLACE and not name.startswith("SLURM_")}
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **(extra or {})}
+
+
+def free_port() -> int:
+    """Return a port nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def run_processes(
+    commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]], *, timeout_s: float
+) -> list[Ended]:
+    """Run processes side by side; when one fails or time is up, the others are killed."""
+    started = [
+        subprocess.Popen(
+            command,
+            env=dict(environment),
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        for command, environment in zip(commands, environments, strict=True)
+    ]
+    ends = time.monotonic() + timeout_s
+    try:
+        while any(process.poll() is None for process in started) and time.monotonic() < ends:
+            if any(process.poll() not in (None, 0) for process in started):
+                break
+            time.sleep(0.05)
+    finally:
+        for process in started:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    outputs = [process.communicate(timeout=20)[0] for process in started]
+    return [Ended(process.returncode, output) for process, output in zip(started, outputs, strict=True)]
+
+
+def run_ranks(script: Path, arguments: Sequence[str], *, world_size: int, timeout_s: float = 120) -> list[Ended]:
+    """Run a script as the ranks of a job."""
+    port = str(free_port())
+    environments = [
+        clean_environment(
+            {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(world_size),
+                "LOCAL_WORLD_SIZE": str(world_size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            }
+        )
+        for rank in range(world_size)
+    ]
+    command = [sys.executable, str(script), *arguments]
+    return run_processes([command] * world_size, environments, timeout_s=timeout_s)
+
+
+def run_cli(*arguments: str | Path, timeout_s: float = 180) -> Ended:
+    """Run a synfundus command line as its users do."""
+    command = [sys.executable, "-m", "synfundus", *map(str, arguments)]
+    return run_processes([command], [clean_environment()], timeout_s=timeout_s)[0]
+
+
+def run_cli_killed_at(point: str, *arguments: str | Path, timeout_s: float = 180) -> Ended:
+    """Run a command line that is killed by SIGKILL at a point `killed_run.py` knows."""
+    script = Path(__file__).with_name("killed_run.py")
+    command = [sys.executable, str(script), point, *map(str, arguments)]
+    ended = run_processes([command], [clean_environment()], timeout_s=timeout_s)[0]
+    assert ended.returncode == -signal.SIGKILL, f"not killed but exit code {ended.returncode}:\n{ended.output}"
+    return ended

@@ -1,0 +1,323 @@
+"""The codec: a stock autoencoder when plain, a closed-form start when asked, always the same bytes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from synfundus.errors import CheckpointError, ConfigError, DataError
+from synfundus.models.autoencoder import LatentCodec, build_codec, fingerprint
+from synfundus.models.autoencoder_objective import AutoencoderObjective, kl_divergence
+from synfundus.models.discriminator import PatchDiscriminator, discriminator_hinge_loss, generator_hinge_loss
+from synfundus.models.linear_path import LinearPath
+from synfundus.models.reconstruction_metrics import psnr, ssim
+
+
+def codec_of(*, linear_path: bool = False, block_size_px: int = 1, seed: int = 0) -> LatentCodec:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build_codec(
+            image_size_px=32,
+            block_size_px=block_size_px,
+            latent_channels=4,
+            block_out_channels=(8, 16, 16) if block_size_px == 1 else (16,),
+            layers_per_block=1,
+            norm_num_groups=4,
+            mid_block_attention=False,
+            linear_path=linear_path,
+        ).eval()
+
+
+def images_of(count: int = 16, size: int = 32, seed: int = 0) -> torch.Tensor:
+    """Return smooth random images in [-1, 1]: coarse noise, enlarged."""
+    coarse = torch.randn(count, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(coarse, size=(size, size), mode="bicubic").clamp(-1, 1)
+
+
+def fitted_codec() -> LatentCodec:
+    codec = codec_of(linear_path=True)
+    assert codec.linear_path is not None
+    codec.linear_path.fit(images_of(64).chunk(4))
+    return codec
+
+
+def reconstruct(codec: LatentCodec, pixels: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return codec.decode(LatentCodec.split(codec.encode(pixels))[0])
+
+
+def test_without_the_linear_path_the_codec_is_the_stock_autoencoder_to_the_bit(tmp_path: Path) -> None:
+    codec = codec_of()
+    codec.save_pretrained(tmp_path)
+    stock = AutoencoderKL.from_pretrained(tmp_path, use_safetensors=True, low_cpu_mem_usage=False).eval()
+    pixels = images_of(2)
+    with torch.no_grad():
+        posterior = stock.encode(pixels).latent_dist
+        assert torch.equal(codec.encode(pixels), torch.cat([posterior.mean, posterior.logvar], dim=1))
+        assert torch.equal(codec.decode(posterior.mean), stock.decode(posterior.mean).sample)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]
+
+
+def test_a_folder_written_by_diffusers_alone_opens_as_a_codec(tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        stock = AutoencoderKL(
+            block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=7,
+            norm_num_groups=4,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        ).eval()
+    stock.save_pretrained(tmp_path)
+    codec = LatentCodec.from_pretrained(tmp_path).eval()
+    assert (codec.latent_channels, codec.downsample_factor) == (7, 2)
+    with torch.no_grad():
+        assert torch.equal(codec.decode(torch.ones(1, 7, 4, 4)), stock.decode(torch.ones(1, 7, 4, 4)).sample)
+
+
+def test_with_the_linear_path_stock_files_still_open_plainly(tmp_path: Path) -> None:
+    fitted_codec().save_pretrained(tmp_path)
+    AutoencoderKL.from_pretrained(tmp_path, use_safetensors=True, low_cpu_mem_usage=False)
+    assert {"linear_path.json", "linear_path.safetensors"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(("linear_path", "block_size_px"), [(False, 1), (True, 1), (False, 4), (True, 4)])
+def test_saved_and_read_back_it_gives_the_same_moments_and_pixels(
+    tmp_path: Path, linear_path: bool, block_size_px: int
+) -> None:
+    codec = codec_of(linear_path=linear_path, block_size_px=block_size_px)
+    if codec.linear_path is not None:
+        codec.linear_path.fit(images_of(64).chunk(4))
+    codec.save_pretrained(tmp_path)
+    back = LatentCodec.from_pretrained(tmp_path).eval()
+    pixels = images_of(2)
+    assert codec.downsample_factor == back.downsample_factor == 4
+    with torch.no_grad():
+        assert codec.encode(pixels).shape == (2, 8, 8, 8)
+        assert torch.equal(codec.encode(pixels), back.encode(pixels))
+    assert torch.equal(reconstruct(codec, pixels), reconstruct(back, pixels))
+
+
+def test_untrained_with_the_linear_path_it_reconstructs_far_better_than_without() -> None:
+    held_out = images_of(8, seed=1)
+    with_path = float(psnr(reconstruct(fitted_codec(), held_out), held_out, data_range=2.0).mean())
+    without = float(psnr(reconstruct(codec_of(), held_out), held_out, data_range=2.0).mean())
+    assert with_path > without + 8
+
+
+def test_untrained_residual_adds_exactly_nothing() -> None:
+    codec, pixels = fitted_codec(), images_of(2)
+    assert codec.linear_path is not None
+    mean, logvar = LatentCodec.split(codec.encode(pixels).detach())
+    assert torch.equal(mean, codec.linear_path.encode(pixels))
+    assert float(logvar.max()) == float(logvar.min()) == -6.0
+    assert torch.equal(codec.decode(mean).detach(), codec.linear_path.decode(mean))
+
+
+def test_fitting_twice_gives_the_same_weights_and_latents_of_unit_scale() -> None:
+    first, second = fitted_codec(), fitted_codec()
+    assert first.linear_path is not None
+    assert second.linear_path is not None
+    for ours, theirs in zip(first.linear_path.buffers(), second.linear_path.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+    latents = first.linear_path.encode(images_of(64))
+    assert float(latents.square().mean()) == pytest.approx(1.0, rel=1e-3)
+    torch.testing.assert_close(latents.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+
+
+def test_more_channels_explain_more_variance_in_falling_order() -> None:
+    shares = LinearPath(patch_size_px=4, latent_channels=6).fit(images_of(64).chunk(4))
+    assert bool((shares[:-1] >= shares[1:]).all())
+    assert 0.5 < float(shares.sum()) <= 1.0
+
+
+def test_the_linear_path_stays_float32_in_a_bfloat16_model() -> None:
+    codec, pixels = fitted_codec(), images_of(2)
+    assert codec.linear_path is not None
+    before = codec.linear_path.encode(pixels)
+    codec.bfloat16()
+    assert {buffer.dtype for buffer in codec.linear_path.buffers()} == {torch.float32}
+    assert torch.equal(codec.linear_path.encode(pixels), before)
+    assert {parameter.dtype for parameter in codec.parameters()} == {torch.bfloat16}
+    assert torch.isfinite(reconstruct(codec, pixels)).all()
+
+
+@pytest.mark.parametrize("images", [[], [torch.full((4, 3, 32, 32), -1.0)]])
+def test_a_linear_path_without_variance_to_fit_is_refused(images: list[torch.Tensor]) -> None:
+    with pytest.raises(DataError):
+        LinearPath(patch_size_px=4, latent_channels=4).fit(images)
+
+
+def test_the_fingerprint_follows_weights_and_config_and_nothing_else(tmp_path: Path) -> None:
+    codec = fitted_codec()
+    codec.save_pretrained(tmp_path / "a")
+    LatentCodec.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
+    assert fingerprint(codec) == fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
+    others = {fingerprint(codec), fingerprint(codec_of(seed=1)), fingerprint(codec_of(seed=0))}
+    assert len(others) == 3
+    with torch.no_grad():
+        assert codec.linear_path is not None
+        codec.linear_path.decode_bias[0] += 1e-3
+    assert fingerprint(codec) not in others
+
+
+def test_folders_that_are_no_autoencoder_are_refused_with_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json and diffusion_pytorch_model\.safetensors missing"):
+        LatentCodec.from_pretrained(tmp_path)
+    codec_of().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"_class_name": "AutoencoderDC"}))
+    with pytest.raises(CheckpointError, match="AutoencoderDC"):
+        LatentCodec.from_pretrained(tmp_path)
+
+
+def test_a_damaged_weights_file_is_refused(tmp_path: Path) -> None:
+    codec_of().save_pretrained(tmp_path)
+    (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"\x00" * 100)
+    with pytest.raises(CheckpointError):
+        LatentCodec.from_pretrained(tmp_path)
+
+
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ConfigError, match="34 x 34 px"):
+        codec_of().encode(torch.zeros(1, 3, 34, 34))
+    with pytest.raises(ConfigError, match="linear path by 8 to 4"):
+        LatentCodec(autoencoder=codec_of().autoencoder, linear_path=LinearPath(patch_size_px=8, latent_channels=4))
+    with pytest.raises(ConfigError, match="1 to 3 are possible"):
+        LinearPath(patch_size_px=1, latent_channels=4)
+
+
+def test_sampling_the_posterior_scales_the_noise_by_its_standard_deviation() -> None:
+    moments = torch.cat([torch.full((1, 2, 4, 4), 3.0), torch.full((1, 2, 4, 4), 2 * float(np.log(0.5)))], dim=1)
+    noise = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(LatentCodec.sample_posterior(moments, noise), 3.0 + 0.5 * noise)
+
+
+def test_kl_divergence_equals_that_of_torch_distributions() -> None:
+    moments = torch.randn(3, 8, 4, 4, generator=torch.Generator().manual_seed(0))
+    mean, logvar = LatentCodec.split(moments)
+    posterior = torch.distributions.Normal(mean, torch.exp(0.5 * logvar))
+    wanted = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).flatten(1).mean(1)
+    torch.testing.assert_close(kl_divergence(moments), wanted)
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.3])
+def test_psnr_and_ssim_equal_those_of_scikit_image(noise: float) -> None:
+    reference = images_of(3, size=48)
+    spoiled = (reference + noise * torch.randn(3, 3, 48, 48, generator=torch.Generator().manual_seed(4))).clamp(-1, 1)
+    for index, (ours_psnr, ours_ssim) in enumerate(
+        zip(psnr(spoiled, reference, data_range=2.0), ssim(spoiled, reference, data_range=2.0), strict=True)
+    ):
+        a, b = (part[index].permute(1, 2, 0).double().numpy() for part in (reference, spoiled))
+        assert float(ours_psnr) == pytest.approx(peak_signal_noise_ratio(a, b, data_range=2.0), rel=1e-5)
+        wanted = structural_similarity(
+            a, b, data_range=2.0, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+        )
+        assert float(ours_ssim) == pytest.approx(wanted, abs=1e-4)
+
+
+def test_equal_images_have_ssim_one_and_no_structural_gradient() -> None:
+    reference = images_of(2)
+    leaf = reference.clone().requires_grad_()
+    similarity = ssim(leaf, reference, data_range=2.0)
+    torch.testing.assert_close(similarity.detach(), torch.ones(2))
+    torch.autograd.backward(similarity.sum())
+    assert leaf.grad is not None
+    assert float(leaf.grad.abs().max()) < 1e-3
+
+
+def objective_of(*, adversarial: bool = True, start_images: int = 100) -> AutoencoderObjective:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        discriminator = PatchDiscriminator(base_channels=8, num_layers=2, norm_num_groups=4) if adversarial else None
+    return AutoencoderObjective(
+        codec=codec_of(),
+        discriminator=discriminator,
+        l1_weight=1.0,
+        structural_weight=0.25,
+        kl_weight=1e-3,
+        adversarial_weight=0.1,
+        adversarial_start_images=start_images,
+    )
+
+
+def test_the_objective_is_the_weighted_sum_of_the_parts_it_reports() -> None:
+    loss, parts = objective_of()(images_of(4), posterior_noise=torch.zeros(4, 4, 8, 8), images_seen=100)
+    wanted = (
+        parts["l1"]
+        + 0.25 * parts["structural"]
+        + 1e-3 * parts["kl"]
+        + 0.1 * parts["generator"]
+        + parts["discriminator"]
+    )
+    torch.testing.assert_close(loss.detach(), wanted)
+    assert not any(part.requires_grad for part in parts.values())
+
+
+def test_the_discriminator_joins_only_after_the_warm_up() -> None:
+    objective = objective_of()
+    _, early = objective(images_of(4), posterior_noise=torch.zeros(4, 4, 8, 8), images_seen=99)
+    _, late = objective(images_of(4), posterior_noise=torch.zeros(4, 4, 8, 8), images_seen=100)
+    assert "generator" not in early
+    assert {"generator", "discriminator"} <= set(late)
+
+
+def test_each_adversary_moves_only_its_own_weights() -> None:
+    discriminator = objective_of().discriminator
+    assert discriminator is not None
+    reconstruction = images_of(2).requires_grad_()
+    torch.autograd.backward(generator_hinge_loss(discriminator, reconstruction).sum())
+    assert reconstruction.grad is not None
+    assert float(reconstruction.grad.abs().sum()) > 0
+    assert all(parameter.grad is None for parameter in discriminator.parameters())
+    fresh = images_of(2, seed=5).requires_grad_()
+    torch.autograd.backward(discriminator_hinge_loss(discriminator, images_of(2), fresh).sum())
+    assert fresh.grad is None
+    assert all(parameter.grad is not None for parameter in discriminator.parameters())
+
+
+def test_the_discriminator_learns_to_tell_two_kinds_of_images_apart() -> None:
+    discriminator = objective_of().discriminator
+    assert discriminator is not None
+    optimizer = torch.optim.Adam(discriminator.parameters(), lr=1e-2)
+    real, fake = images_of(8), torch.zeros(8, 3, 32, 32)
+    losses = []
+    for _ in range(15):
+        loss = discriminator_hinge_loss(discriminator, real, fake).mean()
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_an_empty_slot_of_weight_zero_does_not_count() -> None:
+    objective, pixels = objective_of(adversarial=False), images_of(4)
+    noise = torch.zeros(4, 4, 8, 8)
+    spoiled = pixels.clone()
+    spoiled[2] = 1.0
+    weights = torch.tensor([1.0, 1.0, 0.0, 1.0])
+    clean, _ = objective(pixels, posterior_noise=noise, images_seen=0, weights=weights)
+    other, _ = objective(spoiled, posterior_noise=noise, images_seen=0, weights=weights)
+    torch.testing.assert_close(clean, other)
+
+
+def test_training_improves_the_reconstruction() -> None:
+    objective, pixels = objective_of(adversarial=False), images_of(8)
+    optimizer = torch.optim.Adam(objective.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(12):
+        loss, _ = objective(pixels, posterior_noise=torch.zeros(8, 4, 8, 8), images_seen=0)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.9 * losses[0]

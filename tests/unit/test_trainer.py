@@ -1,0 +1,269 @@
+"""The loop: when it steps, logs, saves, stops."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_engine import ALONE, FakeEngine, run_ranks
+from tiny_sets import flip_byte, write_numbered_set
+
+from synfundus.data.latents import LatentDecoder
+from synfundus.data.loader import BatchLoader
+from synfundus.data.reader import ShardSetReader
+from synfundus.data.shard_plan import ReadingPlan
+from synfundus.distributed.flat_layout import FlatLayout
+from synfundus.distributed.world import World
+from synfundus.errors import DataError, NumericalError, Preempted
+from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
+from synfundus.storage.manifest import ShardSet
+from synfundus.telemetry.console import SilentConsole
+from synfundus.training.ema import ShardedEma
+from synfundus.training.optim import LrPlan
+from synfundus.training.trainer import LoopSettings, Periodic, Trainer, TrainState
+
+LAYOUT = FlatLayout.of([[("w", (3,))]])
+BATCH = 8
+
+
+class Talk(SilentConsole):
+    """Remembers warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+class Run:
+    """A trainer around a fake engine, and what it did."""
+
+    def __init__(
+        self,
+        shard_set: ShardSet,
+        *,
+        world: World = ALONE,
+        state: TrainState | None = None,
+        periodic: Sequence[tuple[str, int, dict[str, bool]]] = (),
+        accumulation: int = 1,
+        **settings: Any,
+    ) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.ledger: list[dict[str, Any]] = []
+        self.done: list[tuple[str, int]] = []
+        self.saved: list[int] = []
+        self.talk = Talk()
+        self.engine = FakeEngine(LAYOUT, world)
+        self.engine.accumulation = accumulation
+        self.state = state or TrainState()
+        self.ema = ShardedEma(self.engine.masters(), half_life_images=50, rampup_ratio=10)
+        reader = ShardSetReader(shard_set, split="train")
+        self.loader = BatchLoader(
+            reader=reader,
+            plan=ReadingPlan(shard_sizes=reader.shard_sizes, identity="i", split="train", seed=0),
+            decode=LatentDecoder(schema=DEFAULT_LABEL_SCHEMA, moments_shape=(4, 2, 2), with_flip=False),
+            augment=None,
+            global_batch_size=BATCH,
+            rank=world.rank,
+            world_size=world.size,
+            start_images=self.state.images_seen,
+            prefetch_batches=0,
+        )
+        values: dict[str, Any] = {
+            "budget_images": 80,
+            "seed": 0,
+            "global_batch_size": BATCH,
+            "gradient_accumulation_steps": accumulation,
+            "log_every_images": 16,
+            "on_nonfinite": "stop",
+            "max_bad_fraction": 0.5,
+        }
+        self.trainer = Trainer(
+            engine=self.engine.as_engine(),
+            loader=self.loader,
+            ema=self.ema,
+            lr=LrPlan(peak=1.0, schedule="constant", warmup_images=32, budget_images=80, min_ratio=0.0),
+            settings=LoopSettings(**(values | settings)),
+            state=self.state,
+            world=world,
+            console=self.talk,
+            write_metrics=lambda row: self.rows.append(dict(row)),
+            write_ledger=lambda row: self.ledger.append(dict(row)),
+            periodic=[Periodic(every, self._note(name), **when) for name, every, when in periodic],
+            save=lambda state: self.saved.append(state.images_seen),
+        )
+
+    def _note(self, name: str) -> Any:
+        return lambda state: self.done.append((name, state.images_seen))
+
+    def positions(self) -> list[int]:
+        return [row["images_seen"] for row in self.rows]
+
+
+@pytest.fixture
+def shard_set(tmp_path: Path) -> ShardSet:
+    return write_numbered_set(tmp_path, [20, 12])
+
+
+def test_a_run_ends_at_its_budget_and_logs_at_every_interval(shard_set: ShardSet) -> None:
+    run = Run(shard_set)
+    assert run.trainer.fit().images_seen == 80
+    assert run.positions() == [16, 32, 48, 64, 80]
+    assert [row["step"] for row in run.rows] == [2, 4, 6, 8, 10]
+    assert run.engine.steps == 10
+
+
+def test_a_budget_that_is_no_multiple_of_the_batch_ends_with_the_step_that_passes_it(shard_set: ShardSet) -> None:
+    run = Run(shard_set, budget_images=77)
+    assert run.trainer.fit().images_seen == 80
+
+
+def test_a_row_holds_the_mean_over_its_interval(shard_set: ShardSet) -> None:
+    run = Run(shard_set)
+    run.trainer.fit()
+    # the fake loss of a step is the number of images before it
+    assert [row["loss"] for row in run.rows] == [4.0, 20.0, 36.0, 52.0, 68.0]
+    assert all(row["images_per_s"] > 0 and 0 <= row["data_wait_percent"] <= 101 for row in run.rows)
+
+
+def test_the_rate_of_a_step_belongs_to_the_images_at_its_end(shard_set: ShardSet) -> None:
+    run = Run(shard_set)
+    run.trainer.fit()
+    assert run.engine.rates == pytest.approx([0.25, 0.5, 0.75, *[1.0] * 7])
+    assert [row["lr"] for row in run.rows] == pytest.approx([0.5, 1.0, 1.0, 1.0, 1.0])
+
+
+def test_accumulation_makes_one_update_of_a_global_batch(shard_set: ShardSet) -> None:
+    run = Run(shard_set, accumulation=4)
+    run.trainer.fit()
+    assert run.engine.micro_steps == 40
+    assert run.engine.steps == 10
+    assert [row["loss"] for row in run.rows] == [4.0, 20.0, 36.0, 52.0, 68.0]
+
+
+def test_periodic_work_is_done_at_its_boundaries_in_order_and_at_the_end_if_asked(shard_set: ShardSet) -> None:
+    periodic = [("look", 24, {"at_end": True}), ("save", 40, {"at_end": True}), ("draw", 20, {}), ("never", 0, {})]
+    run = Run(shard_set, periodic=periodic)
+    run.trainer.fit()
+    assert run.done == [
+        *[("look", 24), ("draw", 24), ("save", 40), ("draw", 40), ("look", 48)],
+        *[("draw", 64), ("look", 72), ("look", 80), ("save", 80)],
+    ]
+
+
+def test_a_row_is_written_before_a_checkpoint_so_that_none_is_half_summed(shard_set: ShardSet) -> None:
+    run = Run(shard_set, periodic=[("save", 40, {"log_before": True})])
+    run.trainer.fit()
+    assert run.positions() == [16, 32, 40, 48, 64, 80]
+    assert [row["loss"] for row in run.rows] == [4.0, 20.0, 32.0, 40.0, 52.0, 68.0]
+
+
+def test_a_resumed_run_goes_on_to_the_same_rows(shard_set: ShardSet) -> None:
+    straight, resumed = Run(shard_set), Run(shard_set, state=TrainState(images_seen=32))
+    straight.trainer.fit()
+    resumed.trainer.fit()
+    assert resumed.positions() == [48, 64, 80]
+    assert [row["loss"] for row in resumed.rows] == [row["loss"] for row in straight.rows[2:]]
+
+
+def test_a_run_that_is_done_does_nothing(shard_set: ShardSet) -> None:
+    run = Run(shard_set, state=TrainState(images_seen=80), periodic=[("save", 40, {"at_end": True})])
+    run.trainer.fit()
+    assert (run.engine.micro_steps, run.rows, run.done) == (0, [], [])
+
+
+@pytest.mark.parametrize("norm", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_stops_the_run_with_its_place(shard_set: ShardSet, norm: float) -> None:
+    run = Run(shard_set)
+    run.engine.norms = [1.0, 1.0, norm]
+    with pytest.raises(NumericalError, match="ends at 24 images") as caught:
+        run.trainer.fit()
+    assert "on_nonfinite" in caught.value.where
+    assert run.saved == []
+
+
+def test_under_the_policy_skip_a_bad_step_is_counted_and_left_out_of_the_average(shard_set: ShardSet) -> None:
+    run = Run(shard_set, on_nonfinite="skip")
+    run.engine.norms = [float("nan")] * 10
+    before = run.ema.partitions[0].clone()
+    state = run.trainer.fit()
+    assert state.skipped_steps == 10
+    assert run.engine.steps == 0
+    assert run.rows[-1]["skipped_steps"] == 10
+    assert before.equal(run.ema.partitions[0])
+    assert len(run.talk.warnings) == 10
+
+
+def test_quarantined_samples_are_named_counted_and_written_to_the_ledger(shard_set: ShardSet) -> None:
+    flip_byte(Path(shard_set.url) / "train" / "000001.tar", 512)
+    run = Run(shard_set, budget_images=64)
+    state = run.trainer.fit()
+    assert state.quarantined_images == 2, "one damaged sample in two epochs"
+    assert len(run.talk.warnings) == 2
+    assert "train/000001.tar#0" in run.talk.warnings[0]
+    assert run.ledger[-1]["planned"] == run.ledger[-1]["delivered"] + run.ledger[-1]["quarantined"]
+    assert run.rows[-1]["quarantined_images"] == 2
+
+
+def test_too_many_quarantined_samples_stop_the_run(shard_set: ShardSet) -> None:
+    (Path(shard_set.url) / "train" / "000001.idx.npz").write_bytes(b"")
+    run = Run(shard_set, max_bad_fraction=0.1)
+    with pytest.raises(DataError, match=r"samples had to be quarantined, more than loop.max_bad_fraction = 0\.1"):
+        run.trainer.fit()
+
+
+def test_one_damaged_sample_is_allowed_in_the_first_batches(shard_set: ShardSet) -> None:
+    flip_byte(Path(shard_set.url) / "train" / "000001.tar", 512)
+    run = Run(shard_set, max_bad_fraction=0.05, budget_images=32)
+    assert run.trainer.fit().quarantined_images == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_saves_at_the_next_step_boundary_and_leaves_with_the_code_to_requeue(
+    shard_set: ShardSet, number: signal.Signals
+) -> None:
+    before = signal.getsignal(number)
+    run = Run(shard_set, periodic=[("kill", 24, {})])
+    run.trainer._periodic[0] = Periodic(24, lambda state: os.kill(os.getpid(), number))  # type: ignore[index]
+    with pytest.raises(Preempted, match=f"stopped by {number.name} at 32 images") as caught:
+        run.trainer.fit()
+    assert caught.value.exit_code == 75
+    assert run.saved == [32]
+    assert run.positions() == [16, 32]
+    assert signal.getsignal(number) == before
+
+
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(shard_set: ShardSet) -> None:
+    def work(world: World) -> Run:
+        run = Run(shard_set, world=world, log_every_images=1000)
+        steps = iter(range(100))
+        original = world.any
+
+        def any_of(flag: bool) -> bool:
+            return original(flag or (world.rank == 1 and next(steps) == 2))
+
+        object.__setattr__(world, "any", any_of)
+        with pytest.raises(Preempted):
+            run.trainer.fit()
+        return run
+
+    runs = run_ranks(2, work)
+    assert [run.saved if isinstance(run, Run) else run for run in runs] == [[24], [24]]
+
+
+def test_sums_are_over_all_ranks_and_only_rank_0_writes(shard_set: ShardSet) -> None:
+    def work(world: World) -> Run:
+        run = Run(shard_set, world=world)
+        run.trainer.fit()
+        return run
+
+    first, second = run_ranks(2, work)
+    assert isinstance(first, Run)
+    assert isinstance(second, Run)
+    assert [row["loss"] for row in first.rows] == [4.0, 20.0, 36.0, 52.0, 68.0]
+    assert second.rows == []
