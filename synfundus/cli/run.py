@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from synfundus.cli.label_check import label_problems
 from synfundus.cli.verbs import COMMON, PROCS, Option, Verb
 from synfundus.config.assets import find_asset
 from synfundus.config.loader import Assignment, LoadedConfig, load_config
@@ -101,6 +102,8 @@ def check_request(verb: Verb, config: RunConfig, *, look: bool) -> None:
         problems.append("--source and --labels belong together: photographs and the table that describes them")
     if verb.name == "sample" and config.sample.num_images is None and config.sample.labels is None:
         problems.append("--num-images or --labels is missing: how many images?")
+    if verb.name == "sample" and look and config.sample.model is not None:
+        problems.extend(label_problems(config.sample.model, config.sample.label))
     if problems:
         message = problems[0] if len(problems) == 1 else "\n".join(f"- {problem}" for problem in problems)
         raise ConfigError(message, where=f"synfundus {verb.name}", hint=f"see `synfundus {verb.name} --help`")

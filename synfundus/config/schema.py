@@ -286,6 +286,8 @@ class DiffusionConfig(Section):
     """Rescale the schedule so that the last step is pure noise (arXiv 2305.08891); needs v_prediction or sample."""
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     """What the network predicts; epsilon is the seed system's mean squared error on the noise."""
+    latent_scaling: Literal["channel", "global"] = "channel"
+    """How latents get unit variance: each channel by its own spread, or all by one, which keeps their proportions."""
     min_snr_gamma: PositiveFloat | None = None
     """Min-SNR weighting (arXiv 2303.09556), usually 5; null gives the plain mean squared error."""
     label_drop_prob: Fraction = 0.1

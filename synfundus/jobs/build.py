@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,23 @@ def noise_schedule(config: RunConfig) -> NoiseSchedule:
         beta_end=section.beta_end,
         zero_terminal_snr=section.zero_terminal_snr,
     )
+
+
+def latent_statistics(config: RunConfig, properties: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+    """Return the mean and spread that training takes from and divides latents by, each ``[c]``.
+
+    ``global`` divides all channels by the root mean square of their standard deviations, so that a channel that says
+    little stays small and does not claim as much of the loss as one that says much.
+
+    Args:
+        config: The run's config.
+        properties: Properties of the latent set.
+    """
+    mean = [float(value) for value in properties["latent_mean"]]
+    std = [float(value) for value in properties["latent_std"]]
+    if config.diffusion.latent_scaling == "global":
+        std = [math.sqrt(sum(value**2 for value in std) / len(std))] * len(std)
+    return mean, std
 
 
 def schedule_settings(config: RunConfig) -> dict[str, Any]:

@@ -44,12 +44,13 @@ def draw_preview(
     codec, _ = open_codec(codec_folder, device=device, dtype=torch.float32)
     rows = preview_labels(latents.label_schema)
     states = np.array([latents.label_schema.encode(row) for row in rows], dtype=np.int64)
+    mean, std = build.latent_statistics(config, latents.properties)
     images = generate_images(
         denoiser=denoiser,
         codec=codec,
         schedule_settings=build.schedule_settings(config),
-        latent_mean=latents.properties["latent_mean"],
-        latent_std=latents.properties["latent_std"],
+        latent_mean=mean,
+        latent_std=std,
         initial_noise=keyed_normal(_SEED, "preview", range(len(rows)), latent_shape),
         states=states,
         settings=config.sample,

@@ -140,13 +140,14 @@ class _Training:
 
     def _step(self, denoiser: ConditionalDenoiser) -> LatentDiffusionStep:
         section = self._config.diffusion
+        mean, std = build.latent_statistics(self._config, self._set.properties)
         return LatentDiffusionStep(
             denoiser,
             schedule=self._schedule,
             prediction_type=section.prediction_type,
             min_snr_gamma=section.min_snr_gamma,
-            latent_mean=self._set.properties["latent_mean"],
-            latent_std=self._set.properties["latent_std"],
+            latent_mean=mean,
+            latent_std=std,
             channels_last=self._loop.channels_last,
         )
 
@@ -309,6 +310,7 @@ class _Training:
         }
         denoiser = self._averaged_denoiser()
         if denoiser is not None:
+            mean, std = build.latent_statistics(self._config, self._set.properties)
             codec, fingerprint = open_codec(self._codec_folder, device=torch.device("cpu"), dtype=torch.float32)
             save_pipeline(
                 filesystem.local_path(self._directory.path("export")),
@@ -316,8 +318,8 @@ class _Training:
                 codec=codec,
                 schedule_settings=build.schedule_settings(self._config),
                 label_schema=self._set.label_schema,
-                latent_mean=self._set.properties["latent_mean"],
-                latent_std=self._set.properties["latent_std"],
+                latent_mean=mean,
+                latent_std=std,
                 image_size_px=int(self._set.properties["image_size_px"]),
                 latent_set_identity=self._set.identity,
                 vae_fingerprint=fingerprint,

@@ -187,6 +187,34 @@ def test_object_store_paths_are_left_to_the_job(job: Callable[..., Calls], tmp_p
     assert calls[0].prepare.source == "s3://bucket/raw"
 
 
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [("dr_grad=1", "unknown label 'dr_grad'"), ("dr_grade=5", "not one of 0..4"), ("dr_grade=-1", "not one of 0..4")],
+)
+@pytest.mark.parametrize("place", ["run/export", "run"])
+def test_labels_a_model_does_not_have_are_refused_without_loading_it(
+    label: str, expected: str, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / place
+    folder.mkdir(parents=True)
+    schema = [{"name": "dr_grade", "num_values": 5, "ordinal": True}]
+    (folder / "synfundus.json").write_text(json.dumps({"label_schema": schema}))
+    arguments = ["sample", "--model", str(tmp_path / "run"), "--out", str(tmp_path / "o"), "--num-images", "1"]
+    assert run_command([*arguments, "--label", label]) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_a_model_whose_labels_cannot_be_told_is_left_to_the_job(
+    job: Callable[..., Calls], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("synfundus.cli.run._joined", local_world)
+    calls = job("sample")
+    (tmp_path / "synfundus.json").write_text("{broken")
+    arguments = ["sample", "--model", str(tmp_path), "--out", str(tmp_path / "o"), "--num-images", "1"]
+    assert run_command([*arguments, "--label", "anything=1"]) == 0
+    assert len(calls) == 1
+
+
 def test_photographs_and_their_table_belong_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["demo", "--out", str(tmp_path / "o"), "--source", str(tmp_path)]) == 2
     assert "--source and --labels belong together" in capsys.readouterr().err

@@ -45,7 +45,7 @@ def test_images_of_other_sizes_are_fitted_into_the_tile_whole() -> None:
     wide = np.full((20, 80, 3), 200, dtype=np.uint8)
     sheet = contact_sheet([wide], captions=[""], columns=1, tile_px=40, title="")
     rows, columns = np.nonzero((sheet == 200).all(axis=2))
-    assert (np.ptp(rows) + 1, np.ptp(columns) + 1) == (10, 40)
+    assert [int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1] == [10, 40]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from synfundus.errors import ConfigError, DataError, SynfundusError
+from synfundus.jobs.label_plan import plan_labels, read_label_plan
+from synfundus.storage.label_schema import LabelSchema, LabelSpec
+
+SCHEMA = LabelSchema((LabelSpec("dr_grade", 5, ordinal=True), LabelSpec("is_gc", 2), LabelSpec("eye_side", 2)))
+
+
+def _write(folder: Path, text: str) -> str:
+    path = folder / "plan.csv"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_empty_cells_and_missing_columns_are_unknown(tmp_path: Path) -> None:
+    rows = read_label_plan(_write(tmp_path, "file,eye_side,dr_grade\na.png,1,\nb.png,unknown,4\n"), SCHEMA)
+    assert rows == [
+        {"dr_grade": None, "is_gc": None, "eye_side": 1},
+        {"dr_grade": 4, "is_gc": None, "eye_side": None},
+    ]
+
+
+def test_byte_order_mark_and_blank_lines_do_not_matter(tmp_path: Path) -> None:
+    assert len(read_label_plan(_write(tmp_path, "\ufeffis_gc\n1\n\n0\n"), SCHEMA)) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "said"),
+    [
+        ("is_pm,is_gc\n1,0\n", ConfigError, r"is_pm; the model knows dr_grade, is_gc, eye_side"),
+        ("is_gc\n0\n1\n7\n", DataError, "row 4"),
+        ("is_gc\nyes\n", DataError, "row 2"),
+        ("dr_grade\n-1\n", DataError, "row 2"),
+        ("is_gc,eye_side\n1\n", DataError, "row 2"),
+        ("is_gc,is_gc\n1,1\n", DataError, "twice"),
+        ("is_gc\n", DataError, "no rows"),
+        ("", DataError, "no header"),
+        ('is_gc\n"1\n', DataError, "not a CSV"),
+    ],
+)
+def test_a_plan_that_cannot_be_meant_is_refused_by_name(
+    tmp_path: Path, text: str, kind: type[SynfundusError], said: str
+) -> None:
+    with pytest.raises(kind, match="plan.csv") as caught:
+        read_label_plan(_write(tmp_path, text), SCHEMA)
+    assert caught.match(said)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "plan.csv"
+    path.write_bytes(b"is_gc\n\xff\xfe\n")
+    with pytest.raises(DataError, match="UTF-8"):
+        read_label_plan(str(path), SCHEMA)
+
+
+def test_without_labels_everything_is_unknown() -> None:
+    rows = plan_labels(plan_url=None, labels={}, num_images=2, schema=SCHEMA)
+    assert rows == [dict.fromkeys(SCHEMA.names)] * 2
+
+
+def test_common_labels_join_the_plan(tmp_path: Path) -> None:
+    url = _write(tmp_path, "is_gc\n1\n0\n1\n")
+    rows = plan_labels(plan_url=url, labels={"eye_side": 1}, num_images=2, schema=SCHEMA)
+    assert rows == [{"dr_grade": None, "is_gc": 1, "eye_side": 1}, {"dr_grade": None, "is_gc": 0, "eye_side": 1}]
+
+
+@pytest.mark.parametrize(
+    ("labels", "num_images", "said"),
+    [
+        ({"is_gc": 1}, None, "both"),
+        ({}, 4, "3 rows"),
+        ({"is_pm": 1}, None, "is_pm; the model knows"),
+        ({"eye_side": 2}, None, "0..1"),
+    ],
+)
+def test_contradictions_are_refused(
+    tmp_path: Path, labels: dict[str, int | None], num_images: int | None, said: str
+) -> None:
+    url = _write(tmp_path, "is_gc\n1\n0\n1\n")
+    with pytest.raises(ConfigError, match=said):
+        plan_labels(plan_url=url, labels=labels, num_images=num_images, schema=SCHEMA)
+
+
+def test_no_number_and_no_plan_is_refused() -> None:
+    with pytest.raises(ConfigError, match="how many"):
+        plan_labels(plan_url=None, labels={}, num_images=None, schema=SCHEMA)

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
+
+from synfundus.errors import CheckpointError, ManifestMismatch
+from synfundus.jobs.pipeline_folder import DOCUMENT_NAME, find_pipeline, load_pipeline
+from synfundus.models.autoencoder import fingerprint
+from synfundus.storage.label_schema import LabelSchema, LabelSpec
+from tests.tiny_pipeline import (
+    LATENT_MEAN,
+    LATENT_STD,
+    SCHEDULE,
+    SCHEMA,
+    tiny_codec,
+    tiny_denoiser,
+    write_tiny_pipeline,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_pipeline(tmp_path_factory.mktemp("run") / "export")
+
+
+def _copy(source: Path, target: Path) -> Path:
+    for path in source.rglob("*"):
+        if path.is_file():
+            place = target / path.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(path.read_bytes())
+    return target
+
+
+def test_what_was_saved_comes_back(exported: Path) -> None:
+    pipeline = load_pipeline(exported, device=CPU)
+    wanted = tiny_denoiser().state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in pipeline.denoiser.state_dict().items())
+    assert pipeline.label_schema == SCHEMA
+    assert (pipeline.latent_mean, pipeline.latent_std) == (LATENT_MEAN, LATENT_STD)
+    assert pipeline.latent_shape == (2, 8, 8)
+    assert pipeline.schedule_settings == SCHEDULE
+    assert pipeline.training_summary["validation_loss"] is None
+    assert not pipeline.denoiser.training
+    assert not pipeline.codec.training
+
+
+def test_stock_diffusers_classes_open_the_parts(exported: Path) -> None:
+    unet = UNet2DConditionModel.from_pretrained(exported / "unet", low_cpu_mem_usage=False)
+    vae = AutoencoderKL.from_pretrained(exported / "vae", low_cpu_mem_usage=False)
+    scheduler = DPMSolverMultistepScheduler.from_pretrained(exported / "scheduler")
+    wanted = tiny_denoiser().unet.state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in unet.state_dict().items())
+    assert vae.config.latent_channels == 2
+    assert scheduler.config.prediction_type == "v_prediction"
+
+
+def test_nothing_in_the_folder_is_a_pickle(exported: Path) -> None:
+    assert {path.suffix for path in exported.rglob("*") if path.is_file()} == {".json", ".safetensors", ".md"}
+
+
+def test_the_linear_path_travels_with_the_autoencoder_and_the_card_says_so(tmp_path: Path) -> None:
+    codec = tiny_codec(linear_path=True)
+    folder = write_tiny_pipeline(tmp_path / "export", codec=codec, vae_fingerprint=fingerprint(codec))
+    assert load_pipeline(folder, device=CPU).codec.linear_path is not None
+    assert "linear path" in (folder / "MODEL_CARD.md").read_text()
+
+
+def test_card_says_synthetic_counts_and_never_promises_anonymity(exported: Path) -> None:
+    card = (exported / "MODEL_CARD.md").read_text()
+    assert "synthetic" in card
+    assert "1,234" in card
+    assert "77" in card
+    assert "anonym" not in card.lower()
+
+
+def test_model_index_lists_every_part(exported: Path) -> None:
+    index = json.loads((exported / "model_index.json").read_text())
+    parts = {name for name in index if not name.startswith("_")}
+    assert parts == {path.name for path in exported.iterdir() if path.is_dir()}
+
+
+def test_a_second_export_replaces_the_first_whole(tmp_path: Path) -> None:
+    folder = write_tiny_pipeline(tmp_path / "export")
+    first = load_pipeline(folder, device=CPU).fingerprint
+    (folder / "left-over.txt").write_text("x")
+    write_tiny_pipeline(folder, seed=1)
+    assert load_pipeline(folder, device=CPU).fingerprint != first
+    assert not (folder / "left-over.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+def test_an_autoencoder_of_another_run_is_refused_naming_both(exported: Path, tmp_path: Path) -> None:
+    folder = _copy(exported, tmp_path / "export")
+    other = tiny_codec(seed=9)
+    other.save_pretrained(folder / "vae")
+    with pytest.raises(ManifestMismatch) as caught:
+        load_pipeline(folder, device=CPU)
+    assert fingerprint(other)[:12] in str(caught.value)
+    assert fingerprint(tiny_codec())[:12] in str(caught.value)
+
+
+def test_saving_with_an_autoencoder_the_latents_are_not_of_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(ManifestMismatch):
+        write_tiny_pipeline(tmp_path / "export", vae_fingerprint="0" * 64)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_label_schema_is_refused_naming_both(exported: Path, tmp_path: Path) -> None:
+    folder = _copy(exported, tmp_path / "export")
+    document = json.loads((folder / DOCUMENT_NAME).read_text())
+    document["label_schema"].append({"name": "is_pm", "num_values": 2})
+    (folder / DOCUMENT_NAME).write_text(json.dumps(document))
+    with pytest.raises(ManifestMismatch, match=r"4 labels .* 3 labels"):
+        load_pipeline(folder, device=CPU)
+    with pytest.raises(ManifestMismatch):
+        write_tiny_pipeline(tmp_path / "other", label_schema=LabelSchema((LabelSpec("is_pm", 2),)))
+
+
+def test_weights_changed_after_the_export_are_refused(exported: Path, tmp_path: Path) -> None:
+    folder = _copy(exported, tmp_path / "export")
+    tiny_denoiser(seed=3).conditioner.save_pretrained(folder / "conditioner")
+    with pytest.raises(ManifestMismatch, match="changed after the export"):
+        load_pipeline(folder, device=CPU)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "conditioner", "scheduler", DOCUMENT_NAME])
+def test_a_missing_part_is_named(exported: Path, tmp_path: Path, part: str) -> None:
+    folder = tmp_path / "export"
+    for path in exported.rglob("*"):
+        if path.is_file() and path.relative_to(exported).parts[0] != part:
+            place = folder / path.relative_to(exported)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(path.read_bytes())
+    with pytest.raises(CheckpointError, match=part):
+        load_pipeline(folder, device=CPU)
+
+
+def test_a_document_without_its_fields_is_refused(exported: Path, tmp_path: Path) -> None:
+    folder = _copy(exported, tmp_path / "export")
+    document = json.loads((folder / DOCUMENT_NAME).read_text())
+    del document["latent_mean"]
+    (folder / DOCUMENT_NAME).write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match="latent_mean"):
+        load_pipeline(folder, device=CPU)
+
+
+def test_a_model_is_found_by_its_run_and_by_its_folder(exported: Path) -> None:
+    assert find_pipeline(str(exported.parent)) == exported
+    assert find_pipeline(str(exported)) == exported
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        ("export/vae", "autoencoder"),
+        ("checkpoints", "has not ended"),
+        ("pictures", "no model here"),
+        (None, "no such folder"),
+    ],
+)
+def test_what_is_no_model_is_named(tmp_path: Path, made: str | None, said: str) -> None:
+    if made is not None:
+        (tmp_path / "run" / made).mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=said):
+        find_pipeline(str(tmp_path / "run"))
