@@ -63,6 +63,13 @@ def rank_info(environment: Mapping[str, str]) -> RankInfo:
         node = _integer(environment, "GROUP_RANK") if "GROUP_RANK" in environment else 0
         info = RankInfo(_integer(environment, "RANK"), size, local, local_size, node, "torchrun")
     elif "SLURM_PROCID" in environment and "SLURM_STEP_ID" in environment and "SLURM_NTASKS" in environment:
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environment]
+        if missing:
+            raise LaunchError(
+                f"this is a task of a SLURM step, but {', '.join(missing)} is not set",
+                where="environment",
+                hint="start through slurm/*.sh or launchers/srun.sh, which set them for all tasks",
+            )
         size = _integer(environment, "SLURM_NTASKS")
         nodes = _integer(environment, "SLURM_NNODES") if "SLURM_NNODES" in environment else 1
         info = RankInfo(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from synfundus.config.assets import find_asset
+from synfundus.config.assets import read_ds_file
 from synfundus.config.schema import CodecConfig, EmaConfig, LaunchConfig, LoopConfig, OptimConfig, RunConfig
 from synfundus.diffusion.schedule import NoiseSchedule, build_schedule
 from synfundus.distributed.ds_config import BatchPlan, build_ds_config, check_ds_file, plan_batch
@@ -158,22 +156,8 @@ def attention(model: Any, config: LaunchConfig, *, dtype: torch.dtype, device: t
 
 
 def ds_document(config: LaunchConfig, device: Device) -> dict[str, Any]:
-    """Read the ds_configs file of a launch section."""
-    name = config.ds_config or ("zero2_cpu.json" if device == "cpu" else "zero2.json")
-    path = find_asset("ds_configs", name)
-    return read_ds_file(path)
-
-
-def read_ds_file(path: Path) -> dict[str, Any]:
-    """Read and check a ds_configs file.
-
-    Raises:
-        ConfigError: Not JSON, or not what a ds_configs file may say.
-    """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read the DeepSpeed config: {error}", where=str(path)) from error
+    """Read and check the ds_configs file of a launch section."""
+    path, document = read_ds_file(config.ds_config, device=device)
     return check_ds_file(document, where=str(path))
 
 

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from synfundus import __version__
-from synfundus.config.schema import RunConfig, SampleConfig
+from synfundus.config.schema import RunConfig
 from synfundus.data.reader import decode_image
 from synfundus.distributed.world import World
 from synfundus.errors import ConfigError, SynfundusError
@@ -29,7 +29,6 @@ from synfundus.evaluation.captions import label_caption
 from synfundus.evaluation.pictures import contact_sheet, encode_png
 from synfundus.jobs import Summary, build
 from synfundus.jobs.generation import generate_images
-from synfundus.jobs.guidance import sigma_interval
 from synfundus.jobs.label_plan import LabelRow, plan_labels
 from synfundus.jobs.pipeline_folder import Pipeline, find_pipeline, load_pipeline
 from synfundus.jobs.run_directory import versions
@@ -66,13 +65,6 @@ class _Work:
     rows: Sequence[LabelRow]
     store: SampleStore
     device: torch.device
-
-    @property
-    def settings(self) -> SampleConfig:
-        """Sampler settings with the guidance interval in noise levels, as `generate_images` hands it on."""
-        section = self.config.sample
-        interval = sigma_interval(section.guidance_interval, self.pipeline.schedule_settings)
-        return section.model_copy(update={"guidance_interval": interval})
 
     @property
     def batch_size(self) -> int:
@@ -223,7 +215,7 @@ def _batch_pixels(work: _Work, batch: int) -> NDArray[np.uint8]:
         latent_std=pipeline.latent_std,
         initial_noise=keyed_normal(work.config.seed, "sample", images, pipeline.latent_shape),
         states=np.array(states, dtype=np.int64),
-        settings=work.settings,
+        settings=work.config.sample,
         device=work.device,
     )
 

@@ -259,7 +259,7 @@ class Trainer:
             0,
             loss=f"{values.get('loss', float('nan')):.4f}",
             speed=f"{row['images_per_s']:.0f} img/s",
-            wait=f"data wait {row['data_wait_percent']:.0f} %",
+            data_wait=f"{row['data_wait_percent']:.0f} %",
         )
         self._check_quarantine()
         return Clock(images_at_start=state.images_seen, wait_at_start_s=self._loader.wait_s)

@@ -185,8 +185,9 @@ def test_updates_too_small_for_bf16_add_up_in_the_masters(world: World) -> None:
         engine.step(lr=1e-7)
     moved = [(now - old).abs().max() for now, old in zip(engine.masters(), before, strict=True)]
     assert all(2e-7 < float(distance) < 2e-6 for distance in moved)
-    unchanged = [(tensor.detach() == frozen[name]).float().mean() for name, tensor in engine.module.named_parameters()]
-    assert min(float(share) for share in unchanged) > 0.9
+    for name, tensor in engine.module.named_parameters():
+        if name.endswith("weight"):  # a bias that starts at 0 moves by any step
+            assert float((tensor.detach() == frozen[name]).float().mean()) > 0.9, name
 
 
 def test_partitions_that_were_put_back_train_on_bit_for_bit(world: World) -> None:

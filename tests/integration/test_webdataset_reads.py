@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 from pathlib import Path
@@ -16,12 +17,21 @@ from synfundus.data.reader import ShardSetReader, decode_npy
 from synfundus.storage.manifest import ShardSet
 
 
+# webdataset leaves its files to the garbage collector
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
 def plain_samples(shard_set: ShardSet, split: str) -> list[dict[str, Any]]:
     """Read a split with nothing but webdataset."""
     import webdataset
 
     urls = [shard_set.shard_url(shard) for shard in shard_set.split_shards(split)]
-    return list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False))
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False))
+    gc.collect()
+    return samples
 
 
 def keys(shard_set: ShardSet, split: str) -> list[str]:

@@ -46,7 +46,7 @@ def test_byte_order_mark_and_blank_lines_do_not_matter(tmp_path: Path) -> None:
 def test_a_plan_that_cannot_be_meant_is_refused_by_name(
     tmp_path: Path, text: str, kind: type[SynfundusError], said: str
 ) -> None:
-    with pytest.raises(kind, match="plan.csv") as caught:
+    with pytest.raises(kind, match=r"plan\.csv") as caught:
         read_label_plan(_write(tmp_path, text), SCHEMA)
     assert caught.match(said)
 

@@ -6,12 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
-
-from synfundus.errors import CheckpointError, ManifestMismatch
-from synfundus.jobs.pipeline_folder import DOCUMENT_NAME, find_pipeline, load_pipeline
-from synfundus.models.autoencoder import fingerprint
-from synfundus.storage.label_schema import LabelSchema, LabelSpec
-from tests.tiny_pipeline import (
+from tiny_pipeline import (
     LATENT_MEAN,
     LATENT_STD,
     SCHEDULE,
@@ -20,6 +15,11 @@ from tests.tiny_pipeline import (
     tiny_denoiser,
     write_tiny_pipeline,
 )
+
+from synfundus.errors import CheckpointError, ManifestMismatch
+from synfundus.jobs.pipeline_folder import DOCUMENT_NAME, find_pipeline, load_pipeline
+from synfundus.models.autoencoder import fingerprint
+from synfundus.storage.label_schema import LabelSchema, LabelSpec
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+from tiny_pipeline import IMAGE_SIZE_PX, SCHEMA, write_tiny_pipeline
+
+from synfundus.config.schema import RunConfig
+from synfundus.distributed.world import LocalWorld
+from synfundus.errors import ConfigError, DataError, ManifestMismatch, SynfundusError
+from synfundus.jobs import export, sample
+from synfundus.models.autoencoder import LatentCodec
+from synfundus.storage.label_schema import LabelSchema, LabelSpec
+from synfundus.storage.manifest import load_shard_set
+from synfundus.telemetry.console import SilentConsole
+
+BATCH = 4
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_pipeline(tmp_path_factory.mktemp("run") / "export").parent
+
+
+def _config(model: Path, out: Path, *, seed: int = 0, **options: Any) -> RunConfig:
+    settings = {"batch_size": BATCH, "num_steps": 3, "sampler": "ddim", "num_images": 6, **options}
+    return RunConfig.model_validate(
+        {"seed": seed, "sample": {"model": str(model), "out": str(out), **settings}, "launch": {"device": "cpu"}}
+    )
+
+
+def _sample(model: Path, out: Path, *, world: LocalWorld | None = None, **options: Any) -> dict[str, Any]:
+    return sample.run(_config(model, out, **options), world or LocalWorld(), SilentConsole())
+
+
+def _files(out: Path, pattern: str = "**/*") -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.glob(pattern) if path.is_file()}
+
+
+def _pixels(out: Path) -> dict[str, np.ndarray[Any, np.dtype[np.uint8]]]:
+    return {path.name: np.asarray(Image.open(path).convert("RGB")) for path in sorted((out / "images").glob("*.png"))}
+
+
+def _plan(folder: Path, text: str) -> str:
+    path = folder / "plan.csv"
+    path.write_text(text)
+    return str(path)
+
+
+def test_the_number_of_ranks_changes_no_byte(model: Path, tmp_path: Path) -> None:
+    _sample(model, tmp_path / "one", num_images=10)
+    with pytest.raises(DataError, match="missing"):
+        _sample(model, tmp_path / "two", num_images=10, world=LocalWorld(rank=0, size=2))
+    _sample(model, tmp_path / "two", num_images=10, world=LocalWorld(rank=1, size=2))
+    assert len(_files(tmp_path / "two", "images/*")) == 10
+    _sample(model, tmp_path / "two", num_images=10, world=LocalWorld(rank=0, size=2))
+    assert _files(tmp_path / "one") == _files(tmp_path / "two")
+
+
+def test_the_number_of_images_changes_no_byte_of_an_image(model: Path, tmp_path: Path) -> None:
+    _sample(model, tmp_path / "few", num_images=5)
+    _sample(model, tmp_path / "many", num_images=9)
+    few, many = _files(tmp_path / "few", "images/*"), _files(tmp_path / "many", "images/*")
+    assert few == {name: many[name] for name in few}
+
+
+def test_images_differ_from_one_another_and_with_the_seed(model: Path, tmp_path: Path) -> None:
+    _sample(model, tmp_path / "a", num_images=4)
+    _sample(model, tmp_path / "b", num_images=4, seed=1)
+    a, b = _pixels(tmp_path / "a"), _pixels(tmp_path / "b")
+    assert len({pixels.tobytes() for pixels in [*a.values(), *b.values()]}) == 8
+
+
+def test_another_batch_size_moves_no_value_by_more_than_one_grey_level(model: Path, tmp_path: Path) -> None:
+    _sample(model, tmp_path / "a", batch_size=4)
+    _sample(model, tmp_path / "b", batch_size=3)
+    a, b = _pixels(tmp_path / "a"), _pixels(tmp_path / "b")
+    assert a.keys() == b.keys()
+    assert max(int(np.abs(a[name].astype(int) - b[name].astype(int)).max()) for name in a) <= 1
+
+
+def test_labels_of_other_images_do_not_matter_own_labels_do(model: Path, tmp_path: Path) -> None:
+    _sample(model, tmp_path / "a", num_images=None, labels=_plan(tmp_path, "is_gc\n1\n0\n"))
+    _sample(model, tmp_path / "b", num_images=None, labels=_plan(tmp_path, "is_gc\n1\n1\n"))
+    a, b = _pixels(tmp_path / "a"), _pixels(tmp_path / "b")
+    assert np.array_equal(a["00000000.png"], b["00000000.png"])
+    assert not np.array_equal(a["00000001.png"], b["00000001.png"])
+
+
+def test_without_labels_everything_is_unknown(model: Path, tmp_path: Path) -> None:
+    _sample(model, tmp_path, num_images=2, label={"eye_side": 1})
+    with (tmp_path / "labels.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert rows == [{"file": f"images/0000000{i}.png", "dr_grade": "", "is_gc": "", "eye_side": "1"} for i in range(2)]
+
+
+def test_every_image_says_that_it_is_synthetic_and_of_which_model(model: Path, tmp_path: Path) -> None:
+    summary = _sample(model, tmp_path, num_images=2, seed=7)
+    with Image.open(tmp_path / "images" / "00000001.png") as image:
+        assert image.size == (IMAGE_SIZE_PX, IMAGE_SIZE_PX)
+        text = dict(image.info)
+    assert (text["synthetic"], text["seed"], text["index"]) == ("yes", "7", "1")
+    assert text["model"] == summary["fingerprint"]
+    provenance = json.loads((tmp_path / "PROVENANCE.json").read_text())
+    assert provenance["synthetic"] is True
+    assert provenance["model_fingerprint"] == summary["fingerprint"]
+    assert (provenance["sampler"], provenance["num_steps"], provenance["seed"]) == ("ddim", 3, 7)
+    assert provenance["num_images"] == 2
+    assert (tmp_path / "contact-sheet.png").stat().st_size > 0
+
+
+def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(model: Path, tmp_path: Path) -> None:
+    _sample(model, tmp_path / "whole", num_images=9)
+    _sample(model, tmp_path / "cut", num_images=9)
+    images = tmp_path / "cut" / "images"
+    (images / "00000005.png").unlink()
+    (images / "00000008.png").write_bytes((images / "00000008.png").read_bytes()[:-8])
+    (tmp_path / "cut" / "PROVENANCE.json").unlink()
+    kept = images / "00000000.png"
+    before = kept.stat().st_mtime_ns
+    assert _sample(model, tmp_path / "cut", num_images=9)["num_kept"] == 4
+    assert kept.stat().st_mtime_ns == before
+    assert _files(tmp_path / "cut") == _files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seed": 1}, "seed is 0 there, 1 here"),
+        ({"num_steps": 4}, "num_steps is 3 there, 4 here"),
+        ({"guidance_scale": 1.0}, "guidance_scale"),
+        ({"label": {"is_gc": 1}}, "labels_sha256"),
+    ],
+)
+def test_another_request_in_the_same_folder_is_refused(
+    model: Path, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    _sample(model, tmp_path, num_images=2)
+    before = _files(tmp_path)
+    with pytest.raises(ConfigError, match=said):
+        _sample(model, tmp_path, **{"num_images": 2, **changes})
+    assert _files(tmp_path) == before
+
+
+def test_a_folder_with_something_else_is_refused(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "holiday.txt").write_text("x")
+    with pytest.raises(ConfigError, match=r"holiday\.txt"):
+        _sample(model, tmp_path)
+
+
+def test_labels_the_model_does_not_know_are_refused_naming_both(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is_pm; the model knows dr_grade, is_gc, eye_side"):
+        _sample(model, tmp_path / "out", label={"is_pm": 1})
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_autoencoder_put_in_from_another_model_is_refused(tmp_path: Path) -> None:
+    folder = write_tiny_pipeline(tmp_path / "run" / "export")
+    LatentCodec.from_pretrained(write_tiny_pipeline(tmp_path / "other" / "export", seed=5) / "vae").save_pretrained(
+        folder / "vae"
+    )
+    with pytest.raises(ManifestMismatch):
+        _sample(tmp_path / "run", tmp_path / "out")
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp", "euler", "heun"])
+def test_every_sampler_makes_images(model: Path, tmp_path: Path, sampler: str) -> None:
+    _sample(model, tmp_path, num_images=1, sampler=sampler)
+    assert _pixels(tmp_path)["00000000.png"].std() > 0
+
+
+def test_bf16_stays_close_to_fp32(model: Path, tmp_path: Path) -> None:
+    _sample(model, tmp_path / "a", num_images=2, guidance_scale=1.0)
+    _sample(model, tmp_path / "b", num_images=2, guidance_scale=1.0, precision="bf16")
+    a, b = _pixels(tmp_path / "a"), _pixels(tmp_path / "b")
+    differences = [np.abs(a[name].astype(int) - b[name].astype(int)).mean() for name in a]
+    assert 0 < max(differences) < 12
+
+
+def test_the_guidance_interval_is_a_part_of_the_way(model: Path, tmp_path: Path) -> None:
+    label = {"is_gc": 1}
+    options: dict[str, Any] = {"num_images": 1, "label": label, "guidance_scale": 4.0, "num_steps": 4}
+    plain = {**options, "guidance_scale": 1.0}
+    intervals = {"whole": (0.0, 1.0), "first": (0.0, 0.5), "second": (0.5, 1.0), "sliver": (0.3, 0.35)}
+    for name, interval in intervals.items():
+        _sample(model, tmp_path / name, guidance_interval=interval, **options)
+    _sample(model, tmp_path / "none", **plain)
+    found = {name: _pixels(tmp_path / name)["00000000.png"].tobytes() for name in [*intervals, "none"]}
+    assert found["sliver"] == found["none"], "no step lies between three and three and a half tenths of the way"
+    assert len({found[name] for name in ("whole", "first", "second", "none")}) == 4
+
+
+def test_shards_hold_the_same_images_and_plain_webdataset_reads_them(model: Path, tmp_path: Path) -> None:
+    plan = _plan(tmp_path, "is_gc,eye_side\n" + "1,0\n0,\n" * 3)
+    _sample(model, tmp_path / "png", num_images=None, labels=plan)
+    _sample(model, tmp_path / "shards", num_images=None, labels=plan, format="shards")
+    samples = load_shard_set(str(tmp_path / "shards"), kind="samples")
+    assert samples.num_samples() == 6
+    assert samples.label_schema == SCHEMA
+    assert samples.properties["num_steps"] == 3
+    tars = [str(path) for path in sorted((tmp_path / "shards" / "train").glob("*.tar"))]
+    read = list(webdataset.WebDataset(tars, shardshuffle=False))
+    assert [entry["__key__"] for entry in read] == [f"{i:08d}" for i in range(6)]
+    for index, (entry, pixels) in enumerate(zip(read, _pixels(tmp_path / "png").values(), strict=True)):
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(entry["png"]))), pixels)
+        document = json.loads(entry["json"])
+        assert document["index"] == index
+        assert document["labels"]["is_gc"] == 1 - index % 2
+        assert document["eye_side"] == (0 if index % 2 == 0 else None)
+
+
+def test_shards_do_not_depend_on_ranks_and_are_kept(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("synfundus.jobs.sample_store._SHARD_IMAGES", 2 * BATCH)
+    _sample(model, tmp_path / "one", num_images=18, format="shards")
+    assert len(list((tmp_path / "one" / "train").glob("*.tar"))) == 3
+    for rank in (0, 1):
+        try:
+            _sample(model, tmp_path / "two", num_images=18, format="shards", world=LocalWorld(rank=rank, size=2))
+        except SynfundusError:
+            assert rank == 0
+    summary = _sample(model, tmp_path / "two", num_images=18, format="shards")
+    assert summary["num_kept"] == 18
+    assert _files(tmp_path / "one") == _files(tmp_path / "two")
+
+
+def test_an_export_samples_the_same_images_as_its_run(model: Path, tmp_path: Path) -> None:
+    config = RunConfig.model_validate(
+        {"train": {"run_dir": str(model)}, "sample": {"out": str(tmp_path / "exported")}, "launch": {"device": "cpu"}}
+    )
+    summary = export.run(config, LocalWorld(), SilentConsole())
+    _sample(model, tmp_path / "a", num_images=3)
+    assert _sample(tmp_path / "exported", tmp_path / "b", num_images=3)["fingerprint"] == summary["fingerprint"]
+    assert _files(tmp_path / "a") == _files(tmp_path / "b")
+
+
+def test_an_export_does_not_overwrite_something_else(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    config = RunConfig.model_validate({"train": {"run_dir": str(model)}, "sample": {"out": str(tmp_path)}})
+    with pytest.raises(ConfigError, match="something else"):
+        export.run(config, LocalWorld(), SilentConsole())
+    assert (tmp_path / "thesis.tex").read_text() == "x"
+
+
+def test_a_model_of_another_label_schema_takes_its_own_labels(tmp_path: Path) -> None:
+    schema = LabelSchema((LabelSpec("cataract", 3, ordinal=True),))
+    write_tiny_pipeline(tmp_path / "run" / "export", schema=schema)
+    _sample(tmp_path / "run", tmp_path / "out", num_images=1, label={"cataract": 2})
+    with Image.open(tmp_path / "out" / "images" / "00000000.png") as image:
+        assert json.loads(image.info["labels"]) == {"cataract": 2}

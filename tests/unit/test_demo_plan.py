@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import csv
+import io
+
+import numpy as np
+import pytest
+
+from synfundus.config.loader import load_config
+from synfundus.config.schema import RunConfig
+from synfundus.jobs.demo_plan import (
+    IMAGES_PER_CONDITION,
+    REFERENCE_MINUTES,
+    conditions_of,
+    label_plan_table,
+    matching_rows,
+    place_stages,
+    plan_generation,
+    scale_budgets,
+)
+from synfundus.seeding import keyed_generator
+from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA, LabelSchema, LabelSpec
+
+
+def _config(minutes: float) -> RunConfig:
+    preset = load_config(preset="demo-cpu", file=None, settings=[], flags=[]).config
+    document = preset.model_dump()
+    document["demo"].update(minutes=minutes, out="somewhere")
+    return RunConfig.model_validate(document)
+
+
+def _states(count: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    draws = keyed_generator(0, "states").integers(0, 3, size=(count, len(DEFAULT_LABEL_SCHEMA.labels)))
+    return np.asarray(draws, dtype=np.int64)
+
+
+def test_the_reference_minutes_are_the_preset_as_it_stands() -> None:
+    config = _config(REFERENCE_MINUTES)
+    assert scale_budgets(config) == config
+
+
+@pytest.mark.parametrize("minutes", [0.05, 0.5, 3, 60])
+def test_budgets_follow_the_minutes_and_stay_valid(minutes: float) -> None:
+    before, after = _config(minutes), scale_budgets(_config(minutes))
+    scale = minutes / REFERENCE_MINUTES
+    for old, new in ((before.loop, after.loop), (before.vae.loop, after.vae.loop)):
+        assert new.budget_images % new.global_batch_size == 0
+        assert abs(new.budget_images - old.budget_images * scale) <= new.global_batch_size
+    assert after.demo.num_generated <= before.demo.num_generated
+    assert after.optim.warmup_images < after.loop.budget_images
+    assert after.optim.lr == before.optim.lr
+
+
+def test_own_photographs_take_the_place_of_phantoms() -> None:
+    document = _config(1).model_dump()
+    document["demo"].update(source="photos", labels="table.csv", mapping="map.yaml")
+    prepare = place_stages(RunConfig.model_validate(document)).prepare
+    assert (prepare.source, prepare.labels, prepare.mapping) == ("photos", "table.csv", "map.yaml")
+    assert place_stages(_config(1)).prepare.source == "somewhere/phantoms"
+
+
+def test_every_stage_reads_what_the_one_before_writes() -> None:
+    config = place_stages(_config(1))
+    assert config.prepare.source == config.phantoms.out
+    assert config.vae.data == config.encode.data == config.prepare.out
+    assert config.encode.vae == config.vae.run_dir
+    assert config.train.latents == config.encode.out
+    assert config.sample.model == config.train.run_dir
+
+
+def test_control_rows_are_rows_of_held_out_photographs() -> None:
+    held_out = _states(20)
+    plan = plan_generation(
+        held_out_states=held_out, known_states=_states(50), schema=DEFAULT_LABEL_SCHEMA, num_control=64, seed=0
+    )
+    known = {tuple(row) for row in held_out.tolist()}
+    assert {tuple(DEFAULT_LABEL_SCHEMA.encode(row)) for row in plan.rows[:64]} <= known
+
+
+def test_the_plan_is_keyed_by_the_seed_alone() -> None:
+    plans = [
+        plan_generation(
+            held_out_states=_states(20),
+            known_states=_states(50),
+            schema=DEFAULT_LABEL_SCHEMA,
+            num_control=32,
+            seed=seed,
+        )
+        for seed in (0, 0, 1)
+    ]
+    assert plans[0] == plans[1]
+    assert plans[0].rows != plans[2].rows
+
+
+def test_conditions_nobody_has_are_left_out_and_the_others_have_their_images() -> None:
+    states = np.ones((6, len(DEFAULT_LABEL_SCHEMA.labels)), dtype=np.int64)
+    names = DEFAULT_LABEL_SCHEMA.names
+    states[:, names.index("is_fundus")] = 2
+    states[2, names.index("is_gc")] = 2
+    plan = plan_generation(
+        held_out_states=states, known_states=states, schema=DEFAULT_LABEL_SCHEMA, num_control=3, seed=0
+    )
+    assert [condition.title for condition in plan.conditions] == ["glaucoma"]
+    rows = [plan.rows[image] for image in plan.condition_images(0)]
+    assert len(rows) == IMAGES_PER_CONDITION
+    assert len(plan.rows) == 3 + IMAGES_PER_CONDITION
+    assert all(row["is_gc"] == 1 and row["is_pm"] == 0 for row in rows)
+    assert {row["eye_side"] for row in rows} == {0, 1}
+
+
+def test_matching_photographs_have_the_labels_and_the_cleanest_come_first() -> None:
+    names = DEFAULT_LABEL_SCHEMA.names
+    states = np.ones((4, len(names)), dtype=np.int64)
+    states[:3, names.index("is_gc")] = 2
+    states[0, names.index("is_pm")] = 2
+    for name in ("is_fundus", "is_optic_disc_readable", "is_macular_readable", "is_retinal_region_readable"):
+        states[:, names.index(name)] = 2
+    states[1, names.index("is_macular_readable")] = 1
+    states[1, names.index("is_amd")] = 2
+    assert matching_rows({"is_gc": 1}, states, DEFAULT_LABEL_SCHEMA).tolist() == [2, 0, 1]
+
+
+def test_every_named_condition_can_be_asked_of_the_default_schema() -> None:
+    conditions = conditions_of(DEFAULT_LABEL_SCHEMA)
+    assert len(conditions) == 17
+    for condition in conditions:
+        assert set(condition.defining.items()) <= set(condition.requested.items())
+        DEFAULT_LABEL_SCHEMA.encode(dict(condition.requested))
+
+
+def test_a_foreign_schema_gets_a_row_for_each_value() -> None:
+    schema = LabelSchema((LabelSpec("cataract", 3, ordinal=True), LabelSpec("is_child", 2, meaning="a child")))
+    titles = [condition.title for condition in conditions_of(schema)]
+    assert titles == ["cataract = 0", "cataract = 1", "cataract = 2", "a child = 1"]
+
+
+def test_the_plan_table_holds_values_and_leaves_unknown_empty() -> None:
+    table = label_plan_table([{"a": 1, "b": None}, {"a": 0, "b": 3}], ["a", "b"])
+    assert list(csv.reader(io.StringIO(table.decode()))) == [["a", "b"], ["1", ""], ["0", "3"]]
