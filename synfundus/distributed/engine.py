@@ -99,7 +99,7 @@ class ZeroEngine:
             lr=lr,
             betas=betas,
             eps=eps,
-            fused=world.device == "cuda",
+            fused=True,
         )
         deepspeed.init_distributed(
             dist_backend="nccl" if world.device == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False

@@ -24,7 +24,6 @@ from synfundus.seeding import derive_key, keyed_generator, keyed_uniform
 from synfundus.storage.label_schema import UNKNOWN_STATE, LabelSchema, LabelSpec
 
 _WIDTHS = (32, 48, 80)
-_UNSHUFFLE = 2
 _INPUT_CHANNELS = 8
 _SPREAD_FLOOR = 0.02
 _HEAD_GAIN = 0.1
@@ -66,7 +65,7 @@ class Judge(nn.Module):
     """Images to label logits.
 
     It sees each image twice, as it is (how bright is a sign of readability) and standardised (most signs are not), and
-    the coordinates of each pixel. Signs a pixel wide are gathered before the first stride.
+    the coordinates of each pixel.
 
     Args:
         schema: The labels.
@@ -77,7 +76,7 @@ class Judge(nn.Module):
         super().__init__()
         self.schema = schema
         self.image_size_px = image_size_px
-        self.stem = nn.Conv2d(_INPUT_CHANNELS * _UNSHUFFLE**2, _WIDTHS[0], 3, stride=2, padding=1, bias=False)
+        self.stem = nn.Conv2d(_INPUT_CHANNELS, _WIDTHS[0], 6, stride=4, padding=2, bias=False)
         self.stem_norm = nn.BatchNorm2d(_WIDTHS[0])
         self.blocks = nn.Sequential(*(_Block(a, b) for a, b in itertools.pairwise(_WIDTHS)))
         self.head = nn.Linear(2 * _WIDTHS[-1], sum(num_outputs(spec) for spec in schema.labels))
@@ -92,11 +91,12 @@ class Judge(nn.Module):
         Args:
             images: In [0, 1], ``image_size_px`` square.
         """
-        mean, spread = images.mean(dim=(2, 3), keepdim=True), images.std(dim=(2, 3), keepdim=True)
-        standardised = (images - mean) / (spread + _SPREAD_FLOOR)
-        place = self.coordinates.to(images.dtype).expand(len(images), -1, -1, -1)
-        x = torch.cat([images * 2 - 1, standardised, place], dim=1)
-        x = functional.pixel_unshuffle(x, _UNSHUFFLE).contiguous(memory_format=torch.channels_last)
+        mean = images.mean(dim=(2, 3), keepdim=True)
+        # torch.var over two axes is twenty times slower on a CPU than this
+        variance = (images.square().mean(dim=(2, 3), keepdim=True) - mean.square()).clamp(min=0)
+        standardised = (images - mean) / (variance.sqrt() + _SPREAD_FLOOR)
+        place = self.coordinates.expand(len(images), -1, -1, -1)
+        x = torch.cat([images * 2 - 1, standardised, place], dim=1).contiguous(memory_format=torch.channels_last)
         x = self.blocks(functional.relu(self.stem_norm(self.stem(x))))
         logits: Tensor = self.head(torch.cat([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], dim=1))
         return logits

@@ -176,12 +176,14 @@ class HeadlineFigure:
         label: Label it belongs to.
         measure: ``accuracy``, ``auc`` or ``kappa``.
         title: How a table calls it.
+        short: How a line with all of them calls it.
     """
 
     name: str
     label: str
     measure: str
     title: str
+    short: str
 
     def of(self, agreement: Agreement) -> float | None:
         """Return the figure, None where it is not defined or the schema lacks the label."""
@@ -191,11 +193,11 @@ class HeadlineFigure:
 
 
 HEADLINE_FIGURES = (
-    HeadlineFigure("eye_side_accuracy", "eye_side", "accuracy", "eye side, accuracy"),
-    HeadlineFigure("is_pm_auc", "is_pm", "auc", "pathologic myopia, AUC"),
-    HeadlineFigure("is_gc_auc", "is_gc", "auc", "glaucoma, AUC"),
-    HeadlineFigure("dr_referable_auc", "dr_grade", "auc", "DR 2 or more, AUC"),
-    HeadlineFigure("dr_kappa", "dr_grade", "kappa", "DR grade, kappa"),
+    HeadlineFigure("eye_side_accuracy", "eye_side", "accuracy", "eye side, accuracy", "side"),
+    HeadlineFigure("is_pm_auc", "is_pm", "auc", "pathologic myopia, AUC", "myopia"),
+    HeadlineFigure("is_gc_auc", "is_gc", "auc", "glaucoma, AUC", "glaucoma"),
+    HeadlineFigure("dr_referable_auc", "dr_grade", "auc", "DR 2 or more, AUC", "DR>=2"),
+    HeadlineFigure("dr_kappa", "dr_grade", "kappa", "DR grade, kappa", "DR kappa"),
 )
 
 

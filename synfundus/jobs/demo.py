@@ -22,13 +22,14 @@ from synfundus.jobs import Summary, build, encode_latents, phantoms, prepare, sa
 from synfundus.jobs.codec_folder import find_codec, open_codec
 from synfundus.jobs.demo_judging import (
     LabelledImages,
+    held_out_splits,
     judge_label_control,
     read_held_out,
-    read_images,
+    read_states,
+    read_train,
     reconstruct,
 )
 from synfundus.jobs.demo_plan import (
-    REFERENCE_MINUTES,
     GenerationPlan,
     label_plan_table,
     place_stages,
@@ -38,7 +39,7 @@ from synfundus.jobs.demo_plan import (
 from synfundus.jobs.demo_report import DemoResult, draw_demo, peak_memory_gib, report_document, show_report
 from synfundus.jobs.sample_store import PngStore
 from synfundus.storage import documents, filesystem
-from synfundus.storage.manifest import ShardSet, load_shard_set
+from synfundus.storage.manifest import SPLITS, ShardSet, load_shard_set
 from synfundus.telemetry.console import Console
 
 STAGES_DIR = "stages"
@@ -46,10 +47,6 @@ PICTURE_NAME = "demo.png"
 REPORT_NAME = "demo.json"
 _FORMAT = "synfundus-demo"
 _VERSION = 1
-_JUDGE_IMAGES = 20_000
-_MIN_JUDGE_IMAGES = 256
-_MAX_JUDGE_SCALE = 3.0
-_ALL_IMAGES = 1 << 20
 
 Job = Callable[[RunConfig, World, Console], Summary]
 
@@ -164,8 +161,8 @@ class _Demo:
     def _generation_plan(self) -> GenerationPlan:
         image_set = self._image_set()
         return plan_generation(
-            held_out_states=read_held_out(image_set).states,
-            known_states=read_images(image_set, splits=("train", "val", "test"), limit=_ALL_IMAGES).states,
+            held_out_states=read_states(image_set, splits=held_out_splits(image_set)),
+            known_states=read_states(image_set, splits=SPLITS),
             schema=image_set.label_schema,
             num_control=self._config.demo.num_generated,
             seed=self._config.seed,
@@ -189,7 +186,7 @@ class _Demo:
             self._result.add_stage("judge", time.perf_counter() - began, self._result.headline_text(), {})
             self._result.peak_memory_gib = peak_memory_gib()
             document = report_document(self._result, self._config)
-            filesystem.write_bytes(self._at(REPORT_NAME), documents.dump_json(document))
+            documents.write_document(self._at(REPORT_NAME), document, format_name=_FORMAT, version=_VERSION)
             show_report(self._result, self._console)
             self._console.message(f"picture: {self._at(PICTURE_NAME)}   figures: {self._at(REPORT_NAME)}")
         return self._world.all_gather(document)[0]
@@ -198,17 +195,16 @@ class _Demo:
         image_set, plan = self._image_set(), self._generation_plan()
         device = build.torch_device(self._world)
         codec, _ = open_codec(find_codec(self._at("vae")), device=device, dtype=build.torch_dtype("fp32"))
-        held_out = read_held_out(image_set)
+        train_images, held_out = read_train(image_set), read_held_out(image_set)
         restored = reconstruct(codec, held_out.pixels, device=device)
         generated = self._generated(plan, image_set)
-        scale = min(self._config.demo.minutes / REFERENCE_MINUTES, _MAX_JUDGE_SCALE)
         self._result.label_control = judge_label_control(
-            image_set=image_set,
+            train=train_images,
             held_out=held_out,
             held_out_restored=restored,
             generated=LabelledImages(generated.pixels[: plan.num_control], generated.states[: plan.num_control]),
             codec=codec,
-            budget_images=max(_MIN_JUDGE_IMAGES, round(_JUDGE_IMAGES * scale)),
+            schema=image_set.label_schema,
             seed=self._config.seed,
             device=device,
             console=self._console,
@@ -219,7 +215,10 @@ class _Demo:
             plan=plan,
             held_out=held_out,
             restored=restored,
-            photographs=read_images(image_set, splits=("test", "val", "train"), limit=_ALL_IMAGES),
+            photographs=LabelledImages(
+                np.concatenate([held_out.pixels, train_images.pixels]),
+                np.concatenate([held_out.states, train_images.states]),
+            ),
             generated=generated.pixels,
             schema=image_set.label_schema,
         )

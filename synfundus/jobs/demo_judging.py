@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from synfundus.data.images import ImageDecoder
-from synfundus.data.reader import ShardSetReader
+from synfundus.data.latents import META, label_states
+from synfundus.data.reader import ShardSetReader, decode_json
 from synfundus.evaluation.judge import JudgeBudget, evaluate_label_control, train_judge
 from synfundus.evaluation.label_control import Agreement
 from synfundus.jobs.pixels import pixels_to_tensor, tensor_to_pixels
@@ -19,10 +22,15 @@ from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import Console
 
 JUDGE_SIZE_PX = 128
+TRAIN_SPLIT = "train"
 HELD_OUT_SPLITS = ("val", "test")
+MAX_IMAGES = 8192
+"""Most photographs of a kind that are held in memory."""
 _BATCH = 32
 _LR = 6e-3
-_MAX_TRAIN_IMAGES = 8192
+_EPOCHS = 10
+_MIN_BUDGET_IMAGES = 256
+_MAX_BUDGET_IMAGES = 40_000
 _RECONSTRUCTED_SHARE = 0.5
 """Share of the training photographs the judge also sees as reconstructions."""
 
@@ -43,30 +51,53 @@ class LabelledImages:
         return len(self.pixels)
 
 
+def _places(image_set: ShardSet, split: str) -> Iterator[tuple[ShardSetReader, int, int]]:
+    """Yield (reader, shard, sample) of a split, in the order of the set."""
+    reader = ShardSetReader(image_set, split=split)
+    for shard, count in enumerate(reader.shard_sizes):
+        for sample in range(count):
+            yield reader, shard, sample
+    reader.close()
+
+
 def read_images(image_set: ShardSet, *, splits: tuple[str, ...], limit: int) -> LabelledImages:
     """Read the photographs of some splits, in the order of the set, at most ``limit``."""
-    decode = ImageDecoder(schema=image_set.label_schema, image_size_px=int(image_set.properties["image_size_px"]))
     size = int(image_set.properties["image_size_px"])
+    decode = ImageDecoder(schema=image_set.label_schema, image_size_px=size)
     total = min(limit, sum(image_set.num_samples(split) for split in splits))
     pixels = np.empty((total, size, size, 3), dtype=np.uint8)
     states = np.empty((total, len(image_set.label_schema.labels)), dtype=np.int64)
-    number = 0
-    for split in splits:
-        reader = ShardSetReader(image_set, split=split)
-        for shard, count in enumerate(reader.shard_sizes):
-            for sample in range(min(count, total - number)):
-                arrays = decode(*reader.read(shard, sample), reader.place_name(shard, sample))
-                pixels[number], states[number] = arrays["pixels"], arrays["states"]
-                number += 1
-        reader.close()
+    places = itertools.chain.from_iterable(_places(image_set, split) for split in splits)
+    for number, (reader, shard, sample) in enumerate(itertools.islice(places, total)):
+        arrays = decode(*reader.read(shard, sample), reader.place_name(shard, sample))
+        pixels[number], states[number] = arrays["pixels"], arrays["states"]
     return LabelledImages(pixels, states)
 
 
+def read_states(image_set: ShardSet, *, splits: tuple[str, ...]) -> NDArray[np.int64]:
+    """Read the label states of some splits ``[n, k]``, in the order of the set, without decoding an image."""
+    rows = []
+    for split in splits:
+        for reader, shard, sample in _places(image_set, split):
+            where = reader.place_name(shard, sample)
+            _, members = reader.read(shard, sample)
+            rows.append(label_states(decode_json(members[META], where=where), image_set.label_schema, where=where))
+    return np.array(rows, dtype=np.int64).reshape(-1, len(image_set.label_schema.labels))
+
+
+def held_out_splits(image_set: ShardSet) -> tuple[str, ...]:
+    """Return the splits of held-out patients; the train split of a set too small to hold anyone out."""
+    return HELD_OUT_SPLITS if any(image_set.num_samples(split) for split in HELD_OUT_SPLITS) else (TRAIN_SPLIT,)
+
+
 def read_held_out(image_set: ShardSet) -> LabelledImages:
-    """Read the photographs of held-out patients; a set too small to hold any out gives its training photographs."""
-    held_out = sum(image_set.num_samples(split) for split in HELD_OUT_SPLITS)
-    splits = HELD_OUT_SPLITS if held_out else ("train",)
-    return read_images(image_set, splits=splits, limit=_MAX_TRAIN_IMAGES)
+    """Read the photographs of held-out patients."""
+    return read_images(image_set, splits=held_out_splits(image_set), limit=MAX_IMAGES)
+
+
+def read_train(image_set: ShardSet) -> LabelledImages:
+    """Read the photographs the judge is trained on."""
+    return read_images(image_set, splits=(TRAIN_SPLIT,), limit=MAX_IMAGES)
 
 
 @torch.no_grad()
@@ -81,12 +112,12 @@ def reconstruct(codec: LatentCodec, pixels: NDArray[np.uint8], *, device: torch.
 
 def judge_label_control(
     *,
-    image_set: ShardSet,
+    train: LabelledImages,
     held_out: LabelledImages,
     held_out_restored: NDArray[np.uint8],
     generated: LabelledImages,
     codec: LatentCodec,
-    budget_images: int,
+    schema: LabelSchema,
     seed: int,
     device: torch.device,
     console: Console,
@@ -94,21 +125,20 @@ def judge_label_control(
     """Train a judge and return its agreement with the labels of real, reconstructed and generated images.
 
     Args:
-        image_set: Real photographs; the judge is trained on the train split.
+        train: Real photographs the judge is trained on.
         held_out: Real photographs of held-out patients.
         held_out_restored: The same after the autoencoder.
         generated: Generated images with the labels they were asked for.
         codec: The autoencoder, for the reconstructions the judge is trained on.
-        budget_images: Images the judge is shown.
+        schema: The labels.
         seed: The run's seed.
         device: Where the autoencoder computes; the judge is small and stays on the CPU.
         console: Where progress is shown.
     """
-    train = read_images(image_set, splits=("train",), limit=_MAX_TRAIN_IMAGES)
     restored = train.pixels.copy()
     count = max(1, int(len(train) * _RECONSTRUCTED_SHARE))
     restored[:count] = reconstruct(codec, train.pixels[:count], device=device)
-    schema: LabelSchema = image_set.label_schema
+    budget_images = min(max(_EPOCHS * len(train), _MIN_BUDGET_IMAGES), _MAX_BUDGET_IMAGES)
     with console.progress("training the judge", total=budget_images, unit="images") as bar:
         judge = train_judge(
             pixels=train.pixels,

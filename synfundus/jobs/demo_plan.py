@@ -130,6 +130,8 @@ def scale_budgets(config: RunConfig) -> RunConfig:
     more often.
     """
     scale = config.demo.minutes / REFERENCE_MINUTES
+    if scale == 1.0:
+        return config
     document = config.model_dump()
     number = _scaled(config.phantoms.num_images, scale if scale < 1 else math.sqrt(scale), at_least=_MIN_PHANTOMS)
     document["phantoms"]["num_images"] = number

@@ -67,11 +67,11 @@ class DemoResult:
         """Return the figures on generated images in one line."""
         figures = headline(self.label_control["generated"])
         shown = [
-            f"{figure.title} {figures[figure.name]:.3f}"
+            f"{figure.short} {figures[figure.name]:.2f}"
             for figure in HEADLINE_FIGURES
             if figures[figure.name] is not None
         ]
-        return "; ".join(shown) or "no figure defined"
+        return ", ".join(shown) or "no figure defined"
 
 
 def peak_memory_gib() -> float:

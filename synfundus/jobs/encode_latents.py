@@ -3,11 +3,17 @@
 One latent shard per image shard; a rank takes every W-th shard. A finished shard leaves a record with its hashes and
 statistics, so a pass that was stopped goes on where it was, and the manifest is put together from the records in shard
 order: the bytes do not depend on the number of ranks.
+
+On a CPU they do not depend on the number of cores either: how many threads share an operation changes the last bits of
+its result, so each batch is computed by one thread, and several batches side by side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -77,12 +83,12 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     tasks = [
         _Task(split, number, entry) for split in SPLITS for number, entry in enumerate(image_set.split_shards(split))
     ]
-    encoder = _ShardEncoder(config, image_set, codec, out, device)
     mine = tasks[world.rank :: world.size]
     with (
-        torch.no_grad(),
+        _lanes(device) as lanes,
         console.progress("encoding", total=sum(task.entry.num_samples for task in mine), unit="images") as bar,
     ):
+        encoder = _ShardEncoder(config, image_set, codec, out, device, lanes)
         for task in mine:
             encoder.encode(task, bar)
     world.barrier()
@@ -141,12 +147,64 @@ def _claim(out: str, properties: dict[str, Any], world: World) -> bool:
     return complete
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Images on their way through the encoder.
+
+    Attributes:
+        keys: Sample keys, ``[b]``.
+        metas: Their JSON members, ``[b]``.
+        pixels: uint8 ``[b, s, s, 3]``.
+    """
+
+    keys: list[str]
+    metas: list[bytes]
+    pixels: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """A batch and its moments, fp16 ``[b, 2c, lh, lw]``; those of the mirrored images where they are asked for."""
+
+    batch: _Batch
+    moments: NDArray[np.float16]
+    mirrored: NDArray[np.float16] | None
+
+
+@dataclass(frozen=True)
+class _Lanes:
+    """Threads that compute batches: one a core on a CPU, one for a GPU (the images are decoded meanwhile)."""
+
+    pool: ThreadPoolExecutor
+    count: int
+
+
+@contextmanager
+def _lanes(device: torch.device) -> Iterator[_Lanes]:
+    """Open the lanes; torch's own threads are as before at the end."""
+    threads = torch.get_num_threads()
+    count = threads if device.type == "cpu" else 1
+    with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            yield _Lanes(pool, count)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
+
+
 class _ShardEncoder:
     """Encodes image shards one by one."""
 
     def __init__(
-        self, config: RunConfig, image_set: ShardSet, codec: LatentCodec, out: str, device: torch.device
+        self,
+        config: RunConfig,
+        image_set: ShardSet,
+        codec: LatentCodec,
+        out: str,
+        device: torch.device,
+        lanes: _Lanes,
     ) -> None:
+        self._lanes = lanes
         self._batch_size = config.encode.batch_size
         self._flip = config.encode.flip
         self._set = image_set
@@ -166,16 +224,14 @@ class _ShardEncoder:
         samples: list[tuple[str, dict[str, bytes]]] = []
         rejects: list[dict[str, str]] = []
         statistics = _Statistics(self._codec.latent_channels)
-        for keys, documents_, pixels in self._batches(task, rejects):
-            moments = self._moments(pixels)
-            mirrored = self._moments(np.ascontiguousarray(pixels[:, :, ::-1])) if self._flip else None
-            statistics.add(moments)
-            for row, key in enumerate(keys):
-                members = {META: documents_[row], MOMENTS: encode_npy(moments[row])}
-                if mirrored is not None:
-                    members[FLIPPED_MOMENTS] = encode_npy(mirrored[row])
+        for encoded in self._encoded(self._batches(task, rejects)):
+            statistics.add(encoded.moments)
+            for row, key in enumerate(encoded.batch.keys):
+                members = {META: encoded.batch.metas[row], MOMENTS: encode_npy(encoded.moments[row])}
+                if encoded.mirrored is not None:
+                    members[FLIPPED_MOMENTS] = encode_npy(encoded.mirrored[row])
                 samples.append((key, members))
-            bar.advance(len(keys))
+            bar.advance(len(encoded.batch.keys))
         extensions = (META, MOMENTS, FLIPPED_MOMENTS) if self._flip else (META, MOMENTS)
         files = write_shard(filesystem.join(self._out, task.entry.name), samples, extensions=extensions)
         record = {
@@ -187,10 +243,25 @@ class _ShardEncoder:
             _record_url(self._out, task), record, format_name=RECORD_FORMAT, version=RECORD_VERSION
         )
 
-    def _batches(
-        self, task: _Task, rejects: list[dict[str, str]]
-    ) -> Iterator[tuple[list[str], list[bytes], NDArray[np.uint8]]]:
-        """Yield (keys, JSON members, pixels) of a shard's readable samples, in order; name the others."""
+    def _encoded(self, batches: Iterable[_Batch]) -> Iterator[_Encoded]:
+        """Yield the moments of batches, in order; no more than the lanes can take are held in memory."""
+        waiting: deque[Future[_Encoded]] = deque()
+        for batch in batches:
+            waiting.append(self._lanes.pool.submit(self._encode_batch, batch))
+            if len(waiting) > self._lanes.count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    @torch.no_grad()
+    def _encode_batch(self, batch: _Batch) -> _Encoded:
+        """Encode a batch; runs in a lane, where gradients have to be turned off again."""
+        moments = self._moments(batch.pixels)
+        mirrored = self._moments(np.ascontiguousarray(batch.pixels[:, :, ::-1])) if self._flip else None
+        return _Encoded(batch, moments, mirrored)
+
+    def _batches(self, task: _Task, rejects: list[dict[str, str]]) -> Iterator[_Batch]:
+        """Yield a shard's readable samples, in order; name the others."""
         keys: list[str] = []
         metas: list[bytes] = []
         rows: list[NDArray[np.uint8]] = []
@@ -206,10 +277,10 @@ class _ShardEncoder:
             metas.append(members[META])
             rows.append(pixels)
             if len(keys) == self._batch_size:
-                yield keys, metas, np.stack(rows)
+                yield _Batch(keys, metas, np.stack(rows))
                 keys, metas, rows = [], [], []
         if keys:
-            yield keys, metas, np.stack(rows)
+            yield _Batch(keys, metas, np.stack(rows))
 
     def _moments(self, pixels: NDArray[np.uint8]) -> NDArray[np.float16]:
         """Return the moments of a batch in fp16.

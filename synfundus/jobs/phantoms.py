@@ -222,5 +222,4 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
             f"{summary['num_images']} phantoms of {summary['num_patients']} patients in {config.phantoms.out} "
             f"({summary['num_kept']} were there)"
         )
-    world.barrier()
-    return summary
+    return world.all_gather(summary)[0]

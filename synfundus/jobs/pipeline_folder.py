@@ -243,6 +243,24 @@ def _check_codec(folder: Path, expected: str, *, where: str) -> None:
         )
 
 
+def _check_size(document: Mapping[str, Any], denoiser: ConditionalDenoiser, codec: LatentCodec, *, where: str) -> None:
+    """Refuse a document of another size than its parts.
+
+    Raises:
+        ManifestMismatch: Names both sides.
+    """
+    named, built = [int(edge) for edge in document["latent_shape"]], _latent_shape(denoiser)
+    if named != built:
+        raise ManifestMismatch(
+            f"{DOCUMENT_NAME} names latents of {tuple(named)}, the U-Net was built for {tuple(built)}", where=where
+        )
+    size, made = int(document["image_size_px"]), built[1] * codec.downsample_factor
+    if size != made:
+        raise ManifestMismatch(
+            f"{DOCUMENT_NAME} names images of {size} px, U-Net and autoencoder make {made} px", where=where
+        )
+
+
 def _replace(work: Path, target: Path) -> None:
     """Put a finished folder in the place of another."""
     old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
@@ -305,6 +323,7 @@ def _load(folder: Path, document: Mapping[str, Any], device: torch.device) -> Pi
     _check_schema(schema, conditioner, where=str(folder))
     denoiser = ConditionalDenoiser(unet=_open_unet(folder / "unet"), conditioner=conditioner)
     codec = LatentCodec.from_pretrained(folder / "vae")
+    _check_size(document, denoiser, codec, where=str(folder))
     channels, height, width = document["latent_shape"]
     return Pipeline(
         denoiser=denoiser.requires_grad_(False).eval().to(device),

@@ -17,15 +17,16 @@ from synfundus.data.shard_plan import ReadingPlan
 from synfundus.diffusion.schedule import NoiseSchedule
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.world import World
-from synfundus.errors import ConfigError, DataError
+from synfundus.errors import ConfigError, DataError, ManifestMismatch
 from synfundus.jobs import Summary, build
 from synfundus.jobs.codec_folder import find_codec, open_codec
-from synfundus.jobs.pipeline_folder import find_pipeline, load_pipeline, save_pipeline
+from synfundus.jobs.pipeline_folder import Pipeline, find_pipeline, load_pipeline, save_pipeline
 from synfundus.jobs.preview import draw_preview
 from synfundus.jobs.run_directory import RunDirectory
 from synfundus.jobs.verify_latents import require_same_codec
 from synfundus.models.unet import ConditionalDenoiser
 from synfundus.storage import filesystem
+from synfundus.storage.label_schema import difference
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import Console
 from synfundus.training.draws import DiffusionDraws
@@ -43,7 +44,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         ``images_seen``, ``loss``, ``validation_loss``, ``images_per_s``, ``parameters``, ``engine``, ``export``.
 
     Raises:
-        ManifestMismatch: The latents were made by another autoencoder than the one given.
+        ManifestMismatch: The latents were made by another autoencoder than the one given, or are not of the kind the
+            model to start from was trained on.
     """
     section = config.train
     latents = load_shard_set(build.require(section.latents, flag="--latents", key="train.latents"), kind="latents")
@@ -57,8 +59,10 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     codec_folder = find_codec(section.vae or str(latents.properties["autoencoder_url"]))
     _, fingerprint = open_codec(codec_folder, device=torch.device("cpu"), dtype=torch.float32)
     require_same_codec(latents, fingerprint, where=str(codec_folder))
+    denoiser = _initial_denoiser(config, latents)
+    # the last thing: a start that is refused must not leave its mark on the folder
     directory = RunDirectory(run_url, kind="diffusion", identity=_identity(config, latents), config=config, world=world)
-    return _Training(config, latents, codec_folder, directory, world, console).run()
+    return _Training(config, latents, denoiser, codec_folder, directory, world, console).run()
 
 
 def _identity(config: RunConfig, latents: ShardSet) -> dict[str, object]:
@@ -75,6 +79,50 @@ def _identity(config: RunConfig, latents: ShardSet) -> dict[str, object]:
     }
 
 
+def latent_shape_of(latents: ShardSet) -> tuple[int, int, int]:
+    """Return ``(c, lh, lw)`` of a latent set."""
+    channels, height, width = latents.properties["moments_shape"]
+    return int(channels) // 2, int(height), int(width)
+
+
+def _initial_denoiser(config: RunConfig, latents: ShardSet) -> ConditionalDenoiser:
+    """Return the network a run starts from: random by the seed, or an exported model's weights."""
+    shape = latent_shape_of(latents)
+    fresh = build.denoiser(config, schema=latents.label_schema, latent_shape=shape)
+    if config.train.init_from:
+        given = load_pipeline(find_pipeline(config.train.init_from), device=torch.device("cpu"))
+        _require_same_latents(given, latents, shape)
+        try:
+            fresh.load_state_dict(given.denoiser.state_dict())
+        except RuntimeError as error:
+            raise ConfigError(
+                f"train.init_from holds another network: {str(error).splitlines()[-1].strip()}",
+                where=config.train.init_from,
+                hint="configure the same unet section",
+            ) from error
+    return fresh
+
+
+def _require_same_latents(given: Pipeline, latents: ShardSet, latent_shape: tuple[int, int, int]) -> None:
+    """Check that a model to start from was trained on latents of this kind.
+
+    Raises:
+        ManifestMismatch: Another autoencoder, size or label schema; names both sides.
+    """
+    where = str(given.folder)
+    require_same_codec(latents, given.vae_fingerprint, where=where)
+    if given.latent_shape != latent_shape:
+        raise ManifestMismatch(
+            f"the model to start from takes latents of {given.latent_shape}, those in {latents.url} are {latent_shape}",
+            where=where,
+        )
+    changed = difference(given.label_schema, latents.label_schema)
+    if changed:
+        raise ManifestMismatch(
+            f"the model to start from has other labels than the latents in {latents.url}: {changed}", where=where
+        )
+
+
 class _Training:
     """Wires one training run together."""
 
@@ -82,6 +130,7 @@ class _Training:
         self,
         config: RunConfig,
         latents: ShardSet,
+        denoiser: ConditionalDenoiser,
         codec_folder: Path,
         directory: RunDirectory,
         world: World,
@@ -96,10 +145,8 @@ class _Training:
         self._loop = config.loop
         self._device = build.torch_device(world)
         self._schedule: NoiseSchedule = build.noise_schedule(config)
-        channels, height, width = latents.properties["moments_shape"]
-        self._latent_shape = (int(channels) // 2, int(height), int(width))
+        self._latent_shape = latent_shape_of(latents)
         self._batch = build.batch_plan(self._loop, world.size)
-        denoiser = self._initial_denoiser()
         build.attention(
             denoiser.unet,
             config.launch,
@@ -122,21 +169,6 @@ class _Training:
         self._ema: ShardedEma = build.ema(config.ema, self._zero)
         self._last_row: Mapping[str, float] = {}
         self._validation_loss = float("nan")
-
-    def _initial_denoiser(self) -> ConditionalDenoiser:
-        """Return the network a run starts from: random by the seed, or an exported model's weights."""
-        fresh = build.denoiser(self._config, schema=self._set.label_schema, latent_shape=self._latent_shape)
-        if self._config.train.init_from:
-            given = load_pipeline(find_pipeline(self._config.train.init_from), device=torch.device("cpu")).denoiser
-            try:
-                fresh.load_state_dict(given.state_dict())
-            except RuntimeError as error:
-                raise ConfigError(
-                    f"train.init_from holds another network: {str(error).splitlines()[-1].strip()}",
-                    where=self._config.train.init_from,
-                    hint="configure the same unet section and label schema",
-                ) from error
-        return fresh
 
     def _step(self, denoiser: ConditionalDenoiser) -> LatentDiffusionStep:
         section = self._config.diffusion

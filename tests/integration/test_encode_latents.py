@@ -70,9 +70,7 @@ def test_any_number_of_ranks_gives_the_same_bytes(
     assert hashes(out) == hashes(alone)
 
 
-def test_two_processes_give_the_same_bytes(
-    image_set: ShardSet, vae_run: Path, alone: Path, tmp_path: Path
-) -> None:
+def test_two_processes_give_the_same_bytes(image_set: ShardSet, vae_run: Path, alone: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "run.yaml")
     run_cli(
         *("encode-latents", "--config", config, "--data", image_set.url, "--vae", vae_run),
@@ -81,9 +79,7 @@ def test_two_processes_give_the_same_bytes(
     assert hashes(tmp_path / "latents") == hashes(alone)
 
 
-def test_the_number_of_threads_changes_no_byte(
-    image_set: ShardSet, vae_run: Path, alone: Path, tmp_path: Path
-) -> None:
+def test_the_number_of_threads_changes_no_byte(image_set: ShardSet, vae_run: Path, alone: Path, tmp_path: Path) -> None:
     before = torch.get_num_threads()
     try:
         for threads in (2, 3):

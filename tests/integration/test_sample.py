@@ -197,6 +197,8 @@ def test_the_guidance_interval_is_a_part_of_the_way(model: Path, tmp_path: Path)
     assert len({found[name] for name in ("whole", "first", "second", "none")}) == 4
 
 
+# webdataset leaves its files to the garbage collector
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 def test_shards_hold_the_same_images_and_plain_webdataset_reads_them(model: Path, tmp_path: Path) -> None:
     plan = _plan(tmp_path, "is_gc,eye_side\n" + "1,0\n0,\n" * 3)
     _sample(model, tmp_path / "png", num_images=None, labels=plan)

@@ -16,7 +16,6 @@ from tiny_sets import write_set
 from synfundus.data.reader import ShardSetReader, decode_npy
 from synfundus.storage.manifest import ShardSet
 
-
 # webdataset leaves its files to the garbage collector
 pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
@@ -74,9 +73,7 @@ def test_members_are_the_ones_our_own_reader_gives(latent_set: ShardSet) -> None
 def test_the_longest_keys_and_missing_members_are_read(tmp_path: Path) -> None:
     long = "k" * 128
     samples = [(long, {"moments.npy": b"1", "json": b"{}"}), ("b", {"json": b"{}"}), ("c-_9", {"moments.npy": b""})]
-    written = write_set(
-        tmp_path, samples, shards={"train": (2, 1)}, extensions=("json", "moments.npy"), kind="latents"
-    )
+    written = write_set(tmp_path, samples, shards={"train": (2, 1)}, extensions=("json", "moments.npy"), kind="latents")
     found = plain_samples(written, "train")
     assert [sample["__key__"] for sample in found] == [long, "b", "c-_9"]
     assert [set(sample) & {"json", "moments.npy"} for sample in found] == [

@@ -1,0 +1,277 @@
+"""Things that were not made for each other are refused, and the message names both sides."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rank_processes import run_cli
+from tiny_sets import UNEVEN_SHARDS, phantom_samples, tiny_config, write_config, write_phantom_set, write_set
+
+from synfundus.distributed.world import LocalWorld, World
+from synfundus.errors import CheckpointError, ConfigError, DataError, ManifestMismatch, SynfundusError
+from synfundus.jobs import encode_latents, sample, train, train_vae
+from synfundus.jobs.codec_folder import find_codec, open_codec
+from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA, LabelSchema
+from synfundus.storage.manifest import ShardSet, load_shard_set
+from synfundus.telemetry.console import SilentConsole
+
+FEWER_LABELS = LabelSchema(DEFAULT_LABEL_SCHEMA.labels[:4])
+
+
+def encode(images: ShardSet, vae: Path, out: Path) -> ShardSet:
+    given = {"data": images.url, "vae": str(vae), "out": str(out)}
+    encode_latents.run(tiny_config({"encode": given}), LocalWorld(), SilentConsole())
+    return load_shard_set(str(out), kind="latents")
+
+
+def start(latents: ShardSet, run_dir: Path, world: World, **train_section: Any) -> dict[str, Any]:
+    sections = {"train": {"latents": latents.url, "run_dir": str(run_dir), **train_section}}
+    loop = {"budget_images": 16, "validation_images": 4}
+    return train.run(tiny_config(sections | {"loop": loop}), world, SilentConsole())
+
+
+def refusal(expected: type[SynfundusError], act: Callable[[], object], *words: str) -> SynfundusError:
+    with pytest.raises(expected) as caught:
+        act()
+    for word in words:
+        assert word in caught.value.message, (word, caught.value.message)
+    return caught.value
+
+
+@pytest.fixture(scope="module")
+def other_vae(vae_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """An autoencoder that differs in one weight; (folder, fingerprint)."""
+    folder = tmp_path_factory.mktemp("vae") / "other"
+    codec, _ = open_codec(find_codec(str(vae_run)), device=torch.device("cpu"), dtype=torch.float32)
+    with torch.no_grad():
+        next(codec.autoencoder.parameters()).add_(0.01)
+    codec.save_pretrained(folder)
+    return folder, open_codec(folder, device=torch.device("cpu"), dtype=torch.float32)[1]
+
+
+@pytest.fixture(scope="module")
+def other_codec_latents(
+    image_set: ShardSet, other_vae: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory
+) -> ShardSet:
+    return encode(image_set, other_vae[0], tmp_path_factory.mktemp("latents") / "codec")
+
+
+@pytest.fixture(scope="module")
+def other_size_latents(vae_run: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    folder = tmp_path_factory.mktemp("latents")
+    return encode(write_phantom_set(folder / "images", image_size_px=96), vae_run, folder / "size")
+
+
+@pytest.fixture(scope="module")
+def other_labels_latents(vae_run: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    folder = tmp_path_factory.mktemp("latents")
+    count = sum(sum(sizes) for sizes in UNEVEN_SHARDS.values())
+    samples = []
+    for key, members in phantom_samples(count):
+        labels = json.loads(members["json"])["labels"]
+        kept = {name: labels.get(name) for name in FEWER_LABELS.names}
+        samples.append((key, {**members, "json": json.dumps({"labels": kept}).encode()}))
+    images = write_set(folder / "images", samples, shards=UNEVEN_SHARDS, schema=FEWER_LABELS)
+    return encode(images, vae_run, folder / "labels")
+
+
+@pytest.fixture(scope="module")
+def trained(latent_set: ShardSet, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("trained") / "run"
+    start(latent_set, run_dir, world)
+    return run_dir
+
+
+def short(latents: ShardSet) -> str:
+    return str(latents.properties["autoencoder_fingerprint"])[:12]
+
+
+class TestTrain:
+    def test_an_autoencoder_the_latents_are_not_of(
+        self, latent_set: ShardSet, other_vae: tuple[Path, str], world: World, tmp_path: Path
+    ) -> None:
+        folder, fingerprint = other_vae
+        refusal(
+            ManifestMismatch,
+            lambda: start(latent_set, tmp_path / "run", world, vae=str(folder)),
+            *(short(latent_set), fingerprint[:12]),
+        )
+        assert not (tmp_path / "run").exists(), "a start that is refused leaves no mark"
+
+    def test_an_autoencoder_that_was_trained_on_since(
+        self, image_set: ShardSet, vae_run: Path, other_vae: tuple[Path, str], world: World, tmp_path: Path
+    ) -> None:
+        shutil.copytree(find_codec(str(vae_run)), tmp_path / "vae")
+        latents = encode(image_set, tmp_path / "vae", tmp_path / "latents")
+        shutil.rmtree(tmp_path / "vae")
+        shutil.copytree(other_vae[0], tmp_path / "vae")
+        refusal(ManifestMismatch, lambda: start(latents, tmp_path / "run", world), short(latents), other_vae[1][:12])
+
+    @pytest.mark.parametrize("kind", ["codec", "size", "labels"])
+    def test_other_latents_in_the_folder_of_a_run(
+        self, kind: str, latent_set: ShardSet, trained: Path, world: World, request: pytest.FixtureRequest
+    ) -> None:
+        other: ShardSet = request.getfixturevalue(f"other_{kind}_latents")
+        error = refusal(
+            ConfigError, lambda: start(other, trained, world), "another run", latent_set.identity, other.identity
+        )
+        assert str(trained) in error.where
+
+    def test_a_model_to_start_from_that_is_of_another_autoencoder(
+        self, latent_set: ShardSet, other_codec_latents: ShardSet, trained: Path, world: World, tmp_path: Path
+    ) -> None:
+        refusal(
+            ManifestMismatch,
+            lambda: start(other_codec_latents, tmp_path / "run", world, init_from=str(trained)),
+            *(short(latent_set), short(other_codec_latents)),
+        )
+        assert not (tmp_path / "run").exists(), "a start that is refused leaves no mark"
+
+    def test_a_model_to_start_from_that_is_of_another_size(
+        self, other_size_latents: ShardSet, trained: Path, world: World, tmp_path: Path
+    ) -> None:
+        refusal(
+            ManifestMismatch,
+            lambda: start(other_size_latents, tmp_path / "run", world, init_from=str(trained)),
+            *("(4, 8, 8)", "(4, 12, 12)"),
+        )
+
+    def test_a_model_to_start_from_that_has_other_labels(
+        self, other_labels_latents: ShardSet, trained: Path, world: World, tmp_path: Path
+    ) -> None:
+        refusal(
+            ManifestMismatch,
+            lambda: start(other_labels_latents, tmp_path / "run", world, init_from=str(trained)),
+            *("other labels", "only in the first: eye_side"),
+        )
+
+    def test_a_model_to_start_from_that_fits_is_taken(
+        self, latent_set: ShardSet, trained: Path, world: World, tmp_path: Path
+    ) -> None:
+        assert start(latent_set, tmp_path / "run", world, init_from=str(trained))["images_seen"] == 16
+
+    def test_latents_of_other_sizes_and_labels_can_be_trained_on_in_a_folder_of_their_own(
+        self, other_size_latents: ShardSet, other_labels_latents: ShardSet, world: World, tmp_path: Path
+    ) -> None:
+        assert start(other_size_latents, tmp_path / "size", world)["images_seen"] == 16
+        assert start(other_labels_latents, tmp_path / "labels", world)["images_seen"] == 16
+
+    def test_other_settings_in_the_folder_of_a_run_are_named_with_both_values(
+        self, latent_set: ShardSet, trained: Path, world: World
+    ) -> None:
+        config = tiny_config(
+            {
+                "train": {"latents": latent_set.url, "run_dir": str(trained)},
+                "optim": {"lr": 0.5},
+                "unet": {"cross_attention_dim": 32},
+            }
+        )
+        refusal(
+            ConfigError,
+            lambda: train.run(config, world, SilentConsole()),
+            *("optim.lr was 0.001, is 0.5", "unet.cross_attention_dim was 16, is 32"),
+        )
+
+    def test_the_folder_of_an_autoencoder_run(self, latent_set: ShardSet, vae_run: Path, world: World) -> None:
+        refusal(ConfigError, lambda: start(latent_set, vae_run, world), "of kind 'vae', this is 'diffusion'")
+
+    def test_images_where_latents_are_needed(self, image_set: ShardSet, world: World, tmp_path: Path) -> None:
+        refusal(
+            DataError,
+            lambda: start(image_set, tmp_path / "run", world),
+            "a set of images is here, a set of latents is needed",
+        )
+
+    def test_a_flip_without_mirrored_moments(self, other_codec_latents: ShardSet, world: World, tmp_path: Path) -> None:
+        sections = {"train": {"latents": other_codec_latents.url, "run_dir": str(tmp_path / "run")}}
+        config = tiny_config(sections | {"diffusion": {"flip": True}})
+        error = refusal(ConfigError, lambda: train.run(config, world, SilentConsole()), "no mirrored moments")
+        assert "--flip" in error.hint
+
+    def test_a_manifest_that_names_another_size_than_its_samples_have(
+        self, latent_set: ShardSet, world: World, tmp_path: Path
+    ) -> None:
+        shutil.copytree(latent_set.url, tmp_path / "latents")
+        manifest = tmp_path / "latents" / "manifest.json"
+        document = json.loads(manifest.read_text())
+        document["properties"]["moments_shape"] = [8, 16, 16]
+        manifest.write_text(json.dumps(document))
+        claimed = replace(latent_set, url=str(tmp_path / "latents"))
+        refusal(DataError, lambda: start(claimed, tmp_path / "run", world), "(8, 8, 8)", "(8, 16, 16)")
+
+
+class TestTrainVae:
+    def test_other_images_in_the_folder_of_a_run(
+        self, image_set: ShardSet, vae_run: Path, world: World, tmp_path: Path
+    ) -> None:
+        other = write_phantom_set(tmp_path / "images", seed=9)
+        config = tiny_config({"vae": {"data": other.url, "run_dir": str(vae_run)}})
+        refusal(
+            ConfigError,
+            lambda: train_vae.run(config, world, SilentConsole()),
+            *("data was", image_set.identity, other.identity),
+        )
+
+
+class TestSample:
+    def sample(self, model: Path, out: Path) -> dict[str, Any]:
+        config = tiny_config({"sample": {"model": str(model), "out": str(out), "num_images": 2}})
+        return sample.run(config, LocalWorld(), SilentConsole())
+
+    def test_an_autoencoder_the_model_was_not_trained_with(
+        self, trained: Path, latent_set: ShardSet, other_vae: tuple[Path, str], tmp_path: Path
+    ) -> None:
+        shutil.copytree(trained / "export", tmp_path / "model")
+        shutil.rmtree(tmp_path / "model" / "vae")
+        shutil.copytree(other_vae[0], tmp_path / "model" / "vae")
+        refusal(
+            ManifestMismatch,
+            lambda: self.sample(tmp_path / "model", tmp_path / "out"),
+            *(short(latent_set), other_vae[1][:12]),
+        )
+
+    @pytest.mark.parametrize("part", ["unet", "conditioner"])
+    def test_parts_of_a_model_with_other_labels(
+        self, part: str, trained: Path, other_labels_latents: ShardSet, world: World, tmp_path: Path
+    ) -> None:
+        start(other_labels_latents, tmp_path / "run", world)
+        shutil.copytree(trained / "export", tmp_path / "model")
+        shutil.rmtree(tmp_path / "model" / part)
+        shutil.copytree(tmp_path / "run" / "export" / part, tmp_path / "model" / part)
+        mine = json.loads((trained / "export" / "synfundus.json").read_text())["fingerprints"]["model"]
+        refusal(ManifestMismatch, lambda: self.sample(tmp_path / "model", tmp_path / "out"), mine[:12])
+
+    @pytest.mark.parametrize(
+        ("change", "words"), [({"latent_shape": [4, 16, 16]}, "(4, 16, 16)"), ({"image_size_px": 512}, "512")]
+    )
+    def test_a_document_of_another_size(
+        self, change: dict[str, Any], words: str, trained: Path, tmp_path: Path
+    ) -> None:
+        shutil.copytree(trained / "export", tmp_path / "model")
+        path = tmp_path / "model" / "synfundus.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        refusal(ManifestMismatch, lambda: self.sample(tmp_path / "model", tmp_path / "out"), words)
+
+    def test_an_autoencoder_where_a_model_is_needed(self, vae_run: Path, tmp_path: Path) -> None:
+        refusal(CheckpointError, lambda: self.sample(vae_run, tmp_path / "out"), "this is an autoencoder")
+
+
+def test_on_the_command_line_a_mismatch_is_one_panel_with_exit_code_3(
+    latent_set: ShardSet, other_vae: tuple[Path, str], tmp_path: Path
+) -> None:
+    config = write_config(tmp_path / "run.yaml")
+    ended = run_cli(
+        *("train", "--config", config, "--latents", latent_set.url),
+        *("--run-dir", tmp_path / "run", "--vae", other_vae[0]),
+    )
+    assert ended.returncode == ManifestMismatch.exit_code == 3
+    assert short(latent_set) in ended.output
+    assert other_vae[1][:12] in ended.output
+    assert "Traceback" not in ended.output

@@ -1,0 +1,250 @@
+"""A run that is killed goes on by itself and ends with the same bits; ranks change nothing but the last digits."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+from rank_processes import run_cli, run_cli_killed_at
+from tiny_sets import flip_byte, tiny_config, write_config
+
+from synfundus.distributed.world import World
+from synfundus.errors import CheckpointError
+from synfundus.jobs import train
+from synfundus.storage.documents import read_lines
+from synfundus.storage.manifest import ShardSet
+from synfundus.telemetry.console import SilentConsole
+
+STEPS = 50
+FINAL = "images-000000000400"
+TIMES = ("images_per_s", "data_wait_percent")
+
+
+class Talk(SilentConsole):
+    """Remembers what was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.lines.append(text)
+
+    def warning(self, text: str) -> None:
+        self.lines.append(f"warning: {text}")
+
+
+def settings(latent_set: ShardSet, run_dir: Path, **loop: Any) -> dict[str, Any]:
+    """Use all that is drawn at random: flips, label drops, dropout."""
+    return {
+        "train": {"latents": latent_set.url, "run_dir": str(run_dir)},
+        "diffusion": {"flip": True},
+        "unet": {"dropout": 0.1},
+        "optim": {"weight_decay": 0.01},
+        "loop": loop,
+    }
+
+
+def train_here(latent_set: ShardSet, run_dir: Path, world: World, **loop: Any) -> tuple[dict[str, Any], list[str]]:
+    talk = Talk()
+    return train.run(tiny_config(settings(latent_set, run_dir, **loop)), world, talk), talk.lines
+
+
+def rows(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the rows of metrics.jsonl without what depends on the clock."""
+    return [
+        {name: value for name, value in row.items() if name not in TIMES}
+        for row in read_lines(str(run_dir / "metrics.jsonl"))
+    ]
+
+
+def losses(run_dir: Path) -> list[float]:
+    found = {row["images_seen"]: row["loss"] for row in rows(run_dir) if "loss" in row}
+    assert list(found) == [8 * (step + 1) for step in range(len(found))], "a row for each step, in order"
+    return list(found.values())
+
+
+def state_hashes(run_dir: Path, name: str = FINAL) -> dict[str, str]:
+    """Hash what a checkpoint holds: weights, fp32 partitions with moments and average, state."""
+    folder = run_dir / "checkpoints" / name
+    files = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+    assert any(path.parts[0] == "zero" for path in files)
+    return {str(path): hashlib.sha256(files[path].read_bytes()).hexdigest() for path in sorted(files)}
+
+
+def assert_same_run(one: Path, other: Path, name: str = FINAL) -> None:
+    assert rows(one) == rows(other)
+    assert state_hashes(one, name) == state_hashes(other, name)
+    exported = [
+        safetensors.torch.load_file(run / "export" / "unet" / "diffusion_pytorch_model.safetensors")
+        for run in (one, other)
+    ]
+    assert all(exported[0][name].equal(exported[1][name]) for name in exported[0])
+
+
+@pytest.fixture(scope="module")
+def straight(latent_set: ShardSet, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one rank that nothing interrupted."""
+    run_dir = tmp_path_factory.mktemp("straight") / "run"
+    summary, _ = train_here(latent_set, run_dir, world)
+    assert summary["engine"] == "DeepSpeedZeroOptimizer"
+    assert summary["zero_stage"] == 2
+    return run_dir
+
+
+def test_a_run_logs_every_step_and_learns(straight: Path) -> None:
+    found = losses(straight)
+    assert len(found) == STEPS
+    assert sum(found[-15:]) < sum(found[:15])
+    assert [row["images_seen"] for row in rows(straight) if "validation_loss" in row] == [160, 320, 400]
+
+
+def test_a_run_killed_at_three_points_ends_with_the_same_bits(
+    latent_set: ShardSet, straight: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    command = ("train", "--config", str(write_config(tmp_path / "run.yaml", settings(latent_set, run_dir))))
+    checkpoints = run_dir / "checkpoints"
+
+    # in the middle of step 14: the weights are new, the average and the metrics are not
+    run_cli_killed_at("step:14", *command)
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["images-000000000080", "latest"]
+    assert rows(run_dir)[-1]["images_seen"] == 104
+
+    # in the middle of a file of the checkpoint at 160 images
+    run_cli_killed_at("write:images-000000000160.tmp/model.safetensors", *command)
+    assert not (checkpoints / "images-000000000160").exists()
+    assert (checkpoints / "images-000000000160.tmp" / "zero").is_dir()
+
+    # right after the next checkpoint was published, before its name is noted and old ones are dropped
+    run_cli_killed_at("write:checkpoints/latest", *command)
+    names = sorted(path.name for path in checkpoints.iterdir() if path.name.startswith("images"))
+    assert names == ["images-000000000080", "images-000000000160"]
+
+    ended = run_cli(*command).check()
+    assert "resumed at 160 images" in ended.output
+    assert rows(straight)[:5] == rows(run_dir)[:5]
+    assert_same_run(straight, run_dir)
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_by_name_and_the_end_is_the_same(
+    latent_set: ShardSet, straight: Path, world: World, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(straight, run_dir)
+    flip_byte(run_dir / "checkpoints" / FINAL / "zero" / "rank-00000-of-00001.safetensors", 5000)
+    (run_dir / "checkpoints" / "images-000000000320" / "state.json").unlink()
+    _, lines = train_here(latent_set, run_dir, world)
+    warnings = [line for line in lines if line.startswith("warning")]
+    assert len(warnings) == 2
+    assert FINAL in warnings[0]
+    assert "does not match its hash" in warnings[0]
+    assert "images-000000000320" in warnings[1]
+    assert "state.json" in warnings[1] or "not found" in warnings[1]
+    assert any("resumed at 240 images" in line for line in lines)
+    assert_same_run(straight, run_dir)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(
+    latent_set: ShardSet, straight: Path, world: World, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(straight, run_dir)
+    for folder in (run_dir / "checkpoints").glob("images-*"):
+        flip_byte(folder / "model.safetensors", 3000)
+    with pytest.raises(CheckpointError, match="all 3 checkpoints are damaged"):
+        train_here(latent_set, run_dir, world)
+
+
+def test_a_finished_run_started_again_exports_and_changes_nothing(
+    latent_set: ShardSet, straight: Path, world: World, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(straight, run_dir)
+    shutil.rmtree(run_dir / "export")
+    summary, _ = train_here(latent_set, run_dir, world)
+    assert summary["images_seen"] == 400
+    assert_same_run(straight, run_dir)
+
+
+def test_a_larger_budget_goes_on_from_the_end(
+    latent_set: ShardSet, straight: Path, world: World, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(straight, run_dir)
+    summary, lines = train_here(latent_set, run_dir, world, budget_images=424)
+    assert any("resumed at 400 images" in line for line in lines)
+    assert summary["images_seen"] == 424
+    assert len(losses(run_dir)) == 53
+    assert losses(run_dir)[:STEPS] == losses(straight)
+
+
+@pytest.fixture(scope="module")
+def one_rank(latent_set: ShardSet, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one rank without dropout."""
+    run_dir = tmp_path_factory.mktemp("one") / "run"
+    train.run(tiny_config(without_dropout(settings(latent_set, run_dir))), world, SilentConsole())
+    return run_dir
+
+
+def without_dropout(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Dropout is drawn by rank: the one thing that another number of ranks changes."""
+    return {**config, "unet": {}}
+
+
+def test_how_a_global_batch_is_computed_does_not_change_the_losses(
+    latent_set: ShardSet, one_rank: Path, world: World, tmp_path: Path
+) -> None:
+    how = {"micro_batch_size": 2, "prefetch_batches": 0, "gradient_checkpointing": True, "channels_last": False}
+    config = without_dropout(settings(latent_set, tmp_path / "run", **how))
+    train.run(tiny_config(config), world, SilentConsole())
+    assert relative_difference(losses(one_rank), losses(tmp_path / "run")) < 1e-5
+
+
+def relative_difference(one: list[float], other: list[float]) -> float:
+    return max(abs(a - b) / abs(a) for a, b in zip(one, other, strict=True))
+
+
+def test_one_and_two_ranks_see_the_same_global_batches_and_noise(
+    latent_set: ShardSet, one_rank: Path, world: World, tmp_path: Path
+) -> None:
+    two = write_config(tmp_path / "two.yaml", without_dropout(settings(latent_set, tmp_path / "two")))
+    run_cli("train", "--config", two, "--procs-per-node", "2").check()
+    one_losses, two_losses = losses(one_rank), losses(tmp_path / "two")
+    assert len(one_losses) == STEPS
+    assert relative_difference(one_losses, two_losses) < 1e-5
+
+    # elastic: what two ranks saved at 240 images, one rank takes up
+    run_dir = tmp_path / "elastic"
+    shutil.copytree(tmp_path / "two", run_dir)
+    for name in ("images-000000000320", FINAL):
+        shutil.rmtree(run_dir / "checkpoints" / name)
+    talk = Talk()
+    train.run(tiny_config(without_dropout(settings(latent_set, run_dir))), world, talk)
+    assert any("resumed at 240 images" in line for line in talk.lines)
+    elastic = losses(run_dir)
+    assert elastic[:30] == two_losses[:30]
+    assert relative_difference(two_losses, elastic) < 1e-5
+    assert relative_difference(one_losses, elastic) < 1e-5
+    assert (run_dir / "checkpoints" / FINAL / "zero" / "rank-00000-of-00001.safetensors").exists()
+
+
+def test_an_autoencoder_run_that_is_killed_ends_with_the_same_bits(
+    image_set: ShardSet, vae_run: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    config = write_config(tmp_path / "run.yaml", {"vae": {"data": image_set.url, "run_dir": str(run_dir)}})
+    run_cli_killed_at("step:9", "train-vae", "--config", config)
+    assert rows(run_dir)[-1]["images_seen"] == 64
+    ended = run_cli("train-vae", "--config", config).check()
+    assert "resumed at 48 images" in ended.output
+    final = "images-000000000096"
+    assert rows(run_dir) == rows(vae_run)
+    assert state_hashes(run_dir, final) == state_hashes(vae_run, final)
+    name = "diffusion_pytorch_model.safetensors"
+    exported = [(run / "export" / "vae" / name).read_bytes() for run in (run_dir, vae_run)]
+    assert exported[0] == exported[1]
