@@ -95,6 +95,8 @@ class RunDirectory:
         """Load the newest checkpoint that verifies and return the place in the run. Collective."""
         root = self.path("checkpoints")
         found = checkpoint.find_checkpoint(root, world=self._world)
+        if self._world.rank == 0:
+            self._trim_ledger(0 if found is None else found.images_seen)
         if found is None:
             return TrainState()
         for line in found.passed_over:
@@ -126,6 +128,13 @@ class RunDirectory:
             run_config=self._config.model_dump(mode="json"),
             resume_images=resume_images,
         )
+
+    def _trim_ledger(self, images_seen: int) -> None:
+        """Drop the rows behind the place a run goes on from: they will be written again."""
+        path = self.path("ledger.jsonl")
+        if filesystem.exists(path):
+            rows = documents.read_lines(path)
+            documents.write_lines(path, [row for row in rows if row.get("planned", 0) <= images_seen])
 
     def append_ledger(self, row: Mapping[str, Any]) -> None:
         """Add a row to ledger.jsonl."""

@@ -19,7 +19,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from synfundus.errors import CorruptShard, DataError
+from synfundus.errors import CorruptShard, DataError, StorageError
 from synfundus.storage import filesystem
 
 KEY_PATTERN = re.compile(r"^[A-Za-z0-9_-]{1,128}$")
@@ -222,15 +222,10 @@ class TarShardReader:
 
         Raises:
             CorruptShard: A member is cut or its checksum does not match.
+            StorageError: The disk or the store refused.
         """
         start, end = self.index.span(sample)
-        if filesystem.is_local(self.tar_url):
-            if self._stream is None:
-                self._stream = filesystem.open_read(self.tar_url)
-            self._stream.seek(start)
-            stretch = self._stream.read(end - start)
-        else:
-            stretch = filesystem.read_range(self.tar_url, start, end - start)
+        stretch = self._read_stretch(start, end - start)
         members = {}
         for column, extension in enumerate(self.index.extensions):
             offset = int(self.index.offsets[sample, column])
@@ -245,6 +240,18 @@ class TarShardReader:
                 )
             members[extension] = data
         return members
+
+    def _read_stretch(self, start: int, size: int) -> bytes:
+        if not filesystem.is_local(self.tar_url):
+            return filesystem.read_range(self.tar_url, start, size)
+        if self._stream is None:
+            self._stream = filesystem.open_read(self.tar_url)
+        try:
+            self._stream.seek(start)
+            return self._stream.read(size)
+        except OSError as error:
+            self.close()  # a handle can go stale; the next read opens the file again
+            raise StorageError(f"cannot read: {error.strerror or error}", where=self.tar_url) from error
 
     def close(self) -> None:
         """Close the file handle, if one is open."""

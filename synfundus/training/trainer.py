@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from synfundus.data.loader import BatchLoader, RankBatch
+from synfundus.data.loader import BatchLoader, Quarantined, RankBatch
 from synfundus.distributed.engine import StepResult, ZeroEngine
 from synfundus.distributed.world import World
 from synfundus.errors import DataError, NumericalError, Preempted
@@ -135,7 +135,7 @@ class Trainer:
         self._save = save
         self._device = torch.device("cuda", world.local_rank) if world.device == "cuda" else torch.device("cpu")
         self._sums = SumAccumulator()
-        self._quarantined_here = 0
+        self._quarantined_here: list[Quarantined] = []
         self._last_step: StepResult | None = None
 
     def fit(self) -> TrainState:
@@ -196,7 +196,7 @@ class Trainer:
             self._engine.backward(loss)
             result = self._engine.step(lr=lr)
             self._sums.add(sums)
-            self._note_quarantined(micro)
+            self._quarantined_here += micro.quarantined
         if result is None:
             raise RuntimeError("the engine did not update the weights at the end of a global batch")
         if result.skipped or not math.isfinite(result.grad_norm):
@@ -210,11 +210,6 @@ class Trainer:
         tensors = {name: torch.from_numpy(array) for name, array in batch.arrays.items()}
         tensors["weights"] = torch.from_numpy(batch.weights)
         return {name: tensor.to(self._device, non_blocking=True) for name, tensor in tensors.items()}
-
-    def _note_quarantined(self, batch: RankBatch) -> None:
-        self._quarantined_here += len(batch.quarantined)
-        for sample in batch.quarantined:
-            self._console.warning(f"quarantined {sample.place}: {sample.reason}")
 
     def _nonfinite(self, result: StepResult, after: int) -> None:
         """Apply the policy; ZeRO has already left the weights alone, on all ranks alike."""
@@ -233,9 +228,10 @@ class Trainer:
         settings, state = self._settings, self.state
         sums = self._sums.reduce(self._world)
         elapsed = max(time.perf_counter() - clock.began, 1e-9)
-        wait, quarantined = self._world.sum([self._loader.wait_s - clock.wait_at_start_s, self._quarantined_here])
-        self._quarantined_here = 0
-        state.quarantined_images += int(quarantined)
+        waited = self._loader.wait_s - clock.wait_at_start_s
+        wait, quarantined = self._world.sum([waited, len(self._quarantined_here)])
+        if quarantined:
+            self._account_for_quarantined()
         values = means(sums)
         row = {
             "images_seen": state.images_seen,
@@ -250,11 +246,6 @@ class Trainer:
         }
         if self._world.rank == 0:
             self._write_metrics(row)
-            if quarantined:
-                delivered = state.images_seen - state.quarantined_images
-                self._write_ledger(
-                    {"planned": state.images_seen, "delivered": delivered, "quarantined": state.quarantined_images}
-                )
         bar.advance(
             0,
             loss=f"{values.get('loss', float('nan')):.4f}",
@@ -263,6 +254,27 @@ class Trainer:
         )
         self._check_quarantine()
         return Clock(images_at_start=state.images_seen, wait_at_start_s=self._loader.wait_s)
+
+    def _account_for_quarantined(self) -> None:
+        """Count and name the samples that no rank could use since the last row. Collective."""
+        state = self.state
+        samples = sorted(
+            (sample for own in self._world.all_gather(self._quarantined_here) for sample in own),
+            key=lambda sample: sample.position,
+        )
+        self._quarantined_here = []
+        state.quarantined_images += len(samples)
+        for sample in samples:
+            self._console.warning(f"quarantined {sample.place}: {sample.reason}")
+        if self._world.rank == 0:
+            self._write_ledger(
+                {
+                    "planned": state.images_seen,
+                    "delivered": state.images_seen - state.quarantined_images,
+                    "quarantined": state.quarantined_images,
+                    "samples": [asdict(sample) for sample in samples],
+                }
+            )
 
     def _check_quarantine(self) -> None:
         state, limit = self.state, self._settings.max_bad_fraction

@@ -34,9 +34,7 @@ def assert_same(
     assert one.keys() == other.keys()
     assert one
     for name in one:
-        torch.testing.assert_close(
-            one[name], other[name], rtol=rtol, atol=atol, msg=lambda text, n=name: f"{n}: {text}"
-        )
+        torch.testing.assert_close(one[name], other[name], rtol=rtol, atol=atol)
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,12 @@ import safetensors.torch
 from rank_processes import run_cli, run_cli_killed_at
 from tiny_sets import flip_byte, tiny_config, write_config
 
+from synfundus.data.reader import ShardSetReader
 from synfundus.distributed.world import World
 from synfundus.errors import CheckpointError
 from synfundus.jobs import train
 from synfundus.storage.documents import read_lines
-from synfundus.storage.manifest import ShardSet
+from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import SilentConsole
 
 STEPS = 50
@@ -158,6 +159,33 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(
         flip_byte(folder / "model.safetensors", 3000)
     with pytest.raises(CheckpointError, match="all 3 checkpoints are damaged"):
         train_here(latent_set, run_dir, world)
+
+
+def test_a_run_over_damaged_samples_names_them_once_and_resumes_to_the_same_bits(
+    latent_set: ShardSet, world: World, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "latents"
+    shutil.copytree(latent_set.url, damaged)
+    copy = load_shard_set(str(damaged), kind="latents")
+    reader = ShardSetReader(copy, split="train")
+    for shard, sample in ((0, 3), (2, 20)):
+        flip_byte(damaged / "train" / f"{shard:06d}.tar", reader._shard(shard).index.span(sample)[0])
+    reader.close()
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    summary, _ = train_here(copy, whole, world, max_bad_fraction=0.1)
+    ledger = read_lines(str(whole / "ledger.jsonl"))
+    named = [sample["place"].rsplit("/", 1)[-1] for row in ledger for sample in row["samples"]]
+    # 400 images of 72: each of the two comes five or six times
+    assert {name: named.count(name) in (5, 6) for name in named} == {"000000.tar#3": True, "000002.tar#20": True}
+    assert summary["quarantined_images"] == len(named) == ledger[-1]["quarantined"]
+    assert all(row["planned"] == row["delivered"] + row["quarantined"] for row in ledger)
+
+    shutil.copytree(whole, again)
+    for name in ("images-000000000320", FINAL):
+        shutil.rmtree(again / "checkpoints" / name)
+    train_here(copy, again, world, max_bad_fraction=0.1)
+    assert_same_run(whole, again)
+    assert read_lines(str(again / "ledger.jsonl")) == ledger
 
 
 def test_a_finished_run_started_again_exports_and_changes_nothing(

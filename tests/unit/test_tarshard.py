@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -12,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_sets import flip_byte
 
-from synfundus.errors import CorruptShard, DataError
+from synfundus.errors import CorruptShard, DataError, StorageError
+from synfundus.storage import filesystem
 from synfundus.storage.tarshard import ShardIndex, TarShardReader, index_url, write_shard
 
 Sample = tuple[str, dict[str, bytes]]
@@ -117,6 +121,26 @@ def test_a_flipped_bit_anywhere_in_a_member_is_found(
                 reader.read(number)
         else:
             assert reader.read(number) == members
+    reader.close()
+
+
+def test_a_disk_that_refuses_is_a_storage_error_and_the_next_read_opens_the_file_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tar = tmp_path / "000000.tar"
+    write_shard(str(tar), SAMPLES, extensions=("json", "png"))
+
+    class Stale(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    reader = TarShardReader(str(tar), index_sha256=None)
+    with monkeypatch.context() as patch:
+        patch.setattr(filesystem, "open_read", lambda url: Stale())
+        with pytest.raises(StorageError, match="cannot read: Stale file handle") as caught:
+            reader.read(0)
+    assert caught.value.where == str(tar)
+    assert reader.read(0) == SAMPLES[0][1]
     reader.close()
 
 

@@ -206,8 +206,29 @@ def test_quarantined_samples_are_named_counted_and_written_to_the_ledger(shard_s
     assert state.quarantined_images == 2, "one damaged sample in two epochs"
     assert len(run.talk.warnings) == 2
     assert "train/000001.tar#0" in run.talk.warnings[0]
+    assert [len(row["samples"]) for row in run.ledger] == [1, 1]
+    assert run.ledger[0]["samples"][0]["place"].endswith("train/000001.tar#0")
+    assert "checksum" in run.ledger[0]["samples"][0]["reason"]
     assert run.ledger[-1]["planned"] == run.ledger[-1]["delivered"] + run.ledger[-1]["quarantined"]
     assert run.rows[-1]["quarantined_images"] == 2
+
+
+def test_a_sample_another_rank_could_not_use_is_named_by_rank_0(shard_set: ShardSet) -> None:
+    flip_byte(Path(shard_set.url) / "train" / "000001.tar", 512)
+    flip_byte(Path(shard_set.url) / "train" / "000000.tar", 512)
+
+    def work(world: World) -> Run:
+        run = Run(shard_set, world=world, budget_images=32)
+        run.trainer.fit()
+        return run
+
+    ranks = run_ranks(4, work)
+    first = ranks[0]
+    assert isinstance(first, Run), first
+    named = [sample["place"].rsplit("/", 1)[-1] for row in first.ledger for sample in row["samples"]]
+    assert sorted(named) == ["000000.tar#0", "000001.tar#0"]
+    assert len(first.talk.warnings) == 2
+    assert {rank.state.quarantined_images for rank in ranks if isinstance(rank, Run)} == {2}
 
 
 def test_too_many_quarantined_samples_stop_the_run(shard_set: ShardSet) -> None:
