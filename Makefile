@@ -47,10 +47,10 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.encode
 
 soak: $(STAMP)
-	$(BIN)/python -m pytest -m slow --override-ini addopts="-ra" tests
+	$(BIN)/python -m pytest -m slow tests
 
 golden: $(STAMP)
-	$(BIN)/python -m pytest tests/golden --regenerate
+	SYNFUNDUS_REGENERATE_GOLDEN=1 $(BIN)/python -m pytest -q tests/golden
 
 clean:
 	rm -rf demo-out demo-long-out .pytest_cache .mypy_cache .ruff_cache

@@ -81,7 +81,6 @@ def write_random_latents(
         "image_size_px": 8 * shape[1],
         "latent_mean": [0.0] * channels,
         "latent_std": [1.0] * channels,
-        "autoencoder_url": str(codec_folder),
         "autoencoder_fingerprint": fingerprint(codec_folder),
     }
     return save_shard_set(ShardSet(str(folder), "latents", schema, tuple(shards), {}, properties))

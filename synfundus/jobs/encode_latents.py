@@ -30,6 +30,7 @@ from synfundus.distributed.world import World
 from synfundus.errors import ConfigError, CorruptShard, DataError
 from synfundus.jobs import Summary, build
 from synfundus.jobs.codec_folder import find_codec, open_codec
+from synfundus.jobs.latent_sources import LatentSources, save_sources
 from synfundus.jobs.pixels import pixels_to_tensor
 from synfundus.models.autoencoder import LatentCodec
 from synfundus.storage import documents, filesystem
@@ -77,7 +78,10 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     codec, codec_fingerprint = open_codec(folder, device=device, dtype=dtype)
     build.attention(codec.autoencoder, config.launch, dtype=dtype, device=device, console=console)
     properties = _properties(config, image_set, codec, codec_fingerprint)
-    if _claim(out, properties, world):
+    complete = _claim(out, properties, world)
+    if world.rank == 0:
+        save_sources(out, LatentSources(image_set_url=image_set.url, autoencoder_url=str(section.vae)))
+    if complete:
         console.message(f"latents are complete: {out}")
         return _summary(load_shard_set(out, kind="latents"))
     tasks = [
@@ -104,9 +108,7 @@ def _properties(config: RunConfig, image_set: ShardSet, codec: LatentCodec, fing
     edge = size // codec.downsample_factor
     return {
         "autoencoder_fingerprint": fingerprint,
-        "autoencoder_url": str(config.encode.vae),
         "image_set_identity": image_set.identity,
-        "image_set_url": image_set.url,
         "image_size_px": size,
         "crop": image_set.properties.get("crop"),
         "input_range": [-1.0, 1.0],
@@ -136,7 +138,7 @@ def _claim(out: str, properties: dict[str, Any], world: World) -> bool:
         changed = [
             f"{key} is {found.get(key)!r} there, {wanted[key]!r} here"
             for key in wanted
-            if not key.endswith("_url") and found.get(key) != wanted[key]
+            if found.get(key) != wanted[key]
         ]
         problem = "; ".join(changed)
     problem, complete = world.all_gather((problem, complete))[0]

@@ -20,6 +20,7 @@ from synfundus.distributed.world import World
 from synfundus.errors import ConfigError, DataError, ManifestMismatch
 from synfundus.jobs import Summary, build
 from synfundus.jobs.codec_folder import find_codec, open_codec
+from synfundus.jobs.latent_sources import load_sources
 from synfundus.jobs.pipeline_folder import Pipeline, find_pipeline, load_pipeline, save_pipeline
 from synfundus.jobs.preview import draw_preview
 from synfundus.jobs.run_directory import RunDirectory
@@ -56,7 +57,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
             where=latents.url,
             hint="encode them with --flip, or turn diffusion.flip off",
         )
-    codec_folder = find_codec(section.vae or str(latents.properties["autoencoder_url"]))
+    codec_folder = find_codec(section.vae or load_sources(latents.url).autoencoder_url)
     _, fingerprint = open_codec(codec_folder, device=torch.device("cpu"), dtype=torch.float32)
     require_same_codec(latents, fingerprint, where=str(codec_folder))
     denoiser = _initial_denoiser(config, latents)

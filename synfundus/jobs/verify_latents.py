@@ -15,6 +15,7 @@ from synfundus.distributed.world import World
 from synfundus.errors import DataError, ManifestMismatch
 from synfundus.jobs import Summary, build
 from synfundus.jobs.codec_folder import find_codec, open_codec
+from synfundus.jobs.latent_sources import load_sources
 from synfundus.jobs.pixels import pixels_to_tensor
 from synfundus.models.autoencoder import LatentCodec
 from synfundus.models.reconstruction_metrics import psnr
@@ -37,7 +38,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     folder = find_codec(build.require(config.encode.vae, flag="--vae", key="encode.vae"))
     codec, fingerprint = open_codec(folder, device=build.torch_device(world), dtype=torch.float32)
     require_same_codec(latents, fingerprint, where=str(folder))
-    images = load_shard_set(str(latents.properties["image_set_url"]), kind="images")
+    images = load_shard_set(load_sources(latents.url).image_set_url, kind="images")
     if images.identity != latents.properties["image_set_identity"]:
         raise ManifestMismatch(
             f"the latents were made of image set {latents.properties['image_set_identity'][:12]}, "
