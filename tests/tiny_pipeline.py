@@ -43,6 +43,7 @@ def tiny_denoiser(*, seed: int = 0, schema: LabelSchema = SCHEMA) -> Conditional
             norm_num_groups=4,
             transformer_layers_per_block=1,
             dropout=0.0,
+            scale_shift_norm=False,
         )
         conditioner = LabelConditioner(num_values=schema.num_values, ordinal=schema.ordinal, token_dim=8, pooled_dim=8)
     return ConditionalDenoiser(unet=unet, conditioner=conditioner).eval()
@@ -54,6 +55,7 @@ def tiny_codec(*, seed: int = 0, linear_path: bool = False) -> LatentCodec:
         torch.manual_seed(seed)
         return build_codec(
             image_size_px=IMAGE_SIZE_PX,
+            block_size_px=1,
             latent_channels=2,
             block_out_channels=[8, 8, 8],
             layers_per_block=1,

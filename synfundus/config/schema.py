@@ -252,6 +252,8 @@ class UNetConfig(Section):
     """Width of the label tokens."""
     dropout: Fraction = 0.0
     """Dropout in residual blocks."""
+    scale_shift_norm: bool = False
+    """Time and labels scale and shift the normalised features (adaptive group norm) instead of only adding to them."""
 
     @model_validator(mode="after")
     def _levels_match(self) -> UNetConfig:

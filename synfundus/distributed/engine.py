@@ -215,8 +215,12 @@ class ZeroEngine:
         named: dict[str, Tensor] = {}
         for group, partition in zip(self.layout.groups, partitions, strict=True):
             mine = partition.detach().to("cpu", torch.float32).contiguous()
-            parts = [torch.empty_like(mine) for _ in range(self._world.size)] if self._world.rank == 0 else None
-            dist.gather(mine, parts, dst=0)
+            parts: list[Tensor] | None = [mine]
+            if self._world.size > 1:
+                # never for one rank: gloo's thread would open a second OpenMP team, and with more threads than cores
+                # libgomp stops spinning at barriers, which halves the speed of every step that follows
+                parts = [torch.empty_like(mine) for _ in range(self._world.size)] if self._world.rank == 0 else None
+                dist.gather(mine, parts, dst=0)
             if parts is None:
                 continue
             flat = torch.cat(parts)[: group.numel]

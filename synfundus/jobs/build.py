@@ -119,6 +119,7 @@ def denoiser(config: RunConfig, *, schema: LabelSchema, latent_shape: Sequence[i
             norm_num_groups=section.norm_num_groups,
             transformer_layers_per_block=section.transformer_layers_per_block,
             dropout=section.dropout,
+            scale_shift_norm=section.scale_shift_norm,
         )
         conditioner = LabelConditioner(
             num_values=schema.num_values,

@@ -162,7 +162,7 @@ class LatentCodec(nn.Module):
 def build_codec(
     *,
     image_size_px: int,
-    block_size_px: int = 1,
+    block_size_px: int,
     latent_channels: int,
     block_out_channels: Sequence[int],
     layers_per_block: int,

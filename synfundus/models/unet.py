@@ -30,6 +30,7 @@ def build_unet(
     norm_num_groups: int,
     transformer_layers_per_block: int,
     dropout: float,
+    scale_shift_norm: bool,
 ) -> UNet2DConditionModel:
     """Build the U-Net of the diffusion model.
 
@@ -46,6 +47,7 @@ def build_unet(
         norm_num_groups: Groups of every group norm.
         transformer_layers_per_block: Transformer layers behind each residual block of an attending level.
         dropout: Dropout inside residual and transformer blocks.
+        scale_shift_norm: Condition residual blocks by adaptive group norm (Dhariwal and Nichol 2021, Sec. 3).
 
     Raises:
         ConfigError: Widths, levels, heads, groups or latent size that do not fit together.
@@ -68,6 +70,7 @@ def build_unet(
         transformer_layers_per_block=transformer_layers_per_block,
         norm_num_groups=norm_num_groups,
         dropout=dropout,
+        resnet_time_scale_shift="scale_shift" if scale_shift_norm else "default",
         class_embed_type="projection",
         projection_class_embeddings_input_dim=pooled_dim,
         use_linear_projection=True,

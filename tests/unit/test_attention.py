@@ -59,6 +59,7 @@ def unet_of() -> UNet2DConditionModel:
             norm_num_groups=8,
             transformer_layers_per_block=1,
             dropout=0.0,
+            scale_shift_norm=False,
         ).eval()
 
 

@@ -157,10 +157,10 @@ def test_labels_are_the_sixteen_of_the_schema() -> None:
 def test_grades_and_diseases_are_as_frequent_as_intended() -> None:
     rows = label_rows()
     grades = np.bincount(rows[:, 0], minlength=5) / len(rows)
-    np.testing.assert_allclose(grades, [0.50, 0.12, 0.16, 0.11, 0.11], atol=0.03)
+    np.testing.assert_allclose(grades, [0.56, 0.11, 0.15, 0.09, 0.09], atol=0.03)
     share = dict(zip(LABEL_NAMES, rows.mean(axis=0), strict=True))
     for name in DISEASE_LABELS:
-        assert 0.07 < share[name] < 0.16, name
+        assert 0.035 < share[name] < 0.17, name
     for name in READABILITY_LABELS:
         assert 0.04 < 1 - share[name] < 0.105, name
     assert share["eye_side"] == pytest.approx(0.5)
@@ -172,7 +172,7 @@ def test_label_combinations_are_plausible() -> None:
     assert np.corrcoef(column["is_pm"], column["is_dm"])[0, 1] > 0.08
     assert column["is_macular_readable"][column["is_fundus"] == 0].max() == 0
     healthy = (label_rows()[:, :11].sum(axis=1) == 0).mean()
-    assert 0.15 < healthy < 0.35
+    assert 0.25 < healthy < 0.45
 
 
 def test_about_one_label_in_twenty_is_unknown_and_the_others_are_true() -> None:

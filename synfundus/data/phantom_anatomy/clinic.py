@@ -38,18 +38,18 @@ UNKNOWN_RATE = 0.05
 _NOT_FUNDUS_RATE = 0.055
 _REGION_UNREADABLE_RATE = 0.03
 
-_DR_CUMULATIVE = (0.50, 0.62, 0.78, 0.89)
+_DR_CUMULATIVE = (0.56, 0.67, 0.82, 0.91)
 _DME_GIVEN_DR = 0.25
 _PREVALENCE = {
-    "is_amd": 0.12,
-    "is_aon": 0.09,
-    "is_crp": 0.10,
-    "is_dm": 0.12,
-    "is_em": 0.10,
-    "is_gc": 0.12,
-    "is_htr": 0.12,
+    "is_amd": 0.07,
+    "is_aon": 0.05,
+    "is_crp": 0.05,
+    "is_dm": 0.06,
+    "is_em": 0.05,
+    "is_gc": 0.14,
+    "is_htr": 0.06,
     "is_pm": 0.10,
-    "is_rvo": 0.10,
+    "is_rvo": 0.06,
 }
 # Loadings on what a patient brings along: age, myopia, blood vessels. Squares must stay below one.
 _LOADINGS = {

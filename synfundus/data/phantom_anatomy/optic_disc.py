@@ -33,9 +33,9 @@ def paint_crescent(scene: Scene) -> None:
     if not (scene.has("is_pm") or scene.has("is_dm")):
         return
     eye, stream = scene.eye, scene.eye_stream("crescent")
-    reach, lag = stream.uniform(1.65, 1.95), stream.uniform(0.55, 0.75)
+    reach, lag = stream.uniform(2.05, 2.45), stream.uniform(0.70, 0.95)
     if not scene.has("is_pm"):
-        reach, lag = 1.26 + 0.1 * (reach - 1.65), 0.32
+        reach, lag = 1.26 + 0.1 * (reach - 2.05), 0.32
     reach *= 1 + 0.04 * scene.sitting.visit
     width, height = eye.disc_axes
     center = (eye.disc_center[0] - lag * width, eye.disc_center[1] + 0.05 * height)
@@ -50,9 +50,9 @@ def paint_crescent(scene: Scene) -> None:
 
 def _disc_colors(scene: Scene) -> tuple[Rgb, Rgb]:
     """Return the colours of rim and cup."""
-    rim, cup = (1.0, 0.74, 0.45), (1.0, 0.93, 0.74)
+    rim, cup = (1.0, 0.70, 0.40), (1.0, 0.90, 0.66)
     if scene.has("is_gc"):
-        rim, cup = (0.97, 0.63, 0.38), (1.0, 0.98, 0.84)
+        rim, cup = (0.97, 0.68, 0.44), (1.0, 1.0, 0.92)
     if scene.has("is_aon"):
         rim, cup = ((0.97, 0.58, 0.38), (1.0, 0.72, 0.52)) if is_swollen(scene) else ((0.96, 0.95, 0.86), (1, 1, 0.97))
     return rim, cup
@@ -73,14 +73,31 @@ def _cup_distance(scene: Scene, ratio: float) -> FloatArray:
     return distance
 
 
+def _paint_nerve_fibre_loss(scene: Scene, radial: FloatArray) -> None:
+    """Paint what glaucoma does around the disc: a pale zone of atrophy and dark arcuate wedges of lost nerve fibres."""
+    lay_over(scene.image, smoothstep(1.75, 1.25, radial) * np.float32(0.62), (0.98, 0.82, 0.60))
+    dx = scene.x - np.float32(scene.eye.disc_center[0])
+    dy = scene.y - np.float32(scene.eye.disc_center[1])
+    # temporal is towards -x: the wedges run above and below the macula
+    angle = np.arctan2(dy, -dx)
+    reach = smoothstep(1.3, 2.0, radial) * smoothstep(7.0, 5.0, radial)
+    stream = scene.eye_stream("wedge")
+    for side in (1.0, -1.0):
+        center, width = side * stream.uniform(0.62, 0.80), stream.uniform(0.15, 0.20)
+        wedge = np.exp(-np.square((angle - np.float32(center)) * np.float32(1 / width))) * reach
+        absorb(scene.image, [(wedge * np.float32(0.42), _PIGMENT)])
+
+
 def paint_disc(scene: Scene) -> None:
     """Paint the disc with its rim and cup."""
     eye = scene.eye
     swollen = is_swollen(scene)
-    size = 1.38 if swollen else 1.0
+    size = 1.38 if swollen else 1.32 if scene.has("is_gc") else 1.0
     axes = (eye.disc_axes[0] * size * (0.86 if scene.has("is_pm") else 1.0), eye.disc_axes[1] * size)
     radial = _elliptic(scene, eye.disc_center, axes, eye.disc_tilt)
     rim_color, cup_color = _disc_colors(scene)
+    if scene.has("is_gc"):
+        _paint_nerve_fibre_loss(scene, radial)
     if not swollen:
         ring = np.exp(-np.square((radial - np.float32(1.10)) * np.float32(1 / 0.10)))
         absorb(scene.image, [(ring * np.float32(0.12), _PIGMENT)])
@@ -92,7 +109,7 @@ def paint_disc(scene: Scene) -> None:
     lay_over(scene.image, inside * np.float32(0.93), rim)
     ratio = eye.cup_ratio
     if scene.has("is_gc"):
-        ratio = 0.68 + 0.10 * float(scene.eye_stream("cup").random()) + 0.02 * scene.sitting.visit
+        ratio = 0.78 + 0.08 * float(scene.eye_stream("cup").random()) + 0.02 * scene.sitting.visit
     if swollen and not scene.has("is_gc"):
         ratio *= 0.55
     cup = _cup_distance(scene, ratio)
