@@ -50,7 +50,7 @@ def paint_crescent(scene: Scene) -> None:
 
 def _disc_colors(scene: Scene) -> tuple[Rgb, Rgb]:
     """Return the colours of rim and cup."""
-    rim, cup = (1.0, 0.70, 0.40), (1.0, 0.90, 0.66)
+    rim, cup = (1.0, 0.74, 0.45), (1.0, 0.93, 0.74)
     if scene.has("is_gc"):
         rim, cup = (0.97, 0.68, 0.44), (1.0, 1.0, 0.92)
     if scene.has("is_aon"):
