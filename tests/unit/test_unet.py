@@ -25,6 +25,7 @@ DEFAULTS: dict[str, object] = {
     "norm_num_groups": 8,
     "transformer_layers_per_block": 1,
     "dropout": 0.0,
+    "scale_shift_norm": False,
 }
 
 
