@@ -54,7 +54,8 @@ def main() -> None:
         images = decoded_images(image_set)
 
         def ours(number: int) -> float:
-            changes = {"data": str(folder / "images"), "vae": str(folder / "vae"), "out": str(folder / f"out-{number}")}
+            paths = {"data": str(folder / "images"), "vae": str(folder / "vae"), "out": str(folder / f"out-{number}")}
+            changes = {**paths, "flip": False}  # the bare loop encodes each image once
             run_config: RunConfig = config.model_copy(update={"encode": config.encode.model_copy(update=changes)})
             return rate(lambda: int(encode_latents.run(run_config, world, SilentConsole())["num_samples"]))
 
