@@ -164,7 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, default=64, help="images per step")
     batch = parser.parse_args().batch
-    sizes = [f"loop.global_batch_size={batch}", f"loop.micro_batch_size={batch}"]
+    sizes = [f"loop.global_batch_size={batch}", f"loop.micro_batch_size={batch}", "diffusion.flip=false"]
     base = load_config(preset="demo-cpu", file=None, settings=sizes, flags=[]).config
     for precision in ("fp32", "bf16"):
         measure(base, world, precision)
