@@ -195,6 +195,12 @@ class _Training:
         state = self._directory.resume(zero=self._zero, average=self._ema, console=self._console)
         sinks = self._directory.sinks(resume_images=state.images_seen)
         loader = self._train_loader(state)
+
+        def validate(state: TrainState) -> None:
+            codec = self._averaged_codec()
+            if codec is not None:
+                sinks.write({"images_seen": state.images_seen, **self._evaluate(codec)})
+
         trainer = Trainer(
             engine=self._zero,
             loader=loader,
@@ -208,6 +214,7 @@ class _Training:
             write_ledger=self._directory.append_ledger,
             periodic=[
                 Periodic(self._loop.checkpoint_every_images, self._save, at_end=True, log_before=True),
+                Periodic(self._loop.validate_every_images, validate),
                 Periodic(self._loop.preview_every_images, self._preview),
             ],
             save=self._save,
