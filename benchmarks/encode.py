@@ -25,7 +25,7 @@ from synfundus.telemetry.console import SilentConsole
 
 NUM_IMAGES = 1024
 IMAGE_SIZE_PX = 128
-PAIRS = 3
+PAIRS = 5
 
 
 def decoded_images(image_set: ShardSet) -> torch.Tensor:

@@ -92,9 +92,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         _lanes(device) as lanes,
         console.progress("encoding", total=sum(task.entry.num_samples for task in mine), unit="images") as bar,
     ):
-        encoder = _ShardEncoder(config, image_set, codec, out, device, lanes)
-        for task in mine:
-            encoder.encode(task, bar)
+        _ShardEncoder(config, image_set, codec, out, device, lanes).encode(mine, bar)
     world.barrier()
     if world.rank == 0:
         _publish(out, tasks, image_set, properties, console)
@@ -151,51 +149,85 @@ def _claim(out: str, properties: dict[str, Any], world: World) -> bool:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Images on their way through the encoder.
+    """Samples as they lie in a shard, on their way through the encoder.
 
     Attributes:
-        keys: Sample keys, ``[b]``.
-        metas: Their JSON members, ``[b]``.
-        pixels: uint8 ``[b, s, s, 3]``.
+        task: The shard.
+        samples: Their numbers within the shard.
+        read: Key and members of each; an error where the shard is damaged there.
+        last: Whether the shard ends with this batch.
     """
+
+    task: _Task
+    samples: range
+    read: list[tuple[str, dict[str, bytes]] | CorruptShard]
+    last: bool
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """A batch's readable samples, pixels uint8 ``[s, s, 3]`` each, and the samples that could not be read."""
 
     keys: list[str]
     metas: list[bytes]
-    pixels: NDArray[np.uint8]
+    pixels: list[NDArray[np.uint8]]
+    rejects: list[dict[str, str]]
 
 
 @dataclass(frozen=True)
 class _Encoded:
-    """A batch and its moments, fp16 ``[b, 2c, lh, lw]``; those of the mirrored images where they are asked for."""
+    """A batch's readable samples and their moments.
 
-    batch: _Batch
+    Attributes:
+        keys: Sample keys, ``[b]``.
+        metas: Their JSON members, ``[b]``.
+        moments: fp16 ``[b, 2c, lh, lw]``.
+        mirrored: The same of the mirrored images, where they are asked for.
+        rejects: The samples that could not be read.
+    """
+
+    keys: list[str]
+    metas: list[bytes]
     moments: NDArray[np.float16]
     mirrored: NDArray[np.float16] | None
+    rejects: list[dict[str, str]]
 
 
 @dataclass(frozen=True)
 class _Lanes:
-    """Threads that compute batches: one a core on a CPU, one for a GPU (the images are decoded meanwhile)."""
+    """Threads that compute batches: one a core on a CPU, where each decodes its images too; one for a GPU.
 
-    pool: ThreadPoolExecutor
-    count: int
+    Attributes:
+        encoders: Run the autoencoder.
+        decoders: Decode images for a GPU meanwhile.
+        depth: Batches that may be under way.
+    """
+
+    encoders: ThreadPoolExecutor
+    decoders: ThreadPoolExecutor | None
+    depth: int
 
 
 @contextmanager
 def _lanes(device: torch.device) -> Iterator[_Lanes]:
     """Open the lanes; torch's own threads are as before at the end."""
     threads = torch.get_num_threads()
-    count = threads if device.type == "cpu" else 1
-    with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    on_cpu = device.type == "cpu"
+    count = threads if on_cpu else 1
+    with (
+        ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as encoders,
+        ThreadPoolExecutor(threads) as decoders,
+    ):
         try:
-            yield _Lanes(pool, count)
+            yield _Lanes(encoders, None if on_cpu else decoders, depth=count + 1 if on_cpu else threads + 2)
         finally:
-            pool.shutdown(cancel_futures=True)
+            encoders.shutdown(cancel_futures=True)
+            decoders.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
 
 
 class _ShardEncoder:
-    """Encodes image shards one by one."""
+    """Encodes image shards one after the other; the next one's batches are under way while a shard is written."""
 
     def __init__(
         self,
@@ -214,75 +246,110 @@ class _ShardEncoder:
         self._out = out
         self._device = device
         self._readers = {split: ShardSetReader(image_set, split=split) for split in SPLITS}
-        self._decode = ImageDecoder(
+        self._decode_image = ImageDecoder(
             schema=image_set.label_schema, image_size_px=int(image_set.properties["image_size_px"])
         )
 
-    def encode(self, task: _Task, bar: Progress) -> None:
-        """Encode a shard, unless its record says that it is done."""
-        if _read_record(self._out, task) is not None:
-            bar.advance(task.entry.num_samples)
-            return
-        samples: list[tuple[str, dict[str, bytes]]] = []
-        rejects: list[dict[str, str]] = []
+    def encode(self, tasks: list[_Task], bar: Progress) -> None:
+        """Encode shards, except those whose record says that they are done."""
+        todo = []
+        for task in tasks:
+            if _read_record(self._out, task) is None:
+                todo.append(task)
+            else:
+                bar.advance(task.entry.num_samples)
+        parts: list[_Encoded] = []
+        for batch, encoded in self._encoded(self._batches(todo)):
+            parts.append(encoded)
+            bar.advance(len(batch.samples))
+            if batch.last:
+                self._write(batch.task, parts)
+                parts = []
+
+    def _write(self, task: _Task, parts: list[_Encoded]) -> None:
+        """Write a latent shard, then the record that says so."""
         statistics = _Statistics(self._codec.latent_channels)
-        for encoded in self._encoded(self._batches(task, rejects)):
-            statistics.add(encoded.moments)
-            for row, key in enumerate(encoded.batch.keys):
-                members = {META: encoded.batch.metas[row], MOMENTS: encode_npy(encoded.moments[row])}
-                if encoded.mirrored is not None:
-                    members[FLIPPED_MOMENTS] = encode_npy(encoded.mirrored[row])
+        samples: list[tuple[str, dict[str, bytes]]] = []
+        for part in parts:
+            statistics.add(part.moments)
+            for row, key in enumerate(part.keys):
+                members = {META: part.metas[row], MOMENTS: encode_npy(part.moments[row])}
+                if part.mirrored is not None:
+                    members[FLIPPED_MOMENTS] = encode_npy(part.mirrored[row])
                 samples.append((key, members))
-            bar.advance(len(encoded.batch.keys))
         extensions = (META, MOMENTS, FLIPPED_MOMENTS) if self._flip else (META, MOMENTS)
         files = write_shard(filesystem.join(self._out, task.entry.name), samples, extensions=extensions)
         record = {
             "entry": asdict(ShardEntry.of(task.entry.name, task.split, files)),
-            "rejects": rejects,
+            "rejects": [reject for part in parts for reject in part.rejects],
             "statistics": statistics.to_document(),
         }
         documents.write_document(
             _record_url(self._out, task), record, format_name=RECORD_FORMAT, version=RECORD_VERSION
         )
 
-    def _encoded(self, batches: Iterable[_Batch]) -> Iterator[_Encoded]:
-        """Yield the moments of batches, in order; no more than the lanes can take are held in memory."""
-        waiting: deque[Future[_Encoded]] = deque()
+    def _batches(self, tasks: list[_Task]) -> Iterator[_Batch]:
+        """Yield the shards' samples in order, as read; a shard without samples is one empty batch."""
+        for task in tasks:
+            size, reader = task.entry.num_samples, self._readers[task.split]
+            for first in range(0, max(1, size), self._batch_size):
+                samples = range(first, min(size, first + self._batch_size))
+                read: list[tuple[str, dict[str, bytes]] | CorruptShard] = []
+                for sample in samples:
+                    try:
+                        read.append(reader.read(task.number, sample))
+                    except CorruptShard as error:
+                        read.append(error)
+                yield _Batch(task, samples, read, last=samples.stop == size)
+
+    def _encoded(self, batches: Iterable[_Batch]) -> Iterator[tuple[_Batch, _Encoded]]:
+        """Yield batches with their moments, in order; no more than the lanes can take are held in memory."""
+        waiting: deque[tuple[_Batch, Future[_Encoded]]] = deque()
         for batch in batches:
-            waiting.append(self._lanes.pool.submit(self._encode_batch, batch))
-            if len(waiting) > self._lanes.count:
-                yield waiting.popleft().result()
+            waiting.append((batch, self._submit(batch)))
+            if len(waiting) > self._lanes.depth:
+                first, future = waiting.popleft()
+                yield first, future.result()
         while waiting:
-            yield waiting.popleft().result()
+            first, future = waiting.popleft()
+            yield first, future.result()
+
+    def _submit(self, batch: _Batch) -> Future[_Encoded]:
+        encoders, decoders = self._lanes.encoders, self._lanes.decoders
+        if decoders is None:
+            return encoders.submit(lambda: self._encode(self._decode(batch)))
+        decoded = decoders.submit(self._decode, batch)
+        return encoders.submit(lambda: self._encode(decoded.result()))
+
+    def _decode(self, batch: _Batch) -> _Decoded:
+        """Decode a batch's images; name those that cannot be."""
+        decoded = _Decoded([], [], [], [])
+        for sample, read in zip(batch.samples, batch.read, strict=True):
+            try:
+                if isinstance(read, CorruptShard):
+                    raise read
+                key, members = read
+                place = self._readers[batch.task.split].place_name(batch.task.number, sample)
+                pixels = self._decode_image(key, members, place)["pixels"]
+            except CorruptShard as error:
+                name = f"{batch.task.entry.name}#{sample}"
+                decoded.rejects.append({"name": name, "stage": "encode", "reason": error.message})
+                continue
+            decoded.keys.append(key)
+            decoded.metas.append(members[META])
+            decoded.pixels.append(pixels)
+        return decoded
 
     @torch.no_grad()
-    def _encode_batch(self, batch: _Batch) -> _Encoded:
+    def _encode(self, decoded: _Decoded) -> _Encoded:
         """Encode a batch; runs in a lane, where gradients have to be turned off again."""
-        moments = self._moments(batch.pixels)
-        mirrored = self._moments(np.ascontiguousarray(batch.pixels[:, :, ::-1])) if self._flip else None
-        return _Encoded(batch, moments, mirrored)
-
-    def _batches(self, task: _Task, rejects: list[dict[str, str]]) -> Iterator[_Batch]:
-        """Yield a shard's readable samples, in order; name the others."""
-        keys: list[str] = []
-        metas: list[bytes] = []
-        rows: list[NDArray[np.uint8]] = []
-        reader = self._readers[task.split]
-        for sample in range(task.entry.num_samples):
-            try:
-                key, members = reader.read(task.number, sample)
-                pixels = self._decode(key, members, reader.place_name(task.number, sample))["pixels"]
-            except CorruptShard as error:
-                rejects.append({"name": f"{task.entry.name}#{sample}", "stage": "encode", "reason": error.message})
-                continue
-            keys.append(key)
-            metas.append(members[META])
-            rows.append(pixels)
-            if len(keys) == self._batch_size:
-                yield _Batch(keys, metas, np.stack(rows))
-                keys, metas, rows = [], [], []
-        if keys:
-            yield _Batch(keys, metas, np.stack(rows))
+        if not decoded.keys:
+            edge = int(self._set.properties["image_size_px"]) // self._codec.downsample_factor
+            nothing = np.empty((0, 2 * self._codec.latent_channels, edge, edge), dtype=np.float16)
+            return _Encoded([], [], nothing, nothing if self._flip else None, decoded.rejects)
+        pixels = np.stack(decoded.pixels)
+        mirrored = self._moments(np.ascontiguousarray(pixels[:, :, ::-1])) if self._flip else None
+        return _Encoded(decoded.keys, decoded.metas, self._moments(pixels), mirrored, decoded.rejects)
 
     def _moments(self, pixels: NDArray[np.uint8]) -> NDArray[np.float16]:
         """Return the moments of a batch in fp16.
