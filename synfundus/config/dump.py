@@ -6,8 +6,8 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 
+from synfundus.config.base import Section
 from synfundus.config.loader import DEFAULT_ORIGIN, LoadedConfig
-from synfundus.config.schema import Section
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./+-]([A-Za-z0-9_./+:@=-]*[A-Za-z0-9_./+=@-])?")
 _COMMENT_COLUMN = 44

@@ -17,7 +17,8 @@ from typing import Any, get_args, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from synfundus.config.schema import RunConfig, Section
+from synfundus.config.base import Section
+from synfundus.config.schema import RunConfig
 from synfundus.config.yaml_text import Entry, Value, parse_flow, parse_mapping, read_text
 from synfundus.errors import ConfigError
 

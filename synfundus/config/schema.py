@@ -8,82 +8,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
-NonNegativeFloat = Annotated[float, Field(ge=0.0)]
-ImageSizePx = Annotated[int, Field(ge=32, le=4096)]
+from synfundus.config.base import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
+from synfundus.config.data_sections import InspectConfig, PhantomsConfig, PrepareConfig, StorageConfig
 
 Precision = Literal["fp32", "bf16"]
 AttentionBackend = Literal["auto", "xformers", "sdpa", "math"]
 LrSchedule = Literal["cosine", "constant"]
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, no unknown keys, documented fields."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
-    )
-
-
-class PhantomsConfig(Section):
-    """Procedural fundus photographs with ground truth (`synfundus phantoms`)."""
-
-    out: str | None = None
-    """Folder for the photographs and labels.csv."""
-    num_images: PositiveInt = 1000
-    """Number of photographs."""
-    image_size_px: Annotated[int, Field(ge=64, le=2048)] = 256
-    """Edge of the square photographs in pixels."""
-    workers: NonNegativeInt = 2
-    """Processes that draw; 0 draws in the main process."""
-
-
-class PrepareConfig(Section):
-    """From photographs and a label table to de-identified shards (`synfundus prepare`)."""
-
-    source: str | None = None
-    """Folder of photographs (JPEG, PNG, TIFF, WebP)."""
-    labels: str | None = None
-    """Label table, CSV."""
-    mapping: str | None = None
-    """YAML that says which column means what; without it columns are named like the labels."""
-    label_schema: str | None = None
-    """YAML list of labels; without it the fifteen annotations of SynFundus-1M plus the eye side."""
-    out: str | None = None
-    """Folder of the shard set to write."""
-    crosswalk: str | None = None
-    """Folder for the map from keys to source names, outside the set; default `<out>.crosswalk`."""
-    image_size_px: ImageSizePx = 512
-    """Edge of the square images in the set, in pixels."""
-    splits: tuple[Fraction, Fraction, Fraction] = (0.8, 0.1, 0.1)
-    """Fractions of patients in train, val, test; they sum to 1."""
-    workers: NonNegativeInt = 2
-    """Processes that decode and crop; 0 works in the main process."""
-    image_format: Literal["png", "webp"] = "png"
-    """How images are stored (both lossless)."""
-    shard_max_samples: PositiveInt = 10_000
-    """Most samples in a shard."""
-    shard_max_bytes: PositiveInt = 256 * 2**20
-    """Most bytes in a shard, by estimate from the image size."""
-    max_pixels: PositiveInt = 120_000_000
-    """Photographs with more pixels are rejected before they are decoded."""
-
-    @field_validator("splits", mode="before")
-    @classmethod
-    def _split_text(cls, value: object) -> object:
-        return value.split(",") if isinstance(value, str) else value
-
-    @field_validator("splits")
-    @classmethod
-    def _sum_to_one(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
-        if abs(sum(value) - 1.0) > 1e-6 or value[0] <= 0:
-            raise ValueError(f"splits {value} must sum to 1 and leave a part for train")
-        return value
 
 
 class OptimConfig(Section):
@@ -333,7 +272,7 @@ class SampleConfig(Section):
     """Folder to write."""
     num_images: PositiveInt | None = None
     """Number of images; with a label plan the default is one a row."""
-    label: dict[str, int | None] = {}
+    label: dict[str, int | None] = {}  # noqa: RUF012 - pydantic copies defaults
     """Labels every image gets; the rest is unknown."""
     labels: str | None = None
     """Label plan: a CSV with one row an image."""
@@ -446,6 +385,10 @@ class RunConfig(Section):
     """Diffusion training: weight averaging."""
     sample: SampleConfig = SampleConfig()
     """Generation."""
+    inspect: InspectConfig = InspectConfig()
+    """Looking into a set."""
+    storage: StorageConfig = StorageConfig()
+    """Object store and cache."""
     demo: DemoConfig = DemoConfig()
     """The demo."""
     launch: LaunchConfig = LaunchConfig()

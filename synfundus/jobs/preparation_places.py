@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, dataclass
 
-from synfundus.config.schema import PrepareConfig
+from synfundus.config.data_sections import PrepareConfig
 from synfundus.data.crosswalk import SECRET_NAME, write_private_lines
 from synfundus.errors import ConfigError, DataError
 from synfundus.jobs.preparation_plan import PreparationPlan

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from synfundus.config.schema import PrepareConfig
+from synfundus.config.data_sections import PrepareConfig
 from synfundus.data.ingest import PlannedShard, Reject, drop_duplicates, match_files, plan_shards, split_patients
 from synfundus.data.label_mapping import TableMapping, parse_mapping
 from synfundus.data.label_table import read_label_table

@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from synfundus.config.schema import PrepareConfig, RunConfig
+from synfundus.config.data_sections import PrepareConfig
+from synfundus.config.schema import RunConfig
 from synfundus.data.crosswalk import (
     CROSSWALK_NAME,
     crosswalk_table,

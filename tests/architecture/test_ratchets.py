@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MOST_LINES_A_MODULE = 400
 MOST_LINES_A_FUNCTION = 60
 
-LONG_MODULES = {"synfundus/config/schema.py": 520}
+LONG_MODULES: dict[str, int] = {"synfundus/config/schema.py": 450}
 """Allowed beyond the limit, with a limit of their own: one list of options, no logic."""
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from synfundus.config.schema import PhantomsConfig, RunConfig
+from synfundus.config.data_sections import PhantomsConfig
+from synfundus.config.schema import RunConfig
 from synfundus.data.phantoms import LABEL_NAMES, draw_phantom
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import ConfigError

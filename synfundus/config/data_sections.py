@@ -1,0 +1,101 @@
+"""Options of phantoms, ingestion, inspection and storage."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from synfundus.config.base import Fraction, ImageSizePx, NonNegativeInt, PositiveFloat, PositiveInt, Section
+
+
+class PhantomsConfig(Section):
+    """Procedural fundus photographs with ground truth (`synfundus phantoms`)."""
+
+    out: str | None = None
+    """Folder for the photographs and labels.csv."""
+    num_images: PositiveInt = 1000
+    """Number of photographs."""
+    image_size_px: Annotated[int, Field(ge=64, le=2048)] = 256
+    """Edge of the square photographs in pixels."""
+    workers: NonNegativeInt = 2
+    """Processes that draw; 0 draws in the main process."""
+
+
+class PrepareConfig(Section):
+    """From photographs and a label table to de-identified shards (`synfundus prepare`)."""
+
+    source: str | None = None
+    """Folder of photographs (JPEG, PNG, TIFF, WebP)."""
+    labels: str | None = None
+    """Label table, CSV."""
+    mapping: str | None = None
+    """YAML that says which column means what; without it columns are named like the labels."""
+    label_schema: str | None = None
+    """YAML list of labels; without it the fifteen annotations of SynFundus-1M plus the eye side."""
+    out: str | None = None
+    """Folder of the shard set to write."""
+    crosswalk: str | None = None
+    """Folder for the map from keys to source names, outside the set; default `<out>.crosswalk`."""
+    image_size_px: ImageSizePx = 512
+    """Edge of the square images in the set, in pixels."""
+    splits: tuple[Fraction, Fraction, Fraction] = (0.8, 0.1, 0.1)
+    """Fractions of patients in train, val, test; they sum to 1."""
+    workers: NonNegativeInt = 2
+    """Processes that decode and crop; 0 works in the main process."""
+    image_format: Literal["png", "webp"] = "png"
+    """How images are stored (both lossless)."""
+    shard_max_samples: PositiveInt = 10_000
+    """Most samples in a shard."""
+    shard_max_bytes: PositiveInt = 256 * 2**20
+    """Most bytes in a shard, by estimate from the image size."""
+    max_pixels: PositiveInt = 120_000_000
+    """Photographs with more pixels are rejected before they are decoded."""
+    importer: str | None = None
+    """Known data set whose table to read, e.g. eyepacs; without it columns named like the labels, or `mapping`."""
+    near_duplicates: bool = True
+    """Keep photographs that look the same in one split, together with their patients."""
+    compare_with: tuple[str, ...] = ()
+    """Other image sets: photographs that look like one of theirs are reported."""
+    burned_text: Literal["flag", "quarantine", "off"] = "flag"
+    """Writing inside the disc: flag it in the report, leave the image out, or do not look."""
+
+    @field_validator("splits", mode="before")
+    @classmethod
+    def _split_text(cls, value: object) -> object:
+        return value.split(",") if isinstance(value, str) else value
+
+    @field_validator("splits")
+    @classmethod
+    def _sum_to_one(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
+        if abs(sum(value) - 1.0) > 1e-6 or value[0] <= 0:
+            raise ValueError(f"splits {value} must sum to 1 and leave a part for train")
+        return value
+
+
+class InspectConfig(Section):
+    """Look into a shard set (`synfundus inspect`)."""
+
+    data: str | None = None
+    """Set of images, latents or samples."""
+    out: str | None = None
+    """Folder for inspect.json and the contact sheet; default: the current folder."""
+    verify: bool = False
+    """Read every byte and compare every hash."""
+    contact_sheet_images: NonNegativeInt = 64
+    """Images on the contact sheet; 0 draws none."""
+
+
+class StorageConfig(Section):
+    """Reading from an object store (endpoint, region and credentials come from the environment)."""
+
+    cache_dir: str | None = None
+    """Local folder for copies of remote shards, shared by the ranks of a node; without it every read is a request."""
+    cache_max_bytes: PositiveInt = 200 * 2**30
+    """Most bytes in the cache; the copies that were not used for longest are removed."""
+    deadline_s: PositiveFloat = 300.0
+    """Longest time one read may take, retries included."""
+    connect_timeout_s: PositiveFloat = 10.0
+    """Longest wait for a connection."""
+    read_timeout_s: PositiveFloat = 30.0
+    """Longest wait for the next bytes of an answer."""

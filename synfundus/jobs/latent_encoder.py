@@ -1,0 +1,295 @@
+"""From image shards to latent shards: decode, encode, gather statistics, write.
+
+On a CPU the bytes do not depend on the number of cores: how many threads share an operation changes the last bits of
+its result, so each batch is computed by one thread, and several batches side by side.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from synfundus.config.schema import RunConfig
+from synfundus.data.images import ImageDecoder
+from synfundus.data.latents import FLIPPED_MOMENTS, META, MOMENTS
+from synfundus.data.reader import ShardSetReader, encode_npy
+from synfundus.errors import CorruptShard, DataError
+from synfundus.jobs.pixels import pixels_to_tensor
+from synfundus.models.autoencoder import LatentCodec
+from synfundus.storage import documents, filesystem
+from synfundus.storage.manifest import SPLITS, ShardEntry, ShardSet
+from synfundus.storage.tarshard import write_shard
+from synfundus.telemetry.console import Progress
+
+RECORD_FORMAT = "synfundus-latent-shard"
+RECORD_VERSION = 1
+FP16_MAX = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True)
+class EncodeTask:
+    """One image shard to encode: its split, its number within the split, its entry."""
+
+    split: str
+    number: int
+    entry: ShardEntry
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Samples as they lie in a shard, on their way through the encoder.
+
+    Attributes:
+        task: The shard.
+        samples: Their numbers within the shard.
+        read: Key and members of each; an error where the shard is damaged there.
+        last: Whether the shard ends with this batch.
+    """
+
+    task: EncodeTask
+    samples: range
+    read: list[tuple[str, dict[str, bytes]] | CorruptShard]
+    last: bool
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """A batch's readable samples, pixels uint8 ``[s, s, 3]`` each, and the samples that could not be read."""
+
+    keys: list[str]
+    metas: list[bytes]
+    pixels: list[NDArray[np.uint8]]
+    rejects: list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """A batch's readable samples and their moments.
+
+    Attributes:
+        keys: Sample keys, ``[b]``.
+        metas: Their JSON members, ``[b]``.
+        moments: fp16 ``[b, 2c, lh, lw]``.
+        mirrored: The same of the mirrored images, where they are asked for.
+        rejects: The samples that could not be read.
+    """
+
+    keys: list[str]
+    metas: list[bytes]
+    moments: NDArray[np.float16]
+    mirrored: NDArray[np.float16] | None
+    rejects: list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """Threads that compute batches: one a core on a CPU, where each decodes its images too; one for a GPU.
+
+    Attributes:
+        encoders: Run the autoencoder.
+        decoders: Decode images for a GPU meanwhile.
+        depth: Batches that may be under way.
+    """
+
+    encoders: ThreadPoolExecutor
+    decoders: ThreadPoolExecutor | None
+    depth: int
+
+
+@contextmanager
+def open_lanes(device: torch.device) -> Iterator[Lanes]:
+    """Open the lanes; torch's own threads are as before at the end."""
+    threads = torch.get_num_threads()
+    on_cpu = device.type == "cpu"
+    count = threads if on_cpu else 1
+    with (
+        ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as encoders,
+        ThreadPoolExecutor(threads) as decoders,
+    ):
+        try:
+            yield Lanes(encoders, None if on_cpu else decoders, depth=count + 1 if on_cpu else threads + 2)
+        finally:
+            encoders.shutdown(cancel_futures=True)
+            decoders.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
+
+
+class ShardEncoder:
+    """Encodes image shards one after the other; the next one's batches are under way while a shard is written."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        image_set: ShardSet,
+        codec: LatentCodec,
+        out: str,
+        device: torch.device,
+        lanes: Lanes,
+    ) -> None:
+        self._lanes = lanes
+        self._batch_size = config.encode.batch_size
+        self._flip = config.encode.flip
+        self._set = image_set
+        self._codec = codec
+        self._out = out
+        self._device = device
+        self._readers = {split: ShardSetReader(image_set, split=split) for split in SPLITS}
+        self._decode_image = ImageDecoder(
+            schema=image_set.label_schema, image_size_px=int(image_set.properties["image_size_px"])
+        )
+
+    def encode(self, tasks: list[EncodeTask], bar: Progress) -> None:
+        """Encode shards, except those whose record says that they are done."""
+        todo = []
+        for task in tasks:
+            if read_record(self._out, task) is None:
+                todo.append(task)
+            else:
+                bar.advance(task.entry.num_samples)
+        parts: list[_Encoded] = []
+        for batch, encoded in self._encoded(self._batches(todo)):
+            parts.append(encoded)
+            bar.advance(len(batch.samples))
+            if batch.last:
+                self._write(batch.task, parts)
+                parts = []
+
+    def _write(self, task: EncodeTask, parts: list[_Encoded]) -> None:
+        """Write a latent shard, then the record that says so."""
+        statistics = _Statistics(self._codec.latent_channels)
+        samples: list[tuple[str, dict[str, bytes]]] = []
+        for part in parts:
+            statistics.add(part.moments)
+            for row, key in enumerate(part.keys):
+                members = {META: part.metas[row], MOMENTS: encode_npy(part.moments[row])}
+                if part.mirrored is not None:
+                    members[FLIPPED_MOMENTS] = encode_npy(part.mirrored[row])
+                samples.append((key, members))
+        extensions = (META, MOMENTS, FLIPPED_MOMENTS) if self._flip else (META, MOMENTS)
+        files = write_shard(filesystem.join(self._out, task.entry.name), samples, extensions=extensions)
+        record = {
+            "entry": asdict(ShardEntry.of(task.entry.name, task.split, files)),
+            "rejects": [reject for part in parts for reject in part.rejects],
+            "statistics": statistics.to_document(),
+        }
+        documents.write_document(record_url(self._out, task), record, format_name=RECORD_FORMAT, version=RECORD_VERSION)
+
+    def _batches(self, tasks: list[EncodeTask]) -> Iterator[_Batch]:
+        """Yield the shards' samples in order, as read; a shard without samples is one empty batch."""
+        for task in tasks:
+            size, reader = task.entry.num_samples, self._readers[task.split]
+            for first in range(0, max(1, size), self._batch_size):
+                samples = range(first, min(size, first + self._batch_size))
+                read: list[tuple[str, dict[str, bytes]] | CorruptShard] = []
+                for sample in samples:
+                    try:
+                        read.append(reader.read(task.number, sample))
+                    except CorruptShard as error:
+                        read.append(error)
+                yield _Batch(task, samples, read, last=samples.stop == size)
+
+    def _encoded(self, batches: Iterable[_Batch]) -> Iterator[tuple[_Batch, _Encoded]]:
+        """Yield batches with their moments, in order; no more than the lanes can take are held in memory."""
+        waiting: deque[tuple[_Batch, Future[_Encoded]]] = deque()
+        for batch in batches:
+            waiting.append((batch, self._submit(batch)))
+            if len(waiting) > self._lanes.depth:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+
+    def _submit(self, batch: _Batch) -> Future[_Encoded]:
+        encoders, decoders = self._lanes.encoders, self._lanes.decoders
+        if decoders is None:
+            return encoders.submit(lambda: self._encode(self._decode(batch)))
+        decoded = decoders.submit(self._decode, batch)
+        return encoders.submit(lambda: self._encode(decoded.result()))
+
+    def _decode(self, batch: _Batch) -> _Decoded:
+        """Decode a batch's images; name those that cannot be."""
+        decoded = _Decoded([], [], [], [])
+        for sample, read in zip(batch.samples, batch.read, strict=True):
+            try:
+                if isinstance(read, CorruptShard):
+                    raise read
+                key, members = read
+                place = self._readers[batch.task.split].place_name(batch.task.number, sample)
+                pixels = self._decode_image(key, members, place)["pixels"]
+            except CorruptShard as error:
+                name = f"{batch.task.entry.name}#{sample}"
+                decoded.rejects.append({"name": name, "stage": "encode", "reason": error.message})
+                continue
+            decoded.keys.append(key)
+            decoded.metas.append(members[META])
+            decoded.pixels.append(pixels)
+        return decoded
+
+    @torch.no_grad()
+    def _encode(self, decoded: _Decoded) -> _Encoded:
+        """Encode a batch; runs in a lane, where gradients have to be turned off again."""
+        if not decoded.keys:
+            edge = int(self._set.properties["image_size_px"]) // self._codec.downsample_factor
+            nothing = np.empty((0, 2 * self._codec.latent_channels, edge, edge), dtype=np.float16)
+            return _Encoded([], [], nothing, nothing if self._flip else None, decoded.rejects)
+        pixels = np.stack(decoded.pixels)
+        mirrored = self._moments(np.ascontiguousarray(pixels[:, :, ::-1])) if self._flip else None
+        return _Encoded(decoded.keys, decoded.metas, self._moments(pixels), mirrored, decoded.rejects)
+
+    def _moments(self, pixels: NDArray[np.uint8]) -> NDArray[np.float16]:
+        """Return the moments of a batch in fp16.
+
+        Raises:
+            DataError: A value that fp16 cannot hold.
+        """
+        moments = self._codec.encode(pixels_to_tensor(pixels).to(self._device)).float().cpu().numpy()
+        if not np.isfinite(moments).all() or np.abs(moments).max() > FP16_MAX:
+            raise DataError(
+                f"moments up to {np.abs(moments).max():.3g} do not fit fp16", hint="the autoencoder has diverged"
+            )
+        return moments.astype(np.float16)
+
+
+class _Statistics:
+    """Sums over the moments of a shard, per channel, in float64."""
+
+    def __init__(self, channels: int) -> None:
+        self.count = 0
+        self.sums = np.zeros((3, channels), dtype=np.float64)
+
+    def add(self, moments: NDArray[np.float16]) -> None:
+        """Add a batch of stored moments ``[b, 2c, lh, lw]``."""
+        mean, logvar = np.split(moments.astype(np.float64), 2, axis=1)
+        axes = (0, 2, 3)
+        self.count += mean.shape[0] * mean.shape[2] * mean.shape[3]
+        self.sums += np.stack([mean.sum(axes), np.square(mean).sum(axes), np.exp(logvar).sum(axes)])
+
+    def to_document(self) -> dict[str, Any]:
+        """Return count, sum of means, sum of squared means, sum of variances."""
+        return {"count": self.count, "sums": self.sums.tolist()}
+
+
+def record_url(out: str, task: EncodeTask) -> str:
+    """Return where the record of a finished shard lies."""
+    return filesystem.join(out, task.entry.name.removesuffix(".tar") + ".done.json")
+
+
+def read_record(out: str, task: EncodeTask) -> dict[str, Any] | None:
+    """Return the record of a finished shard; None if it is not finished or its tar has another size."""
+    url = record_url(out, task)
+    if not filesystem.exists(url):
+        return None
+    record = documents.read_document(url, format_name=RECORD_FORMAT, version=RECORD_VERSION)
+    tar = filesystem.join(out, task.entry.name)
+    if not filesystem.exists(tar) or filesystem.file_size(tar) != record["entry"]["bytes"]:
+        return None
+    return record
