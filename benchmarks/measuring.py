@@ -52,7 +52,7 @@ def rate(work: Callable[[], int]) -> float:
 
 
 def write_random_latents(
-    folder: Path, *, shape: tuple[int, int, int], sizes: Sequence[int], codec_folder: Path
+    folder: Path, *, shape: tuple[int, int, int], sizes: Sequence[int], codec_folder: Path | None
 ) -> ShardSet:
     """Write a latent set of random moments with random labels: ``sizes`` are the samples of its train shards."""
     schema = DEFAULT_LABEL_SCHEMA
@@ -60,11 +60,13 @@ def write_random_latents(
     for number, size in enumerate([*sizes, 64]):
         split = "train" if number < len(sizes) else "val"
         samples = []
+        states = np.zeros((size, len(schema.labels)), dtype=np.int8)
         for row in range(size):
             generator = keyed_generator(0, "benchmark", number, index=row)
             moments = generator.standard_normal(shape, dtype=np.float32).astype(np.float16)
             moments[shape[0] // 2 :] = -6
             labels = {spec.name: int(generator.integers(spec.num_values)) for spec in schema.labels}
+            states[row] = schema.encode(labels)
             samples.append(
                 (
                     f"s{number}-{row}",
@@ -72,7 +74,7 @@ def write_random_latents(
                 )
             )
         name = shard_name(split, number if split == "train" else 0)
-        files = write_shard(str(folder / name), samples, extensions=("json", "moments.npy"))
+        files = write_shard(str(folder / name), samples, extensions=("json", "moments.npy"), states=states)
         shards.append(ShardEntry.of(name, split, files))
     channels = shape[0] // 2
     properties = {
@@ -81,7 +83,7 @@ def write_random_latents(
         "image_size_px": 8 * shape[1],
         "latent_mean": [0.0] * channels,
         "latent_std": [1.0] * channels,
-        "autoencoder_fingerprint": fingerprint(codec_folder),
+        "autoencoder_fingerprint": "none" if codec_folder is None else fingerprint(codec_folder),
     }
     return save_shard_set(ShardSet(str(folder), "latents", schema, tuple(shards), {}, properties))
 

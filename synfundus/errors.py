@@ -63,9 +63,17 @@ class DataError(SynfundusError):
 
 
 class CorruptShard(DataError):
-    """Bytes of a shard that do not match the hash recorded for them."""
+    """Bytes of a shard that do not match the hash recorded for them, or do not hold what they should.
+
+    Attributes:
+        reason: One word for the ledger: ``checksum``, ``index``, ``missing``, or ``damaged`` for the rest.
+    """
 
     title = "Damaged data"
+
+    def __init__(self, message: str, *, where: str = "", hint: str = "", reason: str = "damaged") -> None:
+        super().__init__(message, where=where, hint=hint)
+        self.reason = reason
 
 
 class ManifestMismatch(DataError):

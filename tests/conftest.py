@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import os
+import secrets
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from s3_server import BUCKET, S3Server, s3_environment
 from tiny_sets import tiny_config, write_phantom_set
 
 from synfundus.distributed.world import World
+from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import SilentConsole
 
@@ -70,3 +74,23 @@ def latent_set(image_set: ShardSet, vae_run: Path, world: World, tmp_path_factor
     config = tiny_config({"encode": {"data": image_set.url, "vae": str(vae_run), "out": str(out), "flip": True}})
     encode_latents.run(config, world, SilentConsole())
     return load_shard_set(str(out), kind="latents")
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One S3 server for the session, with one bucket; tests that stop or damage it start one of their own."""
+    server = S3Server.at(tmp_path_factory.mktemp("s3"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A fresh ``s3://`` prefix; the environment leads to the server, for child processes too."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in s3_environment(s3_server.endpoint).items():
+        monkeypatch.setenv(name, value)
+    filesystem.configure(None)
+    yield f"s3://{BUCKET}/{secrets.token_hex(6)}"
+    filesystem.configure(None)

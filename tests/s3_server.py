@@ -20,6 +20,7 @@ SECRET_KEY = "not-a-secret-of-anybody"
 REGION = "us-east-1"
 BUCKET = "shards"
 _READY_S = 60.0
+_PATIENCE_S = 2.0
 
 
 def s3_environment(endpoint: str) -> dict[str, str]:
@@ -118,7 +119,7 @@ class S3Server:
             return
         os.killpg(self._process.pid, signal.SIGTERM)
         try:
-            self._process.wait(timeout=15)
+            self._process.wait(timeout=_PATIENCE_S)  # it waits for clients that keep a connection open
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

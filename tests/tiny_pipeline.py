@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -65,7 +65,10 @@ def tiny_codec(*, seed: int = 0, linear_path: bool = False) -> LatentCodec:
         ).eval()
 
 
-def write_tiny_pipeline(folder: Path, *, seed: int = 0, schema: LabelSchema = SCHEMA, **changes: Any) -> Path:
+Place = TypeVar("Place", str, Path)
+
+
+def write_tiny_pipeline(folder: Place, *, seed: int = 0, schema: LabelSchema = SCHEMA, **changes: Any) -> Place:
     """Export a model with random weights; ``changes`` replace arguments of `save_pipeline`."""
     codec = tiny_codec(seed=seed)
     arguments: dict[str, Any] = {

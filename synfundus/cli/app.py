@@ -26,11 +26,16 @@ def _parameter(option: Option) -> inspect.Parameter:
     default: Any
     if option.kind in ("flag", "switch"):
         annotation, default = bool, False
-    elif option.kind in ("mapping", "list"):
+    elif option.kind in ("mapping", "list", "many"):
         annotation, default = list[str], []
     else:
         annotation, default = str | None, None
-    metavars = {"value": "PATH" if option.role else "VALUE", "mapping": "NAME=VALUE", "list": "KEY=VALUE"}
+    metavars = {
+        "value": "PATH" if option.role else "VALUE",
+        "many": "PATH[:SHARE]",
+        "mapping": "NAME=VALUE",
+        "list": "KEY=VALUE",
+    }
     note = " [required]" if option.required else ""
     typed = Annotated[
         annotation,

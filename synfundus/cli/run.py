@@ -16,6 +16,7 @@ from synfundus.cli.verbs import COMMON, PROCS, Option, Verb
 from synfundus.config.assets import find_asset
 from synfundus.config.loader import Assignment, LoadedConfig, load_config
 from synfundus.config.schema import RunConfig
+from synfundus.config.weighted import parse_weighted
 from synfundus.distributed.world import LocalWorld, RankInfo, World, connect, disconnect, rank_info
 from synfundus.errors import ConfigError
 from synfundus.launch import LaunchPlan, Resources, Surroundings, execute, look_around, plan_launch, tie_to_launcher
@@ -77,6 +78,14 @@ def _path_problem(option: Option, value: str) -> str | None:
     return None
 
 
+def _location_problem(option: Option, text: str, *, look: bool) -> str | None:
+    """Say what is wrong with a location, or nothing."""
+    if not text.strip():
+        return f"{option.flag} is empty ({option.path})"
+    url = parse_weighted(text)[0] if option.kind == "many" else text
+    return _path_problem(option, url) if look else None
+
+
 def check_request(verb: Verb, config: RunConfig, *, look: bool) -> None:
     """Check what the schema cannot: that a verb has what it needs.
 
@@ -91,13 +100,11 @@ def check_request(verb: Verb, config: RunConfig, *, look: bool) -> None:
     problems: list[str] = []
     for option in verb.options:
         value = value_at(config, option.path)
-        if option.required and not (isinstance(value, str) and value.strip()):
+        texts = [value] if isinstance(value, str) else [str(text) for text in value] if isinstance(value, tuple) else []
+        if option.required and not any(text.strip() for text in texts):
             problems.append(f"{option.flag} is missing ({option.path}): {option.help}")
-        elif option.role and isinstance(value, str):
-            if not value.strip():
-                problems.append(f"{option.flag} is empty ({option.path})")
-            elif look and (problem := _path_problem(option, value)):
-                problems.append(problem)
+        elif option.role:
+            problems.extend(filter(None, (_location_problem(option, text, look=look) for text in texts)))
     if verb.name == "demo" and (config.demo.source is None) != (config.demo.labels is None):
         problems.append("--source and --labels belong together: photographs and the table that describes them")
     if verb.name == "sample" and config.sample.num_images is None and config.sample.labels is None:
@@ -172,7 +179,7 @@ def _run_here(verb: Verb, config: RunConfig, info: RankInfo, *, as_json: bool) -
         summary: dict[str, Any] = job.run(config, world, console)
     if as_json and info.rank == 0:
         sys.stdout.write(json.dumps(summary, indent=2, default=str) + "\n")
-    return 0 if summary.get("ok", True) else 1
+    return 0 if summary.get("ok", True) else int(summary.get("exit_code", 1))
 
 
 def _load(verb: Verb, values: Mapping[str, Any]) -> LoadedConfig:

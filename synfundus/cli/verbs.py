@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-OptionKind = Literal["value", "flag", "mapping", "switch", "list"]
-"""value: one text; flag: no argument, sets true; mapping: repeatable NAME=VALUE; switch, list: for the CLI itself."""
+OptionKind = Literal["value", "many", "flag", "mapping", "switch", "list"]
+"""value: one text; many: repeatable text; flag: no argument, sets true; mapping: repeatable NAME=VALUE; switch, list:
+for the CLI itself."""
 PathRole = Literal["input", "output", ""]
 
 
@@ -169,7 +170,13 @@ TRAIN = Verb(
     "train",
     "Train the conditional diffusion model on latents.",
     (
-        _needs(Option("--latents", "train.latents", "Set of latents, written by `encode-latents`.", role="input")),
+        _needs(
+            Option(
+                *("--latents", "train.latents", "Set of latents; several with shares: A:0.7, then B:0.3 (repeatable)."),
+                kind="many",
+                role="input",
+            )
+        ),
         _needs(Option("--run-dir", "train.run_dir", "Folder of the run.", role="output")),
         Option("--vae", "train.vae", "Autoencoder for previews; default the one the latents name.", role="input"),
         Option("--init-from", "train.init_from", "Start from the weights of an exported model.", role="input"),
@@ -233,6 +240,19 @@ DEMO = Verb(
     trains="",
     default_preset="demo-cpu",
 )
+INSPECT = Verb(
+    "inspect",
+    "Look into a shard set: counts, labels, sizes, pictures; check every byte.",
+    (
+        _needs(Option("--data", "inspect.data", "Set of images, latents or samples.", role="input")),
+        Option("--out", "inspect.out", "Folder for inspect.json and the contact sheet; default here.", role="output"),
+        Option("--verify", "inspect.verify", "Read every byte and compare every hash.", "flag"),
+        Option("--images", "inspect.contact_sheet_images", "Images on the contact sheet; 0 draws none."),
+    ),
+    ("seed", "inspect"),
+    "inspect",
+    results_on_stdout=True,
+)
 DOCTOR = Verb(
     "doctor",
     "Check this machine: Python, torch, CUDA, DeepSpeed, xformers, SLURM, S3, disk.",
@@ -242,4 +262,4 @@ DOCTOR = Verb(
     results_on_stdout=True,
 )
 
-VERBS = (DEMO, DOCTOR, PHANTOMS, PREPARE, TRAIN_VAE, ENCODE, VERIFY, TRAIN, SAMPLE, EXPORT)
+VERBS = (DEMO, DOCTOR, PHANTOMS, PREPARE, INSPECT, TRAIN_VAE, ENCODE, VERIFY, TRAIN, SAMPLE, EXPORT)

@@ -59,6 +59,8 @@ class PrepareConfig(Section):
     """Other image sets: photographs that look like one of theirs are reported."""
     burned_text: Literal["flag", "quarantine", "off"] = "flag"
     """Writing inside the disc: flag it in the report, leave the image out, or do not look."""
+    photograph_limit_s: PositiveFloat = 600.0
+    """Longest time a worker may take for one photograph; it gets a second chance, then it is a named reject."""
 
     @field_validator("splits", mode="before")
     @classmethod

@@ -73,7 +73,13 @@ class LoopConfig(Section):
     channels_last: bool = True
     """NHWC memory layout for convolutions."""
     prefetch_batches: NonNegativeInt = 4
-    """Global batches prepared ahead of the step, in a background thread; 0 reads in the step."""
+    """Global batches prepared ahead of the step; 0 without workers reads in the step."""
+    prefetch_max_bytes: PositiveInt = 2**30
+    """Most bytes of batches prepared ahead, per rank; one batch (with workers, two a worker) always fits."""
+    workers: NonNegativeInt = 0
+    """Processes per rank that read and draw; 0 does it in a background thread."""
+    worker_stall_s: PositiveFloat = 600.0
+    """A worker that brings nothing for so long ends the run with its name."""
     checkpoint_every_images: PositiveInt = 500_000
     """Images between two checkpoints."""
     keep_checkpoints: Annotated[int, Field(ge=2)] = 3
@@ -253,14 +259,19 @@ class DiffusionConfig(Section):
 class TrainConfig(Section):
     """Inputs and outputs of `synfundus train`."""
 
-    latents: str | None = None
-    """Set of latents (written by `encode-latents`)."""
+    latents: tuple[str, ...] = ()
+    """Set of latents (written by `encode-latents`), or several, each with its share: `A:0.7`, `B:0.3`."""
     vae: str | None = None
     """Autoencoder for previews and export; default: the one the latent set names."""
     run_dir: str | None = None
     """Folder of the run."""
     init_from: str | None = None
     """Folder of an exported model whose weights to start from."""
+
+    @field_validator("latents", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return () if value is None else (value,) if isinstance(value, str) else value
 
 
 class SampleConfig(Section):

@@ -1,8 +1,9 @@
 """The crosswalk: the only place that knows which key is which photograph.
 
 A folder outside the set, readable by its owner alone, with the secret the keys are made from
-(``secret.key``), the map itself (``crosswalk.csv``) and the rejects by name (``rejects.jsonl``). The set can
-leave the hospital; the crosswalk does not.
+(``secret.key``), the map itself (``crosswalk.csv``), the rejects (``rejects.jsonl``), flags (``flags.jsonl``) and
+look-alikes (``look_alikes.jsonl``) by name, and how every image looks (``looks.npy``). The set can leave the
+hospital; the crosswalk does not.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import csv
 import io
 import json
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import IO
 
 from synfundus.errors import DataError
 from synfundus.storage import filesystem
@@ -19,6 +22,8 @@ from synfundus.storage import filesystem
 SECRET_NAME = "secret.key"  # noqa: S105 - a file name
 CROSSWALK_NAME = "crosswalk.csv"
 REJECTS_NAME = "rejects.jsonl"
+FLAGS_NAME = "flags.jsonl"
+LOOK_ALIKES_NAME = "look_alikes.jsonl"
 COLUMNS = ("key", "source", "patient_id", "split", "reason")
 
 _SECRET_BYTES = 32
@@ -51,7 +56,15 @@ def open_crosswalk(url: str) -> bytes:
 
 def write_private(url: str, data: bytes) -> None:
     """Write a file atomically that only its owner can read."""
-    filesystem.write_bytes(url, data)
+    with private_file(url) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def private_file(url: str) -> Iterator[IO[bytes]]:
+    """Open a file for writing that appears complete or not at all, and that only its owner can read."""
+    with filesystem.atomic_write(url) as stream:
+        yield stream
     if filesystem.is_local(url):
         filesystem.local_path(url).chmod(0o600)
 

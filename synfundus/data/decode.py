@@ -7,17 +7,26 @@ pixel is decoded, and whatever is wrong with it ends as a named reason, never as
 from __future__ import annotations
 
 import io
-import struct
 import warnings
-import zlib
-from enum import StrEnum
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
-from synfundus.errors import DataError
+from synfundus.data.bare_picture import bare_picture
+from synfundus.data.undecodable import DECODER_ERRORS, Undecodable, UndecodableImage
+
+__all__ = [
+    "FORMATS",
+    "ImageFormat",
+    "Undecodable",
+    "UndecodableImage",
+    "decode_photograph",
+    "decode_picture",
+    "encode_image",
+    "encode_png",
+]
 
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
 """Formats that are decoded; every other decoder of Pillow stays out of reach."""
@@ -40,28 +49,10 @@ _FOREIGN_SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\0\0\0\x0cjP  ", "JPEG 2000"),
     (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
     (4, b"ftyp", "HEIF or AVIF"),
-    (128, b"DICM", "DICOM"),
     (0, b"%!PS", "PostScript"),
     (0, b"\0\0\x01\0", "icon"),
     (0, b"PK\x03\x04", "ZIP"),
 )
-_DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    EOFError,
-    KeyError,
-    IndexError,
-    OverflowError,
-    AttributeError,
-    NotImplementedError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-)
-"""What Pillow's decoders raise on damaged bytes."""
-
 _ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -73,38 +64,12 @@ _ORIENTATIONS = {
 }
 
 
-class Undecodable(StrEnum):
-    """Why a file was not decoded; the values are the reasons in ``rejects.jsonl``."""
-
-    EMPTY_FILE = "empty_file"
-    NOT_AN_IMAGE = "not_an_image"
-    UNSUPPORTED_FORMAT = "unsupported_format"
-    UNSUPPORTED_MODE = "unsupported_mode"
-    TOO_MANY_PIXELS = "too_many_pixels"
-    TRUNCATED = "truncated"
-    DAMAGED = "damaged"
-
-
-class UndecodableImage(DataError):
-    """A file that is not a photograph this program can decode.
-
-    Attributes:
-        reason: The name of the rejection.
-    """
-
-    title = "Image file"
-
-    def __init__(self, reason: Undecodable, message: str) -> None:
-        super().__init__(message)
-        self.args = (reason, message)  # what pickling calls the class with
-        self.reason = reason
-
-
 def decode_photograph(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
-    """Decode a JPEG, PNG, TIFF, WebP or BMP file to RGB, upright.
+    """Decode a JPEG, PNG, TIFF, WebP, BMP or DICOM file to RGB, upright.
 
     CMYK, palette, grey and 16-bit images are converted (16 bit by scaling, not by clipping); transparency is
-    composited on black; the EXIF orientation is applied; of several frames the first counts.
+    composited on black; the EXIF orientation is applied; of several frames the first counts. Metadata are dropped
+    before a decoder sees the file, so that they can neither cost nor leak anything.
 
     Args:
         data: The file.
@@ -117,21 +82,32 @@ def decode_photograph(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
     Raises:
         UndecodableImage: With a reason from `Undecodable`.
     """
-    known = _sniff(data)
+    if data[128:132] == b"DICM":
+        from synfundus.data.dicom import decode_dicom  # what it needs is optional, and slow to import
+
+        return decode_dicom(data, max_pixels=max_pixels)
+    return decode_picture(data, _sniff(data), max_pixels=max_pixels)
+
+
+def decode_picture(data: bytes, known: str, *, max_pixels: int) -> NDArray[np.uint8]:
+    """Decode a file of a known format of `FORMATS`; see `decode_photograph`."""
+    # Another library may have switched it on; half a photograph is none.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
     with warnings.catch_warnings():
         # Pillow warns about odd metadata and about sizes that are judged here.
         warnings.simplefilter("ignore")
         try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                _check_size(image.size, max_pixels)
+            bare = bare_picture(data, known, max_pixels=max_pixels)
+            with Image.open(io.BytesIO(bare.data), formats=(known,)) as image:
                 image.load()
-                return _to_rgb(_upright(image))
+                method = _ORIENTATIONS.get(bare.orientation)
+                return _to_rgb(image if method is None else image.transpose(method))
         except Image.DecompressionBombError as error:
             raise UndecodableImage(Undecodable.TOO_MANY_PIXELS, str(error)) from error
         except UnidentifiedImageError as error:
             reason = Undecodable.TRUNCATED if _is_cut(data, known) else Undecodable.DAMAGED
             raise UndecodableImage(reason, f"the header of this {known} file cannot be read") from error
-        except _DECODER_ERRORS as error:
+        except DECODER_ERRORS as error:
             cut = "truncat" in str(error).lower() or _is_cut(data, known)
             reason = Undecodable.TRUNCATED if cut else Undecodable.DAMAGED
             raise UndecodableImage(reason, f"{known} file: {error}") from error
@@ -152,7 +128,7 @@ def _sniff(data: bytes) -> str:
         return "WEBP"
     for offset, signature, name in _FOREIGN_SIGNATURES:
         if data[offset : offset + len(signature)] == signature:
-            raise UndecodableImage(Undecodable.UNSUPPORTED_FORMAT, f"{name} is not one of {', '.join(FORMATS)}")
+            raise UndecodableImage(Undecodable.UNSUPPORTED_FORMAT, f"{name} is not one of {', '.join(FORMATS)}, DICOM")
     raise UndecodableImage(Undecodable.NOT_AN_IMAGE, "the file does not begin like any picture")
 
 
@@ -167,24 +143,6 @@ def _is_cut(data: bytes, known: str) -> bool:
     if known == "BMP":
         return len(data) < 6 or len(data) < int.from_bytes(data[2:6], "little")
     return len(data) < 8
-
-
-def _check_size(size: tuple[int, int], max_pixels: int) -> None:
-    width, height = size
-    if width * height > max_pixels:
-        raise UndecodableImage(
-            Undecodable.TOO_MANY_PIXELS, f"{width} x {height} px is more than the allowed {max_pixels} pixels"
-        )
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation; metadata that cannot be read has none."""
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except _DECODER_ERRORS:
-        orientation = 1
-    method = _ORIENTATIONS.get(orientation) if isinstance(orientation, int) else None
-    return image if method is None else image.transpose(method)
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:

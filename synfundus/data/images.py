@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from synfundus.data.latents import META, label_states
 from synfundus.data.reader import Arrays, Members, decode_image, decode_json
+from synfundus.data.source import Layout
 from synfundus.errors import CorruptShard
 from synfundus.storage.label_schema import LabelSchema
 
@@ -22,12 +25,20 @@ class ImageDecoder:
         self._schema = schema
         self._size = image_size_px
 
+    @property
+    def layout(self) -> Layout:
+        """Shapes and types of a sample's arrays."""
+        return {
+            "pixels": ((self._size, self._size, 3), np.dtype(np.uint8)),
+            "states": ((len(self._schema.labels),), np.dtype(np.int64)),
+        }
+
     def __call__(self, key: str, members: Members, where: str) -> Arrays:
         """Decode one sample."""
         extension = next((name for name in IMAGE_EXTENSIONS if name in members), None)
         if extension is None or META not in members:
             raise CorruptShard(f"sample needs an image and a .json, has {sorted(members)}", where=where)
-        pixels = decode_image(members[extension], where=where)
+        pixels = decode_image(members[extension], where=where, extension=extension)
         if pixels.shape != (self._size, self._size, 3):
             raise CorruptShard(f"image of {pixels.shape}, expected {self._size} px square RGB", where=where)
         return {

@@ -1,8 +1,8 @@
-"""Decide what becomes of every photograph before one is decoded.
+"""Decide what becomes of every photograph: who is an input, what is there twice, which split, which shard.
 
-All functions are pure (the hashing of possible duplicates is handed in). The plan says for each accepted
-input its random key, its split and its shard, so that any number of processes on any number of nodes can
-prepare the shards; what is not accepted is in the list of rejects by name.
+All functions are pure. Before anything is decoded, table and folder give the inputs with their random keys; when every
+photograph has been looked at once, duplicates are dropped, what belongs together is joined, and the shards are laid
+out. What is not accepted is in the list of rejects by name.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ import base64
 import hashlib
 import hmac
 import unicodedata
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from synfundus.data.label_table import LabelTable
 from synfundus.seeding import derive_key
 from synfundus.storage.manifest import SPLITS, shard_name
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".dcm")
 """A file in the source folder that ends in one of these is an input, in the table or not."""
 
 
@@ -30,7 +29,7 @@ class Reject:
     Attributes:
         source: Name of the photograph (or of the row) for the crosswalk; never written into the set.
         patient: Patient, or empty.
-        stage: ``table``, ``files``, ``decode`` or ``crop``.
+        stage: ``table``, ``files``, ``decode``, ``crop`` or ``work``.
         reason: Name of the rejection.
         detail: Values, for the crosswalk.
     """
@@ -58,11 +57,6 @@ class Photograph:
     labels: Mapping[str, int | None]
     size_bytes: int
 
-    @property
-    def patient_group(self) -> str:
-        """What must not be divided among splits: the patient, or the photograph where none is known."""
-        return f"patient:{self.patient}" if self.patient else f"photograph:{self.source}"
-
 
 @dataclass(frozen=True)
 class PlannedSample:
@@ -74,10 +68,15 @@ class PlannedSample:
     labels: Mapping[str, int | None]
     size_bytes: int
 
+    @property
+    def patient_group(self) -> str:
+        """What must not be divided among splits: the patient, or the photograph where none is known."""
+        return f"patient:{self.patient}" if self.patient else f"photograph:{self.source}"
+
 
 @dataclass(frozen=True)
 class PlannedShard:
-    """A shard and the photographs that go into it, fewer if some turn out unusable."""
+    """A shard and the samples that go into it."""
 
     name: str
     split: str
@@ -149,35 +148,54 @@ def _form(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def drop_duplicates(
-    photographs: Sequence[Photograph], digest: Callable[[str], str]
-) -> tuple[list[Photograph], list[Reject]]:
-    """Keep the first of photographs whose files are the same byte for byte.
-
-    Only files of equal size can be the same, so only those are read.
+def plan_samples(photographs: Iterable[Photograph], secret: bytes) -> list[PlannedSample]:
+    """Give every photograph its key.
 
     Args:
-        photographs: In the order that decides which is first.
-        digest: Hash of a file's bytes, by name.
+        photographs: In the order of the table.
+        secret: Key material of `sample_key`.
     """
-    same_size: dict[int, int] = defaultdict(int)
-    for photograph in photographs:
-        same_size[photograph.size_bytes] += 1
-    first: dict[str, str] = {}
-    kept, rejects = [], []
-    for photograph in photographs:
-        if same_size[photograph.size_bytes] > 1:
-            value = digest(photograph.source)
-            if value in first:
-                rejects.append(
-                    Reject(
-                        photograph.source, photograph.patient, "files", "duplicate_of", f"same file as {first[value]}"
-                    )
-                )
-                continue
-            first[value] = photograph.source
-        kept.append(photograph)
-    return kept, rejects
+    shared: dict[tuple[tuple[str, int | None], ...], Mapping[str, int | None]] = {}  # millions of rows, few patterns
+    return [
+        PlannedSample(
+            sample_key(secret, one.source),
+            one.source,
+            one.patient,
+            shared.setdefault(tuple(one.labels.items()), one.labels),
+            one.size_bytes,
+        )
+        for one in photographs
+    ]
+
+
+def drop_duplicates(
+    samples: Sequence[PlannedSample], contents: Mapping[str, tuple[str, str]]
+) -> tuple[list[PlannedSample], list[Reject], list[tuple[PlannedSample, PlannedSample]]]:
+    """Keep the first of photographs whose files, or whose images, are the same byte for byte.
+
+    Args:
+        samples: In the order that decides which is first.
+        contents: Hash of the file and hash of the image, by key.
+
+    Returns:
+        What stays, a reject for each that goes, and the pairs (kept, dropped): their patients belong together.
+    """
+    first: dict[str, PlannedSample] = {}
+    kept, rejects, pairs = [], [], []
+    for sample in samples:
+        file, image = (f"{kind}:{value}" for kind, value in zip(("file", "image"), contents[sample.key], strict=True))
+        known = next((first[name] for name in (file, image) if name in first), None)
+        if known is None:
+            kept.append(sample)
+            first[file] = first[image] = sample
+            continue
+        same = "file" if file in first else "pixels"
+        first.setdefault(file, known)
+        labels = "" if dict(known.labels) == dict(sample.labels) else "; other labels"
+        detail = f"same {same} as {known.source}{labels}"
+        rejects.append(Reject(sample.source, sample.patient, "files", "duplicate_of", detail))
+        pairs.append((known, sample))
+    return kept, rejects, pairs
 
 
 def split_patients(groups: Iterable[str], fractions: tuple[float, float, float], seed: int) -> dict[str, str]:
@@ -221,30 +239,25 @@ def sample_key(secret: bytes, source: str) -> str:
     return base64.b32encode(mac).decode("ascii").lower()[:26]
 
 
-def plan_shards(
-    photographs: Sequence[Photograph], splits: Mapping[str, str], secret: bytes, *, max_samples: int
-) -> list[PlannedShard]:
-    """Assign photographs to shards of nearly equal size.
+def plan_shards(samples: Iterable[PlannedSample], splits: Mapping[str, str], *, max_samples: int) -> list[PlannedShard]:
+    """Assign samples to shards of nearly equal size.
 
     Within a split they are ordered by their random keys: neither the order nor the neighbourhood of samples
     says anything about the source.
 
     Args:
-        photographs: All accepted inputs.
-        splits: Split of each `Photograph.patient_group`.
-        secret: Key material of `sample_key`.
-        max_samples: Most photographs in a shard.
+        samples: All that go into the set.
+        splits: Split of each sample by its key.
+        max_samples: Most samples in a shard.
     """
     by_split: dict[str, list[PlannedSample]] = {split: [] for split in SPLITS}
-    for photograph in photographs:
-        key = sample_key(secret, photograph.source)
-        sample = PlannedSample(key, photograph.source, photograph.patient, photograph.labels, photograph.size_bytes)
-        by_split[splits[photograph.patient_group]].append(sample)
+    for sample in samples:
+        by_split[splits[sample.key]].append(sample)
     shards = []
-    for split, samples in by_split.items():
-        samples.sort(key=lambda sample: sample.key)
-        number = -(-len(samples) // max_samples)
+    for split, members in by_split.items():
+        members.sort(key=lambda sample: sample.key)
+        number = -(-len(members) // max_samples)
         for at in range(number):
-            start, end = at * len(samples) // number, (at + 1) * len(samples) // number
-            shards.append(PlannedShard(shard_name(split, at), split, tuple(samples[start:end])))
+            start, end = at * len(members) // number, (at + 1) * len(members) // number
+            shards.append(PlannedShard(shard_name(split, at), split, tuple(members[start:end])))
     return shards

@@ -75,6 +75,8 @@ def canonical_cell(cell: str) -> str:
         number = float(text)
     except ValueError:
         return text
+    if "_" in text:  # Python reads 1_0 as ten; a table means a name
+        return text
     return str(int(number)) if abs(number) < 1e15 and number == int(number) else text
 
 

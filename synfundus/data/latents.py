@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from synfundus.data.reader import Arrays, Members, decode_json, decode_npy
+from synfundus.data.reader import (
+    Arrays,
+    Members,
+    ShardSetReader,
+    decode_json,
+    decode_npy,
+    encode_npy,
+    missing_files_are_damage,
+)
+from synfundus.data.source import DecodedSource, Layout, row_bytes
 from synfundus.errors import ConfigError, CorruptShard, DataError
 from synfundus.storage.label_schema import LabelSchema
+from synfundus.storage.shard_index import ShardIndex
+from synfundus.storage.tarshard import TarShardReader
 
 MOMENTS = "moments.npy"
 FLIPPED_MOMENTS = "flip.npy"
 META = "json"
+
+_INFINITY = 0x7C00
+_MINUS_INFINITY = 0xFC00
 
 
 def label_states(document: Mapping[str, Any], schema: LabelSchema, *, where: str) -> NDArray[np.int64]:
@@ -26,6 +41,8 @@ def label_states(document: Mapping[str, Any], schema: LabelSchema, *, where: str
     labels = document.get("labels")
     if not isinstance(labels, dict):
         raise CorruptShard("a sample's JSON lacks its labels", where=where)
+    if not all(value is None or type(value) is int for value in labels.values()):
+        raise CorruptShard("labels do not fit the schema: a value that is neither a whole number nor null", where=where)
     try:
         return np.asarray(schema.encode(labels), dtype=np.int64)
     except (ConfigError, DataError, TypeError) as error:
@@ -46,6 +63,13 @@ class LatentDecoder:
         self._shape = moments_shape
         self._with_flip = with_flip
 
+    @property
+    def layout(self) -> Layout:
+        """Shapes and types of a sample's arrays."""
+        moments = (self._shape, np.dtype(np.float16))
+        states = ((len(self._schema.labels),), np.dtype(np.int64))
+        return {"moments": moments, "states": states} | ({"flip": moments} if self._with_flip else {})
+
     def _moments(self, members: Members, extension: str, where: str) -> NDArray[np.float16]:
         if extension not in members:
             raise CorruptShard(f"sample lacks its member .{extension}", where=where)
@@ -54,7 +78,7 @@ class LatentDecoder:
             raise CorruptShard(
                 f"moments of shape {moments.shape} {moments.dtype}, expected {self._shape} float16", where=where
             )
-        if not np.isfinite(moments).all():
+        if not all_finite(moments):
             raise CorruptShard("moments that are not finite", where=where)
         return moments
 
@@ -69,3 +93,108 @@ class LatentDecoder:
         if self._with_flip:
             arrays["flip"] = self._moments(members, FLIPPED_MOMENTS, where)
         return arrays
+
+
+def all_finite(array: NDArray[np.float16]) -> bool:
+    """Whether no element is infinite or NaN.
+
+    Such elements have the largest exponent, so their bit patterns are the largest of their sign; comparing whole
+    numbers is several times faster than what numpy does for half precision.
+    """
+    return bool(
+        array.view(np.int16).max(initial=0) < _INFINITY and array.view(np.uint16).max(initial=0) < _MINUS_INFINITY
+    )
+
+
+class LatentSource:
+    """Samples of a latent set, read straight into the batch.
+
+    Where the shard's index holds the label states and a member is an npy file as numpy writes it, nothing is parsed;
+    anything else takes the way of `LatentDecoder`, which also says what is wrong.
+
+    Args:
+        reader: The samples.
+        schema: The set's label schema.
+        moments_shape: Shape every sample must have, ``[2C, lh, lw]``.
+        with_flip: Also return the moments of the mirrored image.
+    """
+
+    def __init__(
+        self,
+        reader: ShardSetReader,
+        *,
+        schema: LabelSchema,
+        moments_shape: tuple[int, int, int],
+        with_flip: bool,
+    ) -> None:
+        decoder = LatentDecoder(schema=schema, moments_shape=moments_shape, with_flip=with_flip)
+        self.layout = decoder.layout
+        self._reader = reader
+        self._decoded = DecodedSource(reader, decode=decoder, layout=self.layout)
+        self._most_states = np.asarray(schema.num_values, dtype=np.int8)
+        self._header = npy_header(moments_shape)
+        self._found = bytearray(len(self._header))
+        self._known_states: dict[int, bool] = {}
+        self._members = [("moments", MOMENTS), *([("flip", FLIPPED_MOMENTS)] if with_flip else [])]
+
+    @property
+    def shard_sizes(self) -> list[int]:
+        """Samples of each shard."""
+        return self._reader.shard_sizes
+
+    def fill(self, arrays: Arrays, row: int, shard: int, sample: int) -> None:
+        """Read a sample into its row."""
+        with missing_files_are_damage():
+            reader = self._reader.shard(shard)
+            plain = self._states_fit(shard, reader.index) and self._fill_moments(arrays, row, reader, sample)
+        if not plain:
+            self._decoded.fill(arrays, row, shard, sample)
+            return
+        arrays["states"][row] = reader.index.states[sample]  # type: ignore[index]
+
+    def _states_fit(self, shard: int, index: ShardIndex) -> bool:
+        """Whether the index of a shard holds label states; looked at once a shard.
+
+        Raises:
+            CorruptShard: States the schema does not have.
+        """
+        fits = self._known_states.get(shard)
+        if fits is None:
+            states = index.states
+            if states is not None and (
+                states.shape[1:] != self._most_states.shape or (states < 0).any() or (states > self._most_states).any()
+            ):
+                where = self.place_name(shard, 0)
+                raise CorruptShard("label states in the index do not fit the schema", where=where, reason="index")
+            fits = self._known_states[shard] = states is not None
+        return fits
+
+    def _fill_moments(self, arrays: Arrays, row: int, reader: TarShardReader, sample: int) -> bool:
+        """Read the moments; returns False where they are not stored in the plain way."""
+        for name, extension in self._members:
+            target = arrays[name][row]
+            if extension not in reader.index.extensions:
+                return False
+            place = reader.index.member(sample, reader.index.extensions.index(extension))
+            if place.offset < 0 or place.size != len(self._header) + target.nbytes:
+                return False
+            reader.read_into(sample, place, (memoryview(self._found), row_bytes(target)))
+            if self._found != self._header:
+                return False
+            if not all_finite(target):
+                raise CorruptShard(f"moments of sample {reader.index.key(sample)} are not finite", where=reader.tar_url)
+        return True
+
+    def place_name(self, shard: int, sample: int) -> str:
+        """Name a sample for messages."""
+        return self._reader.place_name(shard, sample)
+
+    def close(self) -> None:
+        """Close all files."""
+        self._reader.close()
+
+
+def npy_header(shape: tuple[int, ...]) -> bytes:
+    """Return the header numpy writes before a half-precision array of a shape."""
+    whole = encode_npy(np.broadcast_to(np.float16(0), shape))
+    return whole[: len(whole) - 2 * math.prod(shape)]

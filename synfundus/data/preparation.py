@@ -6,7 +6,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from synfundus.data.burned_text import WORKING_SIZE_PX, BurnedTextError, find_burned_text
 from synfundus.data.decode import ImageFormat, UndecodableImage, decode_photograph, encode_image
 from synfundus.data.field_of_view import FieldOfViewError, find_field_of_view
 from synfundus.data.ingest import PlannedSample
@@ -16,6 +21,12 @@ from synfundus.storage import filesystem
 
 CROP = {"method": "field-of-view circle", "rim_shrink": RIM_SHRINK, "version": 1}
 """How images are cropped, for manifests; the version grows when the same photograph gives other pixels."""
+
+TEXT_FLAG = "text_in_image"
+"""Flag, and reason of rejection, of an image with writing inside the field of view."""
+
+BurnedText = Literal["flag", "quarantine", "off"]
+"""What happens to writing inside the field of view: it is flagged, it costs the image its place, or nobody looks."""
 
 _BYTES_PER_PIXEL = 8  # the most a photograph needs without compression: four channels of 16 bit
 _METADATA_BYTES = 64 * 2**20
@@ -32,6 +43,7 @@ class Task:
         image_format: How they are stored.
         max_pixels: Larger photographs are refused by their header.
         collection: Name of the collection, written into every sample.
+        burned_text: What to do about writing inside the field of view.
     """
 
     source: str
@@ -40,14 +52,37 @@ class Task:
     image_format: ImageFormat
     max_pixels: int
     collection: str
+    burned_text: BurnedText
+
+
+@dataclass(frozen=True)
+class PreparedPixels:
+    """An image of the set before it is encoded.
+
+    Attributes:
+        pixels: uint8 ``[s, s, 3]``.
+        flags: Names of what a person should look at, e.g. `TEXT_FLAG`.
+    """
+
+    pixels: NDArray[np.uint8]
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A sample ready for a shard: members by extension."""
+    """A sample ready for a shard.
+
+    Attributes:
+        sample: Which photograph it was.
+        members: Contents by extension.
+        flags: Names of what a person should look at; they stay out of the set's samples.
+        pixels_hash: Perceptual hash of the pixels, 64 bit; 0 where none was computed.
+    """
 
     sample: PlannedSample
     members: Mapping[str, bytes]
+    flags: tuple[str, ...] = ()
+    pixels_hash: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,22 +95,31 @@ class Unusable:
     detail: str
 
 
-def prepare_photograph(data: bytes, *, image_size_px: int, image_format: ImageFormat, max_pixels: int) -> bytes:
-    """Decode a photograph, crop it to its field of view and encode the result; no metadata survives.
+def prepare_pixels(data: bytes, *, image_size_px: int, max_pixels: int, burned_text: BurnedText) -> PreparedPixels:
+    """Decode a photograph, crop it to its field of view and look for writing; only pixels go on.
 
     Args:
         data: The file.
-        image_size_px: Edge of the image.
-        image_format: ``png`` or ``webp``, both lossless.
+        image_size_px: Edge ``s`` of the image.
         max_pixels: Larger photographs are refused by their header.
+        burned_text: What to do about writing inside the field of view.
 
     Raises:
         UndecodableImage: The file is no photograph that can be decoded.
         FieldOfViewError: There is no field of view in it.
+        BurnedTextError: There is writing inside the field of view, and ``burned_text`` is ``quarantine``.
     """
-    pixels = decode_photograph(data, max_pixels=max_pixels)
-    circle = find_field_of_view(pixels)
-    return encode_image(crop_to_field_of_view(pixels, circle, image_size_px), image_format)
+    photograph = decode_photograph(data, max_pixels=max_pixels)
+    circle = find_field_of_view(photograph)
+    pixels = crop_to_field_of_view(photograph, circle, image_size_px)
+    if burned_text == "off":
+        return PreparedPixels(pixels)
+    region = find_burned_text(photograph, circle, size_px=max(image_size_px, WORKING_SIZE_PX))
+    if region is None:
+        return PreparedPixels(pixels)
+    if burned_text == "quarantine":
+        raise BurnedTextError(region)
+    return PreparedPixels(pixels, (TEXT_FLAG,))
 
 
 def sample_document(labels: Mapping[str, int | None], *, collection: str, image_size_px: int, image: bytes) -> bytes:
@@ -113,12 +157,15 @@ def _prepare(task: Task, sample: PlannedSample) -> Prepared | Unusable:
             return Unusable(sample, "files", "unreadable_file", error.message)
         raise
     try:
-        image = prepare_photograph(
-            data, image_size_px=task.image_size_px, image_format=task.image_format, max_pixels=task.max_pixels
+        prepared = prepare_pixels(
+            data, image_size_px=task.image_size_px, max_pixels=task.max_pixels, burned_text=task.burned_text
         )
     except UndecodableImage as error:
         return Unusable(sample, "decode", error.reason.value, error.message)
     except FieldOfViewError as error:
         return Unusable(sample, "crop", error.reason.value, error.message)
+    except BurnedTextError as error:
+        return Unusable(sample, "crop", TEXT_FLAG, error.message)
+    image = encode_image(prepared.pixels, task.image_format)
     document = sample_document(sample.labels, collection=task.collection, image_size_px=task.image_size_px, image=image)
-    return Prepared(sample, {task.image_format: image, "json": document})
+    return Prepared(sample, {task.image_format: image, "json": document}, prepared.flags)

@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,8 @@ from synfundus.seeding import keyed_generator
 
 NUM_STREAMS = 256
 """Canonical streams: world sizes that divide it keep a node on its own share of the bytes."""
+
+_WINDOW_INDEX = 2**32
 
 WINDOW_SAMPLES = 32_768
 """Samples of a stretch that are permuted together: a few shards."""
@@ -76,7 +80,8 @@ class ReadingPlan:
         self._num_streams = num_streams
         self._window = window_samples
         self._epochs: OrderedDict[int, _EpochOrder] = OrderedDict()
-        self._stretches: OrderedDict[tuple[int, int], NDArray[np.int64]] = OrderedDict()
+        self._offset_type = np.uint16 if window_samples <= 2**16 else np.int64
+        self._windows: OrderedDict[tuple[int, int, int], NDArray[Any]] = OrderedDict()
 
     def epoch_of(self, position: int) -> int:
         """Return the epoch a position of the run (images seen) falls into."""
@@ -109,18 +114,19 @@ class ReadingPlan:
         start = stretch * short + min(stretch, longer)
         return start, start + short + (1 if stretch < longer else 0)
 
-    def _stretch(self, epoch: int, stretch: int) -> NDArray[np.int64]:
-        """Return the permuted end-to-end numbers of a stretch's samples."""
-        order = self._stretches.get((epoch, stretch))
+    def _window_order(self, epoch: int, stretch: int, window: int) -> NDArray[Any]:
+        """Return the permutation of one window of a stretch, as offsets from the window's first sample."""
+        order = self._windows.get((epoch, stretch, window))
         if order is None:
             start, end = self._stretch_bounds(stretch)
-            order = np.arange(start, end, dtype=np.int64)
-            generator = keyed_generator(self._seed, *self._purpose, "window", epoch, index=stretch)
-            for first in range(0, len(order), self._window):
-                generator.shuffle(order[first : first + self._window])
-            self._stretches[(epoch, stretch)] = order
-            while len(self._stretches) > 2 * self._num_streams:
-                self._stretches.popitem(last=False)
+            size = min(self._window, end - start - window * self._window)
+            generator = keyed_generator(
+                self._seed, *self._purpose, "window", epoch, index=stretch + window * _WINDOW_INDEX
+            )
+            order = generator.permutation(size).astype(self._offset_type)
+            self._windows[(epoch, stretch, window)] = order
+            while len(self._windows) > 2 * self._num_streams:
+                self._windows.popitem(last=False)
         return order
 
     def locate(self, positions: Sequence[int] | NDArray[np.int64]) -> SamplePlace:
@@ -130,17 +136,33 @@ class ReadingPlan:
             positions: Positions since the start of the run (images seen), ``[n]``; they may span epochs.
         """
         wanted = np.asarray(positions, dtype=np.int64)
+        epochs, within = np.divmod(wanted, self.num_samples)
         shard = np.empty(len(wanted), dtype=np.int64)
         sample = np.empty(len(wanted), dtype=np.int64)
-        for row, position in enumerate(wanted.tolist()):
-            epoch, within = divmod(position, self.num_samples)
+        for epoch in np.unique(epochs).tolist():
+            rows = np.flatnonzero(epochs == epoch)
             order = self._epoch(epoch)
-            stretch = int(order.stretch_of_stream[within % self._num_streams])
-            flat = int(self._stretch(epoch, stretch)[within // self._num_streams])
-            slot = int(np.searchsorted(order.starts, flat, side="right")) - 1
-            shard[row] = order.shards[slot]
-            sample[row] = flat - order.starts[slot]
+            flat = self._flat(epoch, order, within[rows])
+            slot = np.searchsorted(order.starts, flat, side="right") - 1
+            shard[rows] = order.shards[slot]
+            sample[rows] = flat - order.starts[slot]
         return SamplePlace(shard, sample)
+
+    def _flat(self, epoch: int, order: _EpochOrder, within: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the end-to-end numbers of positions within an epoch, a group of one window at a time."""
+        depth, stream = np.divmod(within, self._num_streams)
+        stretch = order.stretch_of_stream[stream]
+        window, offset = np.divmod(depth, self._window)
+        short, longer = divmod(self.num_samples, self._num_streams)
+        flat = stretch * short + np.minimum(stretch, longer) + window * self._window
+        groups = stretch * (short // self._window + 1) + window
+        by_group = np.argsort(groups, kind="stable")
+        bounds = [0, *(np.flatnonzero(np.diff(groups[by_group])) + 1).tolist(), len(within)]
+        for first, end in pairwise(bounds):
+            rows = by_group[first:end]
+            at = int(rows[0])
+            flat[rows] += self._window_order(epoch, int(stretch[at]), int(window[at]))[offset[rows]]
+        return flat
 
 
 def rank_positions(*, images_seen: int, global_batch_size: int, rank: int, world_size: int) -> NDArray[np.int64]:

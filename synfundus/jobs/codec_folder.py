@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 
 from synfundus.errors import CheckpointError
+from synfundus.jobs.local_folder import folder_to_read, folder_to_replace
 from synfundus.models.autoencoder import LatentCodec, fingerprint
 from synfundus.storage import filesystem
 
+CONFIG_NAME = "config.json"
+_ORIGIN = "_name_or_path"
 
-def find_codec(location: str) -> Path:
+
+def find_codec(location: str) -> str:
     """Return the folder of an autoencoder: in a run of train-vae, in a pipeline folder, or the folder itself.
 
     Raises:
         CheckpointError: Nothing of that kind is there.
+        StorageError: The store cannot be asked.
     """
-    folder = filesystem.local_path(location)
-    for candidate in (folder / "export" / "vae", folder / "vae", folder):
-        if (candidate / "config.json").is_file():
+    for candidate in (filesystem.join(location, "export", "vae"), filesystem.join(location, "vae"), location):
+        if filesystem.exists(filesystem.join(candidate, CONFIG_NAME)):
             return candidate
     raise CheckpointError(
         "no autoencoder here",
@@ -28,8 +33,24 @@ def find_codec(location: str) -> Path:
     )
 
 
-def open_codec(folder: Path, *, device: torch.device, dtype: torch.dtype) -> tuple[LatentCodec, str]:
+def open_codec(folder: str | Path, *, device: torch.device, dtype: torch.dtype) -> tuple[LatentCodec, str]:
     """Load an autoencoder for inference; returns (codec, fingerprint)."""
-    codec = LatentCodec.from_pretrained(folder)
+    with folder_to_read(str(folder)) as local:
+        codec, identity = LatentCodec.from_pretrained(local), fingerprint(local)
     codec.requires_grad_(False)
-    return codec.eval().to(device=device, dtype=dtype), fingerprint(folder)
+    return codec.eval().to(device=device, dtype=dtype), identity
+
+
+def save_codec(codec: LatentCodec, url: str) -> None:
+    """Write an autoencoder folder; one that is there is replaced as a whole."""
+    with folder_to_replace(url, last=(CONFIG_NAME,)) as work:
+        codec.save_pretrained(work)
+        forget_origin(work)
+
+
+def forget_origin(folder: Path) -> None:
+    """Remove from diffusers' configs the path the parts were once read from: it tells of the machine, not the model."""
+    for path in folder.rglob(CONFIG_NAME):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config.pop(_ORIGIN, None) is not None:
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

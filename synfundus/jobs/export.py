@@ -6,6 +6,7 @@ from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World
 from synfundus.errors import ConfigError
 from synfundus.jobs import Summary, build
+from synfundus.jobs.local_folder import UNFINISHED_NAME
 from synfundus.jobs.pipeline_folder import DOCUMENT_NAME, find_pipeline, load_pipeline, save_pipeline
 from synfundus.storage import filesystem
 from synfundus.telemetry.console import Console
@@ -23,13 +24,13 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     """
     source = find_pipeline(build.require(config.train.run_dir, flag="--run-dir", key="train.run_dir"))
     out = build.require(config.sample.out, flag="--out", key="sample.out")
-    target = filesystem.local_path(out)
-    if target.exists() and any(target.iterdir()) and not (target / DOCUMENT_NAME).is_file():
+    names = filesystem.list_names(out)
+    if names and not {DOCUMENT_NAME, UNFINISHED_NAME} & set(names):
         raise ConfigError("the folder holds something else", where=out, hint="give another --out")
     pipeline = load_pipeline(source, device=build.torch_device(world))
-    if world.rank == 0 and target.resolve() != source.resolve():
+    if world.rank == 0 and _place(out) != _place(source):
         save_pipeline(
-            target,
+            out,
             denoiser=pipeline.denoiser,
             codec=pipeline.codec,
             schedule_settings=pipeline.schedule_settings,
@@ -49,3 +50,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         "autoencoder_fingerprint": pipeline.vae_fingerprint,
         "image_size_px": pipeline.image_size_px,
     }
+
+
+def _place(url: str) -> str:
+    """Return a location in the one way it can be compared."""
+    return str(filesystem.local_path(url).resolve()) if filesystem.is_local(url) else url.rstrip("/")

@@ -14,10 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import secrets
-import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,8 @@ from diffusers import __version__ as diffusers_version
 from synfundus import __version__
 from synfundus.diffusion.sampling import SamplerName, build_scheduler
 from synfundus.errors import CheckpointError, ManifestMismatch
+from synfundus.jobs.codec_folder import forget_origin
+from synfundus.jobs.local_folder import folder_to_read, folder_to_replace
 from synfundus.jobs.model_card import model_card
 from synfundus.models.autoencoder import LatentCodec
 from synfundus.models.autoencoder import fingerprint as codec_fingerprint
@@ -75,28 +75,30 @@ class Pipeline:
     vae_fingerprint: str
     latent_set_identity: str
     training_summary: dict[str, Any]
-    folder: Path
+    folder: str
 
 
-def find_pipeline(model: str) -> Path:
+def find_pipeline(model: str) -> str:
     """Return the pipeline folder of a run of `train`, or the folder itself if it is one.
 
     Raises:
         CheckpointError: Neither is there; the message says what was found instead.
+        StorageError: The store cannot be asked.
     """
-    folder = filesystem.local_path(model)
-    for candidate in (folder / "export", folder):
-        if (candidate / DOCUMENT_NAME).is_file():
+    for candidate in (filesystem.join(model, "export"), model):
+        if filesystem.exists(filesystem.join(candidate, DOCUMENT_NAME)):
             return candidate
-    if not folder.is_dir():
+    if not filesystem.is_dir(model):
         raise CheckpointError("there is no such folder", where=model, hint="give a run of `synfundus train`")
-    if (folder / "export" / "vae").is_dir() or (folder / "diffusion_pytorch_model.safetensors").is_file():
+    if filesystem.is_dir(filesystem.join(model, "export", "vae")) or filesystem.exists(
+        filesystem.join(model, "diffusion_pytorch_model.safetensors")
+    ):
         raise CheckpointError(
             "this is an autoencoder; images are sampled from a diffusion model",
             where=model,
             hint="give the run of `synfundus train`, not of `train-vae`",
         )
-    if (folder / "checkpoints").is_dir():
+    if filesystem.is_dir(filesystem.join(model, "checkpoints")):
         raise CheckpointError(
             "this run has no export/ yet: its training has not ended",
             where=model,
@@ -180,7 +182,7 @@ def save_pipeline(
     """Write a pipeline folder; one that is there is replaced as a whole. Returns the model's fingerprint.
 
     Args:
-        folder: Local folder.
+        folder: Where to write it.
         denoiser: U-Net and conditioner, fp32.
         codec: The autoencoder the latents were made with.
         schedule_settings: Arguments of `build_scheduler`, without the sampler.
@@ -196,14 +198,12 @@ def save_pipeline(
         ManifestMismatch: Autoencoder or label schema are not those the model was trained with.
     """
     _check_schema(label_schema, denoiser.conditioner, where=str(folder))
-    target = Path(folder).absolute()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
+    with folder_to_replace(str(folder), last=(DOCUMENT_NAME,)) as work:
         denoiser.unet.save_pretrained(work / "unet", safe_serialization=True)
         denoiser.conditioner.save_pretrained(work / "conditioner")
         codec.save_pretrained(work / "vae")
         build_scheduler(sampler=_STOCK_SAMPLER, **schedule_settings).save_pretrained(work / "scheduler")
+        forget_origin(work)
         _check_codec(work / "vae", vae_fingerprint, where=str(folder))
         fingerprint = denoiser_fingerprint(work)
         document = {
@@ -222,9 +222,6 @@ def save_pipeline(
             model_card(document, label_schema, linear_path=codec.linear_path is not None), encoding="utf-8"
         )
         documents.write_document(str(work / DOCUMENT_NAME), document, format_name=FORMAT_NAME, version=FORMAT_VERSION)
-        _replace(work, target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return fingerprint
 
 
@@ -261,16 +258,6 @@ def _check_size(document: Mapping[str, Any], denoiser: ConditionalDenoiser, code
         )
 
 
-def _replace(work: Path, target: Path) -> None:
-    """Put a finished folder in the place of another."""
-    old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
-    if target.exists():
-        target.rename(old)
-    work.rename(target)
-    filesystem.fsync_dir(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def _open_unet(folder: Path) -> UNet2DConditionModel:
     try:
         return UNet2DConditionModel.from_pretrained(
@@ -291,7 +278,11 @@ def load_pipeline(folder: str | Path, *, device: torch.device) -> Pipeline:
         CheckpointError: A part is missing or cannot be read.
         ManifestMismatch: Label schema, autoencoder or weights are not those the folder was written with.
     """
-    folder = Path(folder)
+    with folder_to_read(str(folder)) as local:
+        return replace(_load_checked(local, device), folder=str(folder))
+
+
+def _load_checked(folder: Path, device: torch.device) -> Pipeline:
     missing = [part for part in _PARTS if not (folder / part).is_dir()]
     if missing or not (folder / DOCUMENT_NAME).is_file():
         missing = missing or [DOCUMENT_NAME]
@@ -301,7 +292,7 @@ def load_pipeline(folder: str | Path, *, device: torch.device) -> Pipeline:
     document = documents.read_document(str(folder / DOCUMENT_NAME), format_name=FORMAT_NAME, version=FORMAT_VERSION)
     try:
         return _load(folder, document, device)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{DOCUMENT_NAME} lacks a field or has a wrong one: {error}", where=str(folder), hint="export it again"
         ) from error
@@ -338,5 +329,5 @@ def _load(folder: Path, document: Mapping[str, Any], device: torch.device) -> Pi
         vae_fingerprint=fingerprints["autoencoder"],
         latent_set_identity=fingerprints["latent_set"],
         training_summary=dict(document["training"]),
-        folder=folder,
+        folder=str(folder),
     )

@@ -8,50 +8,74 @@ from dataclasses import asdict, dataclass
 from synfundus.config.data_sections import PrepareConfig
 from synfundus.data.crosswalk import SECRET_NAME, write_private_lines
 from synfundus.errors import ConfigError, DataError
-from synfundus.jobs.preparation_plan import PreparationPlan
+from synfundus.jobs.preparation_plan import InputPlan
 from synfundus.storage import documents, filesystem
 from synfundus.storage.manifest import REJECTS_NAME, SPLITS, is_complete, load_shard_set
 
 RECORD_FORMAT = "synfundus-preparation"
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 
 _WORK_DIR = "work"
 _REQUEST_NAME = "request.json"
-_SHARD_FILE = re.compile(r"^(\.?\d{6}\.(tar|idx\.npz)(\.[0-9a-f]+\.tmp)?)$")
+_SHARD_FILE = re.compile(r"^(\.?\d{6,}\.(tar|idx\.npz)(\.[0-9a-f]+\.tmp)?)$")
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where things lie."""
+    """Where things lie.
+
+    Attributes:
+        source: Folder of photographs.
+        labels: Label table; None where an importer needs none.
+        out: The set.
+        crosswalk: Who is who, outside the set.
+    """
 
     source: str
-    labels: str
+    labels: str | None
     out: str
     crosswalk: str
 
     @property
     def work(self) -> str:
-        """Folder of the plan and of the records of finished shards."""
+        """Folder of everything that is gone when the set is complete."""
         return filesystem.join(self.crosswalk, _WORK_DIR)
 
-    def plan_url(self, shard: str) -> str:
-        """Location of the samples of a shard."""
-        return filesystem.join(self.work, shard.removesuffix(".tar").replace("/", "-") + ".plan.jsonl")
+    @property
+    def chunks(self) -> str:
+        """Folder of what is known about each stretch of the table, and its images."""
+        return filesystem.join(self.work, "chunks")
 
-    def record_url(self, shard: str) -> str:
-        """Location of the record of a finished shard."""
-        return filesystem.join(self.work, shard.removesuffix(".tar").replace("/", "-") + ".done.json")
+    @property
+    def shards(self) -> str:
+        """Folder of the shards' plans and of the records of finished ones."""
+        return filesystem.join(self.work, "shards")
+
+    def chunk_url(self, number: int, suffix: str) -> str:
+        """Location of a file of a chunk: ``plan.jsonl``, ``tar``, ``thumbnails`` or ``done.json``."""
+        return filesystem.join(self.chunks, f"{number:06d}.{suffix}")
+
+    def shard_url(self, shard: str, suffix: str) -> str:
+        """Location of a file about a shard: ``plan.jsonl`` or ``done.json``."""
+        return filesystem.join(self.shards, f"{shard.removesuffix('.tar').replace('/', '-')}.{suffix}")
 
 
 def find_places(section: PrepareConfig) -> Places:
     """Check the locations.
 
     Raises:
-        ConfigError: One is missing, or the crosswalk lies in the set.
+        ConfigError: One is missing, two contradict one another, or the crosswalk lies in the set.
     """
-    missing = [name for name in ("source", "labels", "out") if getattr(section, name) is None]
+    needed = ("source", "labels", "out") if section.importer is None else ("source", "out")
+    missing = [name for name in needed if getattr(section, name) is None]
     if missing:
         raise ConfigError(f"--{missing[0]} is missing", where=f"prepare.{missing[0]}", hint=f"give --{missing[0]}")
+    if section.importer is not None and section.mapping is not None:
+        raise ConfigError(
+            "--importer and --mapping both say what the columns mean",
+            where="prepare.importer",
+            hint="leave one of them out",
+        )
     out = str(section.out).rstrip("/")
     crosswalk = (section.crosswalk or f"{out}.crosswalk").rstrip("/")
     if f"{_absolute(crosswalk)}/".startswith(f"{_absolute(out)}/"):
@@ -60,7 +84,7 @@ def find_places(section: PrepareConfig) -> Places:
             where="prepare.crosswalk",
             hint="it maps keys to patients: keep it where the set is not",
         )
-    return Places(str(section.source), str(section.labels), out, crosswalk)
+    return Places(str(section.source), section.labels, out, crosswalk)
 
 
 def _absolute(url: str) -> str:
@@ -95,7 +119,7 @@ def check_out(places: Places) -> bool:
     return False
 
 
-def refuse_difference(places: Places, plan: PreparationPlan) -> None:
+def refuse_difference(places: Places, plan: InputPlan) -> None:
     """Accept a complete set only if it is the one this run would write.
 
     Raises:
@@ -120,18 +144,29 @@ def refuse_difference(places: Places, plan: PreparationPlan) -> None:
     )
 
 
-def claim(places: Places, plan: PreparationPlan, fingerprint: str) -> None:
-    """Write the plan down, or keep it where the same run was stopped; what another run left is removed."""
+def claim(places: Places, plan: InputPlan) -> None:
+    """Write the chunks down, or keep them where the same run was stopped; what another run left is removed."""
     request = filesystem.join(places.work, _REQUEST_NAME)
+    wanted = {"fingerprint": plan.fingerprint, "out": _absolute(places.out)}
     if filesystem.exists(request):
-        found = documents.read_document(request, format_name=RECORD_FORMAT, version=RECORD_VERSION)
-        if found.get("fingerprint") == fingerprint and found.get("out") == _absolute(places.out):
+        try:
+            found = documents.read_document(request, format_name=RECORD_FORMAT, version=RECORD_VERSION)
+        except DataError:
+            found = {}  # of another version
+        if {name: found.get(name) for name in wanted} == wanted:
             return
     filesystem.remove(places.work, recursive=True)
     for name in (*SPLITS, REJECTS_NAME):
         filesystem.remove(filesystem.join(places.out, name), recursive=True)
-    filesystem.make_dir(places.work)
-    for shard in plan.shards:
-        write_private_lines(places.plan_url(shard.name), (asdict(sample) for sample in shard.samples))
-    document = {"fingerprint": fingerprint, "out": _absolute(places.out)}
-    documents.write_document(request, document, format_name=RECORD_FORMAT, version=RECORD_VERSION)
+    for folder in (places.chunks, places.shards):
+        filesystem.make_dir(folder)
+    for number in range(plan.num_chunks):
+        rows = (asdict(sample) for sample in plan.chunk(number))
+        write_private_lines(places.chunk_url(number, "plan.jsonl"), rows)
+    documents.write_document(request, wanted, format_name=RECORD_FORMAT, version=RECORD_VERSION)
+
+
+def clear_work(places: Places) -> None:
+    """Remove what a run needs only until the set is complete."""
+    if filesystem.is_dir(places.work):
+        filesystem.remove(places.work, recursive=True)

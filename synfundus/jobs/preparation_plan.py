@@ -1,53 +1,71 @@
-"""Planning for `synfundus prepare`: which photograph goes where, decided before one is decoded."""
+"""What `synfundus prepare` works on: table and folder brought together before a photograph is read."""
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from synfundus.config.data_sections import PrepareConfig
-from synfundus.data.ingest import PlannedShard, Reject, drop_duplicates, match_files, plan_shards, split_patients
+from synfundus.data.importers import read_with_importer
+from synfundus.data.ingest import PlannedSample, Reject, match_files, plan_samples
 from synfundus.data.label_mapping import TableMapping, parse_mapping
-from synfundus.data.label_table import read_label_table
+from synfundus.data.label_table import LabelTable, read_label_table
 from synfundus.data.preparation import CROP
 from synfundus.errors import ConfigError, DataError
 from synfundus.storage import filesystem
 from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA, LabelSchema
-from synfundus.storage.manifest import SPLITS
 
 _BYTES_PER_PIXEL = {"png": 1.7, "webp": 1.2}  # measured on photographs and phantoms, rounded up
 _BYTES_PER_SAMPLE = 2048
-_READ_BYTES = 2**20
+_CHUNKS, _LEAST_CHUNK, _MOST_CHUNK = 64, 8, 256  # about so many, of at least and at most so many photographs
 
 
 @dataclass(frozen=True)
-class PreparationPlan:
-    """All that is decided before the first photograph is decoded.
+class InputPlan:
+    """All that is decided before the first photograph is read.
 
     Attributes:
         schema: Labels of the set.
         collection: Name of the collection.
-        shards: Shards with their samples.
+        samples: Photographs to prepare, in the order of the table.
         rejects: Inputs that are out already.
         num_inputs: Rows of the table + pictures without a row.
-        properties: What the manifest records.
+        properties: What the manifest records of it.
         warnings: What the user should know.
     """
 
     schema: LabelSchema
     collection: str
-    shards: tuple[PlannedShard, ...]
+    samples: tuple[PlannedSample, ...]
     rejects: tuple[Reject, ...]
     num_inputs: int
     properties: dict[str, Any]
     warnings: tuple[str, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that decides what the set will hold."""
+        return str(self.properties["inputs_sha256"])
+
+    @property
+    def num_chunks(self) -> int:
+        """Stretches of the table: what is handed to ranks, and what a stopped run has to do again at most."""
+        return -(-len(self.samples) // self._chunk_samples)
+
+    def chunk(self, number: int) -> tuple[PlannedSample, ...]:
+        """Return the samples of a chunk."""
+        return self.samples[number * self._chunk_samples : (number + 1) * self._chunk_samples]
+
+    @property
+    def _chunk_samples(self) -> int:
+        """Follows from the inputs alone: neither ranks nor processes may enter."""
+        return min(max(-(-len(self.samples) // _CHUNKS), _LEAST_CHUNK), _MOST_CHUNK)
 
 
 def _read_text(url: str, what: str, key: str) -> str:
@@ -81,46 +99,22 @@ def _load_mapping(url: str | None, schema: LabelSchema) -> TableMapping | None:
     return parse_mapping(_read_text(url, "mapping", "prepare.mapping"), schema, where=url)
 
 
-def list_files(url: str) -> dict[str, int]:
-    """Return the size in bytes of every file below a folder by relative name; hidden folders are left out.
+def _read_table(section: PrepareConfig, schema: LabelSchema, files: Mapping[str, int]) -> LabelTable:
+    """Read the label table, with an importer if one is named.
 
     Raises:
-        ConfigError: The folder is not there.
+        ConfigError: It is not there, or a mapping or importer that does not fit.
+        DataError: A table that cannot be read.
     """
-    if not filesystem.is_dir(url):
-        raise ConfigError(f"the folder of photographs is not there: {url}", where="prepare.source")
-    walk = _walk_local(filesystem.local_path(url)) if filesystem.is_local(url) else _walk_remote(url, "")
-    return dict(walk)
-
-
-def _walk_local(root: Path) -> Iterator[tuple[str, int]]:
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in names:
-            path = Path(folder, name)
-            if path.is_file():
-                yield path.relative_to(root).as_posix(), path.stat().st_size
-
-
-def _walk_remote(url: str, prefix: str) -> Iterator[tuple[str, int]]:
-    for name in filesystem.list_names(filesystem.join(url, prefix) if prefix else url):
-        inner = f"{prefix}/{name}" if prefix else name
-        location = filesystem.join(url, inner)
-        if name.startswith("."):
-            continue
-        if filesystem.is_dir(location):
-            yield from _walk_remote(url, inner)
-        else:
-            yield inner, filesystem.file_size(location)
-
-
-def file_digest(url: str) -> str:
-    """Return the sha256 of a file."""
-    digest = hashlib.sha256()
-    with filesystem.open_read(url) as stream:
-        while block := stream.read(_READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+    mapping = _load_mapping(section.mapping, schema)
+    labels = section.labels
+    if labels is not None and (not filesystem.exists(labels) or filesystem.is_dir(labels)):
+        raise ConfigError(f"the label table is not there: {labels}", where="prepare.labels")
+    data = None if labels is None else filesystem.read_bytes(labels)
+    where = labels or str(section.source)
+    if section.importer is not None:
+        return read_with_importer(section.importer, data, schema, files=files.keys(), where=where)
+    return read_label_table(data or b"", schema, mapping, where=where)
 
 
 def samples_per_shard(section: PrepareConfig) -> int:
@@ -129,15 +123,20 @@ def samples_per_shard(section: PrepareConfig) -> int:
     return max(1, min(section.shard_max_samples, int(section.shard_max_bytes / size)))
 
 
-def plan_preparation(
-    section: PrepareConfig, *, source: str, labels: str, open_secret: Callable[[], bytes], seed: int
-) -> PreparationPlan:
-    """Read table and folder and decide on every input.
+def plan_inputs(
+    section: PrepareConfig,
+    *,
+    source: str,
+    compared_with: Sequence[str],
+    open_secret: Callable[[], bytes],
+    seed: int,
+) -> InputPlan:
+    """Read table and folder and decide who is an input.
 
     Args:
         section: Options of `prepare`.
         source: Folder of the photographs.
-        labels: The label table.
+        compared_with: Hashes of the sets to compare with.
         open_secret: Returns what keys are made from; called once everything has been read.
         seed: Decides which patients go into which split.
 
@@ -146,48 +145,50 @@ def plan_preparation(
         DataError: A table that cannot be read, or no photograph to work on.
     """
     schema = _load_schema(section.label_schema)
-    mapping = _load_mapping(section.mapping, schema)
-    if not filesystem.exists(labels) or filesystem.is_dir(labels):
-        raise ConfigError(f"the label table is not there: {labels}", where="prepare.labels")
-    table = read_label_table(filesystem.read_bytes(labels), schema, mapping, where=labels)
-    matched, rejects = match_files(table, list_files(source))
+    if not filesystem.is_dir(source):
+        raise ConfigError(f"the folder of photographs is not there: {source}", where="prepare.source")
+    files = filesystem.list_files(source)
+    table = _read_table(section, schema, files)
+    matched, rejects = match_files(table, files)
     if not matched:
         raise DataError(
             f"none of the {len(table.rows)} usable rows of the table names a file in {source}",
-            where=labels,
+            where=section.labels or source,
             hint='check --source; a mapping with file_pattern (for example "{file}.jpeg") completes bare names',
         )
-    kept, duplicates = drop_duplicates(matched, lambda name: file_digest(filesystem.join(source, name)))
-    splits = split_patients((photograph.patient_group for photograph in kept), section.splits, seed)
-    shards = tuple(plan_shards(kept, splits, open_secret(), max_samples=samples_per_shard(section)))
-    assigned = list(splits.values())
-    rejected = (*rejects, *duplicates)
+    secret = open_secret()
+    samples = tuple(plan_samples(matched, secret))
     properties: dict[str, Any] = {
         "image_size_px": section.image_size_px,
         "image_format": section.image_format,
         "crop": CROP,
         "max_pixels": section.max_pixels,
         "source": table.mapping.source,
+        "importer": section.importer,
+        "burned_text": section.burned_text,
+        "near_duplicates": {"kept_together": section.near_duplicates, "compared_with": list(compared_with)},
         "splits": list(section.splits),
         "split_seed": seed,
-        "num_patients": {split: assigned.count(split) for split in SPLITS},
         "num_inputs": len(matched) + len(rejects),
     }
-    properties["inputs_sha256"] = _fingerprint(schema, properties, shards, rejected)
-    return PreparationPlan(
-        schema, table.mapping.source, shards, rejected, properties["num_inputs"], properties, table.warnings
+    properties["inputs_sha256"] = _fingerprint(schema, properties, samples, rejects, secret)
+    return InputPlan(
+        schema, table.mapping.source, samples, tuple(rejects), properties["num_inputs"], properties, table.warnings
     )
 
 
 def _fingerprint(
-    schema: LabelSchema, properties: dict[str, Any], shards: tuple[PlannedShard, ...], rejects: tuple[Reject, ...]
+    schema: LabelSchema,
+    properties: dict[str, Any],
+    samples: Sequence[PlannedSample],
+    rejects: Sequence[Reject],
+    secret: bytes,
 ) -> str:
-    """Hash all that decides what the set will hold; keys stand for names, so that it gives nothing away."""
-    digest = hashlib.sha256(json.dumps([schema.to_document(), properties], sort_keys=True).encode())
-    for shard in shards:
-        for sample in shard.samples:
-            row = [shard.name, sample.key, dict(sample.labels), sample.size_bytes]
-            digest.update(json.dumps(row, sort_keys=True).encode())
+    """Hash all that decides what the set will hold, keyed: names and patients cannot be guessed from it."""
+    digest = hmac.new(secret, json.dumps([schema.to_document(), properties], sort_keys=True).encode(), hashlib.sha256)
+    for sample in samples:
+        row = [sample.key, sample.patient_group, dict(sample.labels), sample.size_bytes]
+        digest.update(json.dumps(row, sort_keys=True).encode())
     for reject in rejects:
         digest.update(json.dumps(asdict(reject), sort_keys=True).encode())
     return digest.hexdigest()

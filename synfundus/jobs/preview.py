@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 
@@ -11,8 +9,8 @@ from synfundus.config.schema import RunConfig
 from synfundus.evaluation.captions import label_caption
 from synfundus.evaluation.pictures import contact_sheet, encode_png
 from synfundus.jobs import build
-from synfundus.jobs.codec_folder import open_codec
 from synfundus.jobs.generation import generate_images
+from synfundus.models.autoencoder import LatentCodec
 from synfundus.models.unet import ConditionalDenoiser
 from synfundus.seeding import keyed_normal
 from synfundus.storage.label_schema import LabelSchema
@@ -34,20 +32,19 @@ def draw_preview(
     config: RunConfig,
     *,
     denoiser: ConditionalDenoiser,
-    codec_folder: Path,
+    codec: LatentCodec,
     latents: ShardSet,
     latent_shape: tuple[int, int, int],
     title: str,
     device: torch.device,
 ) -> bytes:
-    """Generate the grid and return it as PNG."""
-    codec, _ = open_codec(codec_folder, device=device, dtype=torch.float32)
+    """Generate the grid and return it as PNG; the autoencoder is back on the CPU afterwards."""
     rows = preview_labels(latents.label_schema)
     states = np.array([latents.label_schema.encode(row) for row in rows], dtype=np.int64)
     mean, std = build.latent_statistics(config, latents.properties)
     images = generate_images(
         denoiser=denoiser,
-        codec=codec,
+        codec=codec.to(device),
         schedule_settings=build.schedule_settings(config),
         latent_mean=mean,
         latent_std=std,
@@ -56,6 +53,7 @@ def draw_preview(
         settings=config.sample,
         device=device,
     )
+    codec.cpu()
     sheet = contact_sheet(
         list(images),
         captions=[label_caption(row) for row in rows],

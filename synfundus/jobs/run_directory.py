@@ -14,7 +14,8 @@ from synfundus import __version__
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.world import World
-from synfundus.errors import ConfigError
+from synfundus.errors import ConfigError, StorageError
+from synfundus.jobs.run_spool import LEDGER_NAME, RunSpool, SpooledSinks
 from synfundus.storage import documents, filesystem
 from synfundus.telemetry.console import Console
 from synfundus.telemetry.sinks import MetricSinks, build_sinks
@@ -63,6 +64,8 @@ class RunDirectory:
         self.url = url
         self._world = world
         self._config = config
+        self._open_spool: RunSpool | None = None
+        self._saved_images = -1
         problem = ""
         if world.rank == 0:
             problem = self._claim({"kind": kind, "identity": dict(identity)})
@@ -106,7 +109,14 @@ class RunDirectory:
         return TrainState(images_seen=found.images_seen, **counters)
 
     def save(self, state: TrainState, *, zero: ZeroEngine, average: ShardedEma, keep: int) -> None:
-        """Write a checkpoint. Collective."""
+        """Write a checkpoint, and before it the rows that lead up to it. Collective.
+
+        Raises:
+            StorageError: A rank could not write; the previous checkpoint is untouched.
+        """
+        if self._saved_images == state.images_seen:
+            return  # a signal came right behind a checkpoint
+        self._upload_rows()
         checkpoint.save_checkpoint(
             self.path("checkpoints"),
             engine=zero,
@@ -116,30 +126,65 @@ class RunDirectory:
             keep=keep,
             world=self._world,
         )
+        self._saved_images = state.images_seen
+
+    @property
+    def _spool(self) -> RunSpool:
+        """Where rank 0 appends."""
+        if self._open_spool is None or self._open_spool.closed:
+            self._open_spool = RunSpool(self.url)
+        return self._open_spool
+
+    def _upload_rows(self) -> None:
+        """Bring metrics and ledger up to date in an object store. Collective.
+
+        Raises:
+            StorageError: On every rank when rank 0 could not.
+        """
+        if filesystem.is_local(self.url):
+            return
+        failure = ""
+        if self._world.rank == 0:
+            try:
+                self._spool.upload()
+            except StorageError as error:
+                failure = error.message
+        failure = self._world.all_gather(failure)[0]
+        if failure:
+            raise StorageError(f"metrics and ledger could not be written: {failure}", where=self.url)
 
     def sinks(self, *, resume_images: int) -> MetricSinks:
         """Open the metric sinks of this rank."""
+        if self._world.rank > 0:
+            return MetricSinks([])
         telemetry = self._config.telemetry
-        return build_sinks(
-            filesystem.local_path(self.url),
+        opened = build_sinks(
+            self._spool.folder,
             rank=self._world.rank,
             tensorboard=telemetry.tensorboard,
             wandb_project=telemetry.wandb_project,
+            run_name=self._name(),
             run_config=self._config.model_dump(mode="json"),
             resume_images=resume_images,
         )
+        return SpooledSinks(opened.sinks, self._spool)
+
+    def _name(self) -> str:
+        """Return the last part of the run's location."""
+        if filesystem.is_local(self.url):
+            return filesystem.local_path(self.url).resolve().name
+        return self.url.rstrip("/").rsplit("/", 1)[-1]
 
     def _trim_ledger(self, images_seen: int) -> None:
         """Drop the rows behind the place a run goes on from: they will be written again."""
-        path = self.path("ledger.jsonl")
+        path = self.path(LEDGER_NAME)
         if filesystem.exists(path):
             rows = documents.read_lines(path)
-            documents.write_lines(path, [row for row in rows if row.get("planned", 0) <= images_seen])
+            documents.write_lines(path, [row for row in rows if row.get("images_seen", 0) <= images_seen])
 
     def append_ledger(self, row: Mapping[str, Any]) -> None:
-        """Add a row to ledger.jsonl."""
-        path = filesystem.local_path(self.path("ledger.jsonl"))
-        with path.open("ab") as stream:
+        """Add a row to ledger.jsonl; rank 0 calls it."""
+        with (self._spool.folder / LEDGER_NAME).open("ab") as stream:
             stream.write(documents.dump_line(row))
 
 

@@ -58,6 +58,7 @@ class PngStore:
 
     def __init__(self, out: str) -> None:
         self._out = out
+        self._listed: set[str] | None = None
 
     def units(self, *, num_images: int, batch_size: int) -> list[range]:
         """Return one unit a batch."""
@@ -72,12 +73,20 @@ class PngStore:
 
     def has(self, images: Sequence[int]) -> bool:
         """Whether every image is there, complete."""
-        return all(is_complete_png(self._url(image)) for image in images)
+        return all(self._is_complete(image) for image in images)
+
+    def _is_complete(self, image: int) -> bool:
+        """Whether an image is there; on an object store one listing answers for all, and what is listed is whole."""
+        if filesystem.is_local(self._out):
+            return is_complete_png(self._url(image))
+        if self._listed is None:
+            self._listed = set(filesystem.list_names(filesystem.join(self._out, IMAGES_DIR)))
+        return self.file_name(image).rsplit("/", 1)[-1] in self._listed
 
     def write(self, encoded: Sequence[tuple[int, bytes]]) -> None:
         """Write the images that are not there."""
         for image, data in encoded:
-            if not is_complete_png(self._url(image)):
+            if not self._is_complete(image):
                 filesystem.write_bytes(self._url(image), data)
 
     def read(self, image: int) -> bytes:
@@ -90,7 +99,8 @@ class PngStore:
         Raises:
             DataError: Images are missing (a rank was stopped).
         """
-        missing = [image for image in range(num_images) if not is_complete_png(self._url(image))]
+        self._listed = None  # other ranks have written too
+        missing = [image for image in range(num_images) if not self._is_complete(image)]
         if missing:
             raise DataError(
                 f"{len(missing)} of {num_images} images are missing, first {self.file_name(missing[0])}",

@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from synfundus.config.schema import RunConfig
-from synfundus.data.latents import LatentDecoder
-from synfundus.data.loader import BatchLoader
-from synfundus.data.reader import ShardSetReader
-from synfundus.data.shard_plan import ReadingPlan
+from synfundus.data.batches import BatchReader
 from synfundus.diffusion.schedule import NoiseSchedule
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.world import World
 from synfundus.errors import ConfigError, DataError, ManifestMismatch
 from synfundus.jobs import Summary, build
 from synfundus.jobs.codec_folder import find_codec, open_codec
+from synfundus.jobs.latent_sets import LatentSets, open_latent_sets
 from synfundus.jobs.latent_sources import load_sources
 from synfundus.jobs.pipeline_folder import Pipeline, find_pipeline, load_pipeline, save_pipeline
 from synfundus.jobs.preview import draw_preview
+from synfundus.jobs.reading import latent_batches, latent_shape_of, set_names, training_loader
 from synfundus.jobs.run_directory import RunDirectory
 from synfundus.jobs.verify_latents import require_same_codec
+from synfundus.models.autoencoder import LatentCodec
 from synfundus.models.unet import ConditionalDenoiser
 from synfundus.storage import filesystem
 from synfundus.storage.label_schema import difference
-from synfundus.storage.manifest import ShardSet, load_shard_set
+from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import Console
 from synfundus.training.draws import DiffusionDraws
 from synfundus.training.ema import ShardedEma
@@ -49,7 +48,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
             model to start from was trained on.
     """
     section = config.train
-    latents = load_shard_set(build.require(section.latents, flag="--latents", key="train.latents"), kind="latents")
+    sets = open_latent_sets(section.latents)
+    latents = sets.combined
     run_url = build.require(section.run_dir, flag="--run-dir", key="train.run_dir")
     if config.diffusion.flip and not latents.properties["flip"]:
         raise ConfigError(
@@ -58,12 +58,12 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
             hint="encode them with --flip, or turn diffusion.flip off",
         )
     codec_folder = find_codec(section.vae or load_sources(latents.url).autoencoder_url)
-    _, fingerprint = open_codec(codec_folder, device=torch.device("cpu"), dtype=torch.float32)
-    require_same_codec(latents, fingerprint, where=str(codec_folder))
+    codec, fingerprint = open_codec(codec_folder, device=torch.device("cpu"), dtype=torch.float32)
+    require_same_codec(latents, fingerprint, where=codec_folder)
     denoiser = _initial_denoiser(config, latents)
     # the last thing: a start that is refused must not leave its mark on the folder
     directory = RunDirectory(run_url, kind="diffusion", identity=_identity(config, latents), config=config, world=world)
-    return _Training(config, latents, denoiser, codec_folder, directory, world, console).run()
+    return _Training(config, sets, denoiser, codec if world.rank == 0 else None, directory, world, console).run()
 
 
 def _identity(config: RunConfig, latents: ShardSet) -> dict[str, object]:
@@ -78,12 +78,6 @@ def _identity(config: RunConfig, latents: ShardSet) -> dict[str, object]:
         "global_batch_size": config.loop.global_batch_size,
         "precision": config.loop.precision,
     }
-
-
-def latent_shape_of(latents: ShardSet) -> tuple[int, int, int]:
-    """Return ``(c, lh, lw)`` of a latent set."""
-    channels, height, width = latents.properties["moments_shape"]
-    return int(channels) // 2, int(height), int(width)
 
 
 def _initial_denoiser(config: RunConfig, latents: ShardSet) -> ConditionalDenoiser:
@@ -110,7 +104,7 @@ def _require_same_latents(given: Pipeline, latents: ShardSet, latent_shape: tupl
     Raises:
         ManifestMismatch: Another autoencoder, size or label schema; names both sides.
     """
-    where = str(given.folder)
+    where = given.folder
     require_same_codec(latents, given.vae_fingerprint, where=where)
     if given.latent_shape != latent_shape:
         raise ManifestMismatch(
@@ -125,21 +119,22 @@ def _require_same_latents(given: Pipeline, latents: ShardSet, latent_shape: tupl
 
 
 class _Training:
-    """Wires one training run together."""
+    """Wires one training run together; rank 0 has the autoencoder, in fp32 on the CPU, for previews and the export."""
 
     def __init__(
         self,
         config: RunConfig,
-        latents: ShardSet,
+        sets: LatentSets,
         denoiser: ConditionalDenoiser,
-        codec_folder: Path,
+        codec: LatentCodec | None,
         directory: RunDirectory,
         world: World,
         console: Console,
     ) -> None:
         self._config = config
-        self._set = latents
-        self._codec_folder = codec_folder
+        self._sets = sets
+        self._set = latents = sets.combined
+        self._codec = codec
         self._directory = directory
         self._world = world
         self._console = console
@@ -189,7 +184,12 @@ class _Training:
         self._announce()
         state = self._directory.resume(zero=self._zero, average=self._ema, console=self._console)
         sinks = self._directory.sinks(resume_images=state.images_seen)
-        loader = self._loader("train", start=state.images_seen, draws=self._draws(self._config.diffusion.flip))
+        loader = training_loader(
+            self._batches("train", self._draws(self._config.diffusion.flip)),
+            self._loop,
+            self._world,
+            start_images=state.images_seen,
+        )
 
         def write_metrics(row: Mapping[str, float]) -> None:
             self._last_row = row
@@ -210,6 +210,7 @@ class _Training:
             console=self._console,
             write_metrics=write_metrics,
             write_ledger=self._directory.append_ledger,
+            set_names=set_names(self._sets.sets),
             periodic=[
                 Periodic(self._loop.validate_every_images, validate, at_end=True),
                 Periodic(self._loop.checkpoint_every_images, self._save, at_end=True, log_before=True),
@@ -246,26 +247,9 @@ class _Training:
             eye_side_column=names.index(EYE_SIDE) if EYE_SIDE in names else None,
         )
 
-    def _loader(self, split: str, *, start: int, draws: DiffusionDraws) -> BatchLoader:
-        reader = ShardSetReader(self._set, split=split)
-        channels, height, width = self._latent_shape
-        return BatchLoader(
-            reader=reader,
-            plan=ReadingPlan(
-                shard_sizes=reader.shard_sizes, identity=self._set.identity, split=split, seed=self._config.seed
-            ),
-            decode=LatentDecoder(
-                schema=self._set.label_schema,
-                moments_shape=(2 * channels, height, width),
-                with_flip=self._config.diffusion.flip and split == "train",
-            ),
-            augment=draws,
-            global_batch_size=self._loop.global_batch_size,
-            rank=self._world.rank,
-            world_size=self._world.size,
-            start_images=start,
-            prefetch_batches=self._loop.prefetch_batches if split == "train" else 0,
-        )
+    def _batches(self, split: str, draws: DiffusionDraws) -> BatchReader:
+        with_flip = self._config.diffusion.flip and split == "train"
+        return latent_batches(self._sets, split=split, seed=self._config.seed, with_flip=with_flip, augment=draws)
 
     def _save(self, state: TrainState) -> None:
         self._directory.save(state, zero=self._zero, average=self._ema, keep=self._loop.keep_checkpoints)
@@ -292,13 +276,13 @@ class _Training:
         return self._world.all_gather(result)[0]
 
     def _validation_pass(self, step: LatentDiffusionStep, split: str, state: TrainState) -> float:
-        loader = self._loader(split, start=0, draws=self._draws(False))
+        reader = self._batches(split, self._draws(False))
         total = min(self._loop.validation_images, self._set.num_samples(split))
         loss = images = 0.0
         size = self._batch.micro_batch_size
         with torch.no_grad():
             for first in range(0, total, size):
-                batch = loader.read_positions(np.arange(first, min(first + size, total), dtype=np.int64))
+                batch = reader.read(np.arange(first, min(first + size, total), dtype=np.int64))
                 tensors: dict[str, Tensor] = {
                     name: torch.from_numpy(array).to(self._device) for name, array in batch.arrays.items()
                 }
@@ -306,20 +290,20 @@ class _Training:
                 _, sums = step(tensors, state.images_seen)
                 loss += float(sums["loss"])
                 images += float(sums["images"])
-        loader.close()
+        reader.close()
         if images == 0:
             raise DataError(f"split {split} holds no readable sample", where=self._set.url)
         return loss / images
 
     def _preview(self, state: TrainState) -> None:
         """Draw a grid with fixed seeds from the averaged weights. Collective."""
-        denoiser = self._averaged_denoiser()
-        if denoiser is not None:
+        denoiser, codec = self._averaged_denoiser(), self._codec
+        if denoiser is not None and codec is not None:
             path = self._directory.path("previews", f"images-{state.images_seen:012d}.png")
             data = draw_preview(
                 self._config,
                 denoiser=denoiser,
-                codec_folder=self._codec_folder,
+                codec=codec,
                 latents=self._set,
                 latent_shape=self._latent_shape,
                 title=f"{state.images_seen:,} images seen",
@@ -341,21 +325,20 @@ class _Training:
             "zero_stage": self._zero.zero_stage,
             "export": self._directory.path("export"),
         }
-        denoiser = self._averaged_denoiser()
-        if denoiser is not None:
+        denoiser, codec = self._averaged_denoiser(), self._codec
+        if denoiser is not None and codec is not None:
             mean, std = build.latent_statistics(self._config, self._set.properties)
-            codec, fingerprint = open_codec(self._codec_folder, device=torch.device("cpu"), dtype=torch.float32)
             save_pipeline(
-                filesystem.local_path(self._directory.path("export")),
+                self._directory.path("export"),
                 denoiser=denoiser.cpu(),
-                codec=codec,
+                codec=codec.cpu(),
                 schedule_settings=build.schedule_settings(self._config),
                 label_schema=self._set.label_schema,
                 latent_mean=mean,
                 latent_std=std,
                 image_size_px=int(self._set.properties["image_size_px"]),
                 latent_set_identity=self._set.identity,
-                vae_fingerprint=fingerprint,
+                vae_fingerprint=str(self._set.properties["autoencoder_fingerprint"]),
                 training_summary={key: value for key, value in summary.items() if key != "export"}
                 | {"training_images": self._set.num_samples("train")},
             )

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from synfundus.config.schema import RunConfig
-from synfundus.data.images import ImageDecoder
 from synfundus.data.loader import BatchLoader
-from synfundus.data.reader import ShardSetReader
-from synfundus.data.shard_plan import ReadingPlan
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.world import World
 from synfundus.evaluation.pictures import contact_sheet, encode_png
 from synfundus.jobs import Summary, build
-from synfundus.jobs.codec_folder import find_codec
+from synfundus.jobs.codec_folder import CONFIG_NAME, find_codec, open_codec, save_codec
+from synfundus.jobs.local_folder import folder_to_read
 from synfundus.jobs.pixels import pixels_to_tensor, tensor_to_pixels
+from synfundus.jobs.reading import image_batches, set_names, training_loader
 from synfundus.jobs.run_directory import RunDirectory
 from synfundus.models.autoencoder import LatentCodec
 from synfundus.models.autoencoder_objective import AutoencoderObjective
@@ -69,51 +68,24 @@ def _identity(config: RunConfig, image_set: ShardSet) -> dict[str, object]:
 
 def train_images(image_set: ShardSet, *, split: str, count: int, seed: int) -> Iterator[Tensor]:
     """Yield the first ``count`` images of a split in reading order, ``[n, 3, h, w]`` in [-1, 1], in batches."""
-    reader = ShardSetReader(image_set, split=split)
-    plan = ReadingPlan(shard_sizes=reader.shard_sizes, identity=image_set.identity, split=split, seed=seed)
-    loader = _loader(image_set, reader, plan, rank=0, world_size=1, batch=_EVALUATION_BATCH, start=0, prefetch=0)
-    total = min(count, plan.num_samples)
+    reader = image_batches(image_set, split=split, seed=seed, augment=None)
+    total = min(count, reader.plan.set_sizes[0])
     for first in range(0, total, _EVALUATION_BATCH):
-        batch = loader.read_positions(np.arange(first, min(first + _EVALUATION_BATCH, total), dtype=np.int64))
+        batch = reader.read(np.arange(first, min(first + _EVALUATION_BATCH, total), dtype=np.int64))
         yield pixels_to_tensor(batch.arrays["pixels"][batch.weights > 0])
-    loader.close()
-
-
-def _loader(
-    image_set: ShardSet,
-    reader: ShardSetReader,
-    plan: ReadingPlan,
-    *,
-    rank: int,
-    world_size: int,
-    batch: int,
-    start: int,
-    prefetch: int,
-    augment: AutoencoderDraws | None = None,
-) -> BatchLoader:
-    decoder = ImageDecoder(schema=image_set.label_schema, image_size_px=int(image_set.properties["image_size_px"]))
-    return BatchLoader(
-        reader=reader,
-        plan=plan,
-        decode=decoder,
-        augment=augment,
-        global_batch_size=batch,
-        rank=rank,
-        world_size=world_size,
-        start_images=start,
-        prefetch_batches=prefetch,
-    )
+    reader.close()
 
 
 def _initial_codec(
     config: RunConfig, image_set: ShardSet, directory: RunDirectory, world: World, console: Console
 ) -> LatentCodec:
     """Return the autoencoder a run starts from; kept in the run, so that every start begins with the same."""
-    folder = filesystem.local_path(directory.path("init"))
-    if world.rank == 0 and not (folder / "DONE").exists():
+    folder = directory.path("init")
+    # an autoencoder folder is there as a whole or not at all
+    if world.rank == 0 and not filesystem.exists(filesystem.join(folder, CONFIG_NAME)):
         section = config.vae
         if section.init_from:
-            codec = LatentCodec.from_pretrained(find_codec(section.init_from))
+            codec, _ = open_codec(find_codec(section.init_from), device=torch.device("cpu"), dtype=torch.float32)
         else:
             size = int(image_set.properties["image_size_px"])
             codec = build.codec(section.codec, image_size_px=size, seed=config.seed)
@@ -123,10 +95,10 @@ def _initial_codec(
             )
             share = float(codec.linear_path.fit(images).sum())
             console.message(f"linear path fitted: {100 * share:.1f} % of the variance of the training images")
-        codec.save_pretrained(folder)
-        (folder / "DONE").touch()
+        save_codec(codec, folder)
     world.barrier()
-    return LatentCodec.from_pretrained(folder)
+    with folder_to_read(folder) as local:
+        return LatentCodec.from_pretrained(local)
 
 
 class _Training:
@@ -148,6 +120,8 @@ class _Training:
         self._console = console
         self._loop = config.vae.loop
         self._device = build.torch_device(world)
+        # before kernels are chosen and the engine changes types
+        self._untouched = copy.deepcopy(codec) if world.rank == 0 else None
         build.attention(
             codec.autoencoder,
             config.launch,
@@ -212,9 +186,11 @@ class _Training:
             console=self._console,
             write_metrics=sinks.write,
             write_ledger=self._directory.append_ledger,
+            set_names=set_names([self._set]),
             periodic=[
-                Periodic(self._loop.checkpoint_every_images, self._save, at_end=True, log_before=True),
+                # before the checkpoint: a run that goes on from there does not write this row again
                 Periodic(self._loop.validate_every_images, validate),
+                Periodic(self._loop.checkpoint_every_images, self._save, at_end=True, log_before=True),
                 Periodic(self._loop.preview_every_images, self._preview),
             ],
             save=self._save,
@@ -227,22 +203,10 @@ class _Training:
         return self._finish(state)
 
     def _train_loader(self, state: TrainState) -> BatchLoader:
-        reader = ShardSetReader(self._set, split="train")
-        plan = ReadingPlan(
-            shard_sizes=reader.shard_sizes, identity=self._set.identity, split="train", seed=self._config.seed
-        )
         size = int(self._set.properties["image_size_px"]) // self._codec.downsample_factor
-        return _loader(
-            self._set,
-            reader,
-            plan,
-            rank=self._world.rank,
-            world_size=self._world.size,
-            batch=self._loop.global_batch_size,
-            start=state.images_seen,
-            prefetch=self._loop.prefetch_batches,
-            augment=AutoencoderDraws(seed=self._config.seed, latent_shape=(self._codec.latent_channels, size, size)),
-        )
+        draws = AutoencoderDraws(seed=self._config.seed, latent_shape=(self._codec.latent_channels, size, size))
+        reader = image_batches(self._set, split="train", seed=self._config.seed, augment=draws)
+        return training_loader(reader, self._loop, self._world, start_images=state.images_seen)
 
     def _save(self, state: TrainState) -> None:
         self._directory.save(state, zero=self._zero, average=self._ema, keep=self._loop.keep_checkpoints)
@@ -250,9 +214,9 @@ class _Training:
     def _averaged_codec(self) -> LatentCodec | None:
         """Return a codec with the averaged weights in fp32 on rank 0, None elsewhere. Collective."""
         named = self._zero.gather_named(self._ema.partitions)
-        if named is None:
+        if named is None or self._untouched is None:
             return None
-        codec = LatentCodec.from_pretrained(filesystem.local_path(self._directory.path("init")))
+        codec = copy.deepcopy(self._untouched)
         weights = {name.removeprefix("codec."): tensor for name, tensor in named.items() if name.startswith("codec.")}
         missing, unexpected = codec.load_state_dict(weights, strict=False)
         fixed = {name for name, _ in codec.named_buffers()}
@@ -265,13 +229,12 @@ class _Training:
         if codec is not None:
             self._draw(codec, f"previews/images-{state.images_seen:012d}.png")
 
-    def _draw(self, codec: LatentCodec, name: str) -> Path:
+    def _draw(self, codec: LatentCodec, name: str) -> None:
         """Draw held-out originals over their reconstructions."""
         images = torch.cat(list(train_images(self._set, split=self._held_out, count=_GRID_IMAGES, seed=0)))
         with torch.no_grad():
             mean, _ = LatentCodec.split(codec.encode(images.to(self._device)))
             restored = codec.decode(mean)
-        path = filesystem.local_path(self._directory.path(name))
         pictures = [*tensor_to_pixels(images), *tensor_to_pixels(restored)]
         sheet = contact_sheet(
             pictures,
@@ -280,8 +243,7 @@ class _Training:
             tile_px=images.shape[-1],
             title=f"{self._held_out}: originals above, reconstructions below",
         )
-        filesystem.write_bytes(str(path), encode_png(sheet, text={}, compress_level=6))
-        return path
+        filesystem.write_bytes(self._directory.path(name), encode_png(sheet, text={}, compress_level=6))
 
     @property
     def _held_out(self) -> str:
@@ -309,8 +271,8 @@ class _Training:
         codec = self._averaged_codec()
         figures: Mapping[str, float] = {}
         if codec is not None:
-            folder = filesystem.local_path(self._directory.path("export", "vae"))
-            codec.cpu().save_pretrained(folder)
+            folder = self._directory.path("export", "vae")
+            save_codec(codec.cpu(), folder)
             codec.to(self._device)
             figures = self._evaluate(codec)
             self._draw(codec, "export/reconstructions.png")

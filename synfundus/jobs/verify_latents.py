@@ -15,6 +15,7 @@ from synfundus.distributed.world import World
 from synfundus.errors import DataError, ManifestMismatch
 from synfundus.jobs import Summary, build
 from synfundus.jobs.codec_folder import find_codec, open_codec
+from synfundus.jobs.latent_sets import open_latent_sets
 from synfundus.jobs.latent_sources import load_sources
 from synfundus.jobs.pixels import pixels_to_tensor
 from synfundus.models.autoencoder import LatentCodec
@@ -34,10 +35,10 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         ManifestMismatch: Another autoencoder, or another image set.
         DataError: The mean PSNR is below the limit.
     """
-    latents = load_shard_set(build.require(config.train.latents, flag="--latents", key="train.latents"), kind="latents")
+    latents = open_latent_sets(config.train.latents[:1]).sets[0]
     folder = find_codec(build.require(config.encode.vae, flag="--vae", key="encode.vae"))
     codec, fingerprint = open_codec(folder, device=build.torch_device(world), dtype=torch.float32)
-    require_same_codec(latents, fingerprint, where=str(folder))
+    require_same_codec(latents, fingerprint, where=folder)
     images = load_shard_set(load_sources(latents.url).image_set_url, kind="images")
     if images.identity != latents.properties["image_set_identity"]:
         raise ManifestMismatch(

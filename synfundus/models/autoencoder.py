@@ -272,7 +272,10 @@ def _check_folder(folder: Path) -> None:
             where=str(folder),
             hint=f"give a local AutoencoderKL folder ({_CONFIG_NAME} + {_WEIGHTS_NAME}); pickled weights are not read",
         )
-    config = json.loads((folder / _CONFIG_NAME).read_text(encoding="utf-8"))
+    try:
+        config = json.loads((folder / _CONFIG_NAME).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"no autoencoder here: {_CONFIG_NAME} is not JSON", where=str(folder)) from error
     if config.get("_class_name") != "AutoencoderKL":
         raise CheckpointError(
             f"the config names the class {config.get('_class_name')!r}, wanted 'AutoencoderKL'", where=str(folder)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -136,7 +137,7 @@ class LabelConditioner(nn.Module):
         try:
             config = json.loads((folder / _CONFIG_NAME).read_text(encoding="utf-8"))
             tensors = load_file(folder / _WEIGHTS_NAME)
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, json.JSONDecodeError, SafetensorError) as error:
             raise CheckpointError(f"no label conditioner here: {error}", where=str(folder)) from error
         if config.get("_class_name") != _CLASS_NAME:
             raise CheckpointError(

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -191,6 +192,6 @@ class LinearPath(nn.Module):
             config: dict[str, Any] = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
             path = cls(patch_size_px=config["patch_size_px"], latent_channels=config["latent_channels"])
             path.load_state_dict(load_file(folder / WEIGHTS_NAME))
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"no usable linear path here: {error}", where=str(folder)) from error
         return path

@@ -42,7 +42,7 @@ def parse_document(data: bytes, *, format_name: str, version: int, where: str) -
     """
     try:
         document = json.loads(data)
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"not valid JSON: {error}", where=where) from error
     if not isinstance(document, dict) or document.get("format") != format_name:
         found = document.get("format") if isinstance(document, dict) else type(document).__name__
@@ -75,7 +75,7 @@ def read_lines(url: str) -> list[Document]:
             continue
         try:
             rows.append(json.loads(line))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines) - 1:
                 break
             raise DataError(f"line {number + 1} is not valid JSON", where=url) from error

@@ -1,73 +1,69 @@
 """Files on a disk or in an object store, behind one small facade.
 
-The only module that imports fsspec. Locations are plain paths, ``file://`` or ``s3://`` URLs. Credentials come
-from the environment, a profile or a role; never from the config.
+Everything else in the package reads and writes through this module. Locations are plain paths, ``file://`` or
+``s3://`` URLs. Endpoint, region, profile and credentials of a store come from the environment, a profile or a role;
+never from the config and never from a URL.
 """
 
 from __future__ import annotations
 
-import os
-import secrets
-from collections.abc import Iterator
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urlsplit
 
-import fsspec
+from synfundus.errors import CorruptShard, StorageError
+from synfundus.storage import object_store, store_connection, store_settings
+from synfundus.storage.checked_read import read_until_right
+from synfundus.storage.local_files import fsync_dir, walk_files, write_in_place
+from synfundus.storage.locations import ALLOWED_PROTOCOLS, is_local, join, local_path, protocol_of
+from synfundus.storage.store_faults import BeyondEnd
+from synfundus.storage.store_settings import StoreSettings
 
-from synfundus.errors import StorageError
+__all__ = [
+    "ALLOWED_PROTOCOLS", "StoreSettings", "atomic_write", "configure", "download_folder", "exists", "fetch",
+    "file_size", "forget_connections", "fsync_dir", "is_dir", "is_local", "join", "list_files", "list_names",
+    "local_path", "make_dir", "open_read", "protocol_of", "read_bytes", "read_checked", "read_range", "remove",
+    "upload_folder", "write_bytes",
+]  # fmt: skip
 
-ALLOWED_PROTOCOLS = ("file", "s3", "memory")
-"""Everything else, ``pipe:`` first of all, is refused."""
-
-
-def protocol_of(url: str) -> str:
-    """Return the protocol of a location; a plain path is ``file``.
-
-    Raises:
-        StorageError: A protocol that is not on the allow-list.
-    """
-    scheme = urlsplit(url).scheme if "://" in url or url.startswith("pipe:") else ""
-    protocol = scheme or "file"
-    if protocol not in ALLOWED_PROTOCOLS:
-        raise StorageError(
-            f"protocol {protocol!r} is not allowed",
-            where=url,
-            hint=f"use one of {', '.join(ALLOWED_PROTOCOLS)}, or a path",
-        )
-    return protocol
+_SPOOL_IN_MEMORY_BYTES = 64 * 2**20
+_TRANSFERS_AT_ONCE = 8
 
 
-def is_local(url: str) -> bool:
-    """Whether a location is on a mounted file system."""
-    return protocol_of(url) == "file"
+def configure(settings: StoreSettings | None) -> None:
+    """Set deadlines, timeouts and the cache for this process and the ones it starts; None undoes it."""
+    store_settings.configure(settings)
+    forget_connections()
 
 
-def local_path(url: str) -> Path:
-    """Return the path of a local location."""
-    if not is_local(url):
-        raise StorageError("needs a local path", where=url)
-    return Path(url.removeprefix("file://")).expanduser()
-
-
-def join(url: str, *parts: str) -> str:
-    """Append path components to a location."""
-    return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)]) or "/"
+def forget_connections() -> None:
+    """Close what this process keeps open to stores; the next call reads the environment again."""
+    store_connection.forget()
+    _filesystem.cache_clear()
 
 
 @lru_cache(maxsize=8)
-def _filesystem(protocol: str, pid: int) -> Any:  # noqa: ANN401 - fsspec is untyped
-    """One filesystem object per protocol and process: an s3fs instance must not cross a fork."""
+def _filesystem(protocol: str) -> Any:  # noqa: ANN401 - fsspec is untyped
+    import fsspec
+
     return fsspec.filesystem(protocol)
 
 
 def _resolve(url: str) -> tuple[Any, str]:
-    protocol = protocol_of(url)
-    if protocol == "file":
-        return _filesystem("file", os.getpid()), str(local_path(url).absolute())
-    return _filesystem(protocol, os.getpid()), url
+    """Return (fsspec object, its path) for what is not on S3."""
+    if protocol_of(url) == "file":
+        return _filesystem("file"), str(local_path(url).absolute())
+    return _filesystem("memory"), url
+
+
+def _on_s3(url: str) -> bool:
+    return protocol_of(url) == "s3"
 
 
 @contextmanager
@@ -88,13 +84,24 @@ def _storage_errors(action: str, url: str) -> Iterator[None]:
 
 def exists(url: str) -> bool:
     """Whether a file or folder is there."""
-    filesystem, path = _resolve(url)
-    with _storage_errors("look at", url):
-        return bool(filesystem.exists(path))
+    if not _on_s3(url):
+        filesystem, path = _resolve(url)
+        with _storage_errors("look at", url):
+            return bool(filesystem.exists(path))
+    if object_store.split(url)[1]:
+        try:
+            object_store.stat(url)
+        except FileNotFoundError:
+            pass
+        else:
+            return True
+    return is_dir(url)
 
 
 def is_dir(url: str) -> bool:
-    """Whether the location is a folder."""
+    """Whether the location is a folder; on an object store, whether anything lies below it."""
+    if _on_s3(url):
+        return any(True for _ in object_store.list_objects(url, recursive=True, most=2))
     filesystem, path = _resolve(url)
     with _storage_errors("look at", url):
         return bool(filesystem.isdir(path))
@@ -102,13 +109,17 @@ def is_dir(url: str) -> bool:
 
 def file_size(url: str) -> int:
     """Return the size of a file in bytes."""
-    filesystem, path = _resolve(url)
     with _storage_errors("look at", url):
+        if _on_s3(url):
+            return object_store.stat(url).size
+        filesystem, path = _resolve(url)
         return int(filesystem.size(path))
 
 
 def list_names(url: str) -> list[str]:
     """Return the sorted names in a folder; empty if it is not there."""
+    if _on_s3(url):
+        return sorted({name.rstrip("/") for name, _ in object_store.list_objects(url, recursive=False)})
     filesystem, path = _resolve(url)
     with _storage_errors("list", url):
         try:
@@ -118,73 +129,173 @@ def list_names(url: str) -> list[str]:
     return sorted(str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries)
 
 
+def list_files(url: str) -> dict[str, int]:
+    """Return the bytes of every file below a folder by relative name, sorted; empty if the folder is not there.
+
+    Names that start with a dot, and what lies below folders named so, are left out. A store is asked for one paged
+    listing.
+
+    Raises:
+        StorageError: A folder cannot be read.
+    """
+    if _on_s3(url):
+        found: Iterable[tuple[str, int]] = object_store.list_objects(url, recursive=True)
+    elif is_local(url):
+        found = walk_files(local_path(url))
+    else:
+        filesystem, path = _resolve(url)
+        root = filesystem._strip_protocol(path)
+        entries = filesystem.find(path, detail=True) if filesystem.isdir(path) else {}
+        found = ((name.removeprefix(f"{root}/"), int(entry["size"])) for name, entry in entries.items())
+    with _storage_errors("list", url):
+        return {name: size for name, size in sorted(found) if not _is_hidden(name)}
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") and part.strip(".") for part in name.split("/"))
+
+
 def make_dir(url: str) -> None:
     """Create a folder and its parents (nothing to do on an object store)."""
+    if _on_s3(url):
+        return
     filesystem, path = _resolve(url)
     with _storage_errors("create folder", url):
         filesystem.makedirs(path, exist_ok=True)
 
 
 def read_bytes(url: str) -> bytes:
-    """Read a whole file."""
-    filesystem, path = _resolve(url)
+    """Read a whole file; one of an object store is checked as in `fetch`."""
     with _storage_errors("read", url):
+        if _on_s3(url):
+            return object_store.read_whole(url)
+        filesystem, path = _resolve(url)
         return bytes(filesystem.cat_file(path))
 
 
 def read_range(url: str, start: int, size: int) -> bytes:
-    """Read ``size`` bytes from offset ``start``; fewer come back only at the end of the file."""
-    filesystem, path = _resolve(url)
+    """Read ``size`` bytes from offset ``start``; fewer come back only at the end of the file.
+
+    The length is checked, the content cannot be: `read_checked` is for that.
+    """
     with _storage_errors("read", url):
-        return bytes(filesystem.cat_file(path, start=start, end=start + size))
+        if not _on_s3(url):
+            filesystem, path = _resolve(url)
+            return bytes(filesystem.cat_file(path, start=start, end=start + size))
+        try:
+            return object_store.read_range(url, start, size)[0] if size else b""
+        except BeyondEnd:
+            return b""
+
+
+def read_checked(url: str, start: int, size: int, wrong: Callable[[bytes], str]) -> bytes:
+    """Read a range that proves right by the caller's own measure; read it again where it does not.
+
+    Args:
+        url: The file.
+        start: First byte.
+        size: Number of bytes.
+        wrong: Says what is wrong with the bytes, or nothing; compares a checksum as a rule. Not asked about bytes of
+            another length.
+
+    Raises:
+        CorruptShard: The bytes do not prove right, see `read_until_right`.
+        StorageError: The disk or the store refused, or gave no good answer within the deadline.
+    """
+    return read_until_right(lambda: _read_version(url, start, size), size, wrong, where=url)
+
+
+def _read_version(url: str, start: int, size: int) -> tuple[bytes, str]:
+    """Return (bytes, what tells this version of the object from others, empty for a local file)."""
+    if not _on_s3(url):
+        return read_range(url, start, size), ""
+    with _storage_errors("read", url):
+        try:
+            data, info = object_store.read_range(url, start, size)
+        except BeyondEnd:
+            return b"", object_store.stat(url).shown()
+    return data, info.shown()
+
+
+def fetch(url: str, sink: IO[bytes], *, sha256: str = "") -> str:
+    """Copy a whole file to the start of a stream and check it; returns its sha256.
+
+    Args:
+        url: The file.
+        sink: Open for writing and seeking; what is in it is replaced.
+        sha256: The hash it must have. Without one, an object of a store must match what was recorded when it was
+            written (its sha256, or the MD5 that is its entity tag).
+
+    Raises:
+        CorruptShard: The content does not match; the message names both sides.
+        StorageError: The disk or the store refused, or gave no good answer within the deadline.
+    """
+    with _storage_errors("read", url):
+        if _on_s3(url):
+            return object_store.fetch(url, sink, sha256=sha256)
+        with open_read(url) as source:
+            sink.seek(0)
+            sink.truncate()
+            shutil.copyfileobj(source, sink, 2**20)
+            source.seek(0)
+            found = hashlib.file_digest(source, "sha256").hexdigest()  # type: ignore[arg-type]
+    if sha256 and found != sha256:
+        raise CorruptShard(f"sha256 {found} instead of {sha256}", where=url, reason="checksum")
+    return found
 
 
 def open_read(url: str) -> IO[bytes]:
-    """Open a file for reading; the caller closes it."""
-    filesystem, path = _resolve(url)
-    with _storage_errors("open", url):
-        stream: IO[bytes] = filesystem.open(path, "rb")
-    return stream
+    """Open a file for reading; the caller closes it.
 
-
-def fsync_dir(folder: Path) -> None:
-    """Make renames in a local folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    A file of an object store is copied first, checked as in `fetch`, and read from the copy: in memory up to
+    64 MiB, beyond that an unnamed temporary file.
+    """
+    if not _on_s3(url):
+        filesystem, path = _resolve(url)
+        with _storage_errors("open", url):
+            stream: IO[bytes] = filesystem.open(path, "rb")
+        return stream
+    copy = _spool()
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        fetch(url, copy)
+    except BaseException:
+        copy.close()
+        raise
+    copy.seek(0)
+    return copy
+
+
+def _spool() -> IO[bytes]:
+    """Return a temporary stream that no kill can leave behind."""
+    return tempfile.SpooledTemporaryFile(max_size=_SPOOL_IN_MEMORY_BYTES)
 
 
 @contextmanager
 def atomic_write(url: str) -> Iterator[IO[bytes]]:
     """Write a file that is there completely or not at all.
 
-    Local: temporary name in the same folder, fsync, rename, fsync of the folder. Object store: one put, which
-    the store itself makes atomic.
+    Local: temporary name in the same folder, fsync, rename, fsync of the folder. Object store: the content is
+    collected here (in memory up to 64 MiB, then in an unnamed file in ``TMPDIR``) and sent when it is complete,
+    with its hashes; what the store has is compared afterwards.
 
     Raises:
         StorageError: The disk or the store refused; nothing is left under the final name.
     """
+    if _on_s3(url):
+        with _storage_errors("write", url), _spool() as stream:
+            yield stream
+            object_store.put(url, stream)
+        return
     if not is_local(url):
         filesystem, path = _resolve(url)
-        with _storage_errors("write", url), filesystem.open(path, "wb") as stream:
+        with _storage_errors("write", url), _spool() as stream:
             yield stream
+            stream.seek(0)
+            filesystem.pipe_file(path, stream.read())
         return
     target = local_path(url).absolute()
-    with _storage_errors("write", url):
-        target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with _storage_errors("write", url), open(temporary, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        with _storage_errors("write", url):
-            temporary.replace(target)
-            fsync_dir(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _storage_errors("write", url), write_in_place(target) as stream:
+        yield stream
 
 
 def write_bytes(url: str, data: bytes) -> None:
@@ -195,9 +306,76 @@ def write_bytes(url: str, data: bytes) -> None:
 
 def remove(url: str, *, recursive: bool = False) -> None:
     """Remove a file or, with ``recursive``, a folder; not an error if it is gone."""
+    if _on_s3(url):
+        if not object_store.split(url)[1]:
+            raise StorageError("a whole bucket is not removed", where=url)
+        below = [name for name, _ in object_store.list_objects(url, recursive=True)] if recursive else []
+        object_store.delete([url, *(join(url, name) for name in below)])
+        return
     filesystem, path = _resolve(url)
     with _storage_errors("remove", url):
         try:
             filesystem.rm(path, recursive=recursive)
         except FileNotFoundError:
             return
+
+
+def download_folder(url: str, local: Path, *, last: Sequence[str] = ()) -> dict[str, str]:
+    """Copy the files of a folder, hidden ones left out, to a local folder; returns their sha256 by relative name.
+
+    Each file is checked as in `fetch` and put in place atomically.
+
+    Args:
+        url: The folder.
+        local: Where to; made if it is not there.
+        last: Names to copy after all others, in this order; they must be there.
+
+    Raises:
+        StorageError: A name that would leave the folder, or the disk or the store refused.
+        CorruptShard: A file does not match its hash.
+    """
+
+    def copy(name: str) -> str:
+        if any(part in {"", ".", ".."} for part in name.split("/")) or not name.isprintable():
+            raise StorageError(f"the name {name!r} is not taken over", where=url)
+        with atomic_write(str(local / name)) as stream:
+            return fetch(join(url, name), stream)
+
+    return _copy_files(list(list_files(url)), last, copy, where=url)
+
+
+def upload_folder(local: Path, url: str, *, last: Sequence[str] = ()) -> dict[str, str]:
+    """Copy the files of a local folder, hidden ones left out, to a folder; returns their sha256 by relative name.
+
+    Args:
+        local: The folder.
+        url: Where to.
+        last: Names to copy after all others, in this order, e.g. the manifest that makes the folder count.
+
+    Raises:
+        StorageError: The disk or the store refused, or the store has other bytes than were sent.
+    """
+
+    def copy(name: str) -> str:
+        with open_read(str(local / name)) as source:
+            if _on_s3(url):
+                with _storage_errors("write", join(url, name)):
+                    return object_store.put(join(url, name), source)
+            with atomic_write(join(url, name)) as stream:
+                return fetch(str(local / name), stream)
+
+    return _copy_files(list(list_files(str(local))), last, copy, where=str(local))
+
+
+def _copy_files(names: list[str], last: Sequence[str], copy: Callable[[str], str], *, where: str) -> dict[str, str]:
+    missing = [name for name in last if name not in names]
+    if missing:
+        raise StorageError(f"not in the folder: {', '.join(missing)}", where=where)
+    first = [name for name in names if name not in last]
+    with ThreadPoolExecutor(_TRANSFERS_AT_ONCE) as pool:
+        try:
+            copied = dict(zip(first, pool.map(copy, first), strict=True))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # what has not begun is not begun
+            raise
+    return {**copied, **{name: copy(name) for name in last}}

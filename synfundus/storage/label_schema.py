@@ -15,6 +15,9 @@ from synfundus.errors import ConfigError, DataError
 UNKNOWN_STATE = 0
 """State of an unknown label in an encoded row; value ``v`` is state ``v + 1``."""
 
+MAX_VALUES = 126
+"""States are stored as int8."""
+
 
 @dataclass(frozen=True)
 class LabelSpec:
@@ -48,6 +51,8 @@ class LabelSchema:
         for spec in self.labels:
             if spec.num_values < 2:
                 raise ConfigError(f"label {spec.name!r} has {spec.num_values} values, needs 2 or more")
+            if spec.num_values > MAX_VALUES:
+                raise ConfigError(f"label {spec.name!r} has {spec.num_values} values, more than {MAX_VALUES}")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -84,12 +89,20 @@ class LabelSchema:
 
     def encode(self, labels: Mapping[str, int | None]) -> list[int]:
         """Turn a mapping of values into states, in order; a label that is missing or None is UNKNOWN."""
-        for name in labels:
-            self[name]
         states = []
+        named = 0
         for spec in self.labels:
-            value = self.check_value(spec.name, labels.get(spec.name))
-            states.append(UNKNOWN_STATE if value is None else value + 1)
+            value = labels.get(spec.name)
+            named += spec.name in labels
+            if value is None:
+                states.append(UNKNOWN_STATE)
+            elif 0 <= value < spec.num_values:
+                states.append(value + 1)
+            else:
+                self.check_value(spec.name, value)
+        if named < len(labels):
+            for name in labels:
+                self[name]
         return states
 
     def decode(self, states: Sequence[int]) -> dict[str, int | None]:

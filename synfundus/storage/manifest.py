@@ -8,6 +8,7 @@ manifest's own bytes is the set's identity.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -22,6 +23,11 @@ REJECTS_NAME = "rejects.jsonl"
 FORMAT_NAME = "synfundus-shard-set"
 FORMAT_VERSION = 1
 SPLITS = ("train", "val", "test")
+
+_SHARD_NAME = re.compile(r"[a-z]+/\d{6,12}\.tar")
+"""A manifest must not lead to files outside its set."""
+MAX_SHARD_SAMPLES = 10_000_000
+"""Far above any shard: what is planned for a set takes memory in proportion to its samples."""
 
 SetKind = Literal["images", "latents", "samples"]
 
@@ -152,6 +158,17 @@ def load_shard_set(url: str, *, kind: SetKind) -> ShardSet:
             rejects=document["rejects"],
             properties=document["properties"],
         )
+        if not isinstance(shard_set.rejects, dict) or not isinstance(shard_set.properties, dict):
+            raise TypeError("rejects and properties are mappings")
     except (KeyError, TypeError) as error:
         raise DataError(f"the manifest lacks or adds a field: {error}", where=manifest_url) from error
+    for entry in shard_set.shards:
+        whole = [number for number in (entry.num_samples, entry.bytes) if type(number) is int and 0 <= number < 2**60]
+        if (
+            not _SHARD_NAME.fullmatch(str(entry.name))
+            or not entry.name.startswith(f"{entry.split}/")
+            or len(whole) < 2
+            or entry.num_samples > MAX_SHARD_SAMPLES
+        ):
+            raise DataError(f"the manifest lists a shard that cannot be one: {entry.name!r}", where=manifest_url)
     return _with_identity(shard_set, data)

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 import tarfile
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
+from zlib_ng.zlib_ng import crc32
 
-from synfundus.errors import CorruptShard, DataError, StorageError
+from synfundus.errors import CorruptShard, DataError
 from synfundus.storage import filesystem
+from synfundus.storage.byte_source import ByteSource, open_byte_source
+from synfundus.storage.shard_index import EXTENSION_PATTERN, KEY_PATTERN, MemberPlace, ShardIndex, index_url
 
-KEY_PATTERN = re.compile(r"^[A-Za-z0-9_-]{1,128}$")
-EXTENSION_PATTERN = re.compile(r"^[a-z0-9]+(\.[a-z0-9]+)*$")
+__all__ = ["KEY_PATTERN", "ShardFiles", "ShardIndex", "TarShardReader", "TarShardWriter", "index_url", "write_shard"]
+
 _BLOCK = 512
 
 
@@ -35,69 +36,6 @@ class ShardFiles:
     tar_bytes: int
     tar_sha256: str
     index_sha256: str
-
-
-@dataclass(frozen=True)
-class ShardIndex:
-    """Where each member of each sample lies.
-
-    Attributes:
-        keys: Sample keys in file order, ``[n]``.
-        extensions: Member extensions, ``[m]``, e.g. ``("json", "moments.npy")``.
-        offsets: First payload byte of a member, ``[n, m]``; -1 where the sample lacks it.
-        sizes: Payload bytes, ``[n, m]``.
-        crc32: Checksums, ``[n, m]``.
-    """
-
-    keys: tuple[str, ...]
-    extensions: tuple[str, ...]
-    offsets: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    crc32: NDArray[np.uint32]
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def span(self, sample: int) -> tuple[int, int]:
-        """Return (first byte, end byte) of the stretch that holds all members of a sample."""
-        present = self.offsets[sample] >= 0
-        starts = self.offsets[sample][present]
-        return int(starts.min()), int((starts + self.sizes[sample][present]).max())
-
-    def to_bytes(self) -> bytes:
-        """Serialise as an npz that is the same, byte for byte, for the same content."""
-        stream = io.BytesIO()
-        np.savez(
-            stream,
-            keys=np.array(self.keys, dtype=np.str_),
-            extensions=np.array(self.extensions, dtype=np.str_),
-            offsets=self.offsets,
-            sizes=self.sizes,
-            crc32=self.crc32,
-        )
-        return stream.getvalue()
-
-    @classmethod
-    def from_bytes(cls, data: bytes, *, where: str) -> ShardIndex:
-        """Read an index.
-
-        Raises:
-            CorruptShard: The bytes are not an index.
-        """
-        try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                keys = tuple(str(key) for key in arrays["keys"])
-                extensions = tuple(str(extension) for extension in arrays["extensions"])
-                shape = (len(keys), len(extensions))
-                offsets, sizes, crc32 = (arrays[name] for name in ("offsets", "sizes", "crc32"))
-        except (ValueError, KeyError, OSError, EOFError, zlib.error) as error:
-            raise CorruptShard(f"not a shard index: {error}", where=where) from error
-        except Exception as error:
-            # zipfile raises its own family on damaged archives, all of them mean the same here
-            raise CorruptShard(f"not a shard index: {type(error).__name__}", where=where) from error
-        if not offsets.shape == sizes.shape == crc32.shape == shape:
-            raise CorruptShard(f"shard index with arrays of {offsets.shape}, expected {shape}", where=where)
-        return cls(keys, extensions, offsets.astype(np.int64), sizes.astype(np.int64), crc32.astype(np.uint32))
 
 
 def _member_header(name: str, size: int) -> bytes:
@@ -153,7 +91,7 @@ class TarShardWriter:
                 row.append((-1, 0, 0))
                 continue
             self._write(_member_header(f"{key}.{extension}", len(data)))
-            row.append((self._position, len(data), zlib.crc32(data)))
+            row.append((self._position, len(data), crc32(data)))
             self._write(data)
             self._write(b"\0" * (-len(data) % _BLOCK))
         self._seen.add(key)
@@ -165,37 +103,66 @@ class TarShardWriter:
         """Samples written so far."""
         return len(self._keys)
 
-    def finish(self) -> tuple[ShardIndex, str, int]:
-        """Write the end of the archive; returns (index, sha256 of the tar, bytes of the tar)."""
+    def finish(self, states: NDArray[np.int8] | None = None) -> tuple[ShardIndex, str, int]:
+        """Write the end of the archive; returns (index, sha256 of the tar, bytes of the tar).
+
+        Args:
+            states: Label states of the samples ``[n, k]``, for the index; None leaves them to the JSON members.
+        """
         self._write(b"\0" * (2 * _BLOCK))
         table = np.array(self._rows, dtype=np.int64).reshape(len(self._keys), len(self._extensions), 3)
         index = ShardIndex(
-            keys=tuple(self._keys),
+            key_array=np.array(self._keys, dtype=np.bytes_),
             extensions=self._extensions,
             offsets=table[:, :, 0],
             sizes=table[:, :, 1],
             crc32=table[:, :, 2].astype(np.uint32),
+            states=states,
         )
         return index, self._sha256.hexdigest(), self._position
 
 
-def index_url(tar_url: str) -> str:
-    """Return the location of a shard's index."""
-    return tar_url.removesuffix(".tar") + ".idx.npz"
-
-
 def write_shard(
-    tar_url: str, samples: Sequence[tuple[str, Mapping[str, bytes]]], *, extensions: tuple[str, ...]
+    tar_url: str,
+    samples: Iterable[tuple[str, Mapping[str, bytes]]],
+    *,
+    extensions: tuple[str, ...],
+    states: NDArray[np.int8] | None = None,
 ) -> ShardFiles:
-    """Write a whole shard and its index atomically, the index last."""
+    """Write a whole shard and its index atomically, the index last.
+
+    Args:
+        tar_url: The shard.
+        samples: Keys and members.
+        extensions: Of the members, in the order they are written.
+        states: Label states of the samples ``[n, k]``, so that a reader need not parse their JSON; None leaves
+            them out of the index.
+    """
     with filesystem.atomic_write(tar_url) as stream:
         writer = TarShardWriter(stream, extensions=extensions)
         for key, members in samples:
             writer.add(key, members)
-        index, tar_sha256, tar_bytes = writer.finish()
+        index, tar_sha256, tar_bytes = writer.finish(states)
     index_bytes = index.to_bytes()
     filesystem.write_bytes(index_url(tar_url), index_bytes)
     return ShardFiles(len(index), tar_bytes, tar_sha256, hashlib.sha256(index_bytes).hexdigest())
+
+
+def _read_index(url: str, sha256: str | None) -> ShardIndex:
+    """Read an index; from an object store as often as it takes to get what the manifest says.
+
+    Raises:
+        CorruptShard: Not the index the manifest means, or none at all.
+    """
+    if sha256 is None or filesystem.is_local(url):
+        data = filesystem.read_bytes(url)
+    else:
+        stream = io.BytesIO()
+        filesystem.fetch(url, stream, sha256=sha256)
+        data = stream.getvalue()
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise CorruptShard("the shard index does not match the manifest", where=url, reason="index")
+    return ShardIndex.from_bytes(data, where=url)
 
 
 class TarShardReader:
@@ -204,15 +171,16 @@ class TarShardReader:
     Args:
         tar_url: The shard.
         index_sha256: Hash the manifest records for the index; None skips that check.
+        open_bytes: How to reach the tar's bytes; None reads it where it lies.
     """
 
-    def __init__(self, tar_url: str, *, index_sha256: str | None) -> None:
+    def __init__(
+        self, tar_url: str, *, index_sha256: str | None, open_bytes: Callable[[], ByteSource] | None = None
+    ) -> None:
         self.tar_url = tar_url
-        data = filesystem.read_bytes(index_url(tar_url))
-        if index_sha256 is not None and hashlib.sha256(data).hexdigest() != index_sha256:
-            raise CorruptShard("the shard index does not match the manifest", where=index_url(tar_url))
-        self.index = ShardIndex.from_bytes(data, where=index_url(tar_url))
-        self._stream: IO[bytes] | None = None
+        self.index = _read_index(index_url(tar_url), index_sha256)
+        self._open_bytes = open_bytes or (lambda: open_byte_source(tar_url))
+        self._bytes: ByteSource | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -225,36 +193,50 @@ class TarShardReader:
             StorageError: The disk or the store refused.
         """
         start, end = self.index.span(sample)
-        stretch = self._read_stretch(start, end - start)
-        members = {}
-        for column, extension in enumerate(self.index.extensions):
-            offset = int(self.index.offsets[sample, column])
-            if offset < 0:
-                continue
-            size = int(self.index.sizes[sample, column])
-            data = stretch[offset - start : offset - start + size]
-            if len(data) != size or zlib.crc32(data) != int(self.index.crc32[sample, column]):
-                raise CorruptShard(
-                    f"sample {self.index.keys[sample]}: member .{extension} does not match its checksum",
-                    where=self.tar_url,
-                )
-            members[extension] = data
-        return members
+        stretch = self._source().read(start, end - start, lambda data: self._wrong_member(sample, start, data))
+        return {
+            extension: stretch[offset - start : offset - start + size]
+            for extension, offset, size, _ in self.index.members(sample)
+        }
 
-    def _read_stretch(self, start: int, size: int) -> bytes:
-        if not filesystem.is_local(self.tar_url):
-            return filesystem.read_range(self.tar_url, start, size)
-        if self._stream is None:
-            self._stream = filesystem.open_read(self.tar_url)
-        try:
-            self._stream.seek(start)
-            return self._stream.read(size)
-        except OSError as error:
-            self.close()  # a handle can go stale; the next read opens the file again
-            raise StorageError(f"cannot read: {error.strerror or error}", where=self.tar_url) from error
+    def _wrong_member(self, sample: int, start: int, stretch: bytes) -> str:
+        """Say which member of a sample does not match its checksum; empty if all do."""
+        view = memoryview(stretch)
+        for extension, offset, size, crc in self.index.members(sample):
+            data = view[offset - start : offset - start + size]
+            if len(data) != size or crc32(data) != crc:
+                return f"sample {self.index.key(sample)}: member .{extension} does not match its checksum"
+        return ""
+
+    def read_into(self, sample: int, place: MemberPlace, buffers: Sequence[memoryview]) -> None:
+        """Read one member of a sample straight into buffers.
+
+        Args:
+            sample: Number of the sample, for messages.
+            place: Where the index says the member lies.
+            buffers: Writable, together as long as the member; filled one after the other.
+
+        Raises:
+            CorruptShard: The bytes do not match their checksum.
+        """
+
+        def wrong() -> str:
+            value = 0
+            for buffer in buffers:
+                value = crc32(buffer, value)
+            if value == place.crc32:
+                return ""
+            return f"sample {self.index.key(sample)}: a member does not match its checksum"
+
+        self._source().read_into(place.offset, buffers, wrong)
+
+    def _source(self) -> ByteSource:
+        if self._bytes is None:
+            self._bytes = self._open_bytes()
+        return self._bytes
 
     def close(self) -> None:
-        """Close the file handle, if one is open."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        """Close the file, if it is open."""
+        if self._bytes is not None:
+            self._bytes.close()
+            self._bytes = None

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 ConsoleMode = Literal["auto", "rich", "plain", "quiet"]
 Figure = float | int | str
 
+METRICS_NAME = "metrics.jsonl"
+
 PLAIN_INTERVAL_S = 5.0
 """A log file gets at most one progress line in this time."""
 PLAIN_PATIENCE_S = 60.0
@@ -291,7 +293,7 @@ class JsonlSink:
 
 
 class TensorBoardSink:
-    """Writes numbers as TensorBoard scalars over images seen."""
+    """Writes numbers as TensorBoard scalars over images seen, each row flushed."""
 
     def __init__(self, folder: str | Path, *, resume_images: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -305,6 +307,7 @@ class TensorBoardSink:
         for name, value in row.items():
             if name != "images_seen" and not isinstance(value, str):
                 self._writer.add_scalar(name, value, step)
+        self._writer.flush()
 
     def close(self) -> None:
         """Flush and close."""
@@ -362,25 +365,27 @@ def build_sinks(
     rank: int,
     tensorboard: bool,
     wandb_project: str | None,
+    run_name: str,
     run_config: Mapping[str, Any],
     resume_images: int,
 ) -> MetricSinks:
     """Open the sinks of a run: ``metrics.jsonl`` always, the others as asked. Ranks above 0 get none.
 
     Args:
-        run_dir: Folder of the run (a local or mounted path).
+        run_dir: Local folder to write into.
         rank: Rank of this process.
         tensorboard: Also write TensorBoard files under ``tensorboard/``.
         wandb_project: Also send to this Weights & Biases project.
+        run_name: What Weights & Biases calls the run.
         run_config: Resolved configuration, recorded by Weights & Biases.
         resume_images: Images seen at the checkpoint the run starts from; 0 for a new run.
     """
     if rank > 0:
         return MetricSinks([])
     folder = Path(run_dir)
-    sinks: list[MetricSink] = [JsonlSink(folder / "metrics.jsonl", resume_images=resume_images)]
+    sinks: list[MetricSink] = [JsonlSink(folder / METRICS_NAME, resume_images=resume_images)]
     if tensorboard:
         sinks.append(TensorBoardSink(folder / "tensorboard", resume_images=resume_images))
     if wandb_project is not None:
-        sinks.append(WandbSink(wandb_project, name=folder.resolve().name, config=run_config))
+        sinks.append(WandbSink(wandb_project, name=run_name, config=run_config))
     return MetricSinks(sinks)

@@ -1,8 +1,9 @@
 """Checkpoints: safetensors partitions, a two-phase commit, resume on any number of ranks.
 
 All ranks write into a temporary folder and fsync; an all-reduced flag says whether every rank could; rank 0 then
-writes ``MANIFEST.json`` with the hash of each file and renames the folder, which is the commit. A reader takes the
-newest folder whose manifest verifies. No pickle anywhere (ADR-0008).
+writes ``MANIFEST.json`` with the hash of each file and renames the folder, which is the commit. An object store knows
+no rename: there everybody writes under the final name, and the manifest, which comes last, is the commit; a folder
+without one was left by a kill. A reader takes the newest folder whose manifest verifies. No pickle anywhere (ADR-0008).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -132,33 +134,41 @@ def save_checkpoint(
         except StorageError as error:
             failure = error
     reports = world.all_gather((entries, None if failure is None else str(failure)))
-    _raise_if_any_failed(reports, failure, folder, world)
+    _raise_if_any_failed(reports, failure, folder, world, clear=True)
     if world.rank == 0:
         listing = {name: entry for own, _ in reports for name, entry in own.items()}
         failure = _commit(root, folder, final, listing, keep)
-    _raise_if_any_failed(world.all_gather(({}, None if failure is None else str(failure))), failure, folder, world)
+    reports = world.all_gather(({}, None if failure is None else str(failure)))
+    # under its final name it may be committed already: then it stays
+    _raise_if_any_failed(reports, failure, folder, world, clear=folder != final)
     return final
 
 
 def _clear(folder: str) -> StorageError | None:
     """Remove what a killed save left; returns a failure instead of raising it."""
     try:
-        filesystem.remove(folder, recursive=True)
+        _drop(folder)
     except StorageError as error:
         return error
     return None
 
 
+def _drop(folder: str) -> None:
+    """Remove a folder; its manifest first, so that half of it is never taken for a checkpoint."""
+    filesystem.remove(filesystem.join(folder, MANIFEST_NAME))
+    filesystem.remove(folder, recursive=True)
+
+
 def _raise_if_any_failed(
-    reports: Sequence[tuple[Any, str | None]], own: StorageError | None, folder: str, world: World
+    reports: Sequence[tuple[Any, str | None]], own: StorageError | None, folder: str, world: World, *, clear: bool
 ) -> None:
     """Raise on every rank when one could not write, so that nobody waits for it."""
     failures = [f"rank {rank}: {text}" for rank, (_, text) in enumerate(reports) if text is not None]
     if not failures:
         return
-    if world.rank == 0:
+    if world.rank == 0 and clear:
         with contextlib.suppress(StorageError):  # a folder without manifest is ignored by every reader
-            filesystem.remove(folder, recursive=True)
+            _drop(folder)
     raise StorageError(
         f"a checkpoint could not be written ({'; '.join(failures)})",
         where=folder,
@@ -169,6 +179,8 @@ def _raise_if_any_failed(
 def _commit(root: str, folder: str, final: str, listing: Mapping[str, Any], keep: int) -> StorageError | None:
     """Write the manifest, publish the folder, drop old checkpoints; returns a failure instead of raising it."""
     try:
+        if folder == final:
+            _check_sizes(folder, listing)
         manifest = {"format": FORMAT_NAME, "schema_version": FORMAT_VERSION, "files": dict(sorted(listing.items()))}
         filesystem.write_bytes(filesystem.join(folder, MANIFEST_NAME), documents.dump_json(manifest))
         if folder != final:
@@ -178,6 +190,21 @@ def _commit(root: str, folder: str, final: str, listing: Mapping[str, Any], keep
     except StorageError as error:
         return error
     return None
+
+
+def _check_sizes(folder: str, listing: Mapping[str, Any]) -> None:
+    """Compare what the store holds with what was written.
+
+    Raises:
+        StorageError: An object is missing or has another size.
+    """
+    found = filesystem.list_files(folder)
+    for name, entry in listing.items():
+        if found.get(name) != entry["bytes"]:
+            raise StorageError(
+                f"the store holds {found.get(name, 'none')} of {entry['bytes']} bytes",
+                where=filesystem.join(folder, name),
+            )
 
 
 def _publish_local(folder: str, final: str) -> None:
@@ -195,12 +222,21 @@ def _publish_local(folder: str, final: str) -> None:
 
 
 def _retain(root: str, keep: int) -> None:
-    """Drop all but the newest ``keep`` checkpoints and left-over temporary folders."""
+    """Drop all but the newest ``keep`` checkpoints and what killed saves left."""
+    complete, left = _folders(root)
+    for name in complete[: -max(2, keep)] + left:
+        _drop(filesystem.join(root, name))
+
+
+def _folders(root: str) -> tuple[list[str], list[str]]:
+    """Return the names of the published checkpoints, oldest first, and of what killed saves left."""
     names = filesystem.list_names(root)
-    complete = [name for name in names if _FOLDER.match(name)]
-    stale = complete[: -max(2, keep)] + [name for name in names if _PARTIAL.match(name)]
-    for name in stale:
-        filesystem.remove(filesystem.join(root, name), recursive=True)
+    published = [name for name in names if _FOLDER.match(name)]
+    left = [name for name in names if _PARTIAL.match(name)]
+    if not filesystem.is_local(root):
+        manifests = {name: filesystem.join(root, name, MANIFEST_NAME) for name in published}
+        left += [name for name in published if not filesystem.exists(manifests[name])]
+    return [name for name in published if name not in left], left
 
 
 def verify(url: str) -> str:
@@ -244,7 +280,7 @@ def find_checkpoint(root: str, *, world: World) -> FoundCheckpoint | None:
     found: FoundCheckpoint | None = None
     damaged: list[str] = []
     if world.rank == 0:
-        names = [name for name in filesystem.list_names(root) if _FOLDER.match(name)]
+        names, _ = _folders(root)
         for name in reversed(names):
             url = filesystem.join(root, name)
             problem = verify(url)
@@ -299,7 +335,10 @@ class _PartitionSource:
     def _file(self, rank: int) -> dict[str, Tensor]:
         if rank not in self._files:
             name = partition_name(rank, self._saved_world_size)
-            self._files[rank] = safetensors.torch.load(filesystem.read_bytes(filesystem.join(self._url, name)))
+            try:
+                self._files[rank] = safetensors.torch.load(filesystem.read_bytes(filesystem.join(self._url, name)))
+            except safetensors.SafetensorError as error:
+                raise CheckpointError(f"{name} is no safetensors file: {error}", where=self._url) from error
         return self._files[rank]
 
     def slice(self, number: int, group: FlatGroup, name: str, *, rank: int, world_size: int) -> Tensor:

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synfundus.data.loader import BatchLoader, Quarantined, RankBatch
+from synfundus.data.batches import RankBatch
+from synfundus.data.ledger import Ledger, Quarantined
+from synfundus.data.loader import BatchLoader
 from synfundus.distributed.engine import StepResult, ZeroEngine
 from synfundus.distributed.world import World
 from synfundus.errors import DataError, NumericalError, Preempted
@@ -31,15 +33,21 @@ class TrainState:
         images_seen: Images trained on, epochs included; quarantined slots count.
         quarantined_images: Slots without a sample so far, over all ranks.
         skipped_steps: Steps whose gradient was not finite, under the policy ``skip``.
+        open_epochs: What the ledger has counted of the epochs that are not finished.
     """
 
     images_seen: int = 0
     quarantined_images: int = 0
     skipped_steps: int = 0
+    open_epochs: list[list[Any]] = field(default_factory=list)
 
-    def to_document(self) -> dict[str, int]:
+    def to_document(self) -> dict[str, Any]:
         """Return the counters for a checkpoint."""
-        return {"quarantined_images": self.quarantined_images, "skipped_steps": self.skipped_steps}
+        return {
+            "quarantined_images": self.quarantined_images,
+            "skipped_steps": self.skipped_steps,
+            "open_epochs": self.open_epochs,
+        }
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,8 @@ class Trainer:
         world: The job.
         console: What the user sees.
         write_metrics: Takes a row of metrics; called on rank 0.
-        write_ledger: Takes a row about quarantined samples; called on rank 0.
+        write_ledger: Takes a row about quarantined samples or a finished epoch; called on rank 0.
+        set_names: What the ledger calls the sets the loader reads.
         periodic: What happens at intervals, in this order.
         save: Writes a checkpoint; called before a stop by signal.
     """
@@ -118,6 +127,7 @@ class Trainer:
         console: Console,
         write_metrics: Callable[[Mapping[str, Any]], None],
         write_ledger: Callable[[Mapping[str, Any]], None],
+        set_names: Sequence[str],
         periodic: Sequence[Periodic],
         save: Callable[[TrainState], None],
     ) -> None:
@@ -136,6 +146,9 @@ class Trainer:
         self._device = torch.device("cuda", world.local_rank) if world.device == "cuda" else torch.device("cpu")
         self._sums = SumAccumulator()
         self._quarantined_here: list[Quarantined] = []
+        self._tally_here: dict[tuple[int, int], tuple[int, int]] = {}
+        self._ledger = Ledger(loader.set_sizes, set_names)
+        self._ledger.restore(state.open_epochs)
         self._last_step: StepResult | None = None
 
     def fit(self) -> TrainState:
@@ -186,6 +199,9 @@ class Trainer:
         """Train on one global batch."""
         settings, state = self._settings, self.state
         batch = next(batches)
+        for key, (planned, delivered) in batch.tally().items():
+            before = self._tally_here.get(key, (0, 0))
+            self._tally_here[key] = before[0] + planned, before[1] + delivered
         after = state.images_seen + settings.global_batch_size
         lr = self._lr.at(after)
         result: StepResult | None = None
@@ -229,9 +245,8 @@ class Trainer:
         sums = self._sums.reduce(self._world)
         elapsed = max(time.perf_counter() - clock.began, 1e-9)
         waited = self._loader.wait_s - clock.wait_at_start_s
-        wait, quarantined = self._world.sum([waited, len(self._quarantined_here)])
-        if quarantined:
-            self._account_for_quarantined()
+        (wait,) = self._world.sum([waited])
+        self._account()
         values = means(sums)
         row = {
             "images_seen": state.images_seen,
@@ -255,26 +270,37 @@ class Trainer:
         self._check_quarantine()
         return Clock(images_at_start=state.images_seen, wait_at_start_s=self._loader.wait_s)
 
-    def _account_for_quarantined(self) -> None:
-        """Count and name the samples that no rank could use since the last row. Collective."""
+    def _account(self) -> None:
+        """Count what all ranks planned and delivered since the last row, name what none could use. Collective."""
         state = self.state
-        samples = sorted(
-            (sample for own in self._world.all_gather(self._quarantined_here) for sample in own),
-            key=lambda sample: sample.position,
-        )
-        self._quarantined_here = []
+        reports = self._world.all_gather((self._tally_here, self._quarantined_here))
+        samples = sorted((sample for _, own in reports for sample in own), key=lambda sample: sample.position)
+        self._tally_here, self._quarantined_here = {}, []
         state.quarantined_images += len(samples)
+        self._ledger.add((tally for tally, _ in reports), samples)
+        rows = self._ledger.rows(images_seen=state.images_seen, final=self._at_end)
+        state.open_epochs = self._ledger.to_document()
         for sample in samples:
             self._console.warning(f"quarantined {sample.place}: {sample.reason}")
         if self._world.rank == 0:
-            self._write_ledger(
-                {
-                    "planned": state.images_seen,
-                    "delivered": state.images_seen - state.quarantined_images,
-                    "quarantined": state.quarantined_images,
-                    "samples": [asdict(sample) for sample in samples],
-                }
-            )
+            if samples:
+                self._write_ledger(self._quarantine_row(samples))
+            for row in rows:
+                self._write_ledger(row)
+
+    @property
+    def _at_end(self) -> bool:
+        return self.state.images_seen >= self._settings.budget_images
+
+    def _quarantine_row(self, samples: Sequence[Quarantined]) -> dict[str, Any]:
+        state = self.state
+        return {
+            "images_seen": state.images_seen,
+            "planned": state.images_seen,
+            "delivered": state.images_seen - state.quarantined_images,
+            "quarantined": state.quarantined_images,
+            "samples": [asdict(sample) for sample in samples],
+        }
 
     def _check_quarantine(self) -> None:
         state, limit = self.state, self._settings.max_bad_fraction

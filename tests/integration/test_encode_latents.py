@@ -214,7 +214,7 @@ def damaged_copy(image_set: ShardSet, folder: Path, places: Sequence[tuple[str, 
     copy = load_shard_set(str(folder), kind="images")
     for split, sample in places:
         reader = ShardSetReader(copy, split=split)
-        start, _ = reader._shard(0).index.span(sample)
+        start, _ = reader.shard(0).index.span(sample)
         flip_byte(folder / split / "000000.tar", start + 3)
         reader.close()
     return copy

@@ -23,7 +23,7 @@ from synfundus.config.schema import RunConfig
 from synfundus.data.phantoms import LABEL_NAMES, draw_phantom
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import ConfigError, DataError
-from synfundus.jobs import Summary, prepare
+from synfundus.jobs import Summary, preparation_shards, prepare
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.storage.tarshard import TarShardReader, write_shard
 from synfundus.telemetry.console import SilentConsole
@@ -140,7 +140,7 @@ def messy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     add("good/deep.png", deep.getvalue(), "A")
     add("good/exif.jpg", save(good, "JPEG", exif=exif, comment=b"DOE^JANE 1950", quality=95), "B")
     add("good/text.png", save(good, "PNG", pnginfo=info, exif=exif), "B", eye_side="1", is_gc="0")
-    add("good/scan.tif", save(good, "TIFF", description="DOE^JANE 1950"), "C")
+    add("good/scan.tif", save(phantom_image(44), "TIFF", description="DOE^JANE 1950"), "C")
     add("good/retina.webp", save(Image.fromarray(skimage.data.retina()[::4, ::4]), "WEBP"), "C")
     whole = save(phantom_image(41), "JPEG")
     add("bad/cut.jpg", whole[: len(whole) // 2], "D")
@@ -245,19 +245,31 @@ def test_labels_reach_their_sample(messy_set: tuple[Path, Summary]) -> None:
     assert documents["DOE_JANE_003.png"]["labels"]["dr_grade"] == 1
 
 
-def test_the_same_picture_in_any_encoding_gives_the_same_image(messy_set: tuple[Path, Summary]) -> None:
-    out, _ = messy_set
-    sources = {row["key"]: row["source"] for row in crosswalk_of(out)}
-    images = {
-        sources[key]: np.asarray(Image.open(io.BytesIO(members["png"]))).astype(int)
-        for _, key, members in samples_of(load_shard_set(str(out), kind="images"))
+def test_the_same_picture_in_any_encoding_gives_the_same_image(tmp_path: Path) -> None:
+    good = phantom_image(40)
+    grey = Image.fromarray(np.asarray(good.convert("L")).astype(np.uint16) * 257)
+    files: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+        "plain.png": (good, {}),
+        "scan.tif": (good, {}),
+        "photo.jpg": (good, {"quality": 95}),
+        "cmyk.jpg": (good.convert("CMYK"), {"quality": 95}),
+        "deep.png": (grey, {}),
     }
-    reference = images["good/text.png"]
-    np.testing.assert_array_equal(images["good/scan.tif"], reference)
-    for name in ("good/exif.jpg", "good/cmyk.jpg"):
+    images = {}
+    for name, (picture, options) in files.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        picture.save(folder / name, **options)
+        write_table(folder / "labels.csv", [{"file": name, "patient_id": "P"}])
+        run(config_of(folder, tmp_path / f"{name}.set"))
+        ((_, _, members),) = samples_of(load_shard_set(str(tmp_path / f"{name}.set"), kind="images"))
+        images[name] = np.asarray(Image.open(io.BytesIO(members["png"]))).astype(int)
+    reference = images["plain.png"]
+    np.testing.assert_array_equal(images["scan.tif"], reference)
+    for name in ("photo.jpg", "cmyk.jpg"):
         assert np.abs(images[name] - reference).mean() < 4
-    grey = np.asarray(Image.fromarray(reference.astype(np.uint8)).convert("L")).astype(int)
-    assert np.abs(images["good/deep.png"].mean(axis=2) - grey).mean() < 2
+    lightness = np.asarray(Image.fromarray(reference.astype(np.uint8)).convert("L")).astype(int)
+    assert np.abs(images["deep.png"].mean(axis=2) - lightness).mean() < 2
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
@@ -279,7 +291,9 @@ def test_the_crosswalk_is_outside_the_set_and_private(messy_set: tuple[Path, Sum
     out, summary = messy_set
     crosswalk = Path(summary["crosswalk"])
     assert crosswalk == Path(f"{out}.crosswalk")
-    assert sorted(path.name for path in crosswalk.iterdir()) == ["crosswalk.csv", "rejects.jsonl", "secret.key"]
+    assert sorted(path.name for path in crosswalk.iterdir()) == [
+        *("crosswalk.csv", "flags.jsonl", "look_alikes.jsonl", "looks.npy", "rejects.jsonl", "secret.key")
+    ]
     assert stat.S_IMODE(crosswalk.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in crosswalk.iterdir()} == {0o600}
 
@@ -334,20 +348,50 @@ def test_the_set_does_not_depend_on_processes_or_ranks(tmp_path: Path, image_for
     assert first == second
 
 
-def test_two_ranks_share_the_shards_and_write_the_same_set(tmp_path: Path) -> None:
-    write_clinic(tmp_path / "in", 24)
+def test_two_ranks_share_the_work_and_write_the_same_set(tmp_path: Path) -> None:
+    write_clinic(tmp_path / "in", 36)
     single = config_of(tmp_path / "in", tmp_path / "a", crosswalk=str(tmp_path / "x"), shard_max_samples=4)
     shared = config_of(tmp_path / "in", tmp_path / "b", crosswalk=str(tmp_path / "x"), shard_max_samples=4)
     run(single)
-    with refused(DataError, "was not prepared"):
+    # alone in its collectives, rank 0 of 2 comes as far as its own half
+    with refused(DataError, "chunk 1 was not prepared"):
         prepare.run(shared, LocalWorld(rank=0, size=2), SilentConsole())
-    done = len(list((tmp_path / "b").rglob("*.tar")))
-    assert 0 < done < len(list((tmp_path / "a").rglob("*.tar")))
+    chunks = tmp_path / "x" / "work" / "chunks"
+    assert [path.name for path in sorted(chunks.glob("*.done.json"))] == [
+        "000000.done.json",
+        "000002.done.json",
+        "000004.done.json",
+    ]
     # What rank 0 left is kept: a single process does only the other half.
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "b").rglob("*.tar")}
-    run(shared)
+    before = {path: path.stat().st_mtime_ns for path in chunks.glob("*.tar")}
+    with refused(DataError, "shard train/000001.tar was not prepared"):
+        run_alone_then_as_rank_0_of_2(shared)
     assert all(path.stat().st_mtime_ns == then for path, then in before.items())
+    shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "b").rglob("*.tar")}
+    assert 0 < len(shards) < len(list((tmp_path / "a").rglob("*.tar")))
+    run(shared)
+    assert all(path.stat().st_mtime_ns == then for path, then in shards.items())
     assert all_bytes(tmp_path / "a") == all_bytes(tmp_path / "b")
+
+
+def run_alone_then_as_rank_0_of_2(config: RunConfig) -> None:
+    """Prepare what chunks are left, and the shards of rank 0 of 2."""
+
+    class JoinedLater:
+        """A world that a second rank joins after the first stage."""
+
+        rank, local_rank, local_size, device = 0, 0, 1, "cpu"
+
+        def __init__(self) -> None:
+            self.size = 1
+
+        def barrier(self) -> None:
+            self.size = 2
+
+        def all_gather(self, value: Any) -> list[Any]:
+            return [value]
+
+    prepare.run(config, JoinedLater(), SilentConsole())  # type: ignore[arg-type]
 
 
 def test_a_fresh_crosswalk_gives_other_keys(tmp_path: Path) -> None:
@@ -382,7 +426,7 @@ def test_an_unfinished_set_goes_on_where_it_was(tmp_path: Path, monkeypatch: pyt
             raise OSError("the machine went down")
         return real(*args, **options)
 
-    monkeypatch.setattr(prepare, "write_shard", failing)
+    monkeypatch.setattr(preparation_shards, "write_shard", failing)
     with pytest.raises(OSError, match="went down"):
         run(halted)
     assert not (tmp_path / "halted" / "manifest.json").exists()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import ConfigError, DataError, ManifestMismatch, SynfundusError
 from synfundus.jobs import export, sample
+from synfundus.jobs.local_folder import UNFINISHED_NAME
+from synfundus.jobs.pipeline_folder import DOCUMENT_NAME
 from synfundus.models.autoencoder import LatentCodec
+from synfundus.storage import filesystem
 from synfundus.storage.label_schema import LabelSchema, LabelSpec
 from synfundus.storage.manifest import load_shard_set
 from synfundus.telemetry.console import SilentConsole
@@ -29,14 +33,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_pipeline(tmp_path_factory.mktemp("run") / "export").parent
 
 
-def _config(model: Path, out: Path, *, seed: int = 0, **options: Any) -> RunConfig:
+def _config(model: Path, out: Path | str, *, seed: int = 0, **options: Any) -> RunConfig:
     settings = {"batch_size": BATCH, "num_steps": 3, "sampler": "ddim", "num_images": 6, **options}
     return RunConfig.model_validate(
         {"seed": seed, "sample": {"model": str(model), "out": str(out), **settings}, "launch": {"device": "cpu"}}
     )
 
 
-def _sample(model: Path, out: Path, *, world: LocalWorld | None = None, **options: Any) -> dict[str, Any]:
+def _sample(model: Path, out: Path | str, *, world: LocalWorld | None = None, **options: Any) -> dict[str, Any]:
     return sample.run(_config(model, out, **options), world or LocalWorld(), SilentConsole())
 
 
@@ -234,6 +238,27 @@ def test_shards_do_not_depend_on_ranks_and_are_kept(
     assert _files(tmp_path / "one") == _files(tmp_path / "two")
 
 
+@pytest.mark.parametrize("image_format", ["png", "shards"])
+def test_an_object_store_gets_the_same_files_and_a_stopped_run_goes_on_there(
+    model: Path, tmp_path: Path, image_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("synfundus.jobs.sample_store._SHARD_IMAGES", 2 * BATCH)
+    _sample(model, tmp_path / "disk", num_images=18, format=image_format)
+    out = f"memory://samples-{secrets.token_hex(4)}"
+    try:
+        with pytest.raises(DataError, match="missing"):
+            _sample(model, out, num_images=18, format=image_format, world=LocalWorld(rank=0, size=2))
+        done = [name for name in filesystem.list_files(out) if name.endswith((".png", ".tar"))]
+        assert 0 < len(done) < len(_files(tmp_path / "disk"))
+        assert "PROVENANCE.json" not in filesystem.list_files(out)
+        summary = _sample(model, out, num_images=18, format=image_format)
+        assert summary["num_kept"] == 2 * BATCH + 2
+        found = {name: filesystem.read_bytes(filesystem.join(out, name)) for name in filesystem.list_files(out)}
+        assert found == _files(tmp_path / "disk")
+    finally:
+        filesystem.remove(out, recursive=True)
+
+
 def test_an_export_samples_the_same_images_as_its_run(model: Path, tmp_path: Path) -> None:
     config = RunConfig.model_validate(
         {"train": {"run_dir": str(model)}, "sample": {"out": str(tmp_path / "exported")}, "launch": {"device": "cpu"}}
@@ -242,6 +267,24 @@ def test_an_export_samples_the_same_images_as_its_run(model: Path, tmp_path: Pat
     _sample(model, tmp_path / "a", num_images=3)
     assert _sample(tmp_path / "exported", tmp_path / "b", num_images=3)["fingerprint"] == summary["fingerprint"]
     assert _files(tmp_path / "a") == _files(tmp_path / "b")
+
+
+def test_an_export_goes_to_an_object_store_and_over_what_a_kill_left_there(model: Path) -> None:
+    out = f"memory://exported-{secrets.token_hex(4)}"
+    config = RunConfig.model_validate(
+        {"train": {"run_dir": str(model)}, "sample": {"out": out}, "launch": {"device": "cpu"}}
+    )
+    try:
+        first = export.run(config, LocalWorld(), SilentConsole())
+        filesystem.remove(f"{out}/{DOCUMENT_NAME}")
+        with pytest.raises(ConfigError, match="something else"):
+            export.run(config, LocalWorld(), SilentConsole())
+        filesystem.write_bytes(f"{out}/{UNFINISHED_NAME}", b"")
+        assert export.run(config, LocalWorld(), SilentConsole()) == first
+        listed = set(filesystem.list_files(out))
+        assert listed == {name.removeprefix("export/") for name in _files(model)}
+    finally:
+        filesystem.remove(out, recursive=True)
 
 
 def test_an_export_does_not_overwrite_something_else(model: Path, tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def test_a_run_over_damaged_samples_names_them_once_and_resumes_to_the_same_bits
     copy = load_shard_set(str(damaged), kind="latents")
     reader = ShardSetReader(copy, split="train")
     for shard, sample in ((0, 3), (2, 20)):
-        flip_byte(damaged / "train" / f"{shard:06d}.tar", reader._shard(shard).index.span(sample)[0])
+        flip_byte(damaged / "train" / f"{shard:06d}.tar", reader.shard(shard).index.span(sample)[0])
     reader.close()
     whole, again = tmp_path / "whole", tmp_path / "again"
     summary, _ = train_here(copy, whole, world, max_bad_fraction=0.1)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,13 @@ def average_of(engine: FakeEngine) -> ShardedEma:
 
 
 def save(
-    root: Path, images_seen: int, *, world: World = ALONE, keep: int = 3, layout: FlatLayout = LAYOUT, seed: int = 0
+    root: Path | str,
+    images_seen: int,
+    *,
+    world: World = ALONE,
+    keep: int = 3,
+    layout: FlatLayout = LAYOUT,
+    seed: int = 0,
 ) -> str:
     engine = FakeEngine(layout, world, seed=seed)
     engine.steps = images_seen // 8
@@ -63,7 +70,7 @@ def restored(url: str, world: World, layout: FlatLayout = LAYOUT) -> dict[str, d
     return {name: engine.gather_named(engine.vectors[name]) for name in VECTORS}
 
 
-def saved_on(size: int, root: Path, layout: FlatLayout = LAYOUT) -> str:
+def saved_on(size: int, root: Path | str, layout: FlatLayout = LAYOUT) -> str:
     results = run_ranks(size, lambda world: save(root, 80, world=world, layout=layout))
     assert all(isinstance(result, str) for result in results), results
     return str(results[0])
@@ -339,3 +346,108 @@ def test_no_pickle_is_loaded_anywhere_in_the_product() -> None:
         if pickled.search(line)
     ]
     assert found == []
+
+
+@pytest.fixture
+def store() -> Iterator[str]:
+    url = f"memory://checkpoints-{secrets.token_hex(4)}"
+    yield url
+    filesystem.remove(url, recursive=True)
+
+
+def committed(root: str) -> list[int]:
+    """Return the places of the checkpoints that have a manifest."""
+    names = [name for name in filesystem.list_names(root) if name.startswith("images-")]
+    manifests = [name for name in names if filesystem.exists(f"{root}/{name}/MANIFEST.json")]
+    return [int(name.removeprefix("images-")) for name in manifests]
+
+
+def save_killed_before_the_manifest(root: str, images_seen: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = filesystem.write_bytes
+
+    def write(url: str, data: bytes) -> None:
+        if url.endswith("MANIFEST.json"):
+            raise KeyboardInterrupt
+        original(url, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(filesystem, "write_bytes", write)
+        with pytest.raises(KeyboardInterrupt):
+            save(root, images_seen)
+
+
+class TestOnAnObjectStore:
+    def test_two_ranks_write_what_one_reads(self, store: str) -> None:
+        url = saved_on(2, store)
+        assert url == f"{store}/images-000000000080"
+        assert verify(url) == ""
+        found = restored(url, ALONE)
+        alone = FakeEngine(LAYOUT, ALONE)
+        for name in VECTORS:
+            expected, got = alone.gather_named(alone.vectors[name]), found[name]
+            assert got is not None
+            assert expected is not None
+            assert all(torch.equal(expected[key], got[key]) for key in expected), name
+
+    def test_without_a_manifest_it_is_no_checkpoint(self, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        save_killed_before_the_manifest(store, 8, monkeypatch)
+        assert find_checkpoint(store, world=ALONE) is None
+        save(store, 16)
+        save_killed_before_the_manifest(store, 24, monkeypatch)
+        found = find_checkpoint(store, world=ALONE)
+        assert found is not None
+        assert (found.images_seen, found.passed_over) == (16, ())
+        save(store, 24)
+        assert verify(f"{store}/images-000000000024") == ""
+        assert filesystem.list_names(store) == ["images-000000000016", "images-000000000024", "latest"]
+
+    def test_what_a_kill_left_does_not_count_as_kept(self, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        for images in (8, 16):
+            save(store, images, keep=2)
+        for images in (24, 32, 40):
+            save_killed_before_the_manifest(store, images, monkeypatch)
+        assert committed(store) == [8, 16]
+        save(store, 48, keep=2)
+        assert filesystem.list_names(store) == ["images-000000000016", "images-000000000048", "latest"]
+
+    def test_an_object_that_did_not_arrive_whole_is_not_committed(
+        self, store: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        save(store, 8)
+        original = filesystem.write_bytes
+
+        def write(url: str, data: bytes) -> None:
+            original(url, data[:-1] if url.endswith("model.safetensors") else data)
+
+        monkeypatch.setattr(filesystem, "write_bytes", write)
+        with pytest.raises(StorageError, match="model.safetensors"):
+            save(store, 16)
+        monkeypatch.undo()
+        assert committed(store) == [8]
+
+    def test_a_commit_is_not_taken_back_when_what_follows_fails(
+        self, store: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        save(store, 8)
+        original = filesystem.write_bytes
+
+        def write(url: str, data: bytes) -> None:
+            if url.endswith("latest"):
+                raise StorageError("cannot write: slow down", where=url)
+            original(url, data)
+
+        monkeypatch.setattr(filesystem, "write_bytes", write)
+        with pytest.raises(StorageError, match="slow down"):
+            save(store, 16)
+        found = find_checkpoint(store, world=ALONE)
+        assert found is not None
+        assert (found.images_seen, found.passed_over) == (16, ())
+
+    def test_damage_is_named_and_passed_over(self, store: str) -> None:
+        save(store, 8)
+        url = save(store, 16)
+        filesystem.write_bytes(f"{url}/model.safetensors", b"damaged")
+        found = find_checkpoint(store, world=ALONE)
+        assert found is not None
+        assert found.images_seen == 8
+        assert "model.safetensors has 7 bytes" in found.passed_over[0]

@@ -174,7 +174,7 @@ def test_a_cut_file_is_named(kind: str, part: float) -> None:
         (b"\0" * 4096, "not_an_image"),
         (b"GIF89a" + b"\0" * 40, "unsupported_format"),
         (b"%PDF-1.7 ...", "unsupported_format"),
-        (b"\0" * 128 + b"DICM" + b"\0" * 100, "unsupported_format"),
+        (b"\0" * 128 + b"DICM" + b"\0" * 100, "unsupported_transfer_syntax"),
         (b"\0\0\0\x20ftypheic" + b"\0" * 100, "unsupported_format"),
         (encoded(Image.fromarray(np.ones((9, 9), dtype=np.float32)), "TIFF"), "unsupported_mode"),
         (encoded(Image.fromarray(np.ones((9, 9), dtype=np.int32)), "TIFF"), "unsupported_mode"),

@@ -12,6 +12,7 @@ from synfundus.data.ingest import (
     drop_duplicates,
     is_picture_name,
     match_files,
+    plan_samples,
     plan_shards,
     safe_name,
     sample_key,
@@ -87,21 +88,26 @@ def test_pictures_are_known_by_their_suffix(name: str, expected: bool) -> None:
     assert is_picture_name(name) is expected
 
 
-def test_the_first_of_identical_files_stays_and_only_equal_sizes_are_read() -> None:
-    contents = {"a": "x", "b": "yy", "c": "x", "d": "z", "e": "x"}
-    read: list[str] = []
-
-    def digest(name: str) -> str:
-        read.append(name)
-        return contents[name]
-
-    kept, rejects = drop_duplicates([photograph(n, f"P{n}", len(c)) for n, c in contents.items()], digest)
-    assert [p.source for p in kept] == ["a", "b", "d"]
+def test_the_first_of_identical_files_and_of_identical_images_stays() -> None:
+    samples = plan_samples([photograph(name, f"P{name}") for name in "abcdef"], SECRET)
+    files = {"a": "x", "b": "y", "c": "x", "d": "z", "e": "x", "f": "v"}
+    images = {"a": "1", "b": "2", "c": "1", "d": "2", "e": "1", "f": "3"}
+    contents = {sample.key: (files[sample.source], images[sample.source]) for sample in samples}
+    kept, rejects, pairs = drop_duplicates(samples, contents)
+    assert [sample.source for sample in kept] == ["a", "b", "f"]
     assert [(r.source, r.patient, r.reason, r.detail) for r in rejects] == [
         ("c", "Pc", "duplicate_of", "same file as a"),
+        ("d", "Pd", "duplicate_of", "same pixels as b"),
         ("e", "Pe", "duplicate_of", "same file as a"),
     ]
-    assert read == ["a", "c", "d", "e"]
+    assert [(first.source, second.source) for first, second in pairs] == [("a", "c"), ("b", "d"), ("a", "e")]
+
+
+def test_a_duplicate_with_other_labels_says_so() -> None:
+    first, second = photograph("a"), Photograph("b", "", {"dr_grade": 2}, 1)
+    samples = plan_samples([first, second], SECRET)
+    _, (reject,), _ = drop_duplicates(samples, {sample.key: ("x", "y") for sample in samples})
+    assert reject.detail == "same file as a; other labels"
 
 
 @given(

@@ -55,6 +55,21 @@ def test_rows_of_another_width_or_without_a_file_are_named() -> None:
     assert table.rows == ()
 
 
+def test_columns_without_a_name_at_the_end_of_a_spreadsheet_do_not_matter() -> None:
+    table = read("file,patient_id,dr_grade,,\na.png,P1,1,,\nb.png,P1,2\nc.png,P1,3,,,,\nd.png,P1,4,,,note\n")
+    assert [(row.file, row.labels["dr_grade"]) for row in table.rows] == [("a.png", 1), ("b.png", 2), ("c.png", 3)]
+    assert [(reject.line, reject.reason) for reject in table.rejected] == [(5, "malformed_row")]
+
+
+def test_a_quotation_mark_too_many_hides_no_row() -> None:
+    table = read('file,patient_id,dr_grade\na.png,"P1,1\nb.png,P2,2\nc.png,P3",3\nd.png,P4,4\n')
+    assert [row.file for row in table.rows] == ["d.png"]
+    assert [reject.line for reject in table.rejected] == [2, 3, 4]
+    assert "joins lines 2 to 4" in table.rejected[0].detail
+    remark = read('file,patient_id,note\na.png,P1,"two\nlines, of text"\nb.png,P2,\n')
+    assert [(row.line, row.file) for row in remark.rows] == [(2, "a.png"), (4, "b.png")]
+
+
 def test_a_table_without_patients_or_labels_says_so() -> None:
     assert "every photograph counts as its own patient" in read("file,dr_grade\na.png,1\n").warnings[0]
     assert "all labels will be unknown" in read("file,patient_id\na.png,P\n").warnings[0]
@@ -121,6 +136,8 @@ def test_a_mapping_that_cannot_work_is_refused_with_its_reason(mapping: str, mes
         ("file,größe\na,1\n".encode("latin-1"), "not UTF-8 (byte 7)"),
         (b"file,file\na,b\n", "column 'file' is there 2 times"),
         (b'file,x\n"a,1\n' + b"x" * 200_000, "not a CSV"),
+        (b'file,x\n"a"b,1\n', "not a CSV"),
+        (b"PK\x03\x04...", "save the sheet as CSV UTF-8"),
     ],
 )
 def test_a_file_that_is_no_table_is_refused_with_its_reason(data: bytes, message: str) -> None:
@@ -131,7 +148,17 @@ def test_a_file_that_is_no_table_is_refused_with_its_reason(data: bytes, message
 
 @pytest.mark.parametrize(
     ("cell", "canonical"),
-    [(" 1.0 ", "1"), ("01", "1"), ("-0", "0"), ("1.5", "1.5"), ("R", "R"), ("", ""), ("inf", "inf"), ("nan", "nan")],
+    [
+        (" 1.0 ", "1"),
+        ("01", "1"),
+        ("-0", "0"),
+        ("1.5", "1.5"),
+        ("R", "R"),
+        ("", ""),
+        ("inf", "inf"),
+        ("nan", "nan"),
+        ("1_0", "1_0"),
+    ],
 )
 def test_whole_numbers_have_one_form(cell: str, canonical: str) -> None:
     assert canonical_cell(cell) == canonical

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tiny_pipeline import (
 from synfundus.errors import CheckpointError, ManifestMismatch
 from synfundus.jobs.pipeline_folder import DOCUMENT_NAME, find_pipeline, load_pipeline
 from synfundus.models.autoencoder import fingerprint
+from synfundus.storage import filesystem
 from synfundus.storage.label_schema import LabelSchema, LabelSpec
 
 CPU = torch.device("cpu")
@@ -151,9 +153,31 @@ def test_a_document_without_its_fields_is_refused(exported: Path, tmp_path: Path
         load_pipeline(folder, device=CPU)
 
 
+def test_a_model_lies_in_an_object_store_like_on_a_disk(exported: Path) -> None:
+    run = f"memory://pipeline-{secrets.token_hex(4)}"
+    try:
+        for seed in (1, 0):  # the second replaces the first
+            write_tiny_pipeline(f"{run}/export", seed=seed)
+        assert find_pipeline(run) == f"{run}/export"
+        found, wanted = load_pipeline(f"{run}/export", device=CPU), load_pipeline(exported, device=CPU)
+        assert found.fingerprint == wanted.fingerprint
+        assert found.folder == f"{run}/export"
+        state = wanted.denoiser.state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in found.denoiser.state_dict().items())
+        filesystem.write_bytes(f"{run}/export/conditioner/config.json", b"{}")
+        with pytest.raises(ManifestMismatch, match="changed after the export") as caught:
+            load_pipeline(f"{run}/export", device=CPU)
+        assert caught.value.where == f"{run}/export"
+        filesystem.remove(f"{run}/export/{DOCUMENT_NAME}")
+        with pytest.raises(CheckpointError, match="autoencoder"):
+            find_pipeline(run)
+    finally:
+        filesystem.remove(run, recursive=True)
+
+
 def test_a_model_is_found_by_its_run_and_by_its_folder(exported: Path) -> None:
-    assert find_pipeline(str(exported.parent)) == exported
-    assert find_pipeline(str(exported)) == exported
+    assert find_pipeline(str(exported.parent)) == str(exported)
+    assert find_pipeline(str(exported)) == str(exported)
 
 
 @pytest.mark.parametrize(

@@ -56,14 +56,15 @@ def test_damaged_arrays_are_corrupt_shards(data: bytes) -> None:
         decode_npy(data, where="x")
 
 
-def test_images_of_the_allowed_formats_are_decoded_to_rgb() -> None:
+def test_rgb_images_of_the_allowed_formats_are_decoded_and_others_refused() -> None:
     assert np.array_equal(decode_image(encode_png(PIXELS), where="x"), PIXELS)
     stream = io.BytesIO()
     Image.fromarray(PIXELS).save(stream, "webp", lossless=True)
     assert np.array_equal(decode_image(stream.getvalue(), where="x"), PIXELS)
     grey = io.BytesIO()
     Image.fromarray(PIXELS[:, :, 0]).save(grey, "png")
-    assert decode_image(grey.getvalue(), where="x").shape == (4, 4, 3)
+    with pytest.raises(CorruptShard, match="not an 8-bit RGB image"):
+        decode_image(grey.getvalue(), where="x")
 
 
 def test_other_formats_and_damaged_images_are_refused() -> None:
@@ -190,7 +191,7 @@ def test_a_flipped_byte_is_found_by_the_reader(tmp_path: Path) -> None:
     )
     tar = tmp_path / "train" / "000000.tar"
     reader = ShardSetReader(shard_set, split="train")
-    flip_byte(tar, reader._shard(0).index.span(1)[0])
+    flip_byte(tar, reader.shard(0).index.span(1)[0])
     assert reader.read(0, 0)[0] == "s00000"
     with pytest.raises(CorruptShard, match=r"sample s00001: member \.json"):
         reader.read(0, 1)

@@ -164,13 +164,13 @@ def test_memory_of_a_long_run_is_bounded() -> None:
     for epoch in range(40):
         plan.locate(range(epoch * 120, epoch * 120 + 120))
     assert len(plan._epochs) <= 4
-    assert len(plan._stretches) <= 2 * 4
+    assert len(plan._windows) <= 2 * 4
 
 
 def test_first_batch_of_a_big_set_plans_only_what_it_reads() -> None:
     plan = ReadingPlan(shard_sizes=[10_000] * 1000, identity="id", split="train", seed=0)
     plan.locate(range(0, 64))
-    assert len(plan._stretches) == 64
+    assert len(plan._windows) == 64
 
 
 def test_positions_may_span_epochs_and_come_in_any_order() -> None:

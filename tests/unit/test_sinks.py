@@ -223,11 +223,12 @@ def test_wandb_gets_rows_at_their_position(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_only_rank_zero_writes(tmp_path: Path) -> None:
-    silent = build_sinks(tmp_path, rank=1, tensorboard=True, wandb_project="eyes", run_config={}, resume_images=0)
+    given: dict[str, Any] = {"run_name": "run", "run_config": {}, "resume_images": 0}
+    silent = build_sinks(tmp_path, rank=1, tensorboard=True, wandb_project="eyes", **given)
     silent.write({"images_seen": 1})
     silent.close()
     assert list(tmp_path.iterdir()) == []
-    sinks = build_sinks(tmp_path, rank=0, tensorboard=False, wandb_project=None, run_config={}, resume_images=0)
+    sinks = build_sinks(tmp_path, rank=0, tensorboard=False, wandb_project=None, **given)
     sinks.write({"images_seen": 1})
     sinks.close()
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]

@@ -130,13 +130,12 @@ def test_a_disk_that_refuses_is_a_storage_error_and_the_next_read_opens_the_file
     tar = tmp_path / "000000.tar"
     write_shard(str(tar), SAMPLES, extensions=("json", "png"))
 
-    class Stale(io.BytesIO):
-        def read(self, size: int | None = -1, /) -> bytes:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+    def stale(*_: object) -> bytes:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
     reader = TarShardReader(str(tar), index_sha256=None)
     with monkeypatch.context() as patch:
-        patch.setattr(filesystem, "open_read", lambda url: Stale())
+        patch.setattr(os, "pread", stale)
         with pytest.raises(StorageError, match="cannot read: Stale file handle") as caught:
             reader.read(0)
     assert caught.value.where == str(tar)

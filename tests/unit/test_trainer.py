@@ -12,10 +12,13 @@ import pytest
 from fake_engine import ALONE, FakeEngine, run_ranks
 from tiny_sets import flip_byte, write_numbered_set
 
+from synfundus.data.batches import BatchReader
 from synfundus.data.latents import LatentDecoder
-from synfundus.data.loader import BatchLoader
+from synfundus.data.loader import BatchLoader, Prefetch, RankSteps
+from synfundus.data.mixture import MixedPlan
 from synfundus.data.reader import ShardSetReader
 from synfundus.data.shard_plan import ReadingPlan
+from synfundus.data.source import DecodedSource
 from synfundus.distributed.flat_layout import FlatLayout
 from synfundus.distributed.world import World
 from synfundus.errors import DataError, NumericalError, Preempted
@@ -62,17 +65,18 @@ class Run:
         self.engine.accumulation = accumulation
         self.state = state or TrainState()
         self.ema = ShardedEma(self.engine.masters(), half_life_images=50, rampup_ratio=10)
-        reader = ShardSetReader(shard_set, split="train")
+        decode = LatentDecoder(schema=DEFAULT_LABEL_SCHEMA, moments_shape=(4, 2, 2), with_flip=False)
+        source = DecodedSource(ShardSetReader(shard_set, split="train"), decode=decode, layout=decode.layout)
+        plan = ReadingPlan(shard_sizes=source.shard_sizes, identity="i", split="train", seed=0)
         self.loader = BatchLoader(
-            reader=reader,
-            plan=ReadingPlan(shard_sizes=reader.shard_sizes, identity="i", split="train", seed=0),
-            decode=LatentDecoder(schema=DEFAULT_LABEL_SCHEMA, moments_shape=(4, 2, 2), with_flip=False),
-            augment=None,
-            global_batch_size=BATCH,
-            rank=world.rank,
-            world_size=world.size,
-            start_images=self.state.images_seen,
-            prefetch_batches=0,
+            reader=BatchReader(MixedPlan([plan], weights=[1.0], seed=0), [source], augment=None),
+            steps=RankSteps(
+                start_images=self.state.images_seen,
+                global_batch_size=BATCH,
+                rank=world.rank,
+                world_size=world.size,
+            ),
+            prefetch=Prefetch(batches=0, max_bytes=2**20, workers=0, stall_s=30.0),
         )
         values: dict[str, Any] = {
             "budget_images": 80,
@@ -94,6 +98,7 @@ class Run:
             console=self.talk,
             write_metrics=lambda row: self.rows.append(dict(row)),
             write_ledger=lambda row: self.ledger.append(dict(row)),
+            set_names=["the set"],
             periodic=[Periodic(every, self._note(name), **when) for name, every, when in periodic],
             save=lambda state: self.saved.append(state.images_seen),
         )
@@ -206,10 +211,17 @@ def test_quarantined_samples_are_named_counted_and_written_to_the_ledger(shard_s
     assert state.quarantined_images == 2, "one damaged sample in two epochs"
     assert len(run.talk.warnings) == 2
     assert "train/000001.tar#0" in run.talk.warnings[0]
-    assert [len(row["samples"]) for row in run.ledger] == [1, 1]
+    named = [row for row in run.ledger if "samples" in row]
+    assert [len(row["samples"]) for row in named] == [1, 1]
     assert run.ledger[0]["samples"][0]["place"].endswith("train/000001.tar#0")
     assert "checksum" in run.ledger[0]["samples"][0]["reason"]
-    assert run.ledger[-1]["planned"] == run.ledger[-1]["delivered"] + run.ledger[-1]["quarantined"]
+    assert named[-1]["planned"] == named[-1]["delivered"] + named[-1]["quarantined"]
+    epochs = [row for row in run.ledger if "epoch" in row]
+    assert [(row["epoch"], row["complete"], row["planned"], row["delivered"]) for row in epochs] == [
+        (0, True, 32, 31),
+        (1, True, 32, 31),
+    ]
+    assert [row["quarantined"] for row in epochs] == [{"checksum": 1}] * 2
     assert run.rows[-1]["quarantined_images"] == 2
 
 
@@ -225,7 +237,7 @@ def test_a_sample_another_rank_could_not_use_is_named_by_rank_0(shard_set: Shard
     ranks = run_ranks(4, work)
     first = ranks[0]
     assert isinstance(first, Run), first
-    named = [sample["place"].rsplit("/", 1)[-1] for row in first.ledger for sample in row["samples"]]
+    named = [sample["place"].rsplit("/", 1)[-1] for row in first.ledger for sample in row.get("samples", [])]
     assert sorted(named) == ["000000.tar#0", "000001.tar#0"]
     assert len(first.talk.warnings) == 2
     assert {rank.state.quarantined_images for rank in ranks if isinstance(rank, Run)} == {2}

@@ -1,0 +1,248 @@
+"""Decoders of shard members: one for each extension of a closed table, and none of them can run code.
+
+A member is untrusted even where its checksum holds: whoever writes a set writes its checksums too. What a header
+claims is compared with the bytes that are there before anything is allocated for it. Everything that is wrong with
+a member is a `CorruptShard`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from synfundus.errors import CorruptShard
+
+Bytes = bytes | memoryview
+"""Content of a member."""
+
+MAX_IMAGE_BYTES = 64 * 2**20
+"""An image of the largest size is smaller than this without any compression."""
+MAX_IMAGE_PIXELS = 4096 * 4096
+"""The largest image a set can be prepared with."""
+MAX_NPY_BYTES = 256 * 2**20
+"""Far above the moments of the largest image."""
+MAX_JSON_BYTES = 2**20
+"""A sample's document takes about a kilobyte."""
+MAX_JSON_DEPTH = 16
+"""A sample's document is nested twice."""
+MAX_JPEG_SCANS = 100
+"""A progressive JPEG has about ten scans; each costs a pass over the whole image, however small it is."""
+
+IMAGE_FORMATS: Mapping[str, str] = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
+"""Extension -> the one format pillow may decode it as."""
+
+_PNG_RGB8 = (8, 2)
+_PNG_DEPTH_AND_COLOUR = slice(24, 26)
+_JPEG_SCAN = b"\xff\xda"
+_NPY_MAGIC = b"\x93NUMPY"
+_MAX_NPY_HEADER_BYTES = 1024
+_NPY_HEADER = re.compile(
+    r"\{'descr': '(?P<descr>\|[biu]1|<[iu][248]|<f[248])', 'fortran_order': (?P<fortran>True|False), "
+    r"'shape': \((?P<shape>|\d{1,12},|\d{1,12}(?:, \d{1,12}){1,7}),?\), ?\} *\n"
+)
+"""What numpy writes for arrays of plain little-endian numbers, and nothing else: no objects, no fields, no texts."""
+
+# the warning comes a little before the error; both mean that the header claims more pixels than anything real has
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
+
+def _check_png(data: Bytes) -> str:
+    """Say why a PNG is not 8-bit RGB: pillow would cut 16 bits to 8 without a word."""
+    found = tuple(bytes(data[_PNG_DEPTH_AND_COLOUR]))
+    return "" if found == _PNG_RGB8 else "it is not an 8-bit RGB image"
+
+
+def _check_jpeg(data: Bytes) -> str:
+    """Say why a JPEG is refused before it is decoded."""
+    scans = bytes(data).count(_JPEG_SCAN)
+    return "" if scans <= MAX_JPEG_SCANS else f"it has {scans} scans, more than {MAX_JPEG_SCANS}"
+
+
+_HEADER_CHECKS: Mapping[str, Callable[[Bytes], str]] = {"PNG": _check_png, "JPEG": _check_jpeg, "MPO": _check_jpeg}
+
+
+def _decode_pixels(data: Bytes, formats: tuple[str, ...]) -> NDArray[np.uint8]:
+    """Decode an image whose header is within the limits.
+
+    Raises:
+        ValueError: The header says something else than a still RGB image of a size a set can have.
+    """
+    with Image.open(io.BytesIO(data), formats=formats) as image:
+        width, height = image.size
+        if width * height > MAX_IMAGE_PIXELS:
+            raise ValueError(f"its header claims {width} x {height} pixels")
+        check = _HEADER_CHECKS.get(image.format or "")
+        if check is not None and (problem := check(data)):
+            raise ValueError(problem)
+        if image.mode != "RGB":
+            raise ValueError(f"its mode is {image.mode}, images of a set are RGB")
+        if getattr(image, "n_frames", 1) != 1:
+            raise ValueError("it has more than one frame")
+        return np.asarray(image, dtype=np.uint8)
+
+
+def decode_image(data: Bytes, *, where: str, extension: str | None = None) -> NDArray[np.uint8]:
+    """Decode an 8-bit RGB image of a shard to uint8 ``[h, w, 3]``.
+
+    Args:
+        data: The member.
+        where: Name of the member's place, for the message.
+        extension: What the member is called; pillow gets the decoder of that format only. None allows all of
+            `IMAGE_FORMATS`.
+
+    Raises:
+        CorruptShard: Not an image of the format, not 8-bit RGB, or beyond a limit.
+    """
+    if len(data) > MAX_IMAGE_BYTES:
+        raise CorruptShard(f"not a readable image: {len(data)} bytes, more than {MAX_IMAGE_BYTES}", where=where)
+    formats = tuple(dict.fromkeys(IMAGE_FORMATS.values())) if extension is None else (IMAGE_FORMATS[extension],)
+    try:
+        return _decode_pixels(data, formats)
+    except (
+        *(OSError, ValueError, SyntaxError, EOFError, MemoryError, KeyError, IndexError, TypeError),
+        *(OverflowError, struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
+    ) as error:
+        raise CorruptShard(f"not a readable image: {str(error) or type(error).__name__}", where=where) from error
+
+
+@lru_cache(maxsize=256)
+def _parse_npy_header(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...], int]:
+    """Return (dtype, shape, bytes of the elements) of an npy header; the same header is parsed once.
+
+    Raises:
+        ValueError: Not the header of a plain array in C order.
+    """
+    match = _NPY_HEADER.fullmatch(header.decode("latin-1"))
+    if match is None:
+        raise ValueError("its header is not the one of a plain array of numbers")
+    if match["fortran"] == "True":
+        raise ValueError("it is in Fortran order")
+    shape = tuple(int(part) for part in match["shape"].replace(",", " ").split())
+    dtype = np.dtype(match["descr"])
+    return dtype, shape, math.prod(shape) * dtype.itemsize
+
+
+def _view_npy(data: Bytes) -> NDArray[Any]:
+    if len(data) > MAX_NPY_BYTES:
+        raise ValueError(f"{len(data)} bytes, more than {MAX_NPY_BYTES}")
+    if bytes(data[:6]) != _NPY_MAGIC or len(data) < 12:
+        raise ValueError("it does not begin like an npy file")
+    version = data[6], data[7]
+    if version == (1, 0):
+        start = 10
+        first = start + int.from_bytes(data[8:10], "little")
+    elif version in ((2, 0), (3, 0)):
+        start = 12
+        first = start + int.from_bytes(data[8:12], "little")
+    else:
+        raise ValueError(f"npy version {version[0]}.{version[1]}")
+    if first - start > _MAX_NPY_HEADER_BYTES:
+        raise ValueError(f"its header claims {first - start} bytes")
+    dtype, shape, num_bytes = _parse_npy_header(bytes(data[start:first]))
+    if num_bytes != len(data) - first:
+        raise ValueError(f"an array {shape} of {dtype} takes {num_bytes} bytes, {len(data) - first} are there")
+    if num_bytes == 0:
+        return np.zeros(shape, dtype)
+    view: NDArray[Any] = np.frombuffer(data, dtype, offset=first).reshape(shape)
+    view.flags.writeable = False
+    return view
+
+
+def decode_npy(data: Bytes, *, where: str) -> NDArray[Any]:
+    """Return a read-only view of the array of a member; nothing is copied and no code is run.
+
+    Raises:
+        CorruptShard: Not an array of plain numbers in C order, or one whose header and length disagree.
+    """
+    try:
+        return _view_npy(data)
+    except ValueError as error:
+        raise CorruptShard(f"not a readable array: {error}", where=where) from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return document
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:40]} is not finite")
+    return value
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
+
+
+def _check_depth(value: object) -> None:
+    """Refuse a document nested beyond any sample's; only asked where it has that many brackets."""
+    level = [value]
+    for _ in range(MAX_JSON_DEPTH + 1):
+        below: list[object] = []
+        for item in level:
+            below.extend(item.values() if isinstance(item, dict) else item if isinstance(item, list) else ())
+        if not below:
+            return
+        level = below
+    raise ValueError(f"nested deeper than {MAX_JSON_DEPTH} levels")
+
+
+def decode_json(data: Bytes, *, where: str) -> dict[str, Any]:
+    """Decode a sample's JSON document.
+
+    Raises:
+        CorruptShard: Not a JSON object in UTF-8, a key twice in one object, a number that is not finite, or beyond
+            a limit.
+    """
+    if len(data) > MAX_JSON_BYTES:
+        raise CorruptShard(f"not valid JSON: {len(data)} bytes, more than {MAX_JSON_BYTES}", where=where)
+    try:
+        text = str(data, "utf-8")
+        document = _JSON.decode(text)
+        if text.count("{") + text.count("[") > MAX_JSON_DEPTH:
+            _check_depth(document)
+    except (ValueError, RecursionError) as error:
+        problem = "nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise CorruptShard(f"not valid JSON: {problem}", where=where) from error
+    if not isinstance(document, dict):
+        raise CorruptShard("a sample's JSON must be an object", where=where)
+    return document
+
+
+def _image_decoder(extension: str) -> Callable[[Bytes, str], NDArray[np.uint8]]:
+    return lambda data, where: decode_image(data, where=where, extension=extension)
+
+
+DECODERS: Mapping[str, Callable[[Bytes, str], Any]] = {
+    **{extension: _image_decoder(extension) for extension in IMAGE_FORMATS},
+    "npy": lambda data, where: decode_npy(data, where=where),
+    "json": lambda data, where: decode_json(data, where=where),
+}
+"""Last component of the extension -> decoder; a member of any other kind is never decoded."""
+
+
+def decode_member(extension: str, data: Bytes, *, where: str) -> Any:  # noqa: ANN401 - an array or a document
+    """Decode a member by its extension: ``png``, ``moments.npy`` (its last component counts).
+
+    Raises:
+        CorruptShard: An extension that is not in `DECODERS`, or a member its decoder refuses.
+    """
+    decoder = DECODERS.get(extension.rpartition(".")[2])
+    if decoder is None:
+        raise CorruptShard(f"members of kind .{extension} are not decoded", where=where)
+    return decoder(data, where)

@@ -1,0 +1,223 @@
+"""Worker processes that read batches into shared memory.
+
+Worker k of n reads the steps k, k + n, k + 2n ...; the consumer takes them in turn, so the order does not depend on
+who is faster. Each worker has its own slots and gets one back when the consumer asks for the next batch: no more
+batches exist than there are slots. Processes are spawned: each opens its own files and connections, none crosses a
+fork.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import multiprocessing
+import signal
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synfundus import errors
+from synfundus.data.batches import BatchReader, RankBatch
+from synfundus.data.reader import Arrays
+from synfundus.data.source import Layout
+from synfundus.errors import LaunchError, SynfundusError
+
+_ALIGNMENT = 64
+_END_S = 5.0
+
+
+class Steps(Protocol):
+    """Which positions are read in which step."""
+
+    @property
+    def rows(self) -> int:
+        """Samples of a step."""
+
+    def positions(self, step: int) -> NDArray[np.int64]:
+        """Return the positions of a step."""
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What a worker says about a batch it has put into a slot."""
+
+    slot: int
+    weights: NDArray[np.float32]
+    quarantined: tuple[Any, ...]
+    sets: NDArray[np.int64]
+    epochs: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """What a worker says when it cannot go on."""
+
+    kind: str
+    message: str
+    where: str
+    hint: str
+
+
+def slot_arrays(memory: Any, layout: Layout, rows: int, slot: int) -> Arrays:  # noqa: ANN401 - a ctypes array
+    """Return the arrays of a slot as views into shared memory."""
+    offset = slot * slot_bytes(layout, rows)
+    arrays: Arrays = {}
+    for name, (shape, dtype) in layout.items():
+        count = rows * int(np.prod(shape))
+        arrays[name] = np.frombuffer(memory, dtype=dtype, count=count, offset=offset).reshape(rows, *shape)
+        offset += -(-count * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
+    return arrays
+
+
+def slot_bytes(layout: Layout, rows: int) -> int:
+    """Return the size of a slot."""
+    sizes = (rows * int(np.prod(shape)) * dtype.itemsize for shape, dtype in layout.values())
+    return sum(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes)
+
+
+def _work(
+    connection: Connection,
+    reader: BatchReader,
+    steps: Steps,
+    memory: Any,  # noqa: ANN401 - a ctypes array
+    layout: Mapping[str, Any],
+    progress: Any,  # noqa: ANN401 - a ctypes integer
+    numbers: tuple[int, int],
+) -> None:
+    """Read every n-th step into free slots until the consumer is gone."""
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(name, signal.SIG_IGN)  # the rank decides when to stop; its end closes the connection
+    try:
+        for step in itertools.count(*numbers):
+            slot = connection.recv()
+            positions = steps.positions(step)
+            progress.value = int(positions[0])
+            batch = reader.read(positions)
+            for name, view in slot_arrays(memory, layout, steps.rows, slot).items():
+                np.copyto(view, batch.arrays[name], casting="no")
+            connection.send(_Done(slot, batch.weights, batch.quarantined, batch.sets, batch.epochs))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+    except SynfundusError as error:
+        failed = _Failed(type(error).__name__, error.message, error.where, error.hint)
+    except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
+        failed = _Failed("", "".join(traceback.format_exception(error)), "", "")
+    with contextlib.suppress(OSError):
+        connection.send(failed)
+
+
+class WorkerPool:
+    """Batches from worker processes, in order.
+
+    Args:
+        reader: Goes to every worker.
+        steps: Which positions are read.
+        workers: Number of processes.
+        depth: Batches kept ready, over all workers.
+        stall_s: A worker that brings nothing for so long is reported.
+    """
+
+    def __init__(self, reader: BatchReader, steps: Steps, *, workers: int, depth: int, stall_s: float) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._reader = reader
+        self._steps = steps
+        self._stall_s = stall_s
+        self._layout = reader.layout()
+        each = max(2, -(-depth // workers))
+        self._memory = [context.RawArray("b", each * slot_bytes(self._layout, steps.rows)) for _ in range(workers)]
+        self._progress = [context.RawValue("q", -1) for _ in range(workers)]
+        self._connections: list[Connection] = []
+        self._processes: list[BaseProcess] = []
+        self._given: tuple[int, int] | None = None
+        self._step = 0
+        for number in range(workers):
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=_work,
+                args=(
+                    *(theirs, reader, steps, self._memory[number], self._layout, self._progress[number]),
+                    (number, workers),
+                ),
+                name=f"loader worker {number}",
+                daemon=True,
+            )
+            process.start()
+            theirs.close()  # so that the end of the worker is the end of the pipe
+            self._connections.append(ours)
+            self._processes.append(process)
+            for slot in range(each):
+                ours.send(slot)
+
+    def take(self) -> RankBatch:
+        """Return the next batch; its arrays are valid until the next call.
+
+        Raises:
+            LaunchError: The worker died, or brings nothing.
+            SynfundusError: What the worker met.
+        """
+        self._give_back()
+        number = self._step % len(self._processes)
+        answer = self._answer(number)
+        if isinstance(answer, _Failed):
+            raise _error_of(answer)
+        positions = self._steps.positions(self._step)
+        arrays = slot_arrays(self._memory[number], self._layout, self._steps.rows, answer.slot)
+        self._given = number, answer.slot
+        self._step += 1
+        return RankBatch(positions, arrays, answer.weights, answer.quarantined, answer.sets, answer.epochs)
+
+    def _give_back(self) -> None:
+        """Hand the slot of the last batch to its worker again."""
+        if self._given is not None:
+            number, slot = self._given
+            self._given = None
+            with contextlib.suppress(OSError):  # a worker that is gone is found when its next batch is due
+                self._connections[number].send(slot)
+
+    def _answer(self, number: int) -> _Done | _Failed:
+        connection, process = self._connections[number], self._processes[number]
+        if not wait([connection, process.sentinel], timeout=self._stall_s):
+            raise self._fault(number, f"has brought nothing for {self._stall_s:g} s")
+        try:
+            answer: _Done | _Failed = connection.recv()
+        except (EOFError, OSError):
+            process.join(_END_S)
+            code = process.exitcode
+            how = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended ({code})"
+            raise self._fault(number, how) from None
+        return answer
+
+    def _fault(self, number: int, what: str) -> LaunchError:
+        position = int(self._progress[number].value)
+        place = self._reader.place_name(position) if position >= 0 else "before its first sample"
+        return LaunchError(
+            f"loader worker {number} (process {self._processes[number].pid}) {what}",
+            where=f"batch at position {position}, first sample {place}" if position >= 0 else place,
+            hint="the same command goes on from the last checkpoint; a worker killed for want of memory needs fewer "
+            "loop.workers or a smaller loop.prefetch_max_bytes",
+        )
+
+    def close(self) -> None:
+        """End the processes: they see their connection closed; one that does not is killed."""
+        for connection in self._connections:
+            connection.close()
+        for process in self._processes:
+            process.join(_END_S)
+            if process.is_alive():
+                process.kill()
+                process.join()
+            process.close()
+        self._connections, self._processes = [], []
+
+
+def _error_of(failed: _Failed) -> Exception:
+    kind = getattr(errors, failed.kind, None) if failed.kind else None
+    if isinstance(kind, type) and issubclass(kind, SynfundusError):
+        return kind(failed.message, where=failed.where, hint=failed.hint)
+    return RuntimeError(f"a loader worker failed:\n{failed.message}")

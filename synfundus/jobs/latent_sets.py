@@ -1,0 +1,89 @@
+"""One latent set or several with weights: ``--latents A:0.7 --latents B:0.3``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from synfundus.config.weighted import parse_weighted
+from synfundus.data.mixture import BLOCK_POSITIONS, shares
+from synfundus.errors import ConfigError, ManifestMismatch
+from synfundus.storage.label_schema import difference
+from synfundus.storage.manifest import ShardSet, load_shard_set
+
+_SAME = ("autoencoder_fingerprint", "moments_shape", "image_size_px", "input_range", "dtype")
+
+
+@dataclass(frozen=True)
+class LatentSets:
+    """What a run trains on.
+
+    Attributes:
+        sets: The sets.
+        weights: Share of each.
+        combined: What stands for all of them: shards of all, properties of the mixture. Not to be read from.
+    """
+
+    sets: tuple[ShardSet, ...]
+    weights: tuple[float, ...]
+    combined: ShardSet
+
+
+def open_latent_sets(texts: Sequence[str]) -> LatentSets:
+    """Open the sets a run trains on.
+
+    Raises:
+        ConfigError: None given, one given twice, weights that cannot be kept.
+        ManifestMismatch: Sets that were not made alike; names both sides.
+    """
+    if not texts:
+        raise ConfigError("--latents is missing", where="train.latents", hint="give --latents, or set train.latents")
+    urls, weights = zip(*(parse_weighted(text) for text in texts), strict=True)
+    sets = tuple(load_shard_set(url, kind="latents") for url in urls)
+    if len(sets) == 1:
+        return LatentSets(sets, (1.0,), sets[0])
+    parts = shares(weights, BLOCK_POSITIONS)
+    if len({one.identity for one in sets}) < len(sets):
+        raise ConfigError("the same set of latents is given twice", where="train.latents")
+    for other in sets[1:]:
+        _require_alike(sets[0], other)
+    document = json.dumps([[one.identity, part] for one, part in zip(sets, parts, strict=True)])
+    combined = replace(
+        sets[0],
+        shards=tuple(shard for one in sets for shard in one.shards),
+        properties={
+            **sets[0].properties,
+            **_statistics(sets, parts),
+            "flip": all(one.properties["flip"] for one in sets),
+        },
+        identity=hashlib.sha256(document.encode()).hexdigest(),
+    )
+    return LatentSets(sets, tuple(weights), combined)
+
+
+def _require_alike(first: ShardSet, other: ShardSet) -> None:
+    where = "train.latents"
+    for name in _SAME:
+        if first.properties.get(name) != other.properties.get(name):
+            raise ManifestMismatch(
+                f"{name} is {first.properties.get(name)} in {first.url}, {other.properties.get(name)} in {other.url}",
+                where=where,
+                hint="encode both with the same autoencoder and size",
+            )
+    changed = difference(first.label_schema, other.label_schema)
+    if changed:
+        raise ManifestMismatch(f"{first.url} and {other.url} have other labels: {changed}", where=where)
+
+
+def _statistics(sets: Sequence[ShardSet], parts: Sequence[int]) -> dict[str, list[float]]:
+    """Return mean and spread of the mixture, per channel: E[x] and sqrt(E[x^2] - E[x]^2) over the weighted sets."""
+    weight = np.asarray(parts, dtype=np.float64)[:, None] / sum(parts)
+    means = np.asarray([one.properties["latent_mean"] for one in sets], dtype=np.float64)
+    stds = np.asarray([one.properties["latent_std"] for one in sets], dtype=np.float64)
+    mean = (weight * means).sum(axis=0)
+    second = (weight * (stds**2 + means**2)).sum(axis=0)
+    return {"latent_mean": mean.tolist(), "latent_std": np.sqrt(second - mean**2).tolist()}

@@ -1,0 +1,83 @@
+"""What the training jobs read: batches of latents or images, in the run's order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from synfundus.config.schema import LoopConfig
+from synfundus.data.batches import Augment, BatchReader
+from synfundus.data.images import ImageDecoder
+from synfundus.data.latents import LatentSource
+from synfundus.data.loader import BatchLoader, Prefetch, RankSteps
+from synfundus.data.mixture import MixedPlan
+from synfundus.data.reader import ShardSetReader
+from synfundus.data.shard_plan import ReadingPlan
+from synfundus.data.source import DecodedSource, SampleSource
+from synfundus.distributed.world import World
+from synfundus.jobs.latent_sets import LatentSets
+from synfundus.storage.manifest import ShardSet
+
+
+def latent_shape_of(latents: ShardSet) -> tuple[int, int, int]:
+    """Return ``(c, lh, lw)`` of a latent set."""
+    channels, height, width = latents.properties["moments_shape"]
+    return int(channels) // 2, int(height), int(width)
+
+
+def _plan(shard_set: ShardSet, source: SampleSource, *, split: str, seed: int) -> ReadingPlan:
+    return ReadingPlan(shard_sizes=source.shard_sizes, identity=shard_set.identity, split=split, seed=seed)
+
+
+def latent_batches(
+    latents: LatentSets, *, split: str, seed: int, with_flip: bool, augment: Augment | None
+) -> BatchReader:
+    """Return the batches of a split of one latent set or several; sets without that split are left out."""
+    channels, height, width = latent_shape_of(latents.combined)
+    there = [number for number, one in enumerate(latents.sets) if one.num_samples(split)] or [0]
+    sources: list[SampleSource] = [
+        LatentSource(
+            ShardSetReader(latents.sets[number], split=split),
+            schema=latents.combined.label_schema,
+            moments_shape=(2 * channels, height, width),
+            with_flip=with_flip,
+        )
+        for number in there
+    ]
+    plans = [
+        _plan(latents.sets[number], source, split=split, seed=seed)
+        for number, source in zip(there, sources, strict=True)
+    ]
+    mixed = MixedPlan(plans, weights=[latents.weights[number] for number in there], seed=seed)
+    return BatchReader(mixed, sources, augment=augment)
+
+
+def image_batches(image_set: ShardSet, *, split: str, seed: int, augment: Augment | None) -> BatchReader:
+    """Return the batches of a split of an image set."""
+    decode = ImageDecoder(schema=image_set.label_schema, image_size_px=int(image_set.properties["image_size_px"]))
+    source = DecodedSource(ShardSetReader(image_set, split=split), decode=decode, layout=decode.layout)
+    plan = MixedPlan([_plan(image_set, source, split=split, seed=seed)], weights=[1.0], seed=seed)
+    return BatchReader(plan, [source], augment=augment)
+
+
+def training_loader(reader: BatchReader, loop: LoopConfig, world: World, *, start_images: int) -> BatchLoader:
+    """Return this rank's batches from an image on."""
+    return BatchLoader(
+        reader=reader,
+        steps=RankSteps(
+            start_images=start_images,
+            global_batch_size=loop.global_batch_size,
+            rank=world.rank,
+            world_size=world.size,
+        ),
+        prefetch=Prefetch(
+            batches=loop.prefetch_batches,
+            max_bytes=loop.prefetch_max_bytes,
+            workers=loop.workers,
+            stall_s=loop.worker_stall_s,
+        ),
+    )
+
+
+def set_names(sets: Sequence[ShardSet]) -> list[str]:
+    """Return what the ledger calls sets: the beginning of their identity, which no path or name is part of."""
+    return [one.identity[:16] for one in sets]

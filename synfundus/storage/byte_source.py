@@ -1,0 +1,141 @@
+"""Ranges of bytes of a shard, from a file or from an object store, with the caller's own proof of what came.
+
+A local file is read with ``pread``: no shared position, no mapped pages that would end the process when the file is
+cut under it, and straight into the buffer where the bytes are wanted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from synfundus.errors import CorruptShard, StorageError
+from synfundus.storage import filesystem
+
+
+class ByteSource(Protocol):
+    """Where the bytes of a shard come from."""
+
+    def read(self, start: int, size: int, wrong: Callable[[bytes], str]) -> bytes:
+        """Return a range; ``wrong`` says what is wrong with it, or nothing.
+
+        Raises:
+            CorruptShard: The bytes do not prove right, however often they are read.
+        """
+
+    def read_into(self, start: int, buffers: Sequence[memoryview], wrong: Callable[[], str]) -> None:
+        """Fill buffers with the bytes from an offset on; ``wrong`` looks at them then.
+
+        Raises:
+            CorruptShard: The bytes do not prove right, however often they are read.
+        """
+
+    def close(self) -> None:
+        """Give back what is held open."""
+
+
+def open_byte_source(url: str) -> ByteSource:
+    """Return the source of a location."""
+    return LocalBytes(filesystem.local_path(url), url) if filesystem.is_local(url) else RemoteBytes(url)
+
+
+class LocalBytes:
+    """Bytes of a file.
+
+    Args:
+        path: The file.
+        url: What messages call it.
+        release: Called once when the source is closed.
+    """
+
+    def __init__(self, path: Path, url: str, *, release: Callable[[], None] | None = None) -> None:
+        self._path = path
+        self._url = url
+        self._release = release
+        self._descriptor = -1
+        self._open()
+
+    def _open(self) -> None:
+        try:
+            self._descriptor = os.open(self._path, os.O_RDONLY)
+        except OSError as error:
+            raise StorageError(f"cannot open: {error.strerror}", where=self._url) from error
+
+    def _attempts(self, attempt: Callable[[], str]) -> None:
+        """Try twice, the second time with the file opened again: a handle can go stale on a shared file system."""
+        for last in (False, True):
+            try:
+                problem = attempt()
+            except OSError as error:
+                if last:
+                    raise StorageError(f"cannot read: {error.strerror or error}", where=self._url) from error
+            else:
+                if not problem:
+                    return
+                if last:
+                    raise CorruptShard(problem, where=self._url, reason="checksum")
+            self._close_descriptor()
+            self._open()
+
+    def read(self, start: int, size: int, wrong: Callable[[bytes], str]) -> bytes:
+        """Return a range that proved right."""
+        data = b""
+
+        def attempt() -> str:
+            nonlocal data
+            data = os.pread(self._descriptor, size, start)
+            return wrong(data)
+
+        self._attempts(attempt)
+        return data
+
+    def read_into(self, start: int, buffers: Sequence[memoryview], wrong: Callable[[], str]) -> None:
+        """Fill buffers with bytes that prove right."""
+        size = sum(map(len, buffers))
+
+        def attempt() -> str:
+            found = os.preadv(self._descriptor, buffers, start)
+            return wrong() if found == size else f"{found} of {size} bytes are there"
+
+        self._attempts(attempt)
+
+    def _close_descriptor(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def close(self) -> None:
+        """Close the file."""
+        self._close_descriptor()
+        if self._release is not None:
+            self._release()
+            self._release = None
+
+
+class RemoteBytes:
+    """Bytes of an object, each range a request of its own."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def read(self, start: int, size: int, wrong: Callable[[bytes], str]) -> bytes:
+        """Return a range that proved right."""
+        return filesystem.read_checked(self._url, start, size, wrong)
+
+    def read_into(self, start: int, buffers: Sequence[memoryview], wrong: Callable[[], str]) -> None:
+        """Fill buffers with bytes that prove right."""
+        size = sum(len(buffer) for buffer in buffers)
+
+        def unpack(data: bytes) -> str:
+            at = 0
+            for buffer in buffers:
+                buffer[:] = data[at : at + len(buffer)]
+                at += len(buffer)
+            return wrong()
+
+        self.read(start, size, unpack)
+
+    def close(self) -> None:
+        """Nothing is held."""

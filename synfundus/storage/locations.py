@@ -1,0 +1,74 @@
+"""What a location is: a plain path, ``file://`` or ``s3://``, and nothing that could run code or hold a secret."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from synfundus.errors import StorageError
+
+ALLOWED_PROTOCOLS = ("file", "s3", "memory")
+"""Everything else, ``pipe:`` first of all, is refused."""
+
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+_SIGNED = re.compile(r"[?&](X-Amz-|AWSAccessKeyId=|Signature=)", re.IGNORECASE)
+
+
+def protocol_of(url: str) -> str:
+    """Return the protocol of a location; a plain path is ``file``.
+
+    Raises:
+        StorageError: A protocol that is not on the allow-list, credentials in a URL, a bucket or key that is none.
+    """
+    scheme = urlsplit(url).scheme if "://" in url or url.startswith("pipe:") else ""
+    protocol = scheme or "file"
+    if protocol not in ALLOWED_PROTOCOLS:
+        raise StorageError(
+            f"protocol {protocol!r} is not allowed",
+            where=_without_secrets(url),
+            hint=f"use one of {', '.join(ALLOWED_PROTOCOLS)}, or a path",
+        )
+    if protocol == "s3":
+        _check_s3_url(url)
+    return protocol
+
+
+def _without_secrets(url: str) -> str:
+    """Return what of a refused URL can be shown."""
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}{separator}..." if separator and ("@" in rest or "?" in rest) else url
+
+
+@lru_cache(maxsize=4096)
+def _check_s3_url(url: str) -> None:
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+    if "@" in bucket or ":" in bucket or _SIGNED.search(url):
+        raise StorageError(
+            "credentials must not stand in a location",
+            where="s3://...",
+            hint="give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use a profile",
+        )
+    if not _BUCKET.fullmatch(bucket):
+        raise StorageError(f"{bucket!r} is not the name of a bucket", where=url, hint="write s3://bucket/path")
+    segments = key.rstrip("/").split("/") if key else []
+    if any(segment in {"", ".", ".."} for segment in segments) or not key.isprintable():
+        raise StorageError("a path in a bucket must not hold empty parts, '.', '..' or control characters", where=url)
+
+
+def is_local(url: str) -> bool:
+    """Whether a location is on a mounted file system."""
+    return protocol_of(url) == "file"
+
+
+def local_path(url: str) -> Path:
+    """Return the path of a local location."""
+    if not is_local(url):
+        raise StorageError("needs a local path", where=url)
+    return Path(url.removeprefix("file://")).expanduser()
+
+
+def join(url: str, *parts: str) -> str:
+    """Append path components to a location."""
+    return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)]) or "/"

@@ -1,0 +1,54 @@
+"""train-vae judges its autoencoder at intervals, and no row is lost or doubled by a stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_sets import tiny_config
+
+from synfundus.distributed.world import World
+from synfundus.jobs import train_vae
+from synfundus.jobs.run_directory import RunDirectory
+from synfundus.storage.documents import read_lines
+from synfundus.storage.manifest import ShardSet
+from synfundus.telemetry.console import SilentConsole
+from synfundus.training.trainer import TrainState
+
+TIMES = ("images_per_s", "data_wait_percent")
+
+
+def train(image_set: ShardSet, run_dir: Path, world: World, *, every: int) -> list[dict[str, Any]]:
+    """Train for 48 images and return the rows of metrics without what depends on the clock."""
+    loop = {"budget_images": 48, "checkpoint_every_images": 16, "validate_every_images": every, "validation_images": 4}
+    config = tiny_config({"vae": {"data": image_set.url, "run_dir": str(run_dir), "loop": loop}})
+    train_vae.run(config, world, SilentConsole())
+    rows = read_lines(str(run_dir / "metrics.jsonl"))
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+def test_the_autoencoder_is_judged_at_every_interval_also_where_a_run_was_stopped(
+    image_set: ShardSet, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(image_set, tmp_path / "whole", world, every=16)
+    judged = [row for row in whole if "psnr_db" in row]
+    assert [row["images_seen"] for row in judged] == [16, 32], "the end is judged in the summary"
+    assert all(row["evaluated_images"] == 4 for row in judged)
+
+    original = RunDirectory.save
+
+    def save_and_stop(self: RunDirectory, state: TrainState, **settings: Any) -> None:
+        original(self, state, **settings)
+        if state.images_seen == 32:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "save", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(image_set, tmp_path / "stopped", world, every=16)
+    assert train(image_set, tmp_path / "stopped", world, every=16) == whole
+
+
+def test_an_interval_of_nought_judges_only_at_the_end(image_set: ShardSet, world: World, tmp_path: Path) -> None:
+    assert not [row for row in train(image_set, tmp_path / "run", world, every=0) if "psnr_db" in row]
