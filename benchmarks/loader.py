@@ -154,7 +154,9 @@ def main() -> None:
                     lambda workers=workers: litdata_rate(latents, folder / "litdata", workers),
                     goal=1.5,
                 )
-    print(json.dumps({"name": "loader_raw_read", "ours": None, "reference": round(raw, 1), "ratio": None, "goal": None}))
+    print(
+        json.dumps({"name": "loader_raw_read", "ours": None, "reference": round(raw, 1), "ratio": None, "goal": None})
+    )
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def write_random_latents(
     for number, size in enumerate([*sizes, 64]):
         split = "train" if number < len(sizes) else "val"
         samples = []
-        states = np.zeros((size, len(schema.labels)), dtype=np.int8)
+        states = np.zeros((size, len(schema.labels)), dtype=np.int16)
         for row in range(size):
             generator = keyed_generator(0, "benchmark", number, index=row)
             moments = generator.standard_normal(shape, dtype=np.float32).astype(np.float16)

@@ -176,7 +176,7 @@ def write_numbered_set(folder: Path, sizes: Sequence[int]) -> ShardSet:
         shards={"train": sizes},
         extensions=("json", "moments.npy"),
         kind="latents",
-        properties={"moments_shape": [4, 2, 2]},
+        properties={"moments_shape": [4, 2, 2], "latent_mean": [0.0, 0.0], "latent_std": [1.0, 1.0], "flip": False},
     )
 
 

@@ -6,6 +6,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
+from types import TracebackType
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -145,6 +146,15 @@ def run_command(arguments: Sequence[str]) -> int:
         return error.exit_code
 
 
+def _report_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Show the traceback of what nobody expected, without the secrets its texts may hold."""
+    del kind, trace
+    from synfundus.cli.report import report_traceback
+
+    report_traceback(error)
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit the process."""
+    sys.excepthook = _report_defect
     sys.exit(run_command(sys.argv[1:] if arguments is None else arguments))

@@ -10,6 +10,7 @@ from synfundus.cli.verbs import Verb
 from synfundus.config.dump import dump_config
 from synfundus.config.loader import LoadedConfig, fingerprint
 from synfundus.launch import LaunchPlan
+from synfundus.redaction import redact
 
 
 def _training_text(verb: Verb, loaded: LoadedConfig, plan: LaunchPlan, device: Literal["cpu", "cuda"]) -> str:
@@ -31,4 +32,4 @@ def describe(verb: Verb, loaded: LoadedConfig, plan: LaunchPlan, device: Literal
     text += dump_config(loaded, only=frozenset(verb.sections)) + "\n"
     if verb.trains is not None:
         text += _training_text(verb, loaded, plan, device)
-    return text + f"# launch\n{plan.describe()}\n"
+    return redact(text + f"# launch\n{plan.describe()}\n")

@@ -9,13 +9,17 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from synfundus.errors import SynfundusError
+from synfundus.redaction import redact
 
 
 def printable(text: str) -> str:
-    """Escape what could move the cursor, colour the terminal or break the encoding; line breaks and tabs stay."""
+    """Cut out secrets; escape what could move the cursor, colour the terminal or break the encoding.
+
+    Line breaks and tabs stay.
+    """
     return "".join(
         character if character.isprintable() or character in "\n\t" else character.encode("unicode_escape").decode()
-        for character in text
+        for character in redact(text)
     )
 
 
@@ -39,13 +43,18 @@ def _write(title: str, sections: Sequence[tuple[str, str]], stream: TextIO) -> N
     stream.flush()
 
 
+def report_traceback(error: BaseException) -> None:
+    """Show where an error came from, with what it was caused by."""
+    sys.stderr.write(printable("".join(traceback.format_exception(error))))
+
+
 def report_error(error: SynfundusError, *, debug: bool) -> None:
     """Say what went wrong on standard error.
 
     Ranks above 0 say it in one line with their number: rank 0 usually says the same at length.
     """
     if debug:
-        traceback.print_exception(error)
+        report_traceback(error)
     rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
     if rank != "0":
         sys.stderr.write(printable(f"rank {rank}: {error.title}: {error.message}").replace("\n", "; ") + "\n")

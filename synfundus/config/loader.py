@@ -21,6 +21,7 @@ from synfundus.config.base import Section
 from synfundus.config.schema import RunConfig
 from synfundus.config.yaml_text import Entry, Value, parse_flow, parse_mapping, read_text
 from synfundus.errors import ConfigError
+from synfundus.redaction import redact, secret_kind
 
 DEFAULT_ORIGIN = "default"
 MAX_PROBLEMS = 25
@@ -115,7 +116,7 @@ def _containers(annotation: object) -> set[object]:
 
 def _show(value: object) -> str:
     """Write a value for a message: quoted, escaped, not too long."""
-    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    text = redact(ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value))
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
 
 
@@ -147,12 +148,14 @@ def _unknown(path: Sequence[str], section: type[Section], origin: str, *, look: 
 
 
 def _check_text(value: object) -> str | None:
-    """Say what is wrong with a text as such, or None: control characters and broken encodings help nobody."""
+    """Say what is wrong with a text as such, or None: control characters, broken encodings and secrets."""
     if isinstance(value, str):
         if any(not character.isprintable() and ord(character) < 0xD800 and character.isascii() for character in value):
             return "contains a control character or a line break"
         if any(0xD800 <= ord(character) <= 0xDFFF for character in value):
             return "is not valid UTF-8"
+        if kind := secret_kind(value):
+            return f"looks like {kind}; secrets come from the environment, a profile or a role, and are not settings"
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return next((problem for item in items if (problem := _check_text(item))), None)
 

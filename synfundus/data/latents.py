@@ -131,7 +131,7 @@ class LatentSource:
         self.layout = decoder.layout
         self._reader = reader
         self._decoded = DecodedSource(reader, decode=decoder, layout=self.layout)
-        self._most_states = np.asarray(schema.num_values, dtype=np.int8)
+        self._most_states = np.asarray(schema.num_values, dtype=np.int16)
         self._header = npy_header(moments_shape)
         self._found = bytearray(len(self._header))
         self._known_states: dict[int, bool] = {}

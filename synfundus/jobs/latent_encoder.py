@@ -66,6 +66,7 @@ class _Decoded:
 
     keys: list[str]
     metas: list[bytes]
+    states: list[NDArray[np.int16]]
     pixels: list[NDArray[np.uint8]]
     rejects: list[dict[str, str]]
 
@@ -77,6 +78,7 @@ class _Encoded:
     Attributes:
         keys: Sample keys, ``[b]``.
         metas: Their JSON members, ``[b]``.
+        states: Their label states, ``[b][k]``.
         moments: fp16 ``[b, 2c, lh, lw]``.
         mirrored: The same of the mirrored images, where they are asked for.
         rejects: The samples that could not be read.
@@ -84,6 +86,7 @@ class _Encoded:
 
     keys: list[str]
     metas: list[bytes]
+    states: list[NDArray[np.int16]]
     moments: NDArray[np.float16]
     mirrored: NDArray[np.float16] | None
     rejects: list[dict[str, str]]
@@ -166,6 +169,7 @@ class ShardEncoder:
         """Write a latent shard, then the record that says so."""
         statistics = _Statistics(self._codec.latent_channels)
         samples: list[tuple[str, dict[str, bytes]]] = []
+        states = [row for part in parts for row in part.states]
         for part in parts:
             statistics.add(part.moments)
             for row, key in enumerate(part.keys):
@@ -174,7 +178,12 @@ class ShardEncoder:
                     members[FLIPPED_MOMENTS] = encode_npy(part.mirrored[row])
                 samples.append((key, members))
         extensions = (META, MOMENTS, FLIPPED_MOMENTS) if self._flip else (META, MOMENTS)
-        files = write_shard(filesystem.join(self._out, task.entry.name), samples, extensions=extensions)
+        files = write_shard(
+            filesystem.join(self._out, task.entry.name),
+            samples,
+            extensions=extensions,
+            states=np.reshape(states, (len(states), len(self._set.label_schema.labels))).astype(np.int16),
+        )
         record = {
             "entry": asdict(ShardEntry.of(task.entry.name, task.split, files)),
             "rejects": [reject for part in parts for reject in part.rejects],
@@ -217,21 +226,22 @@ class ShardEncoder:
 
     def _decode(self, batch: _Batch) -> _Decoded:
         """Decode a batch's images; name those that cannot be."""
-        decoded = _Decoded([], [], [], [])
+        decoded = _Decoded([], [], [], [], [])
         for sample, read in zip(batch.samples, batch.read, strict=True):
             try:
                 if isinstance(read, CorruptShard):
                     raise read
                 key, members = read
                 place = self._readers[batch.task.split].place_name(batch.task.number, sample)
-                pixels = self._decode_image(key, members, place)["pixels"]
+                arrays = self._decode_image(key, members, place)
             except CorruptShard as error:
                 name = f"{batch.task.entry.name}#{sample}"
                 decoded.rejects.append({"name": name, "stage": "encode", "reason": error.message})
                 continue
             decoded.keys.append(key)
             decoded.metas.append(members[META])
-            decoded.pixels.append(pixels)
+            decoded.states.append(arrays["states"].astype(np.int16))
+            decoded.pixels.append(arrays["pixels"])
         return decoded
 
     @torch.no_grad()
@@ -240,10 +250,10 @@ class ShardEncoder:
         if not decoded.keys:
             edge = int(self._set.properties["image_size_px"]) // self._codec.downsample_factor
             nothing = np.empty((0, 2 * self._codec.latent_channels, edge, edge), dtype=np.float16)
-            return _Encoded([], [], nothing, nothing if self._flip else None, decoded.rejects)
+            return _Encoded([], [], [], nothing, nothing if self._flip else None, decoded.rejects)
         pixels = np.stack(decoded.pixels)
         mirrored = self._moments(np.ascontiguousarray(pixels[:, :, ::-1])) if self._flip else None
-        return _Encoded(decoded.keys, decoded.metas, self._moments(pixels), mirrored, decoded.rejects)
+        return _Encoded(decoded.keys, decoded.metas, decoded.states, self._moments(pixels), mirrored, decoded.rejects)
 
     def _moments(self, pixels: NDArray[np.uint8]) -> NDArray[np.float16]:
         """Return the moments of a batch in fp16.

@@ -16,6 +16,7 @@ from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.world import World
 from synfundus.errors import ConfigError, StorageError
 from synfundus.jobs.run_spool import LEDGER_NAME, RunSpool, SpooledSinks
+from synfundus.redaction import redact
 from synfundus.storage import documents, filesystem
 from synfundus.telemetry.console import Console
 from synfundus.telemetry.sinks import MetricSinks, build_sinks
@@ -90,7 +91,11 @@ class RunDirectory:
         documents.write_document(path, wanted, format_name=FORMAT_NAME, version=FORMAT_VERSION)
         config = yaml.safe_dump(self._config.model_dump(mode="json"), sort_keys=False)
         filesystem.write_bytes(self.path("config.yaml"), config.encode())
-        environment = {"argv": sys.argv[1:], "world_size": self._world.size, "versions": versions()}
+        environment = {
+            "argv": [redact(text) for text in sys.argv[1:]],
+            "world_size": self._world.size,
+            "versions": versions(),
+        }
         filesystem.write_bytes(self.path("environment.json"), documents.dump_json(environment))
         return ""
 

@@ -46,7 +46,7 @@ class ShardIndex:
         offsets: First payload byte of a member, int64 ``[n, m]``; -1 where the sample lacks it.
         sizes: Payload bytes, int64 ``[n, m]``.
         crc32: Checksums, uint32 ``[n, m]``.
-        states: Label states int8 ``[n, k]``; None where they stand in the JSON members only.
+        states: Label states int16 ``[n, k]``; None where they stand in the JSON members only.
     """
 
     key_array: NDArray[np.bytes_]
@@ -54,7 +54,7 @@ class ShardIndex:
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
     crc32: NDArray[np.uint32]
-    states: NDArray[np.int8] | None = None
+    states: NDArray[np.int16] | None = None
 
     def __len__(self) -> int:
         return len(self.key_array)
@@ -148,7 +148,7 @@ class ShardIndex:
         if not all(map(EXTENSION_PATTERN.fullmatch, self.extensions)):
             return "an extension that is not one"
         states = self.states
-        if states is not None and (states.dtype != np.int8 or states.ndim != 2 or len(states) != len(self)):
+        if states is not None and (states.dtype != np.int16 or states.ndim != 2 or len(states) != len(self)):
             return "label states of another shape or type"
         there = self.offsets >= 0
         starts = np.where(there, self.offsets, np.iinfo(np.int64).max).min(axis=1, initial=np.iinfo(np.int64).max)

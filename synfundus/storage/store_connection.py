@@ -168,7 +168,9 @@ def _request_errors() -> tuple[type[Exception], ...]:
     from aiohttp.http_exceptions import HttpProcessingError
     from botocore.exceptions import BotoCoreError, ClientError
 
-    return (BotoCoreError, ClientError, HttpError, HttpProcessingError, OSError, TimeoutError, _InvalidEndpoint)
+    # aiobotocore follows a redirection to another region without end when the store never says which
+    lost = (RecursionError, _InvalidEndpoint)
+    return (BotoCoreError, ClientError, HttpError, HttpProcessingError, OSError, TimeoutError, *lost)
 
 
 def request(action: str, url: str, operation: Callable[[Client], Awaitable[T]]) -> T:

@@ -140,6 +140,8 @@ def judge(error: BaseException) -> Fault:
         if name in names:
             verdict = Verdict.RENEW if "retriev" in name.lower() or "SSO" in name else Verdict.STOP
             return Fault(verdict, text, _CHECK_CREDENTIALS)
+    if isinstance(error, RecursionError):
+        return Fault(Verdict.STOP, *_STOPS["PermanentRedirect"])
     if "_InvalidEndpoint" in names:
         return Fault(Verdict.STOP, "the address of the store is not valid", "check AWS_ENDPOINT_URL")
     if "SSLError" in names and "CERTIFICATE_VERIFY_FAILED" in str(error):

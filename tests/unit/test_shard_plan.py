@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from synfundus.data.shard_plan import NUM_STREAMS, ReadingPlan, rank_positions
 from synfundus.errors import DataError
@@ -141,22 +142,55 @@ def test_a_stretch_that_ends_inside_a_shard_reaches_into_one_more_shard_at_most(
     assert len(np.unique(found.shard)) <= 2
 
 
-def test_a_million_samples_on_a_thousand_ranks_are_planned_in_bounded_time_and_memory() -> None:
+def test_a_whole_epoch_on_a_thousand_ranks_is_planned_in_seconds_and_bounded_memory() -> None:
     sizes = [10_000] * 130
-    world, batch = 1024, 4096
+    world, total = 1024, 1_300_000
     began = time.perf_counter()
+    seen = np.zeros(total, dtype=np.int8)
     tracemalloc.start()
-    seen = np.zeros(batch, dtype=np.int64)
     for rank in range(world):
         plan = ReadingPlan(shard_sizes=sizes, identity="id", split="train", seed=0)
-        positions = rank_positions(images_seen=50 * batch, global_batch_size=batch, rank=rank, world_size=world)
-        found = plan.locate(positions)
-        seen[positions - 50 * batch] = found.shard * 10_000 + found.sample
+        found = plan.locate(np.arange(rank, total, world))
+        np.add.at(seen, found.shard * 10_000 + found.sample, 1)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(np.unique(seen)) == batch
+    assert (seen == 1).all()
     assert peak < 16 * 2**20
-    assert time.perf_counter() - began < 20
+    assert time.perf_counter() - began < 10
+
+
+def distances_of_neighbours(plan: ReadingPlan, shard_samples: int) -> NDArray[np.int64]:
+    """Return how far apart in the order samples come that lie next to each other in the archive."""
+    found = plan.locate(range(plan.num_samples))
+    place = np.empty(plan.num_samples, dtype=np.int64)
+    place[found.shard * shard_samples + found.sample] = np.arange(plan.num_samples)
+    return np.abs(np.diff(place))
+
+
+@pytest.mark.parametrize("epoch_seed", range(3))
+def test_neighbours_of_the_archive_are_no_closer_in_the_order_than_chance(epoch_seed: int) -> None:
+    sizes = [1000] * 40
+    total = sum(sizes)
+    plan = ReadingPlan(shard_sizes=sizes, identity="id", split="train", seed=epoch_seed)
+    distances = distances_of_neighbours(plan, 1000)
+    # within the reach of a batch: hardly any, because a stretch gives one sample to each 256 positions
+    assert (distances < NUM_STREAMS).mean() < NUM_STREAMS / total
+    # further apart: as two places drawn at random, P(distance <= d) = 1 - (1 - d / n)^2
+    for part in (0.05, 0.1, 0.25, 0.5, 0.75):
+        chance = 1 - (1 - part) ** 2
+        assert abs(float((distances <= part * total).mean()) - chance) < 0.02
+
+
+def test_in_a_set_beyond_the_window_neighbours_stay_within_the_window() -> None:
+    sizes = [1000] * 40
+    plan = ReadingPlan(shard_sizes=sizes, identity="id", split="train", seed=4, num_streams=8, window_samples=500)
+    distances = distances_of_neighbours(plan, 1000)
+    reach = 8 * 500
+    inside = distances < reach
+    assert inside.mean() > 0.99, "the rest lie across the border of a window, a shard or a stretch"
+    for part in (0.1, 0.25, 0.5):
+        chance = 1 - (1 - part) ** 2
+        assert abs(float((distances[inside] <= part * reach).mean()) - chance) < 0.02
 
 
 def test_memory_of_a_long_run_is_bounded() -> None:
