@@ -20,6 +20,7 @@ from synfundus.config.weighted import parse_weighted
 from synfundus.distributed.world import LocalWorld, RankInfo, World, connect, disconnect, rank_info
 from synfundus.errors import ConfigError
 from synfundus.launch import LaunchPlan, Resources, Surroundings, execute, look_around, plan_launch, tie_to_launcher
+from synfundus.storage import filesystem
 from synfundus.telemetry.console import Console, SilentConsole
 
 UNKNOWN_LABEL = "unknown"
@@ -173,6 +174,16 @@ def _console(verb: Verb, config: RunConfig, info: RankInfo, *, as_json: bool) ->
 def _run_here(verb: Verb, config: RunConfig, info: RankInfo, *, as_json: bool) -> int:
     """Run the job in this process."""
     tie_to_launcher(os.environ)
+    storage = config.storage
+    filesystem.configure(
+        filesystem.StoreSettings(
+            deadline_s=storage.deadline_s,
+            connect_timeout_s=storage.connect_timeout_s,
+            read_timeout_s=storage.read_timeout_s,
+            cache_dir=storage.cache_dir,
+            cache_max_bytes=storage.cache_max_bytes,
+        )
+    )
     job = importlib.import_module(f"synfundus.jobs.{verb.module}")
     console = _console(verb, config, info, as_json=as_json)
     with _joined(verb, config) as world:

@@ -89,6 +89,7 @@ DEVICE = Option("--device", "launch.device", "auto, cpu or cuda.")
 PROCS = Option("--procs-per-node", "launch.procs_per_node", "Processes a node; default one a GPU, or 1.")
 NODES = Option("--nodes", "launch.nodes", "Nodes; above 1 SLURM is used.")
 DISTRIBUTED = (NODES, PROCS, DEVICE)
+CACHE = Option("--cache-dir", "storage.cache_dir", "Local folder for copies of remote shards.", role="output")
 
 DATA_HELP = "Set of images, written by `prepare`."
 VAE_HELP = "Run of `train-vae`, or a folder of a diffusers AutoencoderKL."
@@ -118,7 +119,7 @@ PREPARE = Verb(
         Option("--workers", "prepare.workers", "Processes that decode and crop; 0 works in the main process."),
         Option("--crosswalk", "prepare.crosswalk", "Folder for the map from keys to source names.", role="output"),
     ),
-    ("seed", "prepare"),
+    ("seed", "prepare", "storage"),
     "prepare",
 )
 TRAIN_VAE = Verb(
@@ -129,9 +130,10 @@ TRAIN_VAE = Verb(
         _needs(Option("--run-dir", "vae.run_dir", "Folder of the run.", role="output")),
         Option("--init-from", "vae.init_from", "Start from a diffusers AutoencoderKL.", role="input"),
         Option("--budget-images", "vae.loop.budget_images", "Images to train on, epochs included."),
+        CACHE,
         *DISTRIBUTED,
     ),
-    ("seed", "vae", "launch", "telemetry"),
+    ("seed", "vae", "storage", "launch", "telemetry"),
     "train_vae",
     distributed=True,
     script="vae.sh",
@@ -146,9 +148,10 @@ ENCODE = Verb(
         _needs(Option("--out", "encode.out", "Folder of the latent set to write.", role="output")),
         Option("--flip", "encode.flip", "Also store the moments of the mirrored image.", "flag"),
         Option("--batch-size", "encode.batch_size", "Images per forward pass."),
+        CACHE,
         *DISTRIBUTED,
     ),
-    ("seed", "encode", "launch", "telemetry"),
+    ("seed", "encode", "storage", "launch", "telemetry"),
     "encode_latents",
     distributed=True,
     script="encode_latents.sh",
@@ -160,9 +163,10 @@ VERIFY = Verb(
         _needs(Option("--latents", "train.latents", "Set of latents, written by `encode-latents`.", role="input")),
         _needs(Option("--vae", "encode.vae", VAE_HELP, role="input")),
         Option("--data", "encode.data", "Set of images the latents were made of.", role="input"),
+        CACHE,
         DEVICE,
     ),
-    ("seed", "encode", "train", "launch", "telemetry"),
+    ("seed", "encode", "train", "storage", "launch", "telemetry"),
     "verify_latents",
     distributed=True,
 )
@@ -181,9 +185,10 @@ TRAIN = Verb(
         Option("--vae", "train.vae", "Autoencoder for previews; default the one the latents name.", role="input"),
         Option("--init-from", "train.init_from", "Start from the weights of an exported model.", role="input"),
         Option("--budget-images", "loop.budget_images", "Images to train on, epochs included."),
+        CACHE,
         *DISTRIBUTED,
     ),
-    ("seed", "train", "unet", "diffusion", "loop", "optim", "ema", "launch", "telemetry"),
+    ("seed", "train", "unet", "diffusion", "loop", "optim", "ema", "storage", "launch", "telemetry"),
     "train",
     distributed=True,
     script="ldm.sh",
@@ -204,7 +209,7 @@ SAMPLE = Verb(
         Option("--format", "sample.format", "png or shards."),
         *DISTRIBUTED,
     ),
-    ("seed", "sample", "launch", "telemetry"),
+    ("seed", "sample", "storage", "launch", "telemetry"),
     "sample",
     distributed=True,
     script="sample.sh",
@@ -249,7 +254,7 @@ INSPECT = Verb(
         Option("--verify", "inspect.verify", "Read every byte and compare every hash.", "flag"),
         Option("--images", "inspect.contact_sheet_images", "Images on the contact sheet; 0 draws none."),
     ),
-    ("seed", "inspect"),
+    ("seed", "inspect", "storage"),
     "inspect",
     results_on_stdout=True,
 )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,7 @@ Augment = Callable[[NDArray[np.int64], Arrays], Arrays]
 """(positions, arrays) -> arrays; adds what is drawn per sample."""
 
 _SEARCH_SAMPLES = 256
+_REQUESTS = 8
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,11 @@ class BatchReader:
         self._sources = tuple(sources)
         self._augment = augment
         self._known_good = False
+        self._requests: ThreadPoolExecutor | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Go to another process as a description."""
+        return _reader_of, (self.plan, self._sources, self._augment)
 
     def layout(self) -> Layout:
         """Return what a batch holds per sample, augmentation included; reads nothing."""
@@ -101,23 +109,21 @@ class BatchReader:
         arrays = allocate(self._sources[0].layout, len(positions))
         weights = np.ones(len(positions), dtype=np.float32)
         quarantined = []
-        for row, source, shard, sample in _rows(place):
-            try:
-                self._fill(arrays, row, source, shard, sample)
-            except CorruptShard as error:
-                weights[row] = 0.0
-                for array in arrays.values():
-                    array[row] = 0
-                quarantined.append(
-                    Quarantined(
-                        position=int(positions[row]),
-                        place=self._sources[source].place_name(shard, sample),
-                        reason=error.message,
-                        kind=error.reason,
-                        set=source,
-                        epoch=int(place.epoch[row]),
-                    )
+        for row, error in self._fill_rows(arrays, place):
+            source = int(place.set[row])
+            weights[row] = 0.0
+            for array in arrays.values():
+                array[row] = 0
+            quarantined.append(
+                Quarantined(
+                    position=int(positions[row]),
+                    place=self._sources[source].place_name(int(place.shard[row]), int(place.sample[row])),
+                    reason=error.message,
+                    kind=error.reason,
+                    set=source,
+                    epoch=int(place.epoch[row]),
                 )
+            )
         if len(quarantined) == len(positions) and not self._known_good:
             self._require_one_good_sample(int(positions[-1]) + 1, quarantined)
         self._known_good = self._known_good or len(quarantined) < len(positions)
@@ -125,12 +131,34 @@ class BatchReader:
             arrays = self._augment(positions, arrays)
         return RankBatch(positions, arrays, weights, tuple(quarantined), place.set, place.epoch)
 
-    def _fill(self, arrays: Arrays, row: int, source: int, shard: int, sample: int) -> None:
+    def _fill_rows(self, arrays: Arrays, place: MixedPlace) -> list[tuple[int, CorruptShard]]:
+        """Read the samples of a batch; returns the rows that cannot be used, in order.
+
+        What is on this machine's disk is read in turn; what has to come from a store is asked for side by side.
+        """
+        failed, remote = [], []
+        for row, source, shard, sample in _rows(place):
+            if not self._sources[source].is_here(shard):
+                remote.append((arrays, row, source, shard, sample))
+            elif (error := self._fill(arrays, row, source, shard, sample)) is not None:
+                failed.append((row, error))
+        if remote:
+            pool = self._requests or ThreadPoolExecutor(_REQUESTS, thread_name_prefix="samples")
+            self._requests = pool
+            errors = pool.map(lambda item: self._fill(*item), remote)
+            failed += [(item[1], error) for item, error in zip(remote, errors, strict=True) if error is not None]
+        return sorted(failed, key=lambda item: item[0])
+
+    def _fill(self, arrays: Arrays, row: int, source: int, shard: int, sample: int) -> CorruptShard | None:
         """Read a sample, once more before it is given up: what came may have been damaged on the way."""
         try:
             self._sources[source].fill(arrays, row, shard, sample)
         except CorruptShard:
-            self._sources[source].fill(arrays, row, shard, sample)
+            try:
+                self._sources[source].fill(arrays, row, shard, sample)
+            except CorruptShard as error:
+                return error
+        return None
 
     def _require_one_good_sample(self, first: int, quarantined: Sequence[Quarantined]) -> None:
         """Look a little ahead: a set of which nothing can be read is an error at once, not after many empty steps."""
@@ -149,8 +177,15 @@ class BatchReader:
 
     def close(self) -> None:
         """Close all files."""
+        if self._requests is not None:
+            self._requests.shutdown(cancel_futures=True)
+            self._requests = None
         for source in self._sources:
             source.close()
+
+
+def _reader_of(plan: MixedPlan, sources: Sequence[SampleSource], augment: Augment | None) -> BatchReader:
+    return BatchReader(plan, sources, augment=augment)
 
 
 def _rows(place: MixedPlace) -> Iterator[tuple[int, int, int, int]]:

@@ -67,8 +67,13 @@ class LatentDecoder:
     def layout(self) -> Layout:
         """Shapes and types of a sample's arrays."""
         moments = (self._shape, np.dtype(np.float16))
-        states = ((len(self._schema.labels),), np.dtype(np.int64))
-        return {"moments": moments, "states": states} | ({"flip": moments} if self._with_flip else {})
+        layout: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
+            "moments": moments,
+            "states": ((len(self._schema.labels),), np.dtype(np.int64)),
+        }
+        if self._with_flip:
+            layout["flip"] = moments
+        return layout
 
     def _moments(self, members: Members, extension: str, where: str) -> NDArray[np.float16]:
         if extension not in members:
@@ -133,7 +138,6 @@ class LatentSource:
         self._decoded = DecodedSource(reader, decode=decoder, layout=self.layout)
         self._most_states = np.asarray(schema.num_values, dtype=np.int16)
         self._header = npy_header(moments_shape)
-        self._found = bytearray(len(self._header))
         self._known_states: dict[int, bool] = {}
         self._members = [("moments", MOMENTS), *([("flip", FLIPPED_MOMENTS)] if with_flip else [])]
 
@@ -178,12 +182,17 @@ class LatentSource:
             place = reader.index.member(sample, reader.index.extensions.index(extension))
             if place.offset < 0 or place.size != len(self._header) + target.nbytes:
                 return False
-            reader.read_into(sample, place, (memoryview(self._found), row_bytes(target)))
-            if self._found != self._header:
+            header = bytearray(len(self._header))
+            reader.read_into(sample, place, (memoryview(header), row_bytes(target)))
+            if header != self._header:
                 return False
             if not all_finite(target):
                 raise CorruptShard(f"moments of sample {reader.index.key(sample)} are not finite", where=reader.tar_url)
         return True
+
+    def is_here(self, shard: int) -> bool:
+        """Whether a shard is read from this machine's disk."""
+        return self._reader.is_here(shard)
 
     def place_name(self, shard: int, sample: int) -> str:
         """Name a sample for messages."""

@@ -6,6 +6,7 @@ No tar is ever extracted, and names are data.
 from __future__ import annotations
 
 import io
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,11 @@ from numpy.typing import NDArray
 
 from synfundus.data.members import decode_image, decode_json, decode_npy
 from synfundus.errors import CorruptShard, StorageError
+from synfundus.storage import filesystem
+from synfundus.storage.byte_source import ByteSource, open_byte_source
 from synfundus.storage.manifest import ShardEntry, ShardSet
+from synfundus.storage.object_cache import configured_cache
+from synfundus.storage.shard_cache import ShardCache
 from synfundus.storage.tarshard import TarShardReader
 
 __all__ = [
@@ -55,6 +60,11 @@ class ShardSetReader:
         self.shards: tuple[ShardEntry, ...] = shard_set.split_shards(split)
         self._open: OrderedDict[int, TarShardReader] = OrderedDict()
         self._lost: dict[int, CorruptShard] = {}
+        self._lock = threading.Lock()
+        self._cache: ShardCache | None = None
+        self._is_local = filesystem.is_local(shard_set.url)
+        if not self._is_local and (cache := configured_cache()) is not None:
+            self._cache = ShardCache(cache)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Go to another process as a description: it opens its own files and connections."""
@@ -66,7 +76,7 @@ class ShardSetReader:
         return [shard.num_samples for shard in self.shards]
 
     def shard(self, number: int) -> TarShardReader:
-        """Return the reader of a shard.
+        """Return the reader of a shard; may be called by several threads.
 
         Raises:
             CorruptShard: Its index is damaged or missing, or its tar is missing; the other shards are not concerned.
@@ -74,11 +84,21 @@ class ShardSetReader:
         reader = self._open.get(number)
         if reader is None:
             reader = self._open_shard(number)
-            self._open[number] = reader
-            if len(self._open) > MAX_OPEN_SHARDS:
-                self._open.popitem(last=False)[1].close()
-        self._open.move_to_end(number)
+            with self._lock:
+                reader = self._open.setdefault(number, reader)
+                while len(self._open) > MAX_OPEN_SHARDS:
+                    self._open.popitem(last=False)[1].close()
+        with self._lock:
+            if number in self._open:
+                self._open.move_to_end(number)
         return reader
+
+    def is_here(self, number: int) -> bool:
+        """Whether a shard is read from this machine's disk; False while that is not known yet."""
+        if self._is_local:
+            return True
+        reader = self._open.get(number)
+        return reader is not None and reader.is_here
 
     def _open_shard(self, number: int) -> TarShardReader:
         if number in self._lost:
@@ -86,7 +106,10 @@ class ShardSetReader:
         entry = self.shards[number]
         try:
             with missing_files_are_damage():
-                reader = TarShardReader(self._set.shard_url(entry), index_sha256=entry.index_sha256)
+                url = self._set.shard_url(entry)
+                reader = TarShardReader(
+                    url, index_sha256=entry.index_sha256, open_bytes=lambda: self._open_bytes(url, entry)
+                )
             if len(reader) != entry.num_samples:
                 raise CorruptShard(
                     f"the index lists {len(reader)} samples, the manifest {entry.num_samples}",
@@ -97,6 +120,11 @@ class ShardSetReader:
             self._lost[number] = error
             raise
         return reader
+
+    def _open_bytes(self, url: str, entry: ShardEntry) -> ByteSource:
+        if self._cache is None:
+            return open_byte_source(url)
+        return self._cache.source(url, sha256=entry.sha256, size=entry.bytes)
 
     def read(self, shard: int, sample: int) -> tuple[str, dict[str, bytes]]:
         """Return (key, members by extension) of a sample.
@@ -121,6 +149,8 @@ class ShardSetReader:
         """Close all open shards."""
         while self._open:
             self._open.popitem()[1].close()
+        if self._cache is not None:
+            self._cache.close()
 
 
 def _reader_of(shard_set: ShardSet, split: str) -> ShardSetReader:

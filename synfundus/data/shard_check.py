@@ -86,7 +86,7 @@ def open_shard(shard_set: ShardSet, entry: ShardEntry, report: ShardReport) -> T
     return reader
 
 
-def states_to_labels(states: NDArray[np.int8], schema: LabelSchema, *, where: str) -> dict[str, int | None]:
+def states_to_labels(states: NDArray[np.int16], schema: LabelSchema, *, where: str) -> dict[str, int | None]:
     """Return the labels an index holds for a sample.
 
     Args:

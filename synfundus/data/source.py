@@ -33,6 +33,9 @@ class SampleSource(Protocol):
             StorageError: The disk or the store refused.
         """
 
+    def is_here(self, shard: int) -> bool:
+        """Whether a shard is read from this machine's disk; otherwise several samples are asked for at once."""
+
     def place_name(self, shard: int, sample: int) -> str:
         """Name a sample for messages."""
 
@@ -69,6 +72,10 @@ class DecodedSource:
         found = self._decode(*self._reader.read(shard, sample), self.place_name(shard, sample))
         for name, array in arrays.items():
             array[row] = found[name]
+
+    def is_here(self, shard: int) -> bool:
+        """Whether a shard is read from this machine's disk."""
+        return self._reader.is_here(shard)
 
     def place_name(self, shard: int, sample: int) -> str:
         """Name a sample for messages."""

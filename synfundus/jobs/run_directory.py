@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -14,10 +14,11 @@ from synfundus import __version__
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.world import World
-from synfundus.errors import ConfigError, StorageError
+from synfundus.errors import CheckpointError, ConfigError, StorageError
 from synfundus.jobs.run_spool import LEDGER_NAME, RunSpool, SpooledSinks
 from synfundus.redaction import redact
 from synfundus.storage import documents, filesystem
+from synfundus.storage.permissions import writers
 from synfundus.telemetry.console import Console
 from synfundus.telemetry.sinks import MetricSinks, build_sinks
 from synfundus.training import checkpoint
@@ -100,9 +101,14 @@ class RunDirectory:
         return ""
 
     def resume(self, *, zero: ZeroEngine, average: ShardedEma, console: Console) -> TrainState:
-        """Load the newest checkpoint that verifies and return the place in the run. Collective."""
+        """Load the newest checkpoint that verifies and return the place in the run. Collective.
+
+        Raises:
+            CheckpointError: Everybody may write to the checkpoints: their hashes would prove nothing.
+        """
         root = self.path("checkpoints")
         found = checkpoint.find_checkpoint(root, world=self._world)
+        self._check_writers([self.url, root, *([found.url] if found else [])], console)
         if self._world.rank == 0:
             self._trim_ledger(0 if found is None else found.images_seen)
         if found is None:
@@ -112,6 +118,18 @@ class RunDirectory:
         counters = checkpoint.load_checkpoint(found.url, engine=zero, ema=average, world=self._world)
         console.message(f"resumed at {found.images_seen:,} images from {found.url}")
         return TrainState(images_seen=found.images_seen, **counters)
+
+    def _check_writers(self, folders: Sequence[str], console: Console) -> None:
+        """Refuse folders everybody may write to, warn of those a group may."""
+        for folder in folders:
+            if writers(folder) == "everybody":
+                raise CheckpointError(
+                    "everybody may write to this folder, so nothing proves that its checkpoints are this run's",
+                    where=folder,
+                    hint="chmod o-w, after a look at what is in it",
+                )
+            if writers(folder) == "its group":
+                console.warning(f"a whole group may write to {folder}, and so replace its checkpoints")
 
     def save(self, state: TrainState, *, zero: ZeroEngine, average: ShardedEma, keep: int) -> None:
         """Write a checkpoint, and before it the rows that lead up to it. Collective.

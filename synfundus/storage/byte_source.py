@@ -18,6 +18,10 @@ from synfundus.storage import filesystem
 class ByteSource(Protocol):
     """Where the bytes of a shard come from."""
 
+    @property
+    def is_here(self) -> bool:
+        """Whether a read goes to this machine's disk, and not over a network to a store."""
+
     def read(self, start: int, size: int, wrong: Callable[[bytes], str]) -> bytes:
         """Return a range; ``wrong`` says what is wrong with it, or nothing.
 
@@ -56,6 +60,11 @@ class LocalBytes:
         self._release = release
         self._descriptor = -1
         self._open()
+
+    @property
+    def is_here(self) -> bool:
+        """It is."""
+        return True
 
     def _open(self) -> None:
         try:
@@ -119,6 +128,11 @@ class RemoteBytes:
 
     def __init__(self, url: str) -> None:
         self._url = url
+
+    @property
+    def is_here(self) -> bool:
+        """It is not."""
+        return False
 
     def read(self, start: int, size: int, wrong: Callable[[bytes], str]) -> bytes:
         """Return a range that proved right."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from synfundus.errors import CorruptShard, StorageError
-from synfundus.storage import object_store, store_connection, store_settings
+from synfundus.storage import bulk_download, object_store, store_connection, store_settings
 from synfundus.storage.checked_read import read_until_right
 from synfundus.storage.local_files import fsync_dir, walk_files, write_in_place
 from synfundus.storage.locations import ALLOWED_PROTOCOLS, is_local, join, local_path, protocol_of
@@ -45,6 +45,7 @@ def configure(settings: StoreSettings | None) -> None:
 def forget_connections() -> None:
     """Close what this process keeps open to stores; the next call reads the environment again."""
     store_connection.forget()
+    bulk_download.forget()
     _filesystem.cache_clear()
 
 

@@ -15,8 +15,8 @@ from synfundus.errors import ConfigError, DataError
 UNKNOWN_STATE = 0
 """State of an unknown label in an encoded row; value ``v`` is state ``v + 1``."""
 
-MAX_VALUES = 126
-"""States are stored as int8."""
+MAX_VALUES = 30_000
+"""States are stored as int16."""
 
 
 @dataclass(frozen=True)

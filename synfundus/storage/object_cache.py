@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -28,6 +29,8 @@ from synfundus.storage import filesystem, store_settings
 
 _DOWNLOAD_LOCKS = 4096
 _POLL_S = 0.05
+_LOOK_EVERY_S = 1.0
+_MOST_ROUNDS = 8
 _COPY, _RECORD, _PART = ".copy", ".json", ".part"
 
 
@@ -121,11 +124,11 @@ class ObjectCache:
         """
         entry = _Entry(url, sha256)
         with self._disk_errors():
-            while True:
-                found = self._open_proved(entry)
+            for _ in range(_MOST_ROUNDS):
+                found = self._open_proved(entry) or self._fill(entry, size)
                 if found is not None:
                     return found
-                self._fill(entry, size)
+        raise CacheFull("copies are removed before they are read", where=str(self._folder), hint="take a larger cache")
 
     def local(self, url: str, *, sha256: str, size: int | None = None) -> Path:
         """Return the path of a copy as `open` does; nothing keeps it there, so open it at once."""
@@ -138,6 +141,7 @@ class ObjectCache:
         self._proved.pop(entry.name, None)
         with self._disk_errors():
             self._path(entry, _COPY).unlink(missing_ok=True)
+            self._path(entry, _RECORD).unlink(missing_ok=True)
 
     def _path(self, entry: _Entry, suffix: str) -> Path:
         return self._objects / f"{entry.name}{suffix}"
@@ -146,42 +150,41 @@ class ObjectCache:
         """Open a copy that is whole and right; one that is not is removed."""
         path = self._path(entry, _COPY)
         try:
-            stream = path.open("rb")
+            found = _open_shared(path)
         except FileNotFoundError:
             return None
         try:
-            fcntl.flock(stream, fcntl.LOCK_SH)
-            facts = os.fstat(stream.fileno())
-            if facts.st_nlink and self._is_right(entry, stream, facts):
-                os.utime(path, ns=(time.time_ns(), facts.st_mtime_ns))  # the time of reading is ours: last use
-                stream.seek(0)
-                return CachedFile(path, stream)
-            if facts.st_nlink:
-                path.unlink(missing_ok=True)
-        except FileNotFoundError:
-            pass  # removed by somebody between two of these lines
+            descriptor = found.stream.fileno()
+            facts = os.fstat(descriptor)
+            if facts.st_nlink and self._is_right(entry, found.stream, facts):
+                os.utime(descriptor, ns=(time.time_ns(), facts.st_mtime_ns))  # last use; the system may not keep it
+                found.stream.seek(0)
+                return found
+            with suppress(FileNotFoundError):
+                if path.stat().st_ino == facts.st_ino:
+                    path.unlink()
         except BaseException:
-            stream.close()
+            found.close()
             raise
-        stream.close()
+        found.close()
         return None
 
     def _is_right(self, entry: _Entry, stream: IO[bytes], facts: os.stat_result) -> bool:
-        mark = (facts.st_ino, facts.st_size, facts.st_mtime_ns)
-        if self._proved.get(entry.name) == mark:
+        if self._proved.get(entry.name) == _mark(facts):
             return True
-        if _read_record(self._path(entry, _RECORD)) != {"size": facts.st_size, "mtime_ns": facts.st_mtime_ns}:
+        if _read_record(self._path(entry, _RECORD)) != _record(facts):
             return False
         if hashlib.file_digest(stream, "sha256").hexdigest() != entry.sha256:  # type: ignore[arg-type]
             return False
-        self._proved[entry.name] = mark
+        self._proved[entry.name] = _mark(facts)
         return True
 
-    def _fill(self, entry: _Entry, size: int | None) -> None:
-        """Download a copy, or wait until another process has done so."""
+    def _fill(self, entry: _Entry, size: int | None) -> CachedFile | None:
+        """Download a copy and return it open; None if another process did so meanwhile."""
         with self._download_lock(entry):
-            if not self._path(entry, _COPY).exists():
-                self._download(entry, filesystem.file_size(entry.url) if size is None else size)
+            if self._path(entry, _COPY).exists():
+                return None
+            return self._download(entry, filesystem.file_size(entry.url) if size is None else size)
 
     @contextmanager
     def _download_lock(self, entry: _Entry) -> Iterator[None]:
@@ -191,69 +194,77 @@ class ObjectCache:
         """
         number = int(entry.name[:8], 16) % _DOWNLOAD_LOCKS
         patience_s = store_settings.current().deadline_s
-        with _open_lock(self._locks / f"{number:03x}") as lock:
-            before, since = -1, time.monotonic()
+        with _open_private(self._locks / f"{number:03x}") as lock:
+            before, since, looked = -1, time.monotonic(), 0.0
             while not _try_lock(lock):
-                progress = self._bytes_in_parts()
-                if progress != before:
-                    before, since = progress, time.monotonic()
-                elif time.monotonic() - since > patience_s:
-                    break
                 time.sleep(_POLL_S)
+                now = time.monotonic()
+                if now - looked < _LOOK_EVERY_S:
+                    continue
+                looked, progress = now, self._bytes_so_far(entry)
+                if progress != before:
+                    before, since = progress, now
+                elif now - since > patience_s:
+                    break
             yield
 
-    def _bytes_in_parts(self) -> int:
-        """Return what all unfinished downloads hold on the disk."""
-        return sum(facts.st_blocks for _, facts in self._files(_PART))
+    def _bytes_so_far(self, entry: _Entry) -> int:
+        return sum(facts.st_size for path, facts in self._files(_PART) if path.name.startswith(entry.name))
 
-    def _download(self, entry: _Entry, size: int) -> None:
-        part = self._objects / f"{entry.name}.{secrets.token_hex(4)}{_PART}"
-        stream = self._reserve(part, size)
+    def _download(self, entry: _Entry, size: int) -> CachedFile:
+        part, stream = self._reserve(entry, size)
         try:
             with stream:
                 filesystem.fetch(entry.url, stream, sha256=entry.sha256)
                 stream.flush()
                 facts = os.fstat(stream.fileno())
-                self._proved[entry.name] = (facts.st_ino, facts.st_size, facts.st_mtime_ns)
                 # the record first: a copy without one does not count
-                _write_record(self._path(entry, _RECORD), {"size": facts.st_size, "mtime_ns": facts.st_mtime_ns})
+                _write_record(self._path(entry, _RECORD), facts)
+                fcntl.flock(stream, fcntl.LOCK_SH)  # readers need not wait for this process to go on
                 part.replace(self._path(entry, _COPY))
+                self._proved[entry.name] = _mark(facts)
+                return _open_shared(self._path(entry, _COPY))
         finally:
             part.unlink(missing_ok=True)
 
-    def _reserve(self, part: Path, size: int) -> IO[bytes]:
-        """Make room and take it: the part has the size of the copy from the start, and is locked by its writer."""
-        with _open_lock(self._folder / "room.lock") as lock:
+    def _reserve(self, entry: _Entry, size: int) -> tuple[Path, IO[bytes]]:
+        """Make room and take it: the name of a part says how large it will be, its lock that its writer lives."""
+        part = self._objects / f"{entry.name}.{size}.{secrets.token_hex(4)}{_PART}"
+        with _open_private(self._folder / "room.lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self._remove_what_kills_left()
             self._make_room(size)
             stream = _open_private(part)
             fcntl.flock(stream, fcntl.LOCK_EX)
-            os.truncate(part, size)
-        return stream
+        return part, stream
 
     def _make_room(self, size: int) -> None:
         copies = sorted(self._files(_COPY), key=lambda item: item[1].st_atime_ns)
-        used = sum(facts.st_size for _, facts in [*copies, *self._files(_PART)])
+        used = sum(facts.st_size for _, facts in copies)
+        used += sum(int(path.name.split(".")[1]) for path, _ in self._files(_PART))
         for path, facts in copies:
-            if used + size <= self._max_bytes:
+            if used + size <= self._max_bytes and size <= self._free_bytes():
                 return
             if _remove_if_idle(path):
                 path.with_suffix(_RECORD).unlink(missing_ok=True)
                 used -= facts.st_size
-        if used + size > self._max_bytes:
+        if used + size > self._max_bytes or size > self._free_bytes():
             raise CacheFull(
-                f"no room for {size} bytes in a cache of {self._max_bytes}, {used} of them in use",
+                f"no room for {size} bytes: {used} of {self._max_bytes} are in use, the disk has {self._free_bytes()}",
                 where=str(self._folder),
-                hint="raise storage.cache_max_bytes",
+                hint="raise storage.cache_max_bytes, or take a larger disk",
             )
 
+    def _free_bytes(self) -> int:
+        return shutil.disk_usage(self._folder).free
+
     def _remove_what_kills_left(self) -> None:
+        """Remove parts without a living writer, and records whose copy did not follow."""
         for path, _ in self._files(_PART):
             _remove_if_idle(path)
+        under_way = {path.name.split(".")[0] for path, _ in self._files(_PART)}
         for path, _ in self._files(_RECORD):
-            # a record whose copy was about to follow when its writer was killed; a living writer has its part there
-            if not path.with_suffix(_COPY).exists() and not any(self._objects.glob(f"{path.stem}.*{_PART}")):
+            if path.stem not in under_way and not path.with_suffix(_COPY).exists():
                 path.unlink(missing_ok=True)
 
     def _files(self, suffix: str) -> list[tuple[Path, os.stat_result]]:
@@ -291,7 +302,11 @@ def _open_private(path: Path) -> IO[bytes]:
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b")
 
 
-_open_lock = _open_private
+def _open_shared(path: Path) -> CachedFile:
+    """Open a file under a shared lock; it may have been removed before the lock was there."""
+    stream = path.open("rb")
+    fcntl.flock(stream, fcntl.LOCK_SH)
+    return CachedFile(path, stream)
 
 
 def _try_lock(stream: IO[bytes]) -> bool:
@@ -314,6 +329,14 @@ def _remove_if_idle(path: Path) -> bool:
     return True
 
 
+def _mark(facts: os.stat_result) -> tuple[int, int, int]:
+    return facts.st_ino, facts.st_size, facts.st_mtime_ns
+
+
+def _record(facts: os.stat_result) -> dict[str, int]:
+    return {"size": facts.st_size, "mtime_ns": facts.st_mtime_ns}
+
+
 def _read_record(path: Path) -> object:
     try:
         return json.loads(path.read_bytes())
@@ -321,8 +344,7 @@ def _read_record(path: Path) -> object:
         return None
 
 
-def _write_record(path: Path, record: dict[str, int]) -> None:
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_PART}")
-    with _open_private(temporary) as stream:
-        stream.write(json.dumps(record).encode())
-    temporary.replace(path)
+def _write_record(path: Path, facts: os.stat_result) -> None:
+    with _open_private(path) as stream:
+        stream.truncate()
+        stream.write(json.dumps(_record(facts)).encode())

@@ -120,7 +120,7 @@ class ShardIndex:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 if any(entry.compress_type for entry in arrays.zip.infolist()):
                     raise ValueError("its arrays are compressed, and could be of any size")
-                keys = np.asarray(arrays["keys"])
+                keys = np.asarray(arrays["keys"], dtype=np.bytes_)  # text that is not ASCII is an error
                 extensions = tuple(str(extension) for extension in arrays["extensions"])
                 offsets, sizes, crc32 = (arrays[name] for name in ("offsets", "sizes", "crc32"))
                 states = arrays.get("states")

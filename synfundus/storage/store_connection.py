@@ -42,7 +42,7 @@ class _Connection:
     def __init__(self, settings: store_settings.StoreSettings) -> None:
         import s3fs
 
-        _silence_loggers()
+        silence_loggers()
         self.settings = settings
         self._filesystem = s3fs.S3FileSystem(
             asynchronous=True,  # nobody but close() ends it, no finalizer of a forked child either
@@ -131,7 +131,7 @@ def forget() -> None:
 def _connect(settings: store_settings.StoreSettings) -> _Connection:
     with _held.lock:
         if not _held.connections or _held.connections[-1].settings != settings:
-            _refuse_credentials_in_endpoint()
+            refuse_credentials_in_endpoint()
             _held.connections.append(_Connection(settings))
         return _held.connections[-1]
 
@@ -143,7 +143,12 @@ def _renew(used: _Connection) -> None:
             _held.connections.append(_Connection(used.settings))
 
 
-def _refuse_credentials_in_endpoint() -> None:
+def refuse_credentials_in_endpoint() -> None:
+    """Stop where the address of the store holds a user name or a password.
+
+    Raises:
+        StorageError: It does; the address is not repeated.
+    """
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
         if "@" in urlsplit(os.environ.get(name, "")).netloc:
             raise StorageError(
@@ -153,7 +158,7 @@ def _refuse_credentials_in_endpoint() -> None:
             )
 
 
-def _silence_loggers() -> None:
+def silence_loggers() -> None:
     """Keep signed requests, which these libraries write at DEBUG, out of every log."""
     for name in ("botocore", "aiobotocore", "s3fs", "fsspec", "aiohttp"):
         logger = logging.getLogger(name)

@@ -230,6 +230,11 @@ class TarShardReader:
 
         self._source().read_into(place.offset, buffers, wrong)
 
+    @property
+    def is_here(self) -> bool:
+        """Whether reads go to this machine's disk."""
+        return self._source().is_here
+
     def _source(self) -> ByteSource:
         if self._bytes is None:
             self._bytes = self._open_bytes()

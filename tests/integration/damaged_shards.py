@@ -13,6 +13,7 @@ import struct
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from synfundus.data.latents import LatentDecoder, LatentSource
 from synfundus.data.reader import Arrays, ShardSetReader, encode_npy
 from synfundus.data.source import DecodedSource, SampleSource
 from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
-from synfundus.storage.manifest import ShardEntry, ShardSet, load_shard_set, save_shard_set
+from synfundus.storage.manifest import SetKind, ShardEntry, ShardSet, load_shard_set, save_shard_set
 from synfundus.storage.shard_index import ShardIndex
 from synfundus.storage.tarshard import write_shard
 
@@ -88,14 +89,19 @@ def source_of(shard_set: ShardSet) -> SampleSource:
     return DecodedSource(reader, decode=decoder, layout=decoder.layout)
 
 
-def states_of(samples: list[Sample]) -> NDArray[np.int8]:
+def states_of(samples: list[Sample]) -> NDArray[np.int16]:
     rows = [DEFAULT_LABEL_SCHEMA.encode(json.loads(members["json"])["labels"]) for _, members in samples]
-    return np.asarray(rows, dtype=np.int8)
+    return np.asarray(rows, dtype=np.int16)
 
 
-def write_original(folder: Path, kind: str, *, with_states: bool) -> Original:
+@lru_cache(maxsize=1)
+def _drawn() -> tuple[Sample, ...]:
+    return tuple(phantom_samples(sum(SIZES), image_size_px=EDGE_PX * 4))
+
+
+def write_original(folder: Path, kind: SetKind, *, with_states: bool) -> Original:
     """Write a set of a hundred samples."""
-    samples = phantom_samples(sum(SIZES), image_size_px=EDGE_PX * 4)
+    samples = list(_drawn())
     for number, (key, members) in enumerate(samples):
         with Image.open(io.BytesIO(members["png"])) as image:
             pixels = np.asarray(image.resize((EDGE_PX, EDGE_PX)), dtype=np.uint8)
@@ -116,7 +122,7 @@ def write_original(folder: Path, kind: str, *, with_states: bool) -> Original:
     return Original(folder, shard_set, by_place, arrays, with_states)
 
 
-def write_samples(folder: Path, samples: list[Sample], kind: str, *, with_states: bool) -> ShardSet:
+def write_samples(folder: Path, samples: list[Sample], kind: SetKind, *, with_states: bool) -> ShardSet:
     extensions = ("json", "png") if kind == "images" else ("json", "moments.npy")
     properties: dict[str, Any] = {"image_size_px": EDGE_PX} if kind == "images" else {"moments_shape": MOMENTS_SHAPE}
     written = write_set(
@@ -220,7 +226,7 @@ def _replace_file(data: bytearray, random: np.random.Generator) -> bytes:
     return [b"", S3_ERROR, b"\0" * 1024, bytes(random.bytes(4096))][int(random.integers(4))]
 
 
-def _headers(data: bytes) -> list[int]:
+def _headers(data: bytes | bytearray) -> list[int]:
     """Return the offsets of the member headers."""
     found, at = [], 0
     while data[at : at + BLOCK].strip(b"\0"):
@@ -239,8 +245,8 @@ def _rename(data: bytearray, header: int, name: bytes) -> None:
     data[header : header + BLOCK] = block
 
 
-def _member_name(data: bytes, header: int) -> bytes:
-    return data[header : header + 100].rstrip(b"\0")
+def _member_name(data: bytes | bytearray, header: int) -> bytes:
+    return bytes(data[header : header + 100]).rstrip(b"\0")
 
 
 def _double_key(data: bytearray, random: np.random.Generator) -> bytearray:

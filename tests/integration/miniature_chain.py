@@ -68,6 +68,7 @@ def command_lines(folder: Path, *, long: bool) -> list[list[str]]:
             ["train", "--latents", at["latents"], "--run-dir", at["run"], *config, *ranks],
             ["sample", "--model", at["run"], "--out", at["samples"], "--num-images", "4", *config],
             ["export", "--run-dir", at["run"], "--out", at["exported"], *config],
+            ["doctor"],
         ]
     return lines
 
@@ -118,6 +119,16 @@ def run_chain(folder: Path, *, long: bool) -> Chain:
     if not last.startswith("CODES "):
         raise RuntimeError(done.stdout[-4000:])
     return Chain(folder, "\n".join(said), [int(code) for code in last.split()[1:]])
+
+
+_SHORT: list[Chain] = []
+
+
+def short_chain(folder: Path) -> Chain:
+    """Return the short chain, which is run once for all tests, in the folder of the first."""
+    if not _SHORT:
+        _SHORT.append(run_chain(folder, long=False))
+    return _SHORT[0]
 
 
 def main(folder: Path, *, long: bool) -> None:

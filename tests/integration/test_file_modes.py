@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from pathlib import Path
 
 import pytest
-from miniature_chain import Chain, command_lines, run_chain
+from miniature_chain import Chain, command_lines, short_chain
+from tiny_sets import tiny_config
+
+from synfundus.distributed.world import World
+from synfundus.errors import CheckpointError
+from synfundus.jobs import train_vae
+from synfundus.storage.manifest import ShardSet
+from synfundus.telemetry.console import SilentConsole
+
+
+class Warnings(SilentConsole):
+    """Keeps what it is warned of."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def warning(self, text: str) -> None:
+        self.texts.append(text)
+
 
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
-    return run_chain(tmp_path_factory.mktemp("chain") / "out", long=False)
+    return short_chain(tmp_path_factory.mktemp("chain") / "out")
 
 
 def open_to_others(folder: Path) -> list[str]:
@@ -47,9 +66,22 @@ def test_the_check_itself_finds_an_open_file(tmp_path: Path) -> None:
     assert open_to_others(tmp_path) == ["-rw-r--r-- open"]
 
 
-@pytest.mark.slow
-def test_no_file_of_the_whole_chain_is_open_to_others(tmp_path: Path) -> None:
-    """Two ranks that are processes of their own write latents and checkpoints."""
-    whole = run_chain(tmp_path / "out", long=True)
-    check(whole, verbs=len(command_lines(tmp_path, long=True)), files=80)
-    print('{"name": "file modes of the whole chain", "passed": 1, "of": 1}')
+@pytest.mark.parametrize("folder", ["", "checkpoints"])
+def test_checkpoints_everybody_may_write_to_are_refused(
+    folder: str, vae_run: Path, image_set: ShardSet, world: World, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(vae_run, run_dir)
+    config = tiny_config({"vae": {"data": image_set.url, "run_dir": str(run_dir)}})
+    (run_dir / folder).chmod(0o777)
+    with pytest.raises(CheckpointError, match="everybody may write") as caught:
+        train_vae.run(config, world, SilentConsole())
+    assert caught.value.where == str(run_dir / folder)
+    (run_dir / folder).chmod(0o770)
+    console = Warnings()
+    train_vae.run(config, world, console)
+    assert [text for text in console.texts if "a whole group may write" in text]
+    (run_dir / folder).chmod(0o700)
+    console = Warnings()
+    train_vae.run(config, world, console)
+    assert not console.texts

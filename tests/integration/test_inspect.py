@@ -69,6 +69,7 @@ def reasons(report: dict[str, Any]) -> dict[str, str]:
 
 def test_counts_labels_and_sizes_are_those_of_the_samples(image_set: ShardSet, tmp_path: Path) -> None:
     samples = phantom_samples(96)
+    report: dict[str, Any] = {}
     for verified in (False, True):
         report = look(image_set.url, tmp_path, verify=verified)
         assert report["ok"] is True
@@ -102,7 +103,7 @@ def test_labels_of_an_index_are_those_of_the_documents(tmp_path: Path) -> None:
     rows = [DEFAULT_LABEL_SCHEMA.encode(json.loads(members["json"])["labels"]) for _, members in samples]
     without = write_set(tmp_path / "a", samples, shards={"train": (6,)})
     name = shard_name("train", 0)
-    states = np.asarray(rows, dtype=np.int8)
+    states = np.asarray(rows, dtype=np.int16)
     files = write_shard(str(tmp_path / "a" / name), samples, extensions=("json", "png"), states=states)
     within = save_shard_set(replace(without, shards=(ShardEntry.of(name, "train", files),)))
     expected = look(within.url, tmp_path)["labels"]
@@ -166,7 +167,14 @@ def cut_tail(path: Path) -> None:
 
 
 def append(data: bytes) -> Callable[[Path], None]:
-    return lambda path: path.write_bytes(path.read_bytes() + data) and None
+    def change(path: Path) -> None:
+        path.write_bytes(path.read_bytes() + data)
+
+    return change
+
+
+def put_error_document(path: Path) -> None:
+    path.write_bytes(b"<Error>SlowDown</Error>")
 
 
 @pytest.mark.parametrize(
@@ -176,7 +184,7 @@ def append(data: bytes) -> Callable[[Path], None]:
         (append(b"hidden" * 100), "data behind the end mark"),
         (append(bytes(512)), "the manifest records"),
         (Path.unlink, "cannot be read"),
-        (lambda path: path.write_bytes(b"<Error>SlowDown</Error>") and None, "cut within a header"),
+        (put_error_document, "cut within a header"),
     ],
     ids=["cut", "appended", "padded", "missing", "error document"],
 )
@@ -228,7 +236,7 @@ def test_labels_in_the_index_that_differ_from_the_document_are_named(small_set: 
     samples = phantom_samples(NUM_SAMPLES)[:5]
     rows = [DEFAULT_LABEL_SCHEMA.encode(json.loads(members["json"])["labels"]) for _, members in samples]
     rows[2][0] = 5 if rows[2][0] != 5 else 1
-    rewrite(small_set, 0, samples, states=np.asarray(rows, dtype=np.int8))
+    rewrite(small_set, 0, samples, states=np.asarray(rows, dtype=np.int16))
     report = verify(small_set.url, tmp_path)
     assert reasons(report) == {
         f"train/000000.tar#{samples[2][0]}": "its labels in the index are not those of its document"

@@ -36,7 +36,7 @@ def start_children(url: str, method: str, num_starts: int, *, timeout_s: float) 
     sound = 0
     for _ in range(num_starts):
         receiver, sender = context.Pipe(duplex=False)
-        child = context.Process(target=read_and_send, args=(url, sender))
+        child = context.Process(target=read_and_send, args=(url, sender))  # type: ignore[attr-defined]  # typeshed
         child.start()
         sender.close()
         with contextlib.suppress(EOFError):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from zlib import crc32
 
@@ -49,10 +50,13 @@ class SpoiledShard:
         """Read one sample by ranges whose checksums the index holds."""
         members = {}
         for extension, offset, size, checksum in reader.index.members(sample):
-            members[extension] = filesystem.read_checked(
-                self.url, offset, size, lambda data, checksum=checksum: "" if crc32(data) == checksum else "checksum"
-            )
+            wrong = partial(unlike, checksum)
+            members[extension] = filesystem.read_checked(self.url, offset, size, wrong)
         return members
+
+
+def unlike(checksum: int, data: bytes) -> str:
+    return "" if crc32(data) == checksum else "not the checksum"
 
 
 def make_samples(seed: int = 1) -> list[dict[str, bytes]]:
@@ -113,6 +117,12 @@ def test_the_proxy_spoils_what_an_unchecked_read_returns(spoiled: SpoiledShard) 
     spoiled.proxy.kinds, spoiled.proxy.probability = ("flip",), 1.0
     good = b"".join(filesystem.read_range(spoiled.url, 0, 1) for _ in range(4))
     assert len(set(good)) > 1, "each reading has another flipped bit"
+
+
+def test_a_range_has_the_length_that_was_asked_for_whatever_its_headers_say(spoiled: SpoiledShard) -> None:
+    spoiled.proxy.kinds, spoiled.proxy.probability = ("short",), 0.5
+    assert {len(filesystem.read_range(spoiled.url, 512 * n, 4096)) for n in range(20)} == {4096}
+    assert spoiled.proxy.counts["short"] > 3
 
 
 def read_through_an_outage(spoiled: SpoiledShard, outage_s: float) -> float:

@@ -169,16 +169,20 @@ def test_a_run_over_damaged_samples_names_them_once_and_resumes_to_the_same_bits
     copy = load_shard_set(str(damaged), kind="latents")
     reader = ShardSetReader(copy, split="train")
     for shard, sample in ((0, 3), (2, 20)):
-        flip_byte(damaged / "train" / f"{shard:06d}.tar", reader.shard(shard).index.span(sample)[0])
+        flip_byte(damaged / "train" / f"{shard:06d}.tar", reader.shard(shard).index.span(sample)[1] - 1)
     reader.close()
     whole, again = tmp_path / "whole", tmp_path / "again"
     summary, _ = train_here(copy, whole, world, max_bad_fraction=0.1)
     ledger = read_lines(str(whole / "ledger.jsonl"))
-    named = [sample["place"].rsplit("/", 1)[-1] for row in ledger for sample in row["samples"]]
+    naming, epochs = ([row for row in ledger if ("samples" in row) is names] for names in (True, False))
+    named = [sample["place"].rsplit("/", 1)[-1] for row in naming for sample in row["samples"]]
     # 400 images of 72: each of the two comes five or six times
     assert {name: named.count(name) in (5, 6) for name in named} == {"000000.tar#3": True, "000002.tar#20": True}
-    assert summary["quarantined_images"] == len(named) == ledger[-1]["quarantined"]
-    assert all(row["planned"] == row["delivered"] + row["quarantined"] for row in ledger)
+    assert summary["quarantined_images"] == len(named) == naming[-1]["quarantined"]
+    assert all(row["planned"] == row["delivered"] + row["quarantined"] for row in naming)
+    assert all(row["planned"] == row["delivered"] + sum(row["quarantined"].values()) for row in epochs)
+    assert sum(row["planned"] for row in epochs) == 400
+    assert sum(sum(row["quarantined"].values()) for row in epochs) == len(named)
 
     shutil.copytree(whole, again)
     for name in ("images-000000000320", FINAL):

@@ -4,6 +4,7 @@ import builtins
 import logging
 import struct
 import time
+import warnings
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from dicom_files import (
     EXPLICIT,
     IMPLICIT,
     JPEG_BASELINE,
+    OPHTHALMIC_8,
     OPHTHALMIC_16,
     RLE,
     dicom_file,
@@ -72,7 +74,7 @@ def test_16_bit_is_scaled_not_clipped(syntax: str) -> None:
 
 
 def test_unused_bits_are_not_part_of_the_value() -> None:
-    wide = (GREY.astype(np.uint16) * 4095 + 127) // 255
+    wide = ((GREY.astype(np.uint32) * 4095 + 127) // 255).astype(np.uint16)
     data = photograph_file(wide | 0xF000, colour="MONOCHROME2", BitsStored=12, HighBit=11)
     assert np.abs(decode(data).astype(int) - rgb(GREY)).max() <= 1
 
@@ -268,14 +270,20 @@ def test_no_value_of_the_header_reaches_a_message_or_a_log(caplog: pytest.LogCap
     secret = "DOE^JANE"
     inner = Dataset()
     inner.PatientName = secret
-    for broken in (
-        {"PhotometricInterpretation": secret},
-        {"SOPClassUID": UID(secret)},
-        {"RequestAttributesSequence": Sequence([inner]), "Rows": 0},
-        {"BitsStored": 9},
-    ):
+    named = {"PatientName": secret, "PatientID": secret}
+    whole = photograph_file(RETINA, **named)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom sees what is wrong with them
+        broken_files = (
+            photograph_file(RETINA, **named, PhotometricInterpretation=secret),
+            whole.replace(OPHTHALMIC_8.encode(), secret.ljust(len(OPHTHALMIC_8)).encode()),
+            whole.replace(b"\x28\0\x10\0US\x02\0", b"\x28\0\x10\0IS\x08\0" + secret.encode()),
+            photograph_file(RETINA, **named, RequestAttributesSequence=Sequence([inner]), Rows=0),
+            photograph_file(RETINA, **named, BitsStored=9),
+        )
+    for broken in broken_files:
         with pytest.raises(UndecodableImage) as caught:
-            decode(photograph_file(RETINA, PatientName=secret, PatientID=secret, **broken))
+            decode(broken)
         assert secret not in f"{caught.value}{caught.value.__cause__}"
     assert secret not in caplog.text
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from synfundus.errors import StorageError
-from synfundus.storage import filesystem
+from synfundus.config.data_sections import StorageConfig
+from synfundus.errors import CorruptShard, StorageError
+from synfundus.storage import filesystem, store_settings
+from synfundus.storage.checked_read import read_until_right
+from synfundus.storage.filesystem import StoreSettings
 
 
 def test_a_path_and_a_file_url_are_the_same_place(tmp_path: Path) -> None:
@@ -134,3 +141,87 @@ def test_the_memory_store_has_the_same_contract() -> None:
             filesystem.read_bytes("memory://synfundus-test/none")
     finally:
         filesystem.remove("memory://synfundus-test", recursive=True)
+
+
+def test_files_below_a_folder_are_listed_by_relative_name(tmp_path: Path) -> None:
+    for name in ("b.bin", "a/c.bin", "a/d/e.bin", ".hidden", "a/.x/f.bin", "a/.y"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    assert list(filesystem.list_files(str(tmp_path)).items()) == [("a/c.bin", 7), ("a/d/e.bin", 9), ("b.bin", 5)]
+    assert filesystem.list_files(f"file://{tmp_path}/a/d") == {"e.bin": 9}
+    assert filesystem.list_files(str(tmp_path / "none")) == {}
+
+
+def test_the_memory_store_lists_the_same_way() -> None:
+    try:
+        for name in ("b.bin", "a/c.bin", ".hidden"):
+            filesystem.write_bytes(f"memory://synfundus-list/{name}", b"12")
+        assert filesystem.list_files("memory://synfundus-list") == {"a/c.bin": 2, "b.bin": 2}
+    finally:
+        filesystem.remove("memory://synfundus-list", recursive=True)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
+def test_a_folder_that_cannot_be_read_is_no_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o000)
+    with pytest.raises(StorageError, match="permission denied"):
+        filesystem.list_files(str(tmp_path))
+
+
+def test_a_read_is_repeated_until_the_bytes_prove_right() -> None:
+    answers = iter([b"short", b"wrong.....", b"worse.....", b"0123456789"])
+    found = read_until_right(lambda: (next(answers), ""), 10, lambda data: "" if data[0] == 48 else "bad", where="x")
+    assert found == b"0123456789"
+
+
+def test_the_same_wrong_bytes_three_times_are_the_files_own() -> None:
+    asked = []
+
+    def read() -> tuple[bytes, str]:
+        asked.append(len(asked))
+        return b"wrong" if len(asked) != 2 else b"other", "v1"
+
+    with pytest.raises(CorruptShard, match=r"bad, read 4 times \(now v1\)") as caught:
+        read_until_right(read, 5, lambda data: "bad", where="s3://b/x")
+    assert caught.value.where == "s3://b/x"
+
+
+def test_bytes_that_never_agree_are_not_asked_for_without_end() -> None:
+    numbers = iter(range(1000))
+    with pytest.raises(CorruptShard, match="read 16 times"):
+        read_until_right(lambda: (b"%03d" % next(numbers), ""), 3, lambda data: "bad", where="x")
+
+
+def test_a_checked_read_of_a_local_file(tmp_path: Path) -> None:
+    url = str(tmp_path / "x.bin")
+    filesystem.write_bytes(url, b"0123456789")
+    assert filesystem.read_checked(url, 2, 3, lambda data: "") == b"234"
+    with pytest.raises(CorruptShard, match="1 bytes are there, 3 were expected"):
+        filesystem.read_checked(url, 9, 3, lambda data: "")
+
+
+def test_folders_are_copied_with_their_hashes(tmp_path: Path) -> None:
+    filesystem.write_bytes(str(tmp_path / "from/a/b.bin"), b"content")
+    hashes = filesystem.upload_folder(tmp_path / "from", str(tmp_path / "to"))
+    assert hashes == {"a/b.bin": hashlib.sha256(b"content").hexdigest()}
+    assert filesystem.download_folder(str(tmp_path / "to"), tmp_path / "back") == hashes
+    with (tmp_path / "sink").open("w+b") as sink, pytest.raises(CorruptShard, match="instead of 00"):
+        filesystem.fetch(str(tmp_path / "to/a/b.bin"), sink, sha256="00")
+
+
+def test_settings_start_as_the_schema_says() -> None:
+    assert asdict(store_settings.UNCONFIGURED) == StorageConfig().model_dump()
+
+
+def test_settings_reach_child_processes_through_the_environment(tmp_path: Path) -> None:
+    code = "from synfundus.storage import store_settings; print(store_settings.current())"
+    settings = StoreSettings(5, 4, 3, str(tmp_path), 2)
+    try:
+        filesystem.configure(settings)
+        found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
+    finally:
+        filesystem.configure(None)
+    assert found.stdout.strip() == str(settings)
+    assert store_settings.SETTINGS_VARIABLE not in os.environ
+    with pytest.raises(StorageError, match="must be positive"):
+        StoreSettings(0, 4, 3, None, 2)
