@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -141,8 +142,8 @@ def main() -> None:
         for workers in arguments.workers:
             measure(
                 f"loader_vs_webdataset_workers{workers}",
-                lambda workers=workers: ours(latents, workers),
-                lambda workers=workers: plain_webdataset(latents, workers),
+                partial(ours, latents, workers),
+                partial(plain_webdataset, latents, workers),
                 goal=5.0,
             )
         if arguments.litdata:
@@ -150,8 +151,8 @@ def main() -> None:
             for workers in arguments.workers:
                 measure(
                     f"loader_vs_litdata_workers{workers}",
-                    lambda workers=workers: ours(latents, workers),
-                    lambda workers=workers: litdata_rate(latents, folder / "litdata", workers),
+                    partial(ours, latents, workers),
+                    partial(litdata_rate, latents, folder / "litdata", workers),
                     goal=1.5,
                 )
     print(

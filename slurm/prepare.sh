@@ -9,8 +9,8 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=32
 #SBATCH --time=24:00:00
-# Photographs -> shards: one task with many cores, no GPU.
-# usage: sbatch [sbatch options] slurm/prepare.sh --source DIR --labels CSV --out SET --workers 32
+# Photographs -> shards: one task a node, each with a worker process a core, no GPU.
+# usage: sbatch [--nodes=N] [sbatch options] slurm/prepare.sh --source DIR --labels CSV --out SET --workers 32
 # --export names what a job inherits: never keys, they would enter the job record.
 set -uo pipefail
 

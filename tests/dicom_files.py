@@ -57,9 +57,17 @@ def photograph_dataset(pixels: NDArray[Any], *, colour: str = "RGB", **attribute
     return dataset
 
 
-def photograph_file(pixels: NDArray[Any], *, syntax: str = EXPLICIT, colour: str = "RGB", **attributes: Any) -> bytes:
-    """Return an uncompressed or RLE file."""
+def photograph_file(
+    pixels: NDArray[Any],
+    *,
+    syntax: str = EXPLICIT,
+    colour: str = "RGB",
+    update: Dataset | None = None,
+    **attributes: Any,
+) -> bytes:
+    """Return an uncompressed or RLE file; the elements of ``update`` are added."""
     dataset = photograph_dataset(pixels, colour=colour, **attributes)
+    dataset.update(update or {})
     if syntax == RLE:
         dataset.file_meta = FileMetaDataset()
         dataset.file_meta.TransferSyntaxUID = UID(EXPLICIT)
@@ -67,7 +75,9 @@ def photograph_file(pixels: NDArray[Any], *, syntax: str = EXPLICIT, colour: str
     return dicom_file(dataset, syntax)
 
 
-def jpeg_photograph_file(frames: list[bytes], *, rows: int, columns: int, colour: str, **attributes: Any) -> bytes:
+def jpeg_photograph_file(
+    frames: list[bytes], *, rows: int, columns: int, colour: str, update: Dataset | None = None
+) -> bytes:
     """Return a file of JPEG frames; ``rows`` and ``columns`` are only what the header says."""
     grey = colour.startswith("MONOCHROME")
     dataset = photograph_dataset(np.zeros((1, 1) if grey else (1, 1, 3), dtype=np.uint8), colour=colour)
@@ -76,8 +86,7 @@ def jpeg_photograph_file(frames: list[bytes], *, rows: int, columns: int, colour
         dataset.NumberOfFrames = len(frames)
     dataset.PixelData = encapsulate(frames)
     dataset["PixelData"].is_undefined_length = True
-    for name, value in attributes.items():
-        setattr(dataset, name, value)
+    dataset.update(update or {})
     return dicom_file(dataset, JPEG_BASELINE)
 
 

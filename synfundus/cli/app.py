@@ -33,7 +33,7 @@ def _parameter(option: Option) -> inspect.Parameter:
         annotation, default = str | None, None
     metavars = {
         "value": "PATH" if option.role else "VALUE",
-        "many": "PATH[:SHARE]",
+        "many": "PATH[:SHARE]" if option.role else "PATH",
         "mapping": "NAME=VALUE",
         "list": "KEY=VALUE",
     }

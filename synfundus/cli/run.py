@@ -108,6 +108,8 @@ def check_request(verb: Verb, config: RunConfig, *, look: bool) -> None:
             problems.extend(filter(None, (_location_problem(option, text, look=look) for text in texts)))
     if verb.name == "demo" and (config.demo.source is None) != (config.demo.labels is None):
         problems.append("--source and --labels belong together: photographs and the table that describes them")
+    if verb.name == "prepare" and config.prepare.labels is None and config.prepare.importer is None:
+        problems.append("--labels is missing (prepare.labels): Label table, CSV")
     if verb.name == "sample" and config.sample.num_images is None and config.sample.labels is None:
         problems.append("--num-images or --labels is missing: how many images?")
     if verb.name == "sample" and look and config.sample.model is not None:
@@ -125,12 +127,12 @@ def plan_verb(verb: Verb, config: RunConfig, arguments: tuple[str, ...], surroun
         arguments=arguments,
         nodes=nodes,
         procs_per_node=launch.procs_per_node if PROCS in verb.options else 1,
-        device=launch.device,
+        device="cpu" if verb.host_only else launch.device,
         resources=Resources(
             partition=launch.partition,
             account=launch.account,
             time_limit=launch.time_limit,
-            gpus_per_node=0 if launch.device == "cpu" else launch.gpus_per_node,
+            gpus_per_node=0 if verb.host_only or launch.device == "cpu" else launch.gpus_per_node,
             cpus_per_task=launch.cpus_per_task,
         ),
         script=str(find_asset("slurm", verb.script)) if nodes > 1 else None,
@@ -149,13 +151,13 @@ def likely_device(config: RunConfig, surroundings: Surroundings) -> Literal["cpu
 @contextmanager
 def _joined(verb: Verb, config: RunConfig) -> Iterator[World]:
     """Join the job for as long as the verb runs."""
-    if not verb.distributed:
+    if not verb.distributed or (verb.host_only and rank_info(os.environ).world_size == 1):
         yield LocalWorld()
         return
     loop = config.vae.loop if verb.trains == "vae." else config.loop
     try:
         yield connect(
-            device=config.launch.device,
+            device="cpu" if verb.host_only else config.launch.device,
             timeout_s=config.launch.collective_timeout_s,
             num_threads=loop.num_threads,
         )

@@ -52,6 +52,7 @@ class Verb:
         sections: Top-level keys of the configuration that concern it.
         module: Module of `synfundus.jobs` that does it.
         distributed: Whether it runs as ranks of a job with a process group.
+        host_only: Whether it computes on the host whatever accelerators there are; alone it needs no process group.
         script: Batch script for several nodes; empty when it does not run on several.
         trains: Prefix of the training section (``vae.`` or nothing); None when it does not train.
         default_preset: Preset taken when the user names none.
@@ -64,6 +65,7 @@ class Verb:
     sections: tuple[str, ...]
     module: str
     distributed: bool = False
+    host_only: bool = False
     script: str = ""
     trains: str | None = None
     default_preset: str | None = None
@@ -111,16 +113,27 @@ PREPARE = Verb(
     "Crop, de-identify and split photographs into shards.",
     (
         _needs(Option("--source", "prepare.source", "Folder of photographs.", role="input")),
-        _needs(Option("--labels", "prepare.labels", "Label table, CSV.", role="input")),
+        Option("--labels", "prepare.labels", "Label table, CSV; needed unless the importer's set has none.", role="input"),
+        Option("--importer", "prepare.importer", "Known set whose table to read, e.g. eyepacs, aptos2019, odir5k."),
         Option("--mapping", "prepare.mapping", "YAML that says which column means what.", role="input"),
         _needs(Option("--out", "prepare.out", "Folder of the shard set to write.", role="output")),
         Option("--image-size", "prepare.image_size_px", "Edge of the square images in the set, in pixels."),
         Option("--splits", "prepare.splits", "Fractions of patients: train,val,test."),
         Option("--workers", "prepare.workers", "Processes that decode and crop; 0 works in the main process."),
         Option("--crosswalk", "prepare.crosswalk", "Folder for the map from keys to source names.", role="output"),
+        Option("--burned-text", "prepare.burned_text", "Writing inside the disc: flag, quarantine or off."),
+        Option(
+            *("--compare-with", "prepare.compare_with", "Other set, or its crosswalk: report look-alikes (repeatable)."),
+            kind="many",
+        ),
+        NODES,
+        PROCS,
     ),
-    ("seed", "prepare", "storage"),
+    ("seed", "prepare", "storage", "launch"),
     "prepare",
+    distributed=True,
+    host_only=True,
+    script="prepare.sh",
 )
 TRAIN_VAE = Verb(
     "train-vae",

@@ -7,6 +7,7 @@ pixel is decoded, and whatever is wrong with it ends as a named reason, never as
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from typing import Literal
 
@@ -93,6 +94,8 @@ def decode_picture(data: bytes, known: str, *, max_pixels: int) -> NDArray[np.ui
     """Decode a file of a known format of `FORMATS`; see `decode_photograph`."""
     # Another library may have switched it on; half a photograph is none.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
+    # Where a program logs at debug level, Pillow quotes the tags of the files it opens.
+    logging.getLogger("PIL").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         # Pillow warns about odd metadata and about sizes that are judged here.
         warnings.simplefilter("ignore")

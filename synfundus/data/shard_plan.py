@@ -154,7 +154,7 @@ class ReadingPlan:
         stretch = order.stretch_of_stream[stream]
         window, offset = np.divmod(depth, self._window)
         short, longer = divmod(self.num_samples, self._num_streams)
-        flat = stretch * short + np.minimum(stretch, longer) + window * self._window
+        flat: NDArray[np.int64] = stretch * short + np.minimum(stretch, longer) + window * self._window
         groups = stretch * (short // self._window + 1) + window
         by_group = np.argsort(groups, kind="stable")
         bounds = [0, *(np.flatnonzero(np.diff(groups[by_group])) + 1).tolist(), len(within)]

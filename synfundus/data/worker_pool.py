@@ -91,8 +91,9 @@ def _work(
     numbers: tuple[int, int],
 ) -> None:
     """Read every n-th step into free slots until the consumer is gone."""
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(name, signal.SIG_IGN)  # the rank decides when to stop; its end closes the connection
+    failed: _Failed | None = None
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(ignored, signal.SIG_IGN)  # the rank decides when to stop; its end closes the connection
     try:
         for step in itertools.count(*numbers):
             slot = connection.recv()
@@ -109,7 +110,8 @@ def _work(
     except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
         failed = _Failed("", "".join(traceback.format_exception(error)), "", "")
     with contextlib.suppress(OSError):
-        connection.send(failed)
+        if failed is not None:
+            connection.send(failed)
 
 
 class WorkerPool:

@@ -73,7 +73,7 @@ class ShardIndex:
 
     def key(self, sample: int) -> str:
         """Return the key of a sample."""
-        return self.key_array[sample].decode("ascii")
+        return bytes(self.key_array[sample]).decode("ascii")
 
     def member(self, sample: int, column: int) -> MemberPlace:
         """Return the place of a member."""

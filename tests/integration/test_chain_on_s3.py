@@ -17,7 +17,7 @@ from synfundus.distributed.world import LocalWorld, World
 from synfundus.jobs import encode_latents, export, sample, train, train_vae, verify_latents
 from synfundus.storage import filesystem
 from synfundus.storage.documents import read_lines
-from synfundus.storage.manifest import ShardSet
+from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import SilentConsole
 
 BUDGET = 160
@@ -246,3 +246,22 @@ def test_every_verb_killed_at_many_points_ends_as_on_a_disk(
     with capsys.disabled():
         print("\n" + json.dumps({"name": "chain_on_s3", "passed": sum(checks.values()), "of": len(checks)}))
     assert all(checks.values()), checks
+
+
+def test_photographs_in_a_store_become_a_set_in_a_store(world: World, s3_bucket: str, tmp_path: Path) -> None:
+    photographs = tmp_path / "photographs"
+    run_cli("phantoms", "--out", photographs, "--num-images", "8", "--image-size", "96", "--workers", "0").check()
+    source = upload(photographs, f"{s3_bucket}/photographs")
+    table = f"{source}/labels.csv"
+    prepare = ("prepare", "--source", source, "--labels", table, "--image-size", "64", "--workers", "0")
+    out = f"{s3_bucket}/images"
+    run_cli(*prepare, "--out", out, "--crosswalk", f"{s3_bucket}/names").check()
+    prepared = load_shard_set(out, kind="images")
+    assert prepared.num_samples() + sum(prepared.rejects.values()) == 8
+    assert filesystem.list_files(f"{s3_bucket}/names")
+
+    run_dir = f"{s3_bucket}/vae"
+    loop = {"budget_images": 8, "checkpoint_every_images": 8, "validation_images": 2}
+    config = tiny_config({"vae": {"data": out, "run_dir": run_dir, "loop": loop}})
+    train_vae.run(config, world, SilentConsole())
+    assert filesystem.exists(f"{run_dir}/export/vae/config.json")

@@ -296,7 +296,7 @@ def test_a_dry_run_shows_origins_arithmetic_engine_and_plan_and_starts_nothing(
     text = capsys.readouterr().out
     assert code == 0
     assert calls == []
-    assert "latents: no/such" in text
+    assert "latents: [no/such]" in text
     assert "# --latents" in text
     assert "global batch 48 = 2 rank(s) x 8 images x 3 accumulation step(s)" in text
     assert "100 images / 48 = 3 optimizer steps" in text

@@ -64,7 +64,7 @@ def test_every_stage_reads_what_the_one_before_writes() -> None:
     assert config.prepare.source == config.phantoms.out
     assert config.vae.data == config.encode.data == config.prepare.out
     assert config.encode.vae == config.vae.run_dir
-    assert config.train.latents == config.encode.out
+    assert config.train.latents == (config.encode.out,)
     assert config.sample.model == config.train.run_dir
 
 

@@ -137,7 +137,8 @@ def test_the_split_depends_on_seed_and_patients_alone() -> None:
 
 
 def test_a_patient_never_meets_a_photograph_of_the_same_name() -> None:
-    assert photograph("P1").patient_group != photograph("x.png", "P1").patient_group
+    first, second = plan_samples([photograph("P1"), photograph("x.png", "P1")], SECRET)
+    assert first.patient_group != second.patient_group
 
 
 def test_keys_are_well_formed_hard_to_guess_and_repeatable() -> None:
@@ -150,10 +151,11 @@ def test_keys_are_well_formed_hard_to_guess_and_repeatable() -> None:
 
 @given(st.integers(0, 97), st.integers(1, 20))
 def test_shards_hold_every_photograph_once_in_the_order_of_keys(number: int, max_samples: int) -> None:
-    photographs = [photograph(f"{i}.png", f"P{i // 3}") for i in range(number)]
-    splits = split_patients((p.patient_group for p in photographs), (0.8, 0.1, 0.1), 0)
-    shards = plan_shards(photographs, splits, SECRET, max_samples=max_samples)
-    assert sorted(s.source for shard in shards for s in shard.samples) == sorted(p.source for p in photographs)
+    samples = plan_samples([photograph(f"{i}.png", f"P{i // 3}") for i in range(number)], SECRET)
+    split_of_patient = split_patients((sample.patient_group for sample in samples), (0.8, 0.1, 0.1), 0)
+    splits = {sample.key: split_of_patient[sample.patient_group] for sample in samples}
+    shards = plan_shards(samples, splits, max_samples=max_samples)
+    assert sorted(s.source for shard in shards for s in shard.samples) == sorted(s.source for s in samples)
     by_patient: dict[str, set[str]] = {}
     for shard in shards:
         assert 0 < len(shard.samples) <= max_samples

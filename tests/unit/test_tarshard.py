@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import os
 import tarfile
 from pathlib import Path
@@ -16,7 +15,6 @@ from hypothesis import strategies as st
 from tiny_sets import flip_byte
 
 from synfundus.errors import CorruptShard, DataError, StorageError
-from synfundus.storage import filesystem
 from synfundus.storage.tarshard import ShardIndex, TarShardReader, index_url, write_shard
 
 Sample = tuple[str, dict[str, bytes]]
@@ -229,7 +227,7 @@ def test_an_index_that_holds_pickles_is_refused(tmp_path: Path) -> None:
 
 def test_an_index_whose_arrays_do_not_fit_is_refused() -> None:
     wrong = np.zeros((3, 2), dtype=np.int64)
-    index = ShardIndex(("a",), ("png",), wrong, wrong, wrong.astype(np.uint32))
+    index = ShardIndex(np.array([b"a"]), ("png",), wrong, wrong, wrong.astype(np.uint32))
     with pytest.raises(CorruptShard, match=r"arrays of \(3, 2\), expected \(1, 1\)"):
         ShardIndex.from_bytes(index.to_bytes(), where="x")
 
