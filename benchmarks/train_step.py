@@ -50,7 +50,7 @@ def run_config(base: RunConfig, *, latents: Path, vae: Path, run_dir: Path, prec
             "precision": precision,
         }
     )
-    paths = base.train.model_copy(update={"latents": str(latents), "vae": str(vae), "run_dir": str(run_dir)})
+    paths = base.train.model_copy(update={"latents": (str(latents),), "vae": str(vae), "run_dir": str(run_dir)})
     return base.model_copy(update={"loop": loop, "train": paths})
 
 

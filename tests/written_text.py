@@ -75,6 +75,7 @@ def write_text(
     place: Place,
     sizes_px: tuple[int, int] = (10, 33),
     as_jpeg: bool = True,
+    tilt_degrees: float = 0.0,
 ) -> Written:
     """Write a random text in a random face, size and colour wholly inside the disc, or wholly outside it.
 
@@ -94,7 +95,14 @@ def write_text(
             continue
         contrary = (0, 0, 0) if colour != (0, 0, 0) else (255, 255, 255)
         origin = (at[0] - box[0], at[1] - box[1])
-        draw.text(origin, text, font=font, fill=colour, stroke_width=int(outlined), stroke_fill=contrary)
+        layer = Image.new("RGBA", image.size)
+        ImageDraw.Draw(layer).text(
+            origin, text, font=font, fill=colour, stroke_width=int(outlined), stroke_fill=contrary
+        )
+        if tilt_degrees:
+            middle = (at[0] + width / 2, at[1] + height / 2)
+            layer = layer.rotate(tilt_degrees, Image.Resampling.BICUBIC, center=middle)
+        image.paste(layer, mask=layer)
         if as_jpeg and rng.random() < 0.5:
             stream = io.BytesIO()
             image.save(stream, "JPEG", quality=int(rng.integers(80, 96)))

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from synfundus.data.undecodable import Undecodable, UndecodableImage, check_size
 
 _MAX_SEGMENTS = 20_000  # of a JPEG header: even one of full segments has a gigabyte by then
-_MAX_CHUNKS = 200_000  # of a PNG: at the usual 8 KiB, 1.6 GB
+_MAX_CHUNKS = 2000  # of a PNG or WebP, and one more for each KiB: the usual chunk of pixels has 8 KiB
 _MAX_SCANS = 100  # a progressive JPEG has about ten
 _FULL_SIZE_SCANS = 20  # as many at the largest allowed size
 _MAX_TAGS = 4096
@@ -163,7 +163,7 @@ def _bare_png(data: bytes, max_pixels: int) -> BarePicture:
     """Keep the chunks that make pixels; of an animated file that is the default picture."""
     kept: list[tuple[int, int]] = []
     orientation, from_xmp, at = None, None, 8
-    for _ in range(_MAX_CHUNKS):
+    for _ in range(_MAX_CHUNKS + len(data) // 1024):
         length, name = struct.unpack_from(">I4s", data, at)
         start, at = at, at + 12 + length
         if at > len(data):
@@ -184,7 +184,7 @@ def _bare_png(data: bytes, max_pixels: int) -> BarePicture:
         if name == b"IEND":
             break
     else:
-        raise ValueError(f"more than {_MAX_CHUNKS} chunks")
+        raise ValueError("more chunks than any picture of this length has")
     if kept == [(8, len(data))]:
         return BarePicture(data, orientation or from_xmp or 1)
     view = memoryview(data)
@@ -205,7 +205,7 @@ def _check_webp(data: bytes, max_pixels: int) -> BarePicture:
         raise ValueError("no picture chunk")
     check_size((width, height), max_pixels)
     orientation, from_xmp, at = None, None, 12
-    for _ in range(_MAX_CHUNKS if name == b"VP8X" else 0):
+    for _ in range(_MAX_CHUNKS + len(data) // 1024 if name == b"VP8X" else 0):
         if at + 8 > len(data):
             break
         chunk, length = struct.unpack_from("<4sI", data, at)

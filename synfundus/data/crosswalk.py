@@ -56,8 +56,8 @@ def open_crosswalk(url: str) -> bytes:
 
 def write_private(url: str, data: bytes) -> None:
     """Write a file atomically that only its owner can read."""
-    with private_file(url) as stream:
-        stream.write(data)
+    filesystem.write_bytes(url, data)
+    _close_to_others(url)
 
 
 @contextmanager
@@ -65,6 +65,10 @@ def private_file(url: str) -> Iterator[IO[bytes]]:
     """Open a file for writing that appears complete or not at all, and that only its owner can read."""
     with filesystem.atomic_write(url) as stream:
         yield stream
+    _close_to_others(url)
+
+
+def _close_to_others(url: str) -> None:
     if filesystem.is_local(url):
         filesystem.local_path(url).chmod(0o600)
 

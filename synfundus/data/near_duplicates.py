@@ -38,7 +38,7 @@ _MOST_DIFFERENT_BITS = 56
 _TABLES = 32
 SEARCH_STEPS = 2 * _TABLES
 """How often `near_duplicates` reports progress."""
-_CROWD = 1024  # most partners of one hash in one table
+_CROWD = 256  # most partners of one hash in one table
 _BLOCK_PAIRS = 2**21
 _BLOCK_CHECKS = 4096
 
@@ -175,8 +175,10 @@ def near_duplicates(
 ) -> list[LookAlike]:
     """Find the pictures that look the same, plain or mirrored.
 
-    Every pair is found with a probability that falls with the number of different bits (above 0.99 up to 25 bits);
-    whatever is found was compared on the small copies. Memory is bounded by the hashes and some blocks of pairs.
+    Within one set the pairs are enough to hold every group together: what hangs together already is not compared
+    again, so that a crowd of copies costs little. The search misses pairs with a probability that grows with the
+    number of different bits; whatever is found was compared on the small copies. Memory is bounded by the hashes
+    and some blocks of pairs.
 
     Args:
         hashes: uint8 ``[n, 32]``.
@@ -189,21 +191,26 @@ def near_duplicates(
     partner_rows = rows if others is None else np.flatnonzero(others.any(axis=1))
     words = hashes[rows]
     partner_words = words if others is None else others[partner_rows]
-    found: dict[tuple[int, int], LookAlike] = {}
+    found: list[LookAlike] = []
+    groups: Groups[int] = Groups()
     for mirrored in (False, True):
         right = mirrored_hashes(partner_words) if mirrored else partner_words
         pairs = _candidates(words, None if right is words else right, ordered=others is None, advance=advance)
         for start in range(0, len(pairs), _BLOCK_CHECKS):
-            block = np.stack(
-                [rows[pairs[start : start + _BLOCK_CHECKS, 0]], partner_rows[pairs[start : start + _BLOCK_CHECKS, 1]]],
-                axis=1,
-            )
+            numbers = pairs[start : start + _BLOCK_CHECKS]
+            block = np.stack([rows[numbers[:, 0]], partner_rows[numbers[:, 1]]], axis=1)
+            if others is None:
+                apart = [groups.find(first) != groups.find(second) for first, second in block.tolist()]
+                block = block[np.asarray(apart)]
+            if not len(block):
+                continue
             copies = (other_thumbnails or thumbnails)(block[:, 1])
             similar = similarity(thumbnails(block[:, 0]), copies[:, :, ::-1] if mirrored else copies)
             for row in np.flatnonzero(similar >= SAME_PICTURE):
-                first, second = int(block[row, 0]), int(block[row, 1])
-                found.setdefault((first, second), LookAlike(first, second, float(similar[row]), mirrored))
-    return [found[pair] for pair in sorted(found)]
+                pair = LookAlike(int(block[row, 0]), int(block[row, 1]), float(similar[row]), mirrored)
+                found.append(pair)
+                groups.join((pair.first, pair.second) if others is None else ())
+    return sorted(found, key=lambda pair: (pair.first, pair.second, pair.mirrored))
 
 
 def similarity(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -225,13 +232,14 @@ def _candidates(hashes: Bits, partners: Bits | None, *, ordered: bool, advance: 
     """
     right = hashes if partners is None else partners
     size = max(len(hashes), len(right), 1)
-    width = int(np.clip(np.ceil(np.log2(size + 1)), 12, 24))
+    width = int(np.clip(np.ceil(np.log2(size + 1)) + 2, 12, 24))
     words, right_words = (np.ascontiguousarray(side).view(np.uint64) for side in (hashes, right))
     codes = np.empty(0, dtype=np.int64)
     for table in range(_TABLES):
         bits = keyed_generator(0, "near-duplicates", table).permutation(HASH_BITS)[:width]
         keys = _keys(hashes, bits)
         new = [codes]
+        # the more pictures, the more bits have to agree: pairs by chance stay in proportion to the pictures
         for first, second in _joined(keys, None if partners is None else _keys(right, bits)):
             near = np.bitwise_count(words[first] ^ right_words[second]).sum(axis=1, dtype=np.int64)
             kept = near <= _MOST_DIFFERENT_BITS

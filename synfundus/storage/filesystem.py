@@ -53,6 +53,7 @@ def forget_connections() -> None:
 def _filesystem(protocol: str) -> Any:  # noqa: ANN401 - fsspec is untyped
     import fsspec
 
+    store_connection.silence_loggers()  # a file's name may be a patient's
     return fsspec.filesystem(protocol)
 
 

@@ -159,10 +159,10 @@ def refuse_credentials_in_endpoint() -> None:
 
 
 def silence_loggers() -> None:
-    """Keep signed requests, which these libraries write at DEBUG, out of every log."""
+    """Keep signed requests and names of files, which these libraries write at DEBUG, out of every log."""
     for name in ("botocore", "aiobotocore", "s3fs", "fsspec", "aiohttp"):
         logger = logging.getLogger(name)
-        if logger.getEffectiveLevel() < logging.WARNING:
+        if logger.level < logging.WARNING:  # its own: the root's may be lowered later
             logger.setLevel(logging.WARNING)
 
 

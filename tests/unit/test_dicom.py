@@ -256,7 +256,7 @@ def test_without_pydicom_the_reason_says_what_to_install(monkeypatch: pytest.Mon
         ({}, None),
     ],
 )
-def test_the_side_is_what_the_header_says(attributes: dict[str, str], side: int | None) -> None:
+def test_the_side_is_what_the_header_says(attributes: dict[str, Any], side: int | None) -> None:
     assert dicom_eye_side(photograph_file(RETINA, **attributes)) == side
 
 
@@ -270,7 +270,7 @@ def test_no_value_of_the_header_reaches_a_message_or_a_log(caplog: pytest.LogCap
     secret = "DOE^JANE"
     inner = Dataset()
     inner.PatientName = secret
-    named = {"PatientName": secret, "PatientID": secret}
+    named: dict[str, Any] = {"PatientName": secret, "PatientID": secret}
     whole = photograph_file(RETINA, **named)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom sees what is wrong with them

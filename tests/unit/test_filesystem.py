@@ -175,7 +175,7 @@ def test_a_read_is_repeated_until_the_bytes_prove_right() -> None:
 
 
 def test_the_same_wrong_bytes_three_times_are_the_files_own() -> None:
-    asked = []
+    asked: list[int] = []
 
     def read() -> tuple[bytes, str]:
         asked.append(len(asked))

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from synfundus.data.process_pool import Lost, process_map
+from synfundus.errors import DataError, LaunchError
+
+
+def square(number: int) -> int:
+    time.sleep(0.002 * (number % 3))
+    return number * number
+
+
+def odd_is_wrong(number: int) -> int:
+    if number % 2:
+        raise DataError(f"{number} is odd", where="here", hint="double it")
+    return number
+
+
+def breaks(number: int) -> int:
+    return number // 0
+
+
+def die_of_three(number: int) -> int:
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def die_once(place: str) -> str:
+    """Die the first time."""
+    marker = Path(place)
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "done"
+
+
+def sleep_at_two(number: int) -> int:
+    if number == 2:
+        time.sleep(60)
+    return number
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_results_come_in_order_and_the_pool_serves_again(workers: int) -> None:
+    with process_map(workers) as mapped:
+        assert list(mapped(square, range(40))) == [n * n for n in range(40)]
+        assert list(mapped(square, range(5))) == [n * n for n in range(5)]
+        assert list(mapped(square, [])) == []
+
+
+def test_tasks_are_taken_as_they_are_needed() -> None:
+    taken = []
+
+    def tasks() -> Iterator[int]:
+        for number in range(1000):
+            taken.append(number)
+            yield number
+
+    with process_map(2) as mapped:
+        results = mapped(square, tasks())
+        assert next(results) == 0
+        assert len(taken) <= 2 * 4 + 1
+
+
+def test_an_error_of_ours_arrives_whole_and_a_foreign_one_without_its_text() -> None:
+    with process_map(1) as mapped:
+        with pytest.raises(DataError) as caught:
+            list(mapped(odd_is_wrong, [2, 4, 5]))
+        assert (caught.value.message, caught.value.where, caught.value.hint) == ("5 is odd", "here", "double it")
+        with pytest.raises(LaunchError, match="ZeroDivisionError in breaks"):
+            list(mapped(breaks, [1]))
+        assert list(mapped(square, [3])) == [9]
+
+
+def test_a_task_whose_workers_die_twice_is_named_and_the_rest_is_done() -> None:
+    lost: list[Lost[int]] = []
+
+    def name(one: Lost[int]) -> int:
+        lost.append(one)
+        return -1
+
+    with process_map(2) as mapped:
+        assert list(mapped(die_of_three, range(8), lost=name)) == [0, 1, 2, -1, 4, 5, 6, 7]
+    assert [(one.task, one.hung) for one in lost] == [(3, False)]
+    assert lost[0].detail == "its worker process died: it was killed by signal 9, 2 times"
+
+
+def test_a_worker_that_dies_once_costs_nothing(tmp_path: Path) -> None:
+    with process_map(1) as mapped:
+        assert list(mapped(die_once, [str(tmp_path / "a"), str(tmp_path / "b")])) == ["done", "done"]
+
+
+def test_without_anybody_to_name_it_a_lost_task_ends_the_run() -> None:
+    with process_map(1) as mapped, pytest.raises(LaunchError, match="killed by signal 9"):
+        list(mapped(die_of_three, range(8)))
+
+
+def test_a_worker_that_hangs_is_ended_and_named() -> None:
+    began = time.monotonic()
+    with process_map(2, limit_s=0.4) as mapped:
+        assert list(mapped(sleep_at_two, range(6), lost=lambda one: -1 if one.hung else -2)) == [0, 1, -1, 3, 4, 5]
+    assert time.monotonic() - began < 30
