@@ -45,6 +45,7 @@ check: lint test
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.encode
+	$(BIN)/python -m benchmarks.prepare
 	$(BIN)/python -m benchmarks.loader
 	$(BIN)/python -m benchmarks.loader_s3
 	$(BIN)/python -m benchmarks.first_batch

@@ -25,6 +25,7 @@ from synfundus.redaction import redact, secret_kind
 
 DEFAULT_ORIGIN = "default"
 MAX_PROBLEMS = 25
+MAX_EXPLAINED = 10
 """More problems than this are counted, not listed."""
 MAX_SHOWN = 80
 """Characters of an offending value that a message shows."""
@@ -198,7 +199,7 @@ def _merge_entries(
         origin = f"{source}:{entry.line}" if lines else source
         info = section.model_fields.get(key)
         if info is None:
-            draft.problems.append(_unknown(here, section, origin, look=len(draft.problems) < MAX_PROBLEMS))
+            draft.problems.append(_unknown(here, section, origin, look=len(draft.problems) < MAX_EXPLAINED))
             continue
         nested = section_class(info)
         value = entry.value

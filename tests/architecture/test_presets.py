@@ -39,7 +39,8 @@ def _umask() -> Iterator[None]:
 def minimal(verb: Verb) -> list[str]:
     """Return the shortest command line the verb accepts."""
     required = [text for option in verb.options if option.required for text in (option.flag, "somewhere")]
-    return [verb.name, *required, *(["--num-images", "1"] if verb.name == "sample" else [])]
+    either = {"sample": ["--num-images", "1"], "prepare": ["--labels", "somewhere"]}  # one of several ways to say it
+    return [verb.name, *required, *either.get(verb.name, [])]
 
 
 def test_the_presets_of_the_documents_are_shipped() -> None:

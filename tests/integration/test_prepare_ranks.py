@@ -14,16 +14,20 @@ from typing import Any, Literal, TypeVar
 import lost_photographs
 import numpy as np
 import pytest
+from dicom_files import photograph_file
 from PIL import Image
 from rank_processes import run_cli, run_cli_killed_at
+from written_text import write_text
 
 from synfundus.config.schema import RunConfig
 from synfundus.data.phantoms import LABEL_NAMES, draw_phantom
 from synfundus.distributed.world import LocalWorld, World
-from synfundus.errors import ConfigError, DataError
+from synfundus.errors import ConfigError, DataError, StorageError
 from synfundus.jobs import Summary, preparation_chunks, prepare
+from synfundus.seeding import keyed_generator
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import load_shard_set
+from synfundus.storage.tarshard import TarShardReader
 from synfundus.telemetry.console import SilentConsole
 
 T = TypeVar("T")
@@ -416,10 +420,50 @@ def test_no_name_of_a_file_is_in_an_error_of_the_store(
 
     def failing(url: str) -> bytes:
         if url.endswith("007.jpg"):
-            raise filesystem.StorageError("cannot read: Input/output error", where=url)
+            raise StorageError("cannot read: Input/output error", where=url)
         return real(url)
 
     monkeypatch.setattr(filesystem, "read_bytes", failing)
-    with pytest.raises(filesystem.StorageError) as caught:
+    with pytest.raises(StorageError) as caught:
         run(config_of(clinic, tmp_path / "set", tmp_path / "names"))
     assert "007" not in str(caught.value).replace(str(tmp_path), "")
+
+
+def test_a_flag_is_counted_in_the_set_and_named_outside_it(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    phantom = draw_phantom(seed=31, index=1, image_size_px=512)
+    written = write_text(phantom.pixels, phantom.truth, keyed_generator(2, "flag"), place="disc", sizes_px=(26, 33))
+    Image.fromarray(written.pixels).save(folder / "written.png")
+    picture(2, 512).save(folder / "plain.png")
+    write_table(folder, [{"file": f"{name}.png", "patient_id": name} for name in ("written", "plain")])
+    summary = run(config_of(folder, tmp_path / "set", tmp_path / "names"))
+    assert summary["num_samples"] == 2
+    assert load_shard_set(str(tmp_path / "set"), kind="images").properties["flags"] == {"text_in_image": 1}
+    (flagged,) = lines(tmp_path / "names" / "flags.jsonl")
+    assert (flagged["source"], flagged["flags"]) == ("written.png", ["text_in_image"])
+    summary = run(config_of(folder, tmp_path / "strict", tmp_path / "strict-names", burned_text="quarantine"))
+    assert (summary["num_samples"], summary["rejects"]) == (1, {"text_in_image": 1})
+
+
+def test_a_dicom_file_says_which_eye_where_the_table_does_not(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for index, side in enumerate(("L", "R", "L")):
+        data = photograph_file(np.asarray(picture(index)), ImageLaterality=side)
+        (folder / f"{index}.dcm").write_bytes(data)
+    rows = [{"file": f"{index}.dcm", "patient_id": str(index)} for index in range(3)]
+    write_table(folder, [*rows[:2], {**rows[2], "eye_side": "0"}])  # the table has the last word
+    run(config_of(folder, tmp_path / "set", tmp_path / "names"))
+    shard_set = load_shard_set(str(tmp_path / "set"), kind="images")
+    assert shard_set.properties["label_counts"]["values"]["eye_side"] == {"0": 2, "1": 1, "unknown": 0}
+    sides = {}
+    for shard in shard_set.shards:
+        reader = TarShardReader(shard_set.shard_url(shard), index_sha256=shard.index_sha256)
+        for number in range(len(reader)):
+            document = json.loads(reader.read(number)["json"])
+            sides[reader.index.key(number)] = (document["labels"]["eye_side"], document["eye_side"])
+        reader.close()
+    with (tmp_path / "names" / "crosswalk.csv").open(newline="") as stream:
+        found = {row["source"]: sides[row["key"]] for row in csv.DictReader(stream)}
+    assert found == {"0.dcm": (1, 1), "1.dcm": (0, 0), "2.dcm": (0, 0)}

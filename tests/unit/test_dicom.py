@@ -204,6 +204,14 @@ def test_the_size_is_judged_before_the_pixels() -> None:
     assert reason(jpeg_photograph_file([frame], rows=100, columns=100, colour="YBR_FULL_422")) == "too_many_pixels"
 
 
+def test_a_frame_above_what_pillow_decodes_is_named_whatever_is_allowed() -> None:
+    frame = bytearray(jpeg(RETINA))
+    at = frame.index(b"\xff\xc0") + 5
+    frame[at : at + 4] = struct.pack(">HH", 20_000, 20_000)
+    data = jpeg_photograph_file([bytes(frame)], rows=20_000, columns=20_000, colour="YBR_FULL_422")
+    assert reason(data, max_pixels=10**9) == "too_many_pixels"
+
+
 def test_more_run_length_data_than_any_encoder_makes_are_not_unpacked() -> None:
     segment = b"\x81\xff" * 2**20
     header = struct.pack("<16L", 3, 64, 66, 68, *[0] * 12)
