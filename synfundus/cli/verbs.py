@@ -113,7 +113,9 @@ PREPARE = Verb(
     "Crop, de-identify and split photographs into shards.",
     (
         _needs(Option("--source", "prepare.source", "Folder of photographs.", role="input")),
-        Option("--labels", "prepare.labels", "Label table, CSV; needed unless the importer's set has none.", role="input"),
+        Option(
+            "--labels", "prepare.labels", "Label table, CSV; needed unless the importer's set has none.", role="input"
+        ),
         Option("--importer", "prepare.importer", "Known set whose table to read, e.g. eyepacs, aptos2019, odir5k."),
         Option("--mapping", "prepare.mapping", "YAML that says which column means what.", role="input"),
         _needs(Option("--out", "prepare.out", "Folder of the shard set to write.", role="output")),
@@ -123,7 +125,11 @@ PREPARE = Verb(
         Option("--crosswalk", "prepare.crosswalk", "Folder for the map from keys to source names.", role="output"),
         Option("--burned-text", "prepare.burned_text", "Writing inside the disc: flag, quarantine or off."),
         Option(
-            *("--compare-with", "prepare.compare_with", "Other set, or its crosswalk: report look-alikes (repeatable)."),
+            *(
+                "--compare-with",
+                "prepare.compare_with",
+                "Other set, or its crosswalk: report look-alikes (repeatable).",
+            ),
             kind="many",
         ),
         NODES,

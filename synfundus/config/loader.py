@@ -25,8 +25,9 @@ from synfundus.redaction import redact, secret_kind
 
 DEFAULT_ORIGIN = "default"
 MAX_PROBLEMS = 25
-MAX_EXPLAINED = 10
 """More problems than this are counted, not listed."""
+MAX_EXPLAINED = 10
+"""So many unknown keys get a suggestion or the list of known ones."""
 MAX_SHOWN = 80
 """Characters of an offending value that a message shows."""
 

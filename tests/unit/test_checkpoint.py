@@ -420,7 +420,7 @@ class TestOnAnObjectStore:
             original(url, data[:-1] if url.endswith("model.safetensors") else data)
 
         monkeypatch.setattr(filesystem, "write_bytes", write)
-        with pytest.raises(StorageError, match="model.safetensors"):
+        with pytest.raises(StorageError, match=r"model\.safetensors"):
             save(store, 16)
         monkeypatch.undo()
         assert committed(store) == [8]
