@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import inspect
 import os
 import sys
@@ -157,4 +159,21 @@ def _report_defect(kind: type[BaseException], error: BaseException, trace: Trace
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit the process."""
     sys.excepthook = _report_defect
-    sys.exit(run_command(sys.argv[1:] if arguments is None else arguments))
+    code = run_command(sys.argv[1:] if arguments is None else arguments)
+    if "torch" in sys.modules:
+        _leave(code)
+    sys.exit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End a process that has loaded torch, without taking the interpreter apart.
+
+    Native threads of torch, gloo and their friends may still run then, and one that asks for the interpreter while it
+    is torn down ends the process with SIGABRT after all work was done (seen once after two hours of training). What has
+    registered itself for the end is called, and what was printed is written.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
