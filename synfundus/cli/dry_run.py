@@ -32,4 +32,8 @@ def describe(verb: Verb, loaded: LoadedConfig, plan: LaunchPlan, device: Literal
     text += dump_config(loaded, only=frozenset(verb.sections)) + "\n"
     if verb.trains is not None:
         text += _training_text(verb, loaded, plan, device)
+    if verb.name == "prepare":
+        from synfundus.jobs.preparation_plan import describe_inputs
+
+        text += describe_inputs(loaded.config.prepare, seed=loaded.config.seed)
     return redact(text + f"# launch\n{plan.describe()}\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from synfundus.data.ingest import PlannedSample, Reject, match_files, plan_sampl
 from synfundus.data.label_mapping import TableMapping, parse_mapping
 from synfundus.data.label_table import LabelTable, read_label_table
 from synfundus.data.preparation import CROP
-from synfundus.errors import ConfigError, DataError
+from synfundus.errors import ConfigError, DataError, SynfundusError
 from synfundus.storage import filesystem
 from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA, LabelSchema
 
@@ -174,6 +175,30 @@ def plan_inputs(
     properties["inputs_sha256"] = _fingerprint(schema, properties, samples, rejects, secret)
     return InputPlan(
         schema, table.mapping.source, samples, tuple(rejects), properties["num_inputs"], properties, table.warnings
+    )
+
+
+def describe_inputs(section: PrepareConfig, *, seed: int) -> str:
+    """Say what a run would work on, for a dry run; empty where the photographs are not on this machine.
+
+    Nothing is written, and no photograph is read.
+    """
+    source = section.source
+    if source is None or not filesystem.is_local(source) or not filesystem.is_dir(source):
+        return ""
+    if section.labels is not None and not filesystem.is_local(section.labels):
+        return ""
+    try:
+        plan = plan_inputs(section, source=source, compared_with=(), open_secret=lambda: bytes(32), seed=seed)
+    except SynfundusError as error:
+        return f"# photographs\n{error}\n\n"
+    patients = len({sample.patient_group for sample in plan.samples})
+    reasons = sorted(Counter(reject.reason for reject in plan.rejects).items())
+    rejects = ", ".join(f"{number} {reason}" for reason, number in reasons) or "none"
+    return (
+        f"# photographs\n{plan.num_inputs} inputs, {len(plan.samples)} of them photographs to read, of {patients} "
+        f"patients\nrejects so far: {rejects}\n{plan.num_chunks} chunks for the ranks, shards of at most "
+        f"{samples_per_shard(section)} images\n\n"
     )
 
 

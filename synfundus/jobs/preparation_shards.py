@@ -18,8 +18,8 @@ from synfundus.jobs.preparation_chunks import LookedAt
 from synfundus.jobs.preparation_decision import Decision
 from synfundus.jobs.preparation_places import RECORD_FORMAT, RECORD_VERSION, Places
 from synfundus.storage import documents, filesystem
-from synfundus.storage.manifest import ShardEntry
-from synfundus.storage.tarshard import write_shard
+from synfundus.storage.manifest import SPLITS, ShardEntry
+from synfundus.storage.tarshard import index_url, write_shard
 from synfundus.telemetry.console import Console
 
 _REQUESTS_AT_ONCE = 16
@@ -40,7 +40,7 @@ class ShardTask:
 
 
 def plan_shard_tasks(places: Places, decision: Decision) -> list[ShardTask]:
-    """Write down which image goes into which shard; returns the shards."""
+    """Write down which image goes into which shard; returns the shards. What an earlier plan had besides is removed."""
     looked_at: dict[str, LookedAt] = {one.sample.key: one for one in decision.kept}
     tasks = []
     for shard in decision.shards:
@@ -52,6 +52,10 @@ def plan_shard_tasks(places: Places, decision: Decision) -> list[ShardTask]:
         data = b"".join(lines)
         write_private(places.shard_url(shard.name, "plan.jsonl"), data)
         tasks.append(ShardTask(shard.name, shard.split, len(lines), hashlib.sha256(data).hexdigest()))
+    planned = {name for task in tasks for name in (task.name, index_url(task.name))}
+    for name in filesystem.list_files(places.out):
+        if name.startswith(SPLITS) and name not in planned:
+            filesystem.remove(filesystem.join(places.out, name))
     return tasks
 
 

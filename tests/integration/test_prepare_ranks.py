@@ -21,6 +21,8 @@ from written_text import write_text
 
 from synfundus.config.schema import RunConfig
 from synfundus.data.phantoms import LABEL_NAMES, draw_phantom
+from synfundus.data.photograph_task import PhotographTask, PreparedPhotograph, prepare_photograph
+from synfundus.data.preparation import Unusable
 from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import ConfigError, DataError, StorageError
 from synfundus.jobs import Summary, preparation_chunks, prepare
@@ -194,6 +196,13 @@ def test_two_processes_of_a_job_write_the_same_set(clinic: Path, whole: Path, tm
     assert all_bytes(tmp_path / "names") == all_bytes(whole / "names")
 
 
+def test_a_dry_run_counts_and_writes_nothing(clinic: Path, tmp_path: Path) -> None:
+    text = run_cli(*command(clinic, tmp_path, "--dry-run")).check().output
+    assert "43 inputs, 42 of them photographs to read, of 22 patients" in text
+    assert "rejects so far: 1 missing_file" in text
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_fault_of_rank_0_reaches_every_rank(clinic: Path, tmp_path: Path) -> None:
     config = config_of(clinic, tmp_path / "set", tmp_path / "names", labels=str(tmp_path / "none.csv"))
     outcomes = run_as_threads(config, 3)
@@ -264,6 +273,34 @@ def test_an_image_damaged_on_the_way_is_noticed_and_prepared_again(clinic: Path,
     assert not (chunks / "000001.done.json").exists()
     run(config)
     assert all_bytes(tmp_path / "set") == all_bytes(whole / "set")
+
+
+def test_shards_of_an_earlier_plan_are_written_again(
+    clinic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chunk that comes out differently the second time (a worker died over a photograph) changes the shards."""
+    config = config_of(clinic, tmp_path / "set", keyed_crosswalk(tmp_path / "names"))
+
+    def stop(*_: Any) -> None:
+        raise StorageError("the machine went down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "finished_entries", stop)
+        with pytest.raises(StorageError, match="went down"):
+            run(config)
+    for path in (tmp_path / "names" / "work" / "chunks").glob("*.done.json"):
+        path.unlink()
+    real = prepare_photograph
+
+    def without_some(task: PhotographTask) -> PreparedPhotograph | Unusable:
+        if task.sample.source.endswith(("1.jpg", "3.jpg", "5.jpg", "6.jpg", "8.jpg")):
+            return Unusable(task.sample, "work", "killed_the_worker", "twice")
+        return real(task)
+
+    monkeypatch.setattr(preparation_chunks, "prepare_photograph", without_some)
+    run(config)
+    run(config_of(clinic, tmp_path / "fresh", keyed_crosswalk(tmp_path / "fresh-names")))
+    assert all_bytes(tmp_path / "set") == all_bytes(tmp_path / "fresh")
 
 
 def jpeg(image: Image.Image, quality: int) -> bytes:
