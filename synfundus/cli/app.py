@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import inspect
 import os
 import sys
@@ -160,20 +158,4 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit the process."""
     sys.excepthook = _report_defect
     code = run_command(sys.argv[1:] if arguments is None else arguments)
-    if "torch" in sys.modules:
-        _leave(code)
     sys.exit(code)
-
-
-def _leave(code: int) -> NoReturn:
-    """End a process that has loaded torch, without taking the interpreter apart.
-
-    Native threads of torch, gloo and their friends may still run then, and one that asks for the interpreter while it
-    is torn down ends the process with SIGABRT after all work was done (seen once after two hours of training). What has
-    registered itself for the end is called, and what was printed is written.
-    """
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(code)
