@@ -9,11 +9,13 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
+
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.session import Session
 
 ACCESS_KEY = "synfundus-tests"
 SECRET_KEY = "not-a-secret-of-anybody"
@@ -104,13 +106,22 @@ class S3Server:
             time.sleep(0.1)
 
     def _answers(self) -> bool:
-        """Whether the bucket is there (asked without a signature: the refusal is an answer)."""
+        """Whether the bucket is there. The server refuses unsigned requests before it has made its bucket."""
+        config = Config(connect_timeout=2, read_timeout=2, retries={"total_max_attempts": 1})
+        client = Session().create_client(
+            "s3",
+            region_name=REGION,
+            endpoint_url=self.endpoint,
+            aws_access_key_id=ACCESS_KEY,
+            aws_secret_access_key=SECRET_KEY,
+            config=config,
+        )
         try:
-            urllib.request.urlopen(f"{self.endpoint}/{BUCKET}/", timeout=2).close()
-        except urllib.error.HTTPError as error:
-            return error.code == 403
-        except OSError:
+            client.list_objects_v2(Bucket=BUCKET, MaxKeys=1)
+        except (BotoCoreError, ClientError):
             return False
+        finally:
+            client.close()
         return True
 
     def stop(self) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from synfundus.cli.verbs import Verb
 from synfundus.config.assets import read_ds_file
+from synfundus.config.precision import working_precision
 from synfundus.config.schema import LoopConfig, OptimConfig, RunConfig
 from synfundus.distributed.ds_config import BatchPlan, build_ds_config, check_ds_file, plan_batch
 
@@ -33,6 +35,12 @@ def training_sections(verb: Verb, config: RunConfig) -> tuple[LoopConfig, OptimC
     return (config.vae.loop, config.vae.optim) if verb.trains == "vae." else (config.loop, config.optim)
 
 
+def _likely_bf16(device: Literal["cpu", "cuda"]) -> bool:
+    """Guess, without asking torch, whether the run's device has instructions for bf16; the run itself looks."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return device == "cuda" or (cpuinfo.exists() and " avx512bw" in cpuinfo.read_text(encoding="ascii", errors="replace"))
+
+
 def check_training(verb: Verb, config: RunConfig, *, world_size: int, device: Literal["cpu", "cuda"]) -> TrainingPlan:
     """Derive batch, steps and the DeepSpeed dictionary.
 
@@ -49,5 +57,10 @@ def check_training(verb: Verb, config: RunConfig, *, world_size: int, device: Li
         batch=batch,
         steps=-(-loop.budget_images // loop.global_batch_size),
         ds_path=str(path),
-        ds_config=build_ds_config(checked, batch=batch, precision=loop.precision, max_grad_norm=optim.max_grad_norm),
+        ds_config=build_ds_config(
+            checked,
+            batch=batch,
+            precision=working_precision(loop.precision, native_bf16=_likely_bf16(device)),
+            max_grad_norm=optim.max_grad_norm,
+        ),
     )

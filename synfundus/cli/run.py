@@ -15,9 +15,18 @@ from synfundus.cli.label_check import label_problems
 from synfundus.cli.verbs import COMMON, PROCS, Option, Verb
 from synfundus.config.assets import find_asset
 from synfundus.config.loader import Assignment, LoadedConfig, load_config
+from synfundus.config.precision import settle_precision, slow_precisions
 from synfundus.config.schema import RunConfig
 from synfundus.config.weighted import parse_weighted
-from synfundus.distributed.world import LocalWorld, RankInfo, World, connect, disconnect, rank_info
+from synfundus.distributed.world import (
+    LocalWorld,
+    RankInfo,
+    World,
+    connect,
+    disconnect,
+    has_native_bf16,
+    rank_info,
+)
 from synfundus.errors import ConfigError
 from synfundus.launch import LaunchPlan, Resources, Surroundings, execute, look_around, plan_launch, tie_to_launcher
 from synfundus.storage import filesystem
@@ -189,10 +198,24 @@ def _run_here(verb: Verb, config: RunConfig, info: RankInfo, *, as_json: bool) -
     job = importlib.import_module(f"synfundus.jobs.{verb.module}")
     console = _console(verb, config, info, as_json=as_json)
     with _joined(verb, config) as world:
+        if verb.distributed and not verb.host_only:
+            config = _with_precision(verb, config, world, console)
         summary: dict[str, Any] = job.run(config, world, console)
     if as_json and info.rank == 0:
         sys.stdout.write(json.dumps(summary, indent=2, default=str) + "\n")
     return 0 if summary.get("ok", True) else int(summary.get("exit_code", 1))
+
+
+def _with_precision(verb: Verb, config: RunConfig, world: World, console: Console) -> RunConfig:
+    """Settle what ``auto`` means, the same on all ranks, and warn of what would take for ever. Collective."""
+    native = not world.any(not has_native_bf16(world.device))
+    slow = [] if native else slow_precisions(config, sections=verb.sections)
+    if slow:
+        console.warning(
+            f"{', '.join(slow)}: bf16, for which this {world.device} has no instructions; expect it to be many times "
+            "slower than fp32. Take auto or fp32"
+        )
+    return settle_precision(config, native_bf16=native)
 
 
 def _load(verb: Verb, values: Mapping[str, Any]) -> LoadedConfig:

@@ -20,7 +20,7 @@ from synfundus.config.base import (
 )
 from synfundus.config.data_sections import InspectConfig, PhantomsConfig, PrepareConfig, StorageConfig
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["auto", "bf16", "fp32"]
 AttentionBackend = Literal["auto", "xformers", "sdpa", "math"]
 LrSchedule = Literal["cosine", "constant"]
 
@@ -66,8 +66,8 @@ class LoopConfig(Section):
     """Images per optimizer step over all ranks."""
     micro_batch_size: PositiveInt = 32
     """Most images per rank and forward pass; accumulation follows from it."""
-    precision: Precision = "bf16"
-    """bf16: bf16 weights with fp32 masters; fp32: everything in fp32."""
+    precision: Precision = "auto"
+    """bf16: bf16 weights with fp32 masters; fp32: all in fp32; auto: bf16 where the device has instructions for it."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     channels_last: bool = True
@@ -171,7 +171,7 @@ class EncodeConfig(Section):
     batch_size: PositiveInt = 32
     """Images per forward pass."""
     precision: Precision = "fp32"
-    """Arithmetic of the encoder; moments are stored in fp16 either way."""
+    """Arithmetic of the encoder (auto as in loop.precision); moments are stored in fp16 either way."""
     verify_samples: PositiveInt = 64
     """Samples `verify-latents` decodes."""
     verify_min_psnr_db: NonNegativeFloat = 20.0
@@ -302,7 +302,7 @@ class SampleConfig(Section):
     format: Literal["png", "shards"] = "png"
     """Single PNG files or a shard set."""
     precision: Precision = "fp32"
-    """Arithmetic of the denoiser."""
+    """Arithmetic of the denoiser (auto as in loop.precision)."""
     contact_sheet_images: NonNegativeInt = 64
     """Images on the contact sheet; 0 draws none."""
 
@@ -327,7 +327,7 @@ class DemoConfig(Section):
     """Label table of your own photographs."""
     mapping: str | None = None
     """Mapping YAML of your own table."""
-    num_generated: PositiveInt = 384
+    num_generated: PositiveInt = 320
     """Images generated for the label-control test."""
 
 

@@ -17,11 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from synfundus.distributed.bundles import BundledModule
 from synfundus.distributed.flat_layout import FlatLayout
 from synfundus.distributed.world import World
 from synfundus.errors import CheckpointError, LaunchError
 
 MOMENT_NAMES = ("exp_avg", "exp_avg_sq")
+MOST_BUNDLED = 2**20
+"""Most elements of several parameters that ZeRO-2 sees as one."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +94,14 @@ class ZeroEngine:
         self.layout = FlatLayout.of([[(name, p.shape) for name, p in group] for group in groups])
         # ZeRO makes its fp32 masters from weights already cast to bf16; keep the digits it would lose
         exact = {name: p.detach().to("cpu", torch.float32, copy=True) for group in groups for name, p in group}
+        if ds_config.get("bf16", {}).get("enabled"):
+            module.bfloat16()  # deepspeed casts what it sees, and it sees the bundles
+        limit = min(MOST_BUNDLED, int(ds_config["zero_optimization"]["reduce_bucket_size"]))
+        self._bundled = BundledModule(module, groups, max_elements=limit)
         optimizer = torch.optim.AdamW(
             [
-                {"params": [p for _, p in group], "weight_decay": decay}
-                for group, decay in zip(groups, weight_decays, strict=True)
+                {"params": bundles, "weight_decay": decay}
+                for bundles, decay in zip(self._bundled.groups, weight_decays, strict=True)
             ],
             lr=lr,
             betas=betas,
@@ -105,10 +112,11 @@ class ZeroEngine:
             dist_backend="nccl" if world.device == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False
         )
         self._engine, self._zero, _, _ = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=dict(ds_config), dist_init_required=False
+            model=self._bundled, optimizer=optimizer, config=dict(ds_config), dist_init_required=False
         )
         self._check_internals(deepspeed)
         self.load_named(exact)
+        self._bundled.bind()  # lets the memory of the original parameters go
 
     def _check_internals(self, deepspeed: Any) -> None:  # noqa: ANN401
         """Make sure the parts of ZeRO this module reaches into look as they did in the pinned version."""
@@ -135,8 +143,7 @@ class ZeroEngine:
     @property
     def module(self) -> nn.Module:
         """The module, with its weights in the working precision."""
-        module: nn.Module = self._engine.module
-        return module
+        return self._bundled.module
 
     def forward(self, *inputs: Any) -> Any:  # noqa: ANN401 - whatever the module returns
         """Run the module."""

@@ -10,7 +10,16 @@ import torch
 from torch import nn
 
 from synfundus.config.assets import read_ds_file
-from synfundus.config.schema import CodecConfig, EmaConfig, LaunchConfig, LoopConfig, OptimConfig, RunConfig
+from synfundus.config.precision import definite
+from synfundus.config.schema import (
+    CodecConfig,
+    EmaConfig,
+    LaunchConfig,
+    LoopConfig,
+    OptimConfig,
+    Precision,
+    RunConfig,
+)
 from synfundus.diffusion.schedule import NoiseSchedule, build_schedule
 from synfundus.distributed.ds_config import BatchPlan, build_ds_config, check_ds_file, plan_batch
 from synfundus.distributed.engine import ZeroEngine
@@ -46,9 +55,13 @@ def torch_device(world: World) -> torch.device:
     return torch.device("cuda", world.local_rank) if world.device == "cuda" else torch.device("cpu")
 
 
-def torch_dtype(precision: str) -> torch.dtype:
-    """Return the working type of a precision."""
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+def torch_dtype(precision: Precision) -> torch.dtype:
+    """Return the working type of a precision.
+
+    Raises:
+        ConfigError: It is ``auto``, see `definite`.
+    """
+    return torch.bfloat16 if definite(precision) == "bf16" else torch.float32
 
 
 def noise_schedule(config: RunConfig) -> NoiseSchedule:
@@ -216,7 +229,10 @@ def engine(
     """
     groups, decays = parameter_groups(trained.named_parameters(), weight_decay=optim.weight_decay)
     ds_config = build_ds_config(
-        ds_document(launch, world.device), batch=batch, precision=loop.precision, max_grad_norm=optim.max_grad_norm
+        ds_document(launch, world.device),
+        batch=batch,
+        precision=definite(loop.precision),
+        max_grad_norm=optim.max_grad_norm,
     )
     return ZeroEngine(
         step.to(torch_device(world)),

@@ -38,13 +38,14 @@ SLURM_PROGRAMS = ("sbatch", "srun", "scontrol")
 
 _TORCH_PROBE = """
 import torch
+from synfundus.distributed.world import has_native_bf16
 cuda = torch.cuda
 there = cuda.is_available()
 facts = {
     "version": torch.__version__,
     "cuda": torch.version.cuda,
     "devices": [cuda.get_device_name(index) for index in range(cuda.device_count())] if there else [],
-    "bf16": there and cuda.is_bf16_supported(),
+    "bf16": has_native_bf16("cuda" if there else "cpu"),
 }
 """
 _DIFFUSERS_PROBE = """
@@ -144,13 +145,14 @@ def check_cuda(facts: Mapping[str, Any], *, wanted: Literal["auto", "cpu", "cuda
         bf16 = "bf16" if facts.get("bf16") else "no bf16"
         status: Status = "ok" if facts.get("bf16") else "warn"
         return Check(
-            "CUDA", status, f"{facts.get('cuda')}: {names}, {bf16}", "" if facts.get("bf16") else "use precision fp32"
+            "CUDA", status, f"{facts.get('cuda')}: {names}, {bf16}", "" if facts.get("bf16") else "precision auto means fp32"
         )
     if wanted == "cuda":
         return Check("CUDA", "fail", "torch sees no CUDA device", "install a CUDA build of torch, check nvidia-smi")
     if driver:
         return Check("CUDA", "warn", "a driver is loaded, but torch sees no device", "install a CUDA build of torch")
-    return Check("CUDA", "ok", "no device: runs on the CPU")
+    meaning = "bf16" if facts.get("bf16") else "fp32: this CPU emulates bf16, very slowly"
+    return Check("CUDA", "ok", f"no device: runs on the CPU; precision auto means {meaning}")
 
 
 def check_xformers(facts: Mapping[str, Any] | None) -> Check:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from synfundus.errors import CorruptShard, StorageError
-from synfundus.storage import bulk_download, object_store, store_connection, store_settings
+from synfundus.storage import bulk_download, object_store, object_upload, store_connection, store_settings
 from synfundus.storage.checked_read import read_until_right
 from synfundus.storage.local_files import fsync_dir, walk_files, write_in_place
 from synfundus.storage.locations import ALLOWED_PROTOCOLS, is_local, join, local_path, protocol_of
@@ -204,7 +204,8 @@ def read_checked(url: str, start: int, size: int, wrong: Callable[[bytes], str])
         CorruptShard: The bytes do not prove right, see `read_until_right`.
         StorageError: The disk or the store refused, or gave no good answer within the deadline.
     """
-    return read_until_right(lambda: _read_version(url, start, size), size, wrong, where=url)
+    with store_connection.one_deadline():
+        return read_until_right(lambda: _read_version(url, start, size), size, wrong, where=url)
 
 
 def _read_version(url: str, start: int, size: int) -> tuple[bytes, str]:
@@ -286,7 +287,7 @@ def atomic_write(url: str) -> Iterator[IO[bytes]]:
     if _on_s3(url):
         with _storage_errors("write", url), _spool() as stream:
             yield stream
-            object_store.put(url, stream)
+            object_upload.put(url, stream)
         return
     if not is_local(url):
         filesystem, path = _resolve(url)
@@ -362,7 +363,7 @@ def upload_folder(local: Path, url: str, *, last: Sequence[str] = ()) -> dict[st
         with open_read(str(local / name)) as source:
             if _on_s3(url):
                 with _storage_errors("write", join(url, name)):
-                    return object_store.put(join(url, name), source)
+                    return object_upload.put(join(url, name), source)
             with atomic_write(join(url, name)) as stream:
                 return fetch(str(local / name), stream)
 

@@ -1,4 +1,4 @@
-"""Objects of an S3 store: read, written, listed and removed, each answer checked against what was asked.
+"""Objects of an S3 store: read, listed and removed, each answer checked against what was asked.
 
 A store's transport notices a cut connection. It does not notice a body that is short or altered while its headers
 agree with it. So a range must have the length that was asked for, a whole object must match a hash: the sha256 that
@@ -7,10 +7,10 @@ is written beside it as metadata, or the MD5 that is the entity tag of a plain u
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import io
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,18 +18,16 @@ from typing import IO, Any
 
 from synfundus.errors import CorruptShard, StorageError
 from synfundus.storage import bulk_download
-from synfundus.storage.store_connection import Client, request
+from synfundus.storage.store_connection import Client, one_deadline, request
 from synfundus.storage.store_faults import BeyondEnd, ObjectChanged, WrongAnswer
 
 CHUNK_BYTES = 16 * 2**20
 """Most bytes of one GET."""
-PART_BYTES = 32 * 2**20
-"""Objects up to this size are written in one PUT; larger ones in parts of it."""
-_MOST_PARTS = 9_000
 _MOST_ROUNDS = 6
 _MOST_READS_FOR_TWO_EQUAL = 12
 _MOST_KEYS_PER_REQUEST = 1_000
-_SHA256_METADATA = "synfundus-sha256"
+SHA256_METADATA = "synfundus-sha256"
+"""Where a writer records the hash of an object."""
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
@@ -71,7 +69,7 @@ def _info(answer: dict[str, Any], size: int) -> ObjectInfo:
     return ObjectInfo(
         size=size,
         etag=etag,
-        sha256=metadata.get(_SHA256_METADATA, ""),
+        sha256=metadata.get(SHA256_METADATA, ""),
         md5=etag if plain and _MD5.fullmatch(etag) else "",
         modified=answer.get("LastModified"),
     )
@@ -156,29 +154,42 @@ def fetch(url: str, sink: IO[bytes], *, sha256: str = "") -> str:
     """
     if sha256 and _fetch_straight(url, sink, sha256):
         return sha256
-    problem = ""
-    for round_number in range(_MOST_ROUNDS):
-        sink.seek(0)
-        sink.truncate()
-        try:
-            info, found, md5 = _copy_chunks(url, sink, twice=round_number > 0, with_md5=not sha256)
-        except ObjectChanged:
-            problem = "it was replaced again and again while it was read"
-            continue
-        expected = sha256 or info.sha256
-        if expected and info.sha256 not in {"", expected}:
-            raise CorruptShard(
-                f"another object than the one recorded: sha256 {info.sha256} instead of {expected} ({info.shown()})",
-                where=url,
-            )
-        if found == expected if expected else md5 == (info.md5 or md5):
-            return found
-        problem = (
-            f"sha256 {found} instead of {expected}" if expected else f"MD5 {md5} instead of {info.md5}"
-        ) + f" ({info.shown()})"
+    problem, rounds = "", 0
+    with one_deadline() as patience:
+        while rounds < _MOST_ROUNDS and (rounds == 0 or patience.left_s > 0):
+            began = time.monotonic()
+            sink.seek(0)
+            sink.truncate()
+            try:
+                info, found, md5 = _copy_chunks(url, sink, twice=rounds > 0, with_md5=not sha256)
+            except ObjectChanged:
+                problem = "it was replaced again and again while it was read"
+            else:
+                problem = _unlike(url, info, found, md5, sha256)
+                if not problem:
+                    return found
+            rounds += 1
+            patience.spend(time.monotonic() - began)
     raise CorruptShard(
-        f"the object does not match its hash after {_MOST_ROUNDS} readings: {problem}", where=url, reason="checksum"
+        f"the object does not match its hash after {rounds} readings: {problem}", where=url, reason="checksum"
     )
+
+
+def _unlike(url: str, info: ObjectInfo, found: str, md5: str, sha256: str) -> str:
+    """Say how what came differs from what is expected; empty if it does not.
+
+    Raises:
+        CorruptShard: The store has another object than the one that is wanted.
+    """
+    expected = sha256 or info.sha256
+    if expected and info.sha256 not in {"", expected}:
+        raise CorruptShard(
+            f"another object than the one recorded: sha256 {info.sha256} instead of {expected} ({info.shown()})",
+            where=url,
+        )
+    if expected:
+        return "" if found == expected else f"sha256 {found} instead of {expected} ({info.shown()})"
+    return "" if md5 == (info.md5 or md5) else f"MD5 {md5} instead of {info.md5} ({info.shown()})"
 
 
 def _fetch_straight(url: str, sink: IO[bytes], sha256: str) -> bool:
@@ -220,126 +231,6 @@ def _read_agreed(url: str, start: int, size: int, *, etag: str) -> tuple[bytes, 
             return data, info
         seen.add(digest)
     raise CorruptShard(f"bytes {start} to {start + size} are different at each reading", where=url)
-
-
-def put(url: str, content: IO[bytes]) -> str:
-    """Write an object from the start of a stream; it is there completely or not at all. Returns its sha256.
-
-    Raises:
-        StorageError: The store refused, gave no good answer within the deadline, or has other bytes than were sent.
-    """
-    sha256 = hashlib.file_digest(_at_start(content), "sha256").hexdigest()
-    size = content.tell()
-    _at_start(content)
-    md5 = _put_whole(url, content.read(), sha256) if size <= PART_BYTES else _put_parts(url, content, size, sha256)
-    info = stat(url)
-    if info.size != size or info.sha256 not in {"", sha256}:
-        raise StorageError(
-            f"cannot write: the store has another object than was sent: {info.shown()}, sent were {size} bytes",
-            where=url,
-            hint="two programs may be writing the same object",
-        )
-    if info.etag != md5:  # not every store's tag is an MD5; the content is
-        fetch(url, _Nowhere(), sha256=sha256)
-    return sha256
-
-
-class _Nowhere(io.BytesIO):
-    """Takes bytes and drops them."""
-
-    def write(self, data: Any, /) -> int:  # noqa: ANN401 - any buffer
-        return len(data)
-
-
-def _at_start(content: IO[bytes]) -> Any:  # noqa: ANN401 - hashlib asks for a protocol that typeshed keeps private
-    content.seek(0)
-    return content
-
-
-def _md5(data: bytes) -> Any:  # noqa: ANN401 - the hash type has no public name
-    return hashlib.md5(data, usedforsecurity=False)
-
-
-def _put_whole(url: str, data: bytes, sha256: str) -> str:
-    bucket, key = split(url)
-    md5 = _md5(data)
-
-    async def put_object(client: Client) -> None:
-        await client.put_object(
-            Bucket=bucket,
-            Key=key,
-            Body=data,
-            ContentMD5=base64.b64encode(md5.digest()).decode(),
-            Metadata={_SHA256_METADATA: sha256},
-        )
-
-    request("write", url, put_object)
-    return str(md5.hexdigest())
-
-
-def _put_parts(url: str, content: IO[bytes], size: int, sha256: str) -> str:
-    bucket, key = split(url)
-    part_bytes = max(PART_BYTES, -(-size // _MOST_PARTS))
-
-    async def create(client: Client) -> str:
-        answer = await client.create_multipart_upload(Bucket=bucket, Key=key, Metadata={_SHA256_METADATA: sha256})
-        return str(answer["UploadId"])
-
-    upload = request("write", url, create)
-    try:
-        digests = b""
-        parts = []
-        for number, data in enumerate(iter(lambda: content.read(part_bytes), b""), start=1):
-            digests += _md5(data).digest()
-            parts.append({"PartNumber": number, "ETag": _put_part(url, upload, number, data)})
-        _complete(url, upload, parts)
-    except BaseException:
-        _abort(url, upload)
-        raise
-    return f"{_md5(digests).hexdigest()}-{len(parts)}"
-
-
-def _put_part(url: str, upload: str, number: int, data: bytes) -> str:
-    bucket, key = split(url)
-
-    async def upload_part(client: Client) -> str:
-        answer = await client.upload_part(
-            Bucket=bucket,
-            Key=key,
-            UploadId=upload,
-            PartNumber=number,
-            Body=data,
-            ContentMD5=base64.b64encode(_md5(data).digest()).decode(),
-        )
-        return str(answer["ETag"])
-
-    return request("write", url, upload_part)
-
-
-def _complete(url: str, upload: str, parts: list[dict[str, Any]]) -> None:
-    bucket, key = split(url)
-
-    async def complete(client: Client) -> None:
-        await client.complete_multipart_upload(
-            Bucket=bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": parts}
-        )
-
-    try:
-        request("write", url, complete)
-    except FileNotFoundError:
-        stat(url)  # a first answer was lost: the upload is done, and `put` checks what is there
-
-
-def _abort(url: str, upload: str) -> None:
-    bucket, key = split(url)
-
-    async def abort(client: Client) -> None:
-        await client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload)
-
-    try:
-        request("stop writing", url, abort)
-    except (StorageError, FileNotFoundError):
-        return  # what ended the upload is the error to report
 
 
 def list_objects(

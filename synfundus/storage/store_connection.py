@@ -1,5 +1,8 @@
 """One connection to the object store per process, and requests that are repeated until a deadline.
 
+The deadline counts what is spent in vain: failed tries, pauses, content that proved wrong. A large object over a slow
+line is not trouble; one that keeps failing is given up after the deadline however many requests it takes.
+
 s3fs holds the connection; its client is used directly, because only there an answer's length, range, entity tag and
 error code can be seen. A connection belongs to the process that built it: after a fork the child builds its own.
 """
@@ -14,7 +17,9 @@ import os
 import random
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -178,6 +183,42 @@ def _request_errors() -> tuple[type[Exception], ...]:
     return (BotoCoreError, ClientError, HttpError, HttpProcessingError, OSError, TimeoutError, *lost)
 
 
+class _Patience:
+    """What has been spent in vain on one thing, of what may be.
+
+    Args:
+        deadline_s: How much may be spent.
+    """
+
+    def __init__(self, deadline_s: float) -> None:
+        self._deadline_s = deadline_s
+        self.spent_s = 0.0
+
+    @property
+    def left_s(self) -> float:
+        """What may still be spent; not positive when that is nothing."""
+        return self._deadline_s - self.spent_s
+
+    def spend(self, seconds: float) -> None:
+        """Count a failure."""
+        self.spent_s += seconds
+
+
+_patience: ContextVar[_Patience | None] = ContextVar("patience", default=None)
+
+
+@contextmanager
+def one_deadline() -> Iterator[_Patience]:
+    """Have all requests of the block, which are about one object, share one deadline; an outer block counts."""
+    outer = _patience.get()
+    patience = outer or _Patience(store_settings.current().deadline_s)
+    token = _patience.set(patience)
+    try:
+        yield patience
+    finally:
+        _patience.reset(token)
+
+
 def request(action: str, url: str, operation: Callable[[Client], Awaitable[T]]) -> T:
     """Run one operation on the store's client; repeat it on faults that pass, with growing pauses, until the deadline.
 
@@ -187,37 +228,39 @@ def request(action: str, url: str, operation: Callable[[Client], Awaitable[T]]) 
         operation: Gets the client; must be repeatable.
 
     Raises:
-        StorageError: No good answer within ``deadline_s``; at once where repeating cannot help: credentials, rights,
+        StorageError: ``deadline_s`` were spent without a good answer, in this request or, inside `one_deadline`, in
+            all of them; at once where repeating cannot help: credentials, rights,
             a missing bucket.
         FileNotFoundError: The object is not there.
         BeyondEnd: The range starts after the end of the object.
         ObjectChanged: The object is not the one that the request named by its entity tag.
     """
     settings = store_settings.current()
-    began = time.monotonic()
+    patience = _patience.get() or _Patience(settings.deadline_s)
     tries, renewed, told = 0, False, False
     while True:
         tries += 1
         connection = _connect(settings)
-        left_s = began + settings.deadline_s - time.monotonic()
+        began = time.monotonic()
         try:
-            return connection.run(operation, max(left_s, 0.1))
+            return connection.run(operation, max(patience.left_s, 0.1))
         except _request_errors() as error:
             fault = store_faults.judge(error)
         # raised out here, so that no exception that quotes a request hangs on to ours
+        patience.spend(time.monotonic() - began)
         if fault.verdict is Verdict.RENEW and not renewed:
             renewed = True
             _renew(connection)
             continue
         _raise_if_final(action, url, fault)
         pause_s = _pause_s(tries, fault)
-        waited_s = time.monotonic() - began
-        if waited_s + pause_s >= settings.deadline_s:
+        if pause_s >= patience.left_s:
             raise _too_long(action, url, fault, tries, settings.deadline_s)
-        if waited_s > _TELL_AFTER_S and not told:
+        if patience.spent_s > _TELL_AFTER_S and not told:
             told = True
-            _LOG.warning("no good answer from %s for %.0f s (%s); trying on", _endpoint(), waited_s, fault.text)
+            _LOG.warning("no good answer from %s for %.0f s (%s); trying on", _endpoint(), patience.spent_s, fault.text)
         time.sleep(pause_s)
+        patience.spend(pause_s)
 
 
 def _endpoint() -> str:

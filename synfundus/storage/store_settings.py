@@ -17,7 +17,7 @@ class StoreSettings:
     """What the section ``storage`` of the config says, as values.
 
     Attributes:
-        deadline_s: Longest time one request may take, retries included.
+        deadline_s: Longest time that may be spent in vain on one object.
         connect_timeout_s: Longest wait for a connection.
         read_timeout_s: Longest wait for the next bytes of an answer.
         cache_dir: Local folder for copies of remote shards; None reads from the store each time.

@@ -19,7 +19,7 @@ from fault_proxy import KINDS, FaultProxy
 from s3_server import S3Server
 
 from synfundus.errors import CorruptShard, StorageError
-from synfundus.storage import filesystem
+from synfundus.storage import filesystem, object_store
 from synfundus.storage.filesystem import StoreSettings
 from synfundus.storage.tarshard import ShardFiles, TarShardReader, write_shard
 
@@ -161,6 +161,38 @@ def test_a_stalled_answer_does_not_outlast_the_deadline(spoiled: SpoiledShard) -
     with pytest.raises(StorageError, match="no good answer within 2 s"):
         filesystem.read_bytes(spoiled.url)
     assert time.monotonic() - began < 6
+
+
+def test_the_deadline_is_for_a_whole_object_not_for_each_of_its_requests(
+    spoiled: SpoiledShard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "CHUNK_BYTES", 2048)  # some seventy requests
+    filesystem.configure(StoreSettings(3, 2, 2, None, 1))
+    spoiled.proxy.kinds, spoiled.proxy.probability = ("503",), 0.35  # each request succeeds in well below three seconds
+    began = time.monotonic()
+    with (tmp_path / "copy").open("w+b") as sink, pytest.raises(StorageError, match="no good answer within 3 s"):
+        filesystem.fetch(spoiled.url, sink, sha256=spoiled.files.tar_sha256)
+    assert time.monotonic() - began < 9
+    assert spoiled.proxy.counts["reads"] - spoiled.proxy.counts["503"] > 10
+
+
+def test_a_slow_but_sound_store_is_not_given_up(
+    spoiled: SpoiledShard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "CHUNK_BYTES", 8192)
+    filesystem.configure(StoreSettings(0.5, 2, 2, None, 1))
+    read_range = object_store.read_range
+
+    def slowly(url: str, start: int, size: int, *, etag: str = "") -> tuple[bytes, object_store.ObjectInfo]:
+        time.sleep(0.05)
+        return read_range(url, start, size, etag=etag)
+
+    monkeypatch.setattr(object_store, "read_range", slowly)
+    monkeypatch.setattr(object_store, "_fetch_straight", lambda *_: False)
+    began = time.monotonic()
+    with (tmp_path / "copy").open("w+b") as sink:
+        assert filesystem.fetch(spoiled.url, sink, sha256=spoiled.files.tar_sha256) == spoiled.files.tar_sha256
+    assert time.monotonic() - began > 0.5
 
 
 def test_a_shard_reader_reads_through_all_kinds(spoiled: SpoiledShard) -> None:

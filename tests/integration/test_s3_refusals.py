@@ -14,7 +14,7 @@ from fault_proxy import FaultProxy
 from s3_server import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server
 
 from synfundus.errors import CorruptShard, StorageError
-from synfundus.storage import filesystem, object_store
+from synfundus.storage import filesystem, object_store, object_upload
 from synfundus.storage.filesystem import StoreSettings
 
 KEY_ID = "AKIAIOSFODNN7EXAMPLE"
@@ -227,7 +227,7 @@ def test_a_listing_of_many_pages_is_complete(s3_bucket: str, monkeypatch: pytest
 
 @pytest.mark.parametrize("num_bytes", [0, 1_000, 9 * 2**20])
 def test_a_writer_that_fails_leaves_nothing(s3_bucket: str, monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
-    monkeypatch.setattr(object_store, "PART_BYTES", 5 * 2**20)
+    monkeypatch.setattr(object_upload, "PART_BYTES", 5 * 2**20)
     url = f"{s3_bucket}/x"
 
     def write_half() -> None:
@@ -259,7 +259,7 @@ def open_uploads(url: str) -> int:
 
 
 def test_a_large_object_is_written_in_parts_and_proved(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(object_store, "PART_BYTES", 5 * 2**20)
+    monkeypatch.setattr(object_upload, "PART_BYTES", 5 * 2**20)
     monkeypatch.setattr(object_store, "CHUNK_BYTES", 2**20)
     data = bytes(range(256)) * 45_000
     filesystem.write_bytes(f"{s3_bucket}/big", data)
@@ -270,15 +270,15 @@ def test_a_large_object_is_written_in_parts_and_proved(s3_bucket: str, monkeypat
 def test_an_upload_in_parts_that_fails_is_aborted(
     s3_server: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(object_store, "PART_BYTES", 5 * 2**20)
-    put_part = object_store._put_part
+    monkeypatch.setattr(object_upload, "PART_BYTES", 5 * 2**20)
+    put_part = object_upload._put_part
 
     def fail_on_the_second(url: str, upload: str, number: int, data: bytes) -> str:
         if number == 2:
             raise StorageError("the store went away", where=url)
         return put_part(url, upload, number, data)
 
-    monkeypatch.setattr(object_store, "_put_part", fail_on_the_second)
+    monkeypatch.setattr(object_upload, "_put_part", fail_on_the_second)
     with pytest.raises(StorageError, match="went away"):
         filesystem.write_bytes(f"{s3_bucket}/big", b"x" * (12 * 2**20))
     assert not filesystem.exists(f"{s3_bucket}/big")
@@ -288,13 +288,13 @@ def test_an_upload_in_parts_that_fails_is_aborted(
 def test_a_store_that_keeps_other_bytes_than_were_sent_is_noticed(
     s3_bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put_whole = object_store._put_whole
+    put_whole = object_upload._put_whole
 
     def put_other(url: str, data: bytes, sha256: str) -> str:
         put_whole(url, b"X" + data[1:], sha256)
         return "0" * 32
 
-    monkeypatch.setattr(object_store, "_put_whole", put_other)
+    monkeypatch.setattr(object_upload, "_put_whole", put_other)
     with pytest.raises(CorruptShard, match="does not match its hash"):
         filesystem.write_bytes(f"{s3_bucket}/x", b"content")
 

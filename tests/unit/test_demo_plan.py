@@ -137,3 +137,15 @@ def test_a_foreign_schema_gets_a_row_for_each_value() -> None:
 def test_the_plan_table_holds_values_and_leaves_unknown_empty() -> None:
     table = label_plan_table([{"a": 1, "b": None}, {"a": 0, "b": 3}], ["a", "b"])
     assert list(csv.reader(io.StringIO(table.decode()))) == [["a", "b"], ["1", ""], ["0", "3"]]
+
+
+def test_a_machine_that_computes_bf16_trains_on_more_images_in_the_same_minutes() -> None:
+    plain = _config(REFERENCE_MINUTES)
+    document = plain.model_dump()
+    document["loop"]["precision"] = document["vae"]["loop"]["precision"] = "bf16"
+    faster = scale_budgets(RunConfig.model_validate(document))
+    assert scale_budgets(plain) == plain
+    assert 1.3 * plain.loop.budget_images < faster.loop.budget_images < 1.5 * plain.loop.budget_images
+    assert 1.3 * plain.vae.loop.budget_images < faster.vae.loop.budget_images < 1.5 * plain.vae.loop.budget_images
+    assert faster.phantoms.num_images < 1.3 * plain.phantoms.num_images
+    assert faster.demo.num_generated == plain.demo.num_generated

@@ -112,7 +112,7 @@ def test_all_problems_are_reported_at_once_with_path_value_and_origin(tmp_path: 
     message = message_of(text, "launch.nodes=0", folder=tmp_path)
     file = tmp_path / "run.yaml"
     assert message.startswith("4 problems:")
-    assert f"loop.precision = 'fp16' ({file}:2): Input should be 'fp32' or 'bf16'" in message
+    assert f"loop.precision = 'fp16' ({file}:2): Input should be 'auto', 'bf16' or 'fp32'" in message
     assert f"loop.budget_images = 'many' ({file}:3)" in message
     assert f"unknown key 'lop' at the top level ({file}:4) (did you mean loop?)" in message
     assert "launch.nodes = '0' (--set): Input should be greater than or equal to 1" in message

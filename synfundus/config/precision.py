@@ -1,0 +1,67 @@
+"""What `auto` means once it is known what a run computes on."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from synfundus.config.schema import Precision, RunConfig
+from synfundus.errors import ConfigError
+
+WorkingPrecision = Literal["fp32", "bf16"]
+
+PRECISION_KEYS = ("vae.loop.precision", "encode.precision", "loop.precision", "sample.precision")
+"""Every option that holds a precision."""
+
+
+def working_precision(precision: Precision, *, native_bf16: bool) -> WorkingPrecision:
+    """Return what is computed in.
+
+    Args:
+        precision: As configured.
+        native_bf16: Whether the device has instructions for bf16. One that has not computes it all the same, on a CPU
+            some sixty times slower than fp32.
+    """
+    if precision == "auto":
+        return "bf16" if native_bf16 else "fp32"
+    return precision
+
+
+def settle_precision(config: RunConfig, *, native_bf16: bool) -> RunConfig:
+    """Return the config with a definite precision everywhere: what a run's identity and its resume compare."""
+    document = config.model_dump()
+    for key in PRECISION_KEYS:
+        section, name = _place(document, key)
+        section[name] = working_precision(section[name], native_bf16=native_bf16)
+    return RunConfig.model_validate(document)
+
+
+def slow_precisions(config: RunConfig, *, sections: tuple[str, ...]) -> list[str]:
+    """Return the options of some sections that ask for bf16."""
+    document = config.model_dump()
+    found = []
+    for key in PRECISION_KEYS:
+        section, name = _place(document, key)
+        if section[name] == "bf16" and any(key.startswith(f"{one}.") for one in sections):
+            found.append(key)
+    return found
+
+
+def definite(precision: Precision) -> WorkingPrecision:
+    """Return a precision that is settled.
+
+    Raises:
+        ConfigError: It is not: whoever starts a job from a program has to choose.
+    """
+    if precision == "auto":
+        raise ConfigError(
+            "precision 'auto' is settled by the command line; a job started from a program needs bf16 or fp32",
+            hint="use synfundus.config.precision.settle_precision",
+        )
+    return precision
+
+
+def _place(document: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    *sections, name = key.split(".")
+    for section in sections:
+        document = document[section]
+    return document, name

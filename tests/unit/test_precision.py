@@ -1,0 +1,128 @@
+"""What `auto` means, and that nobody waits for an emulated bf16 without having been told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from synfundus.cli import arithmetic, run
+from synfundus.cli.verbs import VERBS
+from synfundus.config.precision import PRECISION_KEYS, definite, settle_precision, slow_precisions
+from synfundus.config.schema import LoopConfig, RunConfig
+from synfundus.distributed.world import Device, LocalWorld, has_native_bf16
+from synfundus.errors import ConfigError
+from synfundus.jobs import build
+from synfundus.telemetry.console import SilentConsole
+
+TRAIN = next(verb for verb in VERBS if verb.name == "train")
+
+
+def precisions(config: RunConfig) -> dict[str, str]:
+    document = config.model_dump()
+    return {
+        "vae.loop.precision": document["vae"]["loop"]["precision"],
+        "encode.precision": document["encode"]["precision"],
+        "loop.precision": document["loop"]["precision"],
+        "sample.precision": document["sample"]["precision"],
+    }
+
+
+def config_of(precision: str) -> RunConfig:
+    section = {"precision": precision}
+    return RunConfig.model_validate(
+        {"vae": {"loop": section}, "encode": section, "loop": section, "sample": section}
+    )
+
+
+@dataclass
+class Listening(SilentConsole):
+    """Remembers warnings."""
+
+    warnings: list[str] = field(default_factory=list)
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+@dataclass(frozen=True)
+class WorldWithAnOldRank(LocalWorld):
+    """One of the other ranks has no instructions for bf16."""
+
+    def any(self, flag: bool) -> bool:
+        del flag
+        return True
+
+
+def test_every_precision_of_the_schema_is_known_here() -> None:
+    from synfundus.config.loader import leaf_fields
+
+    assert {name for name in leaf_fields() if name.endswith("precision")} == set(PRECISION_KEYS)
+
+
+@pytest.mark.parametrize(("native", "meaning"), [(True, "bf16"), (False, "fp32")])
+def test_auto_is_bf16_where_there_are_instructions_for_it(native: bool, meaning: str) -> None:
+    assert set(precisions(settle_precision(config_of("auto"), native_bf16=native)).values()) == {meaning}
+    for precision in ("bf16", "fp32"):
+        config = config_of(precision)
+        assert settle_precision(config, native_bf16=native) == config
+
+
+def test_a_job_started_from_a_program_must_choose() -> None:
+    assert LoopConfig().precision == "auto"
+    with pytest.raises(ConfigError, match="settle_precision"):
+        build.torch_dtype("auto")
+    assert definite("bf16") == "bf16"
+    assert build.torch_dtype("fp32") == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("capability", "native"), [("AVX2", False), ("DEFAULT", False), ("AVX512", True), ("AVX512_VNNI", True)]
+)
+def test_a_cpu_has_bf16_with_avx512(monkeypatch: pytest.MonkeyPatch, capability: str, native: bool) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert has_native_bf16("cpu") is native
+
+
+def test_a_gpu_that_emulates_bf16_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert not has_native_bf16("cuda")
+
+
+def settled(monkeypatch: pytest.MonkeyPatch, config: RunConfig, world: LocalWorld, *, native: bool) -> Listening:
+    def answer(device: Device) -> bool:
+        del device
+        return native
+
+    monkeypatch.setattr(run, "has_native_bf16", answer)
+    console = Listening()
+    found = run._with_precision(TRAIN, config, world, console)
+    assert "auto" not in precisions(found).values()
+    console.warnings.append(found.loop.precision)
+    return console
+
+
+def test_an_emulated_bf16_is_warned_of_and_auto_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    *warned, precision = settled(monkeypatch, config_of("bf16"), LocalWorld(), native=False).warnings
+    assert precision == "bf16", "what the user asks for is done"
+    assert len(warned) == 1
+    assert warned[0].startswith("loop.precision: bf16, for which this cpu has no instructions"), "of this verb's options"
+    assert settled(monkeypatch, config_of("auto"), LocalWorld(), native=False).warnings == ["fp32"]
+    assert settled(monkeypatch, config_of("bf16"), LocalWorld(), native=True).warnings == ["bf16"]
+
+
+def test_one_rank_without_bf16_decides_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settled(monkeypatch, config_of("auto"), WorldWithAnOldRank(), native=True).warnings == ["fp32"]
+
+
+def test_bf16_options_are_named_by_section() -> None:
+    assert slow_precisions(config_of("bf16"), sections=("encode", "vae")) == ["vae.loop.precision", "encode.precision"]
+    assert slow_precisions(config_of("auto"), sections=("encode", "vae", "loop", "sample")) == []
+
+
+def test_a_dry_run_guesses_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    for likely in (True, False):
+        monkeypatch.setattr(arithmetic, "_likely_bf16", lambda device, likely=likely: likely)
+        plan = arithmetic.check_training(TRAIN, RunConfig(), world_size=1, device="cpu")
+        assert ("bf16" in plan.ds_config) is likely
