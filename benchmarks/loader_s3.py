@@ -34,7 +34,7 @@ from s3_server import BUCKET, S3Server, s3_environment
 
 NUM_SAMPLES = 10_000
 NUM_SHARDS = 10
-PAIRS = 3
+PAIRS = 5
 
 
 def epoch_rate(batches: Iterator[Any]) -> float:

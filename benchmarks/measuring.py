@@ -12,7 +12,6 @@ import numpy as np
 
 from synfundus.data.phantoms import draw_phantom
 from synfundus.data.reader import encode_npy
-from synfundus.models.autoencoder import fingerprint
 from synfundus.seeding import keyed_generator
 from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
 from synfundus.storage.manifest import ShardEntry, ShardSet, save_shard_set, shard_name
@@ -55,6 +54,8 @@ def write_random_latents(
     folder: Path, *, shape: tuple[int, int, int], sizes: Sequence[int], codec_folder: Path | None
 ) -> ShardSet:
     """Write a latent set of random moments with random labels: ``sizes`` are the samples of its train shards."""
+    from synfundus.models.autoencoder import fingerprint  # brings torch, which a worker of `prepare` does not need
+
     schema = DEFAULT_LABEL_SCHEMA
     shards = []
     for number, size in enumerate([*sizes, 64]):

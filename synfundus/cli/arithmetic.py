@@ -38,7 +38,9 @@ def training_sections(verb: Verb, config: RunConfig) -> tuple[LoopConfig, OptimC
 def _likely_bf16(device: Literal["cpu", "cuda"]) -> bool:
     """Guess, without asking torch, whether the run's device has instructions for bf16; the run itself looks."""
     cpuinfo = Path("/proc/cpuinfo")
-    return device == "cuda" or (cpuinfo.exists() and " avx512bw" in cpuinfo.read_text(encoding="ascii", errors="replace"))
+    return device == "cuda" or (
+        cpuinfo.exists() and " avx512bw" in cpuinfo.read_text(encoding="ascii", errors="replace")
+    )
 
 
 def check_training(verb: Verb, config: RunConfig, *, world_size: int, device: Literal["cpu", "cuda"]) -> TrainingPlan:

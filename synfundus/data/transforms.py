@@ -54,22 +54,31 @@ def crop_to_field_of_view(pixels: NDArray[np.uint8], circle: Circle, image_size_
         mode="edge",
     )
     center_x, center_y, radius = circle.center_x_px - x0, circle.center_y_px - y0, circle.radius_px
-    image = Image.fromarray(canvas)
     factor = max(1, int(side // (_OVERSAMPLING * image_size_px)))
     if factor > 1:
-        image = image.reduce(factor)
+        canvas = np.array(Image.fromarray(canvas).reduce(factor))
         center_x, center_y, radius = center_x / factor, center_y / factor, radius / factor
     # One pixel further in than the final mask: averaging has mixed the rim's neighbours into the rim.
-    visible = _disc(image.height, image.width, center_x, center_y, radius - 1.0)
-    visible &= _within(image.width, factor, circle.left_px - x0, circle.right_px - x0)
-    visible &= _within(image.height, factor, circle.top_px - y0, circle.bottom_px - y0)[:, None]
-    image.paste((0, 0, 0), mask=Image.fromarray(np.where(visible, 0, 255).astype(np.uint8)))
+    visible = _disc(canvas.shape[0], canvas.shape[1], center_x, center_y, radius - 1.0)
+    visible &= _within(canvas.shape[1], factor, circle.left_px - x0, circle.right_px - x0)
+    visible &= _within(canvas.shape[0], factor, circle.top_px - y0, circle.bottom_px - y0)[:, None]
+    _blacken(canvas, visible)
+    image = Image.fromarray(canvas)
     box = (center_x - radius, center_y - radius, center_x + radius, center_y + radius)
     resized = image.resize(
         (image_size_px, image_size_px), Image.Resampling.LANCZOS, box=_clamped(box, image.width, image.height)
     )
     mask = fundus_mask(circle, frame_height_px=height, frame_width_px=width, image_size_px=image_size_px)
     return np.asarray(np.asarray(resized) * mask[..., None], dtype=np.uint8)
+
+
+def _blacken(canvas: NDArray[np.uint8], visible: NDArray[np.bool_]) -> None:
+    """Set what is not visible to black, in place: what is visible of a row is one stretch, so two slices do."""
+    first = np.where(visible.any(axis=1), visible.argmax(axis=1), visible.shape[1])
+    end = visible.shape[1] - visible[:, ::-1].argmax(axis=1)
+    for row, (left, right) in enumerate(zip(first.tolist(), end.tolist(), strict=True)):
+        canvas[row, :left] = 0
+        canvas[row, right:] = 0
 
 
 def fundus_mask(circle: Circle, *, frame_height_px: int, frame_width_px: int, image_size_px: int) -> NDArray[np.bool_]:

@@ -28,7 +28,7 @@ MAX_IMAGES = 8192
 """Most photographs of a kind that are held in memory."""
 _BATCH = 32
 _LR = 6e-3
-_EPOCHS = 9
+_EPOCHS = 11
 _MIN_BUDGET_IMAGES = 256
 _MAX_BUDGET_IMAGES = 40_000
 _RECONSTRUCTED_SHARE = 0.5

@@ -145,7 +145,10 @@ def check_cuda(facts: Mapping[str, Any], *, wanted: Literal["auto", "cpu", "cuda
         bf16 = "bf16" if facts.get("bf16") else "no bf16"
         status: Status = "ok" if facts.get("bf16") else "warn"
         return Check(
-            "CUDA", status, f"{facts.get('cuda')}: {names}, {bf16}", "" if facts.get("bf16") else "precision auto means fp32"
+            "CUDA",
+            status,
+            f"{facts.get('cuda')}: {names}, {bf16}",
+            "" if facts.get("bf16") else "precision auto means fp32",
         )
     if wanted == "cuda":
         return Check("CUDA", "fail", "torch sees no CUDA device", "install a CUDA build of torch, check nvidia-smi")

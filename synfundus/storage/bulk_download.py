@@ -47,7 +47,9 @@ def _connect() -> Any:  # noqa: ANN401 - botocore is untyped
                 tcp_keepalive=True,
                 response_checksum_validation="when_required",
             )
-            _clients.client = botocore.session.Session().create_client("s3", config=config)
+            session = botocore.session.Session()
+            session.register_component("data_loader", store_connection.service_descriptions())
+            _clients.client = session.create_client("s3", config=config)
             _clients.owner, _clients.settings = os.getpid(), settings
         return _clients.client
 

@@ -1,7 +1,8 @@
-"""Shards of an object store through the local cache: read at once from the store, from the copy when it is there.
+"""Shards of an object store through the local cache: from the copy when it is there or soon will be, else the store.
 
-The first read of a shard asks for its copy in the background. So a first batch that touches many shards costs some
-small requests and does not wait for many large files; what follows is read from the disk.
+The first read of a shard asks for its copy in the background. A request for one sample costs the store and us about as
+much as a megabyte of a copy, so a read waits while all copies that were asked for are seconds away. A set too large
+for that, or a slow line, shows within two seconds; then samples are requested one by one until the copies are there.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from synfundus.storage.object_cache import CachedFile, ObjectCache
 
 _DOWNLOADS = 2
 _SOON_S = 10.0
-_FIRST_DIRECT = 64
-_HEAD_START_S = 1.0
+_FIRST_PATIENCE_S = 2.0
+_LONGEST_WAIT_S = 20.0
+_LOOK_EVERY_S = 0.25
 
 
 class ShardCache:
@@ -33,8 +35,7 @@ class ShardCache:
         self._cache = cache
         self._downloads = ThreadPoolExecutor(_DOWNLOADS, thread_name_prefix="shard-cache")
         self._began = 0.0
-        self._asked = self._done = self._direct = 0
-        self._first_reads = threading.Event()
+        self._asked = self._done = 0
 
     def source(self, url: str, *, sha256: str, size: int) -> CachedBytes:
         """Return the bytes of a shard."""
@@ -50,25 +51,22 @@ class ShardCache:
         return wanted
 
     def _download(self, url: str, sha256: str, size: int) -> CachedFile:
-        self._first_reads.wait(_HEAD_START_S)  # the first batch is wanted sooner than anything else
         return self._cache.open(url, sha256=sha256, size=size)
 
     def _count(self, _: Future[CachedFile]) -> None:
         self._done += 1
 
-    def should_wait(self) -> bool:
-        """Whether a read should wait for its copy.
+    def wait_for(self, wanted: Future[CachedFile]) -> None:
+        """Wait for a copy while all that were asked for are a matter of seconds, by the pace so far."""
+        ends = time.monotonic() + _LONGEST_WAIT_S
+        while not wanted.done() and time.monotonic() < ends and self._is_soon():
+            wait([wanted], timeout=_LOOK_EVERY_S)
 
-        It should when all copies that were asked for will be there in some seconds, by the pace so far: a request for
-        one sample costs the store and us about as much as a megabyte of a copy. It should not for the first batch, and
-        not while copies take minutes.
-        """
-        self._direct += 1
-        if self._direct <= _FIRST_DIRECT:
-            return False
-        self._first_reads.set()
-        pace_s = (time.monotonic() - self._began) / max(1, self._done)
-        return self._done > 0 and (self._asked - self._done) * pace_s < _SOON_S
+    def _is_soon(self) -> bool:
+        elapsed_s = time.monotonic() - self._began
+        if self._done == 0:
+            return elapsed_s < _FIRST_PATIENCE_S
+        return (self._asked - self._done) * elapsed_s / self._done < _SOON_S
 
     def discard(self, url: str, *, sha256: str) -> None:
         """Remove a copy that proved wrong."""
@@ -99,8 +97,8 @@ class CachedBytes:
         if self._copy is not None:
             return self._copy
         wanted = self._wanted
-        if patient and wanted is not None and self._shards.should_wait():
-            wait([wanted], timeout=2 * _SOON_S)
+        if patient and wanted is not None:
+            self._shards.wait_for(wanted)
         with self._lock:
             return self._take_copy()
 

@@ -41,15 +41,27 @@ _MOST_CONNECTIONS = 32
 _jitter = random.SystemRandom()  # pauses need no seed: they change no result
 
 
+@lru_cache(maxsize=1)
+def service_descriptions() -> Any:  # noqa: ANN401 - botocore is untyped
+    """Return what reads botocore's descriptions of S3: megabytes of JSON, parsed once a process for all clients."""
+    from botocore.loaders import create_loader
+
+    return create_loader()
+
+
 class _Connection:
     """What a process keeps of the store: the s3fs object and the settings it was built with."""
 
     def __init__(self, settings: store_settings.StoreSettings) -> None:
         import s3fs
+        from aiobotocore.session import AioSession
 
         silence_loggers()
         self.settings = settings
+        session = AioSession()
+        session.register_component("data_loader", service_descriptions())
         self._filesystem = s3fs.S3FileSystem(
+            session=session,
             asynchronous=True,  # nobody but close() ends it, no finalizer of a forked child either
             skip_instance_cache=True,
             use_listings_cache=False,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +18,7 @@ def test_bundles_are_consecutive_and_none_of_several_is_too_large(sizes: list[in
     assert [number for run in runs for number in run] == list(range(len(sizes)))
     for run in runs:
         assert len(run) == 1 or sum(sizes[number] for number in run) <= limit
-    for one, other in zip(runs, runs[1:], strict=False):
+    for one, other in itertools.pairwise(runs):
         assert sum(sizes[number] for number in (*one, other[0])) > limit, "a bundle ends only where it is full"
 
 
@@ -82,7 +84,7 @@ def test_recomputed_activations_see_the_bundles() -> None:
         return loss
 
     bundled.bind()
-    recomputing(inner).backward()
+    recomputing(inner).backward()  # type: ignore[no-untyped-call]
     plain(inputs).backward()
     (flat,) = bundled.parameters()
     assert flat.grad is not None

@@ -31,9 +31,7 @@ def precisions(config: RunConfig) -> dict[str, str]:
 
 def config_of(precision: str) -> RunConfig:
     section = {"precision": precision}
-    return RunConfig.model_validate(
-        {"vae": {"loop": section}, "encode": section, "loop": section, "sample": section}
-    )
+    return RunConfig.model_validate({"vae": {"loop": section}, "encode": section, "loop": section, "sample": section})
 
 
 @dataclass
@@ -107,7 +105,9 @@ def test_an_emulated_bf16_is_warned_of_and_auto_is_not(monkeypatch: pytest.Monke
     *warned, precision = settled(monkeypatch, config_of("bf16"), LocalWorld(), native=False).warnings
     assert precision == "bf16", "what the user asks for is done"
     assert len(warned) == 1
-    assert warned[0].startswith("loop.precision: bf16, for which this cpu has no instructions"), "of this verb's options"
+    assert warned[0].startswith("loop.precision: bf16, for which this cpu has no instructions"), (
+        "of this verb's options"
+    )
     assert settled(monkeypatch, config_of("auto"), LocalWorld(), native=False).warnings == ["fp32"]
     assert settled(monkeypatch, config_of("bf16"), LocalWorld(), native=True).warnings == ["bf16"]
 

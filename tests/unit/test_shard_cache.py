@@ -1,0 +1,94 @@
+"""When a read waits for the copy of its shard, and when it asks the store itself."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synfundus.errors import StorageError
+from synfundus.storage import shard_cache
+from synfundus.storage.object_cache import CachedFile
+from synfundus.storage.shard_cache import ShardCache
+
+
+class SlowCopies:
+    """A cache whose copies come when the test says so; ``lost`` never come."""
+
+    def __init__(self, lost: frozenset[str] = frozenset()) -> None:
+        self.come = {url: threading.Event() for url in "abcd"}
+        self.lost = lost
+
+    def open(self, url: str, *, sha256: str, size: int | None = None) -> CachedFile:
+        del sha256, size
+        assert self.come[url].wait(20)
+        if url in self.lost:
+            raise StorageError("no room", where=url)
+        return CachedFile(Path(url), io.BytesIO())
+
+
+@pytest.fixture
+def copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowCopies]:
+    monkeypatch.setattr(shard_cache, "_FIRST_PATIENCE_S", 0.3)
+    monkeypatch.setattr(shard_cache, "_LOOK_EVERY_S", 0.01)
+    slow = SlowCopies(frozenset("d"))
+    yield slow
+    for event in slow.come.values():
+        event.set()
+
+
+def shards_of(copies: Any) -> ShardCache:
+    return ShardCache(copies)
+
+
+def waited_s(shards: ShardCache, wanted: Any) -> float:
+    began = time.monotonic()
+    shards.wait_for(wanted)
+    return time.monotonic() - began
+
+
+def test_a_first_read_waits_a_moment_and_no_longer_for_copies_that_do_not_come(copies: SlowCopies) -> None:
+    shards = shards_of(copies)
+    wanted = shards.request("a", sha256="", size=1)
+    assert 0.25 < waited_s(shards, wanted) < 5
+    assert not wanted.done()
+    assert waited_s(shards, wanted) < 0.2, "only the first"
+    shards.close()
+
+
+def test_a_copy_that_comes_in_time_is_waited_for(copies: SlowCopies) -> None:
+    shards = shards_of(copies)
+    wanted = shards.request("a", sha256="", size=1)
+    threading.Timer(0.1, copies.come["a"].set).start()
+    shards.wait_for(wanted)
+    assert wanted.done()
+    shards.close()
+
+
+def test_by_the_pace_of_the_others_a_read_waits_or_does_not(
+    copies: SlowCopies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = shards_of(copies)
+    first, second = (shards.request(url, sha256="", size=1) for url in "ab")
+    time.sleep(0.05)
+    copies.come["a"].set()
+    first.result(5)
+    monkeypatch.setattr(shard_cache, "_LONGEST_WAIT_S", 0.3)
+    assert waited_s(shards, second) >= 0.25, "one of two took no time, so the other is soon"
+    monkeypatch.setattr(shard_cache, "_SOON_S", 1e-6)
+    assert waited_s(shards, second) < 0.2, "what is not soon is not waited for"
+    shards.close()
+
+
+def test_a_copy_that_cannot_be_made_ends_the_wait(copies: SlowCopies) -> None:
+    shards = shards_of(copies)
+    copies.come["d"].set()
+    wanted = shards.request("d", sha256="", size=1)
+    assert waited_s(shards, wanted) < 0.25
+    assert isinstance(wanted.exception(), StorageError)
+    shards.close()
