@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
+from synfundus.data.parent_watch import end_with_parent
 from synfundus.errors import LaunchError, SynfundusError
 
 T = TypeVar("T")
@@ -28,6 +29,7 @@ _AHEAD_PER_WORKER = 4
 _QUEUED_PER_WORKER = 2  # one in work, one in the pipe: no worker waits for the main process
 _LOSSES_OF_A_TASK = 2
 _STOP_S = 5.0
+_START_S = 300.0  # an interpreter and its imports, from a busy file system
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,12 @@ class _Worker:
     given: deque[int] = field(default_factory=deque)
     since: float = 0.0
     ready: bool = False
+    started: float = field(default_factory=time.monotonic)
 
 
 def _serve(pipe: Connection) -> None:
     """Work through what comes in; ends when the main process does."""
+    end_with_parent()
     # Ctrl-C reaches the whole process group: the main process decides what to do about it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
@@ -232,17 +236,27 @@ class _Run(Generic[T, R]):
     def _collect(self) -> None:
         """Wait until something happens and take it in."""
         workers, busy = self._pool.workers(), self._pool.busy()
-        limit_s, timeout = self._pool.limit_s, None
-        if limit_s is not None and busy:
-            timeout = max(0.0, min(worker.since for worker in busy) + limit_s - time.monotonic())
+        limit_s = self._pool.limit_s
+        ends = [worker.started + _START_S for worker in workers if not worker.ready]
+        if limit_s is not None:
+            ends += [worker.since + limit_s for worker in busy if worker.ready]
+        timeout = max(0.0, min(ends) - time.monotonic()) if ends else None
         ready = set(wait([end for w in workers for end in (w.pipe, w.process.sentinel)], timeout))
         for worker in workers:
             if worker.pipe in ready:
                 self._receive(worker)
             elif worker.process.sentinel in ready:
                 self._lose(worker, hung=False)
-            elif limit_s is not None and worker.given and time.monotonic() - worker.since > limit_s:
+            elif self._is_late(worker, limit_s):
                 self._lose(worker, hung=True)
+
+    @staticmethod
+    def _is_late(worker: _Worker, limit_s: float | None) -> bool:
+        """Whether a worker has not started, or not finished its task, in time."""
+        now = time.monotonic()
+        if not worker.ready:
+            return now - worker.started > _START_S
+        return limit_s is not None and bool(worker.given) and now - worker.since > limit_s
 
     def _receive(self, worker: _Worker) -> None:
         try:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from synfundus import errors
 from synfundus.data.batches import BatchReader, RankBatch
+from synfundus.data.parent_watch import end_with_parent
 from synfundus.data.reader import Arrays
 from synfundus.data.source import Layout
 from synfundus.errors import LaunchError, SynfundusError
@@ -92,6 +93,7 @@ def _work(
 ) -> None:
     """Read every n-th step into free slots until the consumer is gone."""
     failed: _Failed | None = None
+    end_with_parent()
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         signal.signal(ignored, signal.SIG_IGN)  # the rank decides when to stop; its end closes the connection
     try:

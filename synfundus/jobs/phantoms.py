@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import csv
 import io
-import multiprocessing
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from synfundus.config.schema import RunConfig
 from synfundus.data.phantoms import LABEL_NAMES, draw_phantom
+from synfundus.data.process_pool import process_map
 from synfundus.distributed.world import World
-from synfundus.errors import ConfigError, LaunchError
+from synfundus.errors import ConfigError
 from synfundus.evaluation.pictures import encode_png
 from synfundus.jobs import Summary
 from synfundus.jobs.image_files import is_complete_png
@@ -117,33 +115,6 @@ def _claim(out: str, request: Mapping[str, object]) -> None:
     documents.write_document(url, request, format_name=_FORMAT, version=_VERSION)
 
 
-def _drawn(chunks: Sequence[_Chunk], workers: int) -> Iterator[list[Row]]:
-    """Draw chunks in processes and yield their rows as they come.
-
-    Raises:
-        LaunchError: A process died.
-    """
-    if workers == 0 or len(chunks) == 1:
-        yield from map(_draw_chunk, chunks)
-        return
-    # spawn: the demo calls this from a process that has threads, which a fork would freeze
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=min(workers, len(chunks)), mp_context=context) as pool:
-        pending: set[Future[list[Row]]] = {pool.submit(_draw_chunk, chunk) for chunk in chunks}
-        try:
-            while pending:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()
-        except BrokenProcessPool as error:
-            raise LaunchError(
-                "a process that draws phantoms died", hint="try --workers 0, and watch the memory"
-            ) from error
-        finally:
-            for future in pending:
-                future.cancel()
-
-
 def label_table(rows: Sequence[Row], names: Sequence[str]) -> bytes:
     """Return the label table as CSV; an unknown label is an empty cell."""
     stream = io.StringIO()
@@ -169,6 +140,7 @@ def draw_folder(*, out: str, num_images: int, image_size_px: int, seed: int, wor
 
     Raises:
         ConfigError: The folder holds phantoms of another seed or size.
+        LaunchError: A process died twice over the same photographs.
     """
     began = time.perf_counter()
     _claim(out, {"seed": seed, "image_size_px": image_size_px})
@@ -179,8 +151,11 @@ def draw_folder(*, out: str, num_images: int, image_size_px: int, seed: int, wor
         _Chunk(out, seed, image_size_px, tuple(missing[at : at + _CHUNK_IMAGES]))
         for at in range(0, len(missing), _CHUNK_IMAGES)
     ]
-    with console.progress("drawing phantoms", total=num_images, unit="images", start=num_kept) as progress:
-        for drawn in _drawn(chunks, workers):
+    with (
+        process_map(min(workers, len(chunks)) if len(chunks) > 1 else 0) as mapped,
+        console.progress("drawing phantoms", total=num_images, unit="images", start=num_kept) as progress,
+    ):
+        for drawn in mapped(_draw_chunk, chunks):
             rows.update((row["index"], row) for row in drawn)
             progress.advance(len(drawn))
     ordered = [rows[index] for index in range(num_images)]

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from synfundus.data import process_pool
 from synfundus.data.process_pool import Lost, process_map
 from synfundus.errors import DataError, LaunchError
 
@@ -108,3 +111,53 @@ def test_a_worker_that_hangs_is_ended_and_named() -> None:
     with process_map(2, limit_s=0.4) as mapped:
         assert list(mapped(sleep_at_two, range(6), lost=lambda one: -1 if one.hung else -2)) == [0, 1, -1, 3, 4, 5]
     assert time.monotonic() - began < 30
+
+
+def never(number: int) -> int:
+    time.sleep(600)
+    return number
+
+
+def test_a_worker_that_does_not_start_in_time_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_pool, "_START_S", 0.0)
+    with process_map(1) as mapped, pytest.raises(LaunchError, match="did not start"):
+        list(mapped(square, [1]))
+
+
+def test_the_time_a_worker_takes_to_start_is_not_the_task_s() -> None:
+    with process_map(1, limit_s=0.2) as mapped:  # an interpreter with its imports takes longer than that
+        assert list(mapped(square, [3])) == [9]
+
+
+PARENT = """
+import sys
+from synfundus.data.process_pool import process_map
+from test_process_pool import never
+if __name__ == "__main__":
+    with process_map(2) as mapped:
+        pool = mapped.workers()
+        print(*(worker.process.pid for worker in pool), flush=True)
+        list(mapped(never, range(4)))
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    folders = f"{Path(__file__).parent}:{Path(__file__).parents[2]}"
+    parent = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": folders}
+    )
+    assert parent.stdout is not None
+    workers = [int(pid) for pid in parent.stdout.readline().split()]
+    time.sleep(1.5)  # they are at work, not at their pipes
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    ends = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < ends:
+        time.sleep(0.1)
+    left = [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == []
