@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -166,6 +167,17 @@ def dicom_eye_side(data: bytes) -> int | None:
     return None
 
 
+@lru_cache(maxsize=1)
+def _reader_errors() -> tuple[type[Exception], ...]:
+    """Return what decoders and pydicom raise on damaged bytes; some of its errors are of no known kind."""
+    known = (*DECODER_ERRORS, RuntimeError)  # too deep, or no decoder got through
+    try:
+        from pydicom.errors import BytesLengthException, InvalidDicomError
+    except ImportError:
+        return known
+    return (*known, BytesLengthException, InvalidDicomError)
+
+
 @contextmanager
 def _damage_named() -> Iterator[None]:
     """Turn what pydicom and Pillow raise into a named reason, without the header's values in a message or warning."""
@@ -177,7 +189,7 @@ def _damage_named() -> Iterator[None]:
         raise
     except Image.DecompressionBombError as error:
         raise UndecodableImage(Undecodable.TOO_MANY_PIXELS, str(error)) from None
-    except (*DECODER_ERRORS, RuntimeError) as error:  # too deep, or no decoder got through
+    except _reader_errors() as error:
         reason = Undecodable.TRUNCATED if "truncat" in str(error).lower() else Undecodable.DAMAGED
         raise UndecodableImage(reason, f"this DICOM file cannot be read ({type(error).__name__})") from None
 

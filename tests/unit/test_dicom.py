@@ -24,7 +24,7 @@ from dicom_files import (
     photograph_dataset,
     photograph_file,
 )
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydicom.dataset import Dataset
@@ -297,6 +297,7 @@ def test_no_value_of_the_header_reaches_a_message_or_a_log(caplog: pytest.LogCap
 
 
 @settings(max_examples=150, deadline=None)
+@example(RLE, 2, 2, False)  # a number whose length is none of its kind
 @given(
     st.sampled_from([EXPLICIT, IMPLICIT, RLE, JPEG_BASELINE]),
     st.integers(0, 2**31),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import operator
 import os
 import signal
 import subprocess
@@ -125,8 +126,8 @@ def test_a_worker_that_does_not_start_in_time_ends_the_run(monkeypatch: pytest.M
 
 
 def test_the_time_a_worker_takes_to_start_is_not_the_task_s() -> None:
-    with process_map(1, limit_s=0.2) as mapped:  # an interpreter with its imports takes longer than that
-        assert list(mapped(square, [3])) == [9]
+    with process_map(1, limit_s=0.1) as mapped:  # an interpreter with its imports takes longer than that
+        assert list(mapped(operator.neg, [3])) == [-3]
 
 
 PARENT = """
