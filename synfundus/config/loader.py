@@ -200,7 +200,12 @@ def _merge_entries(
         origin = f"{source}:{entry.line}" if lines else source
         info = section.model_fields.get(key)
         if info is None:
-            draft.problems.append(_unknown(here, section, origin, look=len(draft.problems) < MAX_EXPLAINED))
+            count = len(draft.problems)
+            draft.problems.append(
+                f"unknown key ({origin})"  # beyond what is shown only the number counts
+                if count > MAX_PROBLEMS
+                else _unknown(here, section, origin, look=count < MAX_EXPLAINED)
+            )
             continue
         nested = section_class(info)
         value = entry.value
