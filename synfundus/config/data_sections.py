@@ -96,7 +96,7 @@ class StorageConfig(Section):
     cache_max_bytes: PositiveInt = 200 * 2**30
     """Most bytes in the cache; the copies that were not used for longest are removed."""
     deadline_s: PositiveFloat = 300.0
-    """Longest time spent in vain on one object: failed tries, pauses between them, content that is wrong."""
+    """Longest time spent in vain on one object: failed tries and the pauses between them."""
     connect_timeout_s: PositiveFloat = 10.0
     """Longest wait for a connection."""
     read_timeout_s: PositiveFloat = 30.0

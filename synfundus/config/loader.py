@@ -203,7 +203,7 @@ def _merge_entries(
             count = len(draft.problems)
             draft.problems.append(
                 f"unknown key ({origin})"  # beyond what is shown only the number counts
-                if count > MAX_PROBLEMS
+                if count >= MAX_PROBLEMS
                 else _unknown(here, section, origin, look=count < MAX_EXPLAINED)
             )
             continue

@@ -1,6 +1,6 @@
 """One connection to the object store per process, and requests that are repeated until a deadline.
 
-The deadline counts what is spent in vain: failed tries, pauses, content that proved wrong. A large object over a slow
+The deadline counts what is spent in vain: failed tries and the pauses between them. A large object over a slow
 line is not trouble; one that keeps failing is given up after the deadline however many requests it takes.
 
 s3fs holds the connection; its client is used directly, because only there an answer's length, range, entity tag and
