@@ -66,7 +66,7 @@ _IMAGE_PIXEL_TAGS = (
 )
 _WANTED = (_SOP_CLASS, _LATERALITY, _IMAGE_LATERALITY, *_IMAGE_PIXEL_TAGS, *_EXTENDED_OFFSETS)
 
-_HEADER_READS = 20_000  # a header of an eye camera takes hundreds
+_HEADER_READS = 10_000  # a header of an eye camera takes hundreds; two reads an element
 _HEADER_BYTES = 64 * 2**20  # previews and private blocks lie before the pixels
 _VALUE_BYTES = 2**20  # the largest palette has 128 KiB
 _FRAGMENT_READS = 100_000
@@ -229,9 +229,10 @@ def _read_header(data: bytes) -> _Header:
     found: list[tuple[int, int]] = []
 
     def at_pixel_data(tag: int, _vr: str | None, length: int) -> bool:
-        if tag == _PIXEL_DATA:
+        number = int(tag)  # pydicom's own comparisons take a third of the time of a header
+        if number == _PIXEL_DATA:
             found.append((stream.tell(), length))
-        return tag >= _PIXEL_DATA
+        return number >= _PIXEL_DATA
 
     dataset = read_dataset(
         stream,
