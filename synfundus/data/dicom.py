@@ -229,7 +229,7 @@ def _read_header(data: bytes) -> _Header:
     found: list[tuple[int, int]] = []
 
     def at_pixel_data(tag: int, _vr: str | None, length: int) -> bool:
-        number = int(tag)  # pydicom's own comparisons take a third of the time of a header
+        number = int(tag)  # pydicom's own comparisons take a fifth of the time of a header
         if number == _PIXEL_DATA:
             found.append((stream.tell(), length))
         return number >= _PIXEL_DATA
