@@ -117,3 +117,17 @@ def test_weights_of_another_schema_are_refused(tmp_path: Path) -> None:
 def test_impossible_schemas_are_refused(num_values: list[int], ordinal: list[bool], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         LabelConditioner(num_values=num_values, ordinal=ordinal, token_dim=4, pooled_dim=4)
+
+
+@pytest.mark.parametrize("width", [32, 64, 512])
+def test_labels_enter_at_the_scale_of_one(width: int) -> None:
+    """With PyTorch's default initialisation the pooled vector varies by a fifteenth of this, and labels come late."""
+    torch.manual_seed(0)
+    conditioner = LabelConditioner(
+        num_values=[2] * 15 + [5], ordinal=[False] * 15 + [True], token_dim=width, pooled_dim=width
+    )
+    states = torch.randint(1, 3, (512, 16))
+    with torch.no_grad():
+        tokens, pooled = conditioner(states)
+    assert 0.4 < float(tokens.std(dim=0).mean()) < 1.5
+    assert 0.4 < float(pooled.std(dim=0).mean()) < 1.5
