@@ -143,8 +143,14 @@ def true_labels_of(seed: int, sitting: Sitting) -> dict[str, int]:
 
 
 def recorded_labels_of(seed: int, sitting: Sitting, true_labels: dict[str, int]) -> dict[str, int | None]:
-    """Return the labels as the clinic's table has them: about one in twenty was never written down (None)."""
+    """Return the labels as the clinic's table has them; None was never written down.
+
+    About one label in twenty is missing. Of a photograph that shows nothing (``is_fundus`` 0) nobody reads off more than
+    that: neither findings nor the side of the eye are recorded.
+    """
     draws = keyed_generator(seed, "phantom.unknown", index=sitting.index).random(len(LABEL_NAMES))
+    shown = LABEL_NAMES if true_labels["is_fundus"] else READABILITY_LABELS
     return {
-        name: None if draw < UNKNOWN_RATE else true_labels[name] for name, draw in zip(LABEL_NAMES, draws, strict=True)
+        name: true_labels[name] if name in shown and draw >= UNKNOWN_RATE else None
+        for name, draw in zip(LABEL_NAMES, draws, strict=True)
     }
