@@ -145,8 +145,8 @@ def true_labels_of(seed: int, sitting: Sitting) -> dict[str, int]:
 def recorded_labels_of(seed: int, sitting: Sitting, true_labels: dict[str, int]) -> dict[str, int | None]:
     """Return the labels as the clinic's table has them; None was never written down.
 
-    About one label in twenty is missing. Of a photograph that shows nothing (``is_fundus`` 0) nobody reads off more than
-    that: neither findings nor the side of the eye are recorded.
+    About one label in twenty is missing. Of a photograph that shows nothing (``is_fundus`` 0) nobody reads off more
+    than that: neither findings nor the side of the eye are recorded.
     """
     draws = keyed_generator(seed, "phantom.unknown", index=sitting.index).random(len(LABEL_NAMES))
     shown = LABEL_NAMES if true_labels["is_fundus"] else READABILITY_LABELS
