@@ -121,7 +121,7 @@ def test_impossible_schemas_are_refused(num_values: list[int], ordinal: list[boo
 
 @pytest.mark.parametrize("width", [32, 64, 512])
 def test_labels_enter_at_the_scale_of_one(width: int) -> None:
-    """With PyTorch's default initialisation the pooled vector varies by a fifteenth of this, and labels come late."""
+    """Initialised to shrink, as by default, labels are learned late (docs/LOG.md, entry 9)."""
     torch.manual_seed(0)
     conditioner = LabelConditioner(
         num_values=[2] * 15 + [5], ordinal=[False] * 15 + [True], token_dim=width, pooled_dim=width
