@@ -29,9 +29,12 @@ from synfundus.jobs.demo_judging import (
     read_train,
     reconstruct,
 )
+from synfundus.jobs.demo_pace import measure_pace
 from synfundus.jobs.demo_plan import (
+    REFERENCE_PACE,
     GenerationPlan,
     label_plan_table,
+    pace_gain,
     place_stages,
     plan_generation,
     scale_budgets,
@@ -45,6 +48,7 @@ from synfundus.telemetry.console import Console
 STAGES_DIR = "stages"
 PICTURE_NAME = "demo.png"
 REPORT_NAME = "demo.json"
+REQUEST_NAME = "request.json"
 _FORMAT = "synfundus-demo"
 _VERSION = 1
 
@@ -90,8 +94,9 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         ConfigError: No folder, or one with a demo of other settings.
     """
     out = build.require(config.demo.out, flag="--out", key="demo.out")
-    config = place_stages(scale_budgets(config))
-    demo = _Demo(config, out, world, console)
+    pace = settle_pace(config, out, world, console)
+    config = place_stages(scale_budgets(config, pace=pace))
+    demo = _Demo(config, out, pace, world, console)
     demo.claim()
     for stage in STAGES:
         if stage.name == "phantoms" and config.demo.source is not None:
@@ -102,15 +107,38 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     return demo.finish()
 
 
+def settle_pace(config: RunConfig, out: str, world: World, console: Console) -> float:
+    """Return the pace budgets are cut to: the one a demo that was stopped here began with, or a new one. Collective.
+
+    Args:
+        config: The resolved config.
+        out: The demo's folder.
+        world: The ranks.
+        console: Where the pace is told.
+    """
+    if not config.demo.fit_to_machine:
+        return REFERENCE_PACE
+    url = filesystem.join(out, STAGES_DIR, REQUEST_NAME)
+    begun: float | None = None
+    if world.rank == 0 and filesystem.exists(url):
+        begun = documents.read_document(url, format_name=_FORMAT, version=_VERSION).get("pace_images_per_s")
+    begun = world.all_gather(begun)[0]
+    if begun is not None:
+        return float(begun)
+    pace = measure_pace(config, world)
+    console.message(f"this machine trains {pace:.0f} images/s: the preset's budgets x {pace_gain(pace):.2f}")
+    return pace
+
+
 class _Demo:
     """One walk through the chain."""
 
-    def __init__(self, config: RunConfig, out: str, world: World, console: Console) -> None:
+    def __init__(self, config: RunConfig, out: str, pace: float, world: World, console: Console) -> None:
         self._config = config
         self._out = out
         self._world = world
         self._console = console
-        self._result = DemoResult(minutes=config.demo.minutes, world_size=world.size)
+        self._result = DemoResult(minutes=config.demo.minutes, pace_images_per_s=pace, world_size=world.size)
 
     def _at(self, *parts: str) -> str:
         return filesystem.join(self._out, *parts)
@@ -126,13 +154,18 @@ class _Demo:
         digest = hashlib.sha256(documents.dump_json(settings)).hexdigest()
         problem = ""
         if self._world.rank == 0:
-            url = self._at(STAGES_DIR, "request.json")
+            url = self._at(STAGES_DIR, REQUEST_NAME)
             if filesystem.exists(url):
                 found = documents.read_document(url, format_name=_FORMAT, version=_VERSION)
                 if found.get("settings_sha256") != digest:
                     problem = f"a demo of {found.get('minutes')} minutes with other settings is there"
             else:
-                request = {"settings_sha256": digest, "minutes": self._config.demo.minutes, "settings": settings}
+                request = {
+                    "settings_sha256": digest,
+                    "minutes": self._config.demo.minutes,
+                    "pace_images_per_s": self._result.pace_images_per_s,
+                    "settings": settings,
+                }
                 documents.write_document(url, request, format_name=_FORMAT, version=_VERSION)
         problem = self._world.all_gather(problem)[0]
         if problem:

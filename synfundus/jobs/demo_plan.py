@@ -18,9 +18,11 @@ from synfundus.storage.label_schema import LabelSchema
 LabelRow = dict[str, int | None]
 
 REFERENCE_MINUTES = DemoConfig().minutes
-"""The preset's budgets are meant for this many minutes, in fp32."""
-_BF16_GAIN = 1.4
-"""How many more images two cores train on in a time where they compute bf16."""
+"""The preset's budgets are meant for this many minutes."""
+REFERENCE_PACE = 75.0
+"""Images/s of `demo_pace.measure_pace` on the machine the preset's budgets are meant for: two cores with AVX2 alone."""
+_PACE_GAINS = (0.8, 4.0)
+"""Least and most that a machine's pace scales budgets by: below, figures would suffer; above, nothing is gained."""
 IMAGES_PER_CONDITION = 5
 _MIN_PHANTOMS = 96
 _MIN_GENERATED = 16
@@ -125,14 +127,27 @@ def _scaled_loop(loop: LoopConfig, scale: float) -> dict[str, Any]:
     }
 
 
-def scale_budgets(config: RunConfig) -> RunConfig:
-    """Return the config with everything that counts images scaled to ``demo.minutes``.
+def pace_gain(pace: float) -> float:
+    """Return what a machine's pace scales budgets by.
+
+    Args:
+        pace: Images/s of `demo_pace.measure_pace`.
+    """
+    least, most = _PACE_GAINS
+    return min(max(pace / REFERENCE_PACE, least), most)
+
+
+def scale_budgets(config: RunConfig, *, pace: float) -> RunConfig:
+    """Return the config with everything that counts images scaled to ``demo.minutes`` and to the machine.
 
     Phantoms grow with the square root above the reference, so that a long demo sees more patients and each of them
     more often.
+
+    Args:
+        config: The resolved config.
+        pace: Images/s of `demo_pace.measure_pace`.
     """
-    gain = _BF16_GAIN if config.loop.precision == config.vae.loop.precision == "bf16" else 1.0
-    scale = gain * config.demo.minutes / REFERENCE_MINUTES
+    scale = pace_gain(pace) * config.demo.minutes / REFERENCE_MINUTES
     if scale == 1.0:
         return config
     document = config.model_dump()

@@ -41,6 +41,7 @@ class DemoResult:
 
     Attributes:
         minutes: What it was given.
+        pace_images_per_s: What the budgets are cut to (`demo_pace.measure_pace`).
         world_size: Processes.
         stages: In order.
         label_control: Agreement by image source.
@@ -49,6 +50,7 @@ class DemoResult:
     """
 
     minutes: float
+    pace_images_per_s: float
     world_size: int
     stages: list[StageResult] = field(default_factory=list)
     label_control: dict[str, Agreement] = field(default_factory=dict)
@@ -84,6 +86,7 @@ def report_document(result: DemoResult, config: RunConfig) -> dict[str, Any]:
     vae = result.summary_of("train-vae")
     return {
         "minutes": result.minutes,
+        "pace_images_per_s": round(result.pace_images_per_s, 1),
         "seconds": round(sum(stage.seconds for stage in result.stages), 1),
         "stages": [
             {"name": stage.name, "seconds": round(stage.seconds, 2), "merit": stage.merit, "summary": stage.summary}

@@ -17,7 +17,7 @@ from tiny_sets import write_config
 MINIATURE: dict[str, Any] = {
     "phantoms": {"num_images": 120, "image_size_px": 64, "workers": 1},
     "prepare": {"image_size_px": 64, "shard_max_samples": 40, "workers": 1},
-    "demo": {"num_generated": 24},
+    "demo": {"num_generated": 24, "fit_to_machine": False},
     "sample": {"contact_sheet_images": 8},
 }
 STAGES = ["phantoms", "prepare", "train-vae", "encode-latents", "train", "sample", "judge"]

@@ -11,9 +11,11 @@ from synfundus.config.schema import RunConfig
 from synfundus.jobs.demo_plan import (
     IMAGES_PER_CONDITION,
     REFERENCE_MINUTES,
+    REFERENCE_PACE,
     conditions_of,
     label_plan_table,
     matching_rows,
+    pace_gain,
     place_stages,
     plan_generation,
     scale_budgets,
@@ -34,14 +36,14 @@ def _states(count: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     return np.asarray(draws, dtype=np.int64)
 
 
-def test_the_reference_minutes_are_the_preset_as_it_stands() -> None:
+def test_the_reference_minutes_on_the_reference_machine_are_the_preset_as_it_stands() -> None:
     config = _config(REFERENCE_MINUTES)
-    assert scale_budgets(config) == config
+    assert scale_budgets(config, pace=REFERENCE_PACE) == config
 
 
 @pytest.mark.parametrize("minutes", [0.05, 0.5, 3, 60])
 def test_budgets_follow_the_minutes_and_stay_valid(minutes: float) -> None:
-    before, after = _config(minutes), scale_budgets(_config(minutes))
+    before, after = _config(minutes), scale_budgets(_config(minutes), pace=REFERENCE_PACE)
     scale = minutes / REFERENCE_MINUTES
     for old, new in ((before.loop, after.loop), (before.vae.loop, after.vae.loop)):
         assert new.budget_images % new.global_batch_size == 0
@@ -139,13 +141,15 @@ def test_the_plan_table_holds_values_and_leaves_unknown_empty() -> None:
     assert list(csv.reader(io.StringIO(table.decode()))) == [["a", "b"], ["1", ""], ["0", "3"]]
 
 
-def test_a_machine_that_computes_bf16_trains_on_more_images_in_the_same_minutes() -> None:
+def test_a_faster_machine_trains_on_more_images_in_the_same_minutes() -> None:
     plain = _config(REFERENCE_MINUTES)
-    document = plain.model_dump()
-    document["loop"]["precision"] = document["vae"]["loop"]["precision"] = "bf16"
-    faster = scale_budgets(RunConfig.model_validate(document))
-    assert scale_budgets(plain) == plain
-    assert 1.3 * plain.loop.budget_images < faster.loop.budget_images < 1.5 * plain.loop.budget_images
-    assert 1.3 * plain.vae.loop.budget_images < faster.vae.loop.budget_images < 1.5 * plain.vae.loop.budget_images
-    assert faster.phantoms.num_images < 1.3 * plain.phantoms.num_images
+    faster = scale_budgets(plain, pace=2.5 * REFERENCE_PACE)
+    for old, new in ((plain.loop, faster.loop), (plain.vae.loop, faster.vae.loop)):
+        assert abs(new.budget_images - 2.5 * old.budget_images) <= new.global_batch_size
+    assert plain.phantoms.num_images < faster.phantoms.num_images < 2 * plain.phantoms.num_images
     assert faster.demo.num_generated == plain.demo.num_generated
+
+
+@pytest.mark.parametrize(("pace", "gain"), [(1e-3, 0.8), (0.9, 0.9), (1.0, 1.0), (3.0, 3.0), (1e9, 4.0)])
+def test_the_pace_is_followed_within_bounds(pace: float, gain: float) -> None:
+    assert pace_gain(pace * REFERENCE_PACE) == pytest.approx(gain)

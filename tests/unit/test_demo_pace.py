@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_sets import tiny_config
+
+from synfundus.config.loader import load_config
+from synfundus.config.schema import RunConfig
+from synfundus.distributed.world import LocalWorld
+from synfundus.jobs import demo as demo_job
+from synfundus.jobs.demo_pace import latent_edge, measure_pace
+from synfundus.jobs.demo_plan import REFERENCE_PACE, place_stages, scale_budgets
+from synfundus.telemetry.console import SilentConsole
+
+BEGUN_WITH = 123.5
+
+
+def _config(out: Path, *, fit: bool = True) -> RunConfig:
+    document = tiny_config().model_dump()
+    document["prepare"]["image_size_px"] = 64
+    document["demo"].update(out=str(out), fit_to_machine=fit)
+    return RunConfig.model_validate(document)
+
+
+def _settle(config: RunConfig) -> float:
+    return demo_job.settle_pace(config, str(config.demo.out), LocalWorld(), SilentConsole())
+
+
+def _refuse_to_measure(*_: object) -> float:
+    raise AssertionError("measured again")
+
+
+def test_the_pace_is_that_of_real_steps_and_leaves_no_trace(tmp_path: Path) -> None:
+    state = torch.get_rng_state()
+    pace = measure_pace(_config(tmp_path), LocalWorld())
+    assert math.isfinite(pace)
+    assert pace > 0
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not list(tmp_path.iterdir())
+
+
+def test_ranks_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LocalWorld, "sum", lambda self, values: [value * self.size for value in values])
+    monkeypatch.setattr("synfundus.jobs.demo_pace._time_step", lambda *_: 0.5)
+    config = _config(tmp_path)
+    assert measure_pace(config, LocalWorld()) == pytest.approx(config.loop.micro_batch_size / 0.5)
+    share = config.loop.global_batch_size // 2
+    expected = 2 * min(share, config.loop.micro_batch_size) / 0.5
+    assert measure_pace(config, LocalWorld(rank=0, size=2)) == pytest.approx(expected)
+
+
+def test_a_demo_that_goes_on_keeps_the_pace_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = _config(tmp_path)
+    monkeypatch.setattr(demo_job, "measure_pace", lambda *_: BEGUN_WITH)
+    pace = _settle(config)
+    planned = place_stages(scale_budgets(config, pace=pace))
+    demo_job._Demo(planned, str(tmp_path), pace, LocalWorld(), SilentConsole()).claim()
+    monkeypatch.setattr(demo_job, "measure_pace", _refuse_to_measure)
+    assert _settle(config) == BEGUN_WITH
+
+
+def test_without_fitting_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_job, "measure_pace", _refuse_to_measure)
+    assert _settle(_config(tmp_path, fit=False)) == REFERENCE_PACE
+
+
+def test_the_latents_measured_on_are_as_large_as_those_trained_on() -> None:
+    assert latent_edge(load_config(preset="demo-cpu", file=None, settings=[], flags=[]).config) == 16
