@@ -22,7 +22,7 @@ REFERENCE_MINUTES = DemoConfig().minutes
 REFERENCE_PACE = 82.0
 """Images/s of `demo_pace.measure_pace` on the machine the preset's budgets are meant for: two cores with AVX2 alone."""
 _PACE_GAINS = (1.0, 4.0)
-"""Least and most that a pace scales budgets by: with fewer images labels are not learned, with more little is gained."""
+"""Least and most that a pace scales budgets by: fewer images do not teach the labels, more gain little."""
 IMAGES_PER_CONDITION = 5
 _MIN_PHANTOMS = 96
 _MIN_GENERATED = 16
