@@ -322,7 +322,7 @@ class DemoConfig(Section):
     minutes: Annotated[float, Field(ge=0.05, le=10_000)] = 7.0
     """Rough time of the chain on two idle cores; scales images, budgets and samples."""
     fit_to_machine: bool = True
-    """Time a few training steps first and scale budgets so that the minutes hold; false = the same budgets anywhere."""
+    """Time a few training steps first; a fast machine gets larger budgets, a slow one no smaller ones."""
     source: str | None = None
     """Folder of your own photographs instead of phantoms."""
     labels: str | None = None

@@ -1,4 +1,4 @@
-"""How fast this machine trains the demo's U-Net: what its budgets are cut to.
+"""How fast this machine trains the demo's U-Net: what its budgets are scaled by.
 
 Processors differ by five in the training steps they do in a minute, and the demo promises minutes. So a few steps are
 timed before anything else is decided.
