@@ -18,23 +18,23 @@ set -uo pipefail
 restarts="${SLURM_RESTART_COUNT:-0}"
 echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, restart $restarts"
 MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
-MASTER_PORT="$((12000 + SLURM_JOB_ID % 18000))"
-export MASTER_ADDR MASTER_PORT
+export MASTER_ADDR MASTER_PORT="$((12000 + SLURM_JOB_ID % 18000))"
 
 srun --export=ALL --kill-on-bad-exit=1 "${SYNFUNDUS_PYTHON:-python3}" -m synfundus encode-latents "$@" &
 step=$!
+# srun hands USR2 on to all ranks; of TERM it would kill them before they have saved
+signals=0 seen=-1
+trap 'signals=$((signals + 1)); kill -USR2 "$step"' USR2 TERM
 # bash runs a trap only while it waits, and the wait ends early for it: hence the loop
-caught=1
-trap 'caught=1; kill -USR2 "$step"' USR2
-trap 'caught=1; kill -TERM "$step"' TERM
-while [ "$caught" -eq 1 ]; do
-  caught=0
+until [ "$seen" -eq "$signals" ]; do
+  seen="$signals"
   wait "$step"
   code=$?
 done
 
-# 75: everything was saved after a signal; the same command goes on
-if [ "$code" -eq 75 ] && [ "$restarts" -lt "${SYNFUNDUS_MAX_RESTARTS:-20}" ]; then
+# 75: saved; 128 and more after a signal: ended before it could save. A job that was cancelled is not RUNNING.
+if { [ "$code" -eq 75 ] || { [ "$signals" -gt 0 ] && [ "$code" -ge 128 ]; }; } &&
+  [ "$(squeue -ho %T -j "$SLURM_JOB_ID")" = RUNNING ] && [ "$restarts" -lt "${SYNFUNDUS_MAX_RESTARTS:-20}" ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

@@ -7,6 +7,7 @@ from typing import Literal
 
 from synfundus.cli.arithmetic import check_training, training_sections
 from synfundus.cli.verbs import Verb
+from synfundus.config.assets import find_asset
 from synfundus.config.dump import dump_config
 from synfundus.config.loader import LoadedConfig, fingerprint
 from synfundus.launch import LaunchPlan
@@ -36,4 +37,8 @@ def describe(verb: Verb, loaded: LoadedConfig, plan: LaunchPlan, device: Literal
         from synfundus.jobs.preparation_plan import describe_inputs
 
         text += describe_inputs(loaded.config.prepare, seed=loaded.config.seed)
-    return redact(text + f"# launch\n{plan.describe()}\n")
+    text += f"# launch\n{plan.describe()}\n"
+    if plan.kind == "sbatch" and verb.script:
+        script = find_asset("slurm", verb.script)
+        text += f"\n# {script}\n{script.read_text(encoding='utf-8')}"
+    return redact(text)

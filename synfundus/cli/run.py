@@ -28,7 +28,16 @@ from synfundus.distributed.world import (
     rank_info,
 )
 from synfundus.errors import ConfigError
-from synfundus.launch import LaunchPlan, Resources, Surroundings, execute, look_around, plan_launch, tie_to_launcher
+from synfundus.launch import (
+    LaunchPlan,
+    Resources,
+    Surroundings,
+    execute,
+    leave_on_signals,
+    look_around,
+    plan_launch,
+    tie_to_launcher,
+)
 from synfundus.storage import filesystem
 from synfundus.telemetry.console import Console, SilentConsole
 
@@ -185,6 +194,7 @@ def _console(verb: Verb, config: RunConfig, info: RankInfo, *, as_json: bool) ->
 def _run_here(verb: Verb, config: RunConfig, info: RankInfo, *, as_json: bool) -> int:
     """Run the job in this process."""
     tie_to_launcher(os.environ)
+    leave_on_signals()
     storage = config.storage
     filesystem.configure(
         filesystem.StoreSettings(

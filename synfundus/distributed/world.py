@@ -7,6 +7,7 @@ logic can be tested in one process with `LocalWorld`.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -47,6 +48,29 @@ def _integer(environment: Mapping[str, str], name: str) -> int:
         raise LaunchError(f"{name}={text!r} is not an integer", where="environment") from error
 
 
+def _tasks_on_node(environment: Mapping[str, str], node: int, *, size: int) -> int:
+    """Return how many tasks of a SLURM step are on a node; ``SLURM_STEP_TASKS_PER_NODE`` is like ``4(x2),3``.
+
+    Raises:
+        LaunchError: The variable is not of that form.
+    """
+    text = environment.get("SLURM_STEP_TASKS_PER_NODE")
+    if text is None:
+        nodes = _integer(environment, "SLURM_NNODES") if "SLURM_NNODES" in environment else 1
+        return max(1, size // nodes)
+    counts: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if match is None:
+            raise LaunchError(f"SLURM_STEP_TASKS_PER_NODE={text!r} is not a list of counts", where="environment")
+        counts.extend([int(match[1])] * int(match[2] or 1))
+    if node >= len(counts):
+        raise LaunchError(
+            f"SLURM_NODEID={node}, but SLURM_STEP_TASKS_PER_NODE={text!r} names {len(counts)} nodes", where="environment"
+        )
+    return counts[node]
+
+
 def rank_info(environment: Mapping[str, str]) -> RankInfo:
     """Read the place of this process from torchrun's or srun's variables; without either, a world of one.
 
@@ -71,13 +95,13 @@ def rank_info(environment: Mapping[str, str]) -> RankInfo:
                 hint="start through slurm/*.sh or launchers/srun.sh, which set them for all tasks",
             )
         size = _integer(environment, "SLURM_NTASKS")
-        nodes = _integer(environment, "SLURM_NNODES") if "SLURM_NNODES" in environment else 1
+        node = _integer(environment, "SLURM_NODEID")
         info = RankInfo(
             _integer(environment, "SLURM_PROCID"),
             size,
             _integer(environment, "SLURM_LOCALID"),
-            max(1, size // nodes),
-            _integer(environment, "SLURM_NODEID"),
+            _tasks_on_node(environment, node, size=size),
+            node,
             "slurm",
         )
     else:

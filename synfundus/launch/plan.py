@@ -141,11 +141,13 @@ def _local_plan(arguments: Sequence[str], ranks: int, surroundings: Surroundings
 
 
 def _job_arguments(nodes: int, tasks_per_node: int, resources: Resources) -> list[str]:
-    """Write the options srun and sbatch share."""
-    options = [f"--nodes={nodes}", f"--ntasks-per-node={tasks_per_node}", f"--cpus-per-task={resources.cpus_per_task}"]
-    if resources.gpus_per_node:
-        options.append(f"--gpus-per-node={resources.gpus_per_node}")
-    return options
+    """Write the options srun and sbatch share. No GPUs have to be said as well: the scripts ask for some."""
+    return [
+        f"--nodes={nodes}",
+        f"--ntasks-per-node={tasks_per_node}",
+        f"--cpus-per-task={resources.cpus_per_task}",
+        f"--gpus-per-node={resources.gpus_per_node}",
+    ]
 
 
 def _check_resources(resources: Resources, arguments: Sequence[str]) -> None:

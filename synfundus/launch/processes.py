@@ -22,6 +22,8 @@ from synfundus.launch.plan import LaunchPlan, ProcessPlan, Surroundings
 LAUNCHER_PID = "SYNFUNDUS_LAUNCHER_PID"
 """Set for local ranks: the process whose end they must not outlive."""
 FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+SIGNALS_TO_SRUN = {signal.SIGTERM: signal.SIGUSR2, signal.SIGUSR2: signal.SIGUSR2, signal.SIGINT: signal.SIGTERM}
+"""srun hands USR2 on to its tasks. TERM makes it kill them at once, and the first INT only makes it talk."""
 STOP_GRACE_S = 10.0
 """Time between SIGTERM and SIGKILL for the other ranks after one has died."""
 POLL_S = 0.05
@@ -81,6 +83,24 @@ def tie_to_launcher(environment: Mapping[str, str]) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, int(signal.SIGKILL), 0, 0, 0)
     if launcher != str(os.getppid()):
         raise LaunchError(f"the launcher with process id {launcher} has ended", where="environment")
+
+
+def leave_on_signals() -> None:
+    """Let SIGTERM and SIGUSR2 end this process at once with `Preempted`'s code, from here on to its end.
+
+    For the phases that have nothing to save: what is finished lies on the disk already, and the same command goes on
+    from it, as it does after a kill. A training loop puts a handler of its own in front. Ranks that are leaving after
+    they have saved stay with that code, also when SLURM ends the step because the first of them has left.
+    """
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        os.write(2, f"stopped by {name}; start the same command again to go on\n".encode())
+        os._exit(Preempted.exit_code)
+
+    with contextlib.suppress(ValueError):  # not the main thread: the embedding program handles its signals itself
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, leave)
 
 
 def _exit_code(returncode: int) -> int:
@@ -156,7 +176,7 @@ def execute(plan: LaunchPlan, environment: Mapping[str, str]) -> Outcome:
     def send(number: int) -> None:
         for process in processes:
             if process.poll() is None:
-                process.send_signal(number)
+                process.send_signal(SIGNALS_TO_SRUN[number] if plan.kind == "srun" else number)
 
     with _forwarding(send):
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,6 +145,7 @@ def test_every_batch_script_a_verb_names_is_shipped() -> None:
 
 SLURM_STUBS = {
     "scontrol": 'if [ "$1" = show ]; then echo node7; echo node8; else echo "scontrol $*" >> "$RECORD"; fi',
+    "squeue": 'echo "$STATE"',
     "srun": """
 echo "srun $* at $MASTER_ADDR:$MASTER_PORT" >> "$RECORD"
 trap 'exit 75' USR2
@@ -154,7 +156,7 @@ eval "$STEP"
 
 
 def run_batch_script(
-    tmp_path: Path, step: str, *, signal_name: str | None = None, restarts: str = "0"
+    tmp_path: Path, step: str, *, signal_name: str | None = None, restarts: str = "0", state: str = "RUNNING"
 ) -> tuple[int, str]:
     """Run ldm.sh with stand-ins for SLURM's programs; returns the exit code and what they were asked."""
     programs = tmp_path / "bin"
@@ -168,6 +170,7 @@ def run_batch_script(
         "RECORD": str(record),
         "READY": str(ready),
         "STEP": step,
+        "STATE": state,
         "SLURM_JOB_ID": "4711",
         "SLURM_JOB_NODELIST": "node[7-8]",
         "SLURM_RESTART_COUNT": restarts,
@@ -191,10 +194,31 @@ def test_a_batch_script_passes_arguments_and_exit_code_on(tmp_path: Path) -> Non
     assert "requeue" not in record
 
 
-def test_a_batch_script_forwards_the_warning_and_requeues_what_was_saved(tmp_path: Path) -> None:
-    code, record = run_batch_script(tmp_path, "while :; do sleep 0.05; done", signal_name="USR2")
+@pytest.mark.parametrize("signal_name", ["USR2", "TERM"])
+def test_a_batch_script_forwards_the_warning_and_requeues_what_was_saved(tmp_path: Path, signal_name: str) -> None:
+    code, record = run_batch_script(tmp_path, "while :; do sleep 0.05; done", signal_name=signal_name)
     assert code == 75
     assert "scontrol requeue 4711" in record
+
+
+def test_a_batch_script_requeues_what_a_signal_ended_before_it_could_save(tmp_path: Path) -> None:
+    step = "trap - USR2; while :; do sleep 0.05; done"
+    code, record = run_batch_script(tmp_path, step, signal_name="USR2")
+    assert code == 128 + signal.SIGUSR2
+    assert "scontrol requeue 4711" in record
+
+
+def test_a_batch_script_does_not_requeue_what_was_killed_without_a_signal_to_it(tmp_path: Path) -> None:
+    code, record = run_batch_script(tmp_path, "exit 137")
+    assert code == 137
+    assert "requeue" not in record
+
+
+def test_a_cancelled_job_is_not_requeued(tmp_path: Path) -> None:
+    step = "while :; do sleep 0.05; done"
+    code, record = run_batch_script(tmp_path, step, signal_name="TERM", state="COMPLETING")
+    assert code == 75
+    assert "requeue" not in record
 
 
 def test_a_job_is_not_requeued_for_ever(tmp_path: Path) -> None:

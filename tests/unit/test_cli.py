@@ -305,6 +305,21 @@ def test_a_dry_run_shows_origins_arithmetic_engine_and_plan_and_starts_nothing(
     assert "--dry-run" not in text.split("# launch")[1]
 
 
+def test_a_dry_run_of_a_batch_job_prints_its_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called = tmp_path / "called"
+    (tmp_path / "sbatch").write_text(f"#!/bin/sh\ntouch {called}\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert run_command(["train", "--latents", "l", "--run-dir", "r", "--nodes", "2", "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "sbatch --nodes=2 --ntasks-per-node=8" in text
+    assert '-m synfundus train "$@" &' in text
+    assert not called.exists()
+
+
 def test_a_batch_the_ranks_cannot_share_is_refused_before_they_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -107,7 +107,8 @@ def test_on_a_login_node_several_nodes_become_a_batch_job_without_keys() -> None
 
 def test_a_cpu_cluster_is_not_asked_for_gpus() -> None:
     made = plan(LOGIN_NODE, nodes=2, procs=3, resources=replace(RESOURCES, gpus_per_node=0))
-    assert not any("gpus" in argument for argument in made.processes[0].arguments)
+    # said, not left out: the header of the script asks for GPUs
+    assert "--gpus-per-node=0" in made.processes[0].arguments
     assert made.world_size == 6
 
 
@@ -247,7 +248,8 @@ import os, sys
 from synfundus.launch import LaunchPlan, ProcessPlan, execute
 code = sys.argv[1]
 ranks = tuple(ProcessPlan((sys.executable, "-c", code), {"RANK": str(rank)}) for rank in (0, 1))
-sys.exit(execute(LaunchPlan("local", ranks, 2, "test"), os.environ).exit_code)
+kind = sys.argv[2] if len(sys.argv) > 2 else "local"
+sys.exit(execute(LaunchPlan(kind, ranks, 2, "test"), os.environ).exit_code)
 """
 
 
@@ -265,6 +267,35 @@ def test_a_signal_to_the_launcher_reaches_every_rank(tmp_path: Path) -> None:
     wait_for(tmp_path, 2)
     launcher.send_signal(signal.SIGUSR2)
     assert launcher.wait(timeout=30) == 75
+
+
+@pytest.mark.parametrize("sent", [signal.SIGUSR2, signal.SIGTERM])
+def test_srun_is_sent_what_it_hands_on_to_its_tasks(tmp_path: Path, sent: signal.Signals) -> None:
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHES, WAITS_FOR_USR2, "srun"], env={**os.environ, "FOLDER": str(tmp_path)}
+    )
+    wait_for(tmp_path, 2)
+    launcher.send_signal(sent)
+    assert launcher.wait(timeout=30) == 75
+
+
+@pytest.mark.parametrize("sent", [signal.SIGUSR2, signal.SIGTERM])
+def test_a_process_with_nothing_to_save_leaves_with_the_code_for_going_on(
+    tmp_path: Path, sent: signal.Signals
+) -> None:
+    code = """
+import os, pathlib, sys, time
+from synfundus.launch import leave_on_signals
+leave_on_signals()
+pathlib.Path(sys.argv[1], "ready").touch()
+time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    wait_for(tmp_path, 1)
+    process.send_signal(sent)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert said == f"stopped by {sent.name}; start the same command again to go on\n"
 
 
 def test_ranks_do_not_outlive_a_killed_launcher(tmp_path: Path) -> None:

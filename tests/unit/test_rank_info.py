@@ -33,6 +33,20 @@ def test_srun_variables_are_read() -> None:
     assert rank_info(SLURM) == RankInfo(5, 8, 1, 4, 1, "slurm")
 
 
+@pytest.mark.parametrize(
+    ("counts", "node", "expected"), [("4(x2)", 1, 4), ("3,5", 0, 3), ("3,5", 1, 5), ("2(x3),1", 3, 1), ("8", 0, 8)]
+)
+def test_nodes_may_have_different_numbers_of_tasks(counts: str, node: int, expected: int) -> None:
+    environment = {**SLURM, "SLURM_STEP_TASKS_PER_NODE": counts, "SLURM_NODEID": str(node)}
+    assert rank_info(environment).local_world_size == expected
+
+
+@pytest.mark.parametrize("counts", ["", "4(x2", "four", "4(x2),", "8"])
+def test_counts_of_tasks_that_cannot_be_are_refused(counts: str) -> None:
+    with pytest.raises(LaunchError, match="SLURM_STEP_TASKS_PER_NODE"):
+        rank_info({**SLURM, "SLURM_STEP_TASKS_PER_NODE": counts})
+
+
 def test_torchrun_variables_win_over_those_of_the_step_it_runs_in() -> None:
     assert rank_info({**SLURM, **TORCHRUN}).source == "torchrun"
 

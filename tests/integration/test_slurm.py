@@ -1,0 +1,189 @@
+"""Training on a real SLURM of three nodes: whatever ends a job, the run ends with the bits of the undisturbed one.
+
+Skipped where Debian's packages `slurmd slurmctld slurm-client munge iproute2` are not installed, or without root.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rank_processes import REPOSITORY
+from slurm_cluster import SlurmCluster, what_is_missing
+from test_training_resume import assert_same_run, rows, settings
+from tiny_sets import write_config
+
+from synfundus.storage.manifest import ShardSet
+
+pytestmark = [
+    pytest.mark.skipif(bool(what_is_missing()), reason=f"no SLURM here: {what_is_missing()}"),
+    pytest.mark.timeout(900),
+]
+IMAGES = 4800
+FINAL = f"images-{IMAGES:012d}"
+SCRIPT = REPOSITORY / "slurm" / "ldm.sh"
+SHAPE = ("--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=1", "--gpus-per-node=0")
+PATIENCE_S = 240.0
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
+    """Three nodes; what a test kills or cuts off it brings back."""
+    cluster = SlurmCluster.at(tmp_path_factory.mktemp("slurm"))
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def write_run(latent_set: ShardSet, folder: Path) -> tuple[Path, Path]:
+    """Describe a run of some twenty seconds; returns its configuration and its directory."""
+    folder.mkdir(exist_ok=True)
+    run_dir = folder / "run"
+    loop = {"budget_images": IMAGES, "checkpoint_every_images": 800, "validate_every_images": 0, "workers": 1}
+    return write_config(folder / "run.yaml", settings(latent_set, run_dir, **loop)), run_dir
+
+
+def submit(cluster: SlurmCluster, folder: Path, *options: str, config: Path) -> str:
+    """Hand ldm.sh to sbatch as a user does; returns the job's number."""
+    extra = {"SYNFUNDUS_PYTHON": sys.executable}
+    log = f"--output={folder}/job.log"
+    return cluster.client(
+        "sbatch", "--parsable", *SHAPE, log, *options, str(SCRIPT), "--config", str(config), extra=extra
+    ).strip()
+
+
+def wait_for_images(run_dir: Path, images: int) -> None:
+    """Wait until a run has trained on so many images."""
+    ends = time.monotonic() + PATIENCE_S
+    while time.monotonic() < ends:
+        if (run_dir / "metrics.jsonl").exists() and (found := rows(run_dir)) and found[-1]["images_seen"] >= images:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{run_dir} did not get to {images} images")
+
+
+def finish(cluster: SlurmCluster, job: str, folder: Path, *, restarts: int) -> str:
+    """Wait until a job has ended well, after so many restarts; returns its log."""
+    log = folder / "job.log"
+    try:
+        ended = cluster.wait_for(job, "COMPLETED", timeout_s=PATIENCE_S)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{log.read_text(errors='replace')[-4000:]}") from None
+    assert ended["Restarts"] == str(restarts), log.read_text()
+    return log.read_text()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(latent_set: ShardSet, cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of a job on two nodes with two ranks each."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    config, run_dir = write_run(latent_set, folder)
+    log = finish(cluster, submit(cluster, folder, config=config), folder, restarts=0)
+    assert "restart 0" in log
+    return run_dir
+
+
+def test_a_job_on_two_nodes_is_four_ranks(undisturbed: Path) -> None:
+    assert rows(undisturbed)[-1]["images_seen"] == IMAGES
+    partitions = sorted(path.name for path in (undisturbed / "checkpoints" / FINAL / "zero").iterdir())
+    assert len([name for name in partitions if name.startswith("rank-")]) == 4, partitions
+
+
+def test_the_command_line_submits_the_same_job(
+    latent_set: ShardSet, cluster: SlurmCluster, undisturbed: Path, tmp_path: Path
+) -> None:
+    config, run_dir = write_run(latent_set, tmp_path)
+    answer = cluster.client(
+        sys.executable, "-m", "synfundus", "train", "--config", str(config), "--nodes", "2", "--procs-per-node", "2",
+        "--set", "launch.cpus_per_task=1", extra={"SBATCH_OUTPUT": f"{tmp_path}/job.log"},
+    )  # fmt: skip
+    number = re.search(r"\d+", answer)
+    assert number is not None, answer
+    finish(cluster, number[0], tmp_path, restarts=0)
+    assert_same_run(undisturbed, run_dir, FINAL)
+
+
+def test_the_warning_before_the_time_limit_saves_and_requeues(
+    latent_set: ShardSet, cluster: SlurmCluster, undisturbed: Path, tmp_path: Path
+) -> None:
+    config, run_dir = write_run(latent_set, tmp_path)
+    job = submit(cluster, tmp_path, config=config)
+    wait_for_images(run_dir, 1200)
+    cluster.client("scancel", "--batch", "--signal=USR2", job)
+    log = finish(cluster, job, tmp_path, restarts=1)
+    assert "everything is saved" in log
+    assert_same_run(undisturbed, run_dir, FINAL)
+
+
+def test_a_cancelled_job_stays_cancelled(latent_set: ShardSet, cluster: SlurmCluster, tmp_path: Path) -> None:
+    config, run_dir = write_run(latent_set, tmp_path)
+    job = submit(cluster, tmp_path, config=config)
+    wait_for_images(run_dir, 400)
+    cluster.client("scancel", job)
+    cluster.wait_for(job, "CANCELLED", timeout_s=PATIENCE_S)
+    time.sleep(10)
+    assert cluster.job(job)["JobState"] == "CANCELLED"
+
+
+@pytest.mark.slow
+def test_a_preempted_job_saves_and_comes_back(
+    latent_set: ShardSet, cluster: SlurmCluster, undisturbed: Path, tmp_path: Path
+) -> None:
+    config, run_dir = write_run(latent_set, tmp_path)
+    job = submit(cluster, tmp_path, "--partition=low", config=config)
+    wait_for_images(run_dir, 1200)
+    cluster.client("srun", "--partition=main", "--nodes=3", "--exclusive", "sleep", "1")
+    log = finish(cluster, job, tmp_path, restarts=1)
+    assert "everything is saved" in log
+    assert_same_run(undisturbed, run_dir, FINAL)
+
+
+@pytest.mark.slow
+def test_a_requeued_job_comes_back(
+    latent_set: ShardSet, cluster: SlurmCluster, undisturbed: Path, tmp_path: Path
+) -> None:
+    config, run_dir = write_run(latent_set, tmp_path)
+    job = submit(cluster, tmp_path, config=config)
+    wait_for_images(run_dir, 1200)
+    cluster.client("scontrol", "requeue", job)
+    finish(cluster, job, tmp_path, restarts=1)
+    assert_same_run(undisturbed, run_dir, FINAL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["first", "second"])
+def test_a_dead_node_costs_one_interval_at_most(
+    latent_set: ShardSet, cluster: SlurmCluster, undisturbed: Path, tmp_path: Path, place: str
+) -> None:
+    config, run_dir = write_run(latent_set, tmp_path)
+    job = submit(cluster, tmp_path, config=config)
+    wait_for_images(run_dir, 1200)
+    used = cluster.client("scontrol", "show", "hostnames", cluster.job(job)["NodeList"]).split()
+    dead = used[0] if place == "first" else used[1]
+    cluster.crash(dead)
+    try:
+        finish(cluster, job, tmp_path, restarts=1)
+    finally:
+        cluster.boot(dead)
+    assert_same_run(undisturbed, run_dir, FINAL)
+
+
+@pytest.mark.slow
+def test_a_cut_network_costs_one_interval_at_most(
+    latent_set: ShardSet, cluster: SlurmCluster, undisturbed: Path, tmp_path: Path
+) -> None:
+    config, run_dir = write_run(latent_set, tmp_path)
+    job = submit(cluster, tmp_path, config=config)
+    wait_for_images(run_dir, 1200)
+    used = cluster.client("scontrol", "show", "hostnames", cluster.job(job)["NodeList"]).split()
+    cluster.cut(used[1])
+    try:
+        finish(cluster, job, tmp_path, restarts=1)
+    finally:
+        cluster.heal(used[1])
+    assert_same_run(undisturbed, run_dir, FINAL)
