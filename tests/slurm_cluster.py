@@ -147,12 +147,10 @@ class SlurmCluster:
         self._write_files()
         self._start_network()
         munge = {name: f"{self.folder}/munge.{name}" for name in ("socket", "key", "pid", "log", "seed")}
-        self._spawn(
-            "munge",
-            # forced: a test's folder is closed to other users, which munged would rather see open
-            ["munged", "-F", "--force", f"--socket={munge['socket']}", f"--key-file={munge['key']}", f"--pid-file={munge['pid']}",
-             f"--log-file={munge['log']}", f"--seed-file={munge['seed']}"],
-        )  # fmt: skip
+        places = [f"--socket={munge['socket']}"]
+        places += [f"--{name}-file={munge[name]}" for name in ("key", "pid", "log", "seed")]
+        # forced: a test's folder is closed to other users, which munged would rather see open
+        self._spawn("munge", ["munged", "-F", "--force", *places])
         self._await(lambda: Path(munge["socket"]).exists(), "munged made no socket")
         self._spawn("controller", ["slurmctld", "-D", "-c", "-i"])
         for node in self.nodes:

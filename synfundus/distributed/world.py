@@ -66,7 +66,7 @@ def _tasks_on_node(environment: Mapping[str, str], node: int, *, size: int) -> i
         counts.extend([int(match[1])] * int(match[2] or 1))
     if node >= len(counts):
         raise LaunchError(
-            f"SLURM_NODEID={node}, but SLURM_STEP_TASKS_PER_NODE={text!r} names {len(counts)} nodes", where="environment"
+            f"SLURM_NODEID={node}, but SLURM_STEP_TASKS_PER_NODE={text!r} is about {len(counts)}", where="environment"
         )
     return counts[node]
 

@@ -22,7 +22,11 @@ from synfundus.launch.plan import LaunchPlan, ProcessPlan, Surroundings
 LAUNCHER_PID = "SYNFUNDUS_LAUNCHER_PID"
 """Set for local ranks: the process whose end they must not outlive."""
 FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-SIGNALS_TO_SRUN = {signal.SIGTERM: signal.SIGUSR2, signal.SIGUSR2: signal.SIGUSR2, signal.SIGINT: signal.SIGTERM}
+SIGNALS_TO_SRUN: Mapping[int, int] = {
+    signal.SIGTERM: signal.SIGUSR2,
+    signal.SIGUSR2: signal.SIGUSR2,
+    signal.SIGINT: signal.SIGTERM,
+}
 """srun hands USR2 on to its tasks. TERM makes it kill them at once, and the first INT only makes it talk."""
 STOP_GRACE_S = 10.0
 """Time between SIGTERM and SIGKILL for the other ranks after one has died."""

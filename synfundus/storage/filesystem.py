@@ -7,6 +7,7 @@ never from the config and never from a URL.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import shutil
 import tempfile
@@ -81,7 +82,17 @@ def _storage_errors(action: str, url: str) -> Iterator[None]:
         ) from error
     except OSError as error:
         detail = error.strerror or type(error).__name__
-        raise StorageError(f"cannot {action}: {detail}", where=url) from error
+        raise StorageError(f"cannot {action}: {detail}{_room(error, url)}", where=url) from error
+
+
+def _room(error: OSError, url: str) -> str:
+    """Say how much is free, where a full disk or quota was the reason."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not is_local(url):
+        return ""
+    folder = local_path(url).absolute().parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return f", {shutil.disk_usage(folder).free:,} bytes are free"
 
 
 def exists(url: str) -> bool:

@@ -80,7 +80,10 @@ def _write_all(folder: str, files: Mapping[str, bytes]) -> dict[str, dict[str, A
     """Write files below a folder; returns their sizes and hashes."""
     entries = {}
     for name, data in files.items():
-        filesystem.write_bytes(filesystem.join(folder, name), data)
+        try:
+            filesystem.write_bytes(filesystem.join(folder, name), data)
+        except StorageError as error:
+            raise StorageError(f"{error.message}, of {len(data):,} to be written", where=error.where) from error
         entries[name] = {"bytes": len(data), "sha256": _sha256(data)}
     return entries
 

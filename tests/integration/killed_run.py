@@ -3,13 +3,21 @@
 python killed_run.py step:13 train --latents ...        in the middle of the 13th optimizer step of this process
 python killed_run.py write:TEXT train --latents ...     half-way through writing the first file whose place has TEXT
 python killed_run.py after:TEXT train --latents ...     right after that file was written
+python killed_run.py save:N:SECONDS train --latents ... so long after the N-th save of a checkpoint began
+
+And one whose disk is full at a chosen point:
+
+python killed_run.py full:TEXT:BYTES train --latents ...  when it is to write the first file whose place has TEXT, so
+                                                         many bytes are left: a file called ballast takes the rest
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
+import threading
 from typing import Any
 
 from synfundus.storage import filesystem
@@ -57,10 +65,66 @@ def arm_write(place: str, *, finish: bool) -> None:
     filesystem.write_bytes = write
 
 
+def arm_save(number: int, delay_s: float) -> None:
+    """Die a while after a save has begun; when it is over by then, right after it."""
+    from synfundus.training import checkpoint
+
+    original = checkpoint.save_checkpoint
+    begun = 0
+
+    def save(*arguments: Any, **settings: Any) -> str:
+        nonlocal begun
+        begun += 1
+        if begun != number:
+            return original(*arguments, **settings)
+        threading.Timer(delay_s, die).start()
+        original(*arguments, **settings)
+        die()
+        raise AssertionError
+
+    checkpoint.save_checkpoint = save
+
+
+def take_all_but(room: int, descriptor: int) -> None:
+    """Make a file so long that so many bytes are left; the other ranks are writing meanwhile."""
+    while True:
+        disk = os.fstatvfs(descriptor)
+        more = disk.f_bavail * disk.f_bsize - room
+        if more <= 0:
+            return
+        with contextlib.suppress(OSError):
+            os.posix_fallocate(descriptor, os.fstat(descriptor).st_size, more)
+
+
+def arm_full_disk(place: str, room: int) -> None:
+    """Fill the disk for real before a file is written."""
+    original = filesystem.write_bytes
+    full = False
+
+    def write(url: str, data: bytes) -> None:
+        nonlocal full
+        if place in url and not full:
+            full = True
+            mount = filesystem.local_path(url)
+            while not os.path.ismount(mount):
+                mount = mount.parent
+            with (mount / "ballast").open("wb") as ballast:
+                take_all_but(room, ballast.fileno())
+        original(url, data)
+
+    filesystem.write_bytes = write
+
+
 if __name__ == "__main__":
     kind, _, where = sys.argv[1].partition(":")
     if kind == "step":
         arm_step(int(where))
+    elif kind == "save":
+        which, _, seconds = where.partition(":")
+        arm_save(int(which), float(seconds))
+    elif kind == "full":
+        place, _, room = where.rpartition(":")
+        arm_full_disk(place, int(room))
     else:
         arm_write(where, finish=kind == "after")
     from synfundus.cli import main

@@ -43,9 +43,13 @@ def free_port() -> int:
 
 
 def run_processes(
-    commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]], *, timeout_s: float
+    commands: Sequence[Sequence[str]],
+    environments: Sequence[Mapping[str, str]],
+    *,
+    timeout_s: float,
+    patience_s: float = 0.0,
 ) -> list[Ended]:
-    """Run processes side by side; when one fails or time is up, the others are killed."""
+    """Run processes side by side; a while after one failed, or when time is up, the others are killed."""
     started = [
         subprocess.Popen(
             command,
@@ -58,11 +62,11 @@ def run_processes(
         )
         for command, environment in zip(commands, environments, strict=True)
     ]
-    ends = time.monotonic() + timeout_s
+    failed, ends = False, time.monotonic() + timeout_s
     try:
         while any(process.poll() is None for process in started) and time.monotonic() < ends:
-            if any(process.poll() not in (None, 0) for process in started):
-                break
+            if not failed and any(process.poll() not in (None, 0) for process in started):
+                failed, ends = True, min(ends, time.monotonic() + patience_s)
             time.sleep(0.05)
     finally:
         for process in started:
@@ -74,8 +78,14 @@ def run_processes(
 
 def run_ranks(script: Path, arguments: Sequence[str], *, world_size: int, timeout_s: float = 120) -> list[Ended]:
     """Run a script as the ranks of a job."""
+    command = [sys.executable, str(script), *arguments]
+    return run_processes([command] * world_size, rank_environments(world_size), timeout_s=timeout_s)
+
+
+def rank_environments(world_size: int) -> list[dict[str, str]]:
+    """Return the environments of the ranks of a job, as torchrun sets them."""
     port = str(free_port())
-    environments = [
+    return [
         clean_environment(
             {
                 "RANK": str(rank),
@@ -88,8 +98,6 @@ def run_ranks(script: Path, arguments: Sequence[str], *, world_size: int, timeou
         )
         for rank in range(world_size)
     ]
-    command = [sys.executable, str(script), *arguments]
-    return run_processes([command] * world_size, environments, timeout_s=timeout_s)
 
 
 def run_cli(*arguments: str | Path, timeout_s: float = 180) -> Ended:
@@ -105,3 +113,22 @@ def run_cli_killed_at(point: str, *arguments: str | Path, timeout_s: float = 180
     ended = run_processes([command], [clean_environment()], timeout_s=timeout_s)[0]
     assert ended.returncode == -signal.SIGKILL, f"not killed but exit code {ended.returncode}:\n{ended.output}"
     return ended
+
+
+def run_ranks_killed_at(
+    point: str, rank: int, *arguments: str | Path, world_size: int, timeout_s: float = 180
+) -> list[Ended]:
+    """Run a command line as the ranks of a job, of which one is killed at a point; the others are killed then."""
+    ended = run_ranks_with_fault(point, rank, *arguments, world_size=world_size, timeout_s=timeout_s)
+    assert ended[rank].returncode == -signal.SIGKILL, f"{ended[rank].returncode}:\n{ended[rank].output}"
+    return ended
+
+
+def run_ranks_with_fault(
+    point: str, rank: int, *arguments: str | Path, world_size: int, timeout_s: float = 180, patience_s: float = 0.0
+) -> list[Ended]:
+    """Run a command line as the ranks of a job, of which one meets a fault that `killed_run.py` knows."""
+    plain = [sys.executable, "-m", "synfundus", *map(str, arguments)]
+    faulty = [sys.executable, str(Path(__file__).with_name("killed_run.py")), point, *map(str, arguments)]
+    commands = [faulty if number == rank else plain for number in range(world_size)]
+    return run_processes(commands, rank_environments(world_size), timeout_s=timeout_s, patience_s=patience_s)

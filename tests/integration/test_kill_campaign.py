@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
-from rank_processes import run_cli, run_cli_killed_at
+from rank_processes import run_cli, run_cli_killed_at, run_ranks_killed_at
 from test_training_resume import STEPS, assert_same_run, settings, train_here
 from tiny_sets import write_config
 
@@ -15,6 +16,13 @@ from synfundus.seeding import keyed_generator
 from synfundus.storage.manifest import ShardSet
 
 KILLS = 20
+
+
+def report(name: str, failures: list[str], of: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Write a campaign's line and fail the test if one point failed."""
+    with capsys.disabled():
+        print("\n" + json.dumps({"name": name, "passed": of - len(failures), "of": of}))
+    assert not failures, "\n".join(failures)
 
 
 @pytest.mark.slow
@@ -35,7 +43,61 @@ def test_runs_killed_at_twenty_random_steps_end_with_the_same_bits(
             assert_same_run(straight, run_dir)
         except AssertionError as error:
             failures.append(f"step {point}: {error}")
-    with capsys.disabled():
-        line = {"name": "sigkill_resume", "passed": KILLS - len(failures), "of": KILLS}
-        print(f"\n{json.dumps(line)}")
-    assert not failures
+    report("sigkill_resume", failures, KILLS, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_rank_killed_at_twenty_random_steps_costs_no_bit(
+    latent_set: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(run_dir: Path) -> tuple[str, ...]:
+        changes = settings(latent_set, run_dir, workers=1)
+        config = write_config(tmp_path / f"{run_dir.name}.yaml", changes)
+        return ("train", "--config", str(config), "--procs-per-node", "2")
+
+    straight = tmp_path / "straight"
+    run_cli(*command(straight)).check()
+    points = sorted(keyed_generator(0, "rank-kill-campaign").permutation(STEPS - 1)[:KILLS] + 1)
+    failures: list[str] = []
+    for number, point in enumerate(points):
+        run_dir = tmp_path / f"killed-{point}"
+        run_ranks_killed_at(f"step:{point}", number % 2, *command(run_dir), world_size=2)
+        run_cli(*command(run_dir)).check()
+        try:
+            assert_same_run(straight, run_dir)
+        except AssertionError as error:
+            failures.append(f"rank {number % 2} at step {point}: {error}")
+    report("sigkill_of_a_rank", failures, KILLS, capsys)
+
+
+SAVES = 50
+LONGEST_SAVE_S = 0.06
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_runs_killed_at_fifty_random_times_inside_a_save_go_on_by_themselves(
+    latent_set: ShardSet, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    straight = tmp_path / "straight"
+    train_here(latent_set, straight, world)
+    draws = keyed_generator(0, "save-kill-campaign")
+    failures: list[str] = []
+    inside = 0
+    for number in range(SAVES):
+        run_dir = tmp_path / f"killed-{number}"
+        command = ("train", "--config", str(write_config(tmp_path / "run.yaml", settings(latent_set, run_dir))))
+        which, delay_s = 1 + int(draws.integers(5)), float(draws.uniform(0.0, LONGEST_SAVE_S))
+        run_cli_killed_at(f"save:{which}:{delay_s}", *command)
+        inside += any((run_dir / "checkpoints").glob("*.tmp"))
+        ended = run_cli(*command)
+        try:
+            assert ended.returncode == 0, ended.output
+            assert_same_run(straight, run_dir)
+        except AssertionError as error:
+            failures.append(f"save {which}, after {delay_s} s: {error}")
+        shutil.rmtree(run_dir)
+    report("sigkill_in_a_save", failures, SAVES, capsys)
+    # the delays have to fit the machine: too long, and all kills come after the save
+    assert inside >= SAVES // 4, f"only {inside} of {SAVES} kills hit a save"

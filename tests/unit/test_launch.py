@@ -280,9 +280,7 @@ def test_srun_is_sent_what_it_hands_on_to_its_tasks(tmp_path: Path, sent: signal
 
 
 @pytest.mark.parametrize("sent", [signal.SIGUSR2, signal.SIGTERM])
-def test_a_process_with_nothing_to_save_leaves_with_the_code_for_going_on(
-    tmp_path: Path, sent: signal.Signals
-) -> None:
+def test_a_process_with_nothing_to_save_leaves_with_the_code_for_going_on(tmp_path: Path, sent: signal.Signals) -> None:
     code = """
 import os, pathlib, sys, time
 from synfundus.launch import leave_on_signals

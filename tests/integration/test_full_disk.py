@@ -1,0 +1,95 @@
+"""A disk that is really full while a checkpoint is written: nobody waits, nothing is lost, figures are given."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rank_processes import run_cli, run_ranks_with_fault
+from test_kill_campaign import report
+from test_training_resume import assert_same_run, settings
+from tiny_sets import write_config
+
+from synfundus.distributed.world import LocalWorld
+from synfundus.errors import StorageError
+from synfundus.seeding import keyed_generator
+from synfundus.storage.manifest import ShardSet
+from synfundus.training.checkpoint import find_checkpoint
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+POINTS = 10
+PARTITION = "images-000000000160.tmp/zero"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], check=False)
+    if done.returncode != 0:
+        pytest.skip("mounting is not allowed here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def command(latent_set: ShardSet, run_dir: Path, config: Path) -> tuple[str, ...]:
+    return ("train", "--config", str(write_config(config, settings(latent_set, run_dir))), "--procs-per-node", "2")
+
+
+def fill_while_saving(rank: int, room: int, *arguments: str) -> None:
+    """Let a rank meet a full disk in its part of the second checkpoint; all ranks have to say so and leave."""
+    ended = run_ranks_with_fault(f"full:{PARTITION}:{room}", rank, *arguments, world_size=2, patience_s=60.0)
+    for process in ended:
+        assert process.returncode == StorageError.exit_code, "\n---\n".join(one.output for one in ended)
+    assert re.search(r"No space left on device, [\d,]+ bytes are free, of [\d,]+ to be written", ended[0].output)
+    assert "images-000000000160.tmp" in ended[0].output
+
+
+@pytest.fixture(scope="module")
+def straight(latent_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two ranks that met no fault."""
+    folder = tmp_path_factory.mktemp("straight")
+    run_cli(*command(latent_set, folder / "run", folder / "run.yaml")).check()
+    return folder / "run"
+
+
+def meet_and_go_on(latent_set: ShardSet, straight: Path, disk: Path, config: Path, *, rank: int, room: int) -> None:
+    run_dir = disk / f"rank{rank}-{room}"
+    arguments = command(latent_set, run_dir, config)
+    fill_while_saving(rank, room, *arguments)
+    found = find_checkpoint(str(run_dir / "checkpoints"), world=LocalWorld())
+    assert found is not None
+    assert (found.images_seen, found.passed_over) == (80, ())
+    (disk / "ballast").unlink()
+    run_cli(*arguments).check()
+    assert_same_run(straight, run_dir)
+    subprocess.run(["rm", "-r", str(run_dir)], check=True)
+
+
+def test_a_full_disk_ends_all_ranks_and_costs_no_bit(
+    latent_set: ShardSet, straight: Path, small_disk: Path, tmp_path: Path
+) -> None:
+    meet_and_go_on(latent_set, straight, small_disk, tmp_path / "run.yaml", rank=1, room=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_full_disks_at_ten_points_on_either_rank(
+    latent_set: ShardSet, straight: Path, small_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    partition = next((straight / "checkpoints").glob("images-*/zero/rank-00001*")).stat().st_size
+    draws = keyed_generator(0, "full-disk-campaign")
+    failures: list[str] = []
+    for rank in (0, 1):
+        for room in sorted({0, *(int(value) for value in draws.integers(partition, size=POINTS - 1))}):
+            try:
+                meet_and_go_on(latent_set, straight, small_disk, tmp_path / "run.yaml", rank=rank, room=room)
+            except AssertionError as error:
+                failures.append(f"rank {rank}, {room} bytes: {error}")
+                (small_disk / "ballast").unlink(missing_ok=True)
+    report("full_disk", failures, 2 * POINTS, capsys)
