@@ -5,7 +5,9 @@ python killed_run.py write:TEXT train --latents ...     half-way through writing
 python killed_run.py after:TEXT train --latents ...     right after that file was written
 python killed_run.py save:N:SECONDS train --latents ... so long after the N-th save of a checkpoint began
 
-And one whose disk is full at a chosen point:
+And one that is sent a signal, or whose disk is full, at a chosen point:
+
+python killed_run.py signal:SIGUSR2:MODULE:FUNCTION:N train --latents ...  at the N-th call of the function
 
 python killed_run.py full:TEXT:BYTES train --latents ...  when it is to write the first file whose place has TEXT, so
                                                          many bytes are left: a file called ballast takes the rest
@@ -14,6 +16,7 @@ python killed_run.py full:TEXT:BYTES train --latents ...  when it is to write th
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import signal
 import sys
@@ -115,6 +118,26 @@ def arm_full_disk(place: str, room: int) -> None:
     filesystem.write_bytes = write
 
 
+def arm_signal(number: signal.Signals, place: str, call: int) -> None:
+    """Send this process a signal when a function, ``module:Class.name``, is called for the n-th time."""
+    module, _, path = place.partition(":")
+    *holders, name = path.split(".")
+    holder: Any = importlib.import_module(module)
+    for part in holders:
+        holder = getattr(holder, part)
+    original = getattr(holder, name)
+    calls = 0
+
+    def counted(*arguments: Any, **settings: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            os.kill(os.getpid(), number)
+        return original(*arguments, **settings)
+
+    setattr(holder, name, counted)
+
+
 if __name__ == "__main__":
     kind, _, where = sys.argv[1].partition(":")
     if kind == "step":
@@ -122,6 +145,10 @@ if __name__ == "__main__":
     elif kind == "save":
         which, _, seconds = where.partition(":")
         arm_save(int(which), float(seconds))
+    elif kind == "signal":
+        sent, _, function = where.partition(":")
+        function, _, which = function.rpartition(":")
+        arm_signal(signal.Signals[sent], function, int(which))
     elif kind == "full":
         place, _, room = where.rpartition(":")
         arm_full_disk(place, int(room))

@@ -106,11 +106,16 @@ def run_cli(*arguments: str | Path, timeout_s: float = 180) -> Ended:
     return run_processes([command], [clean_environment()], timeout_s=timeout_s)[0]
 
 
-def run_cli_killed_at(point: str, *arguments: str | Path, timeout_s: float = 180) -> Ended:
-    """Run a command line that is killed by SIGKILL at a point `killed_run.py` knows."""
+def run_cli_with_fault(point: str, *arguments: str | Path, timeout_s: float = 180) -> Ended:
+    """Run a command line that meets a fault `killed_run.py` knows."""
     script = Path(__file__).with_name("killed_run.py")
     command = [sys.executable, str(script), point, *map(str, arguments)]
-    ended = run_processes([command], [clean_environment()], timeout_s=timeout_s)[0]
+    return run_processes([command], [clean_environment()], timeout_s=timeout_s)[0]
+
+
+def run_cli_killed_at(point: str, *arguments: str | Path, timeout_s: float = 180) -> Ended:
+    """Run a command line that is killed by SIGKILL at a point `killed_run.py` knows."""
+    ended = run_cli_with_fault(point, *arguments, timeout_s=timeout_s)
     assert ended.returncode == -signal.SIGKILL, f"not killed but exit code {ended.returncode}:\n{ended.output}"
     return ended
 

@@ -1,0 +1,142 @@
+"""Whatever a run is doing when a signal comes, it ends with 75, and the same command ends as if nothing had been."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from rank_processes import run_cli, run_cli_with_fault
+from test_encode_latents import hashes
+from test_kill_campaign import report
+from test_prepare_ranks import config_of, keyed_crosswalk, write_clinic
+from test_training_resume import assert_same_run, settings, train_here
+from tiny_pipeline import write_tiny_pipeline
+from tiny_sets import write_config
+
+from synfundus.distributed.world import World
+from synfundus.storage.manifest import ShardSet
+
+POINTS = 5
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Something a run does.
+
+    Attributes:
+        verb: Whose run it is.
+        function: Called in it, ``module:name``.
+        calls: At which of its calls signals are sent.
+    """
+
+    verb: str
+    function: str
+    calls: tuple[int, ...]
+
+
+PHASES = {
+    "start": Phase("train", "synfundus.distributed.engine:ZeroEngine.__init__", (1,) * POINTS),
+    "step": Phase("train", "synfundus.distributed.engine:ZeroEngine.step", (1, 9, 22, 37, 49)),
+    "data": Phase("train", "synfundus.data.loader:BatchLoader._take", (1, 10, 20, 35, 50)),
+    "save": Phase("train", "synfundus.training.checkpoint:_write_all", (1, 2, 3, 4, 5)),
+    "validation": Phase("train", "synfundus.jobs.train:_Training._validate", (1, 1, 2, 2, 3)),
+    "export": Phase("train", "synfundus.jobs.train:_Training._finish", (1,) * POINTS),
+    "encode": Phase("encode-latents", "synfundus.jobs.latent_encoder:ShardEncoder._write", (1, 2, 3, 4, 6)),
+    "sample": Phase("sample", "synfundus.jobs.sample:_batch_pixels", (1, 2, 3, 4, 5)),
+    "prepare": Phase("prepare", "synfundus.jobs.preparation_shards:_read_members", (1, 3, 6, 9, 12)),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command line, and the check that its result is the undisturbed one's."""
+
+    arguments: tuple[str, ...]
+    check: Callable[[], None]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(latent_set: ShardSet, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what every verb makes when nothing disturbs it, and what it makes it of."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    train_here(latent_set, folder / "train", world)
+    write_tiny_pipeline(folder / "model" / "export")
+    run_cli(*sample_command(folder, folder / "sample")).check()
+    write_clinic(folder / "clinic", 12)
+    run_cli(*prepare_command(folder, folder / "prepare")).check()
+    return folder
+
+
+def sample_command(folder: Path, out: Path) -> tuple[str, ...]:
+    options = ("--set", "sample.batch_size=2", "--set", "sample.num_steps=3", "--device", "cpu")
+    return ("sample", "--model", str(folder / "model"), "--out", str(out), "--num-images", "10", *options)
+
+
+def prepare_command(folder: Path, out: Path) -> tuple[str, ...]:
+    crosswalk = out.with_name(f"{out.name}-crosswalk")
+    config = config_of(folder / "clinic", out, keyed_crosswalk(crosswalk) if not crosswalk.exists() else crosswalk)
+    path = out.with_name(f"{out.name}.yaml")
+    path.write_text(yaml.safe_dump({"prepare": config.model_dump(mode="json", exclude_unset=True)["prepare"]}))
+    return ("prepare", "--config", str(path))
+
+
+def job_of(verb: str, out: Path, *, latent_set: ShardSet, image_set: ShardSet, vae_run: Path, undisturbed: Path) -> Job:
+    if verb == "train":
+        config = write_config(out.with_suffix(".yaml"), settings(latent_set, out))
+        return Job(("train", "--config", str(config)), lambda: assert_same_run(undisturbed / "train", out))
+    if verb == "encode-latents":
+        section = {"data": image_set.url, "vae": str(vae_run), "out": str(out), "flip": True}
+        config = write_config(out.with_suffix(".yaml"), {"encode": section})
+        return Job(("encode-latents", "--config", str(config)), lambda: assert_same_files(Path(latent_set.url), out))
+    command = sample_command if verb == "sample" else prepare_command
+    return Job(command(undisturbed, out), lambda: assert_same_files(undisturbed / verb, out))
+
+
+def assert_same_files(one: Path, other: Path) -> None:
+    assert hashes(one) == hashes(other)
+
+
+@pytest.fixture
+def disturb(
+    latent_set: ShardSet, image_set: ShardSet, vae_run: Path, undisturbed: Path, tmp_path: Path
+) -> Callable[[str, int], None]:
+    """Send a signal at one of the points of a phase, start the command again and compare."""
+
+    def run(name: str, point: int) -> None:
+        phase, out = PHASES[name], tmp_path / "out"
+        for left in tmp_path.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        job = job_of(
+            phase.verb, out, latent_set=latent_set, image_set=image_set, vae_run=vae_run, undisturbed=undisturbed
+        )
+        sent = ("SIGUSR2", "SIGTERM")[point % 2]
+        ended = run_cli_with_fault(f"signal:{sent}:{phase.function}:{phase.calls[point]}", *job.arguments)
+        assert ended.returncode == 75, f"exit code {ended.returncode}:\n{ended.output}"
+        assert f"stopped by {sent}" in ended.output
+        assert "Traceback" not in ended.output
+        run_cli(*job.arguments).check()
+        job.check()
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["start", "step", "encode"])
+def test_a_signal_ends_a_run_that_goes_on_later(disturb: Callable[[str, int], None], name: str) -> None:
+    disturb(name, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_signals_in_every_phase(disturb: Callable[[str, int], None], capsys: pytest.CaptureFixture[str]) -> None:
+    failures: list[str] = []
+    for name in PHASES:
+        for point in range(POINTS):
+            try:
+                disturb(name, point)
+            except AssertionError as error:
+                failures.append(f"{name}, point {point}: {error}")
+    report("signals", failures, len(PHASES) * POINTS, capsys)
