@@ -119,7 +119,7 @@ def check_request(verb: Verb, config: RunConfig, *, look: bool) -> None:
     problems: list[str] = []
     for option in verb.options:
         value = value_at(config, option.path)
-        texts = [value] if isinstance(value, str) else [str(text) for text in value] if isinstance(value, tuple) else []
+        texts = [str(text) for text in value] if isinstance(value, tuple) else [] if value is None else [str(value)]
         if option.required and not any(text.strip() for text in texts):
             problems.append(f"{option.flag} is missing ({option.path}): {option.help}")
         elif option.role:

@@ -243,6 +243,18 @@ EXPORT = Verb(
     ("train", "sample"),
     "export",
 )
+EMA = Verb(
+    "ema",
+    "Make a model with a longer or shorter weight average than was tracked.",
+    (
+        _needs(Option("--run-dir", "train.run_dir", "Run of `train` with snapshots.", role="input")),
+        _needs(Option("--sigma-rel", "post_hoc.sigma_rel", "Width of the average relative to the run, e.g. 0.10.")),
+        Option("--at-images", "post_hoc.at_images", "Time of the average; default the last snapshot's."),
+        Option("--out", "post_hoc.out", "Folder to write; default below the run.", role="output"),
+    ),
+    ("train", "post_hoc"),
+    "ema",
+)
 DEMO = Verb(
     "demo",
     "Walk the whole chain on phantoms, or on your own photographs, in minutes.",
@@ -286,4 +298,4 @@ DOCTOR = Verb(
     results_on_stdout=True,
 )
 
-VERBS = (DEMO, DOCTOR, PHANTOMS, PREPARE, INSPECT, TRAIN_VAE, ENCODE, VERIFY, TRAIN, SAMPLE, EXPORT)
+VERBS = (DEMO, DOCTOR, PHANTOMS, PREPARE, INSPECT, TRAIN_VAE, ENCODE, VERIFY, TRAIN, SAMPLE, EMA, EXPORT)

@@ -57,6 +57,29 @@ class EmaConfig(Section):
     """Early in training the half-life is at most this fraction of the images seen (EDM2)."""
 
 
+SigmaRel = Annotated[float, Field(gt=0.0, le=0.28)]
+
+
+class DiffusionEmaConfig(EmaConfig):
+    """Averages of the denoiser's weights."""
+
+    sigma_rel: tuple[SigmaRel, ...] = ()
+    """Widths of power-function averages kept beside it, for `synfundus ema`; (0.05, 0.1) serves what lies between."""
+    snapshot_every_images: NonNegativeInt = 0
+    """Images between snapshots of those averages (fp32, one file a width); 0 takes one at the end."""
+
+
+class PostHocConfig(Section):
+    """Averages of lengths nobody tracked (`synfundus ema`; EDM2, arXiv 2312.02696)."""
+
+    sigma_rel: SigmaRel | None = None
+    """Width of the average relative to the run's length."""
+    at_images: PositiveInt | None = None
+    """Time of the average, in images; by default the last snapshot's."""
+    out: str | None = None
+    """Folder for the model; by default below the run."""
+
+
 class LoopConfig(Section):
     """What both training verbs share."""
 
@@ -394,8 +417,10 @@ class RunConfig(Section):
     """Diffusion training: budget, batch, precision, intervals."""
     optim: OptimConfig = OptimConfig()
     """Diffusion training: optimizer."""
-    ema: EmaConfig = EmaConfig()
+    ema: DiffusionEmaConfig = DiffusionEmaConfig()
     """Diffusion training: weight averaging."""
+    post_hoc: PostHocConfig = PostHocConfig()
+    """Averages put together after the run."""
     sample: SampleConfig = SampleConfig()
     """Generation."""
     inspect: InspectConfig = InspectConfig()

@@ -246,6 +246,11 @@ def engine(
     )
 
 
-def ema(section: EmaConfig, zero: ZeroEngine) -> ShardedEma:
-    """Start an average at the engine's weights."""
-    return ShardedEma(zero.masters(), half_life_images=section.half_life_images, rampup_ratio=section.rampup_ratio)
+def ema(section: EmaConfig, zero: ZeroEngine, *, sigma_rel: Sequence[float] = ()) -> ShardedEma:
+    """Start averages at the engine's weights."""
+    return ShardedEma(
+        zero.masters(),
+        half_life_images=section.half_life_images,
+        rampup_ratio=section.rampup_ratio,
+        sigma_rel=sigma_rel,
+    )

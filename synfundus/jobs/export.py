@@ -7,7 +7,7 @@ from synfundus.distributed.world import World
 from synfundus.errors import ConfigError
 from synfundus.jobs import Summary, build
 from synfundus.jobs.local_folder import UNFINISHED_NAME
-from synfundus.jobs.pipeline_folder import DOCUMENT_NAME, find_pipeline, load_pipeline, save_pipeline
+from synfundus.jobs.pipeline_folder import DOCUMENT_NAME, find_pipeline, load_pipeline, resave_pipeline
 from synfundus.storage import filesystem
 from synfundus.telemetry.console import Console
 
@@ -29,19 +29,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         raise ConfigError("the folder holds something else", where=out, hint="give another --out")
     pipeline = load_pipeline(source, device=build.torch_device(world))
     if world.rank == 0 and _place(out) != _place(source):
-        save_pipeline(
-            out,
-            denoiser=pipeline.denoiser,
-            codec=pipeline.codec,
-            schedule_settings=pipeline.schedule_settings,
-            label_schema=pipeline.label_schema,
-            latent_mean=pipeline.latent_mean,
-            latent_std=pipeline.latent_std,
-            image_size_px=pipeline.image_size_px,
-            latent_set_identity=pipeline.latent_set_identity,
-            vae_fingerprint=pipeline.vae_fingerprint,
-            training_summary=pipeline.training_summary,
-        )
+        resave_pipeline(out, pipeline)
         console.message(f"model {pipeline.fingerprint[:12]} written to {out}")
     world.barrier()
     return {

@@ -225,6 +225,27 @@ def save_pipeline(
     return fingerprint
 
 
+def resave_pipeline(folder: str | Path, pipeline: Pipeline) -> str:
+    """Write a loaded pipeline to a folder, with the weights it has now. Returns the model's fingerprint.
+
+    Raises:
+        ManifestMismatch: As in `save_pipeline`.
+    """
+    return save_pipeline(
+        folder,
+        denoiser=pipeline.denoiser,
+        codec=pipeline.codec,
+        schedule_settings=pipeline.schedule_settings,
+        label_schema=pipeline.label_schema,
+        latent_mean=pipeline.latent_mean,
+        latent_std=pipeline.latent_std,
+        image_size_px=pipeline.image_size_px,
+        latent_set_identity=pipeline.latent_set_identity,
+        vae_fingerprint=pipeline.vae_fingerprint,
+        training_summary=pipeline.training_summary,
+    )
+
+
 def _latent_shape(denoiser: ConditionalDenoiser) -> list[int]:
     config = denoiser.unet.config
     return [int(config.in_channels), int(config.sample_size), int(config.sample_size)]

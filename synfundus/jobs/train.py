@@ -16,6 +16,7 @@ from synfundus.distributed.world import World
 from synfundus.errors import ConfigError, DataError, ManifestMismatch
 from synfundus.jobs import Summary, build
 from synfundus.jobs.codec_folder import find_codec, open_codec
+from synfundus.jobs.ema_snapshots import write_snapshot
 from synfundus.jobs.latent_sets import LatentSets, open_latent_sets
 from synfundus.jobs.latent_sources import load_sources
 from synfundus.jobs.pipeline_folder import Pipeline, find_pipeline, load_pipeline, save_pipeline
@@ -31,6 +32,7 @@ from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import Console
 from synfundus.training.draws import DiffusionDraws
 from synfundus.training.ema import ShardedEma
+from synfundus.training.post_hoc_ema import Profile
 from synfundus.training.step import LatentDiffusionStep
 from synfundus.training.trainer import Periodic, Trainer, TrainState
 
@@ -67,6 +69,9 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
 
 
 def _identity(config: RunConfig, latents: ShardSet) -> dict[str, object]:
+    ema = config.ema.model_dump(mode="json", exclude={"snapshot_every_images"})
+    if not config.ema.sigma_rel:  # as in runs from before there were any
+        del ema["sigma_rel"]
     return {
         "seed": config.seed,
         "latents": latents.identity,
@@ -74,7 +79,7 @@ def _identity(config: RunConfig, latents: ShardSet) -> dict[str, object]:
         "unet": config.unet.model_dump(mode="json"),
         "diffusion": config.diffusion.model_dump(mode="json"),
         "optim": config.optim.model_dump(mode="json"),
-        "ema": config.ema.model_dump(mode="json"),
+        "ema": ema,
         "global_batch_size": config.loop.global_batch_size,
         "precision": config.loop.precision,
     }
@@ -162,7 +167,7 @@ class _Training:
             batch=self._batch,
             world=world,
         )
-        self._ema: ShardedEma = build.ema(config.ema, self._zero)
+        self._ema: ShardedEma = build.ema(config.ema, self._zero, sigma_rel=config.ema.sigma_rel)
         self._last_row: Mapping[str, float] = {}
         self._validation_loss = float("nan")
 
@@ -199,6 +204,7 @@ class _Training:
             self._validation_loss = self._validate(state)
             sinks.write({"images_seen": state.images_seen, "validation_loss": self._validation_loss})
 
+        averages = self._config.ema
         trainer = Trainer(
             engine=self._zero,
             loader=loader,
@@ -213,6 +219,8 @@ class _Training:
             set_names=set_names(self._sets.sets),
             periodic=[
                 Periodic(self._loop.validate_every_images, validate, at_end=True),
+                # before the checkpoint: a run that goes on from one has the snapshots that lead up to it
+                Periodic(averages.snapshot_every_images, self._snapshot, at_end=bool(averages.sigma_rel)),
                 Periodic(self._loop.checkpoint_every_images, self._save, at_end=True, log_before=True),
                 Periodic(self._loop.preview_every_images, self._preview, at_end=self._loop.preview_every_images > 0),
             ],
@@ -294,6 +302,12 @@ class _Training:
         if images == 0:
             raise DataError(f"split {split} holds no readable sample", where=self._set.url)
         return loss / images
+
+    def _snapshot(self, state: TrainState) -> None:
+        """Keep the power-function averages as they are now. Collective."""
+        for width, slices in self._ema.power.items():
+            profile = Profile(state.images_seen, width)
+            write_snapshot(self._directory.url, self._zero.gather_named(slices), profile, self._world)
 
     def _preview(self, state: TrainState) -> None:
         """Draw a grid with fixed seeds from the averaged weights. Collective."""

@@ -32,7 +32,6 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "MANIFEST.json"
 STATE_NAME = "state.json"
 MODEL_NAME = "model.safetensors"
-VECTOR_NAMES = ("master", *MOMENT_NAMES, "ema")
 _FOLDER = re.compile(r"^images-(\d{12})$")
 _PARTIAL = re.compile(r"^images-(\d{12})\.tmp$")
 
@@ -68,11 +67,11 @@ def _sha256(data: bytes) -> str:
 
 def _partition_tensors(engine: ZeroEngine, ema: ShardedEma) -> dict[str, Tensor]:
     tensors = {}
-    groups = zip(engine.masters(), engine.moments(), ema.partitions, strict=True)
-    for number, (master, moments, average) in enumerate(groups):
-        vectors = {"master": master, **moments, "ema": average}
-        for name in VECTOR_NAMES:
-            tensors[f"group{number}.{name}"] = vectors[name].detach().to("cpu", torch.float32).contiguous()
+    averages = ema.vectors()
+    for number, (master, moments) in enumerate(zip(engine.masters(), engine.moments(), strict=True)):
+        vectors = {"master": master, **moments, **{name: slices[number] for name, slices in averages.items()}}
+        for name, vector in vectors.items():
+            tensors[f"group{number}.{name}"] = vector.detach().to("cpu", torch.float32).contiguous()
     return tensors
 
 
@@ -314,14 +313,17 @@ def load_checkpoint(url: str, *, engine: ZeroEngine, ema: ShardedEma, world: Wor
     )
     engine.layout.require_same(FlatLayout.from_document(document["layout"]), where=url)
     source = _PartitionSource(url, saved_world_size=int(document["world_size"]))
+    averages = ema.vectors()
     masters, moments = [], []
     for number, group in enumerate(engine.layout.groups):
         vectors = {
-            name: source.slice(number, group, name, rank=world.rank, world_size=world.size) for name in VECTOR_NAMES
+            name: source.slice(number, group, name, rank=world.rank, world_size=world.size)
+            for name in ("master", *MOMENT_NAMES, *averages)
         }
         masters.append(vectors["master"])
         moments.append({name: vectors[name] for name in MOMENT_NAMES})
-        ema.partitions[number].copy_(vectors["ema"])
+        for name, slices in averages.items():
+            slices[number].copy_(vectors[name])
     engine.load_partitions(masters, moments, optimizer_steps=int(document["optimizer_steps"]))
     state: dict[str, Any] = document["state"]
     return state

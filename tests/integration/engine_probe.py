@@ -17,10 +17,12 @@ from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.world import World, connect, disconnect
 from synfundus.training.ema import ShardedEma, ema_decay
 from synfundus.training.optim import parameter_groups
+from synfundus.training.post_hoc_ema import power_decay, power_exponent
 
 GLOBAL_BATCH = 8
 STEPS = 6
 EMA = {"half_life_images": 60.0, "rampup_ratio": 5.0}
+WIDTHS = (0.05, 0.2)
 LR, BETAS, EPS, DECAY, MAX_NORM = 1e-2, (0.9, 0.99), 1e-8, 0.1, 0.5
 
 
@@ -93,8 +95,10 @@ def observe(world: World, *, precision: str, micro: int) -> tuple[dict[str, Any]
 
     keep("initial", initial if world.rank == 0 else None)
     keep("start", engine.gather_named(engine.masters()))
-    average = ShardedEma(engine.masters(), **EMA)
+    half_life, ramp = EMA["half_life_images"], EMA["rampup_ratio"]
+    average = ShardedEma(engine.masters(), half_life_images=half_life, rampup_ratio=ramp, sigma_rel=WIDTHS)
     full = engine.gather_named(engine.masters())
+    power = {width: engine.gather_named(engine.masters()) for width in WIDTHS}
     losses, norms = [], []
     for step in range(STEPS):
         loss, norm = train_step(engine, world, step, micro=micro)
@@ -105,10 +109,16 @@ def observe(world: World, *, precision: str, micro: int) -> tuple[dict[str, Any]
         now = engine.gather_named(engine.masters())
         decay = ema_decay(batch_images=GLOBAL_BATCH, images_seen=seen, **EMA)
         if full is not None and now is not None:
-            full = {name: tensor.lerp(now[name], 1.0 - decay) for name, tensor in full.items()}
+            full = lerp(full, now, decay)
+            for width in WIDTHS:
+                decay = power_decay(batch_images=GLOBAL_BATCH, images_seen=seen, gamma=power_exponent(width))
+                power[width] = lerp(power[width] or {}, now, decay)
     keep("master", engine.gather_named(engine.masters()))
     keep("ema", engine.gather_named(average.partitions))
     keep("full_ema", full)
+    for width in WIDTHS:
+        keep(f"power_{width}", engine.gather_named(average.power[width]))
+        keep(f"full_power_{width}", power[width])
     for name in ("exp_avg", "exp_avg_sq"):
         keep(name, engine.gather_named([moments[name] for moments in engine.moments()]))
     working = {name: tensor.detach().float() for name, tensor in engine.module.named_parameters()}
@@ -129,6 +139,11 @@ def observe(world: World, *, precision: str, micro: int) -> tuple[dict[str, Any]
     return figures, tensors
 
 
+def lerp(averages: dict[str, Tensor], now: dict[str, Tensor], decay: float) -> dict[str, Tensor]:
+    """Move full-size averages towards the weights."""
+    return {name: tensor.lerp(now[name], 1.0 - decay) for name, tensor in averages.items()}
+
+
 def _generator(name: str) -> torch.Generator:
     return torch.Generator().manual_seed(sum(name.encode()))
 
@@ -138,7 +153,7 @@ def main(out: Path) -> None:
     world = connect(device="cpu", timeout_s=60, num_threads=1)
     try:
         for precision in ("fp32", "bf16"):
-            figures, tensors = observe(world, precision=precision, micro=2)
+            figures, tensors = observe(world, precision=precision, micro=min(2, GLOBAL_BATCH // world.size))
             if world.rank == 0:
                 (out / f"{precision}.json").write_text(json.dumps(figures), encoding="utf-8")
                 safetensors.torch.save_file(tensors, out / f"{precision}.safetensors")

@@ -39,13 +39,23 @@ def assert_same(
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Observed]:
-    """What two real processes observed; with a folder for extensions that must stay empty."""
-    out = tmp_path_factory.mktemp("probe")
+    """What two real processes observed."""
+    return observed_by(2, tmp_path_factory.mktemp("probe"))
+
+
+@pytest.fixture(scope="module")
+def four_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Observed]:
+    """What four real processes observed."""
+    return observed_by(4, tmp_path_factory.mktemp("probe"))
+
+
+def observed_by(world_size: int, out: Path) -> dict[str, Observed]:
+    """Run the probe; with a folder for extensions that must stay empty."""
     extensions = out / "extensions"
     extensions.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_EXTENSIONS_DIR", str(extensions))
-        for ended in run_ranks(Path(engine_probe.__file__), [str(out)], world_size=2):
+        for ended in run_ranks(Path(engine_probe.__file__), [str(out)], world_size=world_size):
             ended.check()
     assert list(extensions.iterdir()) == [], "an extension was built"
     return {
@@ -144,14 +154,16 @@ def test_one_and_two_ranks_agree(one_rank: dict[str, Observed], two_ranks: dict[
     assert_same(part(two_ranks["fp32"][1], "ema"), part(one_rank["fp32"][1], "ema"), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("ranks", ["one_rank", "two_ranks"])
+@pytest.mark.parametrize("ranks", ["one_rank", "two_ranks", "four_ranks"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_sharded_average_equals_the_average_of_a_full_copy(
+def test_the_sharded_averages_equal_the_averages_of_a_full_copy(
     ranks: str, precision: str, request: pytest.FixtureRequest
 ) -> None:
     _, tensors = request.getfixturevalue(ranks)[precision]
-    assert_same(part(tensors, "ema"), part(tensors, "full_ema"))
-    assert not torch.equal(tensors["ema.first.weight"], tensors["master.first.weight"])
+    averages = ("ema", *(f"power_{width}" for width in engine_probe.WIDTHS))
+    for average in averages:
+        assert_same(part(tensors, average), part(tensors, f"full_{average}"))
+        assert not torch.equal(tensors[f"{average}.first.weight"], tensors["master.first.weight"])
 
 
 @pytest.mark.parametrize("ranks", ["one_rank", "two_ranks"])

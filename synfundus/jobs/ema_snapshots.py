@@ -1,0 +1,124 @@
+"""Snapshots of a run's power-function averages: what `synfundus ema` puts averages of other lengths together from.
+
+::
+
+    RUN/ema/sigma-rel-0.0500-images-000000001200.safetensors   all weights by name, fp32
+    RUN/ema/sigma-rel-0.0500-images-000000001200.json          width, images, size, sha256; written last
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from synfundus.distributed.world import World
+from synfundus.errors import CheckpointError, DataError, StorageError
+from synfundus.storage import documents, filesystem
+from synfundus.training.post_hoc_ema import Profile
+
+FOLDER_NAME = "ema"
+FORMAT_NAME = "synfundus-ema-snapshot"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One that is there.
+
+    Attributes:
+        url: Its weights.
+        profile: Which average it is.
+        num_bytes: Size of the weights' file.
+        sha256: Hash of the weights' file.
+    """
+
+    url: str
+    profile: Profile
+    num_bytes: int
+    sha256: str
+
+
+def write_snapshot(run_url: str, weights: Mapping[str, Tensor] | None, profile: Profile, world: World) -> None:
+    """Write a snapshot; one of the same width and time is replaced. Collective: rank 0 has the weights, and writes.
+
+    Raises:
+        StorageError: On every rank when rank 0 could not.
+    """
+    failure = ""
+    if weights is not None:
+        name = f"sigma-rel-{profile.sigma_rel:.4f}-images-{profile.images_seen:012d}"
+        url = filesystem.join(run_url, FOLDER_NAME, f"{name}.safetensors")
+        data = safetensors.torch.save({key: tensor.contiguous() for key, tensor in weights.items()})
+        document = {
+            "sigma_rel": profile.sigma_rel,
+            "images_seen": profile.images_seen,
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+        try:
+            filesystem.write_bytes(url, data)
+            documents.write_document(_document_url(url), document, format_name=FORMAT_NAME, version=FORMAT_VERSION)
+        except StorageError as error:
+            failure = error.message
+    failure = world.all_gather(failure)[0]
+    if failure:
+        raise StorageError(
+            f"a snapshot of the averages could not be written: {failure}",
+            where=filesystem.join(run_url, FOLDER_NAME),
+            hint="free some space, or take fewer: ema.snapshot_every_images",
+        )
+
+
+def _document_url(url: str) -> str:
+    return url.removesuffix(".safetensors") + ".json"
+
+
+def find_snapshots(run_url: str) -> list[Snapshot]:
+    """Return the snapshots of a run, oldest first, narrow before wide.
+
+    Raises:
+        CheckpointError: There is none, or a document is malformed.
+    """
+    folder = filesystem.join(run_url, FOLDER_NAME)
+    found = []
+    for name in filesystem.list_names(folder) if filesystem.is_dir(folder) else []:
+        if not name.endswith(".json"):
+            continue
+        url = filesystem.join(folder, name)
+        try:
+            document = documents.read_document(url, format_name=FORMAT_NAME, version=FORMAT_VERSION)
+            profile = Profile(int(document["images_seen"]), float(document["sigma_rel"]))
+            weights = url.removesuffix(".json") + ".safetensors"
+            found.append(Snapshot(weights, profile, int(document["bytes"]), str(document["sha256"])))
+        except (DataError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"the document of a snapshot is malformed: {error}", where=url) from error
+    if not found:
+        raise CheckpointError(
+            "this run has no snapshots of power-function averages",
+            where=folder,
+            hint="train with ema.sigma_rel=[0.05,0.1] and ema.snapshot_every_images; it cannot be made up for",
+        )
+    return sorted(found, key=lambda snapshot: (snapshot.profile.images_seen, snapshot.profile.sigma_rel))
+
+
+def read_snapshot(snapshot: Snapshot) -> dict[str, Tensor]:
+    """Read the weights of a snapshot, fp32 by name.
+
+    Raises:
+        CheckpointError: The file is not the one that was written.
+    """
+    data = filesystem.read_bytes(snapshot.url)
+    if len(data) != snapshot.num_bytes:
+        raise CheckpointError(f"{len(data):,} bytes instead of {snapshot.num_bytes:,}", where=snapshot.url)
+    if hashlib.sha256(data).hexdigest() != snapshot.sha256:
+        raise CheckpointError("the weights do not match their hash", where=snapshot.url, hint="move it away")
+    try:
+        weights: dict[str, Tensor] = safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"no safetensors file: {error}", where=snapshot.url) from error
+    return weights
