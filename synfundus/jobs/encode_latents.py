@@ -29,6 +29,7 @@ from synfundus.jobs.latent_encoder import (
 from synfundus.jobs.latent_sources import LatentSources, save_sources
 from synfundus.models.autoencoder import LatentCodec
 from synfundus.storage import documents, filesystem
+from synfundus.storage.locations import absolute
 from synfundus.storage.manifest import (
     REJECTS_NAME,
     SPLITS,
@@ -61,7 +62,9 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     properties = _properties(config, image_set, codec, codec_fingerprint)
     complete = _claim(out, properties, world)
     if world.rank == 0:
-        save_sources(out, LatentSources(image_set_url=image_set.url, autoencoder_url=str(section.vae)))
+        save_sources(
+            out, LatentSources(image_set_url=absolute(image_set.url), autoencoder_url=absolute(str(section.vae)))
+        )
     if complete:
         console.message(f"latents are complete: {out}")
         return _summary(load_shard_set(out, kind="latents"))

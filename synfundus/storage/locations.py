@@ -69,6 +69,11 @@ def local_path(url: str) -> Path:
     return Path(url.removeprefix("file://")).expanduser()
 
 
+def absolute(url: str) -> str:
+    """Return a location that means the same in every working folder."""
+    return str(local_path(url).absolute()) if is_local(url) else url
+
+
 def join(url: str, *parts: str) -> str:
     """Append path components to a location."""
     return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)]) or "/"

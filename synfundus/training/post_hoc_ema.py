@@ -67,7 +67,7 @@ class Combination:
     """How to put an average together.
 
     Attributes:
-        factors: Of the snapshots, in their order; they add up to about 1.
+        factors: Of the snapshots, in their order; they add up to 1.
         error: Distance of the profile that comes out from the wanted one, relative to the wanted one's norm.
     """
 
@@ -85,7 +85,10 @@ def combine(snapshots: Sequence[Profile], wanted: Profile) -> Combination:
     gram = np.array([[_overlap(one, other) for other in snapshots] for one in snapshots])
     target = np.array([_overlap(one, wanted) for one in snapshots])
     # profiles of neighbours are nearly parallel: directions below the noise of float64 are left out
-    factors = np.linalg.lstsq(gram, target, rcond=1e-12)[0]
+    both = np.linalg.lstsq(gram, np.stack([target, np.ones_like(target)], axis=1), rcond=1e-12)[0]
+    free, towards_one = both[:, 0], both[:, 1]
+    # what all weights have in common must come out as it is, so the factors add up to 1
+    factors = free + towards_one * (1.0 - free.sum()) / towards_one.sum()
     norm = _overlap(wanted, wanted)
     squared = (norm - 2.0 * factors @ target + factors @ gram @ factors) / norm
     return Combination(factors, math.sqrt(max(0.0, float(squared))))

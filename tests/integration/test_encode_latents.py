@@ -22,6 +22,7 @@ from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import ConfigError, DataError
 from synfundus.jobs import encode_latents
 from synfundus.jobs.codec_folder import find_codec, open_codec
+from synfundus.jobs.latent_sources import load_sources
 from synfundus.jobs.pixels import pixels_to_tensor
 from synfundus.models.autoencoder import LatentCodec
 from synfundus.storage.manifest import ShardSet, load_shard_set
@@ -142,6 +143,14 @@ def test_a_shard_that_lost_its_end_after_it_was_finished_is_made_again(
     tar.write_bytes(tar.read_bytes()[:-100])
     encode(image_set, vae_run, out)
     assert hashes(out) == hashes(alone)
+
+
+def test_a_set_knows_its_autoencoder_from_every_folder(
+    image_set: ShardSet, vae_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(vae_run.parent)
+    encode(image_set, Path(vae_run.name), tmp_path / "latents")
+    assert load_sources(str(tmp_path / "latents")).autoencoder_url == str(vae_run)
 
 
 def test_a_finished_set_is_left_alone(

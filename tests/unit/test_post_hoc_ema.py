@@ -93,7 +93,7 @@ def test_an_average_nobody_tracked_comes_out_as_if_somebody_had(
     assert apart < 0.01
     assert apart < 0.2 * nearest / float(tracked[sigma_rel].norm()), "no better than the nearest tracked one"
     assert combination.error < 0.05
-    assert combination.factors.sum() == pytest.approx(1.0, abs=5e-3)
+    assert combination.factors.sum() == pytest.approx(1.0, abs=1e-9)
 
 
 def test_a_tracked_average_is_its_own_snapshot(
