@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "ip", "unshare", "nsenter")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "ip", "unshare", "nsenter", "setpriv")
 _SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
 _READY_S = 60.0
 _ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
@@ -274,9 +274,11 @@ class SlurmCluster:
         self.client(*command)
 
     def _spawn(self, name: str, command: Sequence[str]) -> None:
+        # the kernel ends them with this process, however that ends
+        tied = ["setpriv", "--pdeathsig", "KILL", *command]
         with (self.folder / f"{name}.out").open("ab") as log:
             self._daemons[name] = subprocess.Popen(
-                command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                tied, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
 
     def _end(self, name: str, number: signal.Signals) -> None:

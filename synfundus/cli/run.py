@@ -263,8 +263,8 @@ def run_verb(verb: Verb, values: Mapping[str, Any], arguments: tuple[str, ...]) 
     if plan.kind == "in_process":
         return _run_here(verb, config, info, as_json=values["json"])
     outcome = execute(plan, os.environ)
-    if outcome.message:
-        sys.stderr.write(f"{outcome.message}\n")
+    if outcome.message:  # what sbatch answers is the result
+        (sys.stderr if outcome.exit_code else sys.stdout).write(f"{outcome.message}\n")
     return outcome.exit_code
 
 
