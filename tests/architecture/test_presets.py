@@ -39,7 +39,13 @@ def _umask() -> Iterator[None]:
 
 def minimal(verb: Verb) -> list[str]:
     """Return the shortest command line the verb accepts."""
-    required = [text for option in verb.options if option.required for text in (option.flag, "somewhere")]
+    numbers = {"--sigma-rel": "0.1"}
+    required = [
+        text
+        for option in verb.options
+        if option.required
+        for text in (option.flag, numbers.get(option.flag, "somewhere"))
+    ]
     either = {"sample": ["--num-images", "1"], "prepare": ["--labels", "somewhere"]}  # one of several ways to say it
     return [verb.name, *required, *either.get(verb.name, [])]
 
