@@ -289,6 +289,21 @@ INSPECT = Verb(
     "inspect",
     results_on_stdout=True,
 )
+PLAN = Verb(
+    "plan",
+    "Work out memory, hours and price of a diffusion run before it is started.",
+    (
+        replace(NODES, help="Nodes to plan for."),
+        Option("--gpus-per-node", "launch.gpus_per_node", "GPUs of a node."),
+        Option("--gpu", "plan.gpu", "v100, a100-40, a100, a6000, l40s, rtx4090, h100 or h200."),
+        Option("--mfu", "plan.mfu", "Part of the GPU's peak that arrives, e.g. 0.3."),
+        Option("--num-images", "plan.num_images", "Images of the set."),
+        Option("--price", "plan.price_per_gpu_hour", "What an hour of one GPU costs."),
+    ),
+    ("plan", "prepare", "vae", "unet", "loop", "ema", "launch"),
+    "plan",
+    results_on_stdout=True,
+)
 DOCTOR = Verb(
     "doctor",
     "Check this machine: Python, torch, CUDA, DeepSpeed, xformers, SLURM, S3, disk.",
@@ -298,4 +313,4 @@ DOCTOR = Verb(
     results_on_stdout=True,
 )
 
-VERBS = (DEMO, DOCTOR, PHANTOMS, PREPARE, INSPECT, TRAIN_VAE, ENCODE, VERIFY, TRAIN, SAMPLE, EMA, EXPORT)
+VERBS = (DEMO, DOCTOR, PLAN, PHANTOMS, PREPARE, INSPECT, TRAIN_VAE, ENCODE, VERIFY, TRAIN, SAMPLE, EMA, EXPORT)

@@ -19,6 +19,7 @@ from synfundus.config.base import (
     Section,
 )
 from synfundus.config.data_sections import InspectConfig, PhantomsConfig, PrepareConfig, StorageConfig
+from synfundus.config.run_sections import PlanConfig, PostHocConfig, SigmaRel
 
 Precision = Literal["auto", "bf16", "fp32"]
 AttentionBackend = Literal["auto", "xformers", "sdpa", "math"]
@@ -57,9 +58,6 @@ class EmaConfig(Section):
     """Early in training the half-life is at most this fraction of the images seen (EDM2)."""
 
 
-SigmaRel = Annotated[float, Field(gt=0.0, le=0.28)]
-
-
 class DiffusionEmaConfig(EmaConfig):
     """Averages of the denoiser's weights."""
 
@@ -67,17 +65,6 @@ class DiffusionEmaConfig(EmaConfig):
     """Widths of power-function averages kept beside it, for `synfundus ema`; (0.05, 0.1) serves what lies between."""
     snapshot_every_images: NonNegativeInt = 0
     """Images between snapshots of those averages (fp32, one file a width); 0 takes one at the end."""
-
-
-class PostHocConfig(Section):
-    """Averages of lengths nobody tracked (`synfundus ema`; EDM2, arXiv 2312.02696)."""
-
-    sigma_rel: SigmaRel | None = None
-    """Width of the average relative to the run's length."""
-    at_images: PositiveInt | None = None
-    """Time of the average, in images; by default the last snapshot's."""
-    out: str | None = None
-    """Folder for the model; by default below the run."""
 
 
 class LoopConfig(Section):
@@ -421,6 +408,8 @@ class RunConfig(Section):
     """Diffusion training: weight averaging."""
     post_hoc: PostHocConfig = PostHocConfig()
     """Averages put together after the run."""
+    plan: PlanConfig = PlanConfig()
+    """What a run will need."""
     sample: SampleConfig = SampleConfig()
     """Generation."""
     inspect: InspectConfig = InspectConfig()

@@ -1,0 +1,35 @@
+"""Options of what is done before and after a run: planning it, averages put together from its snapshots."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from synfundus.config.base import NonNegativeFloat, PositiveInt, Section
+
+SigmaRel = Annotated[float, Field(gt=0.0, le=0.28)]
+
+
+class PostHocConfig(Section):
+    """Averages of lengths nobody tracked (`synfundus ema`; EDM2, arXiv 2312.02696)."""
+
+    sigma_rel: SigmaRel | None = None
+    """Width of the average relative to the run's length."""
+    at_images: PositiveInt | None = None
+    """Time of the average, in images; by default the last snapshot's."""
+    out: str | None = None
+    """Folder for the model; by default below the run."""
+
+
+class PlanConfig(Section):
+    """What a run will need (`synfundus plan`)."""
+
+    gpu: Literal["v100", "a100-40", "a100", "a6000", "l40s", "rtx4090", "h100", "h200"] = "h100"
+    """Processor to plan for."""
+    mfu: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
+    """Part of its peak that arrives (model FLOPs utilisation); published runs of such U-Nets have .2 to .4."""
+    num_images: PositiveInt = 1_000_000
+    """Images of the set, for the size of its latents."""
+    price_per_gpu_hour: NonNegativeFloat | None = None
+    """What an hour of one GPU costs, in any currency."""

@@ -1,0 +1,119 @@
+"""What a run costs before it is started: bytes on a rank, operations an image, hours. Pure arithmetic.
+
+P parameters, N ranks, weights of w bytes each (2 in bf16, 4 in fp32). Under ZeRO-2 a rank holds the weights whole, wP,
+and of everything else its N-th part: gradients in the weights' precision (wP/N) and once more in fp32 for the update
+(4P/N), masters (4P/N), two moments (8P/N), and each average of the weights (4P/N). With w = 2 and no average this is
+the 2P + 18P/N of DeepSpeed's memory estimator; the 4P + 16P/N of its documentation counts whole gradients instead.
+
+Source: Rajbhandari et al. 2020, ZeRO (arXiv 1910.02054), section 3; Kaplan et al. 2020 (arXiv 2001.08361) for a
+backward pass as twice the forward one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+GIB = 2**30
+GpuName = Literal["v100", "a100-40", "a100", "a6000", "l40s", "rtx4090", "h100", "h200"]
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A processor as its data sheet has it.
+
+    Attributes:
+        memory_bytes: Of one device.
+        flops: Dense operations a second in bf16 (fp16 on the V100).
+    """
+
+    memory_bytes: int
+    flops: float
+
+
+GPUS: dict[GpuName, Gpu] = {
+    "v100": Gpu(32 * GIB, 125e12),
+    "a100-40": Gpu(40 * GIB, 312e12),
+    "a100": Gpu(80 * GIB, 312e12),
+    "a6000": Gpu(48 * GIB, 155e12),
+    "l40s": Gpu(48 * GIB, 362e12),
+    "rtx4090": Gpu(24 * GIB, 165e12),
+    "h100": Gpu(80 * GIB, 989e12),
+    "h200": Gpu(141 * GIB, 989e12),
+}
+
+
+@dataclass(frozen=True)
+class StateBytes:
+    """Bytes of a model's states on one rank; the sum is `total`."""
+
+    weights: int
+    gradients: int
+    masters: int
+    moments: int
+    averages: int
+
+    @property
+    def total(self) -> int:
+        """Return all of them."""
+        return self.weights + self.gradients + self.masters + self.moments + self.averages
+
+
+def state_bytes(*, parameters: int, ranks: int, weight_bytes: int, num_averages: int) -> StateBytes:
+    """Return what a rank of a ZeRO-2 run holds while it updates.
+
+    Args:
+        parameters: P.
+        ranks: N.
+        weight_bytes: w: 2 for bf16, 4 for fp32.
+        num_averages: Averages of the weights, at least the one with a half-life.
+    """
+    share = -(-parameters // ranks)
+    return StateBytes(
+        weights=weight_bytes * parameters,
+        gradients=(weight_bytes + 4) * share,
+        masters=4 * share,
+        moments=8 * share,
+        averages=4 * num_averages * share,
+    )
+
+
+def checkpoint_bytes(*, parameters: int, num_averages: int) -> int:
+    """Return the size of a checkpoint: the model file, and masters, moments and averages over all ranks, in fp32."""
+    return 4 * parameters * (1 + 3 + num_averages)
+
+
+def latent_set_bytes(*, num_images: int, latent_shape: tuple[int, int, int], with_flip: bool) -> int:
+    """Return the size of a latent set's moments: mean and log-variance in fp16, twice with mirrored ones."""
+    channels, height, width = latent_shape
+    return num_images * 2 * channels * height * width * 2 * (2 if with_flip else 1)
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """How long a run takes.
+
+    Attributes:
+        images_per_s: Of all ranks.
+        hours: For the budget.
+        gpu_hours: Of all ranks together.
+    """
+
+    images_per_s: float
+    hours: float
+    gpu_hours: float
+
+
+def throughput(*, flops_per_image: float, budget_images: int, ranks: int, peak_flops: float, mfu: float) -> Throughput:
+    """Return rate and duration at a model FLOPs utilisation (Chowdhery et al. 2022, PaLM, arXiv 2204.02311, App. B).
+
+    Args:
+        flops_per_image: Forward and backward pass, without what is recomputed.
+        budget_images: Images to train on.
+        ranks: GPUs.
+        peak_flops: Of one GPU.
+        mfu: Part of the peak that arrives.
+    """
+    rate = ranks * peak_flops * mfu / flops_per_image
+    hours = budget_images / rate / 3600.0
+    return Throughput(rate, hours, hours * ranks)

@@ -1,0 +1,134 @@
+"""What a run costs, by formula and counted."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from synfundus.config.loader import list_presets, load_config
+from synfundus.config.run_sections import PlanConfig
+from synfundus.distributed.world import LocalWorld
+from synfundus.jobs import plan
+from synfundus.models.counting import count_network
+from synfundus.telemetry.console import SilentConsole
+from synfundus.training.footprint import (
+    GPUS,
+    checkpoint_bytes,
+    latent_set_bytes,
+    state_bytes,
+    throughput,
+)
+
+
+class Talk(SilentConsole):
+    """Remembers what was said."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+@given(st.integers(1, 10**10), st.integers(1, 4096))
+def test_the_states_of_bf16_are_deepspeeds_formula(parameters: int, ranks: int) -> None:
+    states = state_bytes(parameters=parameters, ranks=ranks, weight_bytes=2, num_averages=0)
+    assert 0 <= states.total - (2 * parameters + 18 * parameters / ranks) < 18
+    assert state_bytes(parameters=parameters, ranks=ranks, weight_bytes=2, num_averages=2).averages == (
+        2 * states.masters
+    )
+
+
+def test_a_checkpoint_and_a_latent_set_have_the_size_they_have_on_disk() -> None:
+    assert checkpoint_bytes(parameters=1000, num_averages=1) == 4 * 1000 * 5
+    assert latent_set_bytes(num_images=10, latent_shape=(4, 64, 64), with_flip=False) == 10 * 65536
+    assert latent_set_bytes(num_images=10, latent_shape=(4, 64, 64), with_flip=True) == 20 * 65536
+
+
+def test_twice_the_ranks_take_half_the_hours_and_as_many_gpu_hours() -> None:
+    one, two = (
+        throughput(flops_per_image=1e12, budget_images=10**6, ranks=ranks, peak_flops=1e14, mfu=0.3) for ranks in (1, 2)
+    )
+    assert one.images_per_s == pytest.approx(30.0)
+    assert two.hours == pytest.approx(one.hours / 2)
+    assert two.gpu_hours == pytest.approx(one.gpu_hours) == pytest.approx(10**6 / 30 / 3600)
+
+
+class Attention(nn.Module):
+    """A linear layer and attention of its output to itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 16, bias=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden = self.linear(inputs)
+        return torch.nn.functional.scaled_dot_product_attention(hidden, hidden, hidden)
+
+
+def test_counting_is_exact_for_a_layer_one_can_count_by_hand() -> None:
+    with torch.device("meta"):
+        count = count_network(Attention(), torch.empty(2, 4, 32, 16))
+    tokens, width = 2 * 4 * 32, 16
+    assert count.parameters == width * width
+    assert count.flops_forward == 2 * tokens * width * width + 4 * tokens * 32 * width
+    # kept: the input, the hidden tensor once though it is query, key and value, and the output
+    assert count.activation_bytes == 3 * tokens * width * 4
+
+
+def stable_diffusion_2() -> UNet2DConditionModel:
+    """Return the U-Net of Stable Diffusion 2 at 512 px, without its weights."""
+    return UNet2DConditionModel(
+        sample_size=64,
+        block_out_channels=(320, 640, 1280, 1280),
+        attention_head_dim=(5, 10, 20, 20),
+        cross_attention_dim=1024,
+        use_linear_projection=True,
+    )
+
+
+def test_a_published_run_comes_out_at_a_utilisation_within_the_usual() -> None:
+    """MosaicML 2023, Stable Diffusion 2 from precomputed latents: 128 A100, 512 px, 4,590 images/s."""
+    with torch.device("meta"):
+        count = count_network(stable_diffusion_2(), torch.empty(1, 4, 64, 64), torch.zeros(1), torch.empty(1, 77, 1024))
+    assert count.parameters == pytest.approx(865.9e6, rel=1e-3)
+    at_peak = throughput(
+        flops_per_image=3 * count.flops_forward, budget_images=1, ranks=128, peak_flops=GPUS["a100"].flops, mfu=1.0
+    )
+    assert 0.25 < 4590 / at_peak.images_per_s < 0.31
+
+
+def test_every_gpu_that_can_be_asked_for_is_known() -> None:
+    assert set(get_args(PlanConfig.model_fields["gpu"].annotation)) == set(GPUS)
+
+
+@pytest.mark.parametrize("preset", list_presets())
+def test_every_preset_is_planned_and_fits_its_gpus(preset: str) -> None:
+    talk = Talk()
+    config = load_config(preset=preset, file=None, settings=["plan.price_per_gpu_hour=2"], flags=[]).config
+    summary = plan.run(config, LocalWorld(), talk)
+    assert summary["fits"], summary["memory"]
+    assert not talk.warnings
+    assert summary["largest_micro_batch_size"] >= summary["micro_batch_size"]
+    assert summary["cost"] == pytest.approx(2 * summary["gpu_hours"])
+    assert summary["hours"] * summary["images_per_s"] * 3600 == pytest.approx(config.loop.budget_images)
+
+
+def test_what_does_not_fit_is_said_with_what_would() -> None:
+    talk = Talk()
+    settings = ["loop.micro_batch_size=64", "loop.global_batch_size=512", "loop.gradient_checkpointing=false"]
+    config = load_config(preset="fundus512", file=None, settings=[*settings, "plan.gpu=a100-40"], flags=[]).config
+    summary = plan.run(config, LocalWorld(), talk)
+    assert not summary["fits"]
+    largest = summary["largest_micro_batch_size"]
+    assert f"loop.micro_batch_size={largest} fits" in talk.warnings[0]
+    assert "gradient_checkpointing" in talk.warnings[0]
+    smaller = ["loop.micro_batch_size=" + str(2 ** (largest.bit_length() - 1)), *settings[1:], "plan.gpu=a100-40"]
+    again = load_config(preset="fundus512", file=None, settings=smaller, flags=[]).config
+    assert plan.run(again, LocalWorld(), Talk())["fits"]
