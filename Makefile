@@ -49,6 +49,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.loader
 	$(BIN)/python -m benchmarks.loader_s3
 	$(BIN)/python -m benchmarks.first_batch
+	$(BIN)/python -m benchmarks.zero2_memory
 
 soak: $(STAMP)
 	$(BIN)/python -m pytest -m slow tests

@@ -36,8 +36,8 @@ def measure_pace(config: RunConfig, world: World) -> float:
     micro_batch = build.batch_plan(config.loop, world.size).micro_batch_size
     device = build.torch_device(world)
     channels, edge = config.vae.codec.latent_channels, latent_edge(config)
-    step = _training_step(config, (channels, edge, edge), device)
-    batch = _random_batch(config, micro_batch, (channels, edge, edge), device)
+    step = training_step(config, (channels, edge, edge), device)
+    batch = random_batch(config, micro_batch, (channels, edge, edge), device)
     for _ in range(_WARM_UP_STEPS):
         _time_step(step, batch, device)
     world.barrier()
@@ -54,7 +54,8 @@ def latent_edge(config: RunConfig) -> int:
     return (config.prepare.image_size_px // codec.block_size_px) >> halvings
 
 
-def _training_step(config: RunConfig, shape: tuple[int, int, int], device: torch.device) -> LatentDiffusionStep:
+def training_step(config: RunConfig, shape: tuple[int, int, int], device: torch.device) -> LatentDiffusionStep:
+    """Build the config's step for latents of a shape, normalised already."""
     denoiser = build.denoiser(config, schema=DEFAULT_LABEL_SCHEMA, latent_shape=shape)
     return LatentDiffusionStep(
         denoiser.to(device=device, dtype=build.torch_dtype(config.loop.precision)),
@@ -67,9 +68,8 @@ def _training_step(config: RunConfig, shape: tuple[int, int, int], device: torch
     )
 
 
-def _random_batch(
-    config: RunConfig, count: int, shape: tuple[int, int, int], device: torch.device
-) -> dict[str, Tensor]:
+def random_batch(config: RunConfig, count: int, shape: tuple[int, int, int], device: torch.device) -> dict[str, Tensor]:
+    """Draw what a step takes, with all labels unknown."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(channels: int) -> Tensor:

@@ -54,7 +54,13 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     weight_bytes = 2 if working_precision(config.loop.precision, native_bf16=True) == "bf16" else 4
     count = count_denoiser(config, weight_bytes=weight_bytes)
     averages = 1 + len(config.ema.sigma_rel)
-    states = state_bytes(parameters=count.parameters, ranks=ranks, weight_bytes=weight_bytes, num_averages=averages)
+    states = state_bytes(
+        parameters=count.parameters,
+        ranks=ranks,
+        weight_bytes=weight_bytes,
+        num_averages=averages,
+        accumulation_steps=batch.gradient_accumulation_steps,
+    )
     memory = {
         **asdict(states),
         "buckets": _bucket_bytes(config, weight_bytes),
@@ -181,7 +187,7 @@ def _report(
 
 _MEMORY = {
     "weights": "wP, on every rank",
-    "gradients": "(w + 4)P/N",
+    "gradients": "4P/N, fp32",
     "masters": "4P/N, fp32",
     "moments": "8P/N, fp32",
     "averages": "4P/N each, fp32",

@@ -1,9 +1,10 @@
 """What a run costs before it is started: bytes on a rank, operations an image, hours. Pure arithmetic.
 
 P parameters, N ranks, weights of w bytes each (2 in bf16, 4 in fp32). Under ZeRO-2 a rank holds the weights whole, wP,
-and of everything else its N-th part: gradients in the weights' precision (wP/N) and once more in fp32 for the update
-(4P/N), masters (4P/N), two moments (8P/N), and each average of the weights (4P/N). With w = 2 and no average this is
-the 2P + 18P/N of DeepSpeed's memory estimator; the 4P + 16P/N of its documentation counts whole gradients instead.
+and of everything else its N-th part, in fp32: gradients (4P/N; in fp32 without accumulation twice, once as they came
+and once flat), masters (4P/N), two moments (8P/N), and each average of the weights (4P/N). DeepSpeed's estimator says
+2P + 18P/N for bf16, its documentation 4P + 16P/N; what is alive when our engine updates is 2P + 16P/N and the averages
+(`benchmarks/zero2_memory.py`). During the backward pass a bucket comes on top.
 
 Source: Rajbhandari et al. 2020, ZeRO (arXiv 1910.02054), section 3; Kaplan et al. 2020 (arXiv 2001.08361) for a
 backward pass as twice the forward one.
@@ -59,7 +60,9 @@ class StateBytes:
         return self.weights + self.gradients + self.masters + self.moments + self.averages
 
 
-def state_bytes(*, parameters: int, ranks: int, weight_bytes: int, num_averages: int) -> StateBytes:
+def state_bytes(
+    *, parameters: int, ranks: int, weight_bytes: int, num_averages: int, accumulation_steps: int
+) -> StateBytes:
     """Return what a rank of a ZeRO-2 run holds while it updates.
 
     Args:
@@ -67,11 +70,12 @@ def state_bytes(*, parameters: int, ranks: int, weight_bytes: int, num_averages:
         ranks: N.
         weight_bytes: w: 2 for bf16, 4 for fp32.
         num_averages: Averages of the weights, at least the one with a half-life.
+        accumulation_steps: Backward passes an update.
     """
     share = -(-parameters // ranks)
     return StateBytes(
         weights=weight_bytes * parameters,
-        gradients=(weight_bytes + 4) * share,
+        gradients=(8 if weight_bytes == 4 and accumulation_steps == 1 else 4) * share,
         masters=4 * share,
         moments=8 * share,
         averages=4 * num_averages * share,

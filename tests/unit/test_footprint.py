@@ -37,12 +37,18 @@ class Talk(SilentConsole):
 
 
 @given(st.integers(1, 10**10), st.integers(1, 4096))
-def test_the_states_of_bf16_are_deepspeeds_formula(parameters: int, ranks: int) -> None:
-    states = state_bytes(parameters=parameters, ranks=ranks, weight_bytes=2, num_averages=0)
-    assert 0 <= states.total - (2 * parameters + 18 * parameters / ranks) < 18
-    assert state_bytes(parameters=parameters, ranks=ranks, weight_bytes=2, num_averages=2).averages == (
-        2 * states.masters
-    )
+def test_the_states_of_bf16_are_2p_and_16_shares_and_averages_4_more(parameters: int, ranks: int) -> None:
+    def states(num_averages: int) -> int:
+        return state_bytes(
+            parameters=parameters,
+            ranks=ranks,
+            weight_bytes=2,
+            num_averages=num_averages,
+            accumulation_steps=1,
+        ).total
+
+    assert 0 <= states(0) - (2 * parameters + 16 * parameters / ranks) < 16
+    assert 0 <= states(2) - (2 * parameters + 24 * parameters / ranks) < 24
 
 
 def test_a_checkpoint_and_a_latent_set_have_the_size_they_have_on_disk() -> None:
