@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.skipif(bool(what_is_missing()), reason=f"no SLURM here: {what_is_missing()}"),
     pytest.mark.timeout(900),
 ]
-IMAGES = 4800
+IMAGES = 2400
 FINAL = f"images-{IMAGES:012d}"
 SCRIPT = REPOSITORY / "slurm" / "ldm.sh"
 SHAPE = ("--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=1", "--gpus-per-node=0")
@@ -41,10 +41,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
 
 
 def write_run(latent_set: ShardSet, folder: Path) -> tuple[Path, Path]:
-    """Describe a run of some twenty seconds; returns its configuration and its directory."""
+    """Describe a run of some fifteen seconds; returns its configuration and its directory."""
     folder.mkdir(exist_ok=True)
     run_dir = folder / "run"
-    loop = {"budget_images": IMAGES, "checkpoint_every_images": 800, "validate_every_images": 0, "workers": 1}
+    loop = {"budget_images": IMAGES, "checkpoint_every_images": 400, "validate_every_images": 0, "workers": 1}
     return write_config(folder / "run.yaml", settings(latent_set, run_dir, **loop)), run_dir
 
 
@@ -113,7 +113,7 @@ def test_the_warning_before_the_time_limit_saves_and_requeues(
 ) -> None:
     config, run_dir = write_run(latent_set, tmp_path)
     job = submit(cluster, tmp_path, config=config)
-    wait_for_images(run_dir, 1200)
+    wait_for_images(run_dir, 1000)
     cluster.client("scancel", "--batch", "--signal=USR2", job)
     log = finish(cluster, job, tmp_path, restarts=1)
     assert "everything is saved" in log
@@ -136,7 +136,7 @@ def test_a_preempted_job_saves_and_comes_back(
 ) -> None:
     config, run_dir = write_run(latent_set, tmp_path)
     job = submit(cluster, tmp_path, "--partition=low", config=config)
-    wait_for_images(run_dir, 1200)
+    wait_for_images(run_dir, 1000)
     cluster.client("srun", "--partition=main", "--nodes=3", "--exclusive", "sleep", "1")
     log = finish(cluster, job, tmp_path, restarts=1)
     assert "everything is saved" in log
@@ -149,7 +149,7 @@ def test_a_requeued_job_comes_back(
 ) -> None:
     config, run_dir = write_run(latent_set, tmp_path)
     job = submit(cluster, tmp_path, config=config)
-    wait_for_images(run_dir, 1200)
+    wait_for_images(run_dir, 1000)
     cluster.client("scontrol", "requeue", job)
     finish(cluster, job, tmp_path, restarts=1)
     assert_same_run(undisturbed, run_dir, FINAL)
@@ -162,7 +162,7 @@ def test_a_dead_node_costs_one_interval_at_most(
 ) -> None:
     config, run_dir = write_run(latent_set, tmp_path)
     job = submit(cluster, tmp_path, config=config)
-    wait_for_images(run_dir, 1200)
+    wait_for_images(run_dir, 1000)
     used = cluster.client("scontrol", "show", "hostnames", cluster.job(job)["NodeList"]).split()
     dead = used[0] if place == "first" else used[1]
     cluster.crash(dead)
@@ -179,7 +179,7 @@ def test_a_cut_network_costs_one_interval_at_most(
 ) -> None:
     config, run_dir = write_run(latent_set, tmp_path)
     job = submit(cluster, tmp_path, config=config)
-    wait_for_images(run_dir, 1200)
+    wait_for_images(run_dir, 1000)
     used = cluster.client("scontrol", "show", "hostnames", cluster.job(job)["NodeList"]).split()
     cluster.cut(used[1])
     try:
