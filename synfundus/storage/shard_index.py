@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import math
 import re
+import struct
+import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +25,9 @@ MAX_MEMBER_BYTES = 2**30
 _MOST_BETWEEN_MEMBERS = 4 * 512
 """Padding, a header for a long name with the name, and a header."""
 
+_NPY_PREFIX = 10
+"""Bytes before the text of an npy head of version 1: magic, version, length."""
+
 
 def index_url(tar_url: str) -> str:
     """Return the location of a shard's index."""
@@ -34,6 +40,48 @@ class MemberPlace(NamedTuple):
     offset: int
     size: int
     crc32: int
+
+
+def _stored_arrays(data: bytes) -> dict[str, NDArray[Any]]:
+    """Return the arrays of an npz as views of its bytes: a run opens hundreds of indices before its first batch.
+
+    Raises:
+        ValueError: It holds something else, or compressed arrays, which could be of any size.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise ValueError("its arrays are compressed, and could be of any size")
+            name_length, extra_length = struct.unpack_from("<HH", data, entry.header_offset + 26)
+            begin = entry.header_offset + 30 + name_length + extra_length
+            content = memoryview(data)[begin : begin + entry.file_size]
+            if zlib.crc32(content) != entry.CRC:
+                raise ValueError(f"{entry.filename} does not match its checksum")
+            arrays[entry.filename.removesuffix(".npy")] = _array(content)
+    return arrays
+
+
+def _array(content: memoryview) -> NDArray[Any]:
+    """Return the array of an npy file as a view of its bytes."""
+    if len(content) < _NPY_PREFIX:
+        raise ValueError("an array without a head")
+    begin = _NPY_PREFIX + struct.unpack_from("<H", content, _NPY_PREFIX - 2)[0]
+    shape, fortran_order, dtype = _npy_head(bytes(content[:begin]))
+    flat = np.frombuffer(content, dtype, count=math.prod(shape), offset=begin)
+    return flat.reshape(shape, order="F" if fortran_order else "C")
+
+
+@lru_cache(maxsize=256)
+def _npy_head(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Parse the head of an npy file: shape, order, type. The shards of a set mostly have the same."""
+    stream = io.BytesIO(head)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("an array of another version of the npy format")
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+    if dtype.hasobject or any(edge < 0 for edge in shape):
+        raise ValueError("an array of objects, or of a negative size")
+    return shape, fortran_order, dtype
 
 
 @dataclass(frozen=True)
@@ -117,13 +165,11 @@ class ShardIndex:
             CorruptShard: The bytes are not an index, or one that no writer would write.
         """
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                if any(entry.compress_type for entry in arrays.zip.infolist()):
-                    raise ValueError("its arrays are compressed, and could be of any size")
-                keys = np.asarray(arrays["keys"], dtype=np.bytes_)  # text that is not ASCII is an error
-                extensions = tuple(str(extension) for extension in arrays["extensions"])
-                offsets, sizes, crc32 = (arrays[name] for name in ("offsets", "sizes", "crc32"))
-                states = arrays.get("states")
+            arrays = _stored_arrays(data)
+            keys = np.asarray(arrays["keys"], dtype=np.bytes_)  # text that is not ASCII is an error
+            extensions = tuple(str(extension) for extension in arrays["extensions"])
+            offsets, sizes, crc32 = (arrays[name] for name in ("offsets", "sizes", "crc32"))
+            states = arrays.get("states")
         except (ValueError, KeyError, OSError, EOFError, zlib.error) as error:
             raise CorruptShard(f"not a shard index: {error}", where=where, reason="index") from error
         except Exception as error:
@@ -136,7 +182,8 @@ class ShardIndex:
             )
         if any(array.dtype.kind not in "iu" for array in (offsets, sizes, crc32)):
             raise CorruptShard("shard index with something else than integers", where=where, reason="index")
-        index = cls(keys, extensions, offsets.astype(np.int64), sizes.astype(np.int64), crc32.astype(np.uint32), states)
+        places = (offsets.astype(np.int64, copy=False), sizes.astype(np.int64, copy=False))
+        index = cls(keys, extensions, *places, crc32.astype(np.uint32, copy=False), states)
         if problem := index._implausible():
             raise CorruptShard(f"not a shard index: {problem}", where=where, reason="index")
         return index
@@ -150,11 +197,17 @@ class ShardIndex:
         states = self.states
         if states is not None and (states.dtype != np.int16 or states.ndim != 2 or len(states) != len(self)):
             return "label states of another shape or type"
-        there = self.offsets >= 0
-        starts = np.where(there, self.offsets, np.iinfo(np.int64).max).min(axis=1, initial=np.iinfo(np.int64).max)
-        ends = np.where(there, self.offsets + self.sizes, 0).max(axis=1, initial=0)
-        room = np.where(there, self.sizes + _MOST_BETWEEN_MEMBERS, 0).sum(axis=1)
+        # column by column: numpy is slow along an axis of two or three
+        nowhere = np.iinfo(np.int64).max
+        starts, ends = np.full(len(self), nowhere), np.zeros(len(self), dtype=np.int64)
+        room, members = np.zeros_like(ends), np.zeros_like(ends)
+        for offsets, sizes in zip(self.offsets.T, self.sizes.T, strict=True):
+            there = offsets >= 0
+            np.minimum(starts, np.where(there, offsets, nowhere), out=starts)
+            np.maximum(ends, np.where(there, offsets + sizes, 0), out=ends)
+            room += np.where(there, sizes + _MOST_BETWEEN_MEMBERS, 0)
+            members += there
         sound = (self.sizes >= 0) & (self.sizes <= MAX_MEMBER_BYTES) & (self.offsets < 2**60)
-        if not (sound.all() and there.any(axis=1).all() and (ends - starts <= room).all()):
+        if not (sound.all() and members.all() and (ends - starts <= room).all()):
             return "a sample of no members, or members of impossible sizes or places"
         return ""
