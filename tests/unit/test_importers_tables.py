@@ -195,11 +195,10 @@ def damaged_tables(draw: st.DrawFn) -> tuple[str, bytes, list[tuple[int, bool]]]
     newline = draw(st.sampled_from(["\n", "\r\n"]))
     delimiter = draw(st.sampled_from([",", ";", "\t"]))
     text = io.StringIO(newline="")
+    # Python's writer leaves a lone carriage return without quotes, which makes two lines of a record
+    quote = draw(st.booleans()) or any("\r" in cell for row in damaged for cell in row)
     writer = csv.writer(
-        text,
-        delimiter=delimiter,
-        lineterminator=newline,
-        quoting=csv.QUOTE_ALL if draw(st.booleans()) else csv.QUOTE_MINIMAL,
+        text, delimiter=delimiter, lineterminator=newline, quoting=csv.QUOTE_ALL if quote else csv.QUOTE_MINIMAL
     )
     writer.writerow(rows[0])
     expected = []
