@@ -221,7 +221,8 @@ def test_every_record_of_a_damaged_table_ends_as_a_row_or_a_named_reject(
     table = read(name, data)
     each = 2 if name == "odir5k" else 1
     lines = Counter([row.line for row in table.rows] + [reject.line for reject in table.rejected])
-    if b"a\nb" not in data:  # such a cell can look like a quotation mark too many: more rejects, none fewer
+    # a cell with a line break can look like a quotation mark too many: more rejects, none fewer
+    if b"a\nb" not in data and b"\r" not in data.replace(b"\r\n", b""):
         assert sorted(lines) == [line for line, _ in expected]
     for line, whole in expected:
         assert 1 <= lines[line] <= each
