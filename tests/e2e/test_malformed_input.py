@@ -39,11 +39,15 @@ COMMAND_LINES: list[tuple[str, ...]] = [
     ("train", "--latents"),
     ("train", "--flip"),
     ("doctor", "--nodes", "2"),
+    ("plan", "--gpu", "abacus"),
+    ("plan", "--mfu", "1.5"),
+    ("ema", "--run-dir", ".", "--sigma-rel", "0.5"),
+    ("ema", "--run-dir", "."),
     ("config", "no-such-command"),
     ("config",),
     ("train", "--dry-run=maybe"),
     # nothing a verb needs
-    *((verb.name,) for verb in VERBS if verb.name != "doctor"),
+    *((verb.name,) for verb in VERBS if any(option.required for option in verb.options)),
     ("train", "--latents", "", "--run-dir", ""),
     ("train", "--latents", " ", "--run-dir", "r"),
     # paths
