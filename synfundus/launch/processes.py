@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from synfundus.errors import LaunchError, Preempted
+from synfundus.errors import LaunchError, Preempted, SynfundusError
 from synfundus.launch.plan import LaunchPlan, ProcessPlan, Surroundings
 
 LAUNCHER_PID = "SYNFUNDUS_LAUNCHER_PID"
@@ -90,17 +90,22 @@ def tie_to_launcher(environment: Mapping[str, str]) -> None:
 
 
 def leave_on_signals() -> None:
-    """Let SIGTERM and SIGUSR2 end this process at once with `Preempted`'s code, from here on to its end.
+    """Let SIGTERM and SIGUSR2 end this process at once, from here on to its end.
 
     For the phases that have nothing to save: what is finished lies on the disk already, and the same command goes on
-    from it, as it does after a kill. A training loop puts a handler of its own in front. Ranks that are leaving after
-    they have saved stay with that code, also when SLURM ends the step because the first of them has left.
+    from it, as it does after a kill. A training loop puts a handler of its own in front.
+
+    A process that is leaving with an error, or after it has saved, keeps that code. Otherwise USR2, which only asks to
+    stop, gives `Preempted`'s, and TERM 143: srun sends TERM to all ranks when one of them has failed, and answers with
+    the highest code; it must not read as a reason to start again.
     """
 
     def leave(number: int, _frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
-        os.write(2, f"stopped by {name}; start the same command again to go on\n".encode())
-        os._exit(Preempted.exit_code)
+        leaving = sys.exc_info()[1]
+        if isinstance(leaving, SynfundusError):
+            os._exit(leaving.exit_code)
+        os.write(2, f"stopped by {signal.Signals(number).name}; start the same command again to go on\n".encode())
+        os._exit(Preempted.exit_code if number == signal.SIGUSR2 else 128 + number)
 
     with contextlib.suppress(ValueError):  # not the main thread: the embedding program handles its signals itself
         for number in (signal.SIGTERM, signal.SIGUSR2):

@@ -279,21 +279,36 @@ def test_srun_is_sent_what_it_hands_on_to_its_tasks(tmp_path: Path, sent: signal
     assert launcher.wait(timeout=30) == 75
 
 
-@pytest.mark.parametrize("sent", [signal.SIGUSR2, signal.SIGTERM])
-def test_a_process_with_nothing_to_save_leaves_with_the_code_for_going_on(tmp_path: Path, sent: signal.Signals) -> None:
-    code = """
-import os, pathlib, sys, time
+@pytest.mark.parametrize(
+    ("in_flight", "sent", "code"),
+    [
+        ("", signal.SIGUSR2, 75),
+        ("", signal.SIGTERM, 143),
+        ("raise DataError('lost')", signal.SIGTERM, 3),
+        ("raise DataError('lost')", signal.SIGUSR2, 3),
+        ("raise Preempted('saved')", signal.SIGTERM, 75),
+    ],
+)
+def test_a_signal_ends_a_process_with_a_code_that_hides_no_error(
+    tmp_path: Path, in_flight: str, sent: signal.Signals, code: int
+) -> None:
+    script = f"""
+import pathlib, sys, time
+from synfundus.errors import DataError, Preempted
 from synfundus.launch import leave_on_signals
 leave_on_signals()
-pathlib.Path(sys.argv[1], "ready").touch()
-time.sleep(60)
+try:
+    {in_flight or "pass"}
+finally:
+    pathlib.Path(sys.argv[1], "ready").touch()
+    time.sleep(60)
 """
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stderr=subprocess.PIPE, text=True)
     wait_for(tmp_path, 1)
     process.send_signal(sent)
     _, said = process.communicate(timeout=30)
-    assert process.returncode == 75
-    assert said == f"stopped by {sent.name}; start the same command again to go on\n"
+    assert process.returncode == code
+    assert said == ("" if in_flight else f"stopped by {sent.name}; start the same command again to go on\n")
 
 
 def test_ranks_do_not_outlive_a_killed_launcher(tmp_path: Path) -> None:
