@@ -130,6 +130,18 @@ def test_a_cancelled_job_stays_cancelled(latent_set: ShardSet, cluster: SlurmClu
     assert cluster.job(job)["JobState"] == "CANCELLED"
 
 
+def test_a_failed_job_is_not_requeued(latent_set: ShardSet, cluster: SlurmCluster, tmp_path: Path) -> None:
+    config, _ = write_run(latent_set, tmp_path)
+    extra = {"SYNFUNDUS_PYTHON": sys.executable}
+    arguments = (str(SCRIPT), "--config", str(config), "--vae", str(tmp_path))
+    log = f"--output={tmp_path}/job.log"
+    job = cluster.client("sbatch", "--parsable", *SHAPE, log, *arguments, extra=extra).strip()
+    cluster.wait_for(job, "FAILED", timeout_s=PATIENCE_S)
+    assert "no autoencoder here" in (tmp_path / "job.log").read_text()
+    time.sleep(5)
+    assert (cluster.job(job)["JobState"], cluster.job(job)["Restarts"]) == ("FAILED", "0")
+
+
 @pytest.mark.slow
 def test_a_preempted_job_saves_and_comes_back(
     latent_set: ShardSet, cluster: SlurmCluster, undisturbed: Path, tmp_path: Path
