@@ -13,7 +13,7 @@ import typer
 
 from synfundus import __version__
 from synfundus.cli.verbs import COMMON, VERBS, Option, Verb
-from synfundus.errors import ConfigError, Preempted, SynfundusError
+from synfundus.errors import ConfigError, SynfundusError
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
@@ -158,9 +158,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit the process."""
     sys.excepthook = _report_defect
     code = run_command(sys.argv[1:] if arguments is None else arguments)
-    if code == Preempted.exit_code:
-        # Python gives up its signal handlers before it has ended, and srun sends TERM as soon as one rank has left
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    if "torch" in sys.modules:
+        from synfundus.launch.processes import end_process
+
+        end_process(code)
     sys.exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import os
@@ -10,11 +11,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from synfundus.errors import LaunchError, Preempted, SynfundusError
 from synfundus.launch.plan import LaunchPlan, ProcessPlan, Surroundings
@@ -110,6 +113,23 @@ def leave_on_signals() -> None:
     with contextlib.suppress(ValueError):  # not the main thread: the embedding program handles its signals itself
         for number in (signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, leave)
+
+
+def end_process(code: int) -> NoReturn:
+    """End this process with a code once everything is done, without taking the interpreter apart.
+
+    Other threads are waited for, exit handlers run and output is flushed, as at any end. What is left out is the last
+    part: a thread of torch's gloo backend that still releases a tensor while Python is being torn down aborts the
+    process (SIGABRT, "terminate called without an active exception"; pytorch issue 190489), and leaving a process
+    group does not wait for such a thread. Python also gives its signal handlers up there, and srun sends TERM as
+    soon as one rank has left.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]  # ends idle pools as well, which joining threads would not
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # its reader has left, or it was closed
+            stream.flush()
+    os._exit(code)
 
 
 def _exit_code(returncode: int) -> int:

@@ -15,6 +15,7 @@ from synfundus.config.assets import find_asset
 from synfundus.distributed.ds_config import build_ds_config, plan_batch
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.world import World, connect, disconnect
+from synfundus.launch.processes import end_process
 from synfundus.training.ema import ShardedEma, ema_decay
 from synfundus.training.optim import parameter_groups
 from synfundus.training.post_hoc_ema import power_decay, power_exponent
@@ -163,3 +164,4 @@ def main(out: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    end_process(0)

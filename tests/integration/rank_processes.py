@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -22,6 +22,11 @@ class Ended:
 
     returncode: int
     output: str
+
+    @property
+    def fault(self) -> bool:
+        """Whether it failed by itself: neither well nor killed."""
+        return self.returncode not in (0, -signal.SIGKILL)
 
     def check(self) -> Ended:
         """Fail the test with the process's own words unless it ended well."""
@@ -73,7 +78,13 @@ def run_processes(
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
     outputs = [process.communicate(timeout=20)[0] for process in started]
-    return [Ended(process.returncode, output) for process, output in zip(started, outputs, strict=True)]
+    ended = [Ended(process.returncode, output) for process, output in zip(started, outputs, strict=True)]
+    if failed:  # a test that looks at one that was killed for another's failure must show that failure
+        faults = [
+            f"process {at} ended with {end.returncode}:\n{end.output}" for at, end in enumerate(ended) if end.fault
+        ]
+        return [end if end.fault else replace(end, output="\n".join([end.output, *faults])) for end in ended]
+    return ended
 
 
 def run_ranks(script: Path, arguments: Sequence[str], *, world_size: int, timeout_s: float = 120) -> list[Ended]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from synfundus import __version__
-from synfundus.cli.app import main, run_command
+from synfundus.cli.app import run_command
 from synfundus.cli.report import printable, report_error
 from synfundus.cli.verbs import COMMON, VERBS, Option, Verb
 from synfundus.config.loader import leaf_fields
@@ -395,10 +396,12 @@ def test_the_schema_is_printed_as_json_schema(capsys: pytest.CaptureFixture[str]
     assert "Peak learning rate." in schema["$defs"]["OptimConfig"]["properties"]["lr"]["description"]
 
 
-def test_main_ends_the_process_with_the_code() -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["no-such-verb"])
-    assert ended.value.code == 2
+@pytest.mark.parametrize("loaded", ["sys", "torch"])
+def test_main_ends_the_process_with_the_code(loaded: str) -> None:
+    script = f"import {loaded}; from synfundus.cli import main; main(['no-such-verb'])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "no-such-verb" in done.stderr
 
 
 def test_a_terminal_gets_one_panel_and_no_escape_sequences_of_others(monkeypatch: pytest.MonkeyPatch) -> None:

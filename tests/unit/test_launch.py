@@ -311,6 +311,29 @@ finally:
     assert said == ("" if in_flight else f"stopped by {sent.name}; start the same command again to go on\n")
 
 
+ENDING = """
+import atexit, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from synfundus.launch.processes import end_process
+
+class Last:
+    def __del__(self): print("taken apart")
+
+last = Last()
+threading.current_thread().kept = last
+atexit.register(print, "exit handler")
+threading.Thread(target=lambda: (time.sleep(0.3), print("thread"))).start()
+pool = ThreadPoolExecutor(1)
+pool.submit(int).result()
+end_process(7)
+"""
+
+
+def test_a_job_ends_with_everything_done_and_the_interpreter_left_whole() -> None:
+    done = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout.split("\n"), done.stderr) == (7, ["thread", "exit handler", ""], "")
+
+
 def test_ranks_do_not_outlive_a_killed_launcher(tmp_path: Path) -> None:
     code = """
 import os, pathlib, time
