@@ -11,6 +11,7 @@
     ├── StorageError          5   disk, object store, permissions
     ├── NumericalError        6   a loss or gradient that is not finite
     ├── LaunchError           7   processes, ranks, SLURM
+    │   └── Stalled          75   something that was waited for did not come (EX_TEMPFAIL: requeue)
     └── Preempted            75   stopped by a signal after saving (EX_TEMPFAIL: requeue)
 
 A message says what is wrong, with which values, where, and what to do about it.
@@ -18,7 +19,8 @@ A message says what is wrong, with which values, where, and what to do about it.
 
 from __future__ import annotations
 
-from typing import ClassVar
+import traceback
+from typing import ClassVar, NamedTuple
 
 
 class SynfundusError(Exception):
@@ -110,8 +112,49 @@ class LaunchError(SynfundusError):
     title = "Launch"
 
 
+class Stalled(LaunchError):
+    """Something that was waited for did not come: a batch, another rank, the end of a save. Worth another try."""
+
+    exit_code = 75
+    title = "Nothing moves"
+
+
 class Preempted(SynfundusError):
     """Stopped by a signal after everything was saved; the same command goes on."""
 
     exit_code = 75
     title = "Stopped by a signal"
+
+
+class ErrorReport(NamedTuple):
+    """An error as plain values: what one process tells another of it.
+
+    Attributes:
+        kind: Name of the class; empty for an error nobody expected.
+        message: What is wrong; the traceback of an error nobody expected.
+        where: As in the error.
+        hint: As in the error.
+    """
+
+    kind: str
+    message: str
+    where: str
+    hint: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> ErrorReport:
+        """Describe an error."""
+        if isinstance(error, SynfundusError):
+            return cls(type(error).__name__, error.message, error.where, error.hint)
+        return cls("", "".join(traceback.format_exception(error)), "", "")
+
+    def to_error(self, *, source: str) -> Exception:
+        """Return an error of the same class; one nobody expected names the process it comes from.
+
+        Args:
+            source: That process, e.g. "rank 3".
+        """
+        kind = globals().get(self.kind)
+        if isinstance(kind, type) and issubclass(kind, SynfundusError):
+            return kind(self.message, where=self.where, hint=self.hint)
+        return RuntimeError(f"{source} failed:\n{self.message}")

@@ -94,6 +94,10 @@ class LoopConfig(Section):
     """Images between two checkpoints."""
     keep_checkpoints: Annotated[int, Field(ge=2)] = 3
     """Checkpoints kept, never below two."""
+    async_checkpoints: bool = True
+    """A step only copies the state to host memory; hashing, writing and the commit run behind the next steps."""
+    watchdog_s: NonNegativeFloat = 900.0
+    """A step, a wait or a save that takes longer ends all ranks with their stacks and exit code 75; 0 never."""
     log_every_images: PositiveInt = 10_000
     """Images between two lines of metrics.jsonl."""
     preview_every_images: NonNegativeInt = 500_000

@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,11 +17,9 @@ from numpy.typing import NDArray
 
 from synfundus.data.batches import Augment, BatchReader, RankBatch
 from synfundus.data.shard_plan import rank_positions
-from synfundus.data.worker_pool import WorkerPool
+from synfundus.data.worker_pool import POLL_S, WorkerPool
 
 __all__ = ["Augment", "BatchLoader", "BatchReader", "Prefetch", "RankBatch"]
-
-_POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ class BatchLoader:
                 item = error
             while not self._stop.is_set():
                 try:
-                    ready.put(item, timeout=_POLL_S)
+                    ready.put(item, timeout=POLL_S)
                     break
                 except queue.Full:
                     continue
@@ -135,23 +133,46 @@ class BatchLoader:
             LaunchError: A worker process died or hangs.
         """
         while True:
-            if self._stop.is_set():
-                raise RuntimeError("the loader is closed")
-            began = time.perf_counter()
-            batch = self._take()
-            self.wait_s += time.perf_counter() - began
-            yield batch
+            batch = self.take()
+            if batch is not None:
+                yield batch
 
-    def _take(self) -> RankBatch:
+    def take(self, interrupted: Callable[[], bool] = lambda: False) -> RankBatch | None:
+        """Return the next batch.
+
+        Args:
+            interrupted: Asked now and then while there is none; yes ends the wait with None, and no batch is lost.
+
+        Raises:
+            RuntimeError: The loader was closed.
+            LaunchError: A worker process died or hangs.
+            SynfundusError: What whoever reads has met.
+        """
+        if self._stop.is_set():
+            raise RuntimeError("the loader is closed")
+        began = time.perf_counter()
+        try:
+            return self._take(interrupted)
+        finally:
+            self.wait_s += time.perf_counter() - began
+
+    def place(self, images_seen: int) -> str:
+        """Return the name of the first sample this rank reads in the step that begins there: set, shard, key."""
+        step = (images_seen - self._steps.start_images) // self._steps.global_batch_size
+        return self._reader.place_name(int(self._steps.positions(step)[0]))
+
+    def _take(self, interrupted: Callable[[], bool]) -> RankBatch | None:
         """Return the next batch from whoever reads, or raise what ended it."""
         if self._failure is not None:
             raise self._failure
+        item: RankBatch | BaseException | None = None
         try:
             if self._prefetch.workers:
-                return self._workers().take()
-            if not self._prefetch.batches:
-                return self._next()
-            item = self._background().get()
+                item = self._workers().take(interrupted)
+            elif not self._prefetch.batches:
+                item = self._next()
+            else:
+                item = self._from_thread(self._background(), interrupted)
         except Exception as error:
             self._failure = error
             raise
@@ -159,6 +180,17 @@ class BatchLoader:
             self._failure = item
             raise item
         return item
+
+    @staticmethod
+    def _from_thread(
+        ready: queue.Queue[RankBatch | BaseException], interrupted: Callable[[], bool]
+    ) -> RankBatch | BaseException | None:
+        while True:
+            try:
+                return ready.get(timeout=POLL_S)
+            except queue.Empty:
+                if interrupted():
+                    return None
 
     def _depth(self) -> int:
         """Return how many batches are kept ready."""

@@ -12,8 +12,8 @@ import contextlib
 import itertools
 import multiprocessing
 import signal
-import traceback
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -22,15 +22,16 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from synfundus import errors
 from synfundus.data.batches import BatchReader, RankBatch
 from synfundus.data.parent_watch import end_with_parent
 from synfundus.data.reader import Arrays
 from synfundus.data.source import Layout
-from synfundus.errors import LaunchError, SynfundusError
+from synfundus.errors import ErrorReport, LaunchError, Stalled
 
 _ALIGNMENT = 64
 _END_S = 5.0
+POLL_S = 0.2
+"""How often someone who waits for a batch looks whether to stop."""
 
 
 class Steps(Protocol):
@@ -53,16 +54,6 @@ class _Done:
     quarantined: tuple[Any, ...]
     sets: NDArray[np.int64]
     epochs: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class _Failed:
-    """What a worker says when it cannot go on."""
-
-    kind: str
-    message: str
-    where: str
-    hint: str
 
 
 def slot_arrays(memory: Any, layout: Layout, rows: int, slot: int) -> Arrays:  # noqa: ANN401 - a ctypes array
@@ -92,7 +83,7 @@ def _work(
     numbers: tuple[int, int],
 ) -> None:
     """Read every n-th step into free slots until the consumer is gone."""
-    failed: _Failed | None = None
+    failed: ErrorReport | None = None
     end_with_parent()
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         signal.signal(ignored, signal.SIG_IGN)  # the rank decides when to stop; its end closes the connection
@@ -107,10 +98,8 @@ def _work(
             connection.send(_Done(slot, batch.weights, batch.quarantined, batch.sets, batch.epochs))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
-    except SynfundusError as error:
-        failed = _Failed(type(error).__name__, error.message, error.where, error.hint)
     except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
-        failed = _Failed("", "".join(traceback.format_exception(error)), "", "")
+        failed = ErrorReport.of(error)
     with contextlib.suppress(OSError):
         if failed is not None:
             connection.send(failed)
@@ -158,18 +147,24 @@ class WorkerPool:
             for slot in range(each):
                 ours.send(slot)
 
-    def take(self) -> RankBatch:
+    def take(self, interrupted: Callable[[], bool] = lambda: False) -> RankBatch | None:
         """Return the next batch; its arrays are valid until the next call.
 
+        Args:
+            interrupted: Asked while waiting; yes ends the wait with None.
+
         Raises:
-            LaunchError: The worker died, or brings nothing.
+            Stalled: The worker brings nothing.
+            LaunchError: The worker died.
             SynfundusError: What the worker met.
         """
         self._give_back()
         number = self._step % len(self._processes)
+        if not self._ready(number, interrupted):
+            return None
         answer = self._answer(number)
-        if isinstance(answer, _Failed):
-            raise _error_of(answer)
+        if isinstance(answer, ErrorReport):
+            raise answer.to_error(source="a loader worker")
         positions = self._steps.positions(self._step)
         arrays = slot_arrays(self._memory[number], self._layout, self._steps.rows, answer.slot)
         self._given = number, answer.slot
@@ -184,12 +179,21 @@ class WorkerPool:
             with contextlib.suppress(OSError):  # a worker that is gone is found when its next batch is due
                 self._connections[number].send(slot)
 
-    def _answer(self, number: int) -> _Done | _Failed:
+    def _ready(self, number: int, interrupted: Callable[[], bool]) -> bool:
+        """Wait until a worker has answered or ended; False when interrupted before."""
+        sources: list[Connection | int] = [self._connections[number], self._processes[number].sentinel]
+        give_up = time.monotonic() + self._stall_s
+        while not wait(sources, timeout=min(POLL_S, max(0.0, give_up - time.monotonic()))):
+            if interrupted():
+                return False
+            if time.monotonic() >= give_up:
+                raise self._fault(number, f"has brought nothing for {self._stall_s:g} s", Stalled)
+        return True
+
+    def _answer(self, number: int) -> _Done | ErrorReport:
         connection, process = self._connections[number], self._processes[number]
-        if not wait([connection, process.sentinel], timeout=self._stall_s):
-            raise self._fault(number, f"has brought nothing for {self._stall_s:g} s")
         try:
-            answer: _Done | _Failed = connection.recv()
+            answer: _Done | ErrorReport = connection.recv()
         except (EOFError, OSError):
             process.join(_END_S)
             code = process.exitcode
@@ -197,10 +201,10 @@ class WorkerPool:
             raise self._fault(number, how) from None
         return answer
 
-    def _fault(self, number: int, what: str) -> LaunchError:
+    def _fault(self, number: int, what: str, kind: type[LaunchError] = LaunchError) -> LaunchError:
         position = int(self._progress[number].value)
         place = self._reader.place_name(position) if position >= 0 else "before its first sample"
-        return LaunchError(
+        return kind(
             f"loader worker {number} (process {self._processes[number].pid}) {what}",
             where=f"batch at position {position}, first sample {place}" if position >= 0 else place,
             hint="the same command goes on from the last checkpoint; a worker killed for want of memory needs fewer "
@@ -218,10 +222,3 @@ class WorkerPool:
                 process.join()
             process.close()
         self._connections, self._processes = [], []
-
-
-def _error_of(failed: _Failed) -> Exception:
-    kind = getattr(errors, failed.kind, None) if failed.kind else None
-    if isinstance(kind, type) and issubclass(kind, SynfundusError):
-        return kind(failed.message, where=failed.where, hint=failed.hint)
-    return RuntimeError(f"a loader worker failed:\n{failed.message}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -176,6 +176,55 @@ class LocalWorld:
         return flag
 
 
+class NoticeBoard(Protocol):
+    """Texts that any rank can put up and read at any time, without the others taking part."""
+
+    def post(self, name: str, text: str) -> None:
+        """Put a text up.
+
+        Raises:
+            RuntimeError: The board is gone.
+        """
+
+    def read(self, name: str) -> str | None:
+        """Return a text, or None while there is none.
+
+        Raises:
+            RuntimeError: The board is gone.
+        """
+
+
+@dataclass(frozen=True)
+class OwnBoard:
+    """The board of a world of one."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+
+    def post(self, name: str, text: str) -> None:
+        """Put a text up."""
+        self.texts[name] = text
+
+    def read(self, name: str) -> str | None:
+        """Return a text, or None while there is none."""
+        return self.texts.get(name)
+
+
+@dataclass(frozen=True)
+class StoreBoard:
+    """A board in torch's key-value store, which rank 0 keeps."""
+
+    store: Any
+
+    def post(self, name: str, text: str) -> None:
+        """Put a text up."""
+        self.store.set(f"synfundus/{name}", text)
+
+    def read(self, name: str) -> str | None:
+        """Return a text, or None while there is none."""
+        key = f"synfundus/{name}"
+        return self.store.get(key).decode() if self.store.check([key]) else None
+
+
 @dataclass(frozen=True)
 class TorchWorld:
     """A world on torch.distributed; the host-side collectives run over gloo also when tensors use NCCL."""
@@ -284,3 +333,35 @@ def disconnect() -> None:
 
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def second_channel(world: World, *, timeout_s: float) -> World:
+    """Return the same ranks on a channel of their own, for a thread beside the one that has the first. Collective.
+
+    Args:
+        world: The job.
+        timeout_s: Longest wait for the other ranks on it, in seconds.
+    """
+    import torch.distributed as dist
+
+    if not isinstance(world, TorchWorld):
+        return world
+    return replace(world, group=dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)))
+
+
+def notice_board(world: World) -> NoticeBoard:
+    """Return where the ranks of a job leave one another notices."""
+    if not isinstance(world, TorchWorld) or world.size == 1:
+        return OwnBoard()
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    # a connection of its own: whoever waits on it keeps nobody else from the store
+    return StoreBoard(_get_default_store().clone())  # type: ignore[attr-defined]
+
+
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "Timed out")
+
+
+def is_lost_rank(error: BaseException) -> bool:
+    """Whether an error of a collective says that another rank has gone, or does not answer."""
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in LOST)

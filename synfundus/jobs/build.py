@@ -23,7 +23,8 @@ from synfundus.config.schema import (
 from synfundus.diffusion.schedule import NoiseSchedule, build_schedule
 from synfundus.distributed.ds_config import BatchPlan, build_ds_config, check_ds_file, plan_batch
 from synfundus.distributed.engine import ZeroEngine
-from synfundus.distributed.world import Device, World
+from synfundus.distributed.watchdog import Watchdog
+from synfundus.distributed.world import Device, World, notice_board
 from synfundus.errors import ConfigError, DataError
 from synfundus.models.attention import apply_attention, choose_attention, head_dims
 from synfundus.models.autoencoder import LatentCodec, build_codec
@@ -191,6 +192,11 @@ def lr_plan(optim: OptimConfig, loop: LoopConfig) -> LrPlan:
         budget_images=loop.budget_images,
         min_ratio=optim.min_lr_ratio,
     )
+
+
+def watchdog(loop: LoopConfig, world: World) -> Watchdog:
+    """Build what ends the job when nothing moves."""
+    return Watchdog(rank=world.rank, world_size=world.size, board=notice_board(world), limit_s=loop.watchdog_s)
 
 
 def loop_settings(loop: LoopConfig, batch: BatchPlan, *, seed: int) -> LoopSettings:

@@ -11,10 +11,12 @@ from typing import Any
 import yaml
 
 from synfundus import __version__
-from synfundus.config.schema import RunConfig
+from synfundus.config.schema import LoopConfig, RunConfig
+from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.engine import ZeroEngine
-from synfundus.distributed.world import World
-from synfundus.errors import CheckpointError, ConfigError, StorageError
+from synfundus.distributed.watchdog import Watchdog
+from synfundus.distributed.world import World, second_channel
+from synfundus.errors import CheckpointError, ConfigError
 from synfundus.jobs.run_spool import LEDGER_NAME, RunSpool, SpooledSinks
 from synfundus.redaction import redact
 from synfundus.storage import documents, filesystem
@@ -22,6 +24,7 @@ from synfundus.storage.permissions import writers
 from synfundus.telemetry.console import Console
 from synfundus.telemetry.sinks import MetricSinks, build_sinks
 from synfundus.training import checkpoint
+from synfundus.training.checkpoint_writer import CheckpointWriter
 from synfundus.training.ema import ShardedEma
 from synfundus.training.trainer import TrainState
 
@@ -67,7 +70,6 @@ class RunDirectory:
         self._world = world
         self._config = config
         self._open_spool: RunSpool | None = None
-        self._saved_images = -1
         problem = ""
         if world.rank == 0:
             problem = self._claim({"kind": kind, "identity": dict(identity)})
@@ -131,25 +133,36 @@ class RunDirectory:
             if writers(folder) == "its group":
                 console.warning(f"a whole group may write to {folder}, and so replace its checkpoints")
 
-    def save(self, state: TrainState, *, zero: ZeroEngine, average: ShardedEma, keep: int) -> None:
-        """Write a checkpoint, and before it the rows that lead up to it. Collective.
+    def saver(
+        self,
+        state: TrainState,
+        *,
+        zero: ZeroEngine,
+        average: ShardedEma,
+        loop: LoopConfig,
+        watchdog: Watchdog,
+    ) -> CheckpointWriter:
+        """Return what saves this run from a place on, with the rows that lead up to a checkpoint before it. Collective.
 
-        Raises:
-            StorageError: A rank could not write; the previous checkpoint is untouched.
+        Args:
+            state: The place: it is saved already, or the beginning.
+            zero: Weights and moments.
+            average: Averaged weights.
+            loop: How many are kept, and whether they are written behind the steps.
+            watchdog: Ends the job when a save does not end.
         """
-        if self._saved_images == state.images_seen:
-            return  # a signal came right behind a checkpoint
-        self._upload_rows()
-        checkpoint.save_checkpoint(
+        timeout_s = self._config.launch.collective_timeout_s
+        return CheckpointWriter(
             self.path("checkpoints"),
             engine=zero,
             ema=average,
-            images_seen=state.images_seen,
-            state=state.to_document(),
-            keep=keep,
+            keep=loop.keep_checkpoints,
             world=self._world,
+            behind=second_channel(self._world, timeout_s=timeout_s) if loop.async_checkpoints else None,
+            watchdog=watchdog,
+            before=self._upload_rows,
+            saved_images=state.images_seen,
         )
-        self._saved_images = state.images_seen
 
     @property
     def _spool(self) -> RunSpool:
@@ -158,7 +171,7 @@ class RunDirectory:
             self._open_spool = RunSpool(self.url)
         return self._open_spool
 
-    def _upload_rows(self) -> None:
+    def _upload_rows(self, world: World) -> None:
         """Bring metrics and ledger up to date in an object store. Collective.
 
         Raises:
@@ -166,15 +179,7 @@ class RunDirectory:
         """
         if filesystem.is_local(self.url):
             return
-        failure = ""
-        if self._world.rank == 0:
-            try:
-                self._spool.upload()
-            except StorageError as error:
-                failure = error.message
-        failure = self._world.all_gather(failure)[0]
-        if failure:
-            raise StorageError(f"metrics and ledger could not be written: {failure}", where=self.url)
+        on_rank_0(lambda: self._spool.upload(), world)
 
     def sinks(self, *, resume_images: int) -> MetricSinks:
         """Open the metric sinks of this rank."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ class RunSpool:
         self._uploaded: dict[str, tuple[int, int]] = {}
         self._uploaded_at = time.monotonic()
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._lock = threading.Lock()  # a checkpoint is written behind the steps, and its rows before it
         self.closed = False
         if filesystem.is_local(url):
             self.folder = filesystem.local_path(url)
@@ -58,6 +60,10 @@ class RunSpool:
         Raises:
             StorageError: The store refused; the next call tries again.
         """
+        with self._lock:
+            self._upload()
+
+    def _upload(self) -> None:
         if self._scratch is None or self.closed:
             return
         self._uploaded_at = time.monotonic()
@@ -72,18 +78,23 @@ class RunSpool:
 
     def upload_if_due(self) -> None:
         """Upload if that was not done for a while; a store that refuses is asked again at the next checkpoint."""
-        if time.monotonic() - self._uploaded_at >= UPLOAD_INTERVAL_S:
+        if time.monotonic() - self._uploaded_at < UPLOAD_INTERVAL_S or not self._lock.acquire(blocking=False):
+            return
+        try:
             with contextlib.suppress(StorageError):
-                self.upload()
+                self._upload()
+        finally:
+            self._lock.release()
 
     def close(self) -> None:
         """Upload and remove the temporary folder."""
-        try:
-            self.upload()
-        finally:
-            self.closed = True
-            if self._scratch is not None:
-                self._scratch.cleanup()
+        with self._lock:
+            try:
+                self._upload()
+            finally:
+                self.closed = True
+                if self._scratch is not None:
+                    self._scratch.cleanup()
 
 
 class SpooledSinks(MetricSinks):

@@ -11,6 +11,7 @@ from torch import Tensor
 from synfundus.config.schema import RunConfig
 from synfundus.data.batches import BatchReader
 from synfundus.diffusion.schedule import NoiseSchedule
+from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.world import World
 from synfundus.errors import ConfigError, DataError, ManifestMismatch
@@ -188,6 +189,8 @@ class _Training:
         """Resume, train, validate, export. Collective."""
         self._announce()
         state = self._directory.resume(zero=self._zero, average=self._ema, console=self._console)
+        watchdog = build.watchdog(self._loop, self._world)
+        saver = self._directory.saver(state, zero=self._zero, average=self._ema, loop=self._loop, watchdog=watchdog)
         sinks = self._directory.sinks(resume_images=state.images_seen)
         loader = training_loader(
             self._batches("train", self._draws(self._config.diffusion.flip)),
@@ -199,6 +202,9 @@ class _Training:
         def write_metrics(row: Mapping[str, float]) -> None:
             self._last_row = row
             sinks.write(row)
+
+        def save(state: TrainState) -> None:
+            saver.save(state.images_seen, state.to_document())
 
         def validate(state: TrainState) -> None:
             self._validation_loss = self._validate(state)
@@ -221,10 +227,11 @@ class _Training:
                 Periodic(self._loop.validate_every_images, validate, at_end=True),
                 # before the checkpoint: a run that goes on from one has the snapshots that lead up to it
                 Periodic(averages.snapshot_every_images, self._snapshot, at_end=bool(averages.sigma_rel)),
-                Periodic(self._loop.checkpoint_every_images, self._save, at_end=True, log_before=True),
+                Periodic(self._loop.checkpoint_every_images, save, at_end=True, log_before=True),
                 Periodic(self._loop.preview_every_images, self._preview, at_end=self._loop.preview_every_images > 0),
             ],
-            save=self._save,
+            saver=saver,
+            watchdog=watchdog,
         )
         try:
             state = trainer.fit()
@@ -259,9 +266,6 @@ class _Training:
         with_flip = self._config.diffusion.flip and split == "train"
         return latent_batches(self._sets, split=split, seed=self._config.seed, with_flip=with_flip, augment=draws)
 
-    def _save(self, state: TrainState) -> None:
-        self._directory.save(state, zero=self._zero, average=self._ema, keep=self._loop.keep_checkpoints)
-
     def _averaged_denoiser(self) -> ConditionalDenoiser | None:
         """Return the averaged network in fp32 on rank 0, None elsewhere. Collective."""
         named = self._zero.gather_named(self._ema.partitions)
@@ -278,10 +282,11 @@ class _Training:
         """Return the loss of the averaged weights on held-out patients, with the same noise every time. Collective."""
         split = "val" if self._set.num_samples("val") else "train"
         denoiser = self._averaged_denoiser()
-        result = float("nan")
-        if denoiser is not None:
-            result = self._validation_pass(self._step(denoiser), split, state)
-        return self._world.all_gather(result)[0]
+
+        def work() -> float:
+            return float("nan") if denoiser is None else self._validation_pass(self._step(denoiser), split, state)
+
+        return on_rank_0(work, self._world)
 
     def _validation_pass(self, step: LatentDiffusionStep, split: str, state: TrainState) -> float:
         reader = self._batches(split, self._draws(False))
@@ -311,7 +316,11 @@ class _Training:
 
     def _preview(self, state: TrainState) -> None:
         """Draw a grid with fixed seeds from the averaged weights. Collective."""
-        denoiser, codec = self._averaged_denoiser(), self._codec
+        denoiser = self._averaged_denoiser()
+        on_rank_0(lambda: self._draw_preview(denoiser, state), self._world)
+
+    def _draw_preview(self, denoiser: ConditionalDenoiser | None, state: TrainState) -> None:
+        codec = self._codec
         if denoiser is not None and codec is not None:
             path = self._directory.path("previews", f"images-{state.images_seen:012d}.png")
             data = draw_preview(
@@ -339,7 +348,12 @@ class _Training:
             "zero_stage": self._zero.zero_stage,
             "export": self._directory.path("export"),
         }
-        denoiser, codec = self._averaged_denoiser(), self._codec
+        denoiser = self._averaged_denoiser()
+        on_rank_0(lambda: self._export(denoiser, summary), self._world)
+        return summary
+
+    def _export(self, denoiser: ConditionalDenoiser | None, summary: Summary) -> None:
+        codec = self._codec
         if denoiser is not None and codec is not None:
             mean, std = build.latent_statistics(self._config, self._set.properties)
             save_pipeline(
@@ -356,6 +370,4 @@ class _Training:
                 training_summary={key: value for key, value in summary.items() if key != "export"}
                 | {"training_images": self._set.num_samples("train")},
             )
-            self._console.message(f"trained on {state.images_seen:,} images; exported to {summary['export']}")
-        self._world.barrier()
-        return summary
+            self._console.message(f"trained on {summary['images_seen']:,} images; exported to {summary['export']}")

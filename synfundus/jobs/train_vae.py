@@ -11,6 +11,7 @@ from torch import Tensor
 
 from synfundus.config.schema import RunConfig
 from synfundus.data.loader import BatchLoader
+from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.world import World
 from synfundus.evaluation.pictures import contact_sheet, encode_png
@@ -167,13 +168,22 @@ class _Training:
     def run(self) -> Summary:
         """Resume, train, evaluate, export. Collective."""
         state = self._directory.resume(zero=self._zero, average=self._ema, console=self._console)
+        watchdog = build.watchdog(self._loop, self._world)
+        saver = self._directory.saver(state, zero=self._zero, average=self._ema, loop=self._loop, watchdog=watchdog)
         sinks = self._directory.sinks(resume_images=state.images_seen)
         loader = self._train_loader(state)
 
+        def save(state: TrainState) -> None:
+            saver.save(state.images_seen, state.to_document())
+
         def validate(state: TrainState) -> None:
             codec = self._averaged_codec()
-            if codec is not None:
-                sinks.write({"images_seen": state.images_seen, **self._evaluate(codec)})
+
+            def work() -> None:
+                if codec is not None:
+                    sinks.write({"images_seen": state.images_seen, **self._evaluate(codec)})
+
+            on_rank_0(work, self._world)
 
         trainer = Trainer(
             engine=self._zero,
@@ -190,10 +200,11 @@ class _Training:
             periodic=[
                 # before the checkpoint: a run that goes on from there does not write this row again
                 Periodic(self._loop.validate_every_images, validate),
-                Periodic(self._loop.checkpoint_every_images, self._save, at_end=True, log_before=True),
+                Periodic(self._loop.checkpoint_every_images, save, at_end=True, log_before=True),
                 Periodic(self._loop.preview_every_images, self._preview),
             ],
-            save=self._save,
+            saver=saver,
+            watchdog=watchdog,
         )
         try:
             state = trainer.fit()
@@ -207,9 +218,6 @@ class _Training:
         draws = AutoencoderDraws(seed=self._config.seed, latent_shape=(self._codec.latent_channels, size, size))
         reader = image_batches(self._set, split="train", seed=self._config.seed, augment=draws)
         return training_loader(reader, self._loop, self._world, start_images=state.images_seen)
-
-    def _save(self, state: TrainState) -> None:
-        self._directory.save(state, zero=self._zero, average=self._ema, keep=self._loop.keep_checkpoints)
 
     def _averaged_codec(self) -> LatentCodec | None:
         """Return a codec with the averaged weights in fp32 on rank 0, None elsewhere. Collective."""
@@ -226,8 +234,12 @@ class _Training:
 
     def _preview(self, state: TrainState) -> None:
         codec = self._averaged_codec()
-        if codec is not None:
-            self._draw(codec, f"previews/images-{state.images_seen:012d}.png")
+
+        def work() -> None:
+            if codec is not None:
+                self._draw(codec, f"previews/images-{state.images_seen:012d}.png")
+
+        on_rank_0(work, self._world)
 
     def _draw(self, codec: LatentCodec, name: str) -> None:
         """Draw held-out originals over their reconstructions."""
@@ -269,16 +281,17 @@ class _Training:
     def _finish(self, state: TrainState) -> Summary:
         """Export the averaged weights and judge them on held-out patients. Collective."""
         codec = self._averaged_codec()
-        figures: Mapping[str, float] = {}
-        if codec is not None:
-            folder = self._directory.path("export", "vae")
-            save_codec(codec.cpu(), folder)
-            codec.to(self._device)
-            figures = self._evaluate(codec)
-            self._draw(codec, "export/reconstructions.png")
-            self._console.message(
-                f"autoencoder on held-out {self._held_out} images: PSNR {figures['psnr_db']:.2f} dB, "
-                f"SSIM {figures['ssim']:.3f}; exported to {folder}"
-            )
-        figures = self._world.all_gather(figures)[0]
+        figures = on_rank_0(lambda: {} if codec is None else self._export(codec), self._world)
         return {"images_seen": state.images_seen, "export": self._directory.path("export", "vae"), **figures}
+
+    def _export(self, codec: LatentCodec) -> Mapping[str, float]:
+        folder = self._directory.path("export", "vae")
+        save_codec(codec.cpu(), folder)
+        codec.to(self._device)
+        figures = self._evaluate(codec)
+        self._draw(codec, "export/reconstructions.png")
+        self._console.message(
+            f"autoencoder on held-out {self._held_out} images: PSNR {figures['psnr_db']:.2f} dB, "
+            f"SSIM {figures['ssim']:.3f}; exported to {folder}"
+        )
+        return figures

@@ -33,6 +33,8 @@ SIGNALS_TO_SRUN: Mapping[int, int] = {
 """srun hands USR2 on to its tasks. TERM makes it kill them at once, and the first INT only makes it talk."""
 STOP_GRACE_S = 10.0
 """Time between SIGTERM and SIGKILL for the other ranks after one has died."""
+LEAVE_TOGETHER_S = 60.0
+"""Time for the other ranks to leave after one has left with the code of a signal or a standstill."""
 POLL_S = 0.05
 
 
@@ -170,13 +172,21 @@ def _forwarding(send: Callable[[int], None]) -> Iterator[None]:
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> Outcome:
     """Wait for all; when one dies of a fault, stop the others. The first fault decides."""
     codes: dict[int, int] = {}
+    left_at: float | None = None
     while len(codes) < len(processes):
+        if left_at is not None and time.monotonic() - left_at > LEAVE_TOGETHER_S:
+            staying = [rank for rank in range(len(processes)) if rank not in codes]
+            _stop([processes[rank] for rank in staying])
+            names = ", ".join(map(str, staying))
+            return Outcome(Preempted.exit_code, f"rank {names} did not leave with the others and was stopped")
         for rank, process in enumerate(processes):
             returncode = process.poll()
             if rank in codes or returncode is None:
                 continue
             codes[rank] = code = _exit_code(returncode)
             # ranks that save and leave after a signal are waited for: the others are saving as well
+            if code == Preempted.exit_code and left_at is None:
+                left_at = time.monotonic()
             if code not in (0, Preempted.exit_code):
                 running = [other for index, other in enumerate(processes) if index not in codes]
                 _stop(running)

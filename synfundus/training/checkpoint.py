@@ -65,14 +65,63 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _partition_tensors(engine: ZeroEngine, ema: ShardedEma) -> dict[str, Tensor]:
-    tensors = {}
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of a run's state in host memory; the steps that follow do not change it.
+
+    Attributes:
+        images_seen: Images trained on.
+        partitions: This rank's slices, fp32, by their name in the file.
+        model: The weights by name on rank 0, None elsewhere.
+        document: What state.json holds, on rank 0; empty elsewhere.
+    """
+
+    images_seen: int
+    partitions: Mapping[str, Tensor]
+    model: Mapping[str, Tensor] | None
+    document: Mapping[str, Any]
+
+
+def _host_copy(vector: Tensor) -> Tensor:
+    """Copy to host memory; from a GPU without waiting, into pinned memory."""
+    pinned = vector.device.type == "cuda"
+    copy = torch.empty(vector.shape, dtype=torch.float32, pin_memory=pinned)
+    return copy.copy_(vector.detach(), non_blocking=pinned)
+
+
+def take_snapshot(
+    *, engine: ZeroEngine, ema: ShardedEma, images_seen: int, state: Mapping[str, Any], world: World
+) -> Snapshot:
+    """Copy the state of a run. Collective.
+
+    Args:
+        engine: Weights and moments.
+        ema: Averaged weights.
+        images_seen: Place in the run.
+        state: What else a resume needs; plain values.
+        world: The job.
+    """
+    partitions: dict[str, Tensor] = {}
     averages = ema.vectors()
-    for number, (master, moments) in enumerate(zip(engine.masters(), engine.moments(), strict=True)):
+    masters = engine.masters()
+    for number, (master, moments) in enumerate(zip(masters, engine.moments(), strict=True)):
         vectors = {"master": master, **moments, **{name: slices[number] for name, slices in averages.items()}}
-        for name, vector in vectors.items():
-            tensors[f"group{number}.{name}"] = vector.detach().to("cpu", torch.float32).contiguous()
-    return tensors
+        partitions |= {f"group{number}.{name}": _host_copy(vector) for name, vector in vectors.items()}
+    if world.device == "cuda":
+        torch.cuda.current_stream().synchronize()
+    model = engine.gather_named([partitions[f"group{number}.master"] for number in range(len(masters))])
+    if model is None:
+        return Snapshot(images_seen, partitions, None, {})
+    document = {
+        "format": FORMAT_NAME,
+        "schema_version": FORMAT_VERSION,
+        "images_seen": images_seen,
+        "world_size": world.size,
+        "optimizer_steps": engine.optimizer_steps(),
+        "layout": engine.layout.to_document(),
+        "state": dict(state),
+    }
+    return Snapshot(images_seen, partitions, model, document)
 
 
 def _write_all(folder: str, files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
@@ -87,46 +136,25 @@ def _write_all(folder: str, files: Mapping[str, bytes]) -> dict[str, dict[str, A
     return entries
 
 
-def save_checkpoint(
-    root: str,
-    *,
-    engine: ZeroEngine,
-    ema: ShardedEma,
-    images_seen: int,
-    state: Mapping[str, Any],
-    keep: int,
-    world: World,
-) -> str:
-    """Write a checkpoint and return its folder. Collective.
+def write_snapshot(root: str, snapshot: Snapshot, *, keep: int, world: World) -> str:
+    """Write a snapshot as a checkpoint and return its folder. Collective.
 
     Args:
         root: Folder of the checkpoints.
-        engine: Weights and moments.
-        ema: Averaged weights.
-        images_seen: Place in the run.
-        state: What else a resume needs; plain values.
+        snapshot: This rank's part of the state.
         keep: Checkpoints to keep, at least 2.
-        world: The job.
+        world: The job. From a thread behind the steps, a world of its own: its collectives must not meet theirs.
 
     Raises:
         StorageError: A rank could not write; nothing was committed and the previous checkpoint is untouched.
     """
-    final = filesystem.join(root, checkpoint_name(images_seen))
+    final = filesystem.join(root, checkpoint_name(snapshot.images_seen))
     folder = f"{final}.tmp" if filesystem.is_local(root) else final
-    model = engine.gather_named(engine.masters())
-    files = {partition_name(world.rank, world.size): safetensors.torch.save(_partition_tensors(engine, ema))}
-    if model is not None:
-        document = {
-            "format": FORMAT_NAME,
-            "schema_version": FORMAT_VERSION,
-            "images_seen": images_seen,
-            "world_size": world.size,
-            "optimizer_steps": engine.optimizer_steps(),
-            "layout": engine.layout.to_document(),
-            "state": dict(state),
-        }
-        files[MODEL_NAME] = safetensors.torch.save({name: tensor.contiguous() for name, tensor in model.items()})
-        files[STATE_NAME] = documents.dump_json(document)
+    files = {partition_name(world.rank, world.size): safetensors.torch.save(dict(snapshot.partitions))}
+    if snapshot.model is not None:
+        model = {name: tensor.contiguous() for name, tensor in snapshot.model.items()}
+        files[MODEL_NAME] = safetensors.torch.save(model)
+        files[STATE_NAME] = documents.dump_json(snapshot.document)
     failure = _clear(folder) if world.rank == 0 else None
     world.barrier()
     entries: dict[str, dict[str, Any]] = {}

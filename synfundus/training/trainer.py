@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,15 +15,20 @@ from torch import Tensor
 from synfundus.data.batches import RankBatch
 from synfundus.data.ledger import Ledger, Quarantined
 from synfundus.data.loader import BatchLoader
+from synfundus.distributed.agreement import raise_together
 from synfundus.distributed.engine import StepResult, ZeroEngine
-from synfundus.distributed.world import World
-from synfundus.errors import DataError, NumericalError, Preempted
+from synfundus.distributed.watchdog import Watchdog
+from synfundus.distributed.world import World, is_lost_rank
+from synfundus.errors import DataError, LaunchError, NumericalError, Preempted
 from synfundus.seeding import derive_key
 from synfundus.telemetry.console import Console, Progress
 from synfundus.telemetry.metrics import SumAccumulator, means
 from synfundus.training.ema import ShardedEma
 from synfundus.training.optim import LrPlan
 from synfundus.training.stopping import StopFlag, catch_signals
+
+_PERIODIC_PATIENCE = 10
+"""Times the watchdog's limit that a validation pass or a preview may take."""
 
 
 @dataclass
@@ -86,6 +92,23 @@ class Periodic:
         return self.every_images > 0 and before // self.every_images < now // self.every_images
 
 
+class Saver(Protocol):
+    """Writes checkpoints, possibly behind the steps; see `training.checkpoint_writer`."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether a save of this rank has failed that nobody was told of."""
+
+    def save(self, images_seen: int, state: Mapping[str, Any]) -> None:
+        """Take the state as it is now and have it written. Collective."""
+
+    def wait(self) -> None:
+        """Wait until everything is written, and raise what went wrong. Collective."""
+
+    def close(self) -> None:
+        """Wait until everything is written or has failed."""
+
+
 @dataclass
 class Clock:
     """Time spent since the last line of metrics."""
@@ -111,7 +134,8 @@ class Trainer:
         write_ledger: Takes a row about quarantined samples or a finished epoch; called on rank 0.
         set_names: What the ledger calls the sets the loader reads.
         periodic: What happens at intervals, in this order.
-        save: Writes a checkpoint; called before a stop by signal.
+        saver: Writes checkpoints; asked for one before a stop by signal.
+        watchdog: Ends the job when nothing moves.
     """
 
     def __init__(
@@ -129,7 +153,8 @@ class Trainer:
         write_ledger: Callable[[Mapping[str, Any]], None],
         set_names: Sequence[str],
         periodic: Sequence[Periodic],
-        save: Callable[[TrainState], None],
+        saver: Saver,
+        watchdog: Watchdog,
     ) -> None:
         self._engine = engine
         self._loader = loader
@@ -142,7 +167,9 @@ class Trainer:
         self._write_metrics = write_metrics
         self._write_ledger = write_ledger
         self._periodic = periodic
-        self._save = save
+        self._saver = saver
+        self._watchdog = watchdog
+        self._logged_images = state.images_seen
         self._device = torch.device("cuda", world.local_rank) if world.device == "cuda" else torch.device("cpu")
         self._sums = SumAccumulator()
         self._quarantined_here: list[Quarantined] = []
@@ -150,6 +177,7 @@ class Trainer:
         self._ledger = Ledger(loader.set_sizes, set_names)
         self._ledger.restore(state.open_epochs)
         self._last_step: StepResult | None = None
+        self._clock = Clock()
 
     def fit(self) -> TrainState:
         """Run to the budget and return the final state. Collective.
@@ -161,25 +189,67 @@ class Trainer:
         """
         settings, state = self._settings, self.state
         flag = StopFlag()
-        batches = iter(self._loader)
-        clock = Clock(images_at_start=state.images_seen, wait_at_start_s=self._loader.wait_s)
+        self._clock = Clock(images_at_start=state.images_seen, wait_at_start_s=self._loader.wait_s)
         with (
+            self._watchdog.running(),
             catch_signals(flag),
             self._console.progress(
                 "training", total=settings.budget_images, unit="images", start=state.images_seen
             ) as bar,
         ):
-            while state.images_seen < settings.budget_images:
-                before = state.images_seen
-                self._step(batches)
-                stop = self._world.any(flag.raised)
-                if stop or self._log_due(before):
-                    clock = self._log(clock, bar)
-                bar.advance(state.images_seen - before)
-                self._run_periodic(before, clock)
-                if stop:
-                    self._stop(flag)
+            try:
+                while (batch := self._next_batch(flag, bar)) is not None:
+                    before = state.images_seen
+                    with self._expect_end("the step from {images:,} images, first sample {place}"):
+                        self._step(batch)
+                    if self._log_due(before):
+                        self._log(bar)
+                    bar.advance(state.images_seen - before)
+                    self._run_periodic(before)
+                self._saver.wait()
+            except RuntimeError as error:
+                if not is_lost_rank(error):
+                    raise
+                raise LaunchError(
+                    f"another rank has gone: {error}",
+                    hint="its own message says why; the same command goes on from the last checkpoint",
+                ) from error
+            finally:
+                self._saver.close()
         return state
+
+    def _expect_end(self, what: str, *, patience: int = 1) -> AbstractContextManager[None]:
+        images, loader = self.state.images_seen, self._loader
+        return self._watchdog.expect_end(
+            lambda: what.format(images=images, place=loader.place(images)), patience=patience
+        )
+
+    def _next_batch(self, flag: StopFlag, bar: Progress) -> RankBatch | None:
+        """Return this rank's part of the next global batch, None when there is none to come. Collective.
+
+        Here all ranks learn of what any of them has met since the last time, before one of them computes.
+
+        Raises:
+            Preempted: A signal came to any rank; a checkpoint was written.
+            SynfundusError: Any rank cannot read on, or a save has failed.
+        """
+        batch: RankBatch | None = None
+        fault: Exception | None = None
+        if self.state.images_seen < self._settings.budget_images:
+            try:
+                with self._expect_end("the wait for the batch from {images:,} images on, first sample {place}"):
+                    batch = self._loader.take(lambda: flag.raised)
+            except Exception as error:  # noqa: BLE001 - raised below, on every rank
+                fault = error
+        with self._expect_end("the wait for the other ranks at {images:,} images"):
+            stop, failed, faulty = self._world.sum([flag.raised, self._saver.failed, fault is not None])
+        if faulty:
+            raise_together(fault, self._world)
+        if failed:
+            self._saver.wait()
+        if stop:
+            self._stop(flag, bar)
+        return batch
 
     def _log_due(self, before: int) -> bool:
         now, settings = self.state.images_seen, self._settings
@@ -187,18 +257,20 @@ class Trainer:
             return True
         return any(job.log_before and job.due(before, now, settings.budget_images) for job in self._periodic)
 
-    def _run_periodic(self, before: int, clock: Clock) -> None:
+    def _run_periodic(self, before: int) -> None:
         """Do what is due; its time does not count as training time."""
         for job in self._periodic:
             if job.due(before, self.state.images_seen, self._settings.budget_images):
                 began = time.perf_counter()
-                job.action(self.state)
-                clock.began += time.perf_counter() - began
+                with self._expect_end(
+                    "what is done at {images:,} images besides training", patience=_PERIODIC_PATIENCE
+                ):
+                    job.action(self.state)
+                self._clock.began += time.perf_counter() - began
 
-    def _step(self, batches: Iterator[RankBatch]) -> None:
+    def _step(self, batch: RankBatch) -> None:
         """Train on one global batch."""
         settings, state = self._settings, self.state
-        batch = next(batches)
         for key, (planned, delivered) in batch.tally().items():
             before = self._tally_here.get(key, (0, 0))
             self._tally_here[key] = before[0] + planned, before[1] + delivered
@@ -239,9 +311,9 @@ class Trainer:
             hint="lower optim.lr or raise optim.warmup_images; the same command goes on from the last checkpoint",
         )
 
-    def _log(self, clock: Clock, bar: Progress) -> Clock:
+    def _log(self, bar: Progress) -> None:
         """Write a row of metrics. Collective."""
-        settings, state = self._settings, self.state
+        settings, state, clock = self._settings, self.state, self._clock
         sums = self._sums.reduce(self._world)
         elapsed = max(time.perf_counter() - clock.began, 1e-9)
         waited = self._loader.wait_s - clock.wait_at_start_s
@@ -268,7 +340,8 @@ class Trainer:
             data_wait=f"{row['data_wait_percent']:.0f} %",
         )
         self._check_quarantine()
-        return Clock(images_at_start=state.images_seen, wait_at_start_s=self._loader.wait_s)
+        self._logged_images = state.images_seen
+        self._clock = Clock(images_at_start=state.images_seen, wait_at_start_s=self._loader.wait_s)
 
     def _account(self) -> None:
         """Count what all ranks planned and delivered since the last row, name what none could use. Collective."""
@@ -311,11 +384,15 @@ class Trainer:
                 hint="the ledger names them; write the damaged shards again",
             )
 
-    def _stop(self, flag: StopFlag) -> None:
+    def _stop(self, flag: StopFlag, bar: Progress) -> None:
         """Save and leave."""
-        self._save(self.state)
+        state = self.state
+        if self._logged_images != state.images_seen:
+            self._log(bar)
+        self._saver.save(state.images_seen, state.to_document())
+        self._saver.wait()
         raise Preempted(
-            f"stopped by {' '.join(flag.names) or 'a signal to another rank'} at {self.state.images_seen} images; "
+            f"stopped by {' '.join(flag.names) or 'a signal to another rank'} at {state.images_seen} images; "
             "everything is saved",
             hint="start the same command again to go on",
         )

@@ -11,6 +11,8 @@ python killed_run.py signal:SIGUSR2:MODULE:FUNCTION:N train --latents ...  at th
 
 python killed_run.py full:TEXT:BYTES train --latents ...  when it is to write the first file whose place has TEXT, so
                                                          many bytes are left: a file called ballast takes the rest
+python killed_run.py hang:KIND:MODULE:FUNCTION:N train --latents ...  at the N-th call of the function: `sleep` waits
+                                                         for ever, `stop` stops the process, `gil` keeps the interpreter
 """
 
 from __future__ import annotations
@@ -18,9 +20,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import re
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from synfundus.storage import filesystem
@@ -70,9 +75,8 @@ def arm_write(place: str, *, finish: bool) -> None:
 
 def arm_save(number: int, delay_s: float) -> None:
     """Die a while after a save has begun; when it is over by then, right after it."""
-    from synfundus.training import checkpoint
-
-    original = checkpoint.save_checkpoint
+    checkpoint_writer: Any = importlib.import_module("synfundus.training.checkpoint_writer")
+    original: Callable[..., str] = checkpoint_writer.write_snapshot
     begun = 0
 
     def save(*arguments: Any, **settings: Any) -> str:
@@ -85,7 +89,7 @@ def arm_save(number: int, delay_s: float) -> None:
         die()
         raise AssertionError
 
-    checkpoint.save_checkpoint = save
+    checkpoint_writer.write_snapshot = save
 
 
 def take_all_but(room: int, descriptor: int) -> None:
@@ -118,8 +122,18 @@ def arm_full_disk(place: str, room: int) -> None:
     filesystem.write_bytes = write
 
 
-def arm_signal(number: signal.Signals, place: str, call: int) -> None:
-    """Send this process a signal when a function, ``module:Class.name``, is called for the n-th time."""
+def hang(kind: str) -> None:
+    """Do nothing any more, in one of three ways."""
+    if kind == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif kind == "gil":
+        re.match("(a+)+$", "a" * 64 + "b")  # takes longer than anyone has, and lets no other thread run
+    else:
+        threading.Event().wait()
+
+
+def arm_call(act: Callable[[], None], place: str, call: int) -> None:
+    """Do something when a function, ``module:Class.name``, is called for the n-th time."""
     module, _, path = place.partition(":")
     *holders, name = path.split(".")
     holder: Any = importlib.import_module(module)
@@ -132,7 +146,7 @@ def arm_signal(number: signal.Signals, place: str, call: int) -> None:
         nonlocal calls
         calls += 1
         if calls == call:
-            os.kill(os.getpid(), number)
+            act()
         return original(*arguments, **settings)
 
     setattr(holder, name, counted)
@@ -145,10 +159,11 @@ if __name__ == "__main__":
     elif kind == "save":
         which, _, seconds = where.partition(":")
         arm_save(int(which), float(seconds))
-    elif kind == "signal":
-        sent, _, function = where.partition(":")
+    elif kind in ("signal", "hang"):
+        what, _, function = where.partition(":")
         function, _, which = function.rpartition(":")
-        arm_signal(signal.Signals[sent], function, int(which))
+        act = partial(hang, what) if kind == "hang" else partial(os.kill, os.getpid(), signal.Signals[what])
+        arm_call(act, function, int(which))
     elif kind == "full":
         place, _, room = where.rpartition(":")
         arm_full_disk(place, int(room))

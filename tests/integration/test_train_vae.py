@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,10 @@ from tiny_sets import tiny_config
 
 from synfundus.distributed.world import World
 from synfundus.jobs import train_vae
-from synfundus.jobs.run_directory import RunDirectory
 from synfundus.storage.documents import read_lines
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import SilentConsole
-from synfundus.training.trainer import TrainState
+from synfundus.training.checkpoint_writer import CheckpointWriter
 
 TIMES = ("images_per_s", "data_wait_percent")
 
@@ -36,15 +36,15 @@ def test_the_autoencoder_is_judged_at_every_interval_also_where_a_run_was_stoppe
     assert [row["images_seen"] for row in judged] == [16, 32], "the end is judged in the summary"
     assert all(row["evaluated_images"] == 4 for row in judged)
 
-    original = RunDirectory.save
+    original = CheckpointWriter.save
 
-    def save_and_stop(self: RunDirectory, state: TrainState, **settings: Any) -> None:
-        original(self, state, **settings)
-        if state.images_seen == 32:
+    def save_and_stop(self: CheckpointWriter, images_seen: int, state: Mapping[str, Any]) -> None:
+        original(self, images_seen, state)
+        if images_seen == 32:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunDirectory, "save", save_and_stop)
+        patch.setattr(CheckpointWriter, "save", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             train(image_set, tmp_path / "stopped", world, every=16)
     assert train(image_set, tmp_path / "stopped", world, every=16) == whole

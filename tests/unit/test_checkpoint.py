@@ -23,7 +23,13 @@ from synfundus.distributed.world import World
 from synfundus.errors import CheckpointError, StorageError
 from synfundus.storage import filesystem
 from synfundus.training import checkpoint
-from synfundus.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint, verify
+from synfundus.training.checkpoint import (
+    find_checkpoint,
+    load_checkpoint,
+    take_snapshot,
+    verify,
+    write_snapshot,
+)
 from synfundus.training.ema import ShardedEma
 
 LAYOUT = FlatLayout.of([[("a.weight", (5, 3)), ("b.weight", (4, 2))], [("a.bias", (5,)), ("s", ())]])
@@ -48,15 +54,14 @@ def save(
 ) -> str:
     engine = FakeEngine(layout, world, seed=seed)
     engine.steps = images_seen // 8
-    return save_checkpoint(
-        str(root),
+    snapshot = take_snapshot(
         engine=engine.as_engine(),
         ema=average_of(engine),
         images_seen=images_seen,
         state={"quarantined_images": 2, "skipped_steps": 1},
-        keep=keep,
         world=world,
     )
+    return write_snapshot(str(root), snapshot, keep=keep, world=world)
 
 
 def restored(url: str, world: World, layout: FlatLayout = LAYOUT) -> dict[str, dict[str, torch.Tensor] | None]:

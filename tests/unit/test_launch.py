@@ -236,6 +236,15 @@ def test_ranks_that_save_and_leave_are_waited_for(tmp_path: Path) -> None:
     assert saved.exists()
 
 
+def test_a_rank_that_stays_when_the_others_have_left_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "LEAVE_TOGETHER_S", 0.3)
+    monkeypatch.setattr(processes, "STOP_GRACE_S", 0.3)
+    stands_still = "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"
+    outcome = execute(python_plan("import sys; sys.exit(75)", stands_still), os.environ)
+    assert outcome.exit_code == 75
+    assert "rank 1 did not leave with the others" in outcome.message
+
+
 WAITS_FOR_USR2 = """
 import os, pathlib, signal, sys, time
 signal.signal(signal.SIGUSR2, lambda *_: sys.exit(75))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 from fake_engine import ALONE, FakeEngine, run_ranks
 from tiny_sets import flip_byte, write_numbered_set
 
-from synfundus.data.batches import BatchReader
+from synfundus.data.batches import BatchReader, RankBatch
 from synfundus.data.latents import LatentDecoder
 from synfundus.data.loader import BatchLoader, Prefetch, RankSteps
 from synfundus.data.mixture import MixedPlan
@@ -20,8 +20,9 @@ from synfundus.data.reader import ShardSetReader
 from synfundus.data.shard_plan import ReadingPlan
 from synfundus.data.source import DecodedSource
 from synfundus.distributed.flat_layout import FlatLayout
-from synfundus.distributed.world import World
-from synfundus.errors import DataError, NumericalError, Preempted
+from synfundus.distributed.watchdog import Watchdog
+from synfundus.distributed.world import OwnBoard, World
+from synfundus.errors import DataError, NumericalError, Preempted, StorageError
 from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import SilentConsole
@@ -43,6 +44,34 @@ class Talk(SilentConsole):
         self.warnings.append(text)
 
 
+class Saves:
+    """Remembers where a checkpoint was asked for; fails where it is told to."""
+
+    def __init__(self) -> None:
+        self.places: list[int] = []
+        self.failure: Exception | None = None
+        self.waits = 0
+        self.closed = False
+
+    @property
+    def failed(self) -> bool:
+        return self.failure is not None
+
+    def fail(self, error: Exception) -> None:
+        self.failure = error
+
+    def save(self, images_seen: int, state: Mapping[str, Any]) -> None:
+        self.places.append(images_seen)
+
+    def wait(self) -> None:
+        self.waits += 1
+        if self.failure is not None:
+            raise self.failure
+
+    def close(self) -> None:
+        self.closed = True
+
+
 class Run:
     """A trainer around a fake engine, and what it did."""
 
@@ -59,7 +88,7 @@ class Run:
         self.rows: list[dict[str, Any]] = []
         self.ledger: list[dict[str, Any]] = []
         self.done: list[tuple[str, int]] = []
-        self.saved: list[int] = []
+        self.saves = Saves()
         self.talk = Talk()
         self.engine = FakeEngine(LAYOUT, world)
         self.engine.accumulation = accumulation
@@ -100,7 +129,8 @@ class Run:
             write_ledger=lambda row: self.ledger.append(dict(row)),
             set_names=["the set"],
             periodic=[Periodic(every, self._note(name), **when) for name, every, when in periodic],
-            save=lambda state: self.saved.append(state.images_seen),
+            saver=self.saves,
+            watchdog=Watchdog(rank=world.rank, world_size=world.size, board=OwnBoard(), limit_s=0),
         )
 
     def _note(self, name: str) -> Any:
@@ -189,7 +219,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_with_its_place(shard_set: S
     with pytest.raises(NumericalError, match="ends at 24 images") as caught:
         run.trainer.fit()
     assert "on_nonfinite" in caught.value.where
-    assert run.saved == []
+    assert run.saves.places == []
 
 
 def test_under_the_policy_skip_a_bad_step_is_counted_and_left_out_of_the_average(shard_set: ShardSet) -> None:
@@ -257,36 +287,92 @@ def test_one_damaged_sample_is_allowed_in_the_first_batches(shard_set: ShardSet)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
-def test_a_signal_saves_at_the_next_step_boundary_and_leaves_with_the_code_to_requeue(
+def test_a_signal_saves_before_the_next_step_and_leaves_with_the_code_to_requeue(
     shard_set: ShardSet, number: signal.Signals
 ) -> None:
     before = signal.getsignal(number)
     run = Run(shard_set, periodic=[("kill", 24, {})])
     run.trainer._periodic[0] = Periodic(24, lambda state: os.kill(os.getpid(), number))  # type: ignore[index]
-    with pytest.raises(Preempted, match=f"stopped by {number.name} at 32 images") as caught:
+    with pytest.raises(Preempted, match=f"stopped by {number.name} at 24 images") as caught:
         run.trainer.fit()
     assert caught.value.exit_code == 75
-    assert run.saved == [32]
-    assert run.positions() == [16, 32]
+    assert run.saves.places == [24]
+    assert run.saves.waits == 1
+    assert run.positions() == [16, 24]
     assert signal.getsignal(number) == before
 
 
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(shard_set: ShardSet) -> None:
     def work(world: World) -> Run:
         run = Run(shard_set, world=world, log_every_images=1000)
-        steps = iter(range(100))
-        original = world.any
+        boundaries = iter(range(100))
+        original = world.sum
 
-        def any_of(flag: bool) -> bool:
-            return original(flag or (world.rank == 1 and next(steps) == 2))
+        def sum_of(flags: Sequence[float]) -> list[float]:
+            stop = world.rank == 1 and next(boundaries) == 3
+            return original([stop or flags[0], *flags[1:]])
 
-        object.__setattr__(world, "any", any_of)
+        object.__setattr__(world, "sum", sum_of)
         with pytest.raises(Preempted):
             run.trainer.fit()
         return run
 
     runs = run_ranks(2, work)
-    assert [run.saved if isinstance(run, Run) else run for run in runs] == [[24], [24]]
+    assert [run.saves.places if isinstance(run, Run) else run for run in runs] == [[24], [24]]
+
+
+def test_a_signal_while_data_does_not_come_stops_without_it(shard_set: ShardSet) -> None:
+    run = Run(shard_set)
+
+    def never(interrupted: Callable[[], bool]) -> None:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert interrupted()
+
+    run.loader.take = never  # type: ignore[method-assign,assignment]
+    with pytest.raises(Preempted, match="at 0 images"):
+        run.trainer.fit()
+    assert run.engine.steps == 0
+
+
+def test_a_rank_that_cannot_read_ends_all_ranks_with_its_error(shard_set: ShardSet) -> None:
+    def work(world: World) -> Run:
+        run = Run(shard_set, world=world)
+        original, calls = run.loader.take, iter(range(100))
+
+        def take(interrupted: Callable[[], bool] = lambda: False) -> RankBatch | None:
+            if world.rank == 1 and next(calls) == 3:
+                raise DataError("no such shard", where="the place", hint="the way out")
+            return original(interrupted)
+
+        run.loader.take = take  # type: ignore[method-assign]
+        with pytest.raises(DataError) as caught:
+            run.trainer.fit()
+        assert (caught.value.message, caught.value.where, caught.value.hint) == (
+            "no such shard",
+            "the place",
+            "the way out",
+        )
+        return run
+
+    runs = run_ranks(2, work)
+    assert [run.engine.steps if isinstance(run, Run) else run for run in runs] == [3, 3]
+
+
+def test_a_save_that_failed_behind_the_steps_ends_the_run_at_the_next_boundary(shard_set: ShardSet) -> None:
+    run = Run(shard_set, periodic=[("fail", 24, {})])
+    run.trainer._periodic[0] = Periodic(24, lambda state: run.saves.fail(StorageError("disk full")))  # type: ignore[index]
+    with pytest.raises(StorageError, match="disk full"):
+        run.trainer.fit()
+    assert run.engine.steps == 3
+    assert run.saves.closed
+
+
+def test_a_run_ends_only_when_everything_is_written(shard_set: ShardSet) -> None:
+    run = Run(shard_set, periodic=[("fail", 0, {"at_end": True})])
+    run.trainer._periodic[0] = Periodic(0, lambda state: run.saves.fail(StorageError("disk full")), at_end=True)  # type: ignore[index]
+    with pytest.raises(StorageError, match="disk full"):
+        run.trainer.fit()
+    assert run.engine.steps == 10
 
 
 def test_sums_are_over_all_ranks_and_only_rank_0_writes(shard_set: ShardSet) -> None:

@@ -1,0 +1,44 @@
+"""Errors that every rank knows: one that fails must not leave the others waiting for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from synfundus.distributed.world import World
+from synfundus.errors import ErrorReport
+
+T = TypeVar("T")
+
+
+def raise_together(fault: Exception | None, world: World) -> None:
+    """Raise on every rank when one has a fault: its own, or that of the first rank which has one. Collective.
+
+    Args:
+        fault: What went wrong here, if anything.
+        world: The job.
+    """
+    reports = world.all_gather(None if fault is None else ErrorReport.of(fault))
+    if fault is not None:
+        raise fault
+    for rank, report in enumerate(reports):
+        if report is not None:
+            raise report.to_error(source=f"rank {rank}")
+
+
+def on_rank_0(work: Callable[[], T], world: World) -> T:
+    """Do something on rank 0 alone and return its result on every rank, or raise its error there. Collective.
+
+    Args:
+        work: May not be collective; its result is small and plain.
+        world: The job.
+    """
+    results: list[T] = []
+    fault: Exception | None = None
+    if world.rank == 0:
+        try:
+            results = [work()]
+        except Exception as error:  # noqa: BLE001 - raised on every rank
+            fault = error
+    raise_together(fault, world)
+    return world.all_gather(results)[0][0]

@@ -1,0 +1,85 @@
+"""A rank that stands still: every rank says where it is, all leave with the code to queue the job again."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+from rank_processes import Ended, run_cli, run_cli_with_fault, run_ranks_with_fault
+from test_training_resume import assert_same_run, settings, train_here
+from tiny_sets import write_config
+
+from synfundus.distributed.world import World
+from synfundus.storage.manifest import ShardSet
+
+LIMIT_S = 4.0
+PATIENCE_S = 15.0
+"""What the other ranks get after the first has left."""
+STEP = "synfundus.distributed.engine:ZeroEngine.step"
+READ = "synfundus.data.batches:BatchReader.read"
+WRITE = "synfundus.training.checkpoint:_write_all"
+
+
+def command(latent_set: ShardSet, out: Path) -> tuple[str, ...]:
+    path = write_config(out.with_suffix(".yaml"), settings(latent_set, out, watchdog_s=LIMIT_S))
+    return "train", "--config", str(path)
+
+
+def hang(latent_set: ShardSet, out: Path, point: str, rank: int) -> tuple[list[Ended], float]:
+    """Run two ranks, of which one hangs; returns how both ended, and after which time."""
+    began = time.monotonic()
+    ended = run_ranks_with_fault(
+        f"hang:{point}", rank, *command(latent_set, out), world_size=2, timeout_s=100, patience_s=PATIENCE_S
+    )
+    return ended, time.monotonic() - began
+
+
+def test_every_rank_writes_its_stacks_and_the_run_goes_on_later(
+    latent_set: ShardSet, world: World, tmp_path: Path
+) -> None:
+    ended, _ = hang(latent_set, tmp_path / "out", f"sleep:{STEP}:20", 1)
+    assert [end.returncode for end in ended] == [75, 75], ended
+    for rank, end in enumerate(ended):
+        assert f"rank {rank} of 2" in end.output
+        assert "the step from 152 images, first sample" in end.output
+        assert "Current thread" in end.output
+        assert "Traceback" not in end.output
+    assert "in hang" in ended[1].output, "the stack says where"
+    assert re.search(r"first sample \S+\.tar#\d+", ended[1].output), "and the sample which"
+    assert "reports no end of" in ended[0].output + ended[1].output, "one was told by the other"
+    train_here(latent_set, tmp_path / "undisturbed", world)
+    run_cli(*command(latent_set, tmp_path / "out")).check()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stopped_rank_is_noticed_by_the_other(latent_set: ShardSet, tmp_path: Path, rank: int) -> None:
+    ended, _ = hang(latent_set, tmp_path / "out", f"stop:{STEP}:20", rank)
+    assert ended[1 - rank].returncode == 75, ended[1 - rank].output
+    assert "no end of the step" in ended[1 - rank].output
+    assert ended[rank].returncode == -9, "it had to be killed"
+
+
+def test_a_call_that_keeps_the_interpreter_is_shown_with_its_stack(latent_set: ShardSet, tmp_path: Path) -> None:
+    ended, _ = hang(latent_set, tmp_path / "out", f"gil:{STEP}:20", 1)
+    assert ended[0].returncode == 75, ended[0].output
+    assert ended[1].returncode == 1
+    assert "Timeout" in ended[1].output
+    assert "in hang" in ended[1].output
+
+
+@pytest.mark.parametrize(
+    ("function", "what"),
+    [(f"{READ}:25", "the wait for the batch from"), (f"{WRITE}:2", "the writing of the checkpoint at 160 images")],
+)
+def test_data_and_saves_that_stand_still_are_named(
+    latent_set: ShardSet, world: World, tmp_path: Path, function: str, what: str
+) -> None:
+    train_here(latent_set, tmp_path / "undisturbed", world)
+    ended = run_cli_with_fault(f"hang:sleep:{function}", *command(latent_set, tmp_path / "out"), timeout_s=100)
+    assert ended.returncode == 75, ended.output
+    assert f"no end of {what}" in ended.output
+    assert "Traceback" not in ended.output
+    run_cli(*command(latent_set, tmp_path / "out")).check()
+    assert_same_run(tmp_path / "undisturbed", tmp_path / "out")
