@@ -27,8 +27,7 @@ T = TypeVar("T")
 _NOTICE = "stalled"
 _MOST_POLL_S = 5.0
 _PATIENCE_S = 3.0
-"""Time for what may hang itself: putting up a notice, naming a sample; rank 0, which keeps the notices, waits as long
-for the others to read one."""
+"""Time for what may hang itself: putting up a notice, naming a sample."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +104,13 @@ class Watchdog:
             faulthandler.dump_traceback_later(self._limit_s + 2 * self._poll_s, exit=True)
             name = f"rank {self._rank} of {self._world_size}"
             overdue = self._overdue()
-            if overdue:
-                _try(partial(self._post, overdue))
-                self._end(f"{name}: {overdue}")
+            if overdue is not None:
+                faulthandler.cancel_dump_traceback_later()
+                text = f"no end of {_told(overdue)} after {time.monotonic() - overdue.began:.0f} s"
+                _try(partial(self._post, text))
+                self._end(f"{name}: {text}")
             if self._notice:
+                faulthandler.cancel_dump_traceback_later()
                 self._end(f"{name} is at: {self._doing()}; it ends because {self._notice}")
 
     def _listen(self) -> None:
@@ -120,13 +122,11 @@ class Watchdog:
                     self._notice = f"rank {found['rank']} reports {found['text']}"
                     return
 
-    def _overdue(self) -> str:
-        """Say what has taken too long; empty if nothing has."""
+    def _overdue(self) -> _Activity | None:
+        """Return what has taken too long."""
         now = time.monotonic()
-        for activity in self._current():
-            if now - activity.began > activity.limit_s:
-                return f"no end of {_told(activity)} after {now - activity.began:.0f} s"
-        return ""
+        overdue = [activity for activity in self._current() if now - activity.began > activity.limit_s]
+        return overdue[0] if overdue else None
 
     def _doing(self) -> str:
         return ", ".join(map(_told, self._current())) or "nothing that is watched"
@@ -148,8 +148,9 @@ class Watchdog:
         text += b"the same command goes on from the last checkpoint\n"
         with contextlib.suppress(OSError):
             os.write(2, text)
-        if self._rank == 0 and self._world_size > 1:
-            time.sleep(min(_PATIENCE_S, 4 * self._poll_s))
+        if self._world_size > 1:
+            # until the others have read the notice, which rank 0 keeps: they would take its end for a fault
+            time.sleep(2.5 * self._poll_s)
         os._exit(Stalled.exit_code)
 
 

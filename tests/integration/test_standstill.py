@@ -48,7 +48,6 @@ def test_every_rank_writes_its_stacks_and_the_run_goes_on_later(
         assert "Traceback" not in end.output
     assert "in hang" in ended[1].output, "the stack says where"
     assert re.search(r"first sample \S+\.tar#\d+", ended[1].output), "and the sample which"
-    assert "reports no end of" in ended[0].output + ended[1].output, "one was told by the other"
     train_here(latent_set, tmp_path / "undisturbed", world)
     run_cli(*command(latent_set, tmp_path / "out")).check()
 
