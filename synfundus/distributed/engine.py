@@ -215,8 +215,13 @@ class ZeroEngine:
                 master[begin - first : stop - first].copy_(flat)
         self._zero.update_lp_params()
 
-    def gather_named(self, partitions: Sequence[Tensor]) -> dict[str, Tensor] | None:
-        """Join slices of all ranks into full fp32 tensors by name on rank 0; None elsewhere. Collective."""
+    def gather_named(self, partitions: Sequence[Tensor], *, copy: bool = True) -> dict[str, Tensor] | None:
+        """Join slices of all ranks into full fp32 tensors by name on rank 0; None elsewhere. Collective.
+
+        Args:
+            partitions: This rank's slices, one a group.
+            copy: False: of a single rank the tensors may be views of the slices.
+        """
         import torch.distributed as dist
 
         named: dict[str, Tensor] = {}
@@ -230,7 +235,7 @@ class ZeroEngine:
                 dist.gather(mine, parts, dst=0)
             if parts is None:
                 continue
-            flat = torch.cat(parts)[: group.numel]
+            flat = (torch.cat(parts) if copy or len(parts) > 1 else mine)[: group.numel]
             for parameter in group.parameters:
                 named[parameter.name] = flat[parameter.offset : parameter.offset + parameter.numel].view(
                     parameter.shape

@@ -109,7 +109,8 @@ def take_snapshot(
         partitions |= {f"group{number}.{name}": _host_copy(vector) for name, vector in vectors.items()}
     if world.device == "cuda":
         torch.cuda.current_stream().synchronize()
-    model = engine.gather_named([partitions[f"group{number}.master"] for number in range(len(masters))])
+    copied = [partitions[f"group{number}.master"] for number in range(len(masters))]
+    model = engine.gather_named(copied, copy=False)  # a copy of the copy would hold the step for nothing
     if model is None:
         return Snapshot(images_seen, partitions, None, {})
     document = {

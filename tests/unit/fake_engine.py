@@ -126,7 +126,7 @@ class FakeEngine:
                 self.vectors[name][number].copy_(pair[name])
         self.steps = optimizer_steps
 
-    def gather_named(self, partitions: Sequence[Tensor]) -> dict[str, Tensor] | None:
+    def gather_named(self, partitions: Sequence[Tensor], *, copy: bool = True) -> dict[str, Tensor] | None:
         parts = self.world.all_gather([partition.clone() for partition in partitions])
         if self.world.rank:
             return None
