@@ -44,6 +44,10 @@ check: lint test
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.end_to_end
+	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.ema_cost
+	$(BIN)/python -m benchmarks.checkpoint_stall
 	$(BIN)/python -m benchmarks.encode
 	$(BIN)/python -m benchmarks.prepare
 	$(BIN)/python -m benchmarks.loader

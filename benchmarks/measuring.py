@@ -18,9 +18,20 @@ from synfundus.storage.manifest import ShardEntry, ShardSet, save_shard_set, sha
 from synfundus.storage.tarshard import write_shard
 
 
-def report(*, name: str, ours: float, reference: float, goal: float, unit: str) -> None:
-    """Print both parts of a ratio, then the JSON line that ends a script."""
-    ratio = ours / reference
+def report(
+    *, name: str, ours: float, reference: float, goal: float, unit: str, ratios: Sequence[float] | None = None
+) -> None:
+    """Print both parts of a ratio, then the JSON line that ends a script.
+
+    Args:
+        name: What is measured.
+        ours: Median of our side.
+        reference: Median of the other.
+        goal: What the ratio should be.
+        unit: Of both.
+        ratios: Ratio of each pair; where given, their median counts, in which a machine's slow spells cancel out.
+    """
+    ratio = statistics.median(ratios) if ratios else ours / reference
     print(f"{name}: ours {ours:.1f} {unit}, reference {reference:.1f} {unit}, ratio {ratio:.3f} (goal {goal})")
     line = {"name": name, "ours": round(ours, 3), "reference": round(reference, 3), "ratio": round(ratio, 4)}
     print(json.dumps({**line, "goal": goal}), flush=True)

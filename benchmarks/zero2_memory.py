@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import gc
 import json
-import os
-import socket
-import subprocess
 import sys
 
 import torch
 
 from benchmarks.measuring import report
+from benchmarks.training_runs import last_lines, start_ranks
 from synfundus.config.loader import load_config
 from synfundus.distributed.world import connect, disconnect
 from synfundus.jobs import build
@@ -78,23 +76,8 @@ def probe(precision: str) -> None:
 
 def measure(ranks: int, precision: str) -> tuple[int, int]:
     """Return measured bytes of rank 0, and the network's parameters."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
-    place = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.zero2_memory", precision],
-            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    answers = [process.communicate(timeout=300)[0] for process in processes]
-    if any(process.returncode for process in processes):
-        raise SystemExit(f"a rank ended with {[process.returncode for process in processes]}")
-    line = json.loads(answers[0].splitlines()[-1])
+    processes = start_ranks("benchmarks.zero2_memory", [precision], ranks=ranks)
+    line = json.loads(last_lines(processes, timeout_s=300)[0])
     return line["bytes"], line["parameters"]
 
 
