@@ -19,6 +19,7 @@ from synfundus.jobs import build
 from synfundus.models.autoencoder import LatentCodec
 from synfundus.models.unet import ConditionalDenoiser
 from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
+from synfundus.telemetry.console import SilentConsole
 from synfundus.training.ema import ema_decay
 from synfundus.training.optim import parameter_groups
 
@@ -85,6 +86,9 @@ class BareDiffusion:
             config, schema=DEFAULT_LABEL_SCHEMA, latent_shape=latent_shape
         )
         dtype = build.torch_dtype(config.loop.precision)
+        # the kernel `train` chooses: in bf16 on a CPU diffusers' default is slower
+        place = torch.device("cpu")
+        build.attention(self.network.unet, config.launch, dtype=dtype, device=place, console=SilentConsole())
         self._update = BareUpdate(self.network, dtype=dtype, optim=config.optim)
         self._schedule = build.noise_schedule(config)
         self._images_seen = 0
