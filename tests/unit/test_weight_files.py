@@ -25,7 +25,7 @@ HOW: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_all_tensors_are_read_in_fp32_however_they_are_stored(how: str, dtype: torch.dtype, tmp_path: Path) -> None:
     model = kl_f8(4).to(dtype)
     model.save_pretrained(tmp_path, **HOW[how])
