@@ -94,7 +94,7 @@ DISTRIBUTED = (NODES, PROCS, DEVICE)
 CACHE = Option("--cache-dir", "storage.cache_dir", "Local folder for copies of remote shards.", role="output")
 
 DATA_HELP = "Set of images, written by `prepare`."
-VAE_HELP = "Run of `train-vae`, or a folder of a diffusers AutoencoderKL."
+VAE_HELP = "Run of `train-vae`, or a folder of a diffusers AutoencoderKL or AutoencoderDC."
 
 PHANTOMS = Verb(
     "phantoms",
@@ -147,7 +147,7 @@ TRAIN_VAE = Verb(
     (
         _needs(Option("--data", "vae.data", DATA_HELP, role="input")),
         _needs(Option("--run-dir", "vae.run_dir", "Folder of the run.", role="output")),
-        Option("--init-from", "vae.init_from", "Start from a diffusers AutoencoderKL.", role="input"),
+        Option("--init-from", "vae.init_from", "Start from a diffusers AutoencoderKL or AutoencoderDC.", role="input"),
         Option("--budget-images", "vae.loop.budget_images", "Images to train on, epochs included."),
         CACHE,
         *DISTRIBUTED,
@@ -202,7 +202,7 @@ TRAIN = Verb(
         ),
         _needs(Option("--run-dir", "train.run_dir", "Folder of the run.", role="output")),
         Option("--vae", "train.vae", "Autoencoder for previews; default the one the latents name.", role="input"),
-        Option("--init-from", "train.init_from", "Start from the weights of an exported model.", role="input"),
+        Option("--init-from", "train.init_from", "Start from an exported model or a diffusers U-Net.", role="input"),
         Option("--budget-images", "loop.budget_images", "Images to train on, epochs included."),
         CACHE,
         *DISTRIBUTED,

@@ -158,7 +158,7 @@ class VaeConfig(Section):
     run_dir: str | None = None
     """Folder of the run."""
     init_from: str | None = None
-    """Folder of a diffusers AutoencoderKL to start from; its architecture replaces `codec`."""
+    """Folder of a diffusers AutoencoderKL or AutoencoderDC to start from; its architecture replaces `codec`."""
     codec: CodecConfig = CodecConfig()
     """Architecture."""
     loss: VaeLossConfig = VaeLossConfig()
@@ -177,7 +177,7 @@ class EncodeConfig(Section):
     data: str | None = None
     """Set of images."""
     vae: str | None = None
-    """Run of `train-vae`, or a folder of a diffusers AutoencoderKL."""
+    """Run of `train-vae`, or a folder of a diffusers AutoencoderKL or AutoencoderDC."""
     out: str | None = None
     """Folder of the latent set to write."""
     flip: bool = False
@@ -280,7 +280,7 @@ class TrainConfig(Section):
     run_dir: str | None = None
     """Folder of the run."""
     init_from: str | None = None
-    """Folder of an exported model whose weights to start from."""
+    """Weights to start from: an exported model, or a diffusers U-Net, whose architecture replaces `unet`."""
 
     @field_validator("latents", mode="before")
     @classmethod

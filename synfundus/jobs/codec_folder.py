@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from synfundus.errors import CheckpointError
 from synfundus.jobs.local_folder import folder_to_read, folder_to_replace
-from synfundus.models.autoencoder import LatentCodec, fingerprint
+from synfundus.models.autoencoder import LatentCodec, check_codec_folder, identity
 from synfundus.storage import filesystem
 
 CONFIG_NAME = "config.json"
@@ -29,16 +30,27 @@ def find_codec(location: str) -> str:
     raise CheckpointError(
         "no autoencoder here",
         where=location,
-        hint="give a finished run of train-vae, or a folder of a diffusers AutoencoderKL",
+        hint="give a finished run of train-vae, or a folder of a diffusers AutoencoderKL or AutoencoderDC",
     )
 
 
 def open_codec(folder: str | Path, *, device: torch.device, dtype: torch.dtype) -> tuple[LatentCodec, str]:
     """Load an autoencoder for inference; returns (codec, fingerprint)."""
     with folder_to_read(str(folder)) as local:
-        codec, identity = LatentCodec.from_pretrained(local), fingerprint(local)
+        codec = LatentCodec.from_pretrained(local)
+        own = identity(codec, local)
     codec.requires_grad_(False)
-    return codec.eval().to(device=device, dtype=dtype), identity
+    return codec.eval().to(device=device, dtype=dtype), own
+
+
+def check_codec(folder: str) -> dict[str, Any]:
+    """Return the config of an autoencoder folder without loading the weights.
+
+    Raises:
+        CheckpointError: It cannot be used.
+    """
+    with folder_to_read(folder) as local:
+        return check_codec_folder(local)
 
 
 def save_codec(codec: LatentCodec, url: str) -> None:

@@ -48,10 +48,10 @@ personal data.
 ## Opening it
 
 ```python
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import {autoencoder_class}, UNet2DConditionModel
 
 unet = UNet2DConditionModel.from_pretrained("unet")
-vae = AutoencoderKL.from_pretrained("vae")
+vae = {autoencoder_class}.from_pretrained("vae")
 ```
 
 or `synfundus sample --model . --out images --num-images 64`. Latents of the U-Net are normalised per channel: decode
@@ -72,13 +72,14 @@ def _figure(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "not recorded"
 
 
-def model_card(document: Mapping[str, Any], schema: LabelSchema, *, linear_path: bool) -> str:
+def model_card(document: Mapping[str, Any], schema: LabelSchema, *, linear_path: bool, autoencoder_class: str) -> str:
     """Return the card in Markdown.
 
     Args:
         document: Content of ``synfundus.json``.
         schema: The labels.
         linear_path: Whether the autoencoder has the linear path.
+        autoencoder_class: diffusers' name of what opens ``vae/``.
     """
     training, prints = document["training"], document["fingerprints"]
     facts = [
@@ -90,6 +91,8 @@ def model_card(document: Mapping[str, Any], schema: LabelSchema, *, linear_path:
         ("autoencoder fingerprint", f"`{prints['autoencoder']}`"),
         ("latent set", f"`{prints['latent_set']}`"),
     ]
+    if training.get("started_from"):
+        facts.append(("started from published weights, whose licence may bind", f"`{training['started_from']}`"))
     schedule = document["schedule"]
     channels, height, width = document["latent_shape"]
     return _CARD.format(
@@ -106,4 +109,5 @@ def model_card(document: Mapping[str, Any], schema: LabelSchema, *, linear_path:
         facts="\n".join(f"| {name} | {value} |" for name, value in facts),
         labels="\n".join(f"| `{spec.name}` | 0-{spec.num_values - 1} | {spec.meaning} |" for spec in schema.labels),
         linear_path=_LINEAR_PATH_NOTE if linear_path else "",
+        autoencoder_class=autoencoder_class,
     )

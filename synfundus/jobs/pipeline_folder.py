@@ -140,14 +140,14 @@ def _finite(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     return value
 
 
-def _model_index() -> dict[str, Any]:
+def _model_index(codec: LatentCodec) -> dict[str, Any]:
     return {
         "_class_name": "SynfundusPipeline",
         "_diffusers_version": diffusers_version,
         "conditioner": ["synfundus.models.conditioner", "LabelConditioner"],
         "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
         "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
+        "vae": ["diffusers", codec.class_name],
     }
 
 
@@ -217,9 +217,12 @@ def save_pipeline(
             "training": _finite(training_summary),
             "versions": {"synfundus": __version__, "diffusers": diffusers_version, "torch": torch.__version__},
         }
-        (work / "model_index.json").write_bytes(documents.dump_json(_model_index()))
+        (work / "model_index.json").write_bytes(documents.dump_json(_model_index(codec)))
         (work / "MODEL_CARD.md").write_text(
-            model_card(document, label_schema, linear_path=codec.linear_path is not None), encoding="utf-8"
+            model_card(
+                document, label_schema, linear_path=codec.linear_path is not None, autoencoder_class=codec.class_name
+            ),
+            encoding="utf-8",
         )
         documents.write_document(str(work / DOCUMENT_NAME), document, format_name=FORMAT_NAME, version=FORMAT_VERSION)
     return fingerprint

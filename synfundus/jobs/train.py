@@ -14,21 +14,21 @@ from synfundus.diffusion.schedule import NoiseSchedule
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.world import World
-from synfundus.errors import ConfigError, DataError, ManifestMismatch
+from synfundus.errors import ConfigError, DataError
 from synfundus.jobs import Summary, build
 from synfundus.jobs.codec_folder import find_codec, open_codec
 from synfundus.jobs.ema_snapshots import write_snapshot
+from synfundus.jobs.initial_denoiser import REPORT_NAME, Start, initial_denoiser, save_report
 from synfundus.jobs.latent_sets import LatentSets, open_latent_sets
 from synfundus.jobs.latent_sources import load_sources
-from synfundus.jobs.pipeline_folder import Pipeline, find_pipeline, load_pipeline, save_pipeline
+from synfundus.jobs.pipeline_folder import save_pipeline
 from synfundus.jobs.preview import draw_preview
 from synfundus.jobs.reading import latent_batches, latent_shape_of, set_names, training_loader
 from synfundus.jobs.run_directory import RunDirectory
 from synfundus.jobs.verify_latents import require_same_codec
 from synfundus.models.autoencoder import LatentCodec
-from synfundus.models.unet import ConditionalDenoiser
+from synfundus.models.unet import ConditionalDenoiser, same_architecture
 from synfundus.storage import filesystem
-from synfundus.storage.label_schema import difference
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import Console
 from synfundus.training.draws import DiffusionDraws
@@ -63,10 +63,13 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     codec_folder = find_codec(section.vae or load_sources(latents.url).autoencoder_url)
     codec, fingerprint = open_codec(codec_folder, device=torch.device("cpu"), dtype=torch.float32)
     require_same_codec(latents, fingerprint, where=codec_folder)
-    denoiser = _initial_denoiser(config, latents)
+    start = initial_denoiser(config, latents, console)
     # the last thing: a start that is refused must not leave its mark on the folder
-    directory = RunDirectory(run_url, kind="diffusion", identity=_identity(config, latents), config=config, world=world)
-    return _Training(config, sets, denoiser, codec if world.rank == 0 else None, directory, world, console).run()
+    identity = _identity(config, latents) | start.identity
+    directory = RunDirectory(run_url, kind="diffusion", identity=identity, config=config, world=world)
+    if world.rank == 0:
+        save_report(start, directory.path(REPORT_NAME))
+    return _Training(config, sets, start, codec if world.rank == 0 else None, directory, world, console).run()
 
 
 def _identity(config: RunConfig, latents: ShardSet) -> dict[str, object]:
@@ -76,52 +79,12 @@ def _identity(config: RunConfig, latents: ShardSet) -> dict[str, object]:
     return {
         "seed": config.seed,
         "latents": latents.identity,
-        "init_from": config.train.init_from,
-        "unet": config.unet.model_dump(mode="json"),
         "diffusion": config.diffusion.model_dump(mode="json"),
         "optim": config.optim.model_dump(mode="json"),
         "ema": ema,
         "global_batch_size": config.loop.global_batch_size,
         "precision": config.loop.precision,
     }
-
-
-def _initial_denoiser(config: RunConfig, latents: ShardSet) -> ConditionalDenoiser:
-    """Return the network a run starts from: random by the seed, or an exported model's weights."""
-    shape = latent_shape_of(latents)
-    fresh = build.denoiser(config, schema=latents.label_schema, latent_shape=shape)
-    if config.train.init_from:
-        given = load_pipeline(find_pipeline(config.train.init_from), device=torch.device("cpu"))
-        _require_same_latents(given, latents, shape)
-        try:
-            fresh.load_state_dict(given.denoiser.state_dict())
-        except RuntimeError as error:
-            raise ConfigError(
-                f"train.init_from holds another network: {str(error).splitlines()[-1].strip()}",
-                where=config.train.init_from,
-                hint="configure the same unet section",
-            ) from error
-    return fresh
-
-
-def _require_same_latents(given: Pipeline, latents: ShardSet, latent_shape: tuple[int, int, int]) -> None:
-    """Check that a model to start from was trained on latents of this kind.
-
-    Raises:
-        ManifestMismatch: Another autoencoder, size or label schema; names both sides.
-    """
-    where = given.folder
-    require_same_codec(latents, given.vae_fingerprint, where=where)
-    if given.latent_shape != latent_shape:
-        raise ManifestMismatch(
-            f"the model to start from takes latents of {given.latent_shape}, those in {latents.url} are {latent_shape}",
-            where=where,
-        )
-    changed = difference(given.label_schema, latents.label_schema)
-    if changed:
-        raise ManifestMismatch(
-            f"the model to start from has other labels than the latents in {latents.url}: {changed}", where=where
-        )
 
 
 class _Training:
@@ -131,7 +94,7 @@ class _Training:
         self,
         config: RunConfig,
         sets: LatentSets,
-        denoiser: ConditionalDenoiser,
+        start: Start,
         codec: LatentCodec | None,
         directory: RunDirectory,
         world: World,
@@ -140,6 +103,7 @@ class _Training:
         self._config = config
         self._sets = sets
         self._set = latents = sets.combined
+        self._start, denoiser = start, start.denoiser
         self._codec = codec
         self._directory = directory
         self._world = world
@@ -271,7 +235,7 @@ class _Training:
         named = self._zero.gather_named(self._ema.partitions)
         if named is None:
             return None
-        denoiser = build.denoiser(self._config, schema=self._set.label_schema, latent_shape=self._latent_shape)
+        denoiser = same_architecture(self._start.denoiser)
         missing, unexpected = denoiser.load_state_dict(named, strict=False)
         fixed = {name for name, _ in denoiser.named_buffers()}
         if unexpected or set(missing) - fixed:
@@ -368,6 +332,7 @@ class _Training:
                 latent_set_identity=self._set.identity,
                 vae_fingerprint=str(self._set.properties["autoencoder_fingerprint"]),
                 training_summary={key: value for key, value in summary.items() if key != "export"}
-                | {"training_images": self._set.num_samples("train")},
+                | {"training_images": self._set.num_samples("train")}
+                | ({"started_from": self._start.fingerprint} if self._start.fingerprint else {}),
             )
             self._console.message(f"trained on {summary['images_seen']:,} images; exported to {summary['export']}")

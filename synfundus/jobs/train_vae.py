@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from synfundus.config.schema import RunConfig
+from synfundus.config.schema import RunConfig, VaeConfig
 from synfundus.data.loader import BatchLoader
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.world import World
+from synfundus.errors import ConfigError
 from synfundus.evaluation.pictures import contact_sheet, encode_png
 from synfundus.jobs import Summary, build
-from synfundus.jobs.codec_folder import CONFIG_NAME, find_codec, open_codec, save_codec
+from synfundus.jobs.codec_folder import CONFIG_NAME, check_codec, find_codec, open_codec, save_codec
 from synfundus.jobs.local_folder import folder_to_read
 from synfundus.jobs.pixels import pixels_to_tensor, tensor_to_pixels
 from synfundus.jobs.reading import image_batches, set_names, training_loader
@@ -46,10 +47,28 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     section = config.vae
     image_set = load_shard_set(build.require(section.data, flag="--data", key="vae.data"), kind="images")
     run_url = build.require(section.run_dir, flag="--run-dir", key="vae.run_dir")
+    if section.init_from and not filesystem.exists(filesystem.join(run_url, "init", CONFIG_NAME)):
+        _check_start(find_codec(section.init_from), section)  # a start that is refused leaves no mark on the folder
     directory = RunDirectory(run_url, kind="vae", identity=_identity(config, image_set), config=config, world=world)
     codec = _initial_codec(config, image_set, directory, world, console)
     training = _Training(config, image_set, codec, directory, world, console)
     return training.run()
+
+
+def _check_start(folder: str, section: VaeConfig) -> None:
+    """Refuse a start from weights that cannot be trained as configured.
+
+    Raises:
+        CheckpointError: Not an autoencoder that can be used.
+        ConfigError: One of a class that cannot recompute activations, which was asked for.
+    """
+    found = check_codec(folder)["_class_name"]
+    if found == "AutoencoderDC" and section.loop.gradient_checkpointing:
+        raise ConfigError(
+            "AutoencoderDC cannot recompute its activations",
+            where="vae.loop.gradient_checkpointing",
+            hint="turn it off and use a smaller vae.loop.micro_batch_size",
+        )
 
 
 def _identity(config: RunConfig, image_set: ShardSet) -> dict[str, object]:

@@ -1,7 +1,10 @@
-"""The codec between pixels and latents: diffusers' ``AutoencoderKL``, optionally around a linear path.
+"""The codec between pixels and latents: a diffusers autoencoder, ``AutoencoderKL`` optionally around a linear path.
 
-Its files are a stock ``AutoencoderKL`` folder. Where the linear path is on, two more files lie beside them, and what
+Its files are a stock folder of its class. Where the linear path is on, two more files lie beside them, and what
 ``AutoencoderKL.from_pretrained`` opens is the residual network alone.
+
+``AutoencoderDC`` has no posterior: an image has one code. Its moments are that code and the lowest log-variance there
+is, which makes the posterior a point for every purpose: a standard deviation of 3e-7.
 """
 
 from __future__ import annotations
@@ -10,28 +13,35 @@ import hashlib
 import json
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderDC, AutoencoderKL
+from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
 from synfundus.errors import CheckpointError, ConfigError
 from synfundus.models import linear_path as linear_path_files
 from synfundus.models.linear_path import LinearPath
+from synfundus.models.weight_files import CONFIG_NAME, WEIGHTS_NAME, find_weights, read_config
 
 LOGVAR_RANGE = (-30.0, 20.0)
-"""Where the posterior's log-variance is clamped, as in diffusers."""
+"""Where the posterior's log-variance is clamped, as in diffusers; its lower end stands for an exact code."""
 
 _INITIAL_LOGVAR = -6.0
 """Start of the posterior's log-variance beside a linear path: latents of unit variance, noise of 5 % on top."""
 
-_CONFIG_NAME = "config.json"
-_WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+_CLASSES: dict[str, type[AutoencoderKL] | type[AutoencoderDC]] = {
+    "AutoencoderKL": AutoencoderKL,
+    "AutoencoderDC": AutoencoderDC,
+}
+_KIND = "autoencoder"
+_ORIGIN = "_name_or_path"
 
 
 class LatentCodec(nn.Module):
@@ -43,15 +53,25 @@ class LatentCodec(nn.Module):
     Args:
         autoencoder: The network.
         linear_path: Fitted or to be fitted; None = the stock autoencoder, exactly.
+        config_document: The config it was read with, written again word for word; None = what diffusers makes of it.
+            A config of another version of diffusers lacks keys of this one: the codec would get another fingerprint by
+            being copied.
 
     Raises:
         ConfigError: Patch size or channels of the linear path are not the autoencoder's.
     """
 
-    def __init__(self, *, autoencoder: AutoencoderKL, linear_path: LinearPath | None) -> None:
+    def __init__(
+        self,
+        *,
+        autoencoder: AutoencoderKL | AutoencoderDC,
+        linear_path: LinearPath | None,
+        config_document: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         self.autoencoder = autoencoder
         self.linear_path = linear_path
+        self._config_document = None if config_document is None else dict(config_document)
         if linear_path is not None:
             wanted = (self.downsample_factor, self.latent_channels)
             given = (linear_path.patch_size_px, linear_path.latent_channels)
@@ -69,12 +89,24 @@ class LatentCodec(nn.Module):
     @property
     def downsample_factor(self) -> int:
         """Image size over latent size."""
+        if isinstance(self.autoencoder, AutoencoderDC):
+            return int(self.autoencoder.spatial_compression_ratio)
         return self.block_size_px * int(2 ** (len(self.autoencoder.config.block_out_channels) - 1))
 
     @property
     def block_size_px(self) -> int:
         """Edge of the pixel blocks the autoencoder works on; 1 for a stock one."""
         return math.isqrt(int(self.autoencoder.config.in_channels) // 3)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether an image has one code instead of a posterior."""
+        return isinstance(self.autoencoder, AutoencoderDC)
+
+    @property
+    def class_name(self) -> str:
+        """The diffusers class that opens the folder."""
+        return type(self.autoencoder).__name__
 
     def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c2 lh lw"]:
         """Return the posterior's mean and clamped log-variance, raw.
@@ -92,11 +124,18 @@ class LatentCodec(nn.Module):
                 hint=f"use an image size that is a multiple of {self.downsample_factor}",
             )
         blocks = functional.pixel_unshuffle(pixels.to(self._dtype), self.block_size_px)
-        posterior = self.autoencoder.encode(blocks).latent_dist
-        mean: Tensor = posterior.mean
+        mean, logvar = self._moments(blocks)
         if self.linear_path is not None:
             mean = self.linear_path.encode(pixels) + mean
-        return torch.cat([mean, posterior.logvar.to(mean.dtype)], dim=1)
+        return torch.cat([mean, logvar.to(mean.dtype)], dim=1)
+
+    def _moments(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the network's own mean and log-variance."""
+        if isinstance(self.autoencoder, AutoencoderDC):
+            code: Tensor = self.autoencoder.encode(blocks, return_dict=False)[0]
+            return code, torch.full_like(code, LOGVAR_RANGE[0])
+        posterior = self.autoencoder.encode(blocks).latent_dist
+        return posterior.mean, posterior.logvar
 
     def decode(self, latents: Float[Tensor, "b c lh lw"]) -> Float[Tensor, "b 3 h w"]:
         """Return pixels, not clipped.
@@ -133,30 +172,67 @@ class LatentCodec(nn.Module):
         return dtype
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a stock ``AutoencoderKL`` folder, and the linear path's two files beside it where there is one."""
+        """Write a stock folder of the autoencoder, and the linear path's two files beside it where there is one."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.autoencoder.save_pretrained(folder, safe_serialization=True)
+        if self._config_document is not None:
+            text = json.dumps(self._config_document, indent=2, sort_keys=True) + "\n"
+            (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
         if self.linear_path is not None:
             self.linear_path.save_pretrained(folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> LatentCodec:
-        """Open a folder written by :meth:`save_pretrained`, or any local ``AutoencoderKL`` folder with safetensors.
+        """Open a folder written by :meth:`save_pretrained`, or any local folder of an autoencoder with safetensors.
+
+        Half-precision and sharded weights are read too; the codec is in fp32. ``scaling_factor`` and ``shift_factor``
+        of the config are not applied: moments are raw (ADR-0003).
 
         Raises:
-            CheckpointError: No such folder, no autoencoder in it, or only pickled weights.
+            CheckpointError: No such folder, no autoencoder of a class that can be used, weights that do not fit its
+                config, or only pickled ones.
         """
         folder = Path(folder)
-        _check_folder(folder)
-        try:
-            autoencoder = AutoencoderKL.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"no usable AutoencoderKL here: {error}", where=str(folder)) from error
+        config = check_codec_folder(folder)
+        autoencoder = _open_stock(folder, _CLASSES[config["_class_name"]])
         with_path = (folder / linear_path_files.CONFIG_NAME).exists()
-        return cls(autoencoder=autoencoder, linear_path=LinearPath.from_pretrained(folder) if with_path else None)
+        return cls(
+            autoencoder=autoencoder,
+            linear_path=LinearPath.from_pretrained(folder) if with_path else None,
+            config_document={key: value for key, value in config.items() if key != _ORIGIN},
+        )
+
+
+def _open_stock(folder: Path, kind: type[AutoencoderKL] | type[AutoencoderDC]) -> AutoencoderKL | AutoencoderDC:
+    """Open an autoencoder in fp32; weights the files lack would be random and are refused.
+
+    Raises:
+        CheckpointError: Damaged files, or weights that do not fit the config.
+    """
+    bar = diffusers_logging.is_progress_bar_enabled()
+    diffusers_logging.disable_progress_bar()
+    try:
+        autoencoder, info = kind.from_pretrained(
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+            variant=find_weights(folder, kind=_KIND).variant,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"no usable {kind.__name__} here: {error}", where=str(folder)) from error
+    finally:
+        if bar:
+            diffusers_logging.enable_progress_bar()
+    wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
+    if wrong:
+        raise CheckpointError(
+            f"no usable {kind.__name__} here: {len(wrong)} weights are not those of the config, first {wrong[0]}",
+            where=str(folder),
+        )
+    return autoencoder.float()
 
 
 def build_codec(
@@ -247,7 +323,7 @@ def fingerprint(codec: LatentCodec | str | Path) -> str:
             codec.save_pretrained(scratch)
             return fingerprint(scratch)
     folder = Path(codec)
-    _check_folder(folder)
+    check_codec_folder(folder)
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
         digest.update(path.name.encode() + b"\0")
@@ -263,20 +339,47 @@ def fingerprint(codec: LatentCodec | str | Path) -> str:
     return digest.hexdigest()
 
 
-def _check_folder(folder: Path) -> None:
-    """Refuse a folder that is no ``AutoencoderKL`` in safetensors, before diffusers explains it at length."""
-    missing = [name for name in (_CONFIG_NAME, _WEIGHTS_NAME) if not (folder / name).is_file()]
-    if missing:
-        raise CheckpointError(
-            f"no autoencoder here: {' and '.join(missing)} missing",
-            where=str(folder),
-            hint=f"give a local AutoencoderKL folder ({_CONFIG_NAME} + {_WEIGHTS_NAME}); pickled weights are not read",
-        )
-    try:
-        config = json.loads((folder / _CONFIG_NAME).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"no autoencoder here: {_CONFIG_NAME} is not JSON", where=str(folder)) from error
-    if config.get("_class_name") != "AutoencoderKL":
-        raise CheckpointError(
-            f"the config names the class {config.get('_class_name')!r}, wanted 'AutoencoderKL'", where=str(folder)
-        )
+def identity(codec: LatentCodec, folder: Path) -> str:
+    """Return the fingerprint a codec has that was read from a folder: that of every copy of it.
+
+    A folder of foreign weights can hold them in half precision, in shards, under old names, or twice. Then its files
+    are not what a copy holds, and the fingerprint is the copy's.
+
+    Args:
+        codec: What was read.
+        folder: Where from.
+
+    Raises:
+        CheckpointError: The folder holds no autoencoder.
+    """
+    return fingerprint(folder) if _is_as_saved(codec, folder) else fingerprint(codec)
+
+
+def _is_as_saved(codec: LatentCodec, folder: Path) -> bool:
+    """Whether the folder holds what :meth:`LatentCodec.save_pretrained` writes, and nothing else that counts."""
+    wanted = {CONFIG_NAME, WEIGHTS_NAME}
+    if codec.linear_path is not None:
+        wanted |= {linear_path_files.CONFIG_NAME, linear_path_files.WEIGHTS_NAME}
+    if {path.name for path in folder.iterdir() if path.suffix in (".json", ".safetensors")} != wanted:
+        return False
+    names = codec.autoencoder.state_dict().keys()
+    with safe_open(folder / WEIGHTS_NAME, framework="pt") as weights:
+        if weights.metadata() != {"format": "pt"} or weights.offset_keys() != sorted(names):
+            return False
+        return all(weights.get_slice(name).get_dtype() == "F32" for name in names)
+
+
+def check_codec_folder(folder: Path) -> dict[str, Any]:
+    """Return the config of an autoencoder folder; refuse others before diffusers explains it at length.
+
+    Raises:
+        CheckpointError: No config, no safetensors, another class, or one that does not work on RGB images.
+    """
+    find_weights(folder, kind=_KIND)
+    config = read_config(folder, classes=tuple(_CLASSES), kind=_KIND)
+    channels = config.get("in_channels", 3)
+    if not isinstance(channels, int) or channels < 3 or 3 * math.isqrt(channels // 3) ** 2 != channels:
+        raise CheckpointError(f"the autoencoder works on {channels!r} channels, not on RGB images", where=str(folder))
+    if config["_class_name"] != "AutoencoderKL" and (folder / linear_path_files.CONFIG_NAME).exists():
+        raise CheckpointError(f"a linear path beside an {config['_class_name']}", where=str(folder))
+    return config

@@ -24,7 +24,7 @@ class AutoencoderObjective(nn.Module):
         discriminator: None = no adversarial term.
         l1_weight: Weight of the mean absolute error.
         structural_weight: Weight of ``1 - SSIM``.
-        kl_weight: Weight of the KL divergence from a standard normal, nats per latent value.
+        kl_weight: Weight of the KL divergence from a standard normal, nats per latent value; 0 where codes are exact.
         adversarial_weight: Weight of the generator's hinge loss.
         adversarial_start_images: Images seen before the discriminator takes part.
 
@@ -74,7 +74,8 @@ class AutoencoderObjective(nn.Module):
         parts = {
             "l1": (reconstruction - target).abs().flatten(1).mean(dim=1),
             "structural": 1.0 - ssim_map(reconstruction, target, data_range=_PIXEL_RANGE).flatten(1).mean(dim=1),
-            "kl": kl_divergence(moments),
+            # an exact code is a point: its divergence is infinite, and nothing can be learned from it
+            "kl": torch.zeros_like(target[:, 0, 0, 0]) if self.codec.is_exact else kl_divergence(moments),
         }
         loss = (
             self.l1_weight * parts["l1"] + self.structural_weight * parts["structural"] + self.kl_weight * parts["kl"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from diffusers import UNet2DConditionModel
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -150,3 +151,18 @@ class ConditionalDenoiser(nn.Module):
             return_dict=False,
         )[0]
         return prediction
+
+
+def same_architecture(denoiser: ConditionalDenoiser) -> ConditionalDenoiser:
+    """Return another network of the same architecture, fp32, on the CPU; its weights are to be loaded."""
+    conditioner = denoiser.conditioner
+    with torch.random.fork_rng(devices=[]):
+        return ConditionalDenoiser(
+            unet=UNet2DConditionModel.from_config(denoiser.unet.config),
+            conditioner=LabelConditioner(
+                num_values=conditioner.num_values,
+                ordinal=conditioner.ordinal,
+                token_dim=conditioner.token_dim,
+                pooled_dim=conditioner.pooled_dim,
+            ),
+        )

@@ -1,0 +1,134 @@
+"""Folders of diffusers models: which files hold the weights, and reading them without running code.
+
+Published folders hold one safetensors file, shards with an index, or a half-precision variant of either. Beside them,
+or alone in old ones, lie pickled weights: unpickling runs what the file says, so those are never read (ADR-0008).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from synfundus.errors import CheckpointError
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+_HALF_VARIANT = "fp16"
+_PLACES = (
+    (WEIGHTS_NAME, None),
+    ("diffusion_pytorch_model.safetensors.index.json", None),
+    ("diffusion_pytorch_model.fp16.safetensors", _HALF_VARIANT),
+    ("diffusion_pytorch_model.safetensors.index.fp16.json", _HALF_VARIANT),
+)
+"""Where weights may lie, best first, and what diffusers calls the variant."""
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The weights of a folder.
+
+    Attributes:
+        names: Files that hold tensors, in order.
+        variant: diffusers' name of the variant, None for the plain one.
+    """
+
+    names: tuple[str, ...]
+    variant: str | None
+
+
+def read_config(folder: Path, *, classes: Sequence[str], kind: str) -> dict[str, Any]:
+    """Return the config of a model folder.
+
+    Args:
+        folder: A local folder.
+        classes: Classes that can be used.
+        kind: What the folder should hold, for messages: ``autoencoder``.
+
+    Raises:
+        CheckpointError: No config, none that can be read, or one of another class.
+    """
+    path = folder / CONFIG_NAME
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"no {kind} here: {CONFIG_NAME} is not JSON", where=str(folder)) from error
+    found = config.get("_class_name") if isinstance(config, dict) else None
+    if found not in classes:
+        raise CheckpointError(
+            f"the config names the class {found!r}, wanted {' or '.join(map(repr, classes))}", where=str(folder)
+        )
+    return dict(config)
+
+
+def find_weights(folder: Path, *, kind: str) -> WeightFiles:
+    """Return which files hold the weights.
+
+    Raises:
+        CheckpointError: None, pickled ones alone, or an index that names files elsewhere.
+    """
+    missing = [] if (folder / CONFIG_NAME).is_file() else [CONFIG_NAME]
+    place = next(((name, variant) for name, variant in _PLACES if (folder / name).is_file()), None)
+    if place is None:
+        missing.append(WEIGHTS_NAME)
+    if missing or place is None:
+        pickled = sorted(path.name for path in folder.glob("*") if path.suffix in _PICKLES)
+        raise CheckpointError(
+            f"no {kind} here: {' and '.join(missing)} missing"
+            + (f"; there is {pickled[0]}, a pickle, and a pickle can run code" if pickled else ""),
+            where=str(folder),
+            hint="pickled weights are not read: take the safetensors of the same model, or have diffusers write them "
+            "(save_pretrained) on a machine that may run them"
+            if pickled
+            else f"give a local diffusers folder ({CONFIG_NAME} + {WEIGHTS_NAME}); pickled weights are not read",
+        )
+    name, variant = place
+    return WeightFiles(_shards(folder / name) if name.endswith(".json") else (name,), variant)
+
+
+def _shards(index: Path) -> tuple[str, ...]:
+    """Return the files an index names.
+
+    Raises:
+        CheckpointError: Not an index, or one that names what does not lie beside it.
+    """
+    try:
+        names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError("the index of the weights cannot be read", where=str(index)) from error
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise CheckpointError(f"the index names {name!r}, which is no safetensors file beside it", where=str(index))
+        if not (index.parent / name).is_file():
+            raise CheckpointError(f"the index names {name}, which is missing", where=str(index))
+    if not names:
+        raise CheckpointError("the index names no file", where=str(index))
+    return tuple(names)
+
+
+def read_weights(folder: Path, files: WeightFiles) -> dict[str, Tensor]:
+    """Return all tensors of a folder in fp32, whatever they are stored in.
+
+    Raises:
+        CheckpointError: A file that is damaged, or that holds a tensor twice.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name in files.names:
+        try:
+            part = load_file(folder / name)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise CheckpointError(f"the weights cannot be read: {error}", where=str(folder / name)) from error
+        twice = sorted(set(part) & set(tensors))
+        if twice:
+            raise CheckpointError(f"two files hold {twice[0]}", where=str(folder / name))
+        for key, tensor in part.items():
+            tensors[key] = tensor.to(torch.float32)
+    return tensors
