@@ -23,6 +23,7 @@ from synfundus.jobs.pipeline_folder import Pipeline, find_pipeline, load_pipelin
 from synfundus.jobs.preview import draw_preview
 from synfundus.jobs.reading import latent_batches, latent_shape_of, set_names, training_loader
 from synfundus.jobs.run_directory import RunDirectory
+from synfundus.jobs.step_cost import denoiser_cost
 from synfundus.jobs.verify_latents import require_same_codec
 from synfundus.models.autoencoder import LatentCodec
 from synfundus.models.unet import ConditionalDenoiser
@@ -148,6 +149,13 @@ class _Training:
         self._schedule: NoiseSchedule = build.noise_schedule(config)
         self._latent_shape = latent_shape_of(latents)
         self._batch = build.batch_plan(self._loop, world.size)
+        self._cost = denoiser_cost(
+            denoiser,
+            latent_shape=self._latent_shape,
+            num_labels=len(latents.label_schema.labels),
+            loop=self._loop,
+            world=world,
+        )
         build.attention(
             denoiser.unet,
             config.launch,
@@ -225,6 +233,7 @@ class _Training:
                 Periodic(self._loop.preview_every_images, self._preview, at_end=self._loop.preview_every_images > 0),
             ],
             save=self._save,
+            cost=self._cost,
         )
         try:
             state = trainer.fit()

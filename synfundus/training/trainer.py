@@ -22,6 +22,7 @@ from synfundus.telemetry.console import Console, Progress
 from synfundus.telemetry.metrics import SumAccumulator, means
 from synfundus.training.ema import ShardedEma
 from synfundus.training.optim import LrPlan
+from synfundus.training.progress import Interval, Meter, StepCost, peak_memory_bytes, standing
 from synfundus.training.stopping import StopFlag, catch_signals
 
 
@@ -93,6 +94,14 @@ class Clock:
     began: float = field(default_factory=time.perf_counter)
     images_at_start: int = 0
     wait_at_start_s: float = 0.0
+    paused_s: float = 0.0
+    stalled_s: float = 0.0
+
+    def pause(self, seconds: float, *, saving: bool) -> None:
+        """Leave out time that is not training time; what of it went into checkpoints is kept apart."""
+        self.began += seconds
+        self.paused_s += seconds
+        self.stalled_s += seconds if saving else 0.0
 
 
 class Trainer:
@@ -112,6 +121,7 @@ class Trainer:
         set_names: What the ledger calls the sets the loader reads.
         periodic: What happens at intervals, in this order.
         save: Writes a checkpoint; called before a stop by signal.
+        cost: What an image costs, for the figures that need it; rank 0 alone writes them.
     """
 
     def __init__(
@@ -130,6 +140,7 @@ class Trainer:
         set_names: Sequence[str],
         periodic: Sequence[Periodic],
         save: Callable[[TrainState], None],
+        cost: StepCost | None = None,
     ) -> None:
         self._engine = engine
         self._loader = loader
@@ -150,6 +161,7 @@ class Trainer:
         self._ledger = Ledger(loader.set_sizes, set_names)
         self._ledger.restore(state.open_epochs)
         self._last_step: StepResult | None = None
+        self._meter = Meter(budget_images=settings.budget_images, ranks=world.size, cost=cost)
 
     def fit(self) -> TrainState:
         """Run to the budget and return the final state. Collective.
@@ -193,7 +205,7 @@ class Trainer:
             if job.due(before, self.state.images_seen, self._settings.budget_images):
                 began = time.perf_counter()
                 job.action(self.state)
-                clock.began += time.perf_counter() - began
+                clock.pause(time.perf_counter() - began, saving=job.log_before)
 
     def _step(self, batches: Iterator[RankBatch]) -> None:
         """Train on one global batch."""
@@ -244,8 +256,14 @@ class Trainer:
         settings, state = self._settings, self.state
         sums = self._sums.reduce(self._world)
         elapsed = max(time.perf_counter() - clock.began, 1e-9)
-        waited = self._loader.wait_s - clock.wait_at_start_s
-        (wait,) = self._world.sum([waited])
+        waited, stalled, peak = standing(
+            self._world,
+            waited_s=self._loader.wait_s - clock.wait_at_start_s,
+            stalled_s=clock.stalled_s,
+            peak_bytes=peak_memory_bytes(self._device),
+        )
+        images = state.images_seen - clock.images_at_start
+        interval = Interval(images, elapsed, elapsed + clock.paused_s, waited, stalled, peak)
         self._account()
         values = means(sums)
         row = {
@@ -254,8 +272,7 @@ class Trainer:
             **values,
             "grad_norm": self._last_step.grad_norm if self._last_step else float("nan"),
             "lr": self._lr.at(state.images_seen),
-            "images_per_s": (state.images_seen - clock.images_at_start) / elapsed,
-            "data_wait_percent": 100.0 * wait / self._world.size / elapsed,
+            **self._meter.figures(state.images_seen, interval),
             "quarantined_images": state.quarantined_images,
             "skipped_steps": state.skipped_steps,
         }
@@ -266,6 +283,7 @@ class Trainer:
             loss=f"{values.get('loss', float('nan')):.4f}",
             speed=f"{row['images_per_s']:.0f} img/s",
             data_wait=f"{row['data_wait_percent']:.0f} %",
+            **({"mfu": f"{row['mfu']:.0%}"} if "mfu" in row else {}),
         )
         self._check_quarantine()
         return Clock(images_at_start=state.images_seen, wait_at_start_s=self._loader.wait_s)
