@@ -34,8 +34,8 @@ from synfundus.seeding import derive_key
 from synfundus.storage.label_schema import LabelSchema
 from synfundus.telemetry.console import Console
 from synfundus.training.ema import ShardedEma
+from synfundus.training.loop_state import LoopSettings
 from synfundus.training.optim import LrPlan, parameter_groups
-from synfundus.training.trainer import LoopSettings
 
 DISCRIMINATOR_CHANNELS = 64
 

@@ -16,6 +16,7 @@ from synfundus.distributed.ds_config import BatchPlan, check_ds_file, plan_batch
 from synfundus.distributed.world import World
 from synfundus.jobs import Summary, build
 from synfundus.jobs.demo_pace import latent_edge
+from synfundus.jobs.step_cost import BACKWARD
 from synfundus.models.counting import NetworkCount, count_network
 from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
 from synfundus.telemetry.console import Console
@@ -32,8 +33,6 @@ from synfundus.training.footprint import (
 
 USABLE = 0.9
 """Part of a GPU's memory that is planned with: CUDA's context, NCCL's buffers and fragments take the rest."""
-BACKWARD = 2.0
-"""Operations of a backward pass, in forward passes."""
 
 
 def run(config: RunConfig, world: World, console: Console) -> Summary:

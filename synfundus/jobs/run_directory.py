@@ -26,7 +26,7 @@ from synfundus.telemetry.sinks import MetricSinks, build_sinks
 from synfundus.training import checkpoint
 from synfundus.training.checkpoint_writer import CheckpointWriter
 from synfundus.training.ema import ShardedEma
-from synfundus.training.trainer import TrainState
+from synfundus.training.loop_state import TrainState
 
 FORMAT_NAME = "synfundus-run"
 FORMAT_VERSION = 1

@@ -25,6 +25,7 @@ from synfundus.jobs.pipeline_folder import save_pipeline
 from synfundus.jobs.preview import draw_preview
 from synfundus.jobs.reading import latent_batches, latent_shape_of, set_names, training_loader
 from synfundus.jobs.run_directory import RunDirectory
+from synfundus.jobs.step_cost import denoiser_cost
 from synfundus.jobs.verify_latents import require_same_codec
 from synfundus.models.autoencoder import LatentCodec
 from synfundus.models.unet import ConditionalDenoiser, same_architecture
@@ -33,9 +34,10 @@ from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import Console
 from synfundus.training.draws import DiffusionDraws
 from synfundus.training.ema import ShardedEma
+from synfundus.training.loop_state import Periodic, TrainState
 from synfundus.training.post_hoc_ema import Profile
 from synfundus.training.step import LatentDiffusionStep
-from synfundus.training.trainer import Periodic, Trainer, TrainState
+from synfundus.training.trainer import Trainer
 
 EYE_SIDE = "eye_side"
 
@@ -113,6 +115,13 @@ class _Training:
         self._schedule: NoiseSchedule = build.noise_schedule(config)
         self._latent_shape = latent_shape_of(latents)
         self._batch = build.batch_plan(self._loop, world.size)
+        self._cost = denoiser_cost(
+            denoiser,
+            latent_shape=self._latent_shape,
+            num_labels=len(latents.label_schema.labels),
+            loop=self._loop,
+            world=world,
+        )
         build.attention(
             denoiser.unet,
             config.launch,
@@ -196,6 +205,7 @@ class _Training:
             ],
             saver=saver,
             watchdog=watchdog,
+            cost=self._cost,
         )
         try:
             state = trainer.fit()

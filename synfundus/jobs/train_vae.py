@@ -22,6 +22,7 @@ from synfundus.jobs.local_folder import folder_to_read
 from synfundus.jobs.pixels import pixels_to_tensor, tensor_to_pixels
 from synfundus.jobs.reading import image_batches, set_names, training_loader
 from synfundus.jobs.run_directory import RunDirectory
+from synfundus.jobs.step_cost import codec_cost
 from synfundus.models.autoencoder import LatentCodec
 from synfundus.models.autoencoder_objective import AutoencoderObjective
 from synfundus.models.discriminator import PatchDiscriminator
@@ -31,8 +32,9 @@ from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import Console
 from synfundus.training.draws import AutoencoderDraws
 from synfundus.training.ema import ShardedEma
+from synfundus.training.loop_state import Periodic, TrainState
 from synfundus.training.step import AutoencoderStep
-from synfundus.training.trainer import Periodic, Trainer, TrainState
+from synfundus.training.trainer import Trainer
 
 _EVALUATION_BATCH = 16
 _GRID_IMAGES = 8
@@ -142,6 +144,8 @@ class _Training:
         self._device = build.torch_device(world)
         # before kernels are chosen and the engine changes types
         self._untouched = copy.deepcopy(codec) if world.rank == 0 else None
+        size = int(image_set.properties["image_size_px"])
+        self._cost = codec_cost(codec, image_size_px=size, loop=self._loop, world=world)
         build.attention(
             codec.autoencoder,
             config.launch,
@@ -224,6 +228,7 @@ class _Training:
             ],
             saver=saver,
             watchdog=watchdog,
+            cost=self._cost,
         )
         try:
             state = trainer.fit()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +68,16 @@ class _CountAttention(TorchFunctionMode):
         pairs = query.shape[:-1].numel() * key.shape[-2]
         self.flops += 2 * pairs * (query.shape[-1] + value.shape[-1])
         return _FusedAttention.apply(query, key, value)  # type: ignore[no-untyped-call]
+
+
+def meta_copy(network: nn.Module) -> nn.Module:
+    """Return a copy of a network on the meta device; its weights are not copied on the way."""
+    tensors: dict[int, Tensor] = {
+        id(own): nn.Parameter(torch.empty_like(own, device="meta"), requires_grad=own.requires_grad)
+        for own in network.parameters()
+    }
+    tensors |= {id(own): torch.empty_like(own, device="meta") for own in network.buffers()}
+    return copy.deepcopy(network, tensors)
 
 
 def count_network(network: nn.Module, *inputs: Tensor) -> NetworkCount:

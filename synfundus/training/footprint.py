@@ -12,6 +12,7 @@ backward pass as twice the forward one.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,6 +43,23 @@ GPUS: dict[GpuName, Gpu] = {
     "h100": Gpu(80 * GIB, 989e12),
     "h200": Gpu(141 * GIB, 989e12),
 }
+
+_DEVICE_NAMES: tuple[tuple[str, GpuName], ...] = (
+    (r"V100-SXM[23]", "v100"),
+    (r"A100.*40GB", "a100-40"),
+    (r"A100.*80GB", "a100"),
+    (r"RTX A6000", "a6000"),
+    (r"L40S", "l40s"),
+    (r"RTX 4090(?! (D|Laptop))", "rtx4090"),
+    (r"H100 80GB HBM3", "h100"),
+    (r"H200(?! NVL)", "h200"),
+)
+"""How CUDA calls them. H100 PCIe, H100 NVL and H200 NVL have other peaks and are left out."""
+
+
+def find_gpu(device_name: str) -> GpuName | None:
+    """Return which known processor a device is, by the name CUDA gives it; None if it is none of them."""
+    return next((gpu for pattern, gpu in _DEVICE_NAMES if re.search(rf"\b{pattern}", device_name)), None)
 
 
 @dataclass(frozen=True)

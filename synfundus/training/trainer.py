@@ -6,8 +6,8 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,98 +24,13 @@ from synfundus.seeding import derive_key
 from synfundus.telemetry.console import Console, Progress
 from synfundus.telemetry.metrics import SumAccumulator, means
 from synfundus.training.ema import ShardedEma
+from synfundus.training.loop_state import Clock, LoopSettings, Periodic, Saver, TrainState
 from synfundus.training.optim import LrPlan
+from synfundus.training.progress import Interval, Meter, StepCost, peak_memory_bytes, standing
 from synfundus.training.stopping import StopFlag, catch_signals
 
 _PERIODIC_PATIENCE = 10
 """Times the watchdog's limit that a validation pass or a preview may take."""
-
-
-@dataclass
-class TrainState:
-    """Where a run is. Everything else follows from the config and `images_seen`.
-
-    Attributes:
-        images_seen: Images trained on, epochs included; quarantined slots count.
-        quarantined_images: Slots without a sample so far, over all ranks.
-        skipped_steps: Steps whose gradient was not finite, under the policy ``skip``.
-        open_epochs: What the ledger has counted of the epochs that are not finished.
-    """
-
-    images_seen: int = 0
-    quarantined_images: int = 0
-    skipped_steps: int = 0
-    open_epochs: list[list[Any]] = field(default_factory=list)
-
-    def to_document(self) -> dict[str, Any]:
-        """Return the counters for a checkpoint."""
-        return {
-            "quarantined_images": self.quarantined_images,
-            "skipped_steps": self.skipped_steps,
-            "open_epochs": self.open_epochs,
-        }
-
-
-@dataclass(frozen=True)
-class LoopSettings:
-    """How the loop runs; every value comes from the config."""
-
-    seed: int
-    budget_images: int
-    global_batch_size: int
-    gradient_accumulation_steps: int
-    log_every_images: int
-    on_nonfinite: str
-    max_bad_fraction: float
-
-
-@dataclass(frozen=True)
-class Periodic:
-    """Something done every so many images, and at the end if asked.
-
-    Attributes:
-        every_images: Interval; 0 never.
-        action: What is done, on every rank (it may be collective).
-        at_end: Also when the budget is reached.
-        log_before: Write a row of metrics first, so that none is half-summed in a checkpoint.
-    """
-
-    every_images: int
-    action: Callable[[TrainState], None]
-    at_end: bool = False
-    log_before: bool = False
-
-    def due(self, before: int, now: int, budget: int) -> bool:
-        """Whether a boundary lies in (before, now]."""
-        if now >= budget:
-            return self.at_end
-        return self.every_images > 0 and before // self.every_images < now // self.every_images
-
-
-class Saver(Protocol):
-    """Writes checkpoints, possibly behind the steps; see `training.checkpoint_writer`."""
-
-    @property
-    def failed(self) -> bool:
-        """Whether a save of this rank has failed that nobody was told of."""
-
-    def save(self, images_seen: int, state: Mapping[str, Any]) -> None:
-        """Take the state as it is now and have it written. Collective."""
-
-    def wait(self) -> None:
-        """Wait until everything is written, and raise what went wrong. Collective."""
-
-    def close(self) -> None:
-        """Wait until everything is written or has failed."""
-
-
-@dataclass
-class Clock:
-    """Time spent since the last line of metrics."""
-
-    began: float = field(default_factory=time.perf_counter)
-    images_at_start: int = 0
-    wait_at_start_s: float = 0.0
 
 
 class Trainer:
@@ -136,6 +51,7 @@ class Trainer:
         periodic: What happens at intervals, in this order.
         saver: Writes checkpoints; asked for one before a stop by signal.
         watchdog: Ends the job when nothing moves.
+        cost: What an image costs, for the figures that need it; rank 0 alone writes them.
     """
 
     def __init__(
@@ -155,6 +71,7 @@ class Trainer:
         periodic: Sequence[Periodic],
         saver: Saver,
         watchdog: Watchdog,
+        cost: StepCost | None = None,
     ) -> None:
         self._engine = engine
         self._loader = loader
@@ -178,6 +95,7 @@ class Trainer:
         self._ledger.restore(state.open_epochs)
         self._last_step: StepResult | None = None
         self._clock = Clock()
+        self._meter = Meter(budget_images=settings.budget_images, ranks=world.size, cost=cost)
 
     def fit(self) -> TrainState:
         """Run to the budget and return the final state. Collective.
@@ -266,7 +184,7 @@ class Trainer:
                     "what is done at {images:,} images besides training", patience=_PERIODIC_PATIENCE
                 ):
                     job.action(self.state)
-                self._clock.began += time.perf_counter() - began
+                self._clock.pause(time.perf_counter() - began, saving=job.log_before)
 
     def _step(self, batch: RankBatch) -> None:
         """Train on one global batch."""
@@ -316,8 +234,14 @@ class Trainer:
         settings, state, clock = self._settings, self.state, self._clock
         sums = self._sums.reduce(self._world)
         elapsed = max(time.perf_counter() - clock.began, 1e-9)
-        waited = self._loader.wait_s - clock.wait_at_start_s
-        (wait,) = self._world.sum([waited])
+        waited, stalled, peak = standing(
+            self._world,
+            waited_s=self._loader.wait_s - clock.wait_at_start_s,
+            stalled_s=clock.stalled_s,
+            peak_bytes=peak_memory_bytes(self._device),
+        )
+        images = state.images_seen - clock.images_at_start
+        interval = Interval(images, elapsed, elapsed + clock.paused_s, waited, stalled, peak)
         self._account()
         values = means(sums)
         row = {
@@ -326,8 +250,7 @@ class Trainer:
             **values,
             "grad_norm": self._last_step.grad_norm if self._last_step else float("nan"),
             "lr": self._lr.at(state.images_seen),
-            "images_per_s": (state.images_seen - clock.images_at_start) / elapsed,
-            "data_wait_percent": 100.0 * wait / self._world.size / elapsed,
+            **self._meter.figures(state.images_seen, interval),
             "quarantined_images": state.quarantined_images,
             "skipped_steps": state.skipped_steps,
         }
@@ -338,6 +261,7 @@ class Trainer:
             loss=f"{values.get('loss', float('nan')):.4f}",
             speed=f"{row['images_per_s']:.0f} img/s",
             data_wait=f"{row['data_wait_percent']:.0f} %",
+            **({"mfu": f"{row['mfu']:.0%}"} if "mfu" in row else {}),
         )
         self._check_quarantine()
         self._logged_images = state.images_seen

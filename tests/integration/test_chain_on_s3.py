@@ -19,11 +19,12 @@ from synfundus.storage import filesystem
 from synfundus.storage.documents import read_lines
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import SilentConsole
+from synfundus.training.progress import CLOCK_FIGURES
 
 BUDGET = 160
 FINAL = f"checkpoints/images-{BUDGET:012d}"
 WEIGHTS = "export/unet/diffusion_pytorch_model.safetensors"
-TIMES = ("images_per_s", "data_wait_percent")
+TIMES = CLOCK_FIGURES
 ABOUT_PLACES = ("sources.json", "export/synfundus.json", "export/MODEL_CARD.md")
 """Files that name where something lies, or how long it took."""
 

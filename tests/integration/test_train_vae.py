@@ -15,8 +15,9 @@ from synfundus.storage.documents import read_lines
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import SilentConsole
 from synfundus.training.checkpoint_writer import CheckpointWriter
+from synfundus.training.progress import CLOCK_FIGURES
 
-TIMES = ("images_per_s", "data_wait_percent")
+TIMES = CLOCK_FIGURES
 
 
 def train(image_set: ShardSet, run_dir: Path, world: World, *, every: int) -> list[dict[str, Any]]:

@@ -20,10 +20,11 @@ from synfundus.jobs import train
 from synfundus.storage.documents import read_lines
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import SilentConsole
+from synfundus.training.progress import CLOCK_FIGURES
 
 STEPS = 50
 FINAL = "images-000000000400"
-TIMES = ("images_per_s", "data_wait_percent")
+TIMES = CLOCK_FIGURES
 
 
 class Talk(SilentConsole):

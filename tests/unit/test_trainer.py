@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import SilentConsole
 from synfundus.training.ema import ShardedEma
+from synfundus.training.loop_state import LoopSettings, Periodic, TrainState
 from synfundus.training.optim import LrPlan
-from synfundus.training.trainer import LoopSettings, Periodic, Trainer, TrainState
+from synfundus.training.trainer import Trainer
 
 LAYOUT = FlatLayout.of([[("w", (3,))]])
 BATCH = 8
@@ -196,6 +198,20 @@ def test_a_row_is_written_before_a_checkpoint_so_that_none_is_half_summed(shard_
     run.trainer.fit()
     assert run.positions() == [16, 32, 40, 48, 64, 80]
     assert [row["loss"] for row in run.rows] == [4.0, 20.0, 32.0, 40.0, 52.0, 68.0]
+
+
+def test_the_time_a_checkpoint_takes_is_a_stall_of_the_next_row_and_of_no_rate(shard_set: ShardSet) -> None:
+    run = Run(shard_set)
+    slow = Periodic(40, lambda state: time.sleep(0.2), log_before=True)
+    look = Periodic(24, lambda state: time.sleep(0.2))
+    run.trainer._periodic = [slow, look]
+    run.trainer.fit()
+    stalls = {row["images_seen"]: row["checkpoint_stall_percent"] for row in run.rows}
+    assert [images for images, percent in stalls.items() if percent > 0] == [48]
+    assert stalls[48] > 50
+    assert all(row["images_per_s"] > 8 / 0.2 for row in run.rows)
+    assert run.rows[-1]["eta_s"] == 0
+    assert run.rows[0]["eta_s"] > 0
 
 
 def test_a_resumed_run_goes_on_to_the_same_rows(shard_set: ShardSet) -> None:

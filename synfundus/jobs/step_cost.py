@@ -1,0 +1,92 @@
+"""What an image costs in training, counted on the network that is trained: for the utilisation a run reports."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from synfundus.config.schema import LoopConfig
+from synfundus.distributed.world import World
+from synfundus.models.autoencoder import LatentCodec
+from synfundus.models.counting import count_network, meta_copy
+from synfundus.models.unet import ConditionalDenoiser
+from synfundus.training.footprint import GPUS, find_gpu
+from synfundus.training.progress import StepCost
+
+BACKWARD = 2.0
+"""Operations of a backward pass, in forward passes."""
+
+
+class _ThereAndBack(nn.Module):
+    """The autoencoder's network from its input to its output; a linear path is left out, and costs next to nothing."""
+
+    def __init__(self, codec: LatentCodec) -> None:
+        super().__init__()
+        self.autoencoder = codec.autoencoder
+
+    def forward(self, blocks: Tensor) -> Tensor:
+        """Return the reconstruction."""
+        restored: Tensor = self.autoencoder.decode(self.autoencoder.encode(blocks).latent_dist.mean, return_dict=False)[
+            0
+        ]
+        return restored
+
+
+def denoiser_cost(
+    denoiser: ConditionalDenoiser,
+    *,
+    latent_shape: tuple[int, int, int],
+    num_labels: int,
+    loop: LoopConfig,
+    world: World,
+) -> StepCost | None:
+    """Count U-Net and conditioner on rank 0; None elsewhere.
+
+    Args:
+        denoiser: As built: before attention kernels are chosen and the engine takes it.
+        latent_shape: ``(c, lh, lw)``.
+        num_labels: Labels of the schema.
+        loop: Precision and gradient checkpointing.
+        world: The job.
+    """
+    if world.rank > 0:
+        return None
+    with torch.device("meta"):
+        inputs = (
+            torch.empty(1, *latent_shape),
+            torch.zeros(1, dtype=torch.int64),
+            torch.zeros(1, num_labels, dtype=torch.int64),
+        )
+    return _cost(count_network(meta_copy(denoiser), *inputs).flops_forward, loop, world)
+
+
+def codec_cost(codec: LatentCodec, *, image_size_px: int, loop: LoopConfig, world: World) -> StepCost | None:
+    """Count the autoencoder on rank 0, without a discriminator; None elsewhere.
+
+    Args:
+        codec: As built, see `denoiser_cost`.
+        image_size_px: Edge of the images.
+        loop: Precision and gradient checkpointing.
+        world: The job.
+    """
+    if world.rank > 0:
+        return None
+    edge = image_size_px // codec.block_size_px
+    blocks = torch.empty(1, int(codec.autoencoder.config.in_channels), edge, edge, device="meta")
+    return _cost(count_network(meta_copy(_ThereAndBack(codec)), blocks).flops_forward, loop, world)
+
+
+def _cost(flops_forward: int, loop: LoopConfig, world: World) -> StepCost:
+    return StepCost(
+        flops_per_image=flops_forward * (1.0 + BACKWARD),
+        recomputed=(2.0 + BACKWARD) / (1.0 + BACKWARD) if loop.gradient_checkpointing else 1.0,
+        peak_flops=_peak_flops(loop, world),
+    )
+
+
+def _peak_flops(loop: LoopConfig, world: World) -> float | None:
+    """Return the peak of this rank's GPU; the data sheets' figures are for bf16 alone."""
+    if world.device != "cuda" or loop.precision != "bf16":
+        return None
+    gpu = find_gpu(torch.cuda.get_device_name(world.local_rank))
+    return None if gpu is None else GPUS[gpu].flops

@@ -1,0 +1,140 @@
+"""The figures of a row that come from the clock and the machine: rates, utilisation, waits, memory, time left.
+
+Pure arithmetic but for `standing`. A row's interval has two lengths: the time spent on training, which rates are of,
+and the time on the wall, which also holds what is done in between (checkpoints, validation, previews).
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+from dataclasses import dataclass
+
+import torch
+
+from synfundus.distributed.world import World
+from synfundus.training.footprint import GIB
+
+RATE_HALF_LIFE_S = 600.0
+"""The rate the remaining time follows from forgets half of what it knew in this time."""
+
+CLOCK_FIGURES = (
+    "images_per_s",
+    "images_per_s_per_gpu",
+    "tflops_per_s",
+    "mfu",
+    "hfu",
+    "data_wait_percent",
+    "checkpoint_stall_percent",
+    "peak_memory_gib",
+    "eta_s",
+)
+"""What differs between two runs of the same command."""
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Operations a run makes, and how many its processors could.
+
+    Attributes:
+        flops_per_image: Forward and backward pass of an image, without what gradient checkpointing computes again.
+        recomputed: The same with it, over `flops_per_image`; 1 without gradient checkpointing.
+        peak_flops: Operations a second of one GPU in the working precision; None where it is not known.
+    """
+
+    flops_per_image: float
+    recomputed: float
+    peak_flops: float | None
+
+
+@dataclass(frozen=True)
+class Interval:
+    """What lies between two rows, over all ranks.
+
+    Attributes:
+        images: Trained on.
+        training_s: Spent on training.
+        wall_s: From row to row.
+        waited_s: In which the step waited for data; mean of the ranks.
+        stalled_s: In which the loop stood while a checkpoint was saved; mean of the ranks.
+        peak_bytes: Most memory since the process began; of the rank that had most.
+    """
+
+    images: int
+    training_s: float
+    wall_s: float
+    waited_s: float
+    stalled_s: float
+    peak_bytes: int
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the most memory this process has had: of its GPU what tensors took, otherwise of the host."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def standing(world: World, *, waited_s: float, stalled_s: float, peak_bytes: int) -> tuple[float, float, int]:
+    """Return mean wait, mean stall and highest peak of the ranks. Collective."""
+    ranks = world.all_gather((waited_s, stalled_s, peak_bytes))
+    waits, stalls, peaks = zip(*ranks, strict=True)
+    return math.fsum(waits) / len(waits), math.fsum(stalls) / len(stalls), max(peaks)
+
+
+class Meter:
+    """Turns intervals into figures.
+
+    Args:
+        budget_images: Images of the run.
+        ranks: Processes that train.
+        cost: What an image costs; None leaves out the figures that need it.
+    """
+
+    def __init__(self, *, budget_images: int, ranks: int, cost: StepCost | None) -> None:
+        self._budget = budget_images
+        self._ranks = ranks
+        self._cost = cost
+        self._images = self._seconds = 0.0
+
+    def figures(self, images_seen: int, interval: Interval) -> dict[str, float]:
+        """Return the figures of the row that ends an interval.
+
+        Args:
+            images_seen: Place of the row.
+            interval: What lies before it.
+        """
+        rate = interval.images / max(interval.training_s, 1e-9)
+        return {
+            "budget_images": self._budget,
+            "images_per_s": rate,
+            "images_per_s_per_gpu": rate / self._ranks,
+            **self._utilisation(rate),
+            "data_wait_percent": 100.0 * interval.waited_s / max(interval.training_s, 1e-9),
+            "checkpoint_stall_percent": 100.0 * interval.stalled_s / max(interval.wall_s, 1e-9),
+            "peak_memory_gib": interval.peak_bytes / GIB,
+            "eta_s": self._remaining_s(images_seen, interval),
+        }
+
+    def _utilisation(self, rate: float) -> dict[str, float]:
+        """Return operations a second, and their part of the peak (PaLM, arXiv 2204.02311, App. B) where it is known."""
+        cost = self._cost
+        if cost is None:
+            return {}
+        flops = cost.flops_per_image * rate
+        figures = {"flops_per_image": cost.flops_per_image, "tflops_per_s": flops / 1e12}
+        if cost.peak_flops is not None:
+            figures["mfu"] = flops / (self._ranks * cost.peak_flops)
+            if cost.recomputed > 1.0:
+                figures["hfu"] = figures["mfu"] * cost.recomputed
+        return figures
+
+    def _remaining_s(self, images_seen: int, interval: Interval) -> float:
+        """Return the seconds to the budget at the smoothed rate on the wall, checkpoints and previews included."""
+        keep = 0.5 ** (interval.wall_s / RATE_HALF_LIFE_S)
+        self._images = keep * self._images + interval.images
+        self._seconds = keep * self._seconds + interval.wall_s
+        left = max(0, self._budget - images_seen)
+        return left * self._seconds / self._images if self._images else math.nan

@@ -1,0 +1,137 @@
+"""Rates, utilisation, waits and the time left, by arithmetic."""
+
+from __future__ import annotations
+
+import copy
+import math
+import resource
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from fake_engine import run_ranks
+from torch import nn
+
+from synfundus.distributed.world import World
+from synfundus.models.counting import count_network, meta_copy
+from synfundus.training.footprint import GIB, find_gpu
+from synfundus.training.progress import (
+    CLOCK_FIGURES,
+    RATE_HALF_LIFE_S,
+    Interval,
+    Meter,
+    StepCost,
+    peak_memory_bytes,
+    standing,
+)
+
+INTERVAL = Interval(images=800, training_s=8.0, wall_s=10.0, waited_s=2.0, stalled_s=1.5, peak_bytes=3 * GIB)
+
+
+def figures(cost: StepCost | None = None, *, ranks: int = 4) -> dict[str, float]:
+    return Meter(budget_images=10_000, ranks=ranks, cost=cost).figures(800, INTERVAL)
+
+
+def test_rates_are_of_the_training_time_and_stalls_of_the_time_on_the_wall() -> None:
+    row = figures()
+    assert (row["images_per_s"], row["images_per_s_per_gpu"]) == (100.0, 25.0)
+    assert (row["data_wait_percent"], row["checkpoint_stall_percent"]) == (25.0, 15.0)
+    assert row["peak_memory_gib"] == 3.0
+    assert not {"mfu", "hfu", "tflops_per_s", "flops_per_image"} & set(row)
+
+
+def test_utilisation_is_what_arrives_of_the_peak_of_all_gpus() -> None:
+    row = figures(StepCost(flops_per_image=2e12, recomputed=1.0, peak_flops=100e12))
+    assert row["tflops_per_s"] == pytest.approx(200.0)
+    assert row["mfu"] == pytest.approx(0.5), "200 of 4 x 100"
+    assert "hfu" not in row
+    half = figures(StepCost(flops_per_image=2e12, recomputed=1.0, peak_flops=100e12), ranks=8)
+    assert half["mfu"] == pytest.approx(row["mfu"] / 2)
+
+
+def test_what_is_computed_again_counts_for_the_hardware_only() -> None:
+    row = figures(StepCost(flops_per_image=2e12, recomputed=4 / 3, peak_flops=100e12))
+    assert row["mfu"] == pytest.approx(0.5)
+    assert row["hfu"] == pytest.approx(2 / 3)
+
+
+def test_a_processor_without_a_known_peak_has_operations_but_no_utilisation() -> None:
+    row = figures(StepCost(flops_per_image=2e12, recomputed=1.0, peak_flops=None))
+    assert (row["flops_per_image"], row["tflops_per_s"]) == (2e12, 200.0)
+    assert "mfu" not in row
+
+
+def test_at_a_steady_rate_the_time_left_is_exact_and_holds_what_is_done_in_between() -> None:
+    meter = Meter(budget_images=8000, ranks=1, cost=None)
+    left = [meter.figures(800 * number, INTERVAL)["eta_s"] for number in range(1, 11)]
+    assert left == pytest.approx([10.0 * (10 - number) for number in range(1, 11)])
+
+
+def test_a_rate_that_changed_is_believed_after_a_while() -> None:
+    meter = Meter(budget_images=10**9, ranks=1, cost=None)
+    slow, fast = (replace(INTERVAL, wall_s=RATE_HALF_LIFE_S, images=images) for images in (100, 200))
+    for _ in range(30):
+        meter.figures(0, slow)
+    per_image = [meter.figures(0, fast)["eta_s"] / 10**9 for _ in range(20)]
+    assert RATE_HALF_LIFE_S / 200 < per_image[0] < RATE_HALF_LIFE_S / 100
+    assert per_image[0] == pytest.approx(RATE_HALF_LIFE_S / 150), "half of what it knew"
+    assert per_image[-1] == pytest.approx(RATE_HALF_LIFE_S / 200, rel=1e-4)
+
+
+def test_before_any_image_the_time_left_is_unknown() -> None:
+    assert math.isnan(Meter(budget_images=8, ranks=1, cost=None).figures(0, replace(INTERVAL, images=0))["eta_s"])
+
+
+def test_waits_are_means_and_memory_is_that_of_the_fullest_rank() -> None:
+    def work(world: World) -> tuple[float, float, int]:
+        return standing(world, waited_s=float(world.rank), stalled_s=2.0, peak_bytes=10 * world.rank)
+
+    assert run_ranks(3, work) == [(1.0, 2.0, 20)] * 3
+
+
+def test_the_peak_of_a_process_on_the_host_is_at_least_what_it_has_now() -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    assert 0.9 * pages * resource.getpagesize() < peak_memory_bytes(torch.device("cpu")) < 2**40
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H100 NVL", None),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA H200 NVL", None),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA A100 80GB PCIe", "a100"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40"),
+        ("Tesla V100-SXM2-32GB", "v100"),
+        ("NVIDIA RTX A6000", "a6000"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA L40", None),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA A10", None),
+    ],
+)
+def test_a_gpu_is_known_by_the_name_cuda_gives_it_and_a_weaker_sister_is_not(name: str, gpu: str | None) -> None:
+    assert find_gpu(name) == gpu
+
+
+def test_a_copy_on_the_meta_device_counts_as_the_network_and_leaves_it_alone() -> None:
+    network = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    network[2].weight.requires_grad_(False)
+    before = copy.deepcopy(network.state_dict())
+    shadow = meta_copy(network)
+    assert {tensor.device.type for tensor in shadow.state_dict().values()} == {"meta"}
+    count = count_network(shadow, torch.empty(3, 8, device="meta"))
+    assert count.flops_forward == 2 * 3 * (8 * 4 + 4 * 2)
+    assert count.parameters == sum(p.numel() for p in network.parameters() if p.requires_grad)
+    assert all(network.state_dict()[name].equal(tensor) for name, tensor in before.items())
+
+
+def test_the_figures_of_the_clock_are_all_named() -> None:
+    row = figures(StepCost(flops_per_image=2e12, recomputed=4 / 3, peak_flops=100e12))
+    assert set(row) - {"budget_images", "flops_per_image"} == set(CLOCK_FIGURES)
