@@ -106,8 +106,16 @@ class LoopConfig(Section):
     """Images between two passes over held-out patients; 0 only at the end."""
     validation_images: PositiveInt = 1024
     """Most held-out images a validation looks at."""
-    on_nonfinite: Literal["stop", "skip"] = "stop"
-    """What happens when a loss or gradient is not finite."""
+    on_nonfinite: Literal["stop", "skip", "rewind"] = "stop"
+    """When a loss or gradient is not finite: rewind goes back to the last checkpoint's weights, not to its images."""
+    on_spike: Literal["off", "stop", "skip", "rewind"] = "off"
+    """What happens when a loss is a spike."""
+    spike_factor: Annotated[float, Field(gt=1.0)] = 4.0
+    """A loss above so many times the median of the last ones is a spike."""
+    spike_window_steps: Annotated[int, Field(ge=2)] = 100
+    """How many last ones."""
+    max_rewinds: NonNegativeInt = 3
+    """Rewinds to one and the same checkpoint before the run stops."""
     max_bad_fraction: Fraction = 0.001
     """The run stops when more than this fraction of samples had to be quarantined."""
     num_threads: NonNegativeInt = 0

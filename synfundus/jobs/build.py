@@ -34,6 +34,7 @@ from synfundus.seeding import derive_key
 from synfundus.storage.label_schema import LabelSchema
 from synfundus.telemetry.console import Console
 from synfundus.training.ema import ShardedEma
+from synfundus.training.guards import GuardSettings
 from synfundus.training.loop_state import LoopSettings
 from synfundus.training.optim import LrPlan, parameter_groups
 
@@ -207,7 +208,13 @@ def loop_settings(loop: LoopConfig, batch: BatchPlan, *, seed: int) -> LoopSetti
         global_batch_size=loop.global_batch_size,
         gradient_accumulation_steps=batch.gradient_accumulation_steps,
         log_every_images=loop.log_every_images,
-        on_nonfinite=loop.on_nonfinite,
+        guards=GuardSettings(
+            on_nonfinite=loop.on_nonfinite,
+            on_spike=loop.on_spike,
+            spike_factor=loop.spike_factor,
+            spike_window_steps=loop.spike_window_steps,
+            max_rewinds=loop.max_rewinds,
+        ),
         max_bad_fraction=loop.max_bad_fraction,
     )
 

@@ -205,6 +205,7 @@ class _Training:
             ],
             saver=saver,
             watchdog=watchdog,
+            rewind=lambda: self._directory.rewind(zero=self._zero, average=self._ema),
             cost=self._cost,
         )
         try:
