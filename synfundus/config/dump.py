@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 
@@ -11,6 +10,16 @@ from synfundus.config.loader import DEFAULT_ORIGIN, LoadedConfig
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./+-]([A-Za-z0-9_./+:@=-]*[A-Za-z0-9_./+=@-])?")
 _COMMENT_COLUMN = 44
+
+
+def _escape(text: str) -> str:
+    """Write what YAML would take for a line break, fold or refuse as an escape of its double-quoted style."""
+    return "".join(character if character.isprintable() else f"\\U{ord(character):08x}" for character in text)
+
+
+def _quoted(text: str) -> str:
+    backslash, quote = "\\", '"'
+    return quote + _escape(text.replace(backslash, backslash * 2).replace(quote, backslash + quote)) + quote
 
 
 def format_value(value: object) -> str:
@@ -24,7 +33,7 @@ def format_value(value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, str):
         special = value.lower() in ("null", "true", "false") or value.startswith("-")
-        return value if _PLAIN.fullmatch(value) and not special else json.dumps(value, ensure_ascii=False)
+        return value if _PLAIN.fullmatch(value) and not special else _quoted(value)
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{format_value(key)}: {format_value(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):
@@ -41,7 +50,7 @@ def _lines(section: Section, provenance: Mapping[str, str], path: str, depth: in
             yield key
             yield from _lines(value, provenance, f"{dotted}.", depth + 1)
         else:
-            yield f"{key} {format_value(value)}".ljust(_COMMENT_COLUMN) + f"  # {provenance[dotted]}"
+            yield f"{key} {format_value(value)}".ljust(_COMMENT_COLUMN) + f"  # {_escape(provenance[dotted])}"
 
 
 def dump_config(loaded: LoadedConfig, *, only: frozenset[str] | None = None, hide_defaults: bool = False) -> str:

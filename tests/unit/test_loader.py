@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -215,9 +215,20 @@ def test_a_dump_names_the_origin_of_each_value_and_can_leave_defaults_out() -> N
     assert text.split() == ["loop:", "budget_images:", "77", "#", "--set"]
 
 
-@given(st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zl", "Zp")), max_size=40))
+@given(st.text(st.characters(codec="utf-8"), max_size=40))
+@example("a\x85seed: 1")
+@example("a\u2028seed: 1")
+@example("\x00\x7f\x9f\ufeff\ufffe\U0001f441\U0010ffff")
 def test_any_text_written_as_a_value_reads_back_as_itself(text: str) -> None:
     assert parse_flow(f"[{format_value(text)}]", where="test") == [text]
+
+
+@pytest.mark.parametrize("line_break", ["\x85", "\u2028", "\u2029"])
+def test_the_name_of_a_file_cannot_add_values_to_a_dump(tmp_path: Path, line_break: str) -> None:
+    odd = tmp_path / f"a{line_break}seed: 5"
+    odd.write_text("loop: {budget_images: 77}\n")
+    loaded = load_config(preset=None, file=str(odd), settings=[], flags=[])
+    assert load(dump_config(loaded), folder=tmp_path).config == loaded.config
 
 
 def test_the_fingerprint_changes_with_any_value_and_only_with_values() -> None:
