@@ -19,7 +19,7 @@ from synfundus.config.base import (
     Section,
 )
 from synfundus.config.data_sections import InspectConfig, PhantomsConfig, PrepareConfig, StorageConfig
-from synfundus.config.run_sections import PlanConfig, PostHocConfig, SigmaRel
+from synfundus.config.run_sections import PlanConfig, PostHocConfig, SigmaRel, WatchConfig
 
 Precision = Literal["auto", "bf16", "fp32"]
 AttentionBackend = Literal["auto", "xformers", "sdpa", "math"]
@@ -422,6 +422,8 @@ class RunConfig(Section):
     """Averages put together after the run."""
     plan: PlanConfig = PlanConfig()
     """What a run will need."""
+    watch: WatchConfig = WatchConfig()
+    """Looking at a run."""
     sample: SampleConfig = SampleConfig()
     """Generation."""
     inspect: InspectConfig = InspectConfig()
