@@ -14,15 +14,13 @@
 # --export names what a job inherits: never keys, they would enter the job record.
 set -uo pipefail
 
-restarts="${SLURM_RESTART_COUNT:-0}"
-echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, restart $restarts"
+echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, restart ${SLURM_RESTART_COUNT:-0} of ${SYNFUNDUS_MAX_RESTARTS:-20}"
 MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 export MASTER_ADDR MASTER_PORT="$((12000 + SLURM_JOB_ID % 18000))"
 
 srun --export=ALL --kill-on-bad-exit=1 "${SYNFUNDUS_PYTHON:-python3}" -m synfundus prepare "$@" &
-step=$!
 # srun hands USR2 on to all ranks; of TERM it would kill them before they have saved
-signals=0 seen=-1
+step=$! signals=0 seen=-1
 trap 'signals=$((signals + 1)); kill -USR2 "$step"' USR2 TERM
 # bash runs a trap only while it waits, and the wait ends early for it: hence the loop
 until [ "$seen" -eq "$signals" ]; do
@@ -31,9 +29,11 @@ until [ "$seen" -eq "$signals" ]; do
   code=$?
 done
 
-# 75: saved; 128 and more after a signal: ended before it could save. A job that was cancelled is not RUNNING.
-if { [ "$code" -eq 75 ] || { [ "$signals" -gt 0 ] && [ "$code" -ge 128 ]; }; } &&
-  [ "$(squeue -ho %T -j "$SLURM_JOB_ID")" = RUNNING ] && [ "$restarts" -lt "${SYNFUNDUS_MAX_RESTARTS:-20}" ]; then
+# 75: saved; 128 and more after a signal or a preemption: ended before it could save. A cancelled job is not RUNNING.
+read -r state preempted < <(squeue -hO State:30,PreemptTime:30 -j "$SLURM_JOB_ID")
+[[ "$preempted" == [0-9]* ]] && signals=$((signals + 1))
+if { [ "$code" -eq 75 ] || { [ "$signals" -gt 0 ] && [ "$code" -ge 128 ]; }; } && [ "$state" = RUNNING ] &&
+  [ "${SLURM_RESTART_COUNT:-0}" -lt "${SYNFUNDUS_MAX_RESTARTS:-20}" ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

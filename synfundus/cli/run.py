@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from synfundus.cli.label_check import label_problems
+from synfundus.cli.submit import find_place, submit, value_at
 from synfundus.cli.verbs import COMMON, PROCS, Option, Verb
 from synfundus.config.assets import find_asset
 from synfundus.config.loader import Assignment, LoadedConfig, load_config
@@ -38,6 +39,7 @@ from synfundus.launch import (
     plan_launch,
     tie_to_launcher,
 )
+from synfundus.launch.submission import changed_code
 from synfundus.storage import filesystem
 from synfundus.telemetry.console import Console, SilentConsole
 
@@ -72,14 +74,6 @@ def _pair(option: Option, text: str) -> Assignment:
         )
     unknown = value.strip().lower() in (UNKNOWN_LABEL, "null")
     return Assignment(f"{option.path}.{name.strip()}", None if unknown else value.strip(), option.flag)
-
-
-def value_at(config: RunConfig, path: str) -> object:
-    """Return the value at a dotted path."""
-    value: object = config
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value
 
 
 def _path_problem(option: Option, value: str) -> str | None:
@@ -155,6 +149,7 @@ def plan_verb(verb: Verb, config: RunConfig, arguments: tuple[str, ...], surroun
         ),
         script=str(find_asset("slurm", verb.script)) if nodes > 1 else None,
         surroundings=surroundings,
+        submission=find_place(verb, config) if nodes > 1 else None,
     )
 
 
@@ -191,7 +186,7 @@ def _console(verb: Verb, config: RunConfig, info: RankInfo, *, as_json: bool) ->
     return build_console(config.telemetry.console, info.rank)
 
 
-def _run_here(verb: Verb, config: RunConfig, info: RankInfo, *, as_json: bool) -> int:
+def _run_here(verb: Verb, config: RunConfig, info: RankInfo, *, file: str | None, as_json: bool) -> int:
     """Run the job in this process."""
     tie_to_launcher(os.environ)
     leave_on_signals()
@@ -207,6 +202,8 @@ def _run_here(verb: Verb, config: RunConfig, info: RankInfo, *, as_json: bool) -
     )
     job = importlib.import_module(f"synfundus.jobs.{verb.module}")
     console = _console(verb, config, info, as_json=as_json)
+    if file is not None and info.rank == 0 and (changes := changed_code(file)):
+        console.warning(f"this is not the code the job was submitted with: {'; '.join(changes)}")
     with _joined(verb, config) as world:
         if verb.distributed and not verb.host_only:
             config = _with_precision(verb, config, world, console)
@@ -261,8 +258,8 @@ def run_verb(verb: Verb, values: Mapping[str, Any], arguments: tuple[str, ...]) 
         sys.stdout.write(describe(verb, loaded, plan, likely_device(config, surroundings)))
         return 0
     if plan.kind == "in_process":
-        return _run_here(verb, config, info, as_json=values["json"])
-    outcome = execute(plan, os.environ)
+        return _run_here(verb, config, info, file=values["config"], as_json=values["json"])
+    outcome = submit(loaded, plan, os.environ) if plan.kind == "sbatch" else execute(plan, os.environ)
     if outcome.message:  # what sbatch answers is the result
         (sys.stderr if outcome.exit_code else sys.stdout).write(f"{outcome.message}\n")
     return outcome.exit_code

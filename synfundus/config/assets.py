@@ -5,6 +5,7 @@ They lie beside the package in a checkout and inside it in an installed wheel.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Literal
@@ -36,7 +37,9 @@ def find_asset(kind: AssetKind, name: str) -> Path:
     Raises:
         ConfigError: Neither exists.
     """
-    given = Path(name).expanduser()
+    given = Path(name)
+    with contextlib.suppress(RuntimeError):  # the home of somebody who has none
+        given = given.expanduser()
     if given.is_file():
         return given.resolve()
     if given.name == name:

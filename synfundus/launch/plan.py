@@ -12,14 +12,23 @@ from dataclasses import dataclass
 from typing import Literal
 
 from synfundus.errors import LaunchError
+from synfundus.launch.submission import Submission
 
 LaunchKind = Literal["in_process", "local", "srun", "sbatch"]
 
-PASSED_ON = ("PATH", "HOME", "USER", "LANG", "TMPDIR", "AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
+PASSED_ON = (
+    *("PATH", "HOME", "USER", "LANG", "TMPDIR", "AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION"),
+    "SYNFUNDUS_MAX_RESTARTS",
+)
 """What a batch job inherits: names and places, never keys (they would enter the job record)."""
+SWITCHES = ("--json", "--debug")
+"""What the command line says that is no setting."""
+NOT_FROZEN = (
+    "the output lies in an object store: the job reads the settings when it starts, and its log is where sbatch puts it"
+)
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_TIME_LIMIT = re.compile(r"(\d+-)?\d{1,3}(:\d{2}){0,2}")
+_TIME_LIMIT = re.compile(r"([0-9]+-)?[0-9]{1,3}(:[0-9]{2}){0,2}")
 
 
 @dataclass(frozen=True)
@@ -79,12 +88,14 @@ class LaunchPlan:
         processes: Empty for ``in_process``, one per rank for ``local``, one otherwise.
         world_size: Ranks in the job.
         reason: Why it is done this way, in words.
+        submission: Where a batch job's settings and log are kept; None keeps nothing.
     """
 
     kind: LaunchKind
     processes: tuple[ProcessPlan, ...]
     world_size: int
     reason: str
+    submission: Submission | None = None
 
     def describe(self) -> str:
         """Write the plan for a person, one process a line."""
@@ -92,6 +103,8 @@ class LaunchPlan:
         for process in self.processes:
             variables = [f"{name}={value}" for name, value in process.environment.items()]
             lines.append("  " + " ".join([*variables, shlex.join(process.arguments)]))
+        if self.kind == "sbatch":
+            lines.append(self.submission.describe() if self.submission else NOT_FROZEN)
         return "\n".join(lines)
 
 
@@ -138,6 +151,18 @@ def _local_plan(arguments: Sequence[str], ranks: int, surroundings: Surroundings
     return LaunchPlan(
         "local", processes, ranks, f"{ranks} processes on this machine, MASTER_PORT picked when they start"
     )
+
+
+def slurm_file_name(path: str) -> str:
+    """Write a path as an option of sbatch that is to be taken letter by letter.
+
+    In such an option ``%j`` and the like stand for something else. A backslash takes the letter behind it as it is, and
+    one of them anywhere turns the rest off.
+    """
+    if not {"%", "\\"} & set(path):
+        return path
+    folder, slash, name = path.replace("\\", "\\\\").rpartition("/")
+    return f"{folder}{slash}\\{name}"
 
 
 def _job_arguments(nodes: int, tasks_per_node: int, resources: Resources) -> list[str]:
@@ -192,6 +217,7 @@ def _sbatch_plan(
     tasks_per_node: int,
     resources: Resources,
     surroundings: Surroundings,
+    submission: Submission | None,
 ) -> LaunchPlan:
     kept = [name for name in PASSED_ON if name in surroundings.environment]
     options = [
@@ -205,12 +231,17 @@ def _sbatch_plan(
     if resources.account is not None:
         options.append(f"--account={resources.account}")
     # the script itself says `synfundus <verb>`
-    command = ("sbatch", *options, script, *arguments[1:])
+    settings = arguments[1:]
+    if submission is not None:
+        options += [f"--output={slurm_file_name(str(submission.log))}", "--open-mode=append"]
+        settings = ("--config", str(submission.config), *(text for text in settings if text in SWITCHES))
+    command = ("sbatch", *options, script, *settings)
     return LaunchPlan(
         "sbatch",
         (ProcessPlan(command, {"SYNFUNDUS_PYTHON": surroundings.python}),),
         nodes * tasks_per_node,
         "a batch job, because more than one node was asked for",
+        submission,
     )
 
 
@@ -223,6 +254,7 @@ def plan_launch(
     resources: Resources,
     script: str | None,
     surroundings: Surroundings,
+    submission: Submission | None = None,
 ) -> LaunchPlan:
     """Decide how a verb is started. Pure.
 
@@ -234,6 +266,7 @@ def plan_launch(
         resources: What a cluster job asks for.
         script: Batch script of the verb; None when the verb does not run on several nodes.
         surroundings: What the machine offers.
+        submission: Where a batch job's settings and log are to be kept; None lets the job have the command line itself.
 
     Raises:
         LaunchError: Several nodes without SLURM, or values SLURM must not see.
@@ -248,12 +281,12 @@ def plan_launch(
     verb = arguments[0]
     if script is None:
         raise LaunchError(f"`{verb}` does not run on several nodes", where="--nodes", hint="leave --nodes out")
-    _check_resources(resources, arguments)
+    _check_resources(resources, (*arguments, *([str(submission.folder)] if submission else [])))
     tasks_per_node = procs_per_node or resources.gpus_per_node or 1
     if "SLURM_JOB_ID" in surroundings.environment and "srun" in surroundings.programs:
         return _srun_plan(arguments, nodes, tasks_per_node, resources, surroundings)
     if "sbatch" in surroundings.programs:
-        return _sbatch_plan(verb, arguments, script, nodes, tasks_per_node, resources, surroundings)
+        return _sbatch_plan(verb, arguments, script, nodes, tasks_per_node, resources, surroundings, submission)
     raise LaunchError(
         f"{nodes} nodes were asked for, but neither an allocation nor sbatch is here",
         where="--nodes",

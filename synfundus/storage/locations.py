@@ -63,10 +63,20 @@ def is_local(url: str) -> bool:
 
 
 def local_path(url: str) -> Path:
-    """Return the path of a local location."""
+    """Return the path of a local location.
+
+    Raises:
+        StorageError: It is not local, or names the home of somebody who has none.
+    """
     if not is_local(url):
         raise StorageError("needs a local path", where=url)
-    return Path(url.removeprefix("file://")).expanduser()
+    path = Path(url.removeprefix("file://"))
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise StorageError(
+            "there is no such home folder", where=url, hint=f"if it is the name of a file, write ./{path}"
+        ) from error
 
 
 def absolute(url: str) -> str:

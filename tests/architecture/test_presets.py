@@ -151,7 +151,7 @@ def test_every_batch_script_a_verb_names_is_shipped() -> None:
 
 SLURM_STUBS = {
     "scontrol": 'if [ "$1" = show ]; then echo node7; echo node8; else echo "scontrol $*" >> "$RECORD"; fi',
-    "squeue": 'echo "$STATE"',
+    "squeue": 'echo "$STATE $PREEMPTED"',
     "srun": """
 echo "srun $* at $MASTER_ADDR:$MASTER_PORT" >> "$RECORD"
 trap 'exit 75' USR2
@@ -162,7 +162,13 @@ eval "$STEP"
 
 
 def run_batch_script(
-    tmp_path: Path, step: str, *, signal_name: str | None = None, restarts: str = "0", state: str = "RUNNING"
+    tmp_path: Path,
+    step: str,
+    *,
+    signal_name: str | None = None,
+    restarts: str = "0",
+    state: str = "RUNNING",
+    preempted: str = "N/A",
 ) -> tuple[int, str]:
     """Run ldm.sh with stand-ins for SLURM's programs; returns the exit code and what they were asked."""
     programs = tmp_path / "bin"
@@ -177,6 +183,7 @@ def run_batch_script(
         "READY": str(ready),
         "STEP": step,
         "STATE": state,
+        "PREEMPTED": preempted,
         "SLURM_JOB_ID": "4711",
         "SLURM_JOB_NODELIST": "node[7-8]",
         "SLURM_RESTART_COUNT": restarts,
@@ -217,6 +224,21 @@ def test_a_batch_script_requeues_what_a_signal_ended_before_it_could_save(tmp_pa
 def test_a_batch_script_does_not_requeue_what_was_killed_without_a_signal_to_it(tmp_path: Path) -> None:
     code, record = run_batch_script(tmp_path, "exit 137")
     assert code == 137
+    assert "requeue" not in record
+
+
+@pytest.mark.parametrize(
+    ("step", "again"), [("exit 143", True), ("exit 137", True), ("exit 3", False), ("true", False)]
+)
+def test_a_batch_script_requeues_what_a_preemption_ended(tmp_path: Path, step: str, again: bool) -> None:
+    code, record = run_batch_script(tmp_path, step, preempted="2026-11-26T09:53:45")
+    assert code == (int(step.split()[1]) if " " in step else 0)
+    assert ("scontrol requeue 4711" in record) == again
+
+
+def test_a_batch_script_does_not_take_a_rank_that_srun_ended_for_a_preemption(tmp_path: Path) -> None:
+    code, record = run_batch_script(tmp_path, "exit 143")
+    assert code == 143
     assert "requeue" not in record
 
 
