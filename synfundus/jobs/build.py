@@ -23,6 +23,7 @@ from synfundus.config.schema import (
 from synfundus.diffusion.schedule import NoiseSchedule, build_schedule
 from synfundus.distributed.ds_config import BatchPlan, build_ds_config, check_ds_file, plan_batch
 from synfundus.distributed.engine import ZeroEngine
+from synfundus.distributed.tensor_cores import set_tf32
 from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import Device, World, notice_board
 from synfundus.errors import ConfigError, DataError
@@ -169,6 +170,13 @@ def attention(model: Any, config: LaunchConfig, *, dtype: torch.dtype, device: t
     choice = choose_attention(requested=config.attention, head_dims=widths, dtype=dtype, device=device)
     apply_attention(model, choice)
     console.message(f"attention of {type(model).__name__}: {choice.backend} ({choice.reason})")
+
+
+def tensor_cores(loop: LoopConfig, world: World, console: Console) -> None:
+    """Settle how a GPU multiplies fp32 numbers and say it; on a CPU there is nothing to settle or to say."""
+    settled = set_tf32(loop.tf32, device=world.device)
+    if settled is not None:
+        console.message(settled)
 
 
 def ds_document(config: LaunchConfig, device: Device) -> dict[str, Any]:

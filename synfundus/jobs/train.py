@@ -25,6 +25,7 @@ from synfundus.jobs.pipeline_folder import save_pipeline
 from synfundus.jobs.preview import draw_preview
 from synfundus.jobs.reading import latent_batches, latent_shape_of, set_names, training_loader
 from synfundus.jobs.run_directory import RunDirectory
+from synfundus.jobs.start_report import report_start
 from synfundus.jobs.step_cost import denoiser_cost
 from synfundus.jobs.verify_latents import require_same_codec
 from synfundus.models.autoencoder import LatentCodec
@@ -122,6 +123,7 @@ class _Training:
             loop=self._loop,
             world=world,
         )
+        build.tensor_cores(self._loop, world, console)
         build.attention(
             denoiser.unet,
             config.launch,
@@ -160,7 +162,14 @@ class _Training:
 
     def run(self) -> Summary:
         """Resume, train, validate, export. Collective."""
-        self._announce()
+        report_start(
+            self._console,
+            parameters=self._parameters,
+            zero=self._zero,
+            loop=self._loop,
+            batch=self._batch,
+            world=self._world,
+        )
         state = self._directory.resume(zero=self._zero, average=self._ema, console=self._console)
         watchdog = build.watchdog(self._loop, self._world)
         saver = self._directory.saver(state, zero=self._zero, average=self._ema, loop=self._loop, watchdog=watchdog)
@@ -214,17 +223,6 @@ class _Training:
             loader.close()
             sinks.close()
         return self._finish(state)
-
-    def _announce(self) -> None:
-        batch = self._batch
-        self._console.message(
-            f"{self._parameters / 1e6:.1f} M parameters, {self._zero.optimizer_name} (ZeRO {self._zero.zero_stage}), "
-            f"{self._loop.precision} on {self._world.device}"
-        )
-        self._console.message(
-            f"global batch {batch.global_batch_size} = {batch.world_size} ranks x "
-            f"{batch.gradient_accumulation_steps} steps x {batch.micro_batch_size} images"
-        )
 
     def _draws(self, flip: bool) -> DiffusionDraws:
         section, names = self._config.diffusion, self._set.label_schema.names

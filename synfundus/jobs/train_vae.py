@@ -22,6 +22,7 @@ from synfundus.jobs.local_folder import folder_to_read
 from synfundus.jobs.pixels import pixels_to_tensor, tensor_to_pixels
 from synfundus.jobs.reading import image_batches, set_names, training_loader
 from synfundus.jobs.run_directory import RunDirectory
+from synfundus.jobs.start_report import report_start
 from synfundus.jobs.step_cost import codec_cost
 from synfundus.models.autoencoder import LatentCodec
 from synfundus.models.autoencoder_objective import AutoencoderObjective
@@ -146,6 +147,7 @@ class _Training:
         self._untouched = copy.deepcopy(codec) if world.rank == 0 else None
         size = int(image_set.properties["image_size_px"])
         self._cost = codec_cost(codec, image_size_px=size, loop=self._loop, world=world)
+        build.tensor_cores(self._loop, world, console)
         build.attention(
             codec.autoencoder,
             config.launch,
@@ -158,6 +160,7 @@ class _Training:
         self._codec = codec
         objective = self._objective(codec)
         self._batch = build.batch_plan(self._loop, world.size)
+        self._parameters = sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad)
         self._zero: ZeroEngine = build.engine(
             AutoencoderStep(objective, channels_last=self._loop.channels_last),
             objective,
@@ -190,6 +193,14 @@ class _Training:
 
     def run(self) -> Summary:
         """Resume, train, evaluate, export. Collective."""
+        report_start(
+            self._console,
+            parameters=self._parameters,
+            zero=self._zero,
+            loop=self._loop,
+            batch=self._batch,
+            world=self._world,
+        )
         state = self._directory.resume(zero=self._zero, average=self._ema, console=self._console)
         watchdog = build.watchdog(self._loop, self._world)
         saver = self._directory.saver(state, zero=self._zero, average=self._ema, loop=self._loop, watchdog=watchdog)
