@@ -162,14 +162,7 @@ class _Training:
 
     def run(self) -> Summary:
         """Resume, train, validate, export. Collective."""
-        report_start(
-            self._console,
-            parameters=self._parameters,
-            zero=self._zero,
-            loop=self._loop,
-            batch=self._batch,
-            world=self._world,
-        )
+        self._announce()
         state = self._directory.resume(zero=self._zero, average=self._ema, console=self._console)
         watchdog = build.watchdog(self._loop, self._world)
         saver = self._directory.saver(state, zero=self._zero, average=self._ema, loop=self._loop, watchdog=watchdog)
@@ -223,6 +216,16 @@ class _Training:
             loader.close()
             sinks.close()
         return self._finish(state)
+
+    def _announce(self) -> None:
+        report_start(
+            self._console,
+            parameters=self._parameters,
+            zero=self._zero,
+            loop=self._loop,
+            batch=self._batch,
+            world=self._world,
+        )
 
     def _draws(self, flip: bool) -> DiffusionDraws:
         section, names = self._config.diffusion, self._set.label_schema.names
