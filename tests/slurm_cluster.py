@@ -191,8 +191,10 @@ class SlurmCluster:
 
     def client(self, *command: str, check: bool = True, extra: Mapping[str, str] | None = None) -> str:
         """Run one of SLURM's programs, or anything that calls them, and return what it wrote."""
+        variables = {**self.environment, **(extra or {})}
+        # SLURM cuts long texts without regard for letters of several bytes
         done = subprocess.run(
-            command, env={**self.environment, **(extra or {})}, capture_output=True, text=True, check=False, timeout=60
+            command, env=variables, capture_output=True, text=True, errors="replace", check=False, timeout=60
         )
         if check and done.returncode != 0:
             raise AssertionError(f"{shlex.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")

@@ -92,18 +92,24 @@ def taken_literally(option: str) -> str:
     return option
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> int:
-    """Run a command line; whoever is refused gets a readable reason."""
+def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Run a command line, return its code and what it says; whoever is refused gets a readable reason."""
     code = run_command(arguments)
     said = capsys.readouterr()
     assert code == 0 or (code in REFUSED and said.err.startswith("error (") and "Traceback" not in said.err), said.err
-    return code
+    return code, said.out
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> int:
+    """Run a command line and return its code."""
+    return answer(capsys, *arguments)[0]
 
 
 def train(**options: str) -> list[str]:
     """Write a command line that asks for two nodes."""
     given = {"run-dir": "run", "latents": "latents", **options}
-    return ["train", "--nodes=2", "--procs-per-node=1", "--device=cpu", *(f"--{k}={v}" for k, v in given.items())]
+    small = ["--device=cpu", "--set=launch.cpus_per_task=1"]
+    return ["train", "--nodes=2", "--procs-per-node=1", *small, *(f"--{k}={v}" for k, v in given.items())]
 
 
 def make_file(name: str) -> bool:
