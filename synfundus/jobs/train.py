@@ -65,6 +65,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     codec, fingerprint = open_codec(codec_folder, device=torch.device("cpu"), dtype=torch.float32)
     require_same_codec(latents, fingerprint, where=codec_folder)
     denoiser = _initial_denoiser(config, latents)
+    build.check_compilation(config.loop, world)
     # the last thing: a start that is refused must not leave its mark on the folder
     directory = RunDirectory(run_url, kind="diffusion", identity=_identity(config, latents), config=config, world=world)
     return _Training(config, sets, denoiser, codec if world.rank == 0 else None, directory, world, console).run()
@@ -160,6 +161,7 @@ class _Training:
         )
         if self._loop.gradient_checkpointing:
             denoiser.unet.enable_gradient_checkpointing()
+        build.compiled(denoiser, self._loop, console)
         self._parameters = sum(parameter.numel() for parameter in denoiser.parameters())
         self._zero: ZeroEngine = build.engine(
             self._step(denoiser),
