@@ -80,6 +80,8 @@ class LoopConfig(Section):
     """bf16: bf16 weights with fp32 masters; fp32: all in fp32; auto: bf16 where the device has instructions for it."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """Compile the repeated blocks (torch.compile): minutes in the first step, which `watchdog_s` must allow for."""
     tf32: bool = True
     """On a GPU, fp32 products run on tensor cores with 10 bits of mantissa; nothing changes on a CPU."""
     channels_last: bool = True

@@ -21,6 +21,7 @@ from synfundus.config.schema import (
     RunConfig,
 )
 from synfundus.diffusion.schedule import NoiseSchedule, build_schedule
+from synfundus.distributed.agreement import raise_together
 from synfundus.distributed.ds_config import BatchPlan, build_ds_config, check_ds_file, plan_batch
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.tensor_cores import set_tf32
@@ -29,6 +30,7 @@ from synfundus.distributed.world import Device, World, notice_board
 from synfundus.errors import ConfigError, DataError
 from synfundus.models.attention import apply_attention, choose_attention, head_dims
 from synfundus.models.autoencoder import LatentCodec, build_codec
+from synfundus.models.compilation import compile_blocks, require_compilation
 from synfundus.models.conditioner import LabelConditioner
 from synfundus.models.unet import ConditionalDenoiser, build_unet
 from synfundus.seeding import derive_key
@@ -177,6 +179,29 @@ def tensor_cores(loop: LoopConfig, world: World, console: Console) -> None:
     settled = set_tf32(loop.tf32, device=world.device)
     if settled is not None:
         console.message(settled)
+
+
+def check_compilation(loop: LoopConfig, world: World) -> None:
+    """Make sure that a run which compiles can. Collective.
+
+    Raises:
+        ConfigError: On every rank when the machine of one cannot.
+    """
+    if not loop.compile:
+        return
+    fault: ConfigError | None = None
+    try:
+        require_compilation(torch_device(world))
+    except ConfigError as error:
+        fault = error
+    raise_together(fault, world)
+
+
+def compiled(network: nn.Module, loop: LoopConfig, console: Console) -> None:
+    """Have a network's repeated blocks compiled if the run asks for it, and say it."""
+    if loop.compile:
+        count = compile_blocks(network, backend="inductor")
+        console.message(f"{count} blocks are compiled in the first step (loop.compile): minutes, once a machine")
 
 
 def ds_document(config: LaunchConfig, device: Device) -> dict[str, Any]:

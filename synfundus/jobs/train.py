@@ -67,6 +67,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     codec, fingerprint = open_codec(codec_folder, device=torch.device("cpu"), dtype=torch.float32)
     require_same_codec(latents, fingerprint, where=codec_folder)
     start = initial_denoiser(config, latents, console)
+    build.check_compilation(config.loop, world)
     # the last thing: a start that is refused must not leave its mark on the folder
     identity = _identity(config, latents) | start.identity
     directory = RunDirectory(run_url, kind="diffusion", identity=identity, config=config, world=world)
@@ -133,6 +134,7 @@ class _Training:
         )
         if self._loop.gradient_checkpointing:
             denoiser.unet.enable_gradient_checkpointing()
+        build.compiled(denoiser, self._loop, console)
         self._parameters = sum(parameter.numel() for parameter in denoiser.parameters())
         self._zero: ZeroEngine = build.engine(
             self._step(denoiser),

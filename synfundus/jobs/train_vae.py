@@ -52,6 +52,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     run_url = build.require(section.run_dir, flag="--run-dir", key="vae.run_dir")
     if section.init_from and not filesystem.exists(filesystem.join(run_url, "init", CONFIG_NAME)):
         _check_start(find_codec(section.init_from), section)  # a start that is refused leaves no mark on the folder
+    build.check_compilation(section.loop, world)
     directory = RunDirectory(run_url, kind="vae", identity=_identity(config, image_set), config=config, world=world)
     codec = _initial_codec(config, image_set, directory, world, console)
     training = _Training(config, image_set, codec, directory, world, console)
@@ -157,6 +158,7 @@ class _Training:
         )
         if self._loop.gradient_checkpointing:
             codec.autoencoder.enable_gradient_checkpointing()
+        build.compiled(codec, self._loop, console)
         self._codec = codec
         objective = self._objective(codec)
         self._batch = build.batch_plan(self._loop, world.size)
