@@ -13,7 +13,7 @@ import typer
 
 from synfundus import __version__
 from synfundus.cli.verbs import COMMON, VERBS, Option, Verb
-from synfundus.errors import ConfigError, SynfundusError
+from synfundus.errors import ConfigError, Preempted, SynfundusError
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
@@ -158,6 +158,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit the process."""
     sys.excepthook = _report_defect
     code = run_command(sys.argv[1:] if arguments is None else arguments)
+    if code == Preempted.exit_code:
+        # at once: everything is saved, and srun sends TERM, which has a code of its own, as soon as one rank has left
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     if "torch" in sys.modules:
         from synfundus.launch.processes import end_process
 

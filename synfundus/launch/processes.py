@@ -123,8 +123,7 @@ def end_process(code: int) -> NoReturn:
     Other threads are waited for, exit handlers run and output is flushed, as at any end. What is left out is the last
     part: a thread of torch's gloo backend that still releases a tensor while Python is being torn down aborts the
     process (SIGABRT, "terminate called without an active exception"; pytorch issue 190489), and leaving a process
-    group does not wait for such a thread. Python also gives its signal handlers up there, and srun sends TERM as
-    soon as one rank has left.
+    group does not wait for such a thread.
     """
     threading._shutdown()  # type: ignore[attr-defined]  # ends idle pools as well, which joining threads would not
     atexit._run_exitfuncs()

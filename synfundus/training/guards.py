@@ -72,7 +72,7 @@ class Guard:
         self._last_place = -1
         self._in_a_row = 0
 
-    def apply(self, policy: str, key: str, fault: str, images_seen: int) -> Policy:
+    def apply(self, policy: str, key: str, fault: str, images_seen: int) -> int | None:
         """Deal with a step whose weights ZeRO has left alone, on all ranks alike. Collective.
 
         After a rewind the position in the data stays: the images since the checkpoint are not read again, because with
@@ -85,14 +85,14 @@ class Guard:
             images_seen: Images at the step's end.
 
         Returns:
-            What was done.
+            Images of the checkpoint whose weights are back; None if the step was only left out.
 
         Raises:
             NumericalError: The policy is to stop, or there were too many rewinds to one checkpoint.
         """
         if policy == "skip":
             self._warn(f"step at {images_seen} images skipped: {fault}")
-            return "skip"
+            return None
         if policy == "rewind":
             place = self._rewind()
             self._in_a_row = self._in_a_row + 1 if place == self._last_place else 1
@@ -102,7 +102,7 @@ class Guard:
                     f"step at {images_seen} images: {fault}; back to the weights of {place} images, "
                     f"{images_seen - place} images are left out"
                 )
-                return "rewind"
+                return place
             fault = f"{fault}, after {self.settings.max_rewinds} rewinds to the checkpoint at {place} images"
         raise NumericalError(
             f"{fault} in the step that ends at {images_seen} images",

@@ -19,6 +19,7 @@ class TrainState:
         quarantined_images: Slots without a sample so far, over all ranks.
         skipped_steps: Steps that were left out under the policy ``skip``.
         rewinds: Steps at which the weights of the newest checkpoint were put back, under the policy ``rewind``.
+        rewound_images: Images whose training such a step undid, its own included; one undone twice counts twice.
         recent_losses: Losses of the last steps, where spikes are looked for.
         open_epochs: What the ledger has counted of the epochs that are not finished.
     """
@@ -27,6 +28,7 @@ class TrainState:
     quarantined_images: int = 0
     skipped_steps: int = 0
     rewinds: int = 0
+    rewound_images: int = 0
     recent_losses: list[float] = field(default_factory=list)
     open_epochs: list[list[Any]] = field(default_factory=list)
 
@@ -36,6 +38,7 @@ class TrainState:
             "quarantined_images": self.quarantined_images,
             "skipped_steps": self.skipped_steps,
             "rewinds": self.rewinds,
+            "rewound_images": self.rewound_images,
             "recent_losses": self.recent_losses,
             "open_epochs": self.open_epochs,
         }

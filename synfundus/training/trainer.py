@@ -157,7 +157,7 @@ class Trainer:
         """
         batch: RankBatch | None = None
         fault: Exception | None = None
-        if self.state.images_seen < self._settings.budget_images:
+        if not self._at_end:
             try:
                 with self._expect_end("the wait for the batch from {images:,} images on, first sample {place}"):
                     batch = self._loader.take(lambda: flag.raised)
@@ -169,7 +169,7 @@ class Trainer:
             raise_together(fault, self._world)
         if failed:
             self._saver.wait()
-        if stop:
+        if stop and not self._at_end:  # after the last step there is nothing left to stop
             self._stop(flag, bar)
         return batch
 
@@ -246,9 +246,13 @@ class Trainer:
         """Apply a policy to the step just made. Collective."""
         if policy == "rewind":
             self._saver.wait()
-        done = self._guard.apply(policy, key, fault, self.state.images_seen)
-        self.state.skipped_steps += done == "skip"
-        self.state.rewinds += done == "rewind"
+        state = self.state
+        place = self._guard.apply(policy, key, fault, state.images_seen)
+        if place is None:
+            state.skipped_steps += 1
+        else:
+            state.rewinds += 1
+            state.rewound_images += state.images_seen - place
 
     def _to_device(self, batch: RankBatch) -> dict[str, Tensor]:
         tensors = {name: torch.from_numpy(array) for name, array in batch.arrays.items()}
@@ -279,7 +283,7 @@ class Trainer:
             **self._meter.figures(state.images_seen, interval),
             "quarantined_images": state.quarantined_images,
             "skipped_steps": state.skipped_steps,
-            **({"rewinds": state.rewinds} if state.rewinds else {}),
+            **({"rewinds": state.rewinds, "rewound_images": state.rewound_images} if state.rewinds else {}),
         }
         if self._world.rank == 0:
             self._write_metrics(row)

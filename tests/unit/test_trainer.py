@@ -332,6 +332,13 @@ def test_a_signal_saves_before_the_next_step_and_leaves_with_the_code_to_requeue
     assert signal.getsignal(number) == before
 
 
+def test_a_signal_after_the_last_step_stops_nothing(shard_set: ShardSet) -> None:
+    run = Run(shard_set, periodic=[("kill", 0, {"at_end": True})])
+    run.trainer._periodic[0] = Periodic(0, lambda state: os.kill(os.getpid(), signal.SIGUSR2), at_end=True)  # type: ignore[index]
+    assert run.trainer.fit().images_seen == 80
+    assert run.saves.places == []
+
+
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(shard_set: ShardSet) -> None:
     def work(world: World) -> Run:
         run = Run(shard_set, world=world, log_every_images=1000)
@@ -378,7 +385,7 @@ def test_a_spike_brings_the_weights_of_the_last_checkpoint_back_and_the_data_goe
     assert run.rewound == [48, 64]
     assert (state.images_seen, state.rewinds, state.skipped_steps) == (80, 2, 0)
     assert run.talk.warnings[0].endswith("back to the weights of 16 images, 32 images are left out")
-    assert run.rows[-1]["rewinds"] == 2
+    assert (run.rows[-1]["rewinds"], run.rows[-1]["rewound_images"]) == (2, 32 + 48)
 
 
 def test_rewinds_to_the_same_checkpoint_have_an_end(shard_set: ShardSet) -> None:
