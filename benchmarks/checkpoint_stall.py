@@ -101,7 +101,7 @@ def main() -> None:
         within = writer(run, world, f"{folder}/within", behind=False)
         for number in range(pairs + 1):  # the first pair warms up
             stall = timed_save(behind, run)
-            while behind._thread is not None and behind._thread.is_alive():
+            while behind.writing:
                 beside.append(run.step())
             behind.wait()
             plain += [run.step(), run.step()]

@@ -289,6 +289,17 @@ INSPECT = Verb(
     "inspect",
     results_on_stdout=True,
 )
+WATCH = Verb(
+    "watch",
+    "Show how a run is doing, from its files: progress, loss, rate, ETA, what went wrong.",
+    (
+        _needs(Option("--run-dir", "watch.run_dir", "Run of `train` or `train-vae`.", role="input")),
+        Option("--once", "watch.once", "Show it once instead of until Ctrl-C.", "flag"),
+    ),
+    ("watch", "storage", "telemetry"),
+    "watch",
+    results_on_stdout=True,
+)
 PLAN = Verb(
     "plan",
     "Work out memory, hours and price of a diffusion run before it is started.",
@@ -313,4 +324,7 @@ DOCTOR = Verb(
     results_on_stdout=True,
 )
 
-VERBS = (DEMO, DOCTOR, PLAN, PHANTOMS, PREPARE, INSPECT, TRAIN_VAE, ENCODE, VERIFY, TRAIN, SAMPLE, EMA, EXPORT)
+VERBS = (
+    *(DEMO, DOCTOR, PLAN, PHANTOMS, PREPARE, INSPECT, TRAIN_VAE),
+    *(ENCODE, VERIFY, TRAIN, WATCH, SAMPLE, EMA, EXPORT),
+)

@@ -33,3 +33,14 @@ class PlanConfig(Section):
     """Images of the set, for the size of its latents."""
     price_per_gpu_hour: NonNegativeFloat | None = None
     """What an hour of one GPU costs, in any currency."""
+
+
+class WatchConfig(Section):
+    """Looking at a run from its files (`synfundus watch`)."""
+
+    run_dir: str | None = None
+    """Folder of a run of `train` or `train-vae`."""
+    once: bool = False
+    """Show it once instead of until Ctrl-C."""
+    refresh_s: Annotated[float, Field(ge=0.2, le=3600.0)] = 3.0
+    """Seconds between two looks."""

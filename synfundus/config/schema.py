@@ -19,7 +19,7 @@ from synfundus.config.base import (
     Section,
 )
 from synfundus.config.data_sections import InspectConfig, PhantomsConfig, PrepareConfig, StorageConfig
-from synfundus.config.run_sections import PlanConfig, PostHocConfig, SigmaRel
+from synfundus.config.run_sections import PlanConfig, PostHocConfig, SigmaRel, WatchConfig
 
 Precision = Literal["auto", "bf16", "fp32"]
 AttentionBackend = Literal["auto", "xformers", "sdpa", "math"]
@@ -80,6 +80,10 @@ class LoopConfig(Section):
     """bf16: bf16 weights with fp32 masters; fp32: all in fp32; auto: bf16 where the device has instructions for it."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """Compile the repeated blocks (torch.compile): minutes in the first step, which `watchdog_s` must allow for."""
+    tf32: bool = True
+    """On a GPU, fp32 products run on tensor cores with 10 bits of mantissa; nothing changes on a CPU."""
     channels_last: bool = True
     """NHWC memory layout for convolutions."""
     prefetch_batches: NonNegativeInt = 4
@@ -106,8 +110,16 @@ class LoopConfig(Section):
     """Images between two passes over held-out patients; 0 only at the end."""
     validation_images: PositiveInt = 1024
     """Most held-out images a validation looks at."""
-    on_nonfinite: Literal["stop", "skip"] = "stop"
-    """What happens when a loss or gradient is not finite."""
+    on_nonfinite: Literal["stop", "skip", "rewind"] = "stop"
+    """When a loss or gradient is not finite: rewind goes back to the last checkpoint's weights, not to its images."""
+    on_spike: Literal["off", "stop", "skip", "rewind"] = "off"
+    """What happens when a loss is a spike."""
+    spike_factor: Annotated[float, Field(gt=1.0)] = 4.0
+    """A loss above so many times the median of the last ones is a spike."""
+    spike_window_steps: Annotated[int, Field(ge=2)] = 100
+    """How many last ones."""
+    max_rewinds: NonNegativeInt = 3
+    """Rewinds to one and the same checkpoint before the run stops."""
     max_bad_fraction: Fraction = 0.001
     """The run stops when more than this fraction of samples had to be quarantined."""
     num_threads: NonNegativeInt = 0
@@ -414,6 +426,8 @@ class RunConfig(Section):
     """Averages put together after the run."""
     plan: PlanConfig = PlanConfig()
     """What a run will need."""
+    watch: WatchConfig = WatchConfig()
+    """Looking at a run."""
     sample: SampleConfig = SampleConfig()
     """Generation."""
     inspect: InspectConfig = InspectConfig()

@@ -136,6 +136,14 @@ class ZeroEngine:
         return type(self._zero).__name__
 
     @property
+    def update_name(self) -> str:
+        """What updates the masters, and where they are when that is not the device (``fused AdamW``)."""
+        inner = self._zero.optimizer
+        kind = "fused " if inner.defaults.get("fused") else ""
+        elsewhere = self.masters()[0].device.type != self._world.device
+        return f"{kind}{type(inner).__name__}{' in host memory' if elsewhere else ''}"
+
+    @property
     def zero_stage(self) -> int:
         """ZeRO stage in force."""
         return int(self._engine.zero_optimization_stage())

@@ -21,19 +21,23 @@ from synfundus.config.schema import (
     RunConfig,
 )
 from synfundus.diffusion.schedule import NoiseSchedule, build_schedule
+from synfundus.distributed.agreement import raise_together
 from synfundus.distributed.ds_config import BatchPlan, build_ds_config, check_ds_file, plan_batch
 from synfundus.distributed.engine import ZeroEngine
+from synfundus.distributed.tensor_cores import set_tf32
 from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import Device, World, notice_board
 from synfundus.errors import ConfigError, DataError
 from synfundus.models.attention import apply_attention, choose_attention, head_dims
 from synfundus.models.autoencoder import LatentCodec, build_codec
+from synfundus.models.compilation import compile_blocks, require_compilation
 from synfundus.models.conditioner import LabelConditioner
 from synfundus.models.unet import ConditionalDenoiser, build_unet
 from synfundus.seeding import derive_key
 from synfundus.storage.label_schema import LabelSchema
 from synfundus.telemetry.console import Console
 from synfundus.training.ema import ShardedEma
+from synfundus.training.guards import GuardSettings
 from synfundus.training.loop_state import LoopSettings
 from synfundus.training.optim import LrPlan, parameter_groups
 
@@ -170,6 +174,36 @@ def attention(model: Any, config: LaunchConfig, *, dtype: torch.dtype, device: t
     console.message(f"attention of {type(model).__name__}: {choice.backend} ({choice.reason})")
 
 
+def tensor_cores(loop: LoopConfig, world: World, console: Console) -> None:
+    """Settle how a GPU multiplies fp32 numbers and say it; on a CPU there is nothing to settle or to say."""
+    settled = set_tf32(loop.tf32, device=world.device)
+    if settled is not None:
+        console.message(settled)
+
+
+def check_compilation(loop: LoopConfig, world: World) -> None:
+    """Make sure that a run which compiles can. Collective.
+
+    Raises:
+        ConfigError: On every rank when the machine of one cannot.
+    """
+    if not loop.compile:
+        return
+    fault: ConfigError | None = None
+    try:
+        require_compilation(torch_device(world))
+    except ConfigError as error:
+        fault = error
+    raise_together(fault, world)
+
+
+def compiled(network: nn.Module, loop: LoopConfig, console: Console) -> None:
+    """Have a network's repeated blocks compiled if the run asks for it, and say it."""
+    if loop.compile:
+        count = compile_blocks(network, backend="inductor")
+        console.message(f"{count} blocks are compiled in the first step (loop.compile): minutes, once a machine")
+
+
 def ds_document(config: LaunchConfig, device: Device) -> dict[str, Any]:
     """Read and check the ds_configs file of a launch section."""
     path, document = read_ds_file(config.ds_config, device=device)
@@ -207,7 +241,13 @@ def loop_settings(loop: LoopConfig, batch: BatchPlan, *, seed: int) -> LoopSetti
         global_batch_size=loop.global_batch_size,
         gradient_accumulation_steps=batch.gradient_accumulation_steps,
         log_every_images=loop.log_every_images,
-        on_nonfinite=loop.on_nonfinite,
+        guards=GuardSettings(
+            on_nonfinite=loop.on_nonfinite,
+            on_spike=loop.on_spike,
+            spike_factor=loop.spike_factor,
+            spike_window_steps=loop.spike_window_steps,
+            max_rewinds=loop.max_rewinds,
+        ),
         max_bad_fraction=loop.max_bad_fraction,
     )
 

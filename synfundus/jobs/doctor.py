@@ -24,6 +24,7 @@ from typing import Any, Literal
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World
 from synfundus.jobs import Summary
+from synfundus.models.compiler import missing_for_compilation
 from synfundus.telemetry.console import Console
 
 Status = Literal["ok", "warn", "fail"]
@@ -169,6 +170,13 @@ def check_xformers(facts: Mapping[str, Any] | None) -> Check:
     return Check("xformers", "warn", f"{facts['backend']}: {facts['reason']}", "pip install 'synfundus[gpu]'")
 
 
+def check_compiler(missing: str | None) -> Check:
+    """Say whether `loop.compile` can work; nothing else compiles."""
+    if missing is not None:
+        return Check("compiler", "ok", f"loop.compile is not possible without {missing}; nothing else compiles")
+    return Check("compiler", "ok", "there: loop.compile is possible")
+
+
 def check_slurm(versions: Mapping[str, str | None]) -> Check:
     """Judge the cluster's programs: all, or none."""
     missing = [name for name, version in versions.items() if version is None]
@@ -278,6 +286,7 @@ def examine(environment: Mapping[str, str], *, device: Literal["auto", "cpu", "c
         check_package("deepspeed", packages["deepspeed"]),
         check_package("diffusers", packages["diffusers"]),
         check_xformers(probe(_XFORMERS_PROBE, environment=environment) if gpus else None),
+        check_compiler(missing_for_compilation("cuda" if gpus else "cpu", environment)),
         check_slurm({name: program_version(name) for name in SLURM_PROGRAMS}),
         check_s3(environment, credentials_file=credentials.is_file()),
         check_disk({place: shutil.disk_usage(place).free for place in places}),

@@ -16,7 +16,7 @@ from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import World, second_channel
-from synfundus.errors import CheckpointError, ConfigError
+from synfundus.errors import CheckpointError, ConfigError, NumericalError
 from synfundus.jobs.run_spool import LEDGER_NAME, RunSpool, SpooledSinks
 from synfundus.redaction import redact
 from synfundus.storage import documents, filesystem
@@ -120,6 +120,20 @@ class RunDirectory:
         counters = checkpoint.load_checkpoint(found.url, engine=zero, ema=average, world=self._world)
         console.message(f"resumed at {found.images_seen:,} images from {found.url}")
         return TrainState(images_seen=found.images_seen, **counters)
+
+    def rewind(self, *, zero: ZeroEngine, average: ShardedEma) -> int:
+        """Put the newest checkpoint's weights, moments and averages in place; returns its images. Collective.
+
+        Raises:
+            NumericalError: There is none yet.
+        """
+        found = checkpoint.find_checkpoint(self.path("checkpoints"), world=self._world)
+        if found is None:
+            raise NumericalError(
+                "there is no checkpoint to go back to", where=self.url, hint="lower loop.checkpoint_every_images"
+            )
+        checkpoint.load_checkpoint(found.url, engine=zero, ema=average, world=self._world)
+        return found.images_seen
 
     def _check_writers(self, folders: Sequence[str], console: Console) -> None:
         """Refuse folders everybody may write to, warn of those a group may."""

@@ -26,9 +26,10 @@ class _ThereAndBack(nn.Module):
 
     def forward(self, blocks: Tensor) -> Tensor:
         """Return the reconstruction."""
-        restored: Tensor = self.autoencoder.decode(self.autoencoder.encode(blocks).latent_dist.mean, return_dict=False)[
-            0
-        ]
+        encoded = self.autoencoder.encode(blocks)
+        # a deep-compression autoencoder has no posterior
+        latents = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latent
+        restored: Tensor = self.autoencoder.decode(latents, return_dict=False)[0]
         return restored
 
 

@@ -25,6 +25,7 @@ from synfundus.jobs.pipeline_folder import save_pipeline
 from synfundus.jobs.preview import draw_preview
 from synfundus.jobs.reading import latent_batches, latent_shape_of, set_names, training_loader
 from synfundus.jobs.run_directory import RunDirectory
+from synfundus.jobs.start_report import report_start
 from synfundus.jobs.step_cost import denoiser_cost
 from synfundus.jobs.verify_latents import require_same_codec
 from synfundus.models.autoencoder import LatentCodec
@@ -66,6 +67,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     codec, fingerprint = open_codec(codec_folder, device=torch.device("cpu"), dtype=torch.float32)
     require_same_codec(latents, fingerprint, where=codec_folder)
     start = initial_denoiser(config, latents, console)
+    build.check_compilation(config.loop, world)
     # the last thing: a start that is refused must not leave its mark on the folder
     identity = _identity(config, latents) | start.identity
     directory = RunDirectory(run_url, kind="diffusion", identity=identity, config=config, world=world)
@@ -122,6 +124,7 @@ class _Training:
             loop=self._loop,
             world=world,
         )
+        build.tensor_cores(self._loop, world, console)
         build.attention(
             denoiser.unet,
             config.launch,
@@ -131,6 +134,7 @@ class _Training:
         )
         if self._loop.gradient_checkpointing:
             denoiser.unet.enable_gradient_checkpointing()
+        build.compiled(denoiser, self._loop, console)
         self._parameters = sum(parameter.numel() for parameter in denoiser.parameters())
         self._zero: ZeroEngine = build.engine(
             self._step(denoiser),
@@ -205,6 +209,7 @@ class _Training:
             ],
             saver=saver,
             watchdog=watchdog,
+            rewind=lambda: self._directory.rewind(zero=self._zero, average=self._ema),
             cost=self._cost,
         )
         try:
@@ -215,14 +220,13 @@ class _Training:
         return self._finish(state)
 
     def _announce(self) -> None:
-        batch = self._batch
-        self._console.message(
-            f"{self._parameters / 1e6:.1f} M parameters, {self._zero.optimizer_name} (ZeRO {self._zero.zero_stage}), "
-            f"{self._loop.precision} on {self._world.device}"
-        )
-        self._console.message(
-            f"global batch {batch.global_batch_size} = {batch.world_size} ranks x "
-            f"{batch.gradient_accumulation_steps} steps x {batch.micro_batch_size} images"
+        report_start(
+            self._console,
+            parameters=self._parameters,
+            zero=self._zero,
+            loop=self._loop,
+            batch=self._batch,
+            world=self._world,
         )
 
     def _draws(self, flip: bool) -> DiffusionDraws:

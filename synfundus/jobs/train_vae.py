@@ -22,6 +22,7 @@ from synfundus.jobs.local_folder import folder_to_read
 from synfundus.jobs.pixels import pixels_to_tensor, tensor_to_pixels
 from synfundus.jobs.reading import image_batches, set_names, training_loader
 from synfundus.jobs.run_directory import RunDirectory
+from synfundus.jobs.start_report import report_start
 from synfundus.jobs.step_cost import codec_cost
 from synfundus.models.autoencoder import LatentCodec
 from synfundus.models.autoencoder_objective import AutoencoderObjective
@@ -51,6 +52,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     run_url = build.require(section.run_dir, flag="--run-dir", key="vae.run_dir")
     if section.init_from and not filesystem.exists(filesystem.join(run_url, "init", CONFIG_NAME)):
         _check_start(find_codec(section.init_from), section)  # a start that is refused leaves no mark on the folder
+    build.check_compilation(section.loop, world)
     directory = RunDirectory(run_url, kind="vae", identity=_identity(config, image_set), config=config, world=world)
     codec = _initial_codec(config, image_set, directory, world, console)
     training = _Training(config, image_set, codec, directory, world, console)
@@ -146,6 +148,7 @@ class _Training:
         self._untouched = copy.deepcopy(codec) if world.rank == 0 else None
         size = int(image_set.properties["image_size_px"])
         self._cost = codec_cost(codec, image_size_px=size, loop=self._loop, world=world)
+        build.tensor_cores(self._loop, world, console)
         build.attention(
             codec.autoencoder,
             config.launch,
@@ -155,9 +158,11 @@ class _Training:
         )
         if self._loop.gradient_checkpointing:
             codec.autoencoder.enable_gradient_checkpointing()
+        build.compiled(codec, self._loop, console)
         self._codec = codec
         objective = self._objective(codec)
         self._batch = build.batch_plan(self._loop, world.size)
+        self._parameters = sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad)
         self._zero: ZeroEngine = build.engine(
             AutoencoderStep(objective, channels_last=self._loop.channels_last),
             objective,
@@ -190,6 +195,14 @@ class _Training:
 
     def run(self) -> Summary:
         """Resume, train, evaluate, export. Collective."""
+        report_start(
+            self._console,
+            parameters=self._parameters,
+            zero=self._zero,
+            loop=self._loop,
+            batch=self._batch,
+            world=self._world,
+        )
         state = self._directory.resume(zero=self._zero, average=self._ema, console=self._console)
         watchdog = build.watchdog(self._loop, self._world)
         saver = self._directory.saver(state, zero=self._zero, average=self._ema, loop=self._loop, watchdog=watchdog)
@@ -228,6 +241,7 @@ class _Training:
             ],
             saver=saver,
             watchdog=watchdog,
+            rewind=lambda: self._directory.rewind(zero=self._zero, average=self._ema),
             cost=self._cost,
         )
         try:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from synfundus.training.guards import GuardSettings
+
 
 @dataclass
 class TrainState:
@@ -15,13 +17,17 @@ class TrainState:
     Attributes:
         images_seen: Images trained on, epochs included; quarantined slots count.
         quarantined_images: Slots without a sample so far, over all ranks.
-        skipped_steps: Steps whose gradient was not finite, under the policy ``skip``.
+        skipped_steps: Steps that were left out under the policy ``skip``.
+        rewinds: Steps at which the weights of the newest checkpoint were put back, under the policy ``rewind``.
+        recent_losses: Losses of the last steps, where spikes are looked for.
         open_epochs: What the ledger has counted of the epochs that are not finished.
     """
 
     images_seen: int = 0
     quarantined_images: int = 0
     skipped_steps: int = 0
+    rewinds: int = 0
+    recent_losses: list[float] = field(default_factory=list)
     open_epochs: list[list[Any]] = field(default_factory=list)
 
     def to_document(self) -> dict[str, Any]:
@@ -29,6 +35,8 @@ class TrainState:
         return {
             "quarantined_images": self.quarantined_images,
             "skipped_steps": self.skipped_steps,
+            "rewinds": self.rewinds,
+            "recent_losses": self.recent_losses,
             "open_epochs": self.open_epochs,
         }
 
@@ -42,7 +50,7 @@ class LoopSettings:
     global_batch_size: int
     gradient_accumulation_steps: int
     log_every_images: int
-    on_nonfinite: str
+    guards: GuardSettings
     max_bad_fraction: float
 
 

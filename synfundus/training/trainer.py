@@ -19,11 +19,12 @@ from synfundus.distributed.agreement import raise_together
 from synfundus.distributed.engine import StepResult, ZeroEngine
 from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import World, is_lost_rank
-from synfundus.errors import DataError, LaunchError, NumericalError, Preempted
+from synfundus.errors import DataError, LaunchError, Preempted
 from synfundus.seeding import derive_key
 from synfundus.telemetry.console import Console, Progress
 from synfundus.telemetry.metrics import SumAccumulator, means
 from synfundus.training.ema import ShardedEma
+from synfundus.training.guards import Guard, is_spike, remember
 from synfundus.training.loop_state import Clock, LoopSettings, Periodic, Saver, TrainState
 from synfundus.training.optim import LrPlan
 from synfundus.training.progress import Interval, Meter, StepCost, peak_memory_bytes, standing
@@ -51,6 +52,7 @@ class Trainer:
         periodic: What happens at intervals, in this order.
         saver: Writes checkpoints; asked for one before a stop by signal.
         watchdog: Ends the job when nothing moves.
+        rewind: Puts the newest checkpoint's weights, moments and averages in place, returns its images; collective.
         cost: What an image costs, for the figures that need it; rank 0 alone writes them.
     """
 
@@ -71,6 +73,7 @@ class Trainer:
         periodic: Sequence[Periodic],
         saver: Saver,
         watchdog: Watchdog,
+        rewind: Callable[[], int],
         cost: StepCost | None = None,
     ) -> None:
         self._engine = engine
@@ -86,6 +89,7 @@ class Trainer:
         self._periodic = periodic
         self._saver = saver
         self._watchdog = watchdog
+        self._guard = Guard(settings.guards, rewind=rewind, warn=console.warning)
         self._logged_images = state.images_seen
         self._device = torch.device("cuda", world.local_rank) if world.device == "cuda" else torch.device("cpu")
         self._sums = SumAccumulator()
@@ -102,7 +106,7 @@ class Trainer:
 
         Raises:
             Preempted: A signal came; a checkpoint was written.
-            NumericalError: A loss or gradient is not finite under the policy ``stop``.
+            NumericalError: A step is not sound, and the policy is to stop.
             DataError: More samples were quarantined than allowed.
         """
         settings, state = self._settings, self.state
@@ -197,37 +201,59 @@ class Trainer:
         result: StepResult | None = None
         # the only draw torch makes itself is dropout; keyed, so that a resumed run drops the same units
         torch.manual_seed(derive_key(settings.seed, "dropout", self._world.rank, after) % 2**63)
-        for micro in batch.split(settings.gradient_accumulation_steps):
+        spike = float("nan")
+        micros = batch.split(settings.gradient_accumulation_steps)
+        totals = [0.0, 0.0]
+        for number, micro in enumerate(micros, start=1):
             loss, sums = self._engine.forward(self._to_device(micro), state.images_seen)
+            if settings.guards.on_spike != "off":
+                totals = [totals[0] + float(sums["loss"]), totals[1] + float(sums["images"])]
+                if number == len(micros):
+                    spike = self._spike(totals)
+                    # ZeRO leaves the weights alone, on all ranks, when a gradient is not finite
+                    loss = loss if math.isnan(spike) else loss * float("nan")
             self._engine.backward(loss)
             result = self._engine.step(lr=lr)
             self._sums.add(sums)
             self._quarantined_here += micro.quarantined
         if result is None:
             raise RuntimeError("the engine did not update the weights at the end of a global batch")
-        if result.skipped or not math.isfinite(result.grad_norm):
-            self._nonfinite(result, after)
+        state.images_seen = after
+        self._last_step = result
+        if not math.isnan(spike):
+            self._leave_out(settings.guards.on_spike, "loop.on_spike", f"a loss of {spike:.4g} is a spike")
+        elif result.skipped or not math.isfinite(result.grad_norm):
+            fault = f"the gradient is not finite (norm {result.grad_norm})"
+            self._leave_out(settings.guards.on_nonfinite, "loop.on_nonfinite", fault)
         else:
             self._ema.update(self._engine.masters(), batch_images=settings.global_batch_size, images_seen=after)
-        self._last_step = result
-        state.images_seen = after
+
+    def _spike(self, totals: Sequence[float]) -> float:
+        """Return the loss of a global batch if it is a spike, nan if it is none. Collective.
+
+        Args:
+            totals: Sum of losses and number of images of this rank.
+        """
+        state, guards = self.state, self._settings.guards
+        total, images = self._world.sum(totals)
+        loss = total / max(images, 1.0)
+        if is_spike(loss, state.recent_losses, guards):
+            return loss
+        state.recent_losses = remember(loss, state.recent_losses, guards)
+        return float("nan")
+
+    def _leave_out(self, policy: str, key: str, fault: str) -> None:
+        """Apply a policy to the step just made. Collective."""
+        if policy == "rewind":
+            self._saver.wait()
+        done = self._guard.apply(policy, key, fault, self.state.images_seen)
+        self.state.skipped_steps += done == "skip"
+        self.state.rewinds += done == "rewind"
 
     def _to_device(self, batch: RankBatch) -> dict[str, Tensor]:
         tensors = {name: torch.from_numpy(array) for name, array in batch.arrays.items()}
         tensors["weights"] = torch.from_numpy(batch.weights)
         return {name: tensor.to(self._device, non_blocking=True) for name, tensor in tensors.items()}
-
-    def _nonfinite(self, result: StepResult, after: int) -> None:
-        """Apply the policy; ZeRO has already left the weights alone, on all ranks alike."""
-        if self._settings.on_nonfinite == "skip":
-            self.state.skipped_steps += 1
-            self._console.warning(f"step at {after} images skipped: gradient norm {result.grad_norm}")
-            return
-        raise NumericalError(
-            f"the gradient is not finite (norm {result.grad_norm}) in the step that ends at {after} images",
-            where="loop.on_nonfinite = stop",
-            hint="lower optim.lr or raise optim.warmup_images; the same command goes on from the last checkpoint",
-        )
 
     def _log(self, bar: Progress) -> None:
         """Write a row of metrics. Collective."""
@@ -253,6 +279,7 @@ class Trainer:
             **self._meter.figures(state.images_seen, interval),
             "quarantined_images": state.quarantined_images,
             "skipped_steps": state.skipped_steps,
+            **({"rewinds": state.rewinds} if state.rewinds else {}),
         }
         if self._world.rank == 0:
             self._write_metrics(row)

@@ -50,11 +50,19 @@ def data(step: int) -> tuple[Tensor, Tensor]:
     return torch.randn(GLOBAL_BATCH, 17, generator=generator), 3 * torch.randn(GLOBAL_BATCH, 5, generator=generator)
 
 
-def build(network: Network, world: World, *, precision: str, micro: int, weight_decay: float = DECAY) -> ZeroEngine:
+def build(
+    network: Network,
+    world: World,
+    *,
+    precision: str,
+    micro: int,
+    weight_decay: float = DECAY,
+    ds_file: str = "zero2_cpu.json",
+) -> ZeroEngine:
     """Put the network under ZeRO-2."""
     batch = plan_batch(global_batch_size=GLOBAL_BATCH, max_micro_batch_size=micro, world_size=world.size)
     config = build_ds_config(
-        json.loads(find_asset("ds_configs", "zero2_cpu.json").read_text(encoding="utf-8")),
+        json.loads(find_asset("ds_configs", ds_file).read_text(encoding="utf-8")),
         batch=batch,
         precision="bf16" if precision == "bf16" else "fp32",
         max_grad_norm=MAX_NORM,

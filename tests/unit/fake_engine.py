@@ -87,6 +87,8 @@ class FakeEngine:
         self.steps = 0
         self.norms: list[float] = []
         self.losses: list[float] = []
+        self.loss_at: dict[int, float] = {}
+        self.poisoned = False
         self.accumulation = 1
         self.micro_steps = 0
         self.rates: list[float] = []
@@ -140,18 +142,20 @@ class FakeEngine:
 
     def forward(self, batch: Mapping[str, Tensor], images_seen: int) -> tuple[Tensor, dict[str, Tensor]]:
         images = batch["weights"].sum()
-        loss = torch.tensor(float(images_seen))
+        loss = torch.tensor(self.loss_at.get(images_seen, float(images_seen)))
         self.losses.append(float(loss))
         return loss, {"loss": loss * images, "images": images}
 
     def backward(self, loss: Tensor) -> None:
         self.micro_steps += 1
+        self.poisoned = self.poisoned or bool(torch.isnan(loss))
 
     def step(self, *, lr: float) -> StepResult | None:
         if self.micro_steps % self.accumulation:
             return None
         self.rates.append(lr)
-        norm = self.norms.pop(0) if self.norms else 1.0
+        norm = float("nan") if self.poisoned else self.norms.pop(0) if self.norms else 1.0
+        self.poisoned = False
         skipped = norm != norm or norm == float("inf")
         if not skipped:
             self.steps += 1

@@ -14,6 +14,7 @@ import pytest
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld
 from synfundus.jobs import doctor
+from synfundus.models.compiler import missing_for_compilation
 from synfundus.telemetry.console import SilentConsole
 
 TORCH: dict[str, Any] = {"version": "2.13.0+cpu", "cuda": None, "devices": [], "bf16": False}
@@ -55,7 +56,7 @@ def summary(device: str = "auto") -> dict[str, Any]:
 def test_a_healthy_machine_passes_and_the_summary_is_json(quick: dict[str, dict[str, Any]]) -> None:
     found = summary()
     assert found["ok"] is True
-    assert len(json.loads(json.dumps(found))["checks"]) == 12
+    assert len(json.loads(json.dumps(found))["checks"]) == 13
 
 
 def test_a_package_that_does_not_import_fails_the_machine(quick: dict[str, dict[str, Any]]) -> None:
@@ -76,6 +77,14 @@ def test_xformers_is_probed_only_where_a_gpu_is_used(quick: dict[str, dict[str, 
     quick["torch"] = dict(GPUS)
     assert status_of("xformers") == "warn"
     assert status_of("xformers", device="cpu") == "ok"
+
+
+def test_a_compiler_is_optional_and_what_lacks_is_named() -> None:
+    lacking = doctor.check_compiler(missing_for_compilation("cpu", {}, which=lambda name: None))
+    assert lacking.status == "ok"
+    assert "g++ or clang++" in lacking.detail
+    there = doctor.check_compiler(missing_for_compilation("cpu", {}, which=lambda name: f"/usr/bin/{name}"))
+    assert there.detail.startswith("there")
 
 
 def test_gpus_are_counted_by_name() -> None:

@@ -28,12 +28,20 @@ from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import SilentConsole
 from synfundus.training.ema import ShardedEma
+from synfundus.training.guards import GuardSettings
 from synfundus.training.loop_state import LoopSettings, Periodic, TrainState
 from synfundus.training.optim import LrPlan
 from synfundus.training.trainer import Trainer
 
 LAYOUT = FlatLayout.of([[("w", (3,))]])
 BATCH = 8
+GUARDS: dict[str, Any] = {
+    "on_nonfinite": "stop",
+    "on_spike": "off",
+    "spike_factor": 3.0,
+    "spike_window_steps": 4,
+    "max_rewinds": 2,
+}
 
 
 class Talk(SilentConsole):
@@ -91,6 +99,7 @@ class Run:
         self.ledger: list[dict[str, Any]] = []
         self.done: list[tuple[str, int]] = []
         self.saves = Saves()
+        self.rewound: list[int] = []
         self.talk = Talk()
         self.engine = FakeEngine(LAYOUT, world)
         self.engine.accumulation = accumulation
@@ -115,15 +124,15 @@ class Run:
             "global_batch_size": BATCH,
             "gradient_accumulation_steps": accumulation,
             "log_every_images": 16,
-            "on_nonfinite": "stop",
             "max_bad_fraction": 0.5,
         }
+        guards = {key: settings.pop(key) for key in tuple(settings) if key in GUARDS}
         self.trainer = Trainer(
             engine=self.engine.as_engine(),
             loader=self.loader,
             ema=self.ema,
             lr=LrPlan(peak=1.0, schedule="constant", warmup_images=32, budget_images=80, min_ratio=0.0),
-            settings=LoopSettings(**(values | settings)),
+            settings=LoopSettings(guards=GuardSettings(**(GUARDS | guards)), **(values | settings)),
             state=self.state,
             world=world,
             console=self.talk,
@@ -133,7 +142,12 @@ class Run:
             periodic=[Periodic(every, self._note(name), **when) for name, every, when in periodic],
             saver=self.saves,
             watchdog=Watchdog(rank=world.rank, world_size=world.size, board=OwnBoard(), limit_s=0),
+            rewind=self._rewind,
         )
+
+    def _rewind(self) -> int:
+        self.rewound.append(self.state.images_seen)
+        return 16
 
     def _note(self, name: str) -> Any:
         return lambda state: self.done.append((name, state.images_seen))
@@ -335,6 +349,57 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(shard_set: ShardSet) ->
 
     runs = run_ranks(2, work)
     assert [run.saves.places if isinstance(run, Run) else run for run in runs] == [[24], [24]]
+
+
+def flat(run: Run, *, spikes: Mapping[int, float]) -> Run:
+    """Give every step the loss 1 but some."""
+    run.engine.loss_at = {images: spikes.get(images, 1.0) for images in range(0, 80, BATCH)}
+    return run
+
+
+def test_a_spike_is_left_out_of_weights_and_average_and_counted(shard_set: ShardSet) -> None:
+    run = flat(Run(shard_set, on_spike="skip", accumulation=2), spikes={40: 10.0})
+    state = run.trainer.fit()
+    assert (state.skipped_steps, state.rewinds, run.engine.steps) == (1, 0, 9)
+    assert run.talk.warnings == ["step at 48 images skipped: a loss of 10 is a spike"]
+    assert state.recent_losses == [1.0] * 4
+
+
+def test_a_spike_ends_the_run_under_the_policy_stop(shard_set: ShardSet) -> None:
+    run = flat(Run(shard_set, on_spike="stop"), spikes={40: 10.0})
+    with pytest.raises(NumericalError, match="a loss of 10 is a spike in the step that ends at 48 images"):
+        run.trainer.fit()
+    assert run.engine.steps == 5
+
+
+def test_a_spike_brings_the_weights_of_the_last_checkpoint_back_and_the_data_goes_on(shard_set: ShardSet) -> None:
+    run = flat(Run(shard_set, on_spike="rewind"), spikes={40: 10.0, 56: 20.0})
+    state = run.trainer.fit()
+    assert run.rewound == [48, 64]
+    assert (state.images_seen, state.rewinds, state.skipped_steps) == (80, 2, 0)
+    assert run.talk.warnings[0].endswith("back to the weights of 16 images, 32 images are left out")
+    assert run.rows[-1]["rewinds"] == 2
+
+
+def test_rewinds_to_the_same_checkpoint_have_an_end(shard_set: ShardSet) -> None:
+    run = flat(Run(shard_set, on_spike="rewind"), spikes={40: 10.0, 48: 10.0, 56: 20.0})
+    with pytest.raises(NumericalError, match="after 2 rewinds to the checkpoint at 16 images"):
+        run.trainer.fit()
+    assert run.rewound == [48, 56, 64]
+
+
+def test_a_gradient_that_is_not_finite_can_rewind_too(shard_set: ShardSet) -> None:
+    run = Run(shard_set, on_nonfinite="rewind")
+    run.engine.norms = [1.0, float("inf")]
+    assert run.trainer.fit().rewinds == 1
+
+
+def test_ranks_find_the_same_spikes(shard_set: ShardSet) -> None:
+    def work(world: World) -> TrainState:
+        return flat(Run(shard_set, world=world, on_spike="skip"), spikes={40: 10.0 * world.rank}).trainer.fit()
+
+    states = run_ranks(2, work)
+    assert [state.skipped_steps if isinstance(state, TrainState) else state for state in states] == [1, 1]
 
 
 def test_a_signal_while_data_does_not_come_stops_without_it(shard_set: ShardSet) -> None:

@@ -1,0 +1,34 @@
+"""What `torch.compile` needs beside torch. Looked for without torch, so that `doctor` can ask."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+CPP_COMPILERS = ("g++", "clang++")
+
+
+def missing_for_compilation(
+    device: Literal["cpu", "cuda"],
+    environment: Mapping[str, str],
+    *,
+    which: Callable[[str], str | None] = shutil.which,
+    has_package: Callable[[str], bool] = lambda name: importlib.util.find_spec(name) is not None,
+) -> str | None:
+    """Return what `torch.compile` would lack on a device, or None.
+
+    Args:
+        device: What is computed on.
+        environment: Where ``CXX`` may name a compiler.
+        which: How programs are found; an argument for tests.
+        has_package: How packages are found; an argument for tests.
+    """
+    if device == "cuda" and not has_package("triton"):
+        return "the package triton"
+    named = environment.get("CXX")
+    candidates = (named,) if named else CPP_COMPILERS
+    if not any(which(name) for name in candidates):
+        return f"a C++ compiler ({' or '.join(candidates)})"
+    return None
