@@ -186,9 +186,9 @@ def test_a_signal_to_every_process_of_a_step_ends_no_worker_whatever_it_is_doing
     started.start()
     while loader._pool is None or len(loader._pool._processes) < 2:
         time.sleep(0.001)
-    pids = [process.pid for process in loader._pool._processes]
+    pids = [process.pid for process in loader._pool._processes if process.pid is not None]
+    assert len(pids) == 2
     for pid in pids:
-        assert pid is not None
         os.kill(pid, number)
     started.join()
     for pid in pids:
