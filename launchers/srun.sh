@@ -7,4 +7,5 @@ MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 MASTER_PORT="$((12000 + SLURM_JOB_ID % 18000))"
 export MASTER_ADDR MASTER_PORT
 
-exec srun --export=ALL --kill-on-bad-exit=1 "${SYNFUNDUS_PYTHON:-python3}" -m synfundus "$@"
+# srun does not take the cores of a task over from salloc
+exec srun --export=ALL --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "${SYNFUNDUS_PYTHON:-python3}" -m synfundus "$@"

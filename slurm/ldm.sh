@@ -17,7 +17,7 @@ set -uo pipefail
 
 echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, restart ${SLURM_RESTART_COUNT:-0} of ${SYNFUNDUS_MAX_RESTARTS:-20}"
 MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
-export MASTER_ADDR MASTER_PORT="$((12000 + SLURM_JOB_ID % 18000))"
+export MASTER_ADDR MASTER_PORT="$((12000 + SLURM_JOB_ID % 18000))" SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
 
 srun --export=ALL --kill-on-bad-exit=1 "${SYNFUNDUS_PYTHON:-python3}" -m synfundus train "$@" &
 # srun hands USR2 on to all ranks; of TERM it would kill them before they have saved

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import signal
 import time
 import traceback
 from collections import deque
@@ -20,6 +19,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
 from synfundus.data.parent_watch import end_with_parent
+from synfundus.data.worker_signals import ignore_stops, started_deaf
 from synfundus.errors import LaunchError, SynfundusError
 
 T = TypeVar("T")
@@ -62,8 +62,7 @@ class _Worker:
 def _serve(pipe: Connection) -> None:
     """Work through what comes in; ends when the main process does."""
     end_with_parent()
-    # Ctrl-C reaches the whole process group: the main process decides what to do about it
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore_stops()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         pipe.send(None)
         while (received := pipe.recv()) is not None:
@@ -120,7 +119,8 @@ class ProcessMap:
         while len(self._workers) < self._number:
             mine, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs,), daemon=True)
-            process.start()
+            with started_deaf():
+                process.start()
             theirs.close()
             self._workers.append(_Worker(process, mine))
         return list(self._workers)

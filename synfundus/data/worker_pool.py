@@ -26,6 +26,7 @@ from synfundus.data.batches import BatchReader, RankBatch
 from synfundus.data.parent_watch import end_with_parent
 from synfundus.data.reader import Arrays
 from synfundus.data.source import Layout
+from synfundus.data.worker_signals import ignore_stops, started_deaf
 from synfundus.errors import ErrorReport, LaunchError, Stalled
 
 _ALIGNMENT = 64
@@ -85,8 +86,7 @@ def _work(
     """Read every n-th step into free slots until the consumer is gone."""
     failed: ErrorReport | None = None
     end_with_parent()
-    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(ignored, signal.SIG_IGN)  # the rank decides when to stop; its end closes the connection
+    ignore_stops()
     try:
         for step in itertools.count(*numbers):
             slot = connection.recv()
@@ -140,7 +140,8 @@ class WorkerPool:
                 name=f"loader worker {number}",
                 daemon=True,
             )
-            process.start()
+            with started_deaf():
+                process.start()
             theirs.close()  # so that the end of the worker is the end of the pipe
             self._connections.append(ours)
             self._processes.append(process)

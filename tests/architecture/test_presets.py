@@ -153,7 +153,7 @@ SLURM_STUBS = {
     "scontrol": 'if [ "$1" = show ]; then echo node7; echo node8; else echo "scontrol $*" >> "$RECORD"; fi',
     "squeue": 'echo "$STATE $PREEMPTED"',
     "srun": """
-echo "srun $* at $MASTER_ADDR:$MASTER_PORT" >> "$RECORD"
+echo "srun $* at $MASTER_ADDR:$MASTER_PORT with $SRUN_CPUS_PER_TASK cores" >> "$RECORD"
 trap 'exit 75' USR2
 touch "$READY"
 eval "$STEP"
@@ -187,6 +187,7 @@ def run_batch_script(
         "SLURM_JOB_ID": "4711",
         "SLURM_JOB_NODELIST": "node[7-8]",
         "SLURM_RESTART_COUNT": restarts,
+        "SLURM_CPUS_PER_TASK": "5",
     }
     script = ROOT / "slurm" / "ldm.sh"
     job = subprocess.Popen(["bash", str(script), "--run-dir", "a b"], env=environment, stdout=subprocess.DEVNULL)
@@ -203,7 +204,8 @@ def run_batch_script(
 def test_a_batch_script_passes_arguments_and_exit_code_on(tmp_path: Path) -> None:
     code, record = run_batch_script(tmp_path, "exit 3")
     assert code == 3
-    assert "-m synfundus train --run-dir a b at node7:16711" in record
+    # from 22.05 on srun does not take the cores of a task over from sbatch
+    assert "-m synfundus train --run-dir a b at node7:16711 with 5 cores" in record
     assert "requeue" not in record
 
 

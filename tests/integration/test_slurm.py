@@ -5,6 +5,7 @@ Skipped where Debian's packages `slurmd slurmctld slurm-client munge iproute2` a
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import time
@@ -24,6 +25,9 @@ pytestmark = [
     pytest.mark.timeout(900),
 ]
 IMAGES = 2400
+"""Some fifteen seconds of training."""
+LONG_IMAGES = 7200
+"""Longer than SLURM's shortest time limit."""
 FINAL = f"images-{IMAGES:012d}"
 SCRIPT = REPOSITORY / "slurm" / "ldm.sh"
 SHAPE = ("--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=1", "--gpus-per-node=0")
@@ -40,17 +44,17 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
         cluster.stop()
 
 
-def write_run(latent_set: ShardSet, folder: Path) -> tuple[Path, Path]:
-    """Describe a run of some fifteen seconds; returns its configuration and its directory."""
+def write_run(latent_set: ShardSet, folder: Path, *, images: int = IMAGES) -> tuple[Path, Path]:
+    """Describe a run; returns its configuration and its directory."""
     folder.mkdir(exist_ok=True)
     run_dir = folder / "run"
-    loop = {"budget_images": IMAGES, "checkpoint_every_images": 400, "validate_every_images": 0, "workers": 1}
+    loop = {"budget_images": images, "checkpoint_every_images": 400, "validate_every_images": 0, "workers": 1}
     return write_config(folder / "run.yaml", settings(latent_set, run_dir, **loop)), run_dir
 
 
-def submit(cluster: SlurmCluster, folder: Path, *options: str, config: Path) -> str:
+def submit(cluster: SlurmCluster, folder: Path, *options: str, config: Path, most_restarts: int = 20) -> str:
     """Hand ldm.sh to sbatch as a user does; returns the job's number."""
-    extra = {"SYNFUNDUS_PYTHON": sys.executable}
+    extra = {"SYNFUNDUS_PYTHON": sys.executable, "SYNFUNDUS_MAX_RESTARTS": str(most_restarts)}
     log = f"--output={folder}/job.log"
     return cluster.client(
         "sbatch", "--parsable", *SHAPE, log, *options, str(SCRIPT), "--config", str(config), extra=extra
@@ -94,17 +98,26 @@ def test_a_job_on_two_nodes_is_four_ranks(undisturbed: Path) -> None:
     assert len([name for name in partitions if name.startswith("rank-")]) == 4, partitions
 
 
-def test_the_command_line_submits_the_same_job(
+def test_the_command_line_submits_the_same_job_and_freezes_its_settings(
     latent_set: ShardSet, cluster: SlurmCluster, undisturbed: Path, tmp_path: Path
 ) -> None:
+    """What is written into run.yaml after the submission reaches no start of the job, also after a requeue."""
     config, run_dir = write_run(latent_set, tmp_path)
     answer = cluster.client(
         sys.executable, "-m", "synfundus", "train", "--config", str(config), "--nodes", "2", "--procs-per-node", "2",
-        "--set", "launch.cpus_per_task=1", extra={"SBATCH_OUTPUT": f"{tmp_path}/job.log"},
+        "--set", "launch.cpus_per_task=1",
     )  # fmt: skip
+    config.write_text("loop: {budget_images: 1}\n")
     number = re.search(r"\d+", answer)
     assert number is not None, answer
-    finish(cluster, number[0], tmp_path, restarts=0)
+    (kept,) = (run_dir / "submissions").iterdir()
+    wait_for_images(run_dir, 1000)
+    cluster.client("scontrol", "requeue", number[0])
+    log = finish(cluster, number[0], kept, restarts=1)
+    assert f"Submitted batch job {number[0]}" in json.loads((kept / "argv.json").read_text())["answer"]
+    assert log.index("restart 0 of 20") < log.index("restart 1 of 20")
+    assert "submitted with" not in log
+    assert (kept / "job.log").stat().st_mode & 0o077 == 0
     assert_same_run(undisturbed, run_dir, FINAL)
 
 
@@ -140,6 +153,28 @@ def test_a_failed_job_is_not_requeued(latent_set: ShardSet, cluster: SlurmCluste
     assert "no autoencoder here" in (tmp_path / "job.log").read_text()
     time.sleep(5)
     assert (cluster.job(job)["JobState"], cluster.job(job)["Restarts"]) == ("FAILED", "0")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_job_that_outlives_its_time_limit_comes_back_as_often_as_it_takes(
+    latent_set: ShardSet, cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    """The shortest limit is a minute. SLURM looks at it every thirty seconds, so the warning may come soon after it."""
+    final = f"images-{LONG_IMAGES:012d}"
+    config, whole = write_run(latent_set, tmp_path / "undisturbed", images=LONG_IMAGES)
+    finish(cluster, submit(cluster, config.parent, config=config), config.parent, restarts=0)
+    config, run_dir = write_run(latent_set, tmp_path / "limited", images=LONG_IMAGES)
+    job = submit(cluster, config.parent, "--time=1", "--signal=B:USR2@10", config=config, most_restarts=60)
+    ended = cluster.wait_for(job, "COMPLETED", timeout_s=4 * PATIENCE_S)
+    log = (config.parent / "job.log").read_text()
+    restarts = int(ended["Restarts"])
+    assert restarts >= 1, log
+    assert log.count("error (stopped by a signal): stopped by SIGUSR2") >= 1, log
+    # SLURM never had to end it: each time it had left before the limit
+    assert "DUE TO TIME LIMIT" not in log
+    print(json.dumps({"name": "a job of one minute's limit", "images": LONG_IMAGES, "restarts": restarts}))
+    assert_same_run(whole, run_dir, final)
 
 
 @pytest.mark.slow

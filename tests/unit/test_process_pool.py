@@ -162,3 +162,18 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     assert left == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_every_process_of_a_step_ends_no_worker(number: signal.Signals) -> None:
+    with process_map(2) as run:
+        for worker in run.workers():  # their interpreters are only starting
+            assert worker.process.pid is not None
+            os.kill(worker.process.pid, number)
+        first = {worker.process.pid for worker in run.workers()}
+        assert list(run(square, range(8))) == [number * number for number in range(8)]
+        for pid in first:
+            assert pid is not None
+            os.kill(pid, number)
+        assert list(run(square, range(8))) == [number * number for number in range(8)]
+        assert {worker.process.pid for worker in run.workers()} == first

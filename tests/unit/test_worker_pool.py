@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -170,3 +171,27 @@ def test_closing_ends_the_processes(build: Callable[..., BatchLoader]) -> None:
         assert pid is not None
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_every_process_of_a_step_ends_no_worker_whatever_it_is_doing(
+    build: Callable[..., BatchLoader], number: signal.Signals
+) -> None:
+    """srun sends a signal to all of them, also to one whose interpreter is only starting."""
+    loader = build(workers=2)
+    batches = iter(loader)
+    # the first batch is asked for here, and its workers are still starting: they have not been heard of yet
+    started = threading.Thread(target=lambda: first.append(next(batches)))
+    first: list[Any] = []
+    started.start()
+    while loader._pool is None or len(loader._pool._processes) < 2:
+        time.sleep(0.001)
+    pids = [process.pid for process in loader._pool._processes if process.pid is not None]
+    assert len(pids) == 2
+    for pid in pids:
+        os.kill(pid, number)
+    started.join()
+    for pid in pids:
+        os.kill(pid, number)
+    assert [batch.positions[0] for batch in [*first, *islice(batches, 3)]] == [0, BATCH, 2 * BATCH, 3 * BATCH]
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {number}

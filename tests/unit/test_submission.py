@@ -1,0 +1,273 @@
+"""What a batch job is submitted with: where it is kept, that it is complete, and what is said when the code changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+
+from synfundus import __version__
+from synfundus.cli.app import run_command
+from synfundus.config.loader import load_config
+from synfundus.distributed.world import LocalWorld
+from synfundus.errors import LaunchError
+from synfundus.jobs import train
+from synfundus.launch.code_version import code_differences, code_version
+from synfundus.launch.plan import slurm_file_name
+from synfundus.launch.submission import Submission, changed_code, freeze, place_submission
+
+NOON = datetime(2026, 11, 26, 12, 0, 5, tzinfo=UTC)
+ANSWER = "Submitted batch job 4711"
+
+
+def test_a_submission_lies_in_a_run_and_beside_a_set(tmp_path: Path) -> None:
+    place = place_submission(tmp_path / "run", beside=False, now=NOON.astimezone(timezone(timedelta(hours=9))))
+    assert place.folder == tmp_path / "run" / "submissions" / "20261126T120005Z"
+    beside = place_submission(tmp_path / "set", beside=True, now=NOON)
+    assert beside.folder == tmp_path / "set.submissions" / "20261126T120005Z"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_submissions_of_the_same_second_have_folders_of_their_own(tmp_path: Path) -> None:
+    places = []
+    for _ in range(3):
+        places.append(place_submission(tmp_path, beside=False, now=NOON))
+        freeze(places[-1], config="seed: 1\n", argv=["sbatch"], environment={})
+    names = [place.folder.name for place in places]
+    assert names == ["20261126T120005Z", "20261126T120005Z-2", "20261126T120005Z-3"]
+    place = places[-1]
+    with pytest.raises(LaunchError, match="cannot be kept: File exists"):
+        freeze(place, config="seed: 2\n", argv=["sbatch"], environment={})
+    assert place.config.read_text() == "seed: 1\n"
+
+
+def test_a_place_nobody_can_write_to_is_a_launch_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    place = place_submission(tmp_path / "file", beside=False, now=NOON)
+    with pytest.raises(LaunchError, match="cannot be kept: Not a directory"):
+        freeze(place, config="", argv=[], environment={})
+
+
+@pytest.mark.parametrize(
+    ("path", "written"),
+    [
+        ("/runs/a b/job.log", "/runs/a b/job.log"),
+        ("/runs/50%j/job.log", "/runs/50%j/\\job.log"),
+        ("/runs/a\\b/job.log", "/runs/a\\\\b/\\job.log"),
+    ],
+)
+def test_a_file_name_is_written_so_that_slurm_takes_it_letter_by_letter(path: str, written: str) -> None:
+    """That SLURM reads it so is tested in `test_slurm_hostile.py`."""
+    assert slurm_file_name(path) == written
+
+
+def test_code_is_named_without_importing_it() -> None:
+    script = (
+        "import sys, json\nfrom synfundus.launch.code_version import code_version\n"
+        "print(json.dumps([code_version(), sorted({'torch', 'deepspeed', 'diffusers'} & set(sys.modules))]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    found, imported = json.loads(done.stdout)
+    assert imported == []
+    assert found["synfundus"] == __version__
+    assert set(found["packages"]) == {"torch", "deepspeed", "diffusers"}
+    assert all(found["packages"].values())
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A package in a repository of its own."""
+    package = tmp_path / "checkout" / "synfundus"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("a = 1\n")
+    who = ["-c", "user.name=a", "-c", "user.email=a@example.invalid"]
+    for command in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "first"]):
+        subprocess.run(["git", "-C", str(package.parent), *command], check=True)
+    return package
+
+
+def test_code_of_a_checkout_has_a_commit_and_says_whether_it_was_changed(checkout: Path) -> None:
+    clean = code_version(checkout)
+    assert len(clean["commit"]) == 40
+    assert clean["dirty"] is False
+    (checkout.parent / "notes.txt").touch()
+    assert code_version(checkout) == clean
+    (checkout / "__init__.py").write_text("a = 2\n")
+    changed = code_version(checkout)
+    assert changed["dirty"] is True
+    differences = code_differences(clean, changed)
+    assert [text.split(" was ")[0] for text in differences] == ["the source", "uncommitted changes"]
+    # two changes of the same commit are told apart as well
+    (checkout / "__init__.py").write_text("a = 3\n")
+    assert len(code_differences(changed, code_version(checkout))) == 1
+
+
+def test_code_outside_a_checkout_has_no_commit(tmp_path: Path) -> None:
+    (tmp_path / "synfundus").mkdir()
+    found = code_version(tmp_path / "synfundus")
+    assert (found["commit"], found["dirty"]) == (None, None)
+
+
+def test_what_one_side_does_not_know_is_no_difference() -> None:
+    now = code_version()
+    assert code_differences(now, now) == []
+    assert code_differences({**now, "commit": None, "dirty": None}, now) == []
+    other = {**now, "synfundus": "0.0.0", "packages": {**now["packages"], "torch": "1.0"}}
+    assert code_differences(other, now) == [
+        f"synfundus was 0.0.0, is {__version__[:12]}",
+        f"torch was 1.0, is {now['packages']['torch'][:12]}",
+    ]
+
+
+def test_a_file_that_is_no_submission_has_nothing_to_say(tmp_path: Path) -> None:
+    assert changed_code(str(tmp_path / "run.yaml")) == []
+    (tmp_path / "code.json").write_text("{}")
+    assert changed_code(str(tmp_path / "run.yaml")) == []
+
+
+@pytest.fixture
+def login_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working folder on a machine whose sbatch answers what the file ``answer`` says."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    answer = tmp_path / "answer"
+    answer.write_text(f"echo {ANSWER}\n")
+    for name in ("sbatch", "srun"):
+        (programs / name).write_text(f"#!/bin/bash\n. {answer}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    work = tmp_path / "work"
+    (work / "latents").mkdir(parents=True)
+    monkeypatch.chdir(work)
+    mask = os.umask(0o022)
+    yield work
+    os.umask(mask)
+
+
+@contextmanager
+def _here() -> Iterator[LocalWorld]:
+    yield LocalWorld()
+
+
+TRAIN = ("train", "--latents", "latents", "--run-dir", "run", "--nodes", "2", "--device", "cpu")
+
+
+def only_submission(folder: Path) -> Submission:
+    (place,) = folder.iterdir()
+    return Submission(place)
+
+
+def test_a_job_reads_what_was_resolved_when_it_was_submitted(
+    login_node: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (login_node / "run.yaml").write_text("loop: {budget_images: 777}\nlaunch: {partition: gpu}\n")
+    assert run_command([*TRAIN, "--config", "run.yaml", "--set", "optim.lr=3e-4", "--seed", "9", "--json"]) == 0
+    said = capsys.readouterr().out
+    place = only_submission(login_node / "run" / "submissions")
+    assert said.splitlines() == [ANSWER, place.describe()]
+    (login_node / "run.yaml").write_text("loop: {budget_images: 1}\n")
+    frozen = load_config(preset=None, file=str(place.config), settings=[], flags=[]).config
+    assert (frozen.loop.budget_images, frozen.optim.lr, frozen.seed) == (777, 3e-4, 9)
+    argv = json.loads(place.argv.read_text())
+    assert argv["argv"][0] == "sbatch"
+    assert argv["argv"][-3:] == ["--config", str(place.config), "--json"]
+    assert {f"--output={place.log}", "--open-mode=append", "--partition=gpu"} <= set(argv["argv"])
+    assert argv["answer"] == ANSWER
+    assert json.loads(place.code.read_text())["synfundus"] == __version__
+    assert [path.name for path in place.folder.iterdir() if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)] == []
+
+
+@pytest.mark.parametrize(
+    ("verb", "options"),
+    [
+        ("prepare", ["--source", "latents", "--labels", "labels.csv"]),
+        ("encode-latents", ["--data", "latents", "--vae", "latents"]),
+        ("sample", ["--model", "latents", "--num-images", "2"]),
+    ],
+)
+def test_what_is_handed_on_holds_no_paths_of_the_cluster(login_node: Path, verb: str, options: list[str]) -> None:
+    (login_node / "labels.csv").touch()
+    assert run_command([verb, *options, "--out", "out", "--nodes", "2"]) == 0
+    assert not (login_node / "out").exists()
+    assert only_submission(login_node / "out.submissions").config.exists()
+
+
+def test_a_run_in_an_object_store_says_that_nothing_is_kept(
+    login_node: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(login_node.rglob("*"))
+    assert run_command([*TRAIN, "--run-dir", "s3://bucket/run"]) == 0
+    said = capsys.readouterr().out
+    assert ANSWER in said
+    assert "its log is where sbatch puts it" in said
+    assert sorted(login_node.rglob("*")) == before
+
+
+def test_a_dry_run_shows_where_it_would_be_kept(login_node: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command([*TRAIN, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert f"job.log of this submission: {login_node / 'run' / 'submissions'}" in said
+    assert f"--config {login_node / 'run' / 'submissions'}" in said
+    assert not (login_node / "run").exists()
+
+
+def test_a_refusal_is_kept_with_its_reason(login_node: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (login_node.parent / "answer").write_text("echo no such partition >&2; exit 1\n")
+    assert run_command([*TRAIN]) == 7
+    assert "no such partition" in capsys.readouterr().err
+    answer = json.loads(only_submission(login_node / "run" / "submissions").argv.read_text())["answer"]
+    assert answer == "sbatch refused the job: no such partition"
+
+
+def test_no_secret_is_kept(
+    login_node: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "correct-horse-battery-staple"
+    monkeypatch.setenv("OTHER_PASSWORD", secret)
+    assert run_command([*TRAIN, "--set", f"telemetry.wandb_project=my-{secret}"]) == 2
+    assert run_command([*TRAIN, "--run-dir", f"run-{secret}"]) == 2
+    said = capsys.readouterr()
+    assert "telemetry.wandb_project" in said.err
+    assert secret not in said.err + said.out
+    assert not (login_node / "run").exists()
+    (login_node.parent / "answer").write_text(f"echo {ANSWER} {secret}\n")
+    assert run_command([*TRAIN]) == 0
+    kept = [path for path in (login_node / "run").rglob("*") if path.is_file()]
+    assert len(kept) == 3
+    assert [path.name for path in kept if secret in path.read_text()] == []
+
+
+def test_settings_too_long_for_a_file_are_refused_before_sbatch_hears_of_them(
+    login_node: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command([*TRAIN, "--set", f"telemetry.wandb_project={'x' * 300_000}"]) == 2
+    assert "more than 262144 bytes" in capsys.readouterr().err
+    assert not (login_node / "run" / "submissions").exists()
+
+
+def test_a_job_that_finds_other_code_says_so(
+    login_node: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_command([*TRAIN, "--set", "loop.global_batch_size=256"]) == 0
+    place = only_submission(login_node / "run" / "submissions")
+    monkeypatch.setattr("synfundus.cli.run._joined", lambda *_: _here())
+    monkeypatch.setattr(train, "run", lambda *_: {})
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    capsys.readouterr()
+    assert run_command(["train", "--config", str(place.config)]) == 0
+    assert "submitted with" not in "".join(capsys.readouterr())
+    code = json.loads(place.code.read_text())
+    place.code.write_text(json.dumps({**code, "source_sha256": "0" * 64, "synfundus": "0.0.0"}))
+    assert run_command(["train", "--config", str(place.config)]) == 0
+    said = "".join(capsys.readouterr())
+    assert f"this is not the code the job was submitted with: synfundus was 0.0.0, is {__version__[:12]}; the" in said
