@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from synfundus.distributed.world import World
 from synfundus.errors import ErrorReport
@@ -18,12 +18,7 @@ def raise_together(fault: Exception | None, world: World) -> None:
         fault: What went wrong here, if anything.
         world: The job.
     """
-    reports = world.all_gather(None if fault is None else ErrorReport.of(fault))
-    if fault is not None:
-        raise fault
-    for rank, report in enumerate(reports):
-        if report is not None:
-            raise report.to_error(source=f"rank {rank}")
+    _exchange(fault, None, world)
 
 
 def on_rank_0(work: Callable[[], T], world: World) -> T:
@@ -33,12 +28,22 @@ def on_rank_0(work: Callable[[], T], world: World) -> T:
         work: May not be collective; its result is small and plain.
         world: The job.
     """
-    results: list[T] = []
+    result: T | None = None
     fault: Exception | None = None
     if world.rank == 0:
         try:
-            results = [work()]
+            result = work()
         except Exception as error:  # noqa: BLE001 - raised on every rank
             fault = error
-    raise_together(fault, world)
-    return world.all_gather(results)[0][0]
+    return cast("T", _exchange(fault, result, world)[0])
+
+
+def _exchange(fault: Exception | None, result: object, world: World) -> list[object]:
+    """Return every rank's result, or raise as `raise_together` does. Collective."""
+    answers = world.all_gather((None if fault is None else ErrorReport.of(fault), result))
+    if fault is not None:
+        raise fault
+    for rank, (report, _) in enumerate(answers):
+        if report is not None:
+            raise report.to_error(source=f"rank {rank}")
+    return [result for _, result in answers]

@@ -226,7 +226,8 @@ class RunDirectory:
 
     def append_ledger(self, row: Mapping[str, Any]) -> None:
         """Add a row to ledger.jsonl; rank 0 calls it."""
-        with (self._spool.folder / LEDGER_NAME).open("ab") as stream:
+        path = self._spool.folder / LEDGER_NAME
+        with filesystem.storage_errors("write the ledger", str(path)), path.open("ab") as stream:
             stream.write(documents.dump_line(row))
 
 

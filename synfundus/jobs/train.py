@@ -185,7 +185,8 @@ class _Training:
 
         def validate(state: TrainState) -> None:
             self._validation_loss = self._validate(state)
-            sinks.write({"images_seen": state.images_seen, "validation_loss": self._validation_loss})
+            row = {"images_seen": state.images_seen, "validation_loss": self._validation_loss}
+            on_rank_0(lambda: sinks.write(row), self._world)
 
         averages = self._config.ema
         trainer = Trainer(

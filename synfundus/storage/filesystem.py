@@ -70,7 +70,7 @@ def _on_s3(url: str) -> bool:
 
 
 @contextmanager
-def _storage_errors(action: str, url: str) -> Iterator[None]:
+def storage_errors(action: str, url: str) -> Iterator[None]:
     """Turn what the operating system and the store raise into a StorageError that names the location."""
     try:
         yield
@@ -99,7 +99,7 @@ def exists(url: str) -> bool:
     """Whether a file or folder is there."""
     if not _on_s3(url):
         filesystem, path = _resolve(url)
-        with _storage_errors("look at", url):
+        with storage_errors("look at", url):
             return bool(filesystem.exists(path))
     if object_store.split(url)[1]:
         try:
@@ -116,13 +116,13 @@ def is_dir(url: str) -> bool:
     if _on_s3(url):
         return any(True for _ in object_store.list_objects(url, recursive=True, most=2))
     filesystem, path = _resolve(url)
-    with _storage_errors("look at", url):
+    with storage_errors("look at", url):
         return bool(filesystem.isdir(path))
 
 
 def file_size(url: str) -> int:
     """Return the size of a file in bytes."""
-    with _storage_errors("look at", url):
+    with storage_errors("look at", url):
         if _on_s3(url):
             return object_store.stat(url).size
         filesystem, path = _resolve(url)
@@ -134,7 +134,7 @@ def list_names(url: str) -> list[str]:
     if _on_s3(url):
         return sorted({name.rstrip("/") for name, _ in object_store.list_objects(url, recursive=False)})
     filesystem, path = _resolve(url)
-    with _storage_errors("list", url):
+    with storage_errors("list", url):
         try:
             entries = filesystem.ls(path, detail=False)
         except FileNotFoundError:
@@ -160,7 +160,7 @@ def list_files(url: str) -> dict[str, int]:
         root = filesystem._strip_protocol(path)
         entries = filesystem.find(path, detail=True) if filesystem.isdir(path) else {}
         found = ((name.removeprefix(f"{root}/"), int(entry["size"])) for name, entry in entries.items())
-    with _storage_errors("list", url):
+    with storage_errors("list", url):
         return {name: size for name, size in sorted(found) if not _is_hidden(name)}
 
 
@@ -173,13 +173,13 @@ def make_dir(url: str) -> None:
     if _on_s3(url):
         return
     filesystem, path = _resolve(url)
-    with _storage_errors("create folder", url):
+    with storage_errors("create folder", url):
         filesystem.makedirs(path, exist_ok=True)
 
 
 def read_bytes(url: str) -> bytes:
     """Read a whole file; one of an object store is checked as in `fetch`."""
-    with _storage_errors("read", url):
+    with storage_errors("read", url):
         if _on_s3(url):
             return object_store.read_whole(url)
         filesystem, path = _resolve(url)
@@ -191,7 +191,7 @@ def read_range(url: str, start: int, size: int) -> bytes:
 
     The length is checked, the content cannot be: `read_checked` is for that.
     """
-    with _storage_errors("read", url):
+    with storage_errors("read", url):
         if not _on_s3(url):
             filesystem, path = _resolve(url)
             return bytes(filesystem.cat_file(path, start=start, end=start + size))
@@ -223,7 +223,7 @@ def _read_version(url: str, start: int, size: int) -> tuple[bytes, str]:
     """Return (bytes, what tells this version of the object from others, empty for a local file)."""
     if not _on_s3(url):
         return read_range(url, start, size), ""
-    with _storage_errors("read", url):
+    with storage_errors("read", url):
         try:
             data, info = object_store.read_range(url, start, size)
         except BeyondEnd:
@@ -244,7 +244,7 @@ def fetch(url: str, sink: IO[bytes], *, sha256: str = "") -> str:
         CorruptShard: The content does not match; the message names both sides.
         StorageError: The disk or the store refused, or gave no good answer within the deadline.
     """
-    with _storage_errors("read", url):
+    with storage_errors("read", url):
         if _on_s3(url):
             return object_store.fetch(url, sink, sha256=sha256)
         with open_read(url) as source:
@@ -266,7 +266,7 @@ def open_read(url: str) -> IO[bytes]:
     """
     if not _on_s3(url):
         filesystem, path = _resolve(url)
-        with _storage_errors("open", url):
+        with storage_errors("open", url):
             stream: IO[bytes] = filesystem.open(path, "rb")
         return stream
     copy = _spool()
@@ -296,19 +296,19 @@ def atomic_write(url: str) -> Iterator[IO[bytes]]:
         StorageError: The disk or the store refused; nothing is left under the final name.
     """
     if _on_s3(url):
-        with _storage_errors("write", url), _spool() as stream:
+        with storage_errors("write", url), _spool() as stream:
             yield stream
             object_upload.put(url, stream)
         return
     if not is_local(url):
         filesystem, path = _resolve(url)
-        with _storage_errors("write", url), _spool() as stream:
+        with storage_errors("write", url), _spool() as stream:
             yield stream
             stream.seek(0)
             filesystem.pipe_file(path, stream.read())
         return
     target = local_path(url).absolute()
-    with _storage_errors("write", url), write_in_place(target) as stream:
+    with storage_errors("write", url), write_in_place(target) as stream:
         yield stream
 
 
@@ -327,7 +327,7 @@ def remove(url: str, *, recursive: bool = False) -> None:
         object_store.delete([url, *(join(url, name) for name in below)])
         return
     filesystem, path = _resolve(url)
-    with _storage_errors("remove", url):
+    with storage_errors("remove", url):
         try:
             filesystem.rm(path, recursive=recursive)
         except FileNotFoundError:
@@ -373,7 +373,7 @@ def upload_folder(local: Path, url: str, *, last: Sequence[str] = ()) -> dict[st
     def copy(name: str) -> str:
         with open_read(str(local / name)) as source:
             if _on_s3(url):
-                with _storage_errors("write", join(url, name)):
+                with storage_errors("write", join(url, name)):
                     return object_upload.put(join(url, name), source)
             with atomic_write(join(url, name)) as stream:
                 return fetch(str(local / name), stream)

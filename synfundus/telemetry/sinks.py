@@ -15,7 +15,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 
-from synfundus.errors import ConfigError, StorageError
+from synfundus.errors import ConfigError
+from synfundus.storage.filesystem import storage_errors
 from synfundus.telemetry.console import Console, Progress, SilentConsole
 
 if TYPE_CHECKING:
@@ -268,12 +269,10 @@ class JsonlSink:
 
     def __init__(self, path: str | Path, *, resume_images: int) -> None:
         self._path = Path(path)
-        try:
+        with storage_errors("write metrics", str(path)):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = self._path.open("ab")
+            self._stream = self._path.open("ab", buffering=0)
             self._stream.truncate(_rows_to_keep(self._path, resume_images))
-        except OSError as error:
-            raise StorageError(f"cannot write metrics: {error.strerror or error}", where=str(path)) from error
 
     def write(self, row: Mapping[str, Figure]) -> None:
         """Append one line. A figure that is not finite becomes null: JSON knows no NaN."""
@@ -281,11 +280,10 @@ class JsonlSink:
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in row.items()
         }
-        try:
-            self._stream.write((json.dumps(clean, ensure_ascii=False, allow_nan=False) + "\n").encode())
-            self._stream.flush()
-        except OSError as error:
-            raise StorageError(f"cannot write metrics: {error.strerror or error}", where=str(self._path)) from error
+        line = (json.dumps(clean, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        with storage_errors("write metrics", str(self._path)):
+            while line:
+                line = line[self._stream.write(line) :]
 
     def close(self) -> None:
         """Close the file."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from synfundus.data.batches import RankBatch
 from synfundus.data.ledger import Ledger, Quarantined
 from synfundus.data.loader import BatchLoader
-from synfundus.distributed.agreement import raise_together
+from synfundus.distributed.agreement import on_rank_0, raise_together
 from synfundus.distributed.engine import StepResult, ZeroEngine
 from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import World, is_lost_rank
@@ -272,7 +272,7 @@ class Trainer:
         )
         images = state.images_seen - clock.images_at_start
         interval = Interval(images, elapsed, elapsed + clock.paused_s, waited, stalled, peak)
-        self._account()
+        ledger_rows = self._account()
         values = means(sums)
         row = {
             "images_seen": state.images_seen,
@@ -285,8 +285,7 @@ class Trainer:
             "skipped_steps": state.skipped_steps,
             **({"rewinds": state.rewinds, "rewound_images": state.rewound_images} if state.rewinds else {}),
         }
-        if self._world.rank == 0:
-            self._write_metrics(row)
+        on_rank_0(lambda: self._write_rows(row, ledger_rows), self._world)
         bar.advance(
             0,
             loss=f"{values.get('loss', float('nan')):.4f}",
@@ -298,8 +297,17 @@ class Trainer:
         self._logged_images = state.images_seen
         self._clock = Clock(images_at_start=state.images_seen, wait_at_start_s=self._loader.wait_s)
 
-    def _account(self) -> None:
-        """Count what all ranks planned and delivered since the last row, name what none could use. Collective."""
+    def _write_rows(self, row: Mapping[str, Any], ledger_rows: Sequence[Mapping[str, Any]]) -> None:
+        for ledger_row in ledger_rows:
+            self._write_ledger(ledger_row)
+        self._write_metrics(row)
+
+    def _account(self) -> list[dict[str, Any]]:
+        """Count what all ranks planned and delivered since the last row, name what none could use. Collective.
+
+        Returns:
+            Rows for the ledger.
+        """
         state = self.state
         reports = self._world.all_gather((self._tally_here, self._quarantined_here))
         samples = sorted((sample for _, own in reports for sample in own), key=lambda sample: sample.position)
@@ -310,11 +318,7 @@ class Trainer:
         state.open_epochs = self._ledger.to_document()
         for sample in samples:
             self._console.warning(f"quarantined {sample.place}: {sample.reason}")
-        if self._world.rank == 0:
-            if samples:
-                self._write_ledger(self._quarantine_row(samples))
-            for row in rows:
-                self._write_ledger(row)
+        return [self._quarantine_row(samples), *rows] if samples else list(rows)
 
     @property
     def _at_end(self) -> bool:

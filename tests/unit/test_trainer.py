@@ -446,6 +446,21 @@ def test_a_rank_that_cannot_read_ends_all_ranks_with_its_error(shard_set: ShardS
     assert [run.engine.steps if isinstance(run, Run) else run for run in runs] == [3, 3]
 
 
+def test_a_row_that_cannot_be_written_ends_all_ranks_before_a_checkpoint_without_it(shard_set: ShardSet) -> None:
+    def refuse(row: Mapping[str, Any]) -> None:
+        raise StorageError("disk full", where="metrics.jsonl")
+
+    def work(world: World) -> Run:
+        run = Run(shard_set, world=world, periodic=[("save", 16, {"log_before": True})])
+        run.trainer._write_metrics = refuse
+        with pytest.raises(StorageError, match="disk full"):
+            run.trainer.fit()
+        return run
+
+    runs = run_ranks(2, work)
+    assert [(run.engine.steps, run.done) if isinstance(run, Run) else run for run in runs] == [(2, [])] * 2
+
+
 def test_a_save_that_failed_behind_the_steps_ends_the_run_at_the_next_boundary(shard_set: ShardSet) -> None:
     run = Run(shard_set, periodic=[("fail", 24, {})])
     run.trainer._periodic[0] = Periodic(24, lambda state: run.saves.fail(StorageError("disk full")))  # type: ignore[index]
