@@ -300,6 +300,18 @@ WATCH = Verb(
     "watch",
     results_on_stdout=True,
 )
+PLOT = Verb(
+    "plot",
+    "Draw curves of one or several runs, from their files, as one PNG.",
+    (
+        _needs(Option("--run-dir", "plot.run_dirs", "Run of `train` or `train-vae` (repeatable).", "many")),
+        Option("--out", "plot.out", "PNG to write; default curves.png here."),
+        Option("--curve", "plot.curves", "Name in metrics.jsonl, e.g. grad_norm; default the usual ones.", "many"),
+        Option("--smoothing", "plot.smoothing", "Weight of the past in the strong line; 0 for none."),
+    ),
+    ("plot", "storage"),
+    "plot",
+)
 PLAN = Verb(
     "plan",
     "Work out memory, hours and price of a diffusion run before it is started.",
@@ -326,5 +338,5 @@ DOCTOR = Verb(
 
 VERBS = (
     *(DEMO, DOCTOR, PLAN, PHANTOMS, PREPARE, INSPECT, TRAIN_VAE),
-    *(ENCODE, VERIFY, TRAIN, WATCH, SAMPLE, EMA, EXPORT),
+    *(ENCODE, VERIFY, TRAIN, WATCH, PLOT, SAMPLE, EMA, EXPORT),
 )

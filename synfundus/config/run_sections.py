@@ -44,3 +44,16 @@ class WatchConfig(Section):
     """Show it once instead of until Ctrl-C."""
     refresh_s: Annotated[float, Field(ge=0.2, le=3600.0)] = 3.0
     """Seconds between two looks."""
+
+
+class PlotConfig(Section):
+    """Curves of runs from their files (`synfundus plot`)."""
+
+    run_dirs: tuple[str, ...] = ()
+    """Folders of runs of `train` or `train-vae`."""
+    out: Annotated[str, Field(pattern=r"(?i)\.png$")] = "curves.png"
+    """PNG to write; an older one is replaced."""
+    curves: tuple[str, ...] = ()
+    """Names in metrics.jsonl, one panel each; by default the usual ones."""
+    smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.8
+    """Weight of the past in the strong line, 0 for none; the values themselves are drawn faintly behind it."""

@@ -19,7 +19,7 @@ from synfundus.config.base import (
     Section,
 )
 from synfundus.config.data_sections import InspectConfig, PhantomsConfig, PrepareConfig, StorageConfig
-from synfundus.config.run_sections import PlanConfig, PostHocConfig, SigmaRel, WatchConfig
+from synfundus.config.run_sections import PlanConfig, PlotConfig, PostHocConfig, SigmaRel, WatchConfig
 
 Precision = Literal["auto", "bf16", "fp32"]
 AttentionBackend = Literal["auto", "xformers", "sdpa", "math"]
@@ -428,6 +428,8 @@ class RunConfig(Section):
     """What a run will need."""
     watch: WatchConfig = WatchConfig()
     """Looking at a run."""
+    plot: PlotConfig = PlotConfig()
+    """Curves of runs."""
     sample: SampleConfig = SampleConfig()
     """Generation."""
     inspect: InspectConfig = InspectConfig()

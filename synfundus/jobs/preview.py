@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
@@ -31,34 +33,49 @@ def preview_labels(schema: LabelSchema) -> list[dict[str, int | None]]:
 def draw_preview(
     config: RunConfig,
     *,
-    denoiser: ConditionalDenoiser,
+    denoisers: Mapping[str, ConditionalDenoiser],
     codec: LatentCodec,
     latents: ShardSet,
     latent_shape: tuple[int, int, int],
     title: str,
     device: torch.device,
 ) -> bytes:
-    """Generate the grid and return it as PNG; the autoencoder is back on the CPU afterwards."""
+    """Draw a grid from each network, one below the other, and return them as PNG; all are on the CPU afterwards.
+
+    Args:
+        config: The run's.
+        denoisers: Networks by the name of their weights, top to bottom.
+        codec: Turns latents into images.
+        latents: The set trained on: its labels and statistics.
+        latent_shape: ``(c, lh, lw)``.
+        title: Goes before each name.
+        device: Where to compute.
+    """
     rows = preview_labels(latents.label_schema)
     states = np.array([latents.label_schema.encode(row) for row in rows], dtype=np.int64)
     mean, std = build.latent_statistics(config, latents.properties)
-    images = generate_images(
-        denoiser=denoiser,
-        codec=codec.to(device),
-        schedule_settings=build.schedule_settings(config),
-        latent_mean=mean,
-        latent_std=std,
-        initial_noise=keyed_normal(_SEED, "preview", range(len(rows)), latent_shape),
-        states=states,
-        settings=config.sample,
-        device=device,
-    )
+    sheets = []
+    for name, denoiser in denoisers.items():
+        images = generate_images(
+            denoiser=denoiser.to(device),
+            codec=codec.to(device),
+            schedule_settings=build.schedule_settings(config),
+            latent_mean=mean,
+            latent_std=std,
+            initial_noise=keyed_normal(_SEED, "preview", range(len(rows)), latent_shape),
+            states=states,
+            settings=config.sample,
+            device=device,
+        )
+        denoiser.cpu()
+        sheets.append(
+            contact_sheet(
+                list(images),
+                captions=[label_caption(row) for row in rows],
+                columns=_COLUMNS,
+                tile_px=images.shape[1],
+                title=f"{title}, {name}",
+            )
+        )
     codec.cpu()
-    sheet = contact_sheet(
-        list(images),
-        captions=[label_caption(row) for row in rows],
-        columns=_COLUMNS,
-        tile_px=images.shape[1],
-        title=title,
-    )
-    return encode_png(sheet, text={"synthetic": "yes"}, compress_level=6)
+    return encode_png(np.concatenate(sheets), text={"synthetic": "yes"}, compress_level=6)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -247,15 +247,20 @@ class _Training:
 
     def _averaged_denoiser(self) -> ConditionalDenoiser | None:
         """Return the averaged network in fp32 on rank 0, None elsewhere. Collective."""
-        named = self._zero.gather_named(self._ema.partitions)
+        denoiser = self._denoiser_of(self._ema.partitions)
+        return denoiser if denoiser is None else denoiser.to(self._device)
+
+    def _denoiser_of(self, partitions: Sequence[Tensor]) -> ConditionalDenoiser | None:
+        """Return a network of its own with these weights, fp32, on rank 0's CPU; None elsewhere. Collective."""
+        named = self._zero.gather_named(partitions)
         if named is None:
             return None
         denoiser = same_architecture(self._start.denoiser)
         missing, unexpected = denoiser.load_state_dict(named, strict=False)
         fixed = {name for name, _ in denoiser.named_buffers()}
         if unexpected or set(missing) - fixed:
-            raise RuntimeError(f"averaged weights do not fit the network: {unexpected} {missing}")
-        return denoiser.eval().requires_grad_(False).to(self._device)
+            raise RuntimeError(f"the weights do not fit the network: {unexpected} {missing}")
+        return denoiser.eval().requires_grad_(False)
 
     def _validate(self, state: TrainState) -> float:
         """Return the loss of the averaged weights on held-out patients, with the same noise every time. Collective."""
@@ -294,17 +299,19 @@ class _Training:
             write_snapshot(self._directory.url, self._zero.gather_named(slices), profile, self._world)
 
     def _preview(self, state: TrainState) -> None:
-        """Draw a grid with fixed seeds from the averaged weights. Collective."""
-        denoiser = self._averaged_denoiser()
-        on_rank_0(lambda: self._draw_preview(denoiser, state), self._world)
+        """Draw grids with fixed seeds from the averaged and from the raw weights. Collective."""
+        averaged, raw = self._denoiser_of(self._ema.partitions), self._denoiser_of(self._zero.masters())
+        on_rank_0(lambda: self._draw_preview(averaged, raw, state), self._world)
 
-    def _draw_preview(self, denoiser: ConditionalDenoiser | None, state: TrainState) -> None:
+    def _draw_preview(
+        self, averaged: ConditionalDenoiser | None, raw: ConditionalDenoiser | None, state: TrainState
+    ) -> None:
         codec = self._codec
-        if denoiser is not None and codec is not None:
+        if averaged is not None and raw is not None and codec is not None:
             path = self._directory.path("previews", f"images-{state.images_seen:012d}.png")
             data = draw_preview(
                 self._config,
-                denoiser=denoiser,
+                denoisers={"averaged weights": averaged, "raw weights": raw},
                 codec=codec,
                 latents=self._set,
                 latent_shape=self._latent_shape,

@@ -174,8 +174,13 @@ CELL = st.one_of(
 
 
 @st.composite
-def damaged_tables(draw: st.DrawFn) -> tuple[str, bytes, list[tuple[int, bool]]]:
-    """Return an importer, a table, and (first line, whether it has a cell for every named column) of every record."""
+def damaged_tables(draw: st.DrawFn) -> tuple[str, bytes, list[tuple[int, bool]], bool]:
+    """Draw a table and what is to be found in it.
+
+    Returns:
+        An importer, a table, (first line, whether it has a cell for every named column) of every record, whether a
+        cell holds a line break.
+    """
     table = draw(st.sampled_from(sorted(name for name in TABLES if name.endswith(".csv"))))
     rows = list(csv.reader(io.StringIO((FIXTURES / table).read_text(encoding="utf-8-sig"))))
     width = max(len(row) for row in rows)
@@ -209,20 +214,21 @@ def damaged_tables(draw: st.DrawFn) -> tuple[str, bytes, list[tuple[int, bool]]]
             named = max(at for at, column in enumerate(rows[0]) if column)
             expected.append((line, len(row) > named))
     mark = draw(st.sampled_from(["", "\ufeff"]))
-    return TABLES[table], (mark + text.getvalue()).encode(), expected
+    broken = any(sign in cell for row in damaged for cell in row for sign in "\r\n")
+    return TABLES[table], (mark + text.getvalue()).encode(), expected, broken
 
 
 @settings(max_examples=150, deadline=None)
 @given(damaged_tables())
 def test_every_record_of_a_damaged_table_ends_as_a_row_or_a_named_reject(
-    case: tuple[str, bytes, list[tuple[int, bool]]],
+    case: tuple[str, bytes, list[tuple[int, bool]], bool],
 ) -> None:
-    name, data, expected = case
+    name, data, expected, broken = case
     table = read(name, data)
     each = 2 if name == "odir5k" else 1
     lines = Counter([row.line for row in table.rows] + [reject.line for reject in table.rejected])
     # a cell with a line break can look like a quotation mark too many: more rejects, none fewer
-    if b"a\nb" not in data and b"\r" not in data.replace(b"\r\n", b""):
+    if not broken:
         assert sorted(lines) == [line for line, _ in expected]
     for line, whole in expected:
         assert 1 <= lines[line] <= each
