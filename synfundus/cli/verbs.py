@@ -307,7 +307,7 @@ PLOT = Verb(
         _needs(Option("--run-dir", "plot.run_dirs", "Run of `train` or `train-vae` (repeatable).", "many")),
         Option("--out", "plot.out", "PNG to write; default curves.png here."),
         Option("--curve", "plot.curves", "Name in metrics.jsonl, e.g. grad_norm; default the usual ones.", "many"),
-        Option("--smoothing", "plot.smoothing", "Weight of the past in the strong line; 0 for none."),
+        Option("--smoothing", "plot.smoothing", "Weight of the past in the strong line, e.g. 0.9; 0 for none."),
     ),
     ("plot", "storage"),
     "plot",

@@ -55,5 +55,5 @@ class PlotConfig(Section):
     """PNG to write; an older one is replaced."""
     curves: tuple[str, ...] = ()
     """Names in metrics.jsonl, one panel each; by default the usual ones."""
-    smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.8
-    """Weight of the past in the strong line, 0 for none; the values themselves are drawn faintly behind it."""
+    smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """Weight of the past in the strong line, 0 for none; by default the more, the more points a curve has."""

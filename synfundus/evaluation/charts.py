@@ -29,6 +29,7 @@ _HEAD_INCHES = 0.62
 _LEGEND_LINE_INCHES = 0.24
 _DPI = 120
 _DECADES_FOR_LOG = 1.0
+_POINTS_LEFT = 50
 
 
 @dataclass(frozen=True)
@@ -77,20 +78,26 @@ def smooth(points: Sequence[Point], factor: float) -> list[Point]:
     return result
 
 
+def usual_smoothing(num_points: int) -> float:
+    """Return a factor that averages over about a fiftieth of a curve; 0 for a short one."""
+    return max(0.0, 1.0 - _POINTS_LEFT / max(num_points, 1))
+
+
 def spans_decades(curves: Sequence[Curve]) -> bool:
     """Whether the values are all positive and so far apart that a logarithmic axis shows them better."""
     values = [y for curve in curves for _, y in curve.points]
     return bool(values) and min(values) > 0.0 and math.log10(max(values) / min(values)) > _DECADES_FOR_LOG
 
 
-def draw_curves(panels: Sequence[Panel], run_names: Sequence[str], *, heading: str, smoothing: float) -> bytes:
+def draw_curves(panels: Sequence[Panel], run_names: Sequence[str], *, heading: str, smoothing: float | None) -> bytes:
     """Draw panels below and beside one another and return a PNG; the same pixels for the same arguments.
 
     Args:
         panels: At least one.
         run_names: Name of each run, shown in the legend as it is.
         heading: One line at the top.
-        smoothing: Weight of the past in the strong line; the values themselves are drawn faintly behind it.
+        smoothing: Weight of the past in the strong line, None for the usual one; the values themselves are drawn
+            faintly behind it.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -114,16 +121,17 @@ def draw_curves(panels: Sequence[Panel], run_names: Sequence[str], *, heading: s
     return stream.getvalue()
 
 
-def _draw_panel(axes: Axes, panel: Panel, *, smoothing: float) -> None:
+def _draw_panel(axes: Axes, panel: Panel, *, smoothing: float | None) -> None:
     from matplotlib.ticker import EngFormatter
 
     for curve in panel.curves:
         colour, style = _COLOURS[curve.run % len(_COLOURS)], _STYLES[curve.run // len(_COLOURS) % len(_STYLES)]
         places = [x for x, _ in curve.points]
         values = [y for _, y in curve.points]
-        if smoothing > 0.0 and len(places) > 1:
+        factor = usual_smoothing(len(places)) if smoothing is None else smoothing
+        if factor > 0.0 and len(places) > 1:
             axes.plot(places, values, color=colour, linewidth=0.7, alpha=0.35)
-            values = [y for _, y in smooth(curve.points, smoothing)]
+            values = [y for _, y in smooth(curve.points, factor)]
         mark = "o" if len(places) == 1 else ""
         axes.plot(places, values, color=colour, linestyle=style, linewidth=1.5, marker=mark, markersize=4)
     if panel.logarithmic:

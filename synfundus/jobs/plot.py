@@ -31,6 +31,7 @@ _TITLES = {
     "images_per_s": "images a second, all ranks",
     "data_wait_percent": "waiting for data, %",
 }
+_ALWAYS_LINEAR = ("psnr_db", "ssim", "images_per_s", "data_wait_percent")
 
 
 def run(config: RunConfig, world: World, console: Console) -> Summary:
@@ -76,7 +77,8 @@ def plan_panels(views: Sequence[RunView], wanted: Sequence[str]) -> list[Panel]:
     panels = []
     for key in _keys(views, wanted):
         curves = [Curve(number, points) for number, view in enumerate(views) if (points := _points(view, key))]
-        panels.append(Panel(_TITLES.get(key, key), curves, logarithmic=spans_decades(curves)))
+        logarithmic = key not in _ALWAYS_LINEAR and spans_decades(curves)
+        panels.append(Panel(_TITLES.get(key, key), curves, logarithmic=logarithmic))
     return panels
 
 

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from synfundus.evaluation.charts import Curve, Panel, draw_curves, smooth, spans_decades
+from synfundus.evaluation.charts import Curve, Panel, draw_curves, smooth, spans_decades, usual_smoothing
 
 RISE = [(float(x), x / 10) for x in range(1, 11)]
 BLUE, ORANGE = (0x56, 0xB4, 0xE9), (0xE6, 0x9F, 0x00)
@@ -26,6 +26,11 @@ def share_of(picture: NDArray[np.int16], colour: tuple[int, int, int]) -> float:
 def test_smoothing_keeps_what_is_constant_and_starts_without_bias() -> None:
     assert [y for _, y in smooth([(1.0, 3.0), (2.0, 3.0), (5.0, 3.0)], 0.9)] == pytest.approx([3.0, 3.0, 3.0])
     assert smooth(RISE, 0.0) == RISE
+
+
+def test_the_usual_smoothing_leaves_short_curves_alone_and_averages_over_a_fiftieth_of_long_ones() -> None:
+    assert usual_smoothing(1) == usual_smoothing(50) == 0.0
+    assert 1 / (1 - usual_smoothing(5000)) == pytest.approx(100)
 
 
 def test_smoothing_is_the_weighted_mean_of_all_before() -> None:
