@@ -19,6 +19,7 @@ from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import SilentConsole
 
+_CLUSTER_GROUP = "slurm"
 settings.register_profile(
     "synfundus",
     deadline=None,  # the machine may be busy
@@ -27,6 +28,21 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("synfundus")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a module's tests in one process where several run them, and start with what waits the longest.
+
+    There is one SLURM cluster at a time: its modules are one group.
+    """
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=lambda item: _group(item) != _CLUSTER_GROUP)
+
+
+def _group(item: pytest.Item) -> str:
+    return _CLUSTER_GROUP if item.path.name.startswith("test_slurm") else item.path.stem
 
 
 @pytest.fixture(scope="session")
