@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from synfundus.errors import CheckpointError
@@ -38,7 +39,7 @@ class FlatGroup:
 
     parameters: tuple[FlatParameter, ...]
 
-    @property
+    @cached_property
     def numel(self) -> int:
         """Elements without padding."""
         return sum(parameter.numel for parameter in self.parameters)
@@ -52,6 +53,19 @@ class FlatGroup:
         """Return (first, end) of a rank's slice in the unpadded vector; an all-padding slice is empty."""
         size = self.partition_size(world_size)
         return min(rank * size, self.numel), min((rank + 1) * size, self.numel)
+
+    def saved_pieces(self, rank: int, world_size: int, *, saved_world_size: int) -> list[tuple[int, int, int]]:
+        """Say which slices of another world size a rank's slice is put together from, in order.
+
+        Returns:
+            (saved rank, first, end), bounds in the unpadded vector: end to end they are `partition_bounds`.
+        """
+        first, end = self.partition_bounds(rank, world_size)
+        if first >= end:
+            return []
+        size = self.partition_size(saved_world_size)
+        overlapping = range(first // size, (end - 1) // size + 1)
+        return [(saved, max(first, saved * size), min(end, (saved + 1) * size)) for saved in overlapping]
 
 
 @dataclass(frozen=True)

@@ -176,6 +176,11 @@ class LocalWorld:
         return flag
 
 
+def share_of(units: Sequence[T], world: World) -> Sequence[T]:
+    """Return the units of work of a rank: every W-th, so that ranks have as many as each other or one less. Pure."""
+    return units[world.rank :: world.size]
+
+
 class NoticeBoard(Protocol):
     """Texts that any rank can put up and read at any time, without the others taking part."""
 

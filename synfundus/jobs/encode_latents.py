@@ -13,7 +13,7 @@ import numpy as np
 
 from synfundus import __version__
 from synfundus.config.schema import RunConfig
-from synfundus.distributed.world import World
+from synfundus.distributed.world import World, share_of
 from synfundus.errors import ConfigError, DataError
 from synfundus.jobs import Summary, build
 from synfundus.jobs.codec_folder import find_codec, open_codec
@@ -68,12 +68,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     if complete:
         console.message(f"latents are complete: {out}")
         return _summary(load_shard_set(out, kind="latents"))
-    tasks = [
-        EncodeTask(split, number, entry)
-        for split in SPLITS
-        for number, entry in enumerate(image_set.split_shards(split))
-    ]
-    mine = tasks[world.rank :: world.size]
+    tasks = plan_tasks(image_set)
+    mine = share_of(tasks, world)
     with (
         open_lanes(device) as lanes,
         console.progress("encoding", total=sum(task.entry.num_samples for task in mine), unit="images") as bar,
@@ -84,6 +80,15 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         _publish(out, tasks, image_set, properties, console)
     world.barrier()
     return _summary(load_shard_set(out, kind="latents"))
+
+
+def plan_tasks(image_set: ShardSet) -> list[EncodeTask]:
+    """Return what there is to encode: a task for each shard."""
+    return [
+        EncodeTask(split, number, entry)
+        for split in SPLITS
+        for number, entry in enumerate(image_set.split_shards(split))
+    ]
 
 
 def _properties(config: RunConfig, image_set: ShardSet, codec: LatentCodec, fingerprint: str) -> dict[str, Any]:

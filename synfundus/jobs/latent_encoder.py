@@ -7,7 +7,7 @@ its result, so each batch is computed by one thread, and several batches side by
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -149,7 +149,7 @@ class ShardEncoder:
             schema=image_set.label_schema, image_size_px=int(image_set.properties["image_size_px"])
         )
 
-    def encode(self, tasks: list[EncodeTask], bar: Progress) -> None:
+    def encode(self, tasks: Sequence[EncodeTask], bar: Progress) -> None:
         """Encode shards, except those whose record says that they are done."""
         todo = []
         for task in tasks:

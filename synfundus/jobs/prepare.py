@@ -18,7 +18,7 @@ from typing import TypeVar
 from synfundus.config.schema import RunConfig
 from synfundus.data.crosswalk import REJECTS_NAME as NAMED_REJECTS
 from synfundus.data.crosswalk import open_crosswalk
-from synfundus.distributed.world import World
+from synfundus.distributed.world import World, share_of
 from synfundus.errors import DataError, SynfundusError
 from synfundus.jobs import Summary
 from synfundus.jobs.preparation_chunks import ChunkResults, pending_chunks, prepare_chunks, read_chunks
@@ -166,11 +166,10 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     if assignment.complete:
         console.message(f"the set is complete: {places.out}")
         return _summary(places, load_shard_set(places.out, kind="images"), seconds=0.0, num_done=0)
-    mine = assignment.chunks[world.rank :: world.size]
-    prepare_chunks(section, places, assignment.collection, mine, console)
+    prepare_chunks(section, places, assignment.collection, share_of(assignment.chunks, world), console)
     world.barrier()
     tasks = _from_rank_0(world, chief.decide)
-    assemble_shards(places, section.image_format, tasks[world.rank :: world.size], console)
+    assemble_shards(places, section.image_format, share_of(tasks, world), console)
     world.barrier()
     _from_rank_0(world, chief.publish)
     num_done = sum(number for _, number in assignment.chunks)

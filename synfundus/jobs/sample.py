@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from synfundus import __version__
 from synfundus.config.schema import RunConfig
 from synfundus.data.reader import decode_image
-from synfundus.distributed.world import World
+from synfundus.distributed.world import World, share_of
 from synfundus.errors import ConfigError, SynfundusError
 from synfundus.evaluation.captions import label_caption
 from synfundus.evaluation.pictures import contact_sheet, encode_png
@@ -181,7 +181,7 @@ def _claim_here(out: str, request: dict[str, Any]) -> str:
 
 def _generate(work: _Work, world: World, console: Console) -> int:
     """Generate this rank's units that are not there; returns how many of its images were."""
-    units = work.store.units(num_images=len(work.rows), batch_size=work.batch_size)[world.rank :: world.size]
+    units = share_of(work.store.units(num_images=len(work.rows), batch_size=work.batch_size), world)
     total = sum(len(work.batch_images(batch)) for unit in units for batch in unit)
     num_kept = 0
     with console.progress("sampling", total=total, unit="images") as bar:

@@ -378,12 +378,10 @@ class _PartitionSource:
     def slice(self, number: int, group: FlatGroup, name: str, *, rank: int, world_size: int) -> Tensor:
         """Return a rank's slice of one flat vector, zero in the padding."""
         result = torch.zeros(group.partition_size(world_size), dtype=torch.float32)
-        first, end = group.partition_bounds(rank, world_size)
-        for saved_rank in range(self._saved_world_size):
-            saved_first, saved_end = group.partition_bounds(saved_rank, self._saved_world_size)
-            begin, stop = max(first, saved_first), min(end, saved_end)
-            if begin >= stop:
-                continue
+        first, _ = group.partition_bounds(rank, world_size)
+        pieces = group.saved_pieces(rank, world_size, saved_world_size=self._saved_world_size)
+        for saved_rank, begin, stop in pieces:
+            saved_first, _ = group.partition_bounds(saved_rank, self._saved_world_size)
             saved = self._file(saved_rank)[f"group{number}.{name}"]
             result[begin - first : stop - first] = saved[begin - saved_first : stop - saved_first]
         return result
