@@ -16,7 +16,7 @@ from synfundus.distributed.ds_config import BatchPlan, check_ds_file, plan_batch
 from synfundus.distributed.world import World
 from synfundus.jobs import Summary, build
 from synfundus.jobs.demo_pace import latent_edge
-from synfundus.jobs.step_cost import BACKWARD
+from synfundus.jobs.step_cost import image_flops
 from synfundus.models.counting import NetworkCount, count_network
 from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
 from synfundus.telemetry.console import Console
@@ -39,9 +39,9 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     """Work out what the run of a config needs, and say it.
 
     Returns:
-        ``parameters``, ``flops_per_image``, ``ranks``, ``micro_batch_size``, ``memory`` (bytes by kind), ``fits``,
-        ``largest_micro_batch_size``, ``images_per_s``, ``hours``, ``gpu_hours``, ``cost``, ``checkpoint_bytes``,
-        ``latent_set_bytes``.
+        ``parameters``, ``flops_per_image`` (the model's), ``flops_recomputed``, ``ranks``, ``micro_batch_size``,
+        ``memory`` (bytes by kind), ``fits``, ``largest_micro_batch_size``, ``mfu``, ``hfu``, ``images_per_s``,
+        ``hours``, ``gpu_hours``, ``cost``, ``checkpoint_bytes``, ``latent_set_bytes``.
     """
     del world
     ranks = config.launch.nodes * (config.launch.procs_per_node or config.launch.gpus_per_node or 1)
@@ -65,13 +65,13 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         "buckets": _bucket_bytes(config, weight_bytes),
         "activations": count.activation_bytes * batch.micro_batch_size,
     }
-    gpu, flops = GPUS[config.plan.gpu], count.flops_forward * (1.0 + BACKWARD)
+    gpu, flops = GPUS[config.plan.gpu], image_flops(count)
     time = throughput(
-        flops_per_image=flops,
+        flops=flops,
         budget_images=config.loop.budget_images,
         ranks=ranks,
         peak_flops=gpu.flops,
-        mfu=config.plan.mfu,
+        hfu=config.plan.hfu,
     )
     usable = int(USABLE * gpu.memory_bytes)
     fixed = sum(memory.values()) - memory["activations"]
@@ -79,7 +79,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     price = config.plan.price_per_gpu_hour
     summary: Summary = {
         "parameters": count.parameters,
-        "flops_per_image": flops,
+        "flops_per_image": flops.model,
+        "flops_recomputed": count.flops_recomputed,
         "ranks": ranks,
         "micro_batch_size": batch.micro_batch_size,
         "memory": memory,
@@ -87,6 +88,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         "gpu_memory": gpu.memory_bytes,
         "fits": sum(memory.values()) <= usable,
         "largest_micro_batch_size": largest,
+        "mfu": time.mfu,
+        "hfu": config.plan.hfu,
         "images_per_s": time.images_per_s,
         "hours": time.hours,
         "gpu_hours": time.gpu_hours,
@@ -147,6 +150,7 @@ def _report(
         [
             ("parameters", f"{count.parameters / 1e6:,.1f} M", f"U-Net and conditioner, latents {shape}"),
             ("operations", f"{summary['flops_per_image'] / 1e9:,.0f} GFLOP", "an image, forward and backward"),
+            ("recomputed", f"{count.flops_recomputed / 1e9:,.0f} GFLOP", "an image, by gradient checkpointing"),
             (
                 "batch",
                 f"{batch.global_batch_size:,}",
@@ -163,9 +167,10 @@ def _report(
     )
     cost = "" if summary["cost"] is None else f", {summary['cost']:,.0f} at {config.plan.price_per_gpu_hour} an hour"
     console.table(
-        f"time, if {config.plan.mfu:.0%} of the peak arrive",
+        f"time, if the GPUs compute at {config.plan.hfu:.0%} of their peak (HFU)",
         ("what", "how much", "of what"),
         [
+            ("MFU", f"{time.mfu:.1%}", "of the peak: the model's own operations, without what is recomputed"),
             ("rate", f"{time.images_per_s:,.0f} images/s", f"{time.images_per_s / ranks:,.1f} a GPU"),
             ("run", f"{time.hours:,.1f} h", f"{config.loop.budget_images:,} images"),
             ("GPU hours", f"{time.gpu_hours:,.0f}", f"{ranks} GPUs{cost}"),

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from synfundus.config.schema import LoopConfig
 from synfundus.distributed.world import World
 from synfundus.models.autoencoder import LatentCodec
-from synfundus.models.counting import count_network, meta_copy
+from synfundus.models.counting import NetworkCount, count_network, meta_copy
 from synfundus.models.unet import ConditionalDenoiser
-from synfundus.training.footprint import GPUS, find_gpu
+from synfundus.training.footprint import GPUS, ImageFlops, find_gpu
 from synfundus.training.progress import StepCost
 
 BACKWARD = 2.0
@@ -58,7 +58,10 @@ def denoiser_cost(
             torch.zeros(1, dtype=torch.int64),
             torch.zeros(1, num_labels, dtype=torch.int64),
         )
-    return _cost(count_network(meta_copy(denoiser), *inputs).flops_forward, loop, world)
+    shadow = meta_copy(denoiser)
+    if loop.gradient_checkpointing:
+        shadow.unet.enable_gradient_checkpointing()
+    return _cost(count_network(shadow, *inputs), loop, world)
 
 
 def codec_cost(codec: LatentCodec, *, image_size_px: int, loop: LoopConfig, world: World) -> StepCost | None:
@@ -74,13 +77,23 @@ def codec_cost(codec: LatentCodec, *, image_size_px: int, loop: LoopConfig, worl
         return None
     edge = image_size_px // codec.block_size_px
     blocks = torch.empty(1, int(codec.autoencoder.config.in_channels), edge, edge, device="meta")
-    return _cost(count_network(meta_copy(_ThereAndBack(codec)), blocks).flops_forward, loop, world)
+    shadow = meta_copy(_ThereAndBack(codec))
+    if loop.gradient_checkpointing:
+        shadow.autoencoder.enable_gradient_checkpointing()
+    return _cost(count_network(shadow, blocks), loop, world)
 
 
-def _cost(flops_forward: int, loop: LoopConfig, world: World) -> StepCost:
+def image_flops(count: NetworkCount) -> ImageFlops:
+    """Return what an image costs in training, from what a forward pass does and checkpoints."""
+    model = count.flops_forward * (1.0 + BACKWARD)
+    return ImageFlops(model=model, hardware=model + count.flops_recomputed)
+
+
+def _cost(count: NetworkCount, loop: LoopConfig, world: World) -> StepCost:
+    flops = image_flops(count)
     return StepCost(
-        flops_per_image=flops_forward * (1.0 + BACKWARD),
-        recomputed=(2.0 + BACKWARD) / (1.0 + BACKWARD) if loop.gradient_checkpointing else 1.0,
+        flops_per_image=flops.model,
+        recomputed=flops.hardware / flops.model,
         peak_flops=_peak_flops(loop, world),
     )
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -20,11 +23,14 @@ class NetworkCount:
     Attributes:
         parameters: Numbers that are trained.
         flops_forward: Operations of the forward pass, a multiply-add as two.
+        flops_recomputed: Operations the backward pass does again because the network checkpoints them; 0 if it does
+            not. Whole blocks are counted, though torch stops at the last tensor that it needs.
         activation_bytes: What is kept for the backward pass, parameters aside, in the precision of the network.
     """
 
     parameters: int
     flops_forward: int
+    flops_recomputed: int
     activation_bytes: int
 
 
@@ -70,7 +76,34 @@ class _CountAttention(TorchFunctionMode):
         return _FusedAttention.apply(query, key, value)  # type: ignore[no-untyped-call]
 
 
-def meta_copy(network: nn.Module) -> nn.Module:
+class _CountCheckpoints:
+    """Counts what is computed under `torch.utils.checkpoint`: the backward pass computes it again.
+
+    A checkpoint within a checkpoint is counted twice, as it is computed.
+
+    Args:
+        so_far: Returns the operations counted until now.
+    """
+
+    def __init__(self, so_far: Callable[[], int]) -> None:
+        self.so_far = so_far
+        self.flops = 0
+        self._checkpoint = torch.utils.checkpoint.checkpoint
+
+    def _counted(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - whatever the function returns
+        before = self.so_far()
+        result = self._checkpoint(*args, **kwargs)
+        self.flops += self.so_far() - before
+        return result
+
+    def __enter__(self) -> None:
+        torch.utils.checkpoint.checkpoint = self._counted  # networks look it up there when they call it
+
+    def __exit__(self, *_: object) -> None:
+        torch.utils.checkpoint.checkpoint = self._checkpoint
+
+
+def meta_copy(network: Network) -> Network:
     """Return a copy of a network on the meta device; its weights are not copied on the way."""
     tensors: dict[int, Tensor] = {
         id(own): nn.Parameter(torch.empty_like(own, device="meta"), requires_grad=own.requires_grad)
@@ -99,11 +132,13 @@ def count_network(network: nn.Module, *inputs: Tensor) -> NetworkCount:
         return tensor
 
     counter, attention = FlopCounterMode(display=False), _CountAttention()
-    with counter, attention, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    checkpoints = _CountCheckpoints(lambda: int(counter.get_total_flops()) + attention.flops)
+    with checkpoints, counter, attention, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         output = network(*inputs)
     alive.append(output)
     return NetworkCount(
         parameters=sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad),
-        flops_forward=counter.get_total_flops() + attention.flops,
+        flops_forward=checkpoints.so_far(),
+        flops_recomputed=checkpoints.flops,
         activation_bytes=sum(kept.values()),
     )

@@ -112,6 +112,19 @@ def latent_set_bytes(*, num_images: int, latent_shape: tuple[int, int, int], wit
 
 
 @dataclass(frozen=True)
+class ImageFlops:
+    """Operations of an image's forward and backward pass.
+
+    Attributes:
+        model: What the mathematics asks for, however it is computed: what the MFU counts.
+        hardware: What processors do, with what gradient checkpointing computes again: what the HFU counts.
+    """
+
+    model: float
+    hardware: float
+
+
+@dataclass(frozen=True)
 class Throughput:
     """How long a run takes.
 
@@ -119,23 +132,32 @@ class Throughput:
         images_per_s: Of all ranks.
         hours: For the budget.
         gpu_hours: Of all ranks together.
+        mfu: Part of the peak that is the model's own operations.
     """
 
     images_per_s: float
     hours: float
     gpu_hours: float
+    mfu: float
 
 
-def throughput(*, flops_per_image: float, budget_images: int, ranks: int, peak_flops: float, mfu: float) -> Throughput:
-    """Return rate and duration at a model FLOPs utilisation (Chowdhery et al. 2022, PaLM, arXiv 2204.02311, App. B).
+def throughput(*, flops: ImageFlops, budget_images: int, ranks: int, peak_flops: float, hfu: float) -> Throughput:
+    """Return rate and duration at a hardware FLOPs utilisation.
+
+    HFU is the part of the peak that processors compute at, recomputation included; MFU counts the model's operations
+    alone, so MFU = HFU x model / hardware, and both are one number without gradient checkpointing. The HFU is what is
+    given: checkpointing keeps a GPU as busy as it was and makes it do more, so at the same HFU the rate falls by
+    model / hardware.
+
+    Source: Chowdhery et al. 2022, PaLM (arXiv 2204.02311), App. B; Korthikanti et al. 2022 (arXiv 2205.05198), sec. 6.
 
     Args:
-        flops_per_image: Forward and backward pass, without what is recomputed.
+        flops: Of an image.
         budget_images: Images to train on.
         ranks: GPUs.
         peak_flops: Of one GPU.
-        mfu: Part of the peak that arrives.
+        hfu: Part of the peak that arrives.
     """
-    rate = ranks * peak_flops * mfu / flops_per_image
+    rate = ranks * peak_flops * hfu / flops.hardware
     hours = budget_images / rate / 3600.0
-    return Throughput(rate, hours, hours * ranks)
+    return Throughput(rate, hours, hours * ranks, hfu * flops.model / flops.hardware)

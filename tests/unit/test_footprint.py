@@ -6,19 +6,24 @@ from typing import get_args
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from diffusers import UNet2DConditionModel
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from synfundus.config.loader import list_presets, load_config
 from synfundus.config.run_sections import PlanConfig
 from synfundus.distributed.world import LocalWorld
-from synfundus.jobs import plan
+from synfundus.jobs import build, plan
+from synfundus.jobs.step_cost import denoiser_cost, image_flops
 from synfundus.models.counting import count_network
+from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
 from synfundus.telemetry.console import SilentConsole
 from synfundus.training.footprint import (
     GPUS,
+    ImageFlops,
     checkpoint_bytes,
     latent_set_bytes,
     state_bytes,
@@ -59,7 +64,8 @@ def test_a_checkpoint_and_a_latent_set_have_the_size_they_have_on_disk() -> None
 
 def test_twice_the_ranks_take_half_the_hours_and_as_many_gpu_hours() -> None:
     one, two = (
-        throughput(flops_per_image=1e12, budget_images=10**6, ranks=ranks, peak_flops=1e14, mfu=0.3) for ranks in (1, 2)
+        throughput(flops=ImageFlops(1e12, 1e12), budget_images=10**6, ranks=ranks, peak_flops=1e14, hfu=0.3)
+        for ranks in (1, 2)
     )
     assert one.images_per_s == pytest.approx(30.0)
     assert two.hours == pytest.approx(one.hours / 2)
@@ -104,10 +110,105 @@ def test_a_published_run_comes_out_at_a_utilisation_within_the_usual() -> None:
     with torch.device("meta"):
         count = count_network(stable_diffusion_2(), torch.empty(1, 4, 64, 64), torch.zeros(1), torch.empty(1, 77, 1024))
     assert count.parameters == pytest.approx(865.9e6, rel=1e-3)
-    at_peak = throughput(
-        flops_per_image=3 * count.flops_forward, budget_images=1, ranks=128, peak_flops=GPUS["a100"].flops, mfu=1.0
-    )
+    at_peak = throughput(flops=image_flops(count), budget_images=1, ranks=128, peak_flops=GPUS["a100"].flops, hfu=1.0)
     assert 0.25 < 4590 / at_peak.images_per_s < 0.31
+
+
+def test_at_the_same_hfu_recomputation_lowers_rate_and_mfu_by_the_same_factor() -> None:
+    plain, checkpointed = (
+        throughput(flops=ImageFlops(3e12, hardware), budget_images=10**6, ranks=8, peak_flops=1e14, hfu=0.4)
+        for hardware in (3e12, 4e12)
+    )
+    assert plain.mfu == pytest.approx(0.4)
+    assert checkpointed.mfu == pytest.approx(0.3)
+    assert checkpointed.images_per_s == pytest.approx(plain.images_per_s * 3 / 4)
+    assert checkpointed.hours == pytest.approx(plain.hours * 4 / 3)
+    for run, hardware in ((plain, 3e12), (checkpointed, 4e12)):
+        assert run.images_per_s * 3e12 == pytest.approx(run.mfu * 8 * 1e14), "MFU: the model's operations that arrive"
+        assert run.images_per_s * hardware == pytest.approx(0.4 * 8 * 1e14), "HFU: all operations that arrive"
+
+
+class Stack(nn.Module):
+    """Linear layers, some of them under a checkpoint, or all under one more."""
+
+    def __init__(self, checkpointed: int, *, nested: bool = False) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8, bias=False) for _ in range(4))
+        self.checkpointed, self.nested = checkpointed, nested
+
+    def run(self, inputs: torch.Tensor) -> torch.Tensor:
+        for number, layer in enumerate(self.layers):
+            if number < self.checkpointed:
+                inputs = torch.utils.checkpoint.checkpoint(layer, inputs, use_reentrant=False)
+            else:
+                inputs = layer(inputs)
+        return inputs
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if self.nested:
+            whole: torch.Tensor = torch.utils.checkpoint.checkpoint(self.run, inputs, use_reentrant=False)
+            return whole
+        return self.run(inputs)
+
+
+@pytest.mark.parametrize("checkpointed", range(5))
+def test_checkpointing_adds_one_forward_pass_of_what_is_checkpointed(checkpointed: int) -> None:
+    with torch.device("meta"):
+        count = count_network(Stack(checkpointed), torch.empty(3, 8))
+        nested = count_network(Stack(checkpointed, nested=True), torch.empty(3, 8))
+    layer = 2 * 3 * 8 * 8
+    assert count.flops_forward == nested.flops_forward == 4 * layer
+    assert count.flops_recomputed == checkpointed * layer
+    assert nested.flops_recomputed == (4 + checkpointed) * layer
+    assert image_flops(count).model == 3 * 4 * layer
+    assert image_flops(count).hardware == image_flops(count).model + checkpointed * layer
+
+
+def test_what_is_counted_as_recomputed_is_what_a_backward_pass_of_the_u_net_computes_again() -> None:
+    done = {}
+    for checkpointed in (False, True):
+        with torch.device("meta"):
+            unet = UNet2DConditionModel(
+                sample_size=8,
+                block_out_channels=(32, 64),
+                down_block_types=("DownBlock2D", "DownBlock2D"),
+                up_block_types=("UpBlock2D", "UpBlock2D"),
+                mid_block_type="UNetMidBlock2D",
+                cross_attention_dim=16,
+            ).train()
+            inputs = (torch.empty(1, 4, 8, 8), torch.zeros(1), torch.empty(1, 5, 16))
+        if checkpointed:
+            unet.enable_gradient_checkpointing()
+        count = count_network(unet, *inputs)
+        counter = FlopCounterMode(display=False)
+        with counter, torch.utils.checkpoint.set_checkpoint_early_stop(False):
+            unet(*inputs).sample.sum().backward()
+        done[checkpointed] = counter.get_total_flops(), count
+    (plain, without), (again, with_it) = done[False], done[True]
+    assert without.flops_recomputed == 0
+    assert without.flops_forward == with_it.flops_forward
+    assert 0 < with_it.flops_recomputed == again - plain
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_plan_and_run_count_the_same_operations(checkpointing: bool) -> None:
+    settings = [f"loop.gradient_checkpointing={str(checkpointing).lower()}", "plan.hfu=0.4"]
+    config = load_config(preset="fundus256", file=None, settings=settings, flags=[]).config
+    summary = plan.run(config, LocalWorld(), Talk())
+    with torch.device("meta"):
+        denoiser = build.denoiser(config, schema=DEFAULT_LABEL_SCHEMA, latent_shape=(4, 32, 32))
+    cost = denoiser_cost(
+        denoiser,
+        latent_shape=(4, 32, 32),
+        num_labels=len(DEFAULT_LABEL_SCHEMA.labels),
+        loop=config.loop,
+        world=LocalWorld(),
+    )
+    assert cost is not None
+    assert cost.flops_per_image == summary["flops_per_image"]
+    assert cost.recomputed == pytest.approx(1 + summary["flops_recomputed"] / summary["flops_per_image"])
+    assert summary["mfu"] * cost.recomputed == pytest.approx(summary["hfu"]) == pytest.approx(0.4)
+    assert (1.25 < cost.recomputed < 4 / 3) if checkpointing else cost.recomputed == 1.0
 
 
 def test_every_gpu_that_can_be_asked_for_is_known() -> None:
