@@ -28,6 +28,7 @@ from synfundus.training.footprint import (
     checkpoint_bytes,
     latent_set_bytes,
     state_bytes,
+    step_traffic,
     throughput,
 )
 
@@ -41,7 +42,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     Returns:
         ``parameters``, ``flops_per_image`` (the model's), ``flops_recomputed``, ``ranks``, ``micro_batch_size``,
         ``memory`` (bytes by kind), ``fits``, ``largest_micro_batch_size``, ``mfu``, ``hfu``, ``images_per_s``,
-        ``hours``, ``gpu_hours``, ``cost``, ``checkpoint_bytes``, ``latent_set_bytes``.
+        ``hours``, ``gpu_hours``, ``traffic_bytes`` (a rank and step), ``cost``, ``checkpoint_bytes``,
+        ``latent_set_bytes``.
     """
     del world
     ranks = config.launch.nodes * (config.launch.procs_per_node or config.launch.gpus_per_node or 1)
@@ -58,6 +60,12 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         ranks=ranks,
         weight_bytes=weight_bytes,
         num_averages=averages,
+        accumulation_steps=batch.gradient_accumulation_steps,
+    )
+    traffic = step_traffic(
+        parameters=count.parameters,
+        ranks=ranks,
+        weight_bytes=weight_bytes,
         accumulation_steps=batch.gradient_accumulation_steps,
     )
     memory = {
@@ -93,6 +101,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         "images_per_s": time.images_per_s,
         "hours": time.hours,
         "gpu_hours": time.gpu_hours,
+        "traffic_bytes": traffic.total,
         "cost": None if price is None else price * time.gpu_hours,
         "checkpoint_bytes": checkpoint_bytes(parameters=count.parameters, num_averages=averages),
         "latent_set_bytes": latent_set_bytes(
@@ -174,6 +183,11 @@ def _report(
             ("rate", f"{time.images_per_s:,.0f} images/s", f"{time.images_per_s / ranks:,.1f} a GPU"),
             ("run", f"{time.hours:,.1f} h", f"{config.loop.budget_images:,} images"),
             ("GPU hours", f"{time.gpu_hours:,.0f}", f"{ranks} GPUs{cost}"),
+            (
+                "network",
+                f"{summary['traffic_bytes'] / GIB:.2f} GiB",
+                "a rank sends a step; its time is not in the above",
+            ),
             ("checkpoint", f"{summary['checkpoint_bytes'] / GIB:,.2f} GiB", f"{config.loop.keep_checkpoints} are kept"),
             (
                 "latents",

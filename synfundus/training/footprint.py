@@ -100,6 +100,43 @@ def state_bytes(
     )
 
 
+@dataclass(frozen=True)
+class StepTraffic:
+    """Bytes a rank sends in an optimizer step, and receives.
+
+    Attributes:
+        reduced: Gradients, reduced after each backward pass.
+        gathered: Weights, gathered after the update.
+    """
+
+    reduced: int
+    gathered: int
+
+    @property
+    def total(self) -> int:
+        """Return both."""
+        return self.reduced + self.gathered
+
+
+def step_traffic(*, parameters: int, ranks: int, weight_bytes: int, accumulation_steps: int) -> StepTraffic:
+    """Return what a rank of a ZeRO-2 run sends in rings.
+
+    A ring passes (N-1)/N of a vector on to reduce it into parts, and as much to gather them. ZeRO-2 needs one of each
+    in a step. The pinned DeepSpeed reduces every bucket on all ranks and then keeps its own part, in the precision of
+    the weights and after every backward pass: twice (N-1)/N wP for each (`tests/integration/test_step_traffic.py`).
+
+    Source: Rajbhandari et al. 2020, ZeRO (arXiv 1910.02054), section 7; Patarasuk and Yuan 2009 for rings.
+
+    Args:
+        parameters: P.
+        ranks: N.
+        weight_bytes: w: 2 for bf16, 4 for fp32.
+        accumulation_steps: Backward passes an update.
+    """
+    once = weight_bytes * parameters * (ranks - 1) // ranks
+    return StepTraffic(reduced=2 * once * accumulation_steps, gathered=once)
+
+
 def checkpoint_bytes(*, parameters: int, num_averages: int) -> int:
     """Return the size of a checkpoint: the model file, and masters, moments and averages over all ranks, in fp32."""
     return 4 * parameters * (1 + 3 + num_averages)
