@@ -24,7 +24,6 @@ from synfundus.training.footprint import (
     GIB,
     GPUS,
     StateBytes,
-    Throughput,
     checkpoint_bytes,
     latent_set_bytes,
     state_bytes,
@@ -37,42 +36,41 @@ USABLE = 0.9
 
 
 def run(config: RunConfig, world: World, console: Console) -> Summary:
-    """Work out what the run of a config needs, and say it.
+    """Work out what the run of a config needs, and say it; returns what `work_out` does."""
+    del world
+    summary = work_out(config, count_denoiser(config))
+    _report(config, console, summary)
+    return summary
+
+
+def work_out(config: RunConfig, count: NetworkCount) -> Summary:
+    """Return what the run of a config needs. Pure.
+
+    Args:
+        config: The run.
+        count: Its network, from `count_denoiser`.
 
     Returns:
-        ``parameters``, ``flops_per_image`` (the model's), ``flops_recomputed``, ``ranks``, ``micro_batch_size``,
-        ``memory`` (bytes by kind), ``fits``, ``largest_micro_batch_size``, ``mfu``, ``hfu``, ``images_per_s``,
-        ``hours``, ``gpu_hours``, ``traffic_bytes`` (a rank and step), ``cost``, ``checkpoint_bytes``,
-        ``latent_set_bytes``.
+        ``parameters``, ``flops_per_image`` (the model's), ``flops_recomputed``, ``ranks``, ``global_batch_size``,
+        ``micro_batch_size``, ``accumulation_steps``, ``memory`` (bytes by kind), ``states`` (bytes of the model's among
+        them), ``memory_total``, ``gpu_memory``, ``fits``, ``largest_micro_batch_size``, ``mfu``, ``hfu``,
+        ``images_per_s``, ``hours``, ``gpu_hours``, ``cost``, ``traffic_bytes`` (a rank sends in a step),
+        ``checkpoint_bytes``, ``latent_set_bytes``.
     """
-    del world
     ranks = config.launch.nodes * (config.launch.procs_per_node or config.launch.gpus_per_node or 1)
     batch = plan_batch(
         global_batch_size=config.loop.global_batch_size,
         max_micro_batch_size=config.loop.micro_batch_size,
         world_size=ranks,
     )
-    weight_bytes = 2 if working_precision(config.loop.precision, native_bf16=True) == "bf16" else 4
-    count = count_denoiser(config, weight_bytes=weight_bytes)
-    averages = 1 + len(config.ema.sigma_rel)
-    states = state_bytes(
-        parameters=count.parameters,
-        ranks=ranks,
-        weight_bytes=weight_bytes,
-        num_averages=averages,
-        accumulation_steps=batch.gradient_accumulation_steps,
-    )
-    traffic = step_traffic(
-        parameters=count.parameters,
-        ranks=ranks,
-        weight_bytes=weight_bytes,
-        accumulation_steps=batch.gradient_accumulation_steps,
-    )
-    memory = {
-        **asdict(states),
-        "buckets": _bucket_bytes(config, weight_bytes),
-        "activations": count.activation_bytes * batch.micro_batch_size,
+    weight_bytes, averages = _weight_bytes(config), 1 + len(config.ema.sigma_rel)
+    network = {
+        "parameters": count.parameters,
+        "ranks": ranks,
+        "weight_bytes": weight_bytes,
+        "accumulation_steps": batch.gradient_accumulation_steps,
     }
+    states = state_bytes(**network, num_averages=averages)
     gpu, flops = GPUS[config.plan.gpu], image_flops(count)
     time = throughput(
         flops=flops,
@@ -81,41 +79,54 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         peak_flops=gpu.flops,
         hfu=config.plan.hfu,
     )
-    usable = int(USABLE * gpu.memory_bytes)
-    fixed = sum(memory.values()) - memory["activations"]
-    largest = max(0, (usable - fixed) // count.activation_bytes)
     price = config.plan.price_per_gpu_hour
-    summary: Summary = {
+    return {
         "parameters": count.parameters,
         "flops_per_image": flops.model,
         "flops_recomputed": count.flops_recomputed,
         "ranks": ranks,
+        "global_batch_size": batch.global_batch_size,
         "micro_batch_size": batch.micro_batch_size,
-        "memory": memory,
-        "memory_total": sum(memory.values()),
-        "gpu_memory": gpu.memory_bytes,
-        "fits": sum(memory.values()) <= usable,
-        "largest_micro_batch_size": largest,
+        "accumulation_steps": batch.gradient_accumulation_steps,
+        **_memory(config, count, batch, states),
         "mfu": time.mfu,
         "hfu": config.plan.hfu,
         "images_per_s": time.images_per_s,
         "hours": time.hours,
         "gpu_hours": time.gpu_hours,
-        "traffic_bytes": traffic.total,
         "cost": None if price is None else price * time.gpu_hours,
+        "traffic_bytes": step_traffic(**network).total,
         "checkpoint_bytes": checkpoint_bytes(parameters=count.parameters, num_averages=averages),
         "latent_set_bytes": latent_set_bytes(
             num_images=config.plan.num_images, latent_shape=_latent_shape(config), with_flip=config.encode.flip
         ),
     }
-    _report(config, console, count=count, batch=batch, states=states, time=time, summary=summary)
-    return summary
 
 
-def count_denoiser(config: RunConfig, *, weight_bytes: int) -> NetworkCount:
+def _memory(config: RunConfig, count: NetworkCount, batch: BatchPlan, states: StateBytes) -> Summary:
+    """Return the part of the summary that is about a rank's memory."""
+    buckets = _bucket_bytes(config, _weight_bytes(config))
+    memory = {**asdict(states), "buckets": buckets, "activations": count.activation_bytes * batch.micro_batch_size}
+    total, gpu = sum(memory.values()), GPUS[config.plan.gpu]
+    usable = int(USABLE * gpu.memory_bytes)
+    return {
+        "memory": memory,
+        "states": states.total,
+        "memory_total": total,
+        "gpu_memory": gpu.memory_bytes,
+        "fits": total <= usable,
+        "largest_micro_batch_size": max(0, (usable - states.total - buckets) // count.activation_bytes),
+    }
+
+
+def _weight_bytes(config: RunConfig) -> int:
+    return 2 if working_precision(config.loop.precision, native_bf16=True) == "bf16" else 4
+
+
+def count_denoiser(config: RunConfig) -> NetworkCount:
     """Count U-Net and conditioner for one image."""
     shape = _latent_shape(config)
-    dtype = torch.bfloat16 if weight_bytes == 2 else torch.float32
+    dtype = torch.bfloat16 if _weight_bytes(config) == 2 else torch.float32
     with torch.device("meta"):
         denoiser = build.denoiser(config, schema=DEFAULT_LABEL_SCHEMA, latent_shape=shape).to(dtype).train()
         if config.loop.gradient_checkpointing:
@@ -141,29 +152,20 @@ def _bucket_bytes(config: RunConfig, weight_bytes: int) -> int:
     return int(zero["reduce_bucket_size"]) * weight_bytes
 
 
-def _report(
-    config: RunConfig,
-    console: Console,
-    *,
-    count: NetworkCount,
-    batch: BatchPlan,
-    states: StateBytes,
-    time: Throughput,
-    summary: Summary,
-) -> None:
-    memory, ranks = summary["memory"], batch.world_size
+def _report(config: RunConfig, console: Console, summary: Summary) -> None:
+    memory, ranks = summary["memory"], summary["ranks"]
     shape = " x ".join(map(str, _latent_shape(config)))
     console.table(
         f"{config.plan.gpu} x {ranks}",
         ("what", "how much", "of what"),
         [
-            ("parameters", f"{count.parameters / 1e6:,.1f} M", f"U-Net and conditioner, latents {shape}"),
+            ("parameters", f"{summary['parameters'] / 1e6:,.1f} M", f"U-Net and conditioner, latents {shape}"),
             ("operations", f"{summary['flops_per_image'] / 1e9:,.0f} GFLOP", "an image, forward and backward"),
-            ("recomputed", f"{count.flops_recomputed / 1e9:,.0f} GFLOP", "an image, by gradient checkpointing"),
+            ("recomputed", f"{summary['flops_recomputed'] / 1e9:,.0f} GFLOP", "an image, by gradient checkpointing"),
             (
                 "batch",
-                f"{batch.global_batch_size:,}",
-                f"{ranks} ranks x {batch.gradient_accumulation_steps} steps x {batch.micro_batch_size} images",
+                f"{summary['global_batch_size']:,}",
+                f"{ranks} ranks x {summary['accumulation_steps']} steps x {summary['micro_batch_size']} images",
             ),
         ],
     )
@@ -172,17 +174,17 @@ def _report(
     console.table(
         "memory of a rank under ZeRO-2",
         ("what", "how much", "of what"),
-        [*rows, ("all", f"{total:.2f} GiB", f"of {device:.0f} GiB; model states {states.total / GIB:.2f} GiB")],
+        [*rows, ("all", f"{total:.2f} GiB", f"of {device:.0f} GiB; model states {summary['states'] / GIB:.2f} GiB")],
     )
     cost = "" if summary["cost"] is None else f", {summary['cost']:,.0f} at {config.plan.price_per_gpu_hour} an hour"
     console.table(
         f"time, if the GPUs compute at {config.plan.hfu:.0%} of their peak (HFU)",
         ("what", "how much", "of what"),
         [
-            ("MFU", f"{time.mfu:.1%}", "of the peak: the model's own operations, without what is recomputed"),
-            ("rate", f"{time.images_per_s:,.0f} images/s", f"{time.images_per_s / ranks:,.1f} a GPU"),
-            ("run", f"{time.hours:,.1f} h", f"{config.loop.budget_images:,} images"),
-            ("GPU hours", f"{time.gpu_hours:,.0f}", f"{ranks} GPUs{cost}"),
+            ("MFU", f"{summary['mfu']:.1%}", "of the peak: the model's own operations, without what is recomputed"),
+            ("rate", f"{summary['images_per_s']:,.0f} images/s", f"{summary['images_per_s'] / ranks:,.1f} a GPU"),
+            ("run", f"{summary['hours']:,.1f} h", f"{config.loop.budget_images:,} images"),
+            ("GPU hours", f"{summary['gpu_hours']:,.0f}", f"{ranks} GPUs{cost}"),
             (
                 "network",
                 f"{summary['traffic_bytes'] / GIB:.2f} GiB",
