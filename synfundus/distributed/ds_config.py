@@ -125,7 +125,8 @@ def build_ds_config(
 ) -> dict[str, Any]:
     """Return the dictionary for ``deepspeed.initialize``.
 
-    Gradients are accumulated and reduced in fp32 whatever the weights are (bf16 sums lose small terms).
+    Gradients are accumulated over micro-batches in fp32 whatever the weights are (bf16 sums lose small terms). Over
+    ranks DeepSpeed adds them in the precision of the weights, unless the file sets ``communication_data_type``.
     """
     config = {key: value for key, value in document.items() if key != "comment"}
     config.update(

@@ -6,6 +6,7 @@ The network is built on the meta device: nothing is allocated, computed or start
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
@@ -95,7 +96,7 @@ def work_out(config: RunConfig, count: NetworkCount) -> Summary:
         "hours": time.hours,
         "gpu_hours": time.gpu_hours,
         "cost": None if price is None else price * time.gpu_hours,
-        "traffic_bytes": step_traffic(**network).total,
+        "traffic_bytes": step_traffic(**network, gradient_bytes=_gradient_bytes(config)).total,
         "checkpoint_bytes": checkpoint_bytes(parameters=count.parameters, num_averages=averages),
         "latent_set_bytes": latent_set_bytes(
             num_images=config.plan.num_images, latent_shape=_latent_shape(config), with_flip=config.encode.flip
@@ -145,11 +146,20 @@ def _latent_shape(config: RunConfig) -> tuple[int, int, int]:
     return (config.vae.codec.latent_channels, edge, edge)
 
 
+def _ds_document(config: RunConfig) -> dict[str, Any]:
+    path, document = read_ds_file(config.launch.ds_config, device="cuda")
+    return check_ds_file(document, where=str(path))
+
+
 def _bucket_bytes(config: RunConfig, weight_bytes: int) -> int:
     """Return the size of the buffer gradients are gathered in before they are reduced."""
-    path, document = read_ds_file(config.launch.ds_config, device="cuda")
-    zero = check_ds_file(document, where=str(path))["zero_optimization"]
-    return int(zero["reduce_bucket_size"]) * weight_bytes
+    return int(_ds_document(config)["zero_optimization"]["reduce_bucket_size"]) * weight_bytes
+
+
+def _gradient_bytes(config: RunConfig) -> int:
+    """Return the size of a gradient on its way to the other ranks."""
+    kind = _ds_document(config).get("communication_data_type")
+    return _weight_bytes(config) if kind is None else 4 if kind == "fp32" else 2
 
 
 def _report(config: RunConfig, console: Console, summary: Summary) -> None:

@@ -118,12 +118,14 @@ class StepTraffic:
         return self.reduced + self.gathered
 
 
-def step_traffic(*, parameters: int, ranks: int, weight_bytes: int, accumulation_steps: int) -> StepTraffic:
+def step_traffic(
+    *, parameters: int, ranks: int, weight_bytes: int, gradient_bytes: int, accumulation_steps: int
+) -> StepTraffic:
     """Return what a rank of a ZeRO-2 run sends in rings.
 
     A ring passes (N-1)/N of a vector on to reduce it into parts, and as much to gather them. ZeRO-2 needs one of each
-    in a step. The pinned DeepSpeed reduces every bucket on all ranks and then keeps its own part, in the precision of
-    the weights and after every backward pass: twice (N-1)/N wP for each (`tests/integration/test_step_traffic.py`).
+    in a step. The pinned DeepSpeed reduces every bucket on all ranks and then keeps its own part, after every backward
+    pass: twice (N-1)/N gP for each (`tests/integration/test_step_traffic.py`).
 
     Source: Rajbhandari et al. 2020, ZeRO (arXiv 1910.02054), section 7; Patarasuk and Yuan 2009 for rings.
 
@@ -131,10 +133,13 @@ def step_traffic(*, parameters: int, ranks: int, weight_bytes: int, accumulation
         parameters: P.
         ranks: N.
         weight_bytes: w: 2 for bf16, 4 for fp32.
+        gradient_bytes: g: those of the weights, unless the DeepSpeed file sets ``communication_data_type``.
         accumulation_steps: Backward passes an update.
     """
-    once = weight_bytes * parameters * (ranks - 1) // ranks
-    return StepTraffic(reduced=2 * once * accumulation_steps, gathered=once)
+    passed_on = parameters * (ranks - 1)
+    return StepTraffic(
+        reduced=2 * accumulation_steps * gradient_bytes * passed_on // ranks, gathered=weight_bytes * passed_on // ranks
+    )
 
 
 def checkpoint_bytes(*, parameters: int, num_averages: int) -> int:

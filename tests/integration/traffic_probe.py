@@ -13,10 +13,12 @@ import engine_probe
 import torch
 import torch.distributed as dist
 
+from synfundus.config.assets import find_asset
 from synfundus.distributed.world import connect, disconnect
 
 REDUCING = ("all_reduce", "reduce", "reduce_scatter_tensor")
 MICRO_BATCHES = (4, 2)
+KINDS = ("fp32", "bf16", "bf16-exact")
 
 Recorded = list[tuple[str, str, int]]
 
@@ -33,14 +35,28 @@ def recorder(name: str, collective: Callable[..., Any], into: Recorded) -> Calla
     return recorded
 
 
+def ds_file(out: Path, rank: int) -> str:
+    """Write a DeepSpeed file whose gradients travel in fp32."""
+    document = json.loads(find_asset("ds_configs", "zero2_cpu.json").read_text(encoding="utf-8"))
+    path = out / f"exact-{rank}.json"
+    path.write_text(json.dumps({**document, "communication_data_type": "fp32"}), encoding="utf-8")
+    return str(path)
+
+
 def main(out: Path) -> None:
     """Write what is reduced in a step, for each precision and micro-batch."""
     world = connect(device="cpu", timeout_s=60, num_threads=1)
     found = {}
     try:
-        for precision in ("fp32", "bf16"):
+        for kind in KINDS:
             for micro in MICRO_BATCHES:
-                engine = engine_probe.build(engine_probe.Network(), world, precision=precision, micro=micro)
+                engine = engine_probe.build(
+                    engine_probe.Network(),
+                    world,
+                    precision=kind.partition("-")[0],
+                    micro=micro,
+                    ds_file=ds_file(out, world.rank) if kind.endswith("-exact") else "zero2_cpu.json",
+                )
                 recorded: Recorded = []
                 kept = {name: getattr(dist, name) for name in REDUCING}
                 for name, collective in kept.items():
@@ -48,7 +64,7 @@ def main(out: Path) -> None:
                 engine_probe.train_step(engine, world, 0, micro=micro)
                 for name, collective in kept.items():
                     setattr(dist, name, collective)
-                found[f"{precision}/{micro}"] = recorded
+                found[f"{kind}/{micro}"] = recorded
         if world.rank == 0:
             (out / "traffic.json").write_text(json.dumps(found), encoding="utf-8")
     finally:
