@@ -127,7 +127,7 @@ def image_s(summary: dict[str, Any]) -> float:
 
 
 def traffic_table() -> str:
-    """ZeRO-2's bytes a step of one backward pass, and how large its micro-batch has to be for them to take a fifth of it."""
+    """ZeRO-2's bytes in a step of one backward pass, and the micro-batch for which they take a fifth of it."""
     rows = []
     for name in PRESETS:
         summary = planned(name, gpus=1024, batch=1024)
