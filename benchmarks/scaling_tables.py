@@ -80,7 +80,7 @@ def power(count: int) -> str:
 
 def preset(name: str, *settings: str) -> RunConfig:
     """Return a preset, planned with what is assumed."""
-    plan = (f"plan.hfu={assumed('hfu')}", f"plan.price_per_gpu_hour={assumed('price')}")
+    plan = (f"plan.mfu={assumed('hfu')}", f"plan.price_per_gpu_hour={assumed('price')}")
     return load_config(preset=name, file=None, settings=[*plan, *settings], flags=[]).config
 
 

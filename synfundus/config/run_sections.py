@@ -27,9 +27,9 @@ class PlanConfig(Section):
 
     gpu: Literal["v100", "a100-40", "a100", "a6000", "l40s", "rtx4090", "h100", "h200"] = "h100"
     """Processor to plan for."""
-    hfu: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
-    """Part of its peak it computes at, with what gradient checkpointing computes again (hardware FLOPs utilisation);
-    without checkpointing that is the MFU, and published runs of such U-Nets have .2 to .4."""
+    mfu: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
+    """Part of its peak it computes at: the MFU of a run that computes nothing twice; published runs of such U-Nets have
+    .2 to .4. Gradient checkpointing keeps the part and lowers the MFU, which the plan says."""
     num_images: PositiveInt = 1_000_000
     """Images of the set, for the size of its latents."""
     price_per_gpu_hour: NonNegativeFloat | None = None

@@ -78,7 +78,7 @@ def work_out(config: RunConfig, count: NetworkCount) -> Summary:
         budget_images=config.loop.budget_images,
         ranks=ranks,
         peak_flops=gpu.flops,
-        hfu=config.plan.hfu,
+        hfu=config.plan.mfu,
     )
     price = config.plan.price_per_gpu_hour
     return {
@@ -91,7 +91,7 @@ def work_out(config: RunConfig, count: NetworkCount) -> Summary:
         "accumulation_steps": batch.gradient_accumulation_steps,
         **_memory(config, count, batch, states),
         "mfu": time.mfu,
-        "hfu": config.plan.hfu,
+        "hfu": config.plan.mfu,
         "images_per_s": time.images_per_s,
         "hours": time.hours,
         "gpu_hours": time.gpu_hours,
@@ -188,7 +188,7 @@ def _report(config: RunConfig, console: Console, summary: Summary) -> None:
     )
     cost = "" if summary["cost"] is None else f", {summary['cost']:,.0f} at {config.plan.price_per_gpu_hour} an hour"
     console.table(
-        f"time, if the GPUs compute at {config.plan.hfu:.0%} of their peak (HFU)",
+        f"time, if the GPUs compute at {config.plan.mfu:.0%} of their peak (HFU)",
         ("what", "how much", "of what"),
         [
             ("MFU", f"{summary['mfu']:.1%}", "of the peak: the model's own operations, without what is recomputed"),

@@ -41,7 +41,7 @@ COMMAND_LINES: list[tuple[str, ...]] = [
     ("train", "--flip"),
     ("doctor", "--nodes", "2"),
     ("plan", "--gpu", "abacus"),
-    ("plan", "--hfu", "1.5"),
+    ("plan", "--mfu", "1.5"),
     ("ema", "--run-dir", ".", "--sigma-rel", "0.5"),
     ("ema", "--run-dir", "."),
     ("config", "no-such-command"),

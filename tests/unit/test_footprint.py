@@ -192,7 +192,7 @@ def test_what_is_counted_as_recomputed_is_what_a_backward_pass_of_the_u_net_comp
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_plan_and_run_count_the_same_operations(checkpointing: bool) -> None:
-    settings = [f"loop.gradient_checkpointing={str(checkpointing).lower()}", "plan.hfu=0.4"]
+    settings = [f"loop.gradient_checkpointing={str(checkpointing).lower()}", "plan.mfu=0.4"]
     config = load_config(preset="fundus256", file=None, settings=settings, flags=[]).config
     summary = plan.run(config, LocalWorld(), Talk())
     with torch.device("meta"):
