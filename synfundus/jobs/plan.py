@@ -10,6 +10,7 @@ from dataclasses import asdict
 import torch
 
 from synfundus.config.assets import read_ds_file
+from synfundus.config.measured import assumed_micro_batch
 from synfundus.config.precision import working_precision
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.ds_config import BatchPlan, check_ds_file, plan_batch
@@ -38,6 +39,8 @@ USABLE = 0.9
 def run(config: RunConfig, world: World, console: Console) -> Summary:
     """Work out what the run of a config needs, and say it.
 
+    A micro-batch that a run would find at start is taken to be the largest that fits by this arithmetic.
+
     Returns:
         ``parameters``, ``flops_per_image``, ``ranks``, ``micro_batch_size``, ``memory`` (bytes by kind), ``fits``,
         ``largest_micro_batch_size``, ``images_per_s``, ``hours``, ``gpu_hours``, ``cost``, ``checkpoint_bytes``,
@@ -45,11 +48,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     """
     del world
     ranks = config.launch.nodes * (config.launch.procs_per_node or config.launch.gpus_per_node or 1)
-    batch = plan_batch(
-        global_batch_size=config.loop.global_batch_size,
-        max_micro_batch_size=config.loop.micro_batch_size,
-        world_size=ranks,
-    )
+    batch = _batch(config, ranks, most=assumed_micro_batch(config.loop))
     weight_bytes = 2 if working_precision(config.loop.precision, native_bf16=True) == "bf16" else 4
     count = count_denoiser(config, weight_bytes=weight_bytes)
     averages = 1 + len(config.ema.sigma_rel)
@@ -60,12 +59,13 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         num_averages=averages,
         accumulation_steps=batch.gradient_accumulation_steps,
     )
-    memory = {
-        **asdict(states),
-        "buckets": _bucket_bytes(config, weight_bytes),
-        "activations": count.activation_bytes * batch.micro_batch_size,
-    }
+    fixed = {**asdict(states), "buckets": _bucket_bytes(config, weight_bytes)}
     gpu, flops = GPUS[config.plan.gpu], count.flops_forward * (1.0 + BACKWARD)
+    usable = int(USABLE * gpu.memory_bytes)
+    largest = max(0, (usable - sum(fixed.values())) // count.activation_bytes)
+    if config.loop.micro_batch_size == "auto":
+        batch = _batch(config, ranks, most=max(1, largest))
+    memory = {**fixed, "activations": count.activation_bytes * batch.micro_batch_size}
     time = throughput(
         flops_per_image=flops,
         budget_images=config.loop.budget_images,
@@ -73,9 +73,6 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         peak_flops=gpu.flops,
         mfu=config.plan.mfu,
     )
-    usable = int(USABLE * gpu.memory_bytes)
-    fixed = sum(memory.values()) - memory["activations"]
-    largest = max(0, (usable - fixed) // count.activation_bytes)
     price = config.plan.price_per_gpu_hour
     summary: Summary = {
         "parameters": count.parameters,
@@ -98,6 +95,10 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     }
     _report(config, console, count=count, batch=batch, states=states, time=time, summary=summary)
     return summary
+
+
+def _batch(config: RunConfig, ranks: int, *, most: int) -> BatchPlan:
+    return plan_batch(global_batch_size=config.loop.global_batch_size, max_micro_batch_size=most, world_size=ranks)
 
 
 def count_denoiser(config: RunConfig, *, weight_bytes: int) -> NetworkCount:
@@ -140,6 +141,7 @@ def _report(
     summary: Summary,
 ) -> None:
     memory, ranks = summary["memory"], batch.world_size
+    found = ", assumed: found at start" if config.loop.micro_batch_size == "auto" else ""
     shape = " x ".join(map(str, _latent_shape(config)))
     console.table(
         f"{config.plan.gpu} x {ranks}",
@@ -150,7 +152,7 @@ def _report(
             (
                 "batch",
                 f"{batch.global_batch_size:,}",
-                f"{ranks} ranks x {batch.gradient_accumulation_steps} steps x {batch.micro_batch_size} images",
+                f"{ranks} ranks x {batch.gradient_accumulation_steps} steps x {batch.micro_batch_size} images{found}",
             ),
         ],
     )
