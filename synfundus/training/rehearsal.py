@@ -120,7 +120,7 @@ class Rehearsal(Generic[N]):
                 return int(torch.cuda.max_memory_reserved(self._device)) - before
             with _LiveBytes([*network.parameters(), *network.buffers()]) as live:
                 self._pass(size, layout)
-            return live.peak
+            return int(live.peak)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -168,7 +168,7 @@ def _keyed_nowhere(device: torch.device) -> Iterator[None]:
         yield
 
 
-class _LiveBytes(TorchDispatchMode):
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all storages that operations make, while they live; only of this thread.
 
     Args:
@@ -176,7 +176,7 @@ class _LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self, own: Sequence[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._own = {tensor.untyped_storage()._cdata for tensor in own}
         self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}

@@ -61,3 +61,7 @@ def test_version_1_and_a_group_that_is_over_its_limit(tmp_path: Path) -> None:
 def test_a_machine_that_says_nothing_is_taken_by_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1000}.__getitem__)
     assert available_memory_bytes(tmp_path) == 4096000
+
+
+def test_of_this_machine_it_is_a_plausible_number() -> None:
+    assert 2**26 < available_memory_bytes() < 2**50
