@@ -127,10 +127,11 @@ def find_micro_batch(
     refused: tuple[int, Need] | None = None
     last: tuple[int, int] | None = None  # the size this rank has tried, and its peak
     for size in candidates(share):
-        most = None if last is None else forecast(size, tried=last[0], peak_bytes=last[1])
-        need = None if most is None else Need(budget.fixed_bytes + most, budget.bytes, forecast=True)
-        if budget.careful and need is not None:
-            foreseen = fullest(world.all_gather(need))
+        if budget.careful:
+            # before the first pass only the fixed part is known
+            most = 0 if last is None else forecast(size, tried=last[0], peak_bytes=last[1])
+            foreseen = Need(budget.fixed_bytes + most, budget.bytes, forecast=last is not None)
+            foreseen = fullest(world.all_gather(foreseen))
             if not foreseen.fits:
                 refused = (size, foreseen)
                 break

@@ -310,7 +310,7 @@ def test_a_dry_run_shows_origins_arithmetic_engine_and_plan_and_starts_nothing(
 def test_a_dry_run_says_that_a_micro_batch_is_found_at_start(
     job: Callable[..., Calls], capsys: pytest.CaptureFixture[str], verb: str, needed: str
 ) -> None:
-    calls = job(verb.replace("-", "_"))
+    calls = job(verb)
     sizes = ["--procs-per-node", "2", "--micro-batch", "auto", "--set"]
     sizes.append(f"{'vae.' if verb == 'train-vae' else ''}loop.global_batch_size=48")
     assert run_command([verb, needed, "no/such", "--run-dir", "r", *sizes, "--dry-run"]) == 0
