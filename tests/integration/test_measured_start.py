@@ -81,6 +81,9 @@ def test_a_run_that_finds_its_micro_batch_has_the_bits_of_one_that_is_given_it(
     found = machine(tmp_path / "auto")["micro_batch"]
     assert (found["size"], found["world_size"], found["device"]) == (4, 1, "cpu")
     assert found["need"]["budget_bytes"] == too_little_for_eight
+    larger, need = found["refused"]
+    assert larger == 8
+    assert need["bytes"] >= too_little_for_eight + 1, "what was forecast is what it takes, or more"
     assert not (tmp_path / "given" / "machine.json").exists()
     run_train(latent_set, tmp_path / "given", world, micro_batch_size=4)
     assert state_hashes(tmp_path / "auto", LAST) == state_hashes(tmp_path / "given", LAST)
