@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rank_processes import run_cli
 from test_training_resume import Talk, losses, relative_difference, settings, state_hashes, without_dropout
 from tiny_sets import tiny_config, write_config
@@ -195,6 +196,24 @@ def test_a_damaged_memory_of_the_start_is_refused(latent_set: ShardSet, world: W
     (run_dir / "machine.json").write_text('{"format": "synfundus-machine", "schema_version": 2}')
     with pytest.raises(DataError, match="version 2"):
         run_train(latent_set, run_dir, world, micro_batch_size="auto")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_real_gpu_a_run_finds_and_keeps_both(latent_set: ShardSet, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    config = write_config(tmp_path / "run.yaml", settings(latent_set, run_dir, **{**SHORT, **AUTO}))
+    command = ("train", "--config", config, "--device", "cuda", "--procs-per-node", "1")
+    ended = run_cli(*command).check()
+    assert "micro-batch 8 found: all of a rank's share (" in ended.output
+    begun = machine(run_dir)
+    assert begun["micro_batch"]["device"] == torch.cuda.get_device_name(0)
+    assert 0 < begun["micro_batch"]["need"]["bytes"] < begun["micro_batch"]["need"]["budget_bytes"]
+    assert begun["channels_last"]["contiguous_s"] > 0
+    shutil.rmtree(run_dir / "checkpoints" / LAST)
+    ended = run_cli(*command).check()
+    assert "micro-batch 8, as this run began with (machine.json)" in ended.output
+    assert machine(run_dir) == begun
 
 
 HERE = {"world_size": 2, "device": "cpu"}

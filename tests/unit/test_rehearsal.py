@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from synfundus.distributed.world import LocalWorld
 from synfundus.training import rehearsal as module
+from synfundus.training.micro_batch import Budget, Need, find_micro_batch
 from synfundus.training.rehearsal import GPU_RESERVE, HOST_RESERVE, Rehearsal, budget_bytes
 
 WIDTH = 64
@@ -98,6 +99,15 @@ def test_memory_that_runs_out_is_an_answer_and_other_errors_are_not() -> None:
     assert rehearsal.peak_bytes(4, (True,)) is not None, "after it, less is possible as before"
     with pytest.raises(RuntimeError, match="no kernel image"):
         rehearsal.peak_bytes(3, (True,))
+    finding = find_micro_batch(
+        16,
+        peak=lambda size: rehearsal.peak_bytes(size, (True, False)),
+        budget=Budget(2**40, 0, careful=False),
+        world=LocalWorld(),
+        where="loop.micro_batch_size",
+    )
+    assert finding.size == 4
+    assert finding.refused == (8, Need(None, 2**40))
 
 
 def test_the_greater_peak_of_two_layouts_counts() -> None:
