@@ -122,9 +122,10 @@ class _Search:
         remembered = on_rank_0(self._read, self._world)
         known = dict(remembered)
         loop = self._loop
-        if loop.channels_last == "auto" and isinstance(known.get("channels_last"), dict):
-            loop = loop.model_copy(update={"channels_last": bool(known["channels_last"]["channels_last"])})
-            self._say(f"channels_last {'on' if loop.channels_last else 'off'}")
+        layout = remembered_format(known.get("channels_last"))
+        if loop.channels_last == "auto" and layout is not None:
+            loop = loop.model_copy(update={"channels_last": layout})
+            self._say(f"channels_last {'on' if layout else 'off'}")
         if loop.micro_batch_size == "auto":
             loop = self._settle_micro_batch(loop, known)
         if loop.channels_last == "auto":
@@ -205,6 +206,16 @@ class _Search:
         buckets = int(zero["reduce_bucket_size"]) * weight_bytes
         offloaded = zero.get("offload_optimizer", {}).get("device") == "cpu" and self._device.type == "cuda"
         return buckets + (states.weights if offloaded else states.total)
+
+
+def remembered_format(found: object) -> bool | None:
+    """Return the layout a run began with, None where it has to be measured.
+
+    Args:
+        found: The entry of `machine.json`.
+    """
+    layout = found.get("channels_last") if isinstance(found, dict) else None
+    return layout if isinstance(layout, bool) else None
 
 
 def remembered_size(found: object, here: Mapping[str, Any], *, share: int) -> int | None:

@@ -16,7 +16,7 @@ from tiny_sets import tiny_config, write_config
 from synfundus.distributed.world import World
 from synfundus.errors import ConfigError, DataError
 from synfundus.jobs import measured_start, train, train_vae
-from synfundus.jobs.measured_start import remembered_size
+from synfundus.jobs.measured_start import remembered_format, remembered_size
 from synfundus.storage.manifest import ShardSet
 from synfundus.training.memory_format import FormatChoice
 from synfundus.training.rehearsal import Rehearsal
@@ -237,3 +237,12 @@ def test_what_is_remembered_counts_for_the_same_ranks_device_and_share(
     found: object, share: int, size: int | None
 ) -> None:
     assert remembered_size(found, HERE, share=share) == size
+
+
+@pytest.mark.parametrize(
+    ("found", "layout"),
+    [({"channels_last": True}, True), ({"channels_last": False}, False), ({"channels_last": 1}, None), ({}, None)],
+)
+def test_a_layout_that_is_remembered_is_one_of_two(found: object, layout: bool | None) -> None:
+    assert remembered_format(found) is layout
+    assert remembered_format(None) is None

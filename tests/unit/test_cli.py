@@ -329,7 +329,9 @@ def test_a_micro_batch_is_a_number_or_auto(
     calls = job("train")
     assert run_command(["train", "--latents", "l", "--run-dir", "r", f"--micro-batch={value}"]) == 2
     assert calls == []
-    assert "loop.micro_batch_size" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.count("loop.micro_batch_size") == 1
+    assert "Input should be 'auto'" in said
 
 
 def test_a_dry_run_of_a_batch_job_prints_its_script(
