@@ -44,6 +44,7 @@ check: lint test
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.step_options
 	$(BIN)/python -m benchmarks.end_to_end
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.ema_cost

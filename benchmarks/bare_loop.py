@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from synfundus.config.measured import assumed_channels_last
 from synfundus.config.schema import OptimConfig, RunConfig
 from synfundus.diffusion.loss import denoising_loss
 from synfundus.diffusion.parametrisation import training_target
@@ -92,7 +93,7 @@ class BareDiffusion:
         self._update = BareUpdate(self.network, dtype=dtype, optim=config.optim)
         self._schedule = build.noise_schedule(config)
         self._images_seen = 0
-        channels_last = config.loop.channels_last
+        channels_last = assumed_channels_last(config.loop)
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     def step(self, moments: Tensor, states: Tensor) -> None:

@@ -45,6 +45,7 @@ from synfundus.telemetry.console import SilentConsole
 SCALED = (
     "launch.device=cpu",
     "loop.precision=fp32",
+    "loop.channels_last=true",
     "encode.precision=fp32",
     "diffusion.flip=false",
     "prepare.image_size_px=128",

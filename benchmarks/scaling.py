@@ -34,6 +34,7 @@ def base_config(per_rank: int, ranks: int) -> RunConfig:
     settings = [
         "launch.device=cpu",
         "loop.precision=fp32",
+        "loop.channels_last=true",  # one and two ranks compute the same
         f"loop.global_batch_size={per_rank * ranks}",
         f"loop.micro_batch_size={per_rank}",
         "diffusion.flip=false",

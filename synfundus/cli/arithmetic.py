@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from synfundus.cli.verbs import Verb
 from synfundus.config.assets import read_ds_file
+from synfundus.config.measured import assumed_micro_batch
 from synfundus.config.precision import working_precision
 from synfundus.config.schema import LoopConfig, OptimConfig, RunConfig
 from synfundus.distributed.ds_config import BatchPlan, build_ds_config, check_ds_file, plan_batch
@@ -44,14 +45,14 @@ def _likely_bf16(device: Literal["cpu", "cuda"]) -> bool:
 
 
 def check_training(verb: Verb, config: RunConfig, *, world_size: int, device: Literal["cpu", "cuda"]) -> TrainingPlan:
-    """Derive batch, steps and the DeepSpeed dictionary.
+    """Derive batch, steps and the DeepSpeed dictionary; with a micro-batch found at start, as if all fitted at once.
 
     Raises:
         ConfigError: A global batch the ranks cannot share, or a DeepSpeed file that is not one.
     """
     loop, optim = training_sections(verb, config)
     batch = plan_batch(
-        global_batch_size=loop.global_batch_size, max_micro_batch_size=loop.micro_batch_size, world_size=world_size
+        global_batch_size=loop.global_batch_size, max_micro_batch_size=assumed_micro_batch(loop), world_size=world_size
     )
     path, document = read_ds_file(config.launch.ds_config, device=device)
     checked = check_ds_file(document, where=str(path))

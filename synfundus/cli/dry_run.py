@@ -18,10 +18,15 @@ def _training_text(verb: Verb, loaded: LoadedConfig, plan: LaunchPlan, device: L
     training = check_training(verb, loaded.config, world_size=plan.world_size, device=device)
     loop, _ = training_sections(verb, loaded.config)
     batch = training.batch
+    spread = f"{batch.micro_batch_size} images x {batch.gradient_accumulation_steps} accumulation step(s)"
+    if loop.micro_batch_size == "auto":
+        spread = (
+            f"as many images as memory holds x accumulation steps\n"
+            f"the micro-batch is found at start; below all {batch.micro_batch_size} images of a rank fit at once"
+        )
     return (
         f"# batch\n"
-        f"global batch {batch.global_batch_size} = {batch.world_size} rank(s) x {batch.micro_batch_size} images x "
-        f"{batch.gradient_accumulation_steps} accumulation step(s)\n"
+        f"global batch {batch.global_batch_size} = {batch.world_size} rank(s) x {spread}\n"
         f"{loop.budget_images} images / {batch.global_batch_size} = {training.steps} optimizer steps\n\n"
         f"# DeepSpeed ({training.ds_path})\n{json.dumps(training.ds_config, indent=2)}\n\n"
     )

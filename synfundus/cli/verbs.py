@@ -93,6 +93,7 @@ NODES = Option("--nodes", "launch.nodes", "Nodes; above 1 SLURM is used.")
 DISTRIBUTED = (NODES, PROCS, DEVICE)
 CACHE = Option("--cache-dir", "storage.cache_dir", "Local folder for copies of remote shards.", role="output")
 
+MICRO_BATCH_HELP = "Most images per rank and forward pass; auto: as many as memory holds, found at start."
 DATA_HELP = "Set of images, written by `prepare`."
 VAE_HELP = "Run of `train-vae`, or a folder of a diffusers AutoencoderKL or AutoencoderDC."
 
@@ -149,6 +150,7 @@ TRAIN_VAE = Verb(
         _needs(Option("--run-dir", "vae.run_dir", "Folder of the run.", role="output")),
         Option("--init-from", "vae.init_from", "Start from a diffusers AutoencoderKL or AutoencoderDC.", role="input"),
         Option("--budget-images", "vae.loop.budget_images", "Images to train on, epochs included."),
+        Option("--micro-batch", "vae.loop.micro_batch_size", MICRO_BATCH_HELP),
         CACHE,
         *DISTRIBUTED,
     ),
@@ -204,6 +206,7 @@ TRAIN = Verb(
         Option("--vae", "train.vae", "Autoencoder for previews; default the one the latents name.", role="input"),
         Option("--init-from", "train.init_from", "Start from an exported model or a diffusers U-Net.", role="input"),
         Option("--budget-images", "loop.budget_images", "Images to train on, epochs included."),
+        Option("--micro-batch", "loop.micro_batch_size", MICRO_BATCH_HELP),
         CACHE,
         *DISTRIBUTED,
     ),

@@ -288,18 +288,18 @@ def _nest(leaves: Mapping[tuple[str, ...], Assignment]) -> dict[str, Any]:
     return tree
 
 
-def _describe(error: Mapping[str, Any], leaves: Mapping[tuple[str, ...], Assignment]) -> str:
-    """Write one of pydantic's complaints with path, value and origin."""
+def _describe(error: Mapping[str, Any], leaves: Mapping[tuple[str, ...], Assignment]) -> tuple[str, str]:
+    """Return what one of pydantic's complaints is about, by path, value and origin, and what it says."""
     location = tuple(str(part) for part in error["loc"])
     known = {".".join(path): assignment for path, assignment in leaves.items()}
     message = str(error["msg"]).removeprefix("Value error, ")
     for length in range(len(location), 0, -1):
         assignment = known.get(".".join(location[:length]))
         if assignment is not None:
-            return f"{assignment.path} = {_show(assignment.value)} ({assignment.origin}): {message}"
+            return f"{assignment.path} = {_show(assignment.value)} ({assignment.origin})", message
     dotted = ".".join(location)
     involved = [f"{path} ({item.origin})" for path, item in known.items() if path.startswith(f"{dotted}.")]
-    return f"{dotted}: {message}" + (f" [set here: {', '.join(involved)}]" if involved else "")
+    return dotted, message + (f" [set here: {', '.join(involved)}]" if involved else "")
 
 
 def _raise_problems(problems: Sequence[str]) -> None:
@@ -345,7 +345,12 @@ def load_config(
     try:
         config = RunConfig.model_validate(_nest(draft.leaves))
     except ValidationError as error:
-        draft.problems.extend(_describe(dict(one), draft.leaves) for one in error.errors(include_url=False))
+        found: dict[str, list[str]] = {}
+        for one in error.errors(include_url=False):
+            about, message = _describe(dict(one), draft.leaves)
+            found.setdefault(about, []).append(message)
+        # a value of several kinds is complained about once for each kind
+        draft.problems.extend(f"{about}: {'; '.join(dict.fromkeys(said))}" for about, said in found.items())
         _raise_problems(draft.problems)
         raise
     if draft.problems:

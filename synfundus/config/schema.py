@@ -74,8 +74,8 @@ class LoopConfig(Section):
     """Images to train on, epochs included."""
     global_batch_size: PositiveInt = 256
     """Images per optimizer step over all ranks."""
-    micro_batch_size: PositiveInt = 32
-    """Most images per rank and forward pass; accumulation follows from it."""
+    micro_batch_size: PositiveInt | Literal["auto"] = 32
+    """Most images per rank and forward pass, accumulation follows from it; auto: as many as memory holds at start."""
     precision: Precision = "auto"
     """bf16: bf16 weights with fp32 masters; fp32: all in fp32; auto: bf16 where the device has instructions for it."""
     gradient_checkpointing: bool = False
@@ -84,8 +84,8 @@ class LoopConfig(Section):
     """Compile the repeated blocks (torch.compile): minutes in the first step, which `watchdog_s` must allow for."""
     tf32: bool = True
     """On a GPU, fp32 products run on tensor cores with 10 bits of mantissa; nothing changes on a CPU."""
-    channels_last: bool = True
-    """NHWC memory layout for convolutions."""
+    channels_last: bool | Literal["auto"] = True
+    """NHWC memory layout for convolutions; auto: where it is faster, measured at start."""
     prefetch_batches: NonNegativeInt = 4
     """Global batches prepared ahead of the step; 0 without workers reads in the step."""
     prefetch_max_bytes: PositiveInt = 2**30

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from synfundus.config.assets import read_ds_file
+from synfundus.config.measured import definite_micro_batch
 from synfundus.config.precision import definite
 from synfundus.config.schema import (
     CodecConfig,
@@ -211,10 +212,18 @@ def ds_document(config: LaunchConfig, device: Device) -> dict[str, Any]:
 
 
 def batch_plan(loop: LoopConfig, world_size: int) -> BatchPlan:
-    """Spread the global batch of a loop section."""
+    """Spread the global batch of a loop section, whose micro-batch is settled."""
     return plan_batch(
-        global_batch_size=loop.global_batch_size, max_micro_batch_size=loop.micro_batch_size, world_size=world_size
+        global_batch_size=loop.global_batch_size,
+        max_micro_batch_size=definite_micro_batch(loop),
+        world_size=world_size,
     )
+
+
+def rank_share(loop: LoopConfig, world_size: int) -> int:
+    """Return a rank's images of a global batch."""
+    batch = plan_batch(global_batch_size=loop.global_batch_size, max_micro_batch_size=1, world_size=world_size)
+    return batch.gradient_accumulation_steps
 
 
 def lr_plan(optim: OptimConfig, loop: LoopConfig) -> LrPlan:

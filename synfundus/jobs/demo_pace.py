@@ -12,7 +12,9 @@ import time
 import torch
 from torch import Tensor
 
+from synfundus.config.measured import assumed_channels_last, assumed_micro_batch
 from synfundus.config.schema import RunConfig
+from synfundus.distributed.ds_config import plan_batch
 from synfundus.distributed.world import World
 from synfundus.jobs import build
 from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
@@ -33,7 +35,11 @@ def measure_pace(config: RunConfig, world: World) -> float:
         config: A config whose precisions are definite.
         world: The ranks.
     """
-    micro_batch = build.batch_plan(config.loop, world.size).micro_batch_size
+    micro_batch = plan_batch(
+        global_batch_size=config.loop.global_batch_size,
+        max_micro_batch_size=assumed_micro_batch(config.loop),
+        world_size=world.size,
+    ).micro_batch_size
     device = build.torch_device(world)
     channels, edge = config.vae.codec.latent_channels, latent_edge(config)
     step = training_step(config, (channels, edge, edge), device)
@@ -64,11 +70,18 @@ def training_step(config: RunConfig, shape: tuple[int, int, int], device: torch.
         min_snr_gamma=config.diffusion.min_snr_gamma,
         latent_mean=[0.0] * shape[0],
         latent_std=[1.0] * shape[0],
-        channels_last=config.loop.channels_last,
+        channels_last=assumed_channels_last(config.loop),
     )
 
 
-def random_batch(config: RunConfig, count: int, shape: tuple[int, int, int], device: torch.device) -> dict[str, Tensor]:
+def random_batch(
+    config: RunConfig,
+    count: int,
+    shape: tuple[int, int, int],
+    device: torch.device,
+    *,
+    num_labels: int = len(DEFAULT_LABEL_SCHEMA.labels),
+) -> dict[str, Tensor]:
     """Draw what a step takes, with all labels unknown."""
     generator = torch.Generator().manual_seed(0)
 
@@ -80,7 +93,7 @@ def random_batch(config: RunConfig, count: int, shape: tuple[int, int, int], dev
         "noise": draw(shape[0]),
         "posterior_noise": draw(shape[0]),
         "timestep": torch.randint(config.diffusion.num_train_timesteps, (count,), generator=generator).to(device),
-        "states": torch.zeros(count, len(DEFAULT_LABEL_SCHEMA.labels), dtype=torch.int64, device=device),
+        "states": torch.zeros(count, num_labels, dtype=torch.int64, device=device),
         "weights": torch.ones(count, device=device),
     }
 

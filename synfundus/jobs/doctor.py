@@ -26,6 +26,7 @@ from synfundus.distributed.world import World
 from synfundus.jobs import Summary
 from synfundus.models.compiler import missing_for_compilation
 from synfundus.telemetry.console import Console
+from synfundus.training.host_memory import available_memory_bytes
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -244,17 +245,6 @@ def check_jit_locks(ages_s: Mapping[str, float]) -> Check:
 def find_jit_locks(folder: Path, *, now: float) -> dict[str, float]:
     """Return the lock files below torch's extensions folder with their age in seconds."""
     return {str(path): now - path.stat().st_mtime for path in sorted(folder.glob("**/lock")) if path.is_file()}
-
-
-def available_memory_bytes() -> int:
-    """Return what is left of the machine's memory, or of the control group's where that is less."""
-    text = Path("/proc/meminfo").read_text(encoding="ascii") if Path("/proc/meminfo").exists() else ""
-    match = re.search(r"MemAvailable:\s+(\d+) kB", text)
-    limits = [int(match[1]) * 1024] if match else [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists() and (text := limit.read_text(encoding="ascii").strip()).isdigit():
-        limits.append(max(0, int(text) - int(used.read_text(encoding="ascii"))))
-    return min(limits)
 
 
 def program_version(name: str) -> str | None:

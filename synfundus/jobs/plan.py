@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from synfundus.config.assets import read_ds_file
+from synfundus.config.measured import assumed_micro_batch
 from synfundus.config.precision import working_precision
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.ds_config import BatchPlan, check_ds_file, plan_batch
@@ -51,6 +52,8 @@ def work_out(config: RunConfig, count: NetworkCount) -> Summary:
         config: The run.
         count: Its network, from `count_denoiser`.
 
+    A micro-batch that a run would find at start is taken to be the largest that fits by this arithmetic.
+
     Returns:
         ``parameters``, ``flops_per_image`` (the model's), ``flops_recomputed``, ``ranks``, ``global_batch_size``,
         ``micro_batch_size``, ``accumulation_steps``, ``memory`` (bytes by kind), ``states`` (bytes of the model's among
@@ -59,11 +62,7 @@ def work_out(config: RunConfig, count: NetworkCount) -> Summary:
         ``checkpoint_bytes``, ``latent_set_bytes``.
     """
     ranks = config.launch.nodes * (config.launch.procs_per_node or config.launch.gpus_per_node or 1)
-    batch = plan_batch(
-        global_batch_size=config.loop.global_batch_size,
-        max_micro_batch_size=config.loop.micro_batch_size,
-        world_size=ranks,
-    )
+    batch = _batch(config, ranks, most=assumed_micro_batch(config.loop))
     weight_bytes, averages = _weight_bytes(config), 1 + len(config.ema.sigma_rel)
     network = {
         "parameters": count.parameters,
@@ -72,6 +71,10 @@ def work_out(config: RunConfig, count: NetworkCount) -> Summary:
         "accumulation_steps": batch.gradient_accumulation_steps,
     }
     states = state_bytes(**network, num_averages=averages)
+    if config.loop.micro_batch_size == "auto":
+        batch = _batch(config, ranks, most=max(1, _largest_micro_batch(config, count, states)))
+        network["accumulation_steps"] = batch.gradient_accumulation_steps
+        states = state_bytes(**network, num_averages=averages)
     gpu, flops = GPUS[config.plan.gpu], image_flops(count)
     time = throughput(
         flops=flops,
@@ -116,8 +119,17 @@ def _memory(config: RunConfig, count: NetworkCount, batch: BatchPlan, states: St
         "memory_total": total,
         "gpu_memory": gpu.memory_bytes,
         "fits": total <= usable,
-        "largest_micro_batch_size": max(0, (usable - states.total - buckets) // count.activation_bytes),
+        "largest_micro_batch_size": _largest_micro_batch(config, count, states),
     }
+
+
+def _largest_micro_batch(config: RunConfig, count: NetworkCount, states: StateBytes) -> int:
+    fixed = states.total + _bucket_bytes(config, _weight_bytes(config))
+    return max(0, (int(USABLE * GPUS[config.plan.gpu].memory_bytes) - fixed) // count.activation_bytes)
+
+
+def _batch(config: RunConfig, ranks: int, *, most: int) -> BatchPlan:
+    return plan_batch(global_batch_size=config.loop.global_batch_size, max_micro_batch_size=most, world_size=ranks)
 
 
 def _weight_bytes(config: RunConfig) -> int:
@@ -164,6 +176,7 @@ def _gradient_bytes(config: RunConfig) -> int:
 
 def _report(config: RunConfig, console: Console, summary: Summary) -> None:
     memory, ranks = summary["memory"], summary["ranks"]
+    found = ", assumed: found at start" if config.loop.micro_batch_size == "auto" else ""
     shape = " x ".join(map(str, _latent_shape(config)))
     console.table(
         f"{config.plan.gpu} x {ranks}",
@@ -175,7 +188,7 @@ def _report(config: RunConfig, console: Console, summary: Summary) -> None:
             (
                 "batch",
                 f"{summary['global_batch_size']:,}",
-                f"{ranks} ranks x {summary['accumulation_steps']} steps x {summary['micro_batch_size']} images",
+                f"{ranks} ranks x {summary['accumulation_steps']} steps x {summary['micro_batch_size']} images{found}",
             ),
         ],
     )

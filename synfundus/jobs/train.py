@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from synfundus.config.schema import RunConfig
+from synfundus.config.measured import definite_channels_last
+from synfundus.config.schema import LoopConfig, RunConfig
 from synfundus.data.batches import BatchReader
 from synfundus.diffusion.schedule import NoiseSchedule
 from synfundus.distributed.agreement import on_rank_0
@@ -17,10 +18,12 @@ from synfundus.distributed.world import World
 from synfundus.errors import ConfigError, DataError
 from synfundus.jobs import Summary, build
 from synfundus.jobs.codec_folder import find_codec, open_codec
+from synfundus.jobs.demo_pace import random_batch
 from synfundus.jobs.ema_snapshots import write_snapshot
 from synfundus.jobs.initial_denoiser import REPORT_NAME, Start, initial_denoiser, save_report
 from synfundus.jobs.latent_sets import LatentSets, open_latent_sets
 from synfundus.jobs.latent_sources import load_sources
+from synfundus.jobs.measured_start import Rehearsed, settle_loop
 from synfundus.jobs.pipeline_folder import save_pipeline
 from synfundus.jobs.preview import draw_preview
 from synfundus.jobs.reading import latent_batches, latent_shape_of, set_names, training_loader
@@ -116,7 +119,6 @@ class _Training:
         self._device = build.torch_device(world)
         self._schedule: NoiseSchedule = build.noise_schedule(config)
         self._latent_shape = latent_shape_of(latents)
-        self._batch = build.batch_plan(self._loop, world.size)
         self._cost = denoiser_cost(
             denoiser,
             latent_shape=self._latent_shape,
@@ -136,6 +138,8 @@ class _Training:
             denoiser.unet.enable_gradient_checkpointing()
         build.compiled(denoiser, self._loop, console)
         self._parameters = sum(parameter.numel() for parameter in denoiser.parameters())
+        self._loop = self._settled(denoiser)
+        self._batch = build.batch_plan(self._loop, world.size)
         self._zero: ZeroEngine = build.engine(
             self._step(denoiser),
             denoiser,
@@ -149,7 +153,27 @@ class _Training:
         self._last_row: Mapping[str, float] = {}
         self._validation_loss = float("nan")
 
+    def _settled(self, denoiser: ConditionalDenoiser) -> LoopConfig:
+        """Return the loop section with what is measured at start. Collective."""
+        num_labels = len(self._set.label_schema.labels)
+
+        def draw(count: int) -> Mapping[str, Tensor]:
+            return random_batch(self._config, count, self._latent_shape, self._device, num_labels=num_labels)
+
+        return settle_loop(
+            self._loop,
+            self._config.launch,
+            Rehearsed(denoiser, self._step_in, draw, num_averages=1 + len(self._config.ema.sigma_rel)),
+            directory=self._directory,
+            world=self._world,
+            console=self._console,
+            section="loop",
+        )
+
     def _step(self, denoiser: ConditionalDenoiser) -> LatentDiffusionStep:
+        return self._step_in(denoiser, definite_channels_last(self._loop))
+
+    def _step_in(self, denoiser: ConditionalDenoiser, channels_last: bool) -> LatentDiffusionStep:
         section = self._config.diffusion
         mean, std = build.latent_statistics(self._config, self._set.properties)
         return LatentDiffusionStep(
@@ -159,7 +183,7 @@ class _Training:
             min_snr_gamma=section.min_snr_gamma,
             latent_mean=mean,
             latent_std=std,
-            channels_last=self._loop.channels_last,
+            channels_last=channels_last,
         )
 
     def run(self) -> Summary:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from synfundus.config.schema import RunConfig, VaeConfig
+from synfundus.config.measured import definite_channels_last
+from synfundus.config.schema import LoopConfig, RunConfig, VaeConfig
 from synfundus.data.loader import BatchLoader
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.engine import ZeroEngine
@@ -19,6 +20,7 @@ from synfundus.evaluation.pictures import contact_sheet, encode_png
 from synfundus.jobs import Summary, build
 from synfundus.jobs.codec_folder import CONFIG_NAME, check_codec, find_codec, open_codec, save_codec
 from synfundus.jobs.local_folder import folder_to_read
+from synfundus.jobs.measured_start import Rehearsed, settle_loop
 from synfundus.jobs.pixels import pixels_to_tensor, tensor_to_pixels
 from synfundus.jobs.reading import image_batches, set_names, training_loader
 from synfundus.jobs.run_directory import RunDirectory
@@ -161,10 +163,11 @@ class _Training:
         build.compiled(codec, self._loop, console)
         self._codec = codec
         objective = self._objective(codec)
+        self._loop = self._settled(objective)
         self._batch = build.batch_plan(self._loop, world.size)
         self._parameters = sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad)
         self._zero: ZeroEngine = build.engine(
-            AutoencoderStep(objective, channels_last=self._loop.channels_last),
+            AutoencoderStep(objective, channels_last=definite_channels_last(self._loop)),
             objective,
             loop=self._loop,
             optim=config.vae.optim,
@@ -173,6 +176,28 @@ class _Training:
             world=world,
         )
         self._ema: ShardedEma = build.ema(config.vae.ema, self._zero)
+
+    def _settled(self, objective: AutoencoderObjective) -> LoopConfig:
+        """Return the loop section with what is measured at start. Collective."""
+        size, codec = int(self._set.properties["image_size_px"]), objective.codec
+        edge = size // codec.downsample_factor
+
+        def draw(count: int) -> Mapping[str, Tensor]:
+            generator = torch.Generator().manual_seed(0)
+            pixels = torch.randint(256, (count, size, size, 3), generator=generator, dtype=torch.uint8)
+            noise = torch.randn(count, codec.latent_channels, edge, edge, generator=generator)
+            batch = {"pixels": pixels, "posterior_noise": noise, "weights": torch.ones(count)}
+            return {name: tensor.to(self._device) for name, tensor in batch.items()}
+
+        return settle_loop(
+            self._loop,
+            self._config.launch,
+            Rehearsed(objective, lambda own, layout: AutoencoderStep(own, channels_last=layout), draw, num_averages=1),
+            directory=self._directory,
+            world=self._world,
+            console=self._console,
+            section="vae.loop",
+        )
 
     def _objective(self, codec: LatentCodec) -> AutoencoderObjective:
         loss = self._config.vae.loss

@@ -16,6 +16,7 @@ from synfundus.cli.app import run_command
 from synfundus.cli.verbs import VERBS, Verb
 from synfundus.config.assets import list_assets, read_ds_file
 from synfundus.config.loader import list_presets, load_config, preset_text
+from synfundus.config.measured import assumed_micro_batch
 from synfundus.config.yaml_text import parse_mapping
 from synfundus.distributed.ds_config import build_ds_config, check_ds_file, plan_batch
 
@@ -96,7 +97,7 @@ def test_research_presets_say_why_and_share_their_batch_over_eight_gpus(preset: 
     config = load_config(preset=preset, file=None, settings=[], flags=[]).config
     for loop in (config.loop, config.vae.loop):
         plan = plan_batch(
-            global_batch_size=loop.global_batch_size, max_micro_batch_size=loop.micro_batch_size, world_size=8
+            global_batch_size=loop.global_batch_size, max_micro_batch_size=assumed_micro_batch(loop), world_size=8
         )
         assert plan.micro_batch_size * plan.gradient_accumulation_steps * 8 == loop.global_batch_size
         assert loop.precision == "bf16"

@@ -306,6 +306,34 @@ def test_a_dry_run_shows_origins_arithmetic_engine_and_plan_and_starts_nothing(
     assert "--dry-run" not in text.split("# launch")[1]
 
 
+@pytest.mark.parametrize(("verb", "needed"), [("train", "--latents"), ("train-vae", "--data")])
+def test_a_dry_run_says_that_a_micro_batch_is_found_at_start(
+    job: Callable[..., Calls], capsys: pytest.CaptureFixture[str], verb: str, needed: str
+) -> None:
+    calls = job(verb)
+    sizes = ["--procs-per-node", "2", "--micro-batch", "auto", "--set"]
+    sizes.append(f"{'vae.' if verb == 'train-vae' else ''}loop.global_batch_size=48")
+    assert run_command([verb, needed, "no/such", "--run-dir", "r", *sizes, "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert calls == []
+    assert "micro_batch_size: auto" in text
+    assert "global batch 48 = 2 rank(s) x as many images as memory holds x accumulation steps" in text
+    assert "the micro-batch is found at start; below all 24 images of a rank fit at once" in text
+    assert '"train_micro_batch_size_per_gpu": 24' in text
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "many", "", "AUTO"])
+def test_a_micro_batch_is_a_number_or_auto(
+    job: Callable[..., Calls], capsys: pytest.CaptureFixture[str], value: str
+) -> None:
+    calls = job("train")
+    assert run_command(["train", "--latents", "l", "--run-dir", "r", f"--micro-batch={value}"]) == 2
+    assert calls == []
+    said = capsys.readouterr().err
+    assert said.count("loop.micro_batch_size") == 1
+    assert "Input should be 'auto'" in said
+
+
 def test_a_dry_run_of_a_batch_job_prints_its_script(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

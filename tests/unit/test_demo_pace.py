@@ -8,6 +8,7 @@ import torch
 from tiny_sets import tiny_config
 
 from synfundus.config.loader import load_config
+from synfundus.config.measured import assumed_micro_batch
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld
 from synfundus.jobs import demo as demo_job
@@ -46,9 +47,10 @@ def test_ranks_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LocalWorld, "sum", lambda self, values: [value * self.size for value in values])
     monkeypatch.setattr("synfundus.jobs.demo_pace._time_step", lambda *_: 0.5)
     config = _config(tmp_path)
-    assert measure_pace(config, LocalWorld()) == pytest.approx(config.loop.micro_batch_size / 0.5)
+    micro_batch = assumed_micro_batch(config.loop)
+    assert measure_pace(config, LocalWorld()) == pytest.approx(micro_batch / 0.5)
     share = config.loop.global_batch_size // 2
-    expected = 2 * min(share, config.loop.micro_batch_size) / 0.5
+    expected = 2 * min(share, micro_batch) / 0.5
     assert measure_pace(config, LocalWorld(rank=0, size=2)) == pytest.approx(expected)
 
 

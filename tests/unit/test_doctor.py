@@ -146,10 +146,6 @@ def test_little_memory_is_reported(gib: int, status: str) -> None:
     assert doctor.check_memory(gib * doctor.GIB).status == status
 
 
-def test_available_memory_is_a_plausible_number() -> None:
-    assert 2**26 < doctor.available_memory_bytes() < 2**50
-
-
 def test_a_stale_lock_is_found_and_a_fresh_one_is_a_running_build(tmp_path: Path) -> None:
     lock = tmp_path / "py311_cpu" / "deepspeed_shm_comm" / "lock"
     lock.parent.mkdir(parents=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -225,6 +225,23 @@ def test_every_preset_is_planned_and_fits_its_gpus(preset: str) -> None:
     assert summary["largest_micro_batch_size"] >= summary["micro_batch_size"]
     assert summary["cost"] == pytest.approx(2 * summary["gpu_hours"])
     assert summary["hours"] * summary["images_per_s"] * 3600 == pytest.approx(config.loop.budget_images)
+
+
+def test_a_micro_batch_that_is_found_at_start_is_planned_as_the_largest_that_fits() -> None:
+    def planned(micro: int | str, gpu: str) -> dict[str, Any]:
+        settings = ["loop.global_batch_size=6144", f"loop.micro_batch_size={micro}", f"plan.gpu={gpu}"]
+        config = load_config(preset="fundus512", file=None, settings=settings, flags=[]).config
+        return plan.run(config, LocalWorld(), Talk())
+
+    small, large = planned("auto", "a100-40"), planned("auto", "h200")
+    assert small["micro_batch_size"] < large["micro_batch_size"]
+    for summary, gpu in ((small, "a100-40"), (large, "h200")):
+        size, share = summary["micro_batch_size"], 6144 // summary["ranks"]
+        assert summary["fits"]
+        assert share % size == 0
+        larger = next(count for count in range(size + 1, share + 1) if share % count == 0)
+        assert planned(size, gpu)["fits"]
+        assert not planned(larger, gpu)["fits"]
 
 
 def test_what_does_not_fit_is_said_with_what_would() -> None:
