@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from synfundus.config.schema import DiffusionConfig, RunConfig
+from synfundus.config.diffusion_section import DiffusionConfig
+from synfundus.config.schema import RunConfig
 from synfundus.errors import CheckpointError, SynfundusError
 from synfundus.jobs.local_folder import folder_to_read
 from synfundus.models.adapted_unet import CLASS_NAME, Adaptation, adapt_unet
