@@ -91,7 +91,7 @@ class BareDiffusion:
         place = torch.device("cpu")
         build.attention(self.network.unet, config.launch, dtype=dtype, device=place, console=SilentConsole())
         self._update = BareUpdate(self.network, dtype=dtype, optim=config.optim)
-        self._schedule = build.noise_schedule(config)
+        self._schedule = build.forward_process(config)
         self._images_seen = 0
         channels_last = assumed_channels_last(config.loop)
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format

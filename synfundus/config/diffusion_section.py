@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from synfundus.config.base import Fraction, PositiveFloat, Section
 
 
+class FlowConfig(Section):
+    """Times of flow matching (`diffusion.prediction_type=flow_velocity`): 0 is the image, 1 is noise."""
+
+    time_density: Literal["logit_normal", "uniform"] = "logit_normal"
+    """Where along the way training looks: most in the middle, or everywhere alike (arXiv 2403.03206, Sec. 3.1)."""
+    location: Annotated[float, Field(ge=-10.0, le=10.0)] = 0.0
+    """Mean of the logit of a logit-normal time; above 0 is nearer to noise."""
+    scale: Annotated[float, Field(gt=0.0, le=10.0)] = 1.0
+    """Spread of that logit."""
+    shift: Annotated[float, Field(ge=0.01, le=100.0)] = 1.0
+    """Moves times of training and sampling towards noise, for larger images (arXiv 2403.03206, Eq. 23); usually 1-3."""
+
+    @model_validator(mode="after")
+    def _of_the_density(self) -> FlowConfig:
+        odd = _changed(self, ("location", "scale")) if self.time_density == "uniform" else []
+        if odd:
+            raise ValueError(f"no meaning with time_density uniform: {', '.join(odd)}; leave it out")
+        return self
+
+
+_OF_SCHEDULES = ("beta_schedule", "beta_start", "beta_end", "zero_terminal_snr", "min_snr_gamma")
+"""Fields that say something about a noise schedule, which a flow does not have."""
+
+
 class DiffusionConfig(Section):
-    """Noise schedule, objective and guidance drop."""
+    """Objective, noise schedule or flow, and guidance drop."""
 
     num_train_timesteps: Annotated[int, Field(ge=2, le=100_000)] = 1000
-    """Length of the discrete schedule."""
+    """Length of the discrete schedule; of a flow, what the network is told at time 1."""
     beta_schedule: Literal["linear", "scaled_linear", "cosine"] = "scaled_linear"
     """Shape of the noise schedule."""
     beta_start: Fraction = 0.00085
@@ -22,8 +46,11 @@ class DiffusionConfig(Section):
     """Last beta of the linear schedules."""
     zero_terminal_snr: bool = False
     """Rescale the schedule so that the last step is pure noise (arXiv 2305.08891); needs v_prediction or sample."""
-    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
-    """What the network predicts; epsilon is the seed system's mean squared error on the noise."""
+    prediction_type: Literal["epsilon", "v_prediction", "sample", "flow_velocity"] = "epsilon"
+    """What the network predicts; epsilon is the seed system's mean squared error on the noise. flow_velocity is flow
+    matching (rectified flow): straight ways from image to noise, no noise schedule."""
+    flow: FlowConfig = FlowConfig()
+    """Times of flow_velocity."""
     latent_scaling: Literal["channel", "global"] = "channel"
     """How latents get unit variance: each channel by its own spread, or all by one, which keeps their proportions."""
     min_snr_gamma: PositiveFloat | None = None
@@ -37,6 +64,7 @@ class DiffusionConfig(Section):
 
     @model_validator(mode="after")
     def _solvable(self) -> DiffusionConfig:
+        self._check_flow()
         if self.zero_terminal_snr and self.prediction_type == "epsilon":
             raise ValueError(
                 "zero_terminal_snr cannot be trained with prediction_type epsilon: at the last step the image is pure "
@@ -45,3 +73,44 @@ class DiffusionConfig(Section):
         if self.beta_start > self.beta_end:
             raise ValueError(f"beta_start {self.beta_start} is above beta_end {self.beta_end}")
         return self
+
+    def _check_flow(self) -> None:
+        """Refuse what means nothing to the objective.
+
+        Raises:
+            ValueError: Names the keys on both sides and the values they would have to have.
+        """
+        if self.prediction_type != "flow_velocity":
+            odd = [f"flow.{name}" for name in _changed(self.flow, tuple(FlowConfig.model_fields))]
+            if odd:
+                raise ValueError(
+                    f"no meaning with prediction_type {self.prediction_type}: {', '.join(odd)}; only flow_velocity has "
+                    "times, leave it out"
+                )
+            return
+        odd = _changed(self, _OF_SCHEDULES)
+        if odd:
+            fields = DiffusionConfig.model_fields
+            values = " ".join(f"diffusion.{name}={_text(fields[name].default)}" for name in odd)
+            raise ValueError(
+                f"no meaning with prediction_type flow_velocity: {', '.join(odd)}; a flow has no noise schedule and is "
+                f"weighted by how its times are drawn (flow.time_density). Set {values}"
+            )
+
+    def identity_document(self) -> dict[str, Any]:
+        """Return what of this section belongs to a run's identity.
+
+        The `flow` section only counts where it means something, so that runs from before there was one go on.
+        """
+        without = set() if self.prediction_type == "flow_velocity" else {"flow"}
+        return self.model_dump(mode="json", exclude=without)
+
+
+def _changed(section: Section, names: tuple[str, ...]) -> list[str]:
+    """Return the fields that do not have their default."""
+    return [name for name in names if getattr(section, name) != type(section).model_fields[name].default]
+
+
+def _text(value: object) -> str:
+    """Write a value as `--set` takes it."""
+    return "null" if value is None else str(value).lower()

@@ -2,24 +2,26 @@
 
 With ``a = sqrt(alphas_cumprod_t)`` and ``s = sqrt(1 - alphas_cumprod_t)``, ``x_t = a x0 + s noise``, and the velocity
 is ``v = a noise - s x0`` (Salimans and Ho 2022, App. D). From ``x_t`` and any one of ``noise``, ``v`` and ``x0`` the
-others follow.
+others follow. On a flow ``a = 1 - t`` and ``s = t``, and the velocity is ``u = noise - x0`` (Lipman et al. 2023).
 """
 
 from __future__ import annotations
 
 from typing import Literal, TypeAlias, get_args
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor
 
-from synfundus.diffusion.schedule import NoiseSchedule
+from synfundus.diffusion.flow import FlowPath, ForwardProcess
 from synfundus.errors import ConfigError
 
-PredictionType: TypeAlias = Literal["epsilon", "v_prediction", "sample"]
+NoisePrediction: TypeAlias = Literal["epsilon", "v_prediction", "sample"]
+"""What can be predicted on a noise schedule."""
+PredictionType: TypeAlias = Literal["epsilon", "v_prediction", "sample", "flow_velocity"]
 
 
-def check_prediction_type(prediction_type: str, schedule: NoiseSchedule) -> None:
-    """Refuse an unknown prediction type, and noise prediction where the last timestep holds no signal.
+def check_prediction_type(prediction_type: str, schedule: ForwardProcess) -> None:
+    """Refuse an unknown prediction type, one of another forward process, and noise where no signal is left.
 
     Raises:
         ConfigError: As above. At zero SNR the noise *is* the input: the target carries nothing about ``x0``.
@@ -28,6 +30,13 @@ def check_prediction_type(prediction_type: str, schedule: NoiseSchedule) -> None
         raise ConfigError(
             f"unknown prediction type {prediction_type!r}", hint=f"one of {', '.join(get_args(PredictionType))}"
         )
+    if isinstance(schedule, FlowPath) or prediction_type == "flow_velocity":
+        if not isinstance(schedule, FlowPath) or prediction_type != "flow_velocity":
+            raise ConfigError(
+                f"prediction type {prediction_type} does not go with the forward process {type(schedule).__name__}",
+                hint="flow_velocity is predicted on a flow, everything else on a noise schedule",
+            )
+        return
     if prediction_type == "epsilon" and schedule.has_zero_terminal_snr:
         raise ConfigError(
             "prediction type epsilon cannot be trained with zero-terminal SNR: the last timestep's input is the noise",
@@ -39,18 +48,20 @@ def training_target(
     *,
     x0: Float[Tensor, "b c lh lw"],
     noise: Float[Tensor, "b c lh lw"],
-    timestep: Int[Tensor, "b"],
-    schedule: NoiseSchedule,
+    timestep: Real[Tensor, "b"],
+    schedule: ForwardProcess,
     prediction_type: PredictionType,
 ) -> Float[Tensor, "b c lh lw"]:
     """Return what the network should output.
 
-    Source: Ho et al. 2020, Eq. 14 (epsilon); Salimans and Ho 2022, App. D (v).
+    Source: Ho et al. 2020, Eq. 14 (epsilon); Salimans and Ho 2022, App. D (v); Lipman et al. 2023, Eq. 23 (flow).
     """
     if prediction_type == "epsilon":
         return noise
     if prediction_type == "sample":
         return x0
+    if prediction_type == "flow_velocity":
+        return noise - x0
     a, s = _scales(schedule, timestep)
     return a * noise - s * x0
 
@@ -59,8 +70,8 @@ def to_sample(
     *,
     prediction: Float[Tensor, "b c lh lw"],
     x_t: Float[Tensor, "b c lh lw"],
-    timestep: Int[Tensor, "b"],
-    schedule: NoiseSchedule,
+    timestep: Real[Tensor, "b"],
+    schedule: ForwardProcess,
     prediction_type: PredictionType,
 ) -> Float[Tensor, "b c lh lw"]:
     """Return the predicted ``x0``. From epsilon it is not defined where the SNR is zero (the result is infinite)."""
@@ -69,6 +80,8 @@ def to_sample(
         return prediction
     if prediction_type == "v_prediction":
         return a * x_t - s * prediction
+    if prediction_type == "flow_velocity":
+        return (x_t - s * prediction) / (a + s)
     return (x_t - s * prediction) / a
 
 
@@ -76,8 +89,8 @@ def to_epsilon(
     *,
     prediction: Float[Tensor, "b c lh lw"],
     x_t: Float[Tensor, "b c lh lw"],
-    timestep: Int[Tensor, "b"],
-    schedule: NoiseSchedule,
+    timestep: Real[Tensor, "b"],
+    schedule: ForwardProcess,
     prediction_type: PredictionType,
 ) -> Float[Tensor, "b c lh lw"]:
     """Return the predicted noise; defined at zero SNR for every prediction type."""
@@ -86,6 +99,8 @@ def to_epsilon(
         return prediction
     if prediction_type == "v_prediction":
         return s * x_t + a * prediction
+    if prediction_type == "flow_velocity":
+        return (x_t + a * prediction) / (a + s)
     return (x_t - a * prediction) / s
 
 
@@ -93,21 +108,27 @@ def to_velocity(
     *,
     prediction: Float[Tensor, "b c lh lw"],
     x_t: Float[Tensor, "b c lh lw"],
-    timestep: Int[Tensor, "b"],
-    schedule: NoiseSchedule,
+    timestep: Real[Tensor, "b"],
+    schedule: ForwardProcess,
     prediction_type: PredictionType,
 ) -> Float[Tensor, "b c lh lw"]:
-    """Return the predicted velocity. From epsilon it is not defined where the SNR is zero (the result is infinite)."""
+    """Return the predicted velocity, a flow's on a flow.
+
+    From epsilon it is not defined where the SNR is zero, from a sample not where there is no noise (the result is
+    infinite).
+    """
     a, s = _scales(schedule, timestep)
-    if prediction_type == "v_prediction":
+    if prediction_type in ("v_prediction", "flow_velocity"):
         return prediction
+    if isinstance(schedule, FlowPath):
+        return (x_t - prediction) / s if prediction_type == "sample" else (prediction - x_t) / a
     if prediction_type == "sample":
         return (a * x_t - prediction) / s
     return (prediction - s * x_t) / a
 
 
 def _scales(
-    schedule: NoiseSchedule, timestep: Int[Tensor, "b"]
+    schedule: ForwardProcess, timestep: Real[Tensor, "b"]
 ) -> tuple[Float[Tensor, "b 1 1 1"], Float[Tensor, "b 1 1 1"]]:
     """Return the signal and the noise scale, ready to multiply latents."""
     return schedule.signal_scale(timestep)[:, None, None, None], schedule.noise_scale(timestep)[:, None, None, None]

@@ -3,6 +3,7 @@
 All samplers here are deterministic maps from the initial noise (DDIM with eta 0, DPM-Solver++ 2M, Euler, Heun): a
 sample depends on its own noise and its own labels, never on the batch it was drawn in. Timesteps are spaced
 ``trailing``, from the last one down, so that a model trained to zero-terminal SNR is started where it was trained.
+Those of a flow are planned in `flow_sampling`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -25,7 +26,13 @@ from diffusers import (
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from synfundus.diffusion.parametrisation import PredictionType, check_prediction_type
+from synfundus.diffusion.flow_sampling import (
+    FlowScheduler,
+    build_flow_scheduler,
+    follows_flow,
+    plan_flow_steps,
+)
+from synfundus.diffusion.parametrisation import NoisePrediction, check_prediction_type
 from synfundus.diffusion.schedule import NoiseSchedule, ScheduleKind, build_schedule
 from synfundus.errors import ConfigError
 
@@ -33,7 +40,8 @@ SamplerName: TypeAlias = Literal["ddim", "dpmpp", "euler", "heun"]
 Denoiser: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(x_t [b c lh lw], timestep [b], states [b k]) -> prediction [b c lh lw]``."""
 
-Scheduler: TypeAlias = DDIMScheduler | DPMSolverMultistepScheduler | EulerDiscreteScheduler | HeunDiscreteScheduler
+NoiseScheduler: TypeAlias = DDIMScheduler | DPMSolverMultistepScheduler | EulerDiscreteScheduler | HeunDiscreteScheduler
+Scheduler: TypeAlias = NoiseScheduler | FlowScheduler
 
 _DIFFUSERS_KIND = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 _HEUN_MAX_SIGMA = 80.0
@@ -81,6 +89,24 @@ class TrailingDDIMScheduler(DDIMScheduler):  # type: ignore[misc]
         return (float(then.sqrt()) * x0 + float((1 - then).sqrt()) * noise,)
 
 
+def scheduler_for(sampler: SamplerName, settings: Mapping[str, Any]) -> Scheduler:
+    """Build a sampler for a trained model.
+
+    Args:
+        sampler: Which.
+        settings: The schedule an export names: ``prediction_type`` and the arguments, without the sampler, of
+            :func:`build_flow_scheduler` where that is ``flow_velocity``, else of :func:`build_scheduler`.
+
+    Raises:
+        ConfigError: A sampler that does not go with the model.
+    """
+    if settings.get("prediction_type") != "flow_velocity":
+        return build_scheduler(sampler=sampler, **settings)
+    rest = {name: value for name, value in settings.items() if name != "prediction_type"}
+    with _numpy_migration_warning_ignored():
+        return build_flow_scheduler(sampler=sampler, **rest)
+
+
 def build_scheduler(
     *,
     sampler: SamplerName,
@@ -89,8 +115,8 @@ def build_scheduler(
     beta_start: float,
     beta_end: float,
     zero_terminal_snr: bool,
-    prediction_type: PredictionType,
-) -> Scheduler:
+    prediction_type: NoisePrediction,
+) -> NoiseScheduler:
     """Build the sampler that belongs to a training schedule.
 
     ``heun`` is EDM's: Karras noise levels (rho 7) from at most sigma 80, because a second-order step is only as good as
@@ -124,7 +150,7 @@ def build_scheduler(
 
 def _construct(
     sampler: SamplerName, schedule: NoiseSchedule, settings: dict[str, Any], *, zero_terminal_snr: bool
-) -> Scheduler:
+) -> NoiseScheduler:
     """Construct the class behind a sampler's name."""
     if sampler == "heun":
         settings["trained_betas"] = _capped_betas(schedule, max_sigma=_HEUN_MAX_SIGMA)
@@ -155,7 +181,7 @@ def sample_latents(
     Args:
         denoise: The network: noisy latents, timestep, label states -> prediction of the scheduler's type.
         initial_noise: One keyed draw per sample, unit variance.
-        scheduler: From :func:`build_scheduler`; not changed.
+        scheduler: From :func:`scheduler_for`; not changed.
         num_steps: Sampler steps.
         states: Label states; UNKNOWN = 0 is the null of guidance.
         guidance_scale: 1 = the conditional prediction alone (one call a step); above 1 = classifier-free guidance.
@@ -173,11 +199,13 @@ def sample_latents(
     _set_timesteps(scheduler, num_steps, initial_noise.device)
     first, last = guidance_interval if guidance_interval is not None else (0.0, 1.0)
     null_states = torch.zeros_like(states)
-    x_t = initial_noise.float() * float(scheduler.init_noise_sigma)
+    flow = follows_flow(scheduler)
+    x_t = initial_noise.float() if flow else initial_noise.float() * float(scheduler.init_noise_sigma)
+    noisiest = scheduler.config.num_train_timesteps - (0 if flow else 1)
     for timestep in scheduler.timesteps:
-        model_input = scheduler.scale_model_input(x_t, timestep)
+        model_input = x_t if flow else scheduler.scale_model_input(x_t, timestep)
         rows = timestep.expand(x_t.shape[0])
-        progress = 1.0 - float(timestep) / (scheduler.config.num_train_timesteps - 1)
+        progress = 1.0 - float(timestep) / noisiest
         if guidance_scale == 1.0 or not first <= progress <= last:
             prediction = denoise(model_input, rows, states).float()
         else:
@@ -221,6 +249,10 @@ def _capped_betas(schedule: NoiseSchedule, *, max_sigma: float) -> list[float]:
 
 def _set_timesteps(scheduler: Scheduler, num_steps: int, device: torch.device) -> None:
     """Plan the steps, below the noise levels at which a predicted noise says nothing about the sample."""
+    if follows_flow(scheduler):
+        with _numpy_migration_warning_ignored():
+            plan_flow_steps(scheduler, num_steps, device)
+        return
     if scheduler.config.prediction_type == "epsilon" and not isinstance(scheduler, HeunDiscreteScheduler):
         usable = int((_log_sigmas(scheduler) <= math.log(_EPSILON_MAX_SIGMA)).sum())
         if usable < scheduler.config.num_train_timesteps:

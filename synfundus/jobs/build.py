@@ -21,7 +21,9 @@ from synfundus.config.schema import (
     Precision,
     RunConfig,
 )
-from synfundus.diffusion.schedule import NoiseSchedule, build_schedule
+from synfundus.diffusion.flow import FlowPath, ForwardProcess
+from synfundus.diffusion.flow_time import FlowTime
+from synfundus.diffusion.schedule import build_schedule
 from synfundus.distributed.agreement import raise_together
 from synfundus.distributed.ds_config import BatchPlan, build_ds_config, check_ds_file, plan_batch
 from synfundus.distributed.engine import ZeroEngine
@@ -70,9 +72,11 @@ def torch_dtype(precision: Precision) -> torch.dtype:
     return torch.bfloat16 if definite(precision) == "bf16" else torch.float32
 
 
-def noise_schedule(config: RunConfig) -> NoiseSchedule:
-    """Build the noise schedule of the diffusion section."""
+def forward_process(config: RunConfig) -> ForwardProcess:
+    """Build the noise schedule, or the flow, of the diffusion section."""
     section = config.diffusion
+    if section.prediction_type == "flow_velocity":
+        return FlowPath(section.num_train_timesteps)
     return build_schedule(
         kind=section.beta_schedule,
         num_timesteps=section.num_train_timesteps,
@@ -80,6 +84,15 @@ def noise_schedule(config: RunConfig) -> NoiseSchedule:
         beta_end=section.beta_end,
         zero_terminal_snr=section.zero_terminal_snr,
     )
+
+
+def flow_time(config: RunConfig) -> FlowTime | None:
+    """Return how a flow's times are drawn; None on a noise schedule."""
+    section = config.diffusion
+    if section.prediction_type != "flow_velocity":
+        return None
+    flow = section.flow
+    return FlowTime(density=flow.time_density, location=flow.location, scale=flow.scale, shift=flow.shift)
 
 
 def latent_statistics(config: RunConfig, properties: Mapping[str, Any]) -> tuple[list[float], list[float]]:
@@ -100,8 +113,14 @@ def latent_statistics(config: RunConfig, properties: Mapping[str, Any]) -> tuple
 
 
 def schedule_settings(config: RunConfig) -> dict[str, Any]:
-    """Return what an exported pipeline needs to rebuild the noise schedule."""
+    """Return what an exported pipeline needs to rebuild the noise schedule or the flow."""
     section = config.diffusion
+    if section.prediction_type == "flow_velocity":
+        return {
+            "prediction_type": section.prediction_type,
+            "num_timesteps": section.num_train_timesteps,
+            "shift": section.flow.shift,
+        }
     return {
         "schedule_kind": section.beta_schedule,
         "num_timesteps": section.num_train_timesteps,

@@ -65,7 +65,7 @@ def training_step(config: RunConfig, shape: tuple[int, int, int], device: torch.
     denoiser = build.denoiser(config, schema=DEFAULT_LABEL_SCHEMA, latent_shape=shape)
     return LatentDiffusionStep(
         denoiser.to(device=device, dtype=build.torch_dtype(config.loop.precision)),
-        schedule=build.noise_schedule(config),
+        schedule=build.forward_process(config),
         prediction_type=config.diffusion.prediction_type,
         min_snr_gamma=config.diffusion.min_snr_gamma,
         latent_mean=[0.0] * shape[0],
@@ -92,10 +92,18 @@ def random_batch(
         "moments": draw(2 * shape[0]),
         "noise": draw(shape[0]),
         "posterior_noise": draw(shape[0]),
-        "timestep": torch.randint(config.diffusion.num_train_timesteps, (count,), generator=generator).to(device),
+        "timestep": _timesteps(config, count, generator).to(device),
         "states": torch.zeros(count, num_labels, dtype=torch.int64, device=device),
         "weights": torch.ones(count, device=device),
     }
+
+
+def _timesteps(config: RunConfig, count: int, generator: torch.Generator) -> Tensor:
+    """Draw timesteps evenly: whole ones, or the fractions of a flow."""
+    end = config.diffusion.num_train_timesteps
+    if config.diffusion.prediction_type == "flow_velocity":
+        return torch.rand(count, generator=generator) * end
+    return torch.randint(end, (count,), generator=generator)
 
 
 def _time_step(step: LatentDiffusionStep, batch: dict[str, Tensor], device: torch.device) -> float:

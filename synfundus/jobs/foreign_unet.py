@@ -140,8 +140,9 @@ def _read_scheduler(folder: str) -> dict[str, Any]:
         kind = str(found.get("_class_name"))
     except (ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError("the scheduler's config cannot be read", where=url) from error
-    if "FlowMatch" in kind:
-        return {"prediction_type": "flow"}
+    if "FlowMatch" in kind or found.get("prediction_type") == "flow_prediction":
+        length = found.get("num_train_timesteps", _SCHEDULER_DEFAULTS["num_train_timesteps"])
+        return {"prediction_type": "flow_velocity", "num_train_timesteps": length}
     return {key: found.get(key, default) for key, default in _SCHEDULER_DEFAULTS.items()}
 
 
@@ -157,7 +158,9 @@ def scheduler_differences(theirs: Mapping[str, Any], section: DiffusionConfig) -
         "beta_end": section.beta_end,
         "rescale_betas_zero_snr": section.zero_terminal_snr,
     }
-    if ours["beta_schedule"] == theirs.get("beta_schedule") == _DIFFUSERS_SCHEDULES["cosine"]:
+    if section.prediction_type == "flow_velocity":
+        ours = {key: ours[key] for key in ("prediction_type", "num_train_timesteps")}
+    elif ours["beta_schedule"] == theirs.get("beta_schedule") == _DIFFUSERS_SCHEDULES["cosine"]:
         ours.update({key: theirs[key] for key in ("beta_start", "beta_end")})  # the cosine has none
     return [
         f"{key} {theirs[key]!r} there, {ours[key]!r} here" for key in ours if theirs.get(key, ours[key]) != ours[key]

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from synfundus.config.schema import SampleConfig
-from synfundus.diffusion.sampling import build_scheduler, sample_latents
+from synfundus.diffusion.sampling import sample_latents, scheduler_for
 from synfundus.jobs.pixels import tensor_to_pixels
 from synfundus.models.autoencoder import LatentCodec
 from synfundus.models.unet import ConditionalDenoiser
@@ -48,7 +48,7 @@ def generate_images(
     latents = sample_latents(
         denoiser,
         initial_noise=torch.from_numpy(initial_noise).to(device),
-        scheduler=build_scheduler(sampler=settings.sampler, **schedule_settings),
+        scheduler=scheduler_for(settings.sampler, schedule_settings),
         num_steps=settings.num_steps,
         states=torch.from_numpy(states).to(device),
         guidance_scale=settings.guidance_scale,

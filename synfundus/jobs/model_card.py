@@ -15,7 +15,7 @@ Written by synfundus {version}. Everything this model makes is **synthetic**.
 
 A U-Net that denoises latents of {channels} x {height} x {width}, conditioned on {num_labels} labels, and the
 autoencoder that turns them into RGB images of {image_size_px} x {image_size_px} pixels. It predicts
-`{prediction_type}` on a `{schedule_kind}` noise schedule of {num_timesteps} steps{zero_snr}.
+{objective}.
 
 | | |
 |---|---|
@@ -72,6 +72,18 @@ def _figure(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "not recorded"
 
 
+def _objective(schedule: Mapping[str, Any]) -> str:
+    """Say what the network predicts, and on which way from image to noise."""
+    kind, count = schedule["prediction_type"], schedule["num_timesteps"]
+    if kind == "flow_velocity":
+        return (
+            "the velocity `noise - image` on the straight way between them (flow matching). It is told the time, 0\n"
+            f"for the image and 1 for noise, times {count}; sampling times are shifted by {schedule['shift']:g}"
+        )
+    ending = " that ends in pure noise" if schedule["zero_terminal_snr"] else ""
+    return f"`{kind}` on a `{schedule['schedule_kind']}` noise schedule of {count} steps{ending}"
+
+
 def model_card(document: Mapping[str, Any], schema: LabelSchema, *, linear_path: bool, autoencoder_class: str) -> str:
     """Return the card in Markdown.
 
@@ -102,10 +114,7 @@ def model_card(document: Mapping[str, Any], schema: LabelSchema, *, linear_path:
         width=width,
         num_labels=len(schema.labels),
         image_size_px=document["image_size_px"],
-        prediction_type=schedule["prediction_type"],
-        schedule_kind=schedule["schedule_kind"],
-        num_timesteps=schedule["num_timesteps"],
-        zero_snr=" that ends in pure noise" if schedule["zero_terminal_snr"] else "",
+        objective=_objective(schedule),
         facts="\n".join(f"| {name} | {value} |" for name, value in facts),
         labels="\n".join(f"| `{spec.name}` | 0-{spec.num_values - 1} | {spec.meaning} |" for spec in schema.labels),
         linear_path=_LINEAR_PATH_NOTE if linear_path else "",

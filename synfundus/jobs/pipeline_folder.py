@@ -24,7 +24,7 @@ from diffusers import UNet2DConditionModel
 from diffusers import __version__ as diffusers_version
 
 from synfundus import __version__
-from synfundus.diffusion.sampling import SamplerName, build_scheduler
+from synfundus.diffusion.sampling import SamplerName, Scheduler, scheduler_for
 from synfundus.errors import CheckpointError, ManifestMismatch
 from synfundus.jobs.codec_folder import forget_origin
 from synfundus.jobs.local_folder import folder_to_read, folder_to_replace
@@ -41,6 +41,7 @@ FORMAT_NAME = "synfundus-pipeline"
 FORMAT_VERSION = 1
 _PARTS = ("unet", "vae", "scheduler", "conditioner")
 _STOCK_SAMPLER: SamplerName = "dpmpp"
+_STOCK_FLOW_SAMPLER: SamplerName = "euler"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Pipeline:
     Attributes:
         denoiser: U-Net and conditioner, in evaluation mode.
         codec: Autoencoder, in evaluation mode.
-        schedule_settings: Arguments of `build_scheduler`, without the sampler.
+        schedule_settings: What `scheduler_for` takes.
         label_schema: Labels it was trained with.
         latent_mean: Per channel, ``[c]``: model latents are ``(latents - mean) / std``.
         latent_std: Per channel, ``[c]``.
@@ -140,12 +141,12 @@ def _finite(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     return value
 
 
-def _model_index(codec: LatentCodec) -> dict[str, Any]:
+def _model_index(codec: LatentCodec, scheduler: Scheduler) -> dict[str, Any]:
     return {
         "_class_name": "SynfundusPipeline",
         "_diffusers_version": diffusers_version,
         "conditioner": ["synfundus.models.conditioner", "LabelConditioner"],
-        "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+        "scheduler": ["diffusers", type(scheduler).__name__],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", codec.class_name],
     }
@@ -185,7 +186,7 @@ def save_pipeline(
         folder: Where to write it.
         denoiser: U-Net and conditioner, fp32.
         codec: The autoencoder the latents were made with.
-        schedule_settings: Arguments of `build_scheduler`, without the sampler.
+        schedule_settings: What `scheduler_for` takes.
         label_schema: Labels of the latent set.
         latent_mean: Per channel, ``[c]``.
         latent_std: Per channel, ``[c]``.
@@ -202,7 +203,9 @@ def save_pipeline(
         denoiser.unet.save_pretrained(work / "unet", safe_serialization=True)
         denoiser.conditioner.save_pretrained(work / "conditioner")
         codec.save_pretrained(work / "vae")
-        build_scheduler(sampler=_STOCK_SAMPLER, **schedule_settings).save_pretrained(work / "scheduler")
+        flow = schedule_settings["prediction_type"] == "flow_velocity"
+        scheduler = scheduler_for(_STOCK_FLOW_SAMPLER if flow else _STOCK_SAMPLER, schedule_settings)
+        scheduler.save_pretrained(work / "scheduler")
         forget_origin(work)
         _check_codec(work / "vae", vae_fingerprint, where=str(folder))
         fingerprint = denoiser_fingerprint(work)
@@ -217,7 +220,7 @@ def save_pipeline(
             "training": _finite(training_summary),
             "versions": {"synfundus": __version__, "diffusers": diffusers_version, "torch": torch.__version__},
         }
-        (work / "model_index.json").write_bytes(documents.dump_json(_model_index(codec)))
+        (work / "model_index.json").write_bytes(documents.dump_json(_model_index(codec, scheduler)))
         (work / "MODEL_CARD.md").write_text(
             model_card(
                 document, label_schema, linear_path=codec.linear_path is not None, autoencoder_class=codec.class_name

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from synfundus import __version__
 from synfundus.config.schema import RunConfig
 from synfundus.data.reader import decode_image
+from synfundus.diffusion.sampling import scheduler_for
 from synfundus.distributed.world import World, share_of
 from synfundus.errors import ConfigError, SynfundusError
 from synfundus.evaluation.captions import label_caption
@@ -84,7 +85,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
 
     Raises:
         CheckpointError: No model.
-        ConfigError: Labels the model does not know, or a folder that holds something else.
+        ConfigError: Labels the model does not know, a sampler that cannot draw from it, or a folder that holds
+            something else.
         DataError: A label plan that cannot be read; the row is named.
     """
     section = config.sample
@@ -92,6 +94,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     folder = find_pipeline(build.require(section.model, flag="--model", key="sample.model"))
     device, dtype = build.torch_device(world), build.torch_dtype(section.precision)
     pipeline = load_pipeline(folder, device=device)
+    scheduler_for(section.sampler, pipeline.schedule_settings)  # refused before the folder is claimed
     rows = plan_labels(
         plan_url=section.labels, labels=section.label, num_images=section.num_images, schema=pipeline.label_schema
     )

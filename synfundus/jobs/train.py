@@ -11,7 +11,8 @@ from torch import Tensor
 from synfundus.config.measured import definite_channels_last
 from synfundus.config.schema import LoopConfig, RunConfig
 from synfundus.data.batches import BatchReader
-from synfundus.diffusion.schedule import NoiseSchedule
+from synfundus.diffusion.flow import ForwardProcess
+from synfundus.diffusion.sampling import scheduler_for
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.world import World
@@ -69,6 +70,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     codec_folder = find_codec(section.vae or load_sources(latents.url).autoencoder_url)
     codec, fingerprint = open_codec(codec_folder, device=torch.device("cpu"), dtype=torch.float32)
     require_same_codec(latents, fingerprint, where=codec_folder)
+    if config.loop.preview_every_images:
+        scheduler_for(config.sample.sampler, build.schedule_settings(config))  # what previews will be drawn with
     start = initial_denoiser(config, latents, console)
     build.check_compilation(config.loop, world)
     # the last thing: a start that is refused must not leave its mark on the folder
@@ -86,7 +89,7 @@ def _identity(config: RunConfig, latents: ShardSet) -> dict[str, object]:
     return {
         "seed": config.seed,
         "latents": latents.identity,
-        "diffusion": config.diffusion.model_dump(mode="json"),
+        "diffusion": config.diffusion.identity_document(),
         "optim": config.optim.model_dump(mode="json"),
         "ema": ema,
         "global_batch_size": config.loop.global_batch_size,
@@ -117,7 +120,7 @@ class _Training:
         self._console = console
         self._loop = config.loop
         self._device = build.torch_device(world)
-        self._schedule: NoiseSchedule = build.noise_schedule(config)
+        self._schedule: ForwardProcess = build.forward_process(config)
         self._latent_shape = latent_shape_of(latents)
         self._cost = denoiser_cost(
             denoiser,
@@ -259,6 +262,7 @@ class _Training:
         return DiffusionDraws(
             seed=self._config.seed,
             num_timesteps=section.num_train_timesteps,
+            flow_time=build.flow_time(self._config),
             label_drop_prob=section.label_drop_prob,
             single_label_drop_prob=section.single_label_drop_prob,
             flip=flip,

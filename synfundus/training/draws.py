@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synfundus.data.reader import Arrays
+from synfundus.diffusion.flow_time import FlowTime
 from synfundus.seeding import keyed_normal, keyed_uniform
 from synfundus.storage.label_schema import UNKNOWN_STATE
 
@@ -18,7 +19,8 @@ class DiffusionDraws:
 
     Args:
         seed: The run's seed.
-        num_timesteps: Length of the noise schedule.
+        num_timesteps: Length of the noise schedule, or what a flow calls time 1.
+        flow_time: Density of a flow's times, which are fractions; None draws whole timesteps evenly.
         label_drop_prob: Chance that all labels of a sample become unknown.
         single_label_drop_prob: Chance of each single label to become unknown.
         flip: Use the mirrored moments half of the time.
@@ -30,6 +32,7 @@ class DiffusionDraws:
         *,
         seed: int,
         num_timesteps: int,
+        flow_time: FlowTime | None,
         label_drop_prob: float,
         single_label_drop_prob: float,
         flip: bool,
@@ -37,6 +40,7 @@ class DiffusionDraws:
     ) -> None:
         self._seed = seed
         self._num_timesteps = num_timesteps
+        self._flow_time = flow_time
         self._label_drop_prob = label_drop_prob
         self._single_label_drop_prob = single_label_drop_prob
         self._flip = flip
@@ -57,14 +61,18 @@ class DiffusionDraws:
         dropped = (drops[:, :1] < self._label_drop_prob) | (drops[:, 1:] < self._single_label_drop_prob)
         states[dropped] = UNKNOWN_STATE
         shape = (moments.shape[1] // 2, *moments.shape[2:])
-        uniform = keyed_uniform(self._seed, "timestep", indices)[:, 0]
         return {
             "moments": moments.astype(np.float32),
             "states": states,
             "noise": keyed_normal(self._seed, "noise", indices, shape),
             "posterior_noise": keyed_normal(self._seed, "posterior", indices, shape),
-            "timestep": np.minimum((uniform * self._num_timesteps).astype(np.int64), self._num_timesteps - 1),
+            "timestep": self._timesteps(keyed_uniform(self._seed, "timestep", indices)[:, 0]),
         }
+
+    def _timesteps(self, uniform: NDArray[np.float64]) -> NDArray[np.int64] | NDArray[np.float32]:
+        if self._flow_time is not None:
+            return (self._flow_time(uniform) * self._num_timesteps).astype(np.float32)
+        return np.minimum((uniform * self._num_timesteps).astype(np.int64), self._num_timesteps - 1)
 
 
 class AutoencoderDraws:

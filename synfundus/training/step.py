@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from synfundus.diffusion.flow import ForwardProcess
 from synfundus.diffusion.loss import denoising_loss
 from synfundus.diffusion.parametrisation import PredictionType, check_prediction_type, training_target
-from synfundus.diffusion.schedule import NoiseSchedule
 from synfundus.models.autoencoder import LatentCodec
 from synfundus.models.autoencoder_objective import AutoencoderObjective
 from synfundus.models.unet import ConditionalDenoiser
@@ -26,7 +26,7 @@ class LatentDiffusionStep(nn.Module):
 
     Args:
         denoiser: The network.
-        schedule: Noise schedule.
+        schedule: Noise schedule or flow.
         prediction_type: What it predicts.
         min_snr_gamma: Loss weighting; None is the plain mean squared error.
         latent_mean: Per-channel mean of the latent set, ``[c]``.
@@ -38,7 +38,7 @@ class LatentDiffusionStep(nn.Module):
         self,
         denoiser: ConditionalDenoiser,
         *,
-        schedule: NoiseSchedule,
+        schedule: ForwardProcess,
         prediction_type: PredictionType,
         min_snr_gamma: float | None,
         latent_mean: Sequence[float],
@@ -90,7 +90,8 @@ class LatentDiffusionStep(nn.Module):
 
     def _sums(self, weighted: Tensor, weights: Tensor, timestep: Tensor) -> Sums:
         sums = {"loss": weighted.sum(), "images": weights.sum()}
-        bucket = timestep * TIMESTEP_BUCKETS // self._schedule.num_timesteps
+        # a flow's timestep can be rounded up to the last one's end
+        bucket = (timestep * TIMESTEP_BUCKETS // self._schedule.num_timesteps).clamp(max=TIMESTEP_BUCKETS - 1)
         for number in range(TIMESTEP_BUCKETS):
             inside = (bucket == number).to(weights.dtype)
             sums[f"loss_t{number}"] = (weighted * inside).sum()

@@ -19,6 +19,7 @@ def draws(**changes: Any) -> DiffusionDraws:
     settings: dict[str, Any] = {
         "seed": 4,
         "num_timesteps": 100,
+        "flow_time": None,
         "label_drop_prob": 0.0,
         "single_label_drop_prob": 0.0,
         "flip": False,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from synfundus.diffusion.loss import denoising_loss, min_snr_weight
-from synfundus.diffusion.parametrisation import PredictionType, to_epsilon, to_velocity, training_target
+from synfundus.diffusion.parametrisation import NoisePrediction, to_epsilon, to_velocity, training_target
 from synfundus.diffusion.schedule import build_schedule
 
 SCHEDULE = build_schedule(
@@ -57,14 +57,14 @@ def test_min_snr_gives_every_prediction_type_the_same_loss_for_the_same_guess() 
             min_snr_gamma=5.0,
             weights=torch.ones(5),
         )[0]
-        for kind in get_args(PredictionType)
+        for kind in get_args(NoisePrediction)
     ]
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(losses[0], losses[2], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", get_args(PredictionType))
-def test_weights_are_finite_and_capped_at_every_timestep(kind: PredictionType) -> None:
+@pytest.mark.parametrize("kind", get_args(NoisePrediction))
+def test_weights_are_finite_and_capped_at_every_timestep(kind: NoisePrediction) -> None:
     snr = ENDLESS.snr(torch.arange(1000))
     weight = min_snr_weight(snr, gamma=5.0, prediction_type=kind)
     assert bool(torch.isfinite(weight).all())

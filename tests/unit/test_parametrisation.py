@@ -9,7 +9,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from synfundus.diffusion.parametrisation import (
-    PredictionType,
+    NoisePrediction,
     check_prediction_type,
     to_epsilon,
     to_sample,
@@ -38,9 +38,9 @@ def draws(count: int = len(TIMESTEP)) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])
-@pytest.mark.parametrize("prediction_type", get_args(PredictionType))
+@pytest.mark.parametrize("prediction_type", get_args(NoisePrediction))
 def test_a_perfect_prediction_of_any_kind_gives_back_sample_noise_and_velocity(
-    prediction_type: PredictionType, zero_terminal_snr: bool
+    prediction_type: NoisePrediction, zero_terminal_snr: bool
 ) -> None:
     schedule = schedule_of(zero_terminal_snr=zero_terminal_snr)
     x0, noise = draws()
@@ -55,7 +55,7 @@ def test_a_perfect_prediction_of_any_kind_gives_back_sample_noise_and_velocity(
 
 
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
-def test_at_zero_snr_velocity_and_sample_predictions_still_convert(prediction_type: PredictionType) -> None:
+def test_at_zero_snr_velocity_and_sample_predictions_still_convert(prediction_type: NoisePrediction) -> None:
     schedule = schedule_of(zero_terminal_snr=True)
     timestep = torch.tensor([999, 999])
     x0, noise = draws(2)

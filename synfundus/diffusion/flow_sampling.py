@@ -1,0 +1,92 @@
+"""Samplers of flow matching: diffusers' solvers of ``dx/dt = velocity``, from noise at time 1 to data at time 0.
+
+All are told the time the network was trained to be told, ``t * num_train_timesteps`` as a fraction, and step evenly in
+time before the shift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+)
+
+from synfundus.diffusion.flow_time import shifted
+from synfundus.errors import ConfigError
+
+FlowScheduler: TypeAlias = (
+    FlowMatchEulerDiscreteScheduler | FlowMatchHeunDiscreteScheduler | DPMSolverMultistepScheduler
+)
+
+FLOW_SAMPLERS = ("dpmpp", "euler", "heun")
+_FLOW_CLASSES = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)
+
+
+def build_flow_scheduler(*, sampler: str, num_timesteps: int, shift: float) -> FlowScheduler:
+    """Build a sampler for a network that predicts the flow's velocity.
+
+    ``heun`` calls the network ``2 n - 1`` times in ``n`` steps. ``dpmpp`` is second order at one call a step: its
+    half-logarithmic signal-to-noise ratio has no value at pure noise, so it starts at time ``1 - 1 / num_timesteps``.
+
+    Raises:
+        ConfigError: A sampler that cannot follow a flow.
+
+    Source: Esser et al. 2024 (arXiv 2403.03206), Eq. 23; Lu et al. 2022, "DPM-Solver++", Alg. 2.
+    """
+    if sampler == "euler":
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=num_timesteps, shift=shift)
+    if sampler == "heun":
+        return FlowMatchHeunDiscreteScheduler(num_train_timesteps=num_timesteps, shift=shift)
+    if sampler == "dpmpp":
+        return DPMSolverMultistepScheduler(
+            num_train_timesteps=num_timesteps,
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+            flow_shift=shift,
+            algorithm_type="dpmsolver++",
+            solver_order=2,
+        )
+    raise ConfigError(
+        f"sampler {sampler!r} cannot draw from a model that predicts flow_velocity",
+        hint=f"one of {', '.join(FLOW_SAMPLERS)} can: --sampler, or sample.sampler in the config",
+    )
+
+
+def follows_flow(scheduler: object) -> bool:
+    """Say whether a scheduler is one of `build_flow_scheduler`."""
+    if isinstance(scheduler, DPMSolverMultistepScheduler):
+        return bool(scheduler.config.use_flow_sigmas)
+    return isinstance(scheduler, _FLOW_CLASSES)
+
+
+def plan_flow_steps(scheduler: FlowScheduler, num_steps: int, device: torch.device) -> None:
+    """Plan a sampler's steps, the shift applied once.
+
+    diffusers' own plans are not taken as they are. Euler's ends with a step of a thousandth of the way; Euler's and
+    Heun's apply the shift to a last time that had it already; DPM-Solver++ rounds what it tells the network to whole
+    timesteps.
+    """
+    count = scheduler.config.num_train_timesteps
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / num_steps, num_steps).tolist(), device=device)
+        return
+    scheduler.set_timesteps(num_steps, device=device)
+    if isinstance(scheduler, FlowMatchHeunDiscreteScheduler):
+        # the last step, to time 0, is one of first order: a small one
+        times = shifted(np.linspace(1.0, 1.0 / count, num_steps), scheduler.config.shift)
+        inner = np.repeat(times[1:], 2)
+        scheduler.sigmas = _tensor([times[0], *inner, 0.0], device)
+        scheduler.timesteps = _tensor([times[0] * count, *inner * count], device)
+        scheduler.set_begin_index(0)  # each inner time occurs twice
+        return
+    scheduler.timesteps = (scheduler.sigmas[:-1] * count).to(device)
+
+
+def _tensor(values: Sequence[float], device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device)
