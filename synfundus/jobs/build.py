@@ -23,6 +23,7 @@ from synfundus.config.schema import (
 )
 from synfundus.diffusion.flow import FlowPath, ForwardProcess
 from synfundus.diffusion.flow_time import FlowTime
+from synfundus.diffusion.sampling import scheduler_for
 from synfundus.diffusion.schedule import build_schedule
 from synfundus.distributed.agreement import raise_together
 from synfundus.distributed.ds_config import BatchPlan, build_ds_config, check_ds_file, plan_batch
@@ -129,6 +130,15 @@ def schedule_settings(config: RunConfig) -> dict[str, Any]:
         "zero_terminal_snr": section.zero_terminal_snr,
         "prediction_type": section.prediction_type,
     }
+
+
+def check_sampler(config: RunConfig) -> None:
+    """Make sure that the sampler of the config can draw from the model of the config, before hours go by.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    scheduler_for(config.sample.sampler, schedule_settings(config))
 
 
 def denoiser(config: RunConfig, *, schema: LabelSchema, latent_shape: Sequence[int]) -> ConditionalDenoiser:

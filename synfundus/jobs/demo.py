@@ -91,9 +91,10 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         The content of demo.json.
 
     Raises:
-        ConfigError: No folder, or one with a demo of other settings.
+        ConfigError: No folder, or one with a demo of other settings; a sampler that cannot draw from the model.
     """
     out = build.require(config.demo.out, flag="--out", key="demo.out")
+    build.check_sampler(config)
     pace = settle_pace(config, out, world, console)
     config = place_stages(scale_budgets(config, pace=pace))
     demo = _Demo(config, out, pace, world, console)

@@ -12,7 +12,6 @@ from synfundus.config.measured import definite_channels_last
 from synfundus.config.schema import LoopConfig, RunConfig
 from synfundus.data.batches import BatchReader
 from synfundus.diffusion.flow import ForwardProcess
-from synfundus.diffusion.sampling import scheduler_for
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.world import World
@@ -71,7 +70,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     codec, fingerprint = open_codec(codec_folder, device=torch.device("cpu"), dtype=torch.float32)
     require_same_codec(latents, fingerprint, where=codec_folder)
     if config.loop.preview_every_images:
-        scheduler_for(config.sample.sampler, build.schedule_settings(config))  # what previews will be drawn with
+        build.check_sampler(config)
     start = initial_denoiser(config, latents, console)
     build.check_compilation(config.loop, world)
     # the last thing: a start that is refused must not leave its mark on the folder

@@ -12,8 +12,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from test_sampling import MEAN, STD, draw, noise_of
 from torch import Tensor
 
+from synfundus.diffusion.flow import FlowPath
 from synfundus.diffusion.flow_sampling import FLOW_SAMPLERS, follows_flow
 from synfundus.diffusion.flow_time import shifted
+from synfundus.diffusion.parametrisation import training_target
 from synfundus.diffusion.sampling import Denoiser, SamplerName, Scheduler, scheduler_for
 from synfundus.errors import ConfigError
 
@@ -39,6 +41,21 @@ def gaussian_velocity(
         return (time / variance * deviation - x0).float()
 
     return denoise
+
+
+@pytest.mark.parametrize("time", [0.05, 0.4, 0.8, 1.0])
+def test_training_on_a_gaussian_leads_to_the_velocity_the_samplers_are_shown(time: float) -> None:
+    """The best guess of the target from ``x_t`` is linear for normal data: fit it, and compare."""
+    x0, noise = torch.randn(2, 400_000, 1, 1, 1, generator=torch.Generator().manual_seed(2)).double()
+    x0, timestep = MEAN + STD * x0, torch.full((len(noise),), time * COUNT)
+    x_t = FlowPath(COUNT).add_noise(x0, noise, timestep)
+    target = training_target(
+        x0=x0, noise=noise, timestep=timestep, schedule=FlowPath(COUNT), prediction_type="flow_velocity"
+    )
+    fitted = np.polynomial.Polynomial.fit(x_t.flatten().numpy(), target.flatten().numpy(), 1)
+    probe = torch.tensor([-1.0, 0.0, 1.5])[:, None, None, None]
+    wanted = gaussian_velocity()(probe, timestep[:3], torch.zeros(3, 1))
+    np.testing.assert_allclose(fitted(probe.flatten().numpy()), wanted.flatten().numpy(), atol=0.02)
 
 
 def test_the_names_are_the_agreed_ones() -> None:

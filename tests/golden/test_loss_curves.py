@@ -1,0 +1,165 @@
+"""What every objective's loss was over twelve steps, in golden/loss_curves.json: a change of it has to be meant.
+
+`make golden` writes the file anew; a curve that moved without a reason in the commit is a fault.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_sets import IMAGE_SIZE_PX, tiny_config, write_set
+
+from synfundus.data.reader import encode_npy
+from synfundus.distributed.world import World
+from synfundus.jobs import train
+from synfundus.models.autoencoder import build_codec, fingerprint
+from synfundus.seeding import keyed_normal, keyed_uniform
+from synfundus.storage.documents import read_lines
+from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
+from synfundus.telemetry.console import SilentConsole
+
+GOLDEN = Path(__file__).with_name("loss_curves.json")
+TOLERANCE = 1e-3
+"""Relative: another processor, or another number of threads, adds up in another order."""
+DIGITS = 7
+BATCH, STEPS = 8, 12
+LATENT_SHAPE = (4, 8, 8)
+SHARDS = {"train": (40,), "val": (8,)}
+KINDS = ("epsilon", "v_prediction", "sample")
+SCHEDULES = ("linear", "scaled_linear", "cosine")
+
+
+def on_schedule(kind: str, schedule: str, **more: Any) -> dict[str, Any]:
+    plain = {"zero_terminal_snr": False, "min_snr_gamma": None}
+    return {"prediction_type": kind, "beta_schedule": schedule, **plain, **more}
+
+
+def flow(**times: Any) -> dict[str, Any]:
+    return {**on_schedule("flow_velocity", "scaled_linear"), "flow": times}
+
+
+CASES: dict[str, dict[str, Any]] = {
+    **{f"{kind} {schedule}": on_schedule(kind, schedule) for kind in KINDS for schedule in SCHEDULES},
+    **{
+        f"v_prediction {schedule} zero-terminal": on_schedule("v_prediction", schedule, zero_terminal_snr=True)
+        for schedule in ("linear", "scaled_linear")  # the cosine ends in noise as it is: its curve moves by 1e-5
+    },
+    "sample scaled_linear zero-terminal": on_schedule("sample", "scaled_linear", zero_terminal_snr=True),
+    **{f"{kind} scaled_linear min-snr": on_schedule(kind, "scaled_linear", min_snr_gamma=5.0) for kind in KINDS},
+    "flow_velocity uniform": flow(time_density="uniform"),
+    "flow_velocity logit_normal": flow(time_density="logit_normal"),
+    "flow_velocity logit_normal located": flow(time_density="logit_normal", location=-0.6, scale=1.6),
+    "flow_velocity logit_normal shift": flow(time_density="logit_normal", shift=3.0),
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Latents that no autoencoder has made, so that the curves depend on none, and one that stands for it."""
+    folder = tmp_path_factory.mktemp("curves")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        codec = build_codec(
+            image_size_px=IMAGE_SIZE_PX,
+            block_size_px=1,
+            latent_channels=LATENT_SHAPE[0],
+            block_out_channels=[4, 4, 4, 4],
+            layers_per_block=1,
+            norm_num_groups=2,
+            mid_block_attention=False,
+            linear_path=False,
+        )
+    codec.save_pretrained(folder / "vae")
+    count = sum(sum(sizes) for sizes in SHARDS.values())
+    numbers = range(count)
+    means = keyed_normal(11, "golden-latents", numbers, LATENT_SHAPE)
+    means += 2.0 * keyed_normal(11, "golden-offsets", numbers, (LATENT_SHAPE[0], 1, 1))
+    grades = (keyed_uniform(11, "golden-grades", numbers)[:, 0] * 5).astype(int)
+    samples = []
+    for number in numbers:
+        moments = torch.cat([torch.from_numpy(means[number]), torch.full(LATENT_SHAPE, -4.0)]).half().numpy()
+        labels = {"labels": {"dr_grade": int(grades[number])}}
+        members = {"moments.npy": encode_npy(moments), "json": json.dumps(labels).encode()}
+        samples.append((f"g{number:05d}", members))
+    write_set(
+        folder / "latents",
+        samples,
+        shards=SHARDS,
+        extensions=("json", "moments.npy"),
+        kind="latents",
+        schema=DEFAULT_LABEL_SCHEMA,
+        properties={
+            "autoencoder_fingerprint": fingerprint(folder / "vae"),
+            "image_size_px": IMAGE_SIZE_PX,
+            "moments_shape": [2 * LATENT_SHAPE[0], *LATENT_SHAPE[1:]],
+            "latent_mean": [0.0] * LATENT_SHAPE[0],
+            "latent_std": [5.0**0.5] * LATENT_SHAPE[0],
+            "flip": False,
+        },
+    )
+    return folder / "latents", folder / "vae"
+
+
+def curve(inputs: tuple[Path, Path], run_dir: Path, diffusion: dict[str, Any], world: World) -> dict[str, Any]:
+    """Train on the fixed latents; returns the loss of each step and the averaged weights' on the other split."""
+    latents, vae = inputs
+    config = tiny_config(
+        {
+            "train": {"latents": str(latents), "vae": str(vae), "run_dir": str(run_dir)},
+            "diffusion": diffusion,
+            "loop": {
+                "budget_images": BATCH * STEPS,
+                "checkpoint_every_images": BATCH * STEPS,
+                "validate_every_images": 0,
+                "validation_images": 8,
+            },
+        }
+    )
+    summary = train.run(config, world, SilentConsole())
+    rows = read_lines(str(run_dir / "metrics.jsonl"))
+    losses = [float(row["loss"]) for row in rows if "loss" in row]
+    assert len(losses) == STEPS
+    return {"loss": losses, "validation_loss": float(summary["validation_loss"])}
+
+
+def stored() -> dict[str, Any]:
+    return dict(json.loads(GOLDEN.read_text(encoding="utf-8"))) if GOLDEN.exists() else {}
+
+
+def store(case: str, found: dict[str, Any]) -> None:
+    """Put a curve into the file, in the order of the cases."""
+    known = stored() | {
+        case: {
+            "loss": [float(f"{value:.{DIGITS}g}") for value in found["loss"]],
+            "validation_loss": float(f"{found['validation_loss']:.{DIGITS}g}"),
+        }
+    }
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(known[name])}" for name in CASES if name in known)
+    GOLDEN.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_loss_of_every_objective_is_the_agreed_one(
+    case: str, inputs: tuple[Path, Path], world: World, tmp_path: Path
+) -> None:
+    found = curve(inputs, tmp_path / "run", CASES[case], world)
+    if os.environ.get("SYNFUNDUS_REGENERATE_GOLDEN"):
+        store(case, found)
+    agreed = stored()[case]
+    assert found["loss"] == pytest.approx(agreed["loss"], rel=TOLERANCE)
+    assert found["validation_loss"] == pytest.approx(agreed["validation_loss"], rel=TOLERANCE)
+
+
+def test_the_file_holds_every_case_and_no_two_are_alike() -> None:
+    """An option without an effect would show as a curve that another case has too."""
+    agreed = stored()
+    assert set(agreed) == set(CASES)
+    for one, other in itertools.combinations(agreed, 2):
+        gap = max(abs(a - b) / abs(a) for a, b in zip(agreed[one]["loss"], agreed[other]["loss"], strict=True))
+        assert gap > 10 * TOLERANCE, (one, other)
