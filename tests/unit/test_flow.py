@@ -13,6 +13,7 @@ import torch
 from synfundus.config.diffusion_section import DiffusionConfig
 from synfundus.config.loader import load_config
 from synfundus.config.schema import RunConfig
+from synfundus.data.reader import Arrays
 from synfundus.diffusion.flow import FlowPath
 from synfundus.diffusion.flow_time import FlowTime, TimeDensity, shifted
 from synfundus.diffusion.loss import denoising_loss, min_snr_weight
@@ -145,12 +146,15 @@ def test_draws_of_a_flow_are_fractions_keyed_by_position_and_change_nothing_else
         "flip": False,
         "eye_side_column": None,
     }
-    arrays = {"moments": np.zeros((300, 4, 2, 2), dtype=np.float16), "states": np.ones((300, 3), dtype=np.int64)}
+    arrays: Arrays = {
+        "moments": np.zeros((300, 4, 2, 2), dtype=np.float16),
+        "states": np.ones((300, 3), dtype=np.int64),
+    }
     positions = np.arange(10**9, 10**9 + 300)
     discrete = DiffusionDraws(flow_time=None, **settings)(positions, arrays)
     uniform = DiffusionDraws(flow_time=time_of("uniform"), **settings)(positions, arrays)
     normal = pickle.loads(pickle.dumps(DiffusionDraws(flow_time=time_of(), **settings)))(positions, arrays)
-    assert (discrete["timestep"].dtype, uniform["timestep"].dtype) == (np.int64, np.float32)
+    assert [str(drawn["timestep"].dtype) for drawn in (discrete, uniform)] == ["int64", "float32"]
     assert np.array_equal(np.floor(uniform["timestep"]).astype(np.int64), discrete["timestep"])
     np.testing.assert_array_equal(np.argsort(normal["timestep"]), np.argsort(uniform["timestep"]))
     assert logit(normal["timestep"].astype(np.float64) / 1000).std() == pytest.approx(1.0, abs=0.1)

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from synfundus.diffusion.parametrisation import PredictionType
+from synfundus.diffusion.parametrisation import NoisePrediction
 from synfundus.diffusion.sampling import Denoiser, SamplerName, Scheduler, build_scheduler, guide, sample_latents
 from synfundus.diffusion.schedule import ScheduleKind
 from synfundus.errors import ConfigError
 
 MEAN, STD = 0.7, 0.5
 SAMPLERS = get_args(SamplerName)
-CASES: list[tuple[PredictionType, ScheduleKind, bool]] = [
+CASES: list[tuple[NoisePrediction, ScheduleKind, bool]] = [
     ("epsilon", "scaled_linear", False),
     ("epsilon", "cosine", False),
     ("v_prediction", "scaled_linear", False),
@@ -30,7 +30,7 @@ CASES: list[tuple[PredictionType, ScheduleKind, bool]] = [
 
 def scheduler_of(
     sampler: SamplerName,
-    prediction_type: PredictionType = "v_prediction",
+    prediction_type: NoisePrediction = "v_prediction",
     kind: ScheduleKind = "cosine",
     zero_terminal_snr: bool = True,
 ) -> Scheduler:
@@ -92,7 +92,7 @@ def noise_of(batch: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize(("prediction_type", "kind", "zero_terminal_snr"), CASES)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_reaches_the_mean_and_spread_of_the_data(
-    sampler: SamplerName, prediction_type: PredictionType, kind: ScheduleKind, zero_terminal_snr: bool
+    sampler: SamplerName, prediction_type: NoisePrediction, kind: ScheduleKind, zero_terminal_snr: bool
 ) -> None:
     scheduler = scheduler_of(sampler, prediction_type, kind, zero_terminal_snr)
     samples = draw(gaussian_denoiser(scheduler), scheduler, noise_of(64), num_steps=40)
