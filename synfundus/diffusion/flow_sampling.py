@@ -83,7 +83,6 @@ def plan_flow_steps(scheduler: FlowScheduler, num_steps: int, device: torch.devi
         inner = np.repeat(times[1:], 2)
         scheduler.sigmas = _tensor([times[0], *inner, 0.0], device)
         scheduler.timesteps = _tensor([times[0] * count, *inner * count], device)
-        scheduler.set_begin_index(0)  # each inner time occurs twice
         return
     scheduler.timesteps = (scheduler.sigmas[:-1] * count).to(device)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tiny_pipeline import tiny_denoiser
 
 from synfundus.config.diffusion_section import DiffusionConfig
 from synfundus.config.loader import load_config
@@ -26,8 +29,9 @@ from synfundus.diffusion.parametrisation import (
 )
 from synfundus.diffusion.schedule import build_schedule
 from synfundus.errors import ConfigError
-from synfundus.jobs.foreign_unet import scheduler_differences
+from synfundus.jobs.foreign_unet import _read_scheduler, scheduler_differences
 from synfundus.training.draws import DiffusionDraws
+from synfundus.training.step import LatentDiffusionStep
 
 PATH = FlowPath(1000)
 TIMESTEP = torch.tensor([0.25, 10.0, 333.3, 500.0, 900.5, 999.75])
@@ -246,3 +250,46 @@ def test_a_foreign_flow_is_compared_by_what_a_flow_has() -> None:
     assert scheduler_differences(there, DiffusionConfig()) == ["prediction_type 'flow_velocity' there, 'epsilon' here"]
     noise = {"prediction_type": "epsilon", "num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 0.1}
     assert scheduler_differences(noise, flow) == ["prediction_type 'epsilon' there, 'flow_velocity' here"]
+
+
+@pytest.mark.parametrize(
+    ("document", "kind"),
+    [
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 500}, "flow_velocity"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "prediction_type": "flow_prediction"}, "flow_velocity"),
+        ({"_class_name": "DDIMScheduler"}, "epsilon"),
+    ],
+)
+def test_a_foreign_scheduler_of_a_flow_is_known_by_its_class_or_by_what_it_predicts(
+    document: dict[str, Any], kind: str, tmp_path: Path
+) -> None:
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(document))
+    found = _read_scheduler(str(tmp_path / "unet"))
+    assert (found["prediction_type"], found["num_train_timesteps"]) == (kind, document.get("num_train_timesteps", 1000))
+
+
+def test_losses_fall_into_quarters_of_time_the_ends_included_and_miss_none() -> None:
+    step = LatentDiffusionStep(
+        tiny_denoiser(),
+        schedule=PATH,
+        prediction_type="flow_velocity",
+        min_snr_gamma=None,
+        latent_mean=[0.0, 0.0],
+        latent_std=[1.0, 1.0],
+        channels_last=False,
+    )
+    timestep = torch.tensor([0.0, 249.9, 250.0, 600.0, 999.9, 1000.0])
+    count = len(timestep)
+    batch = {
+        "moments": torch.zeros(count, 4, 8, 8),
+        "noise": torch.randn(count, 2, 8, 8, generator=torch.Generator().manual_seed(1)),
+        "posterior_noise": torch.zeros(count, 2, 8, 8),
+        "timestep": timestep,
+        "states": torch.zeros(count, 3, dtype=torch.int64),
+        "weights": torch.ones(count),
+    }
+    loss, sums = step(batch, 0)
+    assert [float(sums[f"images_t{number}"]) for number in range(4)] == [2.0, 1.0, 1.0, 2.0]
+    torch.testing.assert_close(sum(sums[f"loss_t{number}"] for number in range(4)), sums["loss"])
+    assert bool(torch.isfinite(loss))
