@@ -1,6 +1,7 @@
 """A synfundus command line that kills itself, without warning, at a chosen point.
 
 python killed_run.py step:13 train --latents ...        in the middle of the 13th optimizer step of this process
+python killed_run.py settled:13 train --latents ...     the same, once no checkpoint is being written any more
 python killed_run.py write:TEXT train --latents ...     half-way through writing the first file whose place has TEXT
 python killed_run.py after:TEXT train --latents ...     right after that file was written
 python killed_run.py save:N:SECONDS train --latents ... so long after the N-th save of a checkpoint began
@@ -36,8 +37,13 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def arm_step(number: int) -> None:
-    """Die when the weights of the given step are updated and nothing else is."""
+def arm_step(number: int, *, settled: bool) -> None:
+    """Die when the weights of the given step are updated and nothing else is.
+
+    Args:
+        number: Optimizer steps of this process, from 1.
+        settled: Let a checkpoint that is being written behind the steps be finished before.
+    """
     from synfundus.distributed import engine
 
     original = engine.ZeroEngine.step
@@ -48,6 +54,9 @@ def arm_step(number: int) -> None:
         result = original(self, **settings)
         done += result is not None
         if done == number:
+            for thread in threading.enumerate():
+                if settled and thread.name == "checkpoint":
+                    thread.join()
             die()
         return result
 
@@ -154,8 +163,8 @@ def arm_call(act: Callable[[], None], place: str, call: int) -> None:
 
 if __name__ == "__main__":
     kind, _, where = sys.argv[1].partition(":")
-    if kind == "step":
-        arm_step(int(where))
+    if kind in ("step", "settled"):
+        arm_step(int(where), settled=kind == "settled")
     elif kind == "save":
         which, _, seconds = where.partition(":")
         arm_save(int(which), float(seconds))

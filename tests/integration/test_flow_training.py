@@ -53,11 +53,10 @@ def test_a_flow_from_the_command_line_killed_and_resumed_ends_with_the_same_bits
     latent_set: ShardSet, straight: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    # else the checkpoint at 80 images is perhaps not yet written when the run is killed
-    without = merged(settings(latent_set, run_dir, async_checkpoints=False), {"diffusion": NO_SCHEDULE})
+    without = merged(settings(latent_set, run_dir), {"diffusion": NO_SCHEDULE})
     config = write_config(tmp_path / "run.yaml", without)
     command = ("train", "--config", str(config), "--set", FLOW, "--set", SHIFT)
-    run_cli_killed_at("step:14", *command)
+    run_cli_killed_at("settled:14", *command)
     assert rows(run_dir)[-1]["images_seen"] == 104
     assert "resumed at 80 images" in run_cli(*command).check().output
     assert_same_run(straight, run_dir)

@@ -332,7 +332,7 @@ def test_a_killed_run_goes_on_to_the_same_bits_and_refuses_another_start(
         "--config",
         str(write_config(tmp_path / "r.yaml", settings(latent_set, tmp_path / "run", **changes))),
     )
-    run_cli_killed_at("step:5", *command)
+    run_cli_killed_at("settled:5", *command)
     report = (tmp_path / "run" / "init.json").read_bytes()
     talk = Talk()
     train_on(latent_set, tmp_path / "run", world, talk, **changes)

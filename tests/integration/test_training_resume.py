@@ -113,7 +113,7 @@ def test_a_run_killed_at_three_points_ends_with_the_same_bits(
     checkpoints = run_dir / "checkpoints"
 
     # in the middle of step 14: the weights are new, the average and the metrics are not
-    run_cli_killed_at("step:14", *command)
+    run_cli_killed_at("settled:14", *command)
     assert sorted(path.name for path in checkpoints.iterdir()) == ["images-000000000080", "latest"]
     assert rows(run_dir)[-1]["images_seen"] == 104
 
@@ -271,7 +271,7 @@ def test_an_autoencoder_run_that_is_killed_ends_with_the_same_bits(
 ) -> None:
     run_dir = tmp_path / "run"
     config = write_config(tmp_path / "run.yaml", {"vae": {"data": image_set.url, "run_dir": str(run_dir)}})
-    run_cli_killed_at("step:9", "train-vae", "--config", config)
+    run_cli_killed_at("settled:9", "train-vae", "--config", config)
     assert rows(run_dir)[-1]["images_seen"] == 64
     ended = run_cli("train-vae", "--config", config).check()
     assert "resumed at 48 images" in ended.output
