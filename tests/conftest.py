@@ -30,15 +30,18 @@ settings.register_profile(
 settings.load_profile("synfundus")
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a module's tests in one process where several run them, and start with what waits the longest.
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Keep a module's tests in one process where several run them.
 
     There is one SLURM cluster at a time: its modules are one group.
     """
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
-    items.sort(key=lambda item: _group(item) != _CLUSTER_GROUP)
+    item.add_marker(pytest.mark.xdist_group(_group(item)))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with what waits the longest, and do what is over soonest last: the processes end at the same time."""
+    items.sort(key=lambda item: (_group(item) != _CLUSTER_GROUP, item.path.parent.name != "integration"))
 
 
 def _group(item: pytest.Item) -> str:

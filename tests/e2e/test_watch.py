@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,11 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
 def test_on_a_terminal_it_renews_itself_until_the_user_ends_it(run_dir: Path) -> None:
     ours, theirs = pty.openpty()
     command = [*COMMAND, "--run-dir", str(run_dir), "--set", "watch.refresh_s=0.2"]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    # a test run in the background ignores SIGINT, which its children inherit
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, preexec_fn=heed
+    )
     os.close(theirs)
     seen = b""
     try:

@@ -132,6 +132,7 @@ def test_a_run_takes_the_layout_that_won_and_keeps_it(
     assert state_hashes(resumed, LAST) == state_hashes(tmp_path / "auto", LAST)
 
 
+@pytest.mark.slow
 def test_an_autoencoder_with_a_discriminator_measures_both_and_goes_on_with_them(
     image_set: ShardSet, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +159,7 @@ def test_an_autoencoder_with_a_discriminator_measures_both_and_goes_on_with_them
     assert machine(resumed) == begun
 
 
+@pytest.mark.slow
 def test_two_ranks_agree_and_one_rank_that_goes_on_looks_again(
     latent_set: ShardSet, world: World, tmp_path: Path
 ) -> None:

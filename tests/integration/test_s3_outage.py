@@ -111,7 +111,7 @@ def check_outage(
     return outage
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_an_outage_in_mid_epoch_changes_nothing(
     tmp_path: Path, s3_server: S3Server, s3_bucket: str, latent_set: ShardSet, vae_run: Path, workers: int
 ) -> None:

@@ -52,7 +52,7 @@ def test_every_rank_writes_its_stacks_and_the_run_goes_on_later(
     run_cli(*command(latent_set, tmp_path / "out")).check()
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_stopped_rank_is_noticed_by_the_other(latent_set: ShardSet, tmp_path: Path, rank: int) -> None:
     ended, _ = hang(latent_set, tmp_path / "out", f"stop:{STEP}:20", rank)
     assert ended[1 - rank].returncode == 75, ended[1 - rank].output
