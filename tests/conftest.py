@@ -19,7 +19,6 @@ from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import SilentConsole
 
-_CLUSTER_GROUP = "slurm"
 settings.register_profile(
     "synfundus",
     deadline=None,  # the machine may be busy
@@ -30,22 +29,10 @@ settings.register_profile(
 settings.load_profile("synfundus")
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Keep a module's tests in one process where several run them.
-
-    There is one SLURM cluster at a time: its modules are one group.
-    """
-    item.add_marker(pytest.mark.xdist_group(_group(item)))
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with what waits the longest, and do what is over soonest last: the processes end at the same time."""
-    items.sort(key=lambda item: (_group(item) != _CLUSTER_GROUP, item.path.parent.name != "integration"))
-
-
-def _group(item: pytest.Item) -> str:
-    return _CLUSTER_GROUP if item.path.name.startswith("test_slurm") else item.path.stem
+    """Start with what waits the longest, the cluster, and end with what is short."""
+    items.sort(key=lambda item: (not item.path.name.startswith("test_slurm"), item.path.parent.name != "integration"))
 
 
 @pytest.fixture(scope="session")
