@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import safetensors.torch
-from rank_processes import run_cli, run_cli_killed_at
+from rank_processes import REPOSITORY, run_cli, run_cli_killed_at
 from tiny_sets import flip_byte, tiny_config, write_config
 
 from synfundus.data.reader import ShardSetReader
@@ -250,6 +251,16 @@ def test_one_and_two_ranks_see_the_same_global_batches_and_noise(
     one_losses, two_losses = losses(one_rank), losses(tmp_path / "two")
     assert len(one_losses) == STEPS
     assert relative_difference(one_losses, two_losses) < 1e-5
+
+    # buckets that most parameters are larger than, which takes another way through the engine: the same sums
+    document = json.loads((REPOSITORY / "ds_configs" / "zero2_cpu.json").read_text())
+    document["zero_optimization"]["reduce_bucket_size"] = 200
+    (tmp_path / "small_buckets.json").write_text(json.dumps(document))
+    small = write_config(tmp_path / "small.yaml", without_dropout(settings(latent_set, tmp_path / "small")))
+    buckets = f"launch.ds_config={tmp_path / 'small_buckets.json'}"
+    run_cli("train", "--config", small, "--procs-per-node", "2", "--set", buckets).check()
+    assert losses(tmp_path / "small") == two_losses
+    assert state_hashes(tmp_path / "small") == state_hashes(tmp_path / "two")
 
     # elastic: what two ranks saved at 240 images, one rank takes up
     run_dir = tmp_path / "elastic"
