@@ -52,6 +52,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         console.warning(f"{url} has no row of metrics yet; it is left out")
     if not drawn:
         raise ConfigError("no run has a row of metrics yet", where=", ".join(empty), hint="wait for its first row")
+    for view in drawn:
+        _say_what_is_not_finite(view, _keys(drawn, options.curves), console)
     panels = plan_panels(drawn, options.curves)
     data = draw_curves(panels, run_names(drawn), heading=_heading(drawn), smoothing=options.smoothing)
     filesystem.write_bytes(options.out, data)
@@ -62,6 +64,14 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         "curves": _keys(drawn, options.curves),
         "without_rows": empty,
     }
+
+
+def _say_what_is_not_finite(view: RunView, keys: Sequence[str], console: Console) -> None:
+    """Count what a curve passes over: metrics.jsonl has null where a figure was not finite."""
+    for key in keys:
+        missing = sum(key in row and row[key] is None for row in (*view.rows, *view.judged))
+        if missing:
+            console.warning(f"{view.url}: {missing} values of {key} are not finite; the curve passes over them")
 
 
 def plan_panels(views: Sequence[RunView], wanted: Sequence[str]) -> list[Panel]:
@@ -116,7 +126,14 @@ def _keys(views: Sequence[RunView], wanted: Sequence[str]) -> list[str]:
             where="plot.curves",
             hint=f"there are {', '.join(sorted(found))}",
         )
-    return list(dict.fromkeys(wanted)) or [key for key in DEFAULT_CURVES if key in found]
+    keys = list(dict.fromkeys(wanted)) or [key for key in DEFAULT_CURVES if key in found]
+    if not keys:
+        raise ConfigError(
+            "no run has a finite value of a curve that is usually drawn",
+            where=", ".join(view.url for view in views),
+            hint=f"there are {', '.join(sorted(found)) or 'none'}; --curve draws one by name",
+        )
+    return keys
 
 
 def _heading(views: Sequence[RunView]) -> str:

@@ -72,6 +72,16 @@ def test_a_run_without_rows_is_named_and_left_out(tmp_path: Path) -> None:
         draw(empty, out=tmp_path / "b.png")
 
 
+def test_values_that_are_not_finite_are_counted_and_a_run_of_nothing_else_is_refused(tmp_path: Path) -> None:
+    lost = write_run(tmp_path / "lost", [*ROWS, {"images_seen": 48, "loss": None, "lr": 1e-4}])
+    talk = Talk()
+    draw(lost, out=tmp_path / "a.png", talk=talk, curves=["loss", "lr"])
+    assert talk.warnings == [f"{lost}: 1 values of loss are not finite; the curve passes over them"]
+    nothing = write_run(tmp_path / "nothing", [{"images_seen": 8, "loss": None}])
+    with pytest.raises(ConfigError, match="no run has a finite value"):
+        draw(nothing, out=tmp_path / "b.png")
+
+
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no run"):
         draw(str(tmp_path / "none"), out=tmp_path / "a.png")
