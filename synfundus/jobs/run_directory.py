@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import platform
+import secrets
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -23,6 +26,7 @@ from synfundus.storage import documents, filesystem
 from synfundus.storage.permissions import writers
 from synfundus.telemetry.console import Console
 from synfundus.telemetry.sinks import MetricSinks, build_sinks
+from synfundus.telemetry.wandb_sink import WandbSink
 from synfundus.training import checkpoint
 from synfundus.training.checkpoint_writer import CheckpointWriter
 from synfundus.training.ema import ShardedEma
@@ -30,6 +34,7 @@ from synfundus.training.loop_state import TrainState
 
 FORMAT_NAME = "synfundus-run"
 FORMAT_VERSION = 1
+WANDB_FORMAT_NAME = "synfundus-wandb"
 PACKAGES = ("torch", "deepspeed", "diffusers", "numpy", "safetensors")
 
 
@@ -195,21 +200,46 @@ class RunDirectory:
             return
         on_rank_0(lambda: self._spool.upload(), world)
 
-    def sinks(self, *, resume_images: int) -> MetricSinks:
-        """Open the metric sinks of this rank."""
-        if self._world.rank > 0:
-            return MetricSinks([])
-        telemetry = self._config.telemetry
-        opened = build_sinks(
-            self._spool.folder,
-            rank=self._world.rank,
-            tensorboard=telemetry.tensorboard,
-            wandb_project=telemetry.wandb_project,
-            run_name=self._name(),
-            run_config=self._config.model_dump(mode="json"),
-            resume_images=resume_images,
+    def sinks(self, *, resume_images: int, console: Console) -> MetricSinks:
+        """Open the metric sinks of this rank. Collective.
+
+        Raises:
+            ConfigError: On every rank when rank 0 cannot open one.
+        """
+        opened = MetricSinks([])
+
+        def work() -> None:
+            nonlocal opened
+            telemetry = self._config.telemetry
+            sinks = build_sinks(
+                self._spool.folder,
+                rank=self._world.rank,
+                tensorboard=telemetry.tensorboard,
+                wandb=None
+                if telemetry.wandb_project is None
+                else partial(self._wandb, telemetry.wandb_project, console),
+                resume_images=resume_images,
+            )
+            opened = SpooledSinks(sinks.sinks, self._spool)
+
+        on_rank_0(work, self._world)
+        return opened
+
+    def _wandb(self, project: str, console: Console, folder: Path) -> WandbSink:
+        """Open the sink to Weights & Biases, as the run that this folder was there before."""
+        path = self.path("wandb.json")
+        if not filesystem.exists(path):
+            new = {"id": secrets.token_hex(8)}
+            documents.write_document(path, new, format_name=WANDB_FORMAT_NAME, version=FORMAT_VERSION)
+        found = documents.read_document(path, format_name=WANDB_FORMAT_NAME, version=FORMAT_VERSION)
+        return WandbSink(
+            project,
+            name=self._name(),
+            run_id=str(found.get("id")),
+            folder=folder,
+            config=self._config.model_dump(mode="json"),
+            warn=console.warning,
         )
-        return SpooledSinks(opened.sinks, self._spool)
 
     def _name(self) -> str:
         """Return the last part of the run's location."""

@@ -231,7 +231,7 @@ class _Training:
         state = self._directory.resume(zero=self._zero, average=self._ema, console=self._console)
         watchdog = build.watchdog(self._loop, self._world)
         saver = self._directory.saver(state, zero=self._zero, average=self._ema, loop=self._loop, watchdog=watchdog)
-        sinks = self._directory.sinks(resume_images=state.images_seen)
+        sinks = self._directory.sinks(resume_images=state.images_seen, console=self._console)
         loader = self._train_loader(state)
 
         def save(state: TrainState) -> None:

@@ -15,7 +15,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 
-from synfundus.errors import ConfigError
 from synfundus.storage.filesystem import storage_errors
 from synfundus.telemetry.console import Console, Progress, SilentConsole
 
@@ -312,33 +311,6 @@ class TensorBoardSink:
         self._writer.close()
 
 
-class WandbSink:
-    """Sends rows to Weights & Biases.
-
-    Raises:
-        ConfigError: The extra `wandb` is not installed.
-    """
-
-    def __init__(self, project: str, *, name: str, config: Mapping[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise ConfigError(
-                f"telemetry.wandb_project is {project!r}, but wandb is not installed",
-                where="telemetry.wandb_project",
-                hint="pip install 'synfundus[wandb]', or leave telemetry.wandb_project empty",
-            ) from error
-        self._run: Any = wandb.init(project=project, name=name, id=name, resume="allow", config=dict(config))
-
-    def write(self, row: Mapping[str, Figure]) -> None:
-        """Send the row at its position."""
-        self._run.log(dict(row), step=int(row.get("images_seen", 0)))
-
-    def close(self) -> None:
-        """Finish the run."""
-        self._run.finish()
-
-
 class MetricSinks:
     """Several sinks as one; closes them all also when one of them fails."""
 
@@ -362,9 +334,7 @@ def build_sinks(
     *,
     rank: int,
     tensorboard: bool,
-    wandb_project: str | None,
-    run_name: str,
-    run_config: Mapping[str, Any],
+    wandb: Callable[[Path], MetricSink] | None,
     resume_images: int,
 ) -> MetricSinks:
     """Open the sinks of a run: ``metrics.jsonl`` always, the others as asked. Ranks above 0 get none.
@@ -373,9 +343,7 @@ def build_sinks(
         run_dir: Local folder to write into.
         rank: Rank of this process.
         tensorboard: Also write TensorBoard files under ``tensorboard/``.
-        wandb_project: Also send to this Weights & Biases project.
-        run_name: What Weights & Biases calls the run.
-        run_config: Resolved configuration, recorded by Weights & Biases.
+        wandb: Opens the one to Weights & Biases, whose files go below the folder it is given; None for none.
         resume_images: Images seen at the checkpoint the run starts from; 0 for a new run.
     """
     if rank > 0:
@@ -384,6 +352,6 @@ def build_sinks(
     sinks: list[MetricSink] = [JsonlSink(folder / METRICS_NAME, resume_images=resume_images)]
     if tensorboard:
         sinks.append(TensorBoardSink(folder / "tensorboard", resume_images=resume_images))
-    if wandb_project is not None:
-        sinks.append(WandbSink(wandb_project, name=run_name, config=run_config))
+    if wandb is not None:
+        sinks.append(wandb(folder))
     return MetricSinks(sinks)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import io
 import json
 import math
-import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
-from synfundus.errors import ConfigError, StorageError
+from synfundus.errors import StorageError
 from synfundus.telemetry.console import SilentConsole
 from synfundus.telemetry.sinks import (
     JsonlSink,
@@ -19,7 +18,6 @@ from synfundus.telemetry.sinks import (
     PlainConsole,
     RichConsole,
     TensorBoardSink,
-    WandbSink,
     WarningsConsole,
     build_console,
     build_sinks,
@@ -191,44 +189,15 @@ def test_tensorboard_gets_numbers_over_images_seen(tmp_path: Path) -> None:
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(64, 0.25)]
 
 
-def test_a_missing_wandb_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match="not installed") as caught:
-        WandbSink("eyes", name="run", config={})
-    assert "synfundus[wandb]" in caught.value.hint
-
-
-def test_wandb_gets_rows_at_their_position(monkeypatch: pytest.MonkeyPatch) -> None:
-    logged: list[tuple[dict[str, Any], int]] = []
-
-    class Run:
-        def log(self, row: dict[str, Any], step: int) -> None:
-            logged.append((row, step))
-
-        def finish(self) -> None:
-            logged.append(({}, -1))
-
-    class Wandb:
-        @staticmethod
-        def init(**settings: object) -> Run:
-            assert settings["project"] == "eyes"
-            assert settings["resume"] == "allow"
-            return Run()
-
-    monkeypatch.setitem(sys.modules, "wandb", Wandb)
-    sink = WandbSink("eyes", name="run", config={"seed": 1})
-    sink.write({"images_seen": 8, "loss": 1.0})
-    sink.close()
-    assert logged == [({"images_seen": 8, "loss": 1.0}, 8), ({}, -1)]
-
-
 def test_only_rank_zero_writes(tmp_path: Path) -> None:
-    given: dict[str, Any] = {"run_name": "run", "run_config": {}, "resume_images": 0}
-    silent = build_sinks(tmp_path, rank=1, tensorboard=True, wandb_project="eyes", **given)
+    def unwanted(folder: Path) -> NoReturn:
+        pytest.fail(f"rank 1 opened a sink in {folder}")
+
+    silent = build_sinks(tmp_path, rank=1, tensorboard=True, wandb=unwanted, resume_images=0)
     silent.write({"images_seen": 1})
     silent.close()
     assert list(tmp_path.iterdir()) == []
-    sinks = build_sinks(tmp_path, rank=0, tensorboard=False, wandb_project=None, **given)
+    sinks = build_sinks(tmp_path, rank=0, tensorboard=False, wandb=None, resume_images=0)
     sinks.write({"images_seen": 1})
     sinks.close()
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
