@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.measuring import report
 from synfundus.config.loader import load_config
-from synfundus.distributed.world import World, connect, disconnect, second_channel
+from synfundus.distributed.world import World, connect, disconnect, second_channel, torch_device
 from synfundus.jobs import build
 from synfundus.jobs.demo_pace import latent_edge, random_batch, training_step
 from synfundus.training.checkpoint_writer import CheckpointWriter
@@ -38,7 +38,7 @@ class Run:
             "unet.norm_num_groups=16",
         ]
         self.config = load_config(preset="fundus256", file=None, settings=settings, flags=[]).config
-        config, device = self.config, build.torch_device(world)
+        config, device = self.config, torch_device(world)
         shape = (config.vae.codec.latent_channels, latent_edge(config), latent_edge(config))
         step = training_step(config, shape, device)
         self.engine = build.engine(

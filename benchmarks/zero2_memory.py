@@ -16,7 +16,7 @@ import torch
 from benchmarks.measuring import report
 from benchmarks.training_runs import last_lines, start_ranks
 from synfundus.config.loader import load_config
-from synfundus.distributed.world import connect, disconnect
+from synfundus.distributed.world import connect, disconnect, torch_device
 from synfundus.jobs import build
 from synfundus.jobs.demo_pace import latent_edge, random_batch, training_step
 from synfundus.training.footprint import state_bytes
@@ -51,7 +51,7 @@ def probe(precision: str) -> None:
     config = load_config(preset="demo-cpu", file=None, settings=settings, flags=[]).config
     _, before = living_bytes()
     channels, edge = config.vae.codec.latent_channels, latent_edge(config)
-    shape, device = (channels, edge, edge), build.torch_device(world)
+    shape, device = (channels, edge, edge), torch_device(world)
     step = training_step(config, shape, device)
     parameters = sum(parameter.numel() for parameter in step.parameters() if parameter.requires_grad)
     plan = build.batch_plan(config.loop, world.size)

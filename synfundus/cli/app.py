@@ -157,7 +157,11 @@ def _report_defect(kind: type[BaseException], error: BaseException, trace: Trace
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit the process."""
     sys.excepthook = _report_defect
-    code = run_command(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = run_command(sys.argv[1:] if arguments is None else arguments)
+    except Exception as error:  # noqa: BLE001 - told before the interpreter ends: a GPU's process group may hold that up
+        _report_defect(type(error), error, error.__traceback__)
+        code = 1
     if code == Preempted.exit_code:
         # at once: everything is saved, and srun sends TERM, which has a code of its own, as soon as one rank has left
         sys.stdout.flush()

@@ -168,14 +168,20 @@ def _joined(verb: Verb, config: RunConfig) -> Iterator[World]:
         yield LocalWorld()
         return
     loop = config.vae.loop if verb.trains == "vae." else config.loop
+    world = None
     try:
-        yield connect(
+        world = connect(
             device="cpu" if verb.host_only else config.launch.device,
             timeout_s=config.launch.collective_timeout_s,
             num_threads=loop.num_threads,
         )
-    finally:
-        disconnect()
+        yield world
+    except BaseException:
+        # NCCL does not let go of a group before the others do, and they may wait in a step: this process just ends
+        if world is None or world.device == "cpu":
+            disconnect()
+        raise
+    disconnect()
 
 
 def _console(verb: Verb, config: RunConfig, info: RankInfo, *, as_json: bool) -> Console:

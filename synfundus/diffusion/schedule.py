@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -35,6 +36,7 @@ class NoiseSchedule:
 
     betas: Float64[Tensor, "t"]
     alphas_cumprod: Float64[Tensor, "t"]
+    _tables: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def num_timesteps(self) -> int:
@@ -48,11 +50,11 @@ class NoiseSchedule:
 
     def signal_scale(self, timestep: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
         """Return the factor of ``x0`` in ``x_t``, float32, on the device of ``timestep``."""
-        return self._gather(self.alphas_cumprod.sqrt(), timestep)
+        return self._gather("signal", self.alphas_cumprod.sqrt, timestep)
 
     def noise_scale(self, timestep: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
         """Return the factor of the noise in ``x_t``, float32, on the device of ``timestep``."""
-        return self._gather((1.0 - self.alphas_cumprod).sqrt(), timestep)
+        return self._gather("noise", lambda: (1.0 - self.alphas_cumprod).sqrt(), timestep)
 
     def add_noise(
         self, x0: Float[Tensor, "b c lh lw"], noise: Float[Tensor, "b c lh lw"], timestep: Int[Tensor, "b"]
@@ -67,11 +69,16 @@ class NoiseSchedule:
 
     def snr(self, timestep: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
         """Return the signal-to-noise ratio ``alphas_cumprod / (1 - alphas_cumprod)``, float32."""
-        return self._gather(self.alphas_cumprod / (1.0 - self.alphas_cumprod), timestep)
+        return self._gather("snr", lambda: self.alphas_cumprod / (1.0 - self.alphas_cumprod), timestep)
 
-    @staticmethod
-    def _gather(values: Float64[Tensor, "t"], timestep: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
-        return values.to(device=timestep.device, dtype=torch.float32)[timestep]
+    def _gather(
+        self, name: str, compute: Callable[[], Float64[Tensor, "t"]], timestep: Int[Tensor, "b"]
+    ) -> Float[Tensor, "b"]:
+        """Look values up in a table, which goes to a device once: each copy would make the host wait for a GPU."""
+        key = (name, timestep.device)
+        if key not in self._tables:
+            self._tables[key] = compute().to(device=timestep.device, dtype=torch.float32)
+        return self._tables[key][timestep]
 
 
 def build_schedule(

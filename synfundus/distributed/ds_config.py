@@ -26,6 +26,7 @@ OWNED_KEYS = frozenset(
         "optimizer",
         "scheduler",
         "steps_per_print",
+        "timers",
     }
 )
 """Keys this module derives."""
@@ -135,6 +136,7 @@ def build_ds_config(
         gradient_accumulation_steps=batch.gradient_accumulation_steps,
         gradient_clipping=max_grad_norm,
         steps_per_print=2**31 - 1,
+        timers={"throughput": {"enabled": False, "synchronized": False}},  # it would empty the GPU twice a micro-batch
         zero_force_ds_cpu_optimizer=False,
         zero_allow_untested_optimizer=True,
     )

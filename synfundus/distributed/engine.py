@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from synfundus.distributed.bundles import BundledModule
 from synfundus.distributed.flat_layout import FlatLayout
-from synfundus.distributed.world import World
+from synfundus.distributed.world import World, torch_device
 from synfundus.errors import CheckpointError, LaunchError
 
 MOMENT_NAMES = ("exp_avg", "exp_avg_sq")
@@ -54,7 +54,8 @@ def _import_deepspeed(device: str) -> Any:  # noqa: ANN401 - deepspeed is untype
     import deepspeed
     import deepspeed.ops
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if device == "cpu":  # to ask is to probe every extension, which on a GPU starts compilers and prints
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     return deepspeed
 
@@ -88,7 +89,8 @@ class ZeroEngine:
         eps: float,
     ) -> None:
         deepspeed = _import_deepspeed(world.device)
-        os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # deepspeed insists on finding it there
+        # deepspeed insists on finding it there, and takes it for the number of the GPU
+        os.environ["LOCAL_RANK"] = str(torch_device(world).index if world.device == "cuda" else world.local_rank)
         self._world = world
         self._accumulation = int(ds_config["gradient_accumulation_steps"])
         self.layout = FlatLayout.of([[(name, p.shape) for name, p in group] for group in groups])

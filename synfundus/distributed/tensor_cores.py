@@ -17,11 +17,12 @@ _FIRST_GENERATION = 8
 """Compute capability of the first GPUs with TF32 (Ampere)."""
 
 
-def set_tf32(wanted: bool, *, device: Device) -> str | None:
+def set_tf32(wanted: bool, *, device: Device, option: str = "") -> str | None:
     """Let fp32 matrix products and convolutions use TF32, or forbid it, for the whole process.
 
     Args:
-        wanted: `loop.tf32`.
+        wanted: `loop.tf32` in training.
+        option: Which option said so, for the log.
         device: What the process computes on; on a CPU nothing is touched.
 
     Returns:
@@ -29,6 +30,7 @@ def set_tf32(wanted: bool, *, device: Device) -> str | None:
     """
     if device != "cuda":
         return None
+    by = f" ({option})" if option else ""
     precision = "tf32" if wanted else "ieee"
     # recurrent kernels are not used; set all the same, since torch refuses to answer for a cuDNN that is half set
     cuda: Any = torch.backends.cuda
@@ -36,8 +38,8 @@ def set_tf32(wanted: bool, *, device: Device) -> str | None:
     for backend in (cuda.matmul, cudnn.conv, cudnn.rnn):
         backend.fp32_precision = precision
     if not wanted:
-        return "fp32 products are fp32 (loop.tf32 is off)"
+        return f"fp32 products are fp32, not TF32{by}"
     major, minor = torch.cuda.get_device_capability()
     if major < _FIRST_GENERATION:
         return f"fp32 products are fp32: this GPU (compute capability {major}.{minor}) has no TF32"
-    return "fp32 products run in TF32 on the tensor cores (loop.tf32)"
+    return f"fp32 products run in TF32 on the tensor cores{by}"

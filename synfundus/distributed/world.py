@@ -11,9 +11,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from synfundus.errors import LaunchError
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 Device = Literal["cpu", "cuda"]
@@ -295,6 +298,45 @@ def has_native_bf16(device: Device) -> bool:
     return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
+def gpu_index(local_rank: int, local_size: int, *, visible: int) -> int:
+    """Return which of the GPUs that a process sees is its own. Pure.
+
+    A process sees all GPUs of its node's ranks and takes the one of its place, or SLURM shows it its own alone
+    (``--gpus-per-task=1``, ``--gpu-bind``), as number 0.
+
+    Raises:
+        LaunchError: Several GPUs, and fewer than ranks.
+    """
+    if visible == 1:
+        return 0
+    if visible < local_size:
+        raise LaunchError(
+            f"{local_size} ranks of this node see {visible} GPUs: two of them would share one",
+            hint="as many tasks a node as GPUs (--ntasks-per-node, --gpus-per-node), or --gpus-per-task=1",
+        )
+    return local_rank
+
+
+def own_cores(info: RankInfo, bound: int, environment: Mapping[str, str]) -> int:
+    """Return the cores a rank computes with: those SLURM gave its task, elsewhere its share of the node's. Pure.
+
+    Args:
+        info: The rank.
+        bound: Cores this process may run on. Of SLURM's tasks each may have its own, or all those of the job.
+        environment: Where ``SLURM_CPUS_PER_TASK`` would be.
+    """
+    if info.source == "slurm" and "SLURM_CPUS_PER_TASK" in environment:
+        return max(1, min(bound, _integer(environment, "SLURM_CPUS_PER_TASK")))
+    return max(1, bound // info.local_world_size)
+
+
+def torch_device(world: World) -> torch.device:
+    """Return what this rank computes on."""
+    import torch
+
+    return torch.device("cuda", torch.cuda.current_device()) if world.device == "cuda" else torch.device("cpu")
+
+
 def connect(*, device: Literal["auto", "cpu", "cuda"], timeout_s: int, num_threads: int) -> World:
     """Join the job this process belongs to and return its world.
 
@@ -304,17 +346,19 @@ def connect(*, device: Literal["auto", "cpu", "cuda"], timeout_s: int, num_threa
     Args:
         device: What to compute on.
         timeout_s: Longest wait for the other ranks, in seconds.
-        num_threads: CPU threads of this process; 0 shares the node's cores among its ranks.
+        num_threads: CPU threads of this process; 0 takes `own_cores`.
+
+    Raises:
+        LaunchError: No such device, fewer GPUs than ranks, or the other ranks do not answer.
     """
     import torch
     import torch.distributed as dist
 
     info = rank_info(os.environ)
     kind = resolve_device(device)
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(num_threads or max(1, cores // info.local_world_size))
+    torch.set_num_threads(num_threads or own_cores(info, len(os.sched_getaffinity(0)), os.environ))
     if kind == "cuda":
-        torch.cuda.set_device(info.local_rank)
+        torch.cuda.set_device(gpu_index(info.local_rank, info.local_world_size, visible=torch.cuda.device_count()))
     if not dist.is_initialized():
         timeout = timedelta(seconds=timeout_s)
         backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"

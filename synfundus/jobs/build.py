@@ -30,7 +30,7 @@ from synfundus.distributed.ds_config import BatchPlan, build_ds_config, check_ds
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.tensor_cores import set_tf32
 from synfundus.distributed.watchdog import Watchdog
-from synfundus.distributed.world import Device, World, notice_board
+from synfundus.distributed.world import Device, World, notice_board, torch_device
 from synfundus.errors import ConfigError, DataError
 from synfundus.models.attention import apply_attention, choose_attention, head_dims
 from synfundus.models.autoencoder import LatentCodec, build_codec
@@ -57,11 +57,6 @@ def require(value: str | None, *, flag: str, key: str) -> str:
     if value is None:
         raise ConfigError(f"{flag} is missing", where=key, hint=f"give {flag}, or set {key} in the config")
     return value
-
-
-def torch_device(world: World) -> torch.device:
-    """Return the device of this rank."""
-    return torch.device("cuda", world.local_rank) if world.device == "cuda" else torch.device("cpu")
 
 
 def torch_dtype(precision: Precision) -> torch.dtype:
@@ -204,9 +199,9 @@ def attention(model: Any, config: LaunchConfig, *, dtype: torch.dtype, device: t
     console.message(f"attention of {type(model).__name__}: {choice.backend} ({choice.reason})")
 
 
-def tensor_cores(loop: LoopConfig, world: World, console: Console) -> None:
+def tensor_cores(wanted: bool, world: World, console: Console, *, option: str = "") -> None:
     """Settle how a GPU multiplies fp32 numbers and say it; on a CPU there is nothing to settle or to say."""
-    settled = set_tf32(loop.tf32, device=world.device)
+    settled = set_tf32(wanted, device=world.device, option=option)
     if settled is not None:
         console.message(settled)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from synfundus.config.schema import RunConfig
 from synfundus.data.reader import decode_image
-from synfundus.distributed.world import World
+from synfundus.distributed.world import World, torch_device
 from synfundus.errors import ConfigError
 from synfundus.jobs import Summary, build, encode_latents, phantoms, prepare, sample, train, train_vae
 from synfundus.jobs.codec_folder import find_codec, open_codec
@@ -227,7 +227,7 @@ class _Demo:
 
     def _judge_and_draw(self) -> bytes:
         image_set, plan = self._image_set(), self._generation_plan()
-        device = build.torch_device(self._world)
+        device = torch_device(self._world)
         codec, _ = open_codec(find_codec(self._at("vae")), device=device, dtype=build.torch_dtype("fp32"))
         train_images, held_out = read_train(image_set), read_held_out(image_set)
         restored = reconstruct(codec, held_out.pixels, device=device)

@@ -15,7 +15,7 @@ from torch import Tensor
 from synfundus.config.measured import assumed_channels_last, assumed_micro_batch
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.ds_config import plan_batch
-from synfundus.distributed.world import World
+from synfundus.distributed.world import World, torch_device
 from synfundus.jobs import build
 from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
 from synfundus.training.step import LatentDiffusionStep
@@ -40,7 +40,7 @@ def measure_pace(config: RunConfig, world: World) -> float:
         max_micro_batch_size=assumed_micro_batch(config.loop),
         world_size=world.size,
     ).micro_batch_size
-    device = build.torch_device(world)
+    device = torch_device(world)
     channels, edge = config.vae.codec.latent_channels, latent_edge(config)
     step = training_step(config, (channels, edge, edge), device)
     batch = random_batch(config, micro_batch, (channels, edge, edge), device)

@@ -13,7 +13,7 @@ import numpy as np
 
 from synfundus import __version__
 from synfundus.config.schema import RunConfig
-from synfundus.distributed.world import World, share_of
+from synfundus.distributed.world import World, share_of, torch_device
 from synfundus.errors import ConfigError, DataError
 from synfundus.jobs import Summary, build
 from synfundus.jobs.codec_folder import find_codec, open_codec
@@ -56,7 +56,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     image_set = load_shard_set(build.require(section.data, flag="--data", key="encode.data"), kind="images")
     out = build.require(section.out, flag="--out", key="encode.out")
     folder = find_codec(build.require(section.vae, flag="--vae", key="encode.vae"))
-    device, dtype = build.torch_device(world), build.torch_dtype(section.precision)
+    build.tensor_cores(False, world, console)  # fp32, where it is asked for, is what the latents are made in
+    device, dtype = torch_device(world), build.torch_dtype(section.precision)
     codec, codec_fingerprint = open_codec(folder, device=device, dtype=dtype)
     build.attention(codec.autoencoder, config.launch, dtype=dtype, device=device, console=console)
     properties = _properties(config, image_set, codec, codec_fingerprint)

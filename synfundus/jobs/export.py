@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from synfundus.config.schema import RunConfig
-from synfundus.distributed.world import World
+from synfundus.distributed.world import World, torch_device
 from synfundus.errors import ConfigError
 from synfundus.jobs import Summary, build
 from synfundus.jobs.local_folder import UNFINISHED_NAME
@@ -27,7 +27,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     names = filesystem.list_names(out)
     if names and not {DOCUMENT_NAME, UNFINISHED_NAME} & set(names):
         raise ConfigError("the folder holds something else", where=out, hint="give another --out")
-    pipeline = load_pipeline(source, device=build.torch_device(world))
+    pipeline = load_pipeline(source, device=torch_device(world))
     if world.rank == 0 and _place(out) != _place(source):
         resave_pipeline(out, pipeline)
         console.message(f"model {pipeline.fingerprint[:12]} written to {out}")

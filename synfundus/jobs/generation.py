@@ -15,6 +15,9 @@ from synfundus.jobs.pixels import tensor_to_pixels
 from synfundus.models.autoencoder import LatentCodec
 from synfundus.models.unet import ConditionalDenoiser
 
+_DECODED_PIXELS = 2**22
+"""Pixels that are decoded at a time: four images of 1,024 px, for which fp32 activations are 4 GiB a layer."""
+
 
 @torch.no_grad()
 def generate_images(
@@ -57,4 +60,7 @@ def generate_images(
     )
     mean = torch.tensor(latent_mean, dtype=torch.float32, device=device)[None, :, None, None]
     std = torch.tensor(latent_std, dtype=torch.float32, device=device)[None, :, None, None]
-    return tensor_to_pixels(codec.decode(latents.float() * std + mean))
+    scaled = latents.float() * std + mean
+    edge = codec.downsample_factor * latents.shape[-1]
+    pieces = torch.split(scaled, max(1, _DECODED_PIXELS // edge**2))
+    return np.concatenate([tensor_to_pixels(codec.decode(piece)) for piece in pieces])

@@ -18,7 +18,7 @@ from synfundus.config.measured import definite_channels_last
 from synfundus.config.precision import definite
 from synfundus.config.schema import LaunchConfig, LoopConfig
 from synfundus.distributed.agreement import on_rank_0
-from synfundus.distributed.world import World
+from synfundus.distributed.world import World, torch_device
 from synfundus.jobs import build
 from synfundus.jobs.run_directory import RunDirectory
 from synfundus.storage import documents, filesystem
@@ -107,7 +107,7 @@ class _Search:
         self._world = world
         self._console = console
         self._section = section
-        self._device = build.torch_device(world)
+        self._device = torch_device(world)
         self.rehearsal = Rehearsal(
             rehearsed.network,
             make_step=rehearsed.make_step,

@@ -24,7 +24,7 @@ from synfundus import __version__
 from synfundus.config.schema import RunConfig
 from synfundus.data.reader import decode_image
 from synfundus.diffusion.sampling import scheduler_for
-from synfundus.distributed.world import World, share_of
+from synfundus.distributed.world import World, share_of, torch_device
 from synfundus.errors import ConfigError, SynfundusError
 from synfundus.evaluation.captions import label_caption
 from synfundus.evaluation.pictures import contact_sheet, encode_png
@@ -92,7 +92,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     section = config.sample
     out = build.require(section.out, flag="--out", key="sample.out")
     folder = find_pipeline(build.require(section.model, flag="--model", key="sample.model"))
-    device, dtype = build.torch_device(world), build.torch_dtype(section.precision)
+    build.tensor_cores(True, world, console)  # images have eight bits
+    device, dtype = torch_device(world), build.torch_dtype(section.precision)
     pipeline = load_pipeline(folder, device=device)
     scheduler_for(section.sampler, pipeline.schedule_settings)  # refused before the folder is claimed
     rows = plan_labels(

@@ -102,5 +102,5 @@ def _peak_flops(loop: LoopConfig, world: World) -> float | None:
     """Return the peak of this rank's GPU; the data sheets' figures are for bf16 alone."""
     if world.device != "cuda" or loop.precision != "bf16":
         return None
-    gpu = find_gpu(torch.cuda.get_device_name(world.local_rank))
+    gpu = find_gpu(torch.cuda.get_device_name())
     return None if gpu is None else GPUS[gpu].flops

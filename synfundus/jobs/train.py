@@ -14,7 +14,7 @@ from synfundus.data.batches import BatchReader
 from synfundus.diffusion.flow import ForwardProcess
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.engine import ZeroEngine
-from synfundus.distributed.world import World
+from synfundus.distributed.world import World, torch_device
 from synfundus.errors import ConfigError, DataError
 from synfundus.jobs import Summary, build
 from synfundus.jobs.codec_folder import find_codec, open_codec
@@ -118,7 +118,7 @@ class _Training:
         self._world = world
         self._console = console
         self._loop = config.loop
-        self._device = build.torch_device(world)
+        self._device = torch_device(world)
         self._schedule: ForwardProcess = build.forward_process(config)
         self._latent_shape = latent_shape_of(latents)
         self._cost = denoiser_cost(
@@ -128,7 +128,7 @@ class _Training:
             loop=self._loop,
             world=world,
         )
-        build.tensor_cores(self._loop, world, console)
+        build.tensor_cores(self._loop.tf32, world, console, option="loop.tf32")
         build.attention(
             denoiser.unet,
             config.launch,

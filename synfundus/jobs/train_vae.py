@@ -14,7 +14,7 @@ from synfundus.config.schema import LoopConfig, RunConfig, VaeConfig
 from synfundus.data.loader import BatchLoader
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.engine import ZeroEngine
-from synfundus.distributed.world import World
+from synfundus.distributed.world import World, torch_device
 from synfundus.errors import ConfigError
 from synfundus.evaluation.pictures import contact_sheet, encode_png
 from synfundus.jobs import Summary, build
@@ -39,7 +39,8 @@ from synfundus.training.loop_state import Periodic, TrainState
 from synfundus.training.step import AutoencoderStep
 from synfundus.training.trainer import Trainer
 
-_EVALUATION_BATCH = 16
+_EVALUATION_PIXELS, _EVALUATION_BATCH = 2**22, 16
+"""At most so many at a time: decoded in fp32 a layer of four images of 1,024 px is 4 GiB."""
 _GRID_IMAGES = 8
 
 
@@ -96,8 +97,9 @@ def train_images(image_set: ShardSet, *, split: str, count: int, seed: int) -> I
     """Yield the first ``count`` images of a split in reading order, ``[n, 3, h, w]`` in [-1, 1], in batches."""
     reader = image_batches(image_set, split=split, seed=seed, augment=None)
     total = min(count, reader.plan.set_sizes[0])
-    for first in range(0, total, _EVALUATION_BATCH):
-        batch = reader.read(np.arange(first, min(first + _EVALUATION_BATCH, total), dtype=np.int64))
+    most = max(1, min(_EVALUATION_BATCH, _EVALUATION_PIXELS // int(image_set.properties["image_size_px"]) ** 2))
+    for first in range(0, total, most):
+        batch = reader.read(np.arange(first, min(first + most, total), dtype=np.int64))
         yield pixels_to_tensor(batch.arrays["pixels"][batch.weights > 0])
     reader.close()
 
@@ -145,12 +147,12 @@ class _Training:
         self._world = world
         self._console = console
         self._loop = config.vae.loop
-        self._device = build.torch_device(world)
+        self._device = torch_device(world)
         # before kernels are chosen and the engine changes types
         self._untouched = copy.deepcopy(codec) if world.rank == 0 else None
         size = int(image_set.properties["image_size_px"])
         self._cost = codec_cost(codec, image_size_px=size, loop=self._loop, world=world)
-        build.tensor_cores(self._loop, world, console)
+        build.tensor_cores(self._loop.tf32, world, console, option="loop.tf32")
         build.attention(
             codec.autoencoder,
             config.launch,

@@ -11,7 +11,7 @@ from synfundus.config.schema import RunConfig
 from synfundus.data.images import ImageDecoder
 from synfundus.data.latents import LatentDecoder
 from synfundus.data.reader import ShardSetReader
-from synfundus.distributed.world import World
+from synfundus.distributed.world import World, torch_device
 from synfundus.errors import DataError, ManifestMismatch
 from synfundus.jobs import Summary, build
 from synfundus.jobs.codec_folder import find_codec, open_codec
@@ -37,7 +37,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     """
     latents = open_latent_sets(config.train.latents[:1]).sets[0]
     folder = find_codec(build.require(config.encode.vae, flag="--vae", key="encode.vae"))
-    codec, fingerprint = open_codec(folder, device=build.torch_device(world), dtype=torch.float32)
+    build.tensor_cores(False, world, console)
+    codec, fingerprint = open_codec(folder, device=torch_device(world), dtype=torch.float32)
     require_same_codec(latents, fingerprint, where=folder)
     images = load_shard_set(load_sources(latents.url).image_set_url, kind="images")
     if images.identity != latents.properties["image_set_identity"]:

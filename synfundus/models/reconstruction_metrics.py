@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from synfundus.errors import ConfigError
@@ -62,22 +62,40 @@ def ssim_map(
 def _blur(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 _h _w"]:
     """Apply the Gaussian window along both axes, without padding.
 
-    As two products with banded matrices: the backward pass of a one-channel convolution costs a CPU more than the
-    autoencoder's, and a GPU does not notice the difference.
+    On a CPU as two products with banded matrices: the backward pass of a one-channel convolution costs it more than the
+    autoencoder's. On a GPU those products may run in TF32, whose ten bits are too few for variances: there as sums.
     """
+    if images.is_cuda:
+        return _blur_by_sums(images)
     height, width = images.shape[-2:]
     blurred: Tensor = _window_matrix(height, images) @ images @ _window_matrix(width, images).T
     return blurred
 
 
-def _window_matrix(size: int, like: Tensor) -> Float[Tensor, "_valid _size"]:
-    """Return the matrix whose rows are the window at each position where it fits."""
+def _blur_by_sums(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 _h _w"]:
+    """Do the same as weighted sums of shifted images."""
+    for axis in (-2, -1):
+        window = _window(images.shape[axis]).tolist()
+        valid = images.shape[axis] - len(window) + 1
+        images = sum(weight * images.narrow(axis, tap, valid) for tap, weight in enumerate(window))
+    return images
+
+
+def _window(size: int) -> Float64[Tensor, "taps"]:
+    """Return the Gaussian window for images of a size, whose sum is 1."""
     taps = 2 * _RADIUS_PX + 1
     if size < taps:
         raise ConfigError(f"SSIM needs images of at least {taps} px, got {size}")
     offsets = torch.arange(taps, dtype=torch.float64) - _RADIUS_PX
     window = torch.exp(-0.5 * (offsets / _SIGMA_PX).square())
-    matrix = torch.zeros(size - taps + 1, size, dtype=torch.float64)
-    for tap in range(taps):
-        matrix.diagonal(tap)[: size - taps + 1] = window[tap] / window.sum()
+    return window / window.sum()
+
+
+def _window_matrix(size: int, like: Tensor) -> Float[Tensor, "_valid _size"]:
+    """Return the matrix whose rows are the window at each position where it fits."""
+    window = _window(size)
+    valid = size - len(window) + 1
+    matrix = torch.zeros(valid, size, dtype=torch.float64)
+    for tap, weight in enumerate(window):
+        matrix.diagonal(tap)[:valid] = weight
     return matrix.to(like)

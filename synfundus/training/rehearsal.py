@@ -29,7 +29,12 @@ GPU_RESERVE = 0.08
 HOST_RESERVE = 0.2
 """Part of what is left of the host that is left alone: prefetched batches, libraries' workspaces, the allocator."""
 
-_OUT_OF_MEMORY = ("ALLOC_FAILED", "can't allocate memory", "out of memory")
+_OUT_OF_MEMORY = (
+    "ALLOC_FAILED",
+    "can't allocate memory",
+    "out of memory",
+    "unable to find an engine to execute",  # no convolution's workspace fits (pytorch issue 108645)
+)
 """How cuDNN, cuBLAS, torch's host allocator and CUDA say it where torch raises a plain RuntimeError."""
 
 

@@ -69,7 +69,9 @@ class LatentDiffusionStep(nn.Module):
         """
         timestep, noise, weights = batch["timestep"], batch["noise"], batch["weights"]
         latents = LatentCodec.sample_posterior(batch["moments"], batch["posterior_noise"])
-        x0 = (latents - self._mean.to(latents.device)) / self._std.to(latents.device)
+        if self._mean.device != latents.device:  # once: each copy would make the host wait for a GPU
+            self._mean, self._std = self._mean.to(latents.device), self._std.to(latents.device)
+        x0 = (latents - self._mean) / self._std
         x_t = self._schedule.add_noise(x0, noise, timestep)
         target = training_target(
             x0=x0, noise=noise, timestep=timestep, schedule=self._schedule, prediction_type=self._prediction_type

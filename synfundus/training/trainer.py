@@ -18,7 +18,7 @@ from synfundus.data.loader import BatchLoader
 from synfundus.distributed.agreement import on_rank_0, raise_together
 from synfundus.distributed.engine import StepResult, ZeroEngine
 from synfundus.distributed.watchdog import Watchdog
-from synfundus.distributed.world import World, is_lost_rank
+from synfundus.distributed.world import World, is_lost_rank, torch_device
 from synfundus.errors import DataError, LaunchError, Preempted
 from synfundus.seeding import derive_key
 from synfundus.telemetry.console import Console, Progress
@@ -91,7 +91,7 @@ class Trainer:
         self._watchdog = watchdog
         self._guard = Guard(settings.guards, rewind=rewind, warn=console.warning)
         self._logged_images = state.images_seen
-        self._device = torch.device("cuda", world.local_rank) if world.device == "cuda" else torch.device("cpu")
+        self._device = torch_device(world)
         self._sums = SumAccumulator()
         self._quarantined_here: list[Quarantined] = []
         self._tally_here: dict[tuple[int, int], tuple[int, int]] = {}

@@ -141,6 +141,37 @@ def test_the_same_state_gives_the_same_bytes(tmp_path: Path) -> None:
             assert path.read_bytes() == (other / path.relative_to(one)).read_bytes()
 
 
+@pytest.mark.parametrize("length", [0, 1, 6, 7, 8, 21])
+def test_a_vector_copied_by_pieces_arrives_whole(length: int) -> None:
+    source, target = torch.randn(length), torch.full((length,), torch.nan)
+    late: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    class Stage:
+        """Memory that holds nothing before it was waited for, as a GPU's copy may."""
+
+        def __len__(self) -> int:
+            return 7
+
+        def __getitem__(self, place: slice) -> Any:
+            piece = torch.full((place.stop,), torch.nan)
+
+            class Piece(torch.Tensor):
+                def copy_(self, there: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+                    assert non_blocking
+                    late.append((piece, there))
+                    return self
+
+            return piece.as_subclass(Piece)
+
+    def wait() -> None:
+        piece, there = late.pop()
+        torch.Tensor.copy_(piece, there)
+
+    checkpoint.copy_by_pieces(source, target, Stage(), wait=wait)  # type: ignore[arg-type]
+    assert torch.equal(source, target)
+    assert late == []
+
+
 def test_old_checkpoints_are_dropped_but_never_below_two(tmp_path: Path) -> None:
     for images in (8, 16, 24, 32):
         save(tmp_path, images, keep=3)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
-from synfundus.distributed.world import LocalWorld, RankInfo, rank_info
+from synfundus.distributed.world import LocalWorld, RankInfo, gpu_index, own_cores, rank_info
 from synfundus.errors import LaunchError
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "MASTER_ADDR": "host", "MASTER_PORT": "29400"}
@@ -76,3 +78,37 @@ def test_a_local_world_is_alone_in_its_collectives() -> None:
     assert world.sum([1, 2.5]) == [1.0, 2.5]
     assert world.any(True)
     assert not world.any(False)
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "local_size", "visible", "index"),
+    [(0, 1, 1, 0), (5, 8, 8, 5), (5, 8, 1, 0), (1, 2, 8, 1), (0, 1, 8, 0)],
+)
+def test_a_rank_takes_the_gpu_of_its_place_or_the_only_one_it_is_shown(
+    local_rank: int, local_size: int, visible: int, index: int
+) -> None:
+    assert gpu_index(local_rank, local_size, visible=visible) == index
+
+
+def test_fewer_gpus_than_ranks_are_refused_with_both_numbers() -> None:
+    with pytest.raises(LaunchError, match="8 ranks of this node see 4 GPUs"):
+        gpu_index(2, 8, visible=4)
+
+
+@pytest.mark.parametrize(
+    ("source", "bound", "cores_of_task", "expected"),
+    [
+        ("slurm", 8, "8", 8),  # bound to its own
+        ("slurm", 64, "8", 8),  # sees those of the whole job
+        ("slurm", 4, "8", 4),
+        ("slurm", 64, None, 8),
+        ("torchrun", 64, "8", 8),  # whatever the job around it says
+        ("torchrun", 2, None, 1),
+    ],
+)
+def test_a_rank_computes_with_the_cores_that_are_its_own(
+    source: Literal["slurm", "torchrun"], bound: int, cores_of_task: str | None, expected: int
+) -> None:
+    info = RankInfo(3, 16, 3, 8, 0, source)
+    environment = {} if cores_of_task is None else {"SLURM_CPUS_PER_TASK": cores_of_task}
+    assert own_cores(info, bound, environment) == expected

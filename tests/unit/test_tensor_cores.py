@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_sets import tiny_config
 
 from synfundus.distributed.tensor_cores import set_tf32
 from synfundus.distributed.world import LocalWorld
@@ -41,9 +40,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 @pytest.mark.parametrize(("wanted", "precision"), [(True, "tf32"), (False, "ieee")])
 def test_a_gpu_gets_what_was_asked_for_and_it_is_said(stand_in: SimpleNamespace, wanted: bool, precision: str) -> None:
-    said = set_tf32(wanted, device="cuda")
+    said = set_tf32(wanted, device="cuda", option="loop.tf32")
     assert said is not None
-    assert "loop.tf32" in said
+    assert said.endswith("(loop.tf32)")
     assert ("TF32 on the tensor cores" in said) is wanted
     assert stand_in.matmul.fp32_precision == stand_in.conv.fp32_precision == precision
 
@@ -62,7 +61,7 @@ def test_on_a_cpu_nothing_is_touched_or_said() -> None:
 
     before = [switch.fp32_precision for switch in SWITCHES]
     for wanted in (True, False):
-        build.tensor_cores(tiny_config({"loop": {"tf32": wanted}}).loop, LocalWorld(), Loud())
+        build.tensor_cores(wanted, LocalWorld(), Loud())
     assert [switch.fp32_precision for switch in SWITCHES] == before
 
 
