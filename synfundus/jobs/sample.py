@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,26 +185,42 @@ def _claim_here(out: str, request: dict[str, Any]) -> str:
 
 
 def _generate(work: _Work, world: World, console: Console) -> int:
-    """Generate this rank's units that are not there; returns how many of its images were."""
+    """Generate this rank's units that are not there; returns how many of its images were.
+
+    A unit is compressed and written while the next one is computed: neither waits for the other.
+    """
     units = share_of(work.store.units(num_images=len(work.rows), batch_size=work.batch_size), world)
     total = sum(len(work.batch_images(batch)) for unit in units for batch in unit)
     num_kept = 0
-    with console.progress("sampling", total=total, unit="images") as bar:
+    unwritten: list[tuple[int, Future[bytes]]] = []
+    with (
+        ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="png") as pool,
+        console.progress("sampling", total=total, unit="images") as bar,
+    ):
         for unit in units:
             images = [image for batch in unit for image in work.batch_images(batch)]
             if work.store.has(images):
                 num_kept += len(images)
                 bar.advance(len(images))
                 continue
-            encoded: list[tuple[int, bytes]] = []
+            encoded: list[tuple[int, Future[bytes]]] = []
             for batch in unit:
                 pixels = _batch_pixels(work, batch)
                 encoded += [
-                    (image, _encode(work, image, pixels[slot])) for slot, image in enumerate(work.batch_images(batch))
+                    (image, pool.submit(_encode, work, image, pixels[slot]))
+                    for slot, image in enumerate(work.batch_images(batch))
                 ]
                 bar.advance(len(work.batch_images(batch)))
-            work.store.write(encoded)
+            _write(work, unwritten)
+            unwritten = encoded
+        _write(work, unwritten)
     return num_kept
+
+
+def _write(work: _Work, encoded: Sequence[tuple[int, Future[bytes]]]) -> None:
+    """Write a unit, once it is compressed."""
+    if encoded:
+        work.store.write([(image, data.result()) for image, data in encoded])
 
 
 def _batch_pixels(work: _Work, batch: int) -> NDArray[np.uint8]:
