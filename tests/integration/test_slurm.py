@@ -71,11 +71,11 @@ def wait_for_images(run_dir: Path, images: int) -> None:
     raise AssertionError(f"{run_dir} did not get to {images} images")
 
 
-def finish(cluster: SlurmCluster, job: str, folder: Path, *, restarts: int) -> str:
+def finish(cluster: SlurmCluster, job: str, folder: Path, *, restarts: int, timeout_s: float = PATIENCE_S) -> str:
     """Wait until a job has ended well, after so many restarts; returns its log."""
     log = folder / "job.log"
     try:
-        ended = cluster.wait_for(job, "COMPLETED", timeout_s=PATIENCE_S)
+        ended = cluster.wait_for(job, "COMPLETED", timeout_s=timeout_s)
     except AssertionError as error:
         raise AssertionError(f"{error}\n{log.read_text(errors='replace')[-4000:]}") from None
     assert ended["Restarts"] == str(restarts), log.read_text()
@@ -163,7 +163,7 @@ def test_a_job_that_outlives_its_time_limit_comes_back_as_often_as_it_takes(
     """The shortest limit is a minute. SLURM looks at it every thirty seconds, so the warning may come soon after it."""
     final = f"images-{LONG_IMAGES:012d}"
     config, whole = write_run(latent_set, tmp_path / "undisturbed", images=LONG_IMAGES)
-    finish(cluster, submit(cluster, config.parent, config=config), config.parent, restarts=0)
+    finish(cluster, submit(cluster, config.parent, config=config), config.parent, restarts=0, timeout_s=4 * PATIENCE_S)
     config, run_dir = write_run(latent_set, tmp_path / "limited", images=LONG_IMAGES)
     job = submit(cluster, config.parent, "--time=1", "--signal=B:USR2@10", config=config, most_restarts=60)
     ended = cluster.wait_for(job, "COMPLETED", timeout_s=4 * PATIENCE_S)

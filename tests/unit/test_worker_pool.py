@@ -118,12 +118,12 @@ def test_workers_change_nothing_but_the_time(
 
 @pytest.mark.parametrize(
     ("augment", "message"),
-    [(die_at_step_two, "was killed by SIGKILL"), (hang_at_step_two, "has brought nothing for 3 s")],
+    [(die_at_step_two, "was killed by SIGKILL"), (hang_at_step_two, "has brought nothing for 10 s")],
 )
 def test_a_worker_that_dies_or_hangs_is_named_with_what_it_was_reading(
     build: Callable[..., BatchLoader], augment: Any, message: str
 ) -> None:
-    loader = build(workers=2, augment=augment, stall_s=3.0 if augment is hang_at_step_two else 60.0)
+    loader = build(workers=2, augment=augment, stall_s=10.0 if augment is hang_at_step_two else 60.0)
     batches = iter(loader)
     next(batches)
     next(batches)
