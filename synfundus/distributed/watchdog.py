@@ -25,6 +25,8 @@ from synfundus.errors import Stalled
 
 T = TypeVar("T")
 _NOTICE = "stalled"
+_STANDARD_ERROR = 2
+"""By its number: whoever has replaced `sys.stderr` need not have given it a file."""
 _MOST_POLL_S = 5.0
 _PATIENCE_S = 3.0
 """Time for what may hang itself: putting up a notice, naming a sample."""
@@ -101,7 +103,7 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._ended.wait(self._poll_s):
             # set again each time: it comes only if this thread is kept from running
-            faulthandler.dump_traceback_later(self._limit_s + 2 * self._poll_s, exit=True)
+            faulthandler.dump_traceback_later(self._limit_s + 2 * self._poll_s, exit=True, file=_STANDARD_ERROR)
             name = f"rank {self._rank} of {self._world_size}"
             overdue = self._overdue()
             if overdue is not None:
@@ -147,7 +149,7 @@ class Watchdog:
         text = f"Nothing moves\n  {headline}\n  stacks of its threads:\n".encode() + stacks
         text += b"the same command goes on from the last checkpoint\n"
         with contextlib.suppress(OSError):
-            os.write(2, text)
+            os.write(_STANDARD_ERROR, text)
         if self._world_size > 1:
             # until the others have read the notice, which rank 0 keeps: they would take its end for a fault
             time.sleep(2.5 * self._poll_s)
