@@ -32,7 +32,7 @@ demo-long: $(STAMP)
 	$(BIN)/synfundus demo --preset demo-cpu --out demo-long-out --minutes 60
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
