@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
+from synfundus.distributed.placement import gpu_index, own_cores
 from synfundus.errors import LaunchError
 
 if TYPE_CHECKING:
@@ -298,36 +299,11 @@ def has_native_bf16(device: Device) -> bool:
     return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
-def gpu_index(local_rank: int, local_size: int, *, visible: int) -> int:
-    """Return which of the GPUs that a process sees is its own. Pure.
-
-    A process sees all GPUs of its node's ranks and takes the one of its place, or SLURM shows it its own alone
-    (``--gpus-per-task=1``, ``--gpu-bind``), as number 0.
-
-    Raises:
-        LaunchError: Several GPUs, and fewer than ranks.
-    """
-    if visible == 1:
-        return 0
-    if visible < local_size:
-        raise LaunchError(
-            f"{local_size} ranks of this node see {visible} GPUs: two of them would share one",
-            hint="as many tasks a node as GPUs (--ntasks-per-node, --gpus-per-node), or --gpus-per-task=1",
-        )
-    return local_rank
-
-
-def own_cores(info: RankInfo, bound: int, environment: Mapping[str, str]) -> int:
-    """Return the cores a rank computes with: those SLURM gave its task, elsewhere its share of the node's. Pure.
-
-    Args:
-        info: The rank.
-        bound: Cores this process may run on. Of SLURM's tasks each may have its own, or all those of the job.
-        environment: Where ``SLURM_CPUS_PER_TASK`` would be.
-    """
-    if info.source == "slurm" and "SLURM_CPUS_PER_TASK" in environment:
-        return max(1, min(bound, _integer(environment, "SLURM_CPUS_PER_TASK")))
-    return max(1, bound // info.local_world_size)
+def _cores(info: RankInfo) -> int:
+    """Return the cores this rank computes with."""
+    name = "SLURM_CPUS_PER_TASK"
+    task = _integer(os.environ, name) if info.source == "slurm" and name in os.environ else None
+    return own_cores(info.local_world_size, bound=len(os.sched_getaffinity(0)), task=task)
 
 
 def torch_device(world: World) -> torch.device:
@@ -356,7 +332,7 @@ def connect(*, device: Literal["auto", "cpu", "cuda"], timeout_s: int, num_threa
 
     info = rank_info(os.environ)
     kind = resolve_device(device)
-    torch.set_num_threads(num_threads or own_cores(info, len(os.sched_getaffinity(0)), os.environ))
+    torch.set_num_threads(num_threads or _cores(info))
     if kind == "cuda":
         torch.cuda.set_device(gpu_index(info.local_rank, info.local_world_size, visible=torch.cuda.device_count()))
     if not dist.is_initialized():

@@ -9,10 +9,9 @@ without one was left by a kill. A reader takes the newest folder whose manifest 
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +26,7 @@ from synfundus.distributed.world import World
 from synfundus.errors import CheckpointError, DataError, StorageError
 from synfundus.storage import documents, filesystem
 from synfundus.training.ema import ShardedEma
+from synfundus.training.host_copy import host_copy
 
 FORMAT_NAME = "synfundus-checkpoint"
 FORMAT_VERSION = 1
@@ -34,8 +34,6 @@ MANIFEST_NAME = "MANIFEST.json"
 STATE_NAME = "state.json"
 MODEL_NAME = "model.safetensors"
 _FOLDER = re.compile(r"^images-(\d{12})$")
-_STAGE_ELEMENTS = 2**26
-"""256 MiB of fp32."""
 _PARTIAL = re.compile(r"^images-(\d{12})\.tmp$")
 
 
@@ -85,40 +83,6 @@ class Snapshot:
     document: Mapping[str, Any]
 
 
-def _host_copy(vector: Tensor) -> Tensor:
-    """Copy a vector to host memory."""
-    copy = torch.empty(vector.shape, dtype=torch.float32)
-    if vector.device.type == "cuda":
-        copy_by_pieces(vector.detach(), copy, _stage(), wait=torch.cuda.current_stream().synchronize)
-        return copy
-    return copy.copy_(vector.detach())
-
-
-@functools.cache
-def _stage() -> Tensor:
-    """Return the pinned memory a GPU copies into.
-
-    Pinned vectors would do, but torch rounds each up to a power of two and never gives it back.
-    """
-    return torch.empty(_STAGE_ELEMENTS, dtype=torch.float32, pin_memory=True)
-
-
-def copy_by_pieces(source: Tensor, target: Tensor, stage: Tensor, *, wait: Callable[[], None]) -> None:
-    """Copy a vector through a piece of other memory.
-
-    Args:
-        source: ``[n]``.
-        target: ``[n]``.
-        stage: ``[k]``; ``k`` elements go at a time.
-        wait: Returns when what was copied into the stage is there.
-    """
-    for there, here in zip(torch.split(source, len(stage)), torch.split(target, len(stage)), strict=True):
-        piece = stage[: len(there)]
-        piece.copy_(there, non_blocking=True)
-        wait()
-        here.copy_(piece)
-
-
 def take_snapshot(
     *, engine: ZeroEngine, ema: ShardedEma, images_seen: int, state: Mapping[str, Any], world: World
 ) -> Snapshot:
@@ -136,7 +100,7 @@ def take_snapshot(
     masters = engine.masters()
     for number, (master, moments) in enumerate(zip(masters, engine.moments(), strict=True)):
         vectors = {"master": master, **moments, **{name: slices[number] for name, slices in averages.items()}}
-        partitions |= {f"group{number}.{name}": _host_copy(vector) for name, vector in vectors.items()}
+        partitions |= {f"group{number}.{name}": host_copy(vector) for name, vector in vectors.items()}
     copied = [partitions[f"group{number}.master"] for number in range(len(masters))]
     model = engine.gather_named(copied, copy=False)  # a copy of the copy would hold the step for nothing
     if model is None:

@@ -31,6 +31,7 @@ from synfundus.training.checkpoint import (
     write_snapshot,
 )
 from synfundus.training.ema import ShardedEma
+from synfundus.training.host_copy import copy_by_pieces
 
 LAYOUT = FlatLayout.of([[("a.weight", (5, 3)), ("b.weight", (4, 2))], [("a.bias", (5,)), ("s", ())]])
 VECTORS = ("master", "exp_avg", "exp_avg_sq", "ema")
@@ -167,7 +168,7 @@ def test_a_vector_copied_by_pieces_arrives_whole(length: int) -> None:
         piece, there = late.pop()
         torch.Tensor.copy_(piece, there)
 
-    checkpoint.copy_by_pieces(source, target, Stage(), wait=wait)  # type: ignore[arg-type]
+    copy_by_pieces(source, target, Stage(), wait=wait)  # type: ignore[arg-type]
     assert torch.equal(source, target)
     assert late == []
 

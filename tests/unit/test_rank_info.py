@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import pytest
 
-from synfundus.distributed.world import LocalWorld, RankInfo, gpu_index, own_cores, rank_info
+from synfundus.distributed.placement import gpu_index, own_cores
+from synfundus.distributed.world import LocalWorld, RankInfo, rank_info
 from synfundus.errors import LaunchError
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "MASTER_ADDR": "host", "MASTER_PORT": "29400"}
@@ -96,19 +95,14 @@ def test_fewer_gpus_than_ranks_are_refused_with_both_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "bound", "cores_of_task", "expected"),
+    ("bound", "task", "expected"),
     [
-        ("slurm", 8, "8", 8),  # bound to its own
-        ("slurm", 64, "8", 8),  # sees those of the whole job
-        ("slurm", 4, "8", 4),
-        ("slurm", 64, None, 8),
-        ("torchrun", 64, "8", 8),  # whatever the job around it says
-        ("torchrun", 2, None, 1),
+        (8, 8, 8),  # bound to its own
+        (64, 8, 8),  # sees those of the whole job
+        (4, 8, 4),
+        (64, None, 8),
+        (2, None, 1),
     ],
 )
-def test_a_rank_computes_with_the_cores_that_are_its_own(
-    source: Literal["slurm", "torchrun"], bound: int, cores_of_task: str | None, expected: int
-) -> None:
-    info = RankInfo(3, 16, 3, 8, 0, source)
-    environment = {} if cores_of_task is None else {"SLURM_CPUS_PER_TASK": cores_of_task}
-    assert own_cores(info, bound, environment) == expected
+def test_a_rank_computes_with_the_cores_that_are_its_own(bound: int, task: int | None, expected: int) -> None:
+    assert own_cores(8, bound=bound, task=task) == expected

@@ -1,0 +1,35 @@
+"""Which GPU and which cores of its node are a rank's own. Pure."""
+
+from __future__ import annotations
+
+from synfundus.errors import LaunchError
+
+
+def gpu_index(local_rank: int, local_size: int, *, visible: int) -> int:
+    """Return which of the GPUs that a process sees is its own.
+
+    A process sees all GPUs of its node's ranks and takes the one of its place, or SLURM shows it its own alone
+    (``--gpus-per-task=1``, ``--gpu-bind``), as number 0.
+
+    Raises:
+        LaunchError: Several GPUs, and fewer than ranks.
+    """
+    if visible == 1:
+        return 0
+    if visible < local_size:
+        raise LaunchError(
+            f"{local_size} ranks of this node see {visible} GPUs: two of them would share one",
+            hint="as many tasks a node as GPUs (--ntasks-per-node, --gpus-per-node), or --gpus-per-task=1",
+        )
+    return local_rank
+
+
+def own_cores(local_size: int, *, bound: int, task: int | None) -> int:
+    """Return the cores a rank computes with: those SLURM gave its task, elsewhere its share of the node's.
+
+    Args:
+        local_size: Ranks of this node.
+        bound: Cores this process may run on. Of SLURM's tasks each may have its own, or all those of the job.
+        task: Cores of a task, as SLURM was asked for; None where it was not.
+    """
+    return max(1, bound // local_size if task is None else min(bound, task))
