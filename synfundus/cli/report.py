@@ -57,7 +57,9 @@ def report_error(error: SynfundusError, *, debug: bool) -> None:
         report_traceback(error)
     rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
     if rank != "0":
-        sys.stderr.write(printable(f"rank {rank}: {error.title}: {error.message}").replace("\n", "; ") + "\n")
+        place = f" ({error.where})" if error.where else ""
+        line = f"rank {rank}: {error.title}: {error.message}{place}"
+        sys.stderr.write(printable(line).replace("\n", "; ") + "\n")
         return
     sections = [("", error.message)]
     if error.where:

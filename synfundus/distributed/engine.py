@@ -7,6 +7,7 @@ second engine beside it (ADR-0002). State is exposed as flat fp32 partitions; fi
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import warnings
@@ -54,10 +55,29 @@ def _import_deepspeed(device: str) -> Any:  # noqa: ANN401 - deepspeed is untype
     import deepspeed
     import deepspeed.ops
 
+    _import_muon_uncompiled()
     if device == "cpu":  # to ask is to probe every extension, which on a GPU starts compilers and prints
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     return deepspeed
+
+
+def _import_muon_uncompiled() -> None:
+    """Import deepspeed's Muon optimizer, as deepspeed does for every optimizer, without torch's compiler.
+
+    Its functions are decorated with `torch.compile`, which loads inductor (2 s and 60 MB a rank) for an optimizer
+    that is not used here. While dynamo is told to be off, the decorator leaves the functions as they are.
+    """
+    previous = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    except ImportError:  # another deepspeed may keep it elsewhere
+        pass
+    finally:
+        del os.environ["TORCHDYNAMO_DISABLE"]
+        if previous is not None:
+            os.environ["TORCHDYNAMO_DISABLE"] = previous
 
 
 class ZeroEngine:

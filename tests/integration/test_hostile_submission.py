@@ -26,6 +26,8 @@ from synfundus.launch import submission
 VALUES = tuple(hostile_values())
 TYPED = tuple(value for value in VALUES if "\0" not in value and "\ud800" not in value)
 """Those that a command line can hold at all."""
+EVERY = pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+"""Take every fourth value; all of them under `make soak`."""
 REFUSED = (2, 5, 7)
 """Exit codes: configuration, storage, launch."""
 PROGRAMS = {
@@ -132,9 +134,10 @@ def check_frozen(asked: list[str], started: list[str]) -> RunConfig:
     return load_config(preset=None, file=asked[-1], settings=[], flags=[]).config
 
 
-def test_a_run_directory_is_not_executed(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+@EVERY
+def test_a_run_directory_is_not_executed(desk: Desk, capsys: pytest.CaptureFixture[str], every: int) -> None:
     passed = 0
-    for value in VALUES:
+    for value in VALUES[::every]:
         code = run(capsys, *train(**{"run-dir": value}))
         asked, started = desk.recorded("sbatch"), desk.recorded("srun")
         assert not desk.harmed(), value
@@ -143,14 +146,15 @@ def test_a_run_directory_is_not_executed(desk: Desk, capsys: pytest.CaptureFixtu
             passed += 1
         else:
             assert not asked + started, value
-    assert passed >= 100
+    assert passed >= 100 // every
 
 
+@EVERY
 def test_a_config_path_a_location_and_a_setting_are_not_executed(
-    desk: Desk, capsys: pytest.CaptureFixture[str]
+    desk: Desk, capsys: pytest.CaptureFixture[str], every: int
 ) -> None:
     passed = 0
-    for value in VALUES:
+    for value in VALUES[::every]:
         given = {"set": f"telemetry.wandb_project={value}"}
         on_disk = make_file(value)
         if on_disk:
@@ -166,12 +170,15 @@ def test_a_config_path_a_location_and_a_setting_are_not_executed(
         if on_disk:
             assert (frozen.train.latents, frozen.seed) == ((value,), 7), value
             passed += 1
-    assert passed >= 90
+    assert passed >= 90 // every
 
 
-def test_names_and_limits_are_checked_before_slurm_sees_them(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+@EVERY
+def test_names_and_limits_are_checked_before_slurm_sees_them(
+    desk: Desk, capsys: pytest.CaptureFixture[str], every: int
+) -> None:
     passed = 0
-    for value in VALUES:
+    for value in VALUES[::every]:
         is_name, is_null = bool(re.fullmatch("[A-Za-z0-9_.-]{1,64}", value)), value.strip() in ("null", "~")
         fields = ("partition", "account", "time_limit")
         for names in zip(fields) if is_name or is_null else (fields,):
@@ -184,15 +191,16 @@ def test_names_and_limits_are_checked_before_slurm_sees_them(desk: Desk, capsys:
                 assert code == 0, value
                 assert (f"--{names[0]}={value}" in asked) != is_null, value
                 passed += 1
-    assert passed >= 20
+    assert passed >= 20 // every
 
 
+@EVERY
 def test_values_that_are_not_frozen_arrive_as_they_are(
-    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, every: int
 ) -> None:
     """With its output in an object store a job gets the command line itself; so does a step of an allocation."""
     passed = 0
-    for at, value in enumerate(VALUES):
+    for at, value in enumerate(VALUES[::every]):
         setting = f"telemetry.wandb_project={value}"
         inside = at % 2 == 0
         for name, text in {"SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "node[1-2]"}.items():
@@ -204,7 +212,7 @@ def test_values_that_are_not_frozen_arrive_as_they_are(
         assert bool(asked) == (code == 0 and not inside)
         assert (started[-len(arguments) :] == arguments) if code == 0 else not started, value
         passed += code == 0
-    assert passed >= 100
+    assert passed >= 100 // every
 
 
 @pytest.mark.parametrize("script", ["prepare.sh", "vae.sh", "encode_latents.sh", "ldm.sh", "sample.sh"])

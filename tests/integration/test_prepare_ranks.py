@@ -418,7 +418,7 @@ def test_a_set_without_a_table_needs_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "limit_s", "reason"), [("killer", 600.0, "killed_the_worker"), ("sleeper", 1.0, "took_too_long")]
+    ("name", "limit_s", "reason"), [("killer", 600.0, "killed_the_worker"), ("sleeper", 4.0, "took_too_long")]
 )
 def test_a_photograph_that_takes_its_worker_down_is_a_named_reject(
     clinic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, limit_s: float, reason: str

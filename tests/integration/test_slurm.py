@@ -9,7 +9,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -24,13 +24,16 @@ pytestmark = [
     pytest.mark.skipif(bool(what_is_missing()), reason=f"no SLURM here: {what_is_missing()}"),
     pytest.mark.timeout(900),
 ]
+SHORT_IMAGES = 1200
+"""What CI trains on."""
 IMAGES = 2400
-"""Some fifteen seconds of training."""
+"""Long enough for whatever happens to a job to happen while it trains."""
 LONG_IMAGES = 7200
 """Longer than SLURM's shortest time limit."""
-FINAL = f"images-{IMAGES:012d}"
 SCRIPT = REPOSITORY / "slurm" / "ldm.sh"
-SHAPE = ("--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=1", "--gpus-per-node=0")
+PER_TASK = ("--cpus-per-task=1", "--gpus-per-node=0")
+SHAPE = ("--nodes=2", "--ntasks-per-node=2", *PER_TASK)
+SMALL_SHAPE = ("--nodes=2", "--ntasks-per-node=1", *PER_TASK)
 PATIENCE_S = 240.0
 
 
@@ -52,12 +55,24 @@ def write_run(latent_set: ShardSet, folder: Path, *, images: int = IMAGES) -> tu
     return write_config(folder / "run.yaml", settings(latent_set, run_dir, **loop)), run_dir
 
 
-def submit(cluster: SlurmCluster, folder: Path, *options: str, config: Path, most_restarts: int = 20) -> str:
+def final(images: int) -> str:
+    """Return the name of a run's last checkpoint."""
+    return f"images-{images:012d}"
+
+
+def submit(
+    cluster: SlurmCluster,
+    folder: Path,
+    *options: str,
+    config: Path,
+    shape: Sequence[str] = SHAPE,
+    most_restarts: int = 20,
+) -> str:
     """Hand ldm.sh to sbatch as a user does; returns the job's number."""
     extra = {"SYNFUNDUS_PYTHON": sys.executable, "SYNFUNDUS_MAX_RESTARTS": str(most_restarts)}
     log = f"--output={folder}/job.log"
     return cluster.client(
-        "sbatch", "--parsable", *SHAPE, log, *options, str(SCRIPT), "--config", str(config), extra=extra
+        "sbatch", "--parsable", *shape, log, *options, str(SCRIPT), "--config", str(config), extra=extra
     ).strip()
 
 
@@ -82,27 +97,37 @@ def finish(cluster: SlurmCluster, job: str, folder: Path, *, restarts: int, time
     return log.read_text()
 
 
-@pytest.fixture(scope="module")
-def undisturbed(latent_set: ShardSet, cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of a job on two nodes with two ranks each."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    config, run_dir = write_run(latent_set, folder)
+def run_undisturbed(latent_set: ShardSet, cluster: SlurmCluster, folder: Path, images: int) -> Path:
+    """Return the run directory of a job on two nodes with two ranks each."""
+    config, run_dir = write_run(latent_set, folder, images=images)
     log = finish(cluster, submit(cluster, folder, config=config), folder, restarts=0)
     assert "restart 0" in log
     return run_dir
 
 
-def test_a_job_on_two_nodes_is_four_ranks(undisturbed: Path) -> None:
-    assert rows(undisturbed)[-1]["images_seen"] == IMAGES
-    partitions = sorted(path.name for path in (undisturbed / "checkpoints" / FINAL / "zero").iterdir())
+@pytest.fixture(scope="module")
+def short(latent_set: ShardSet, cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run that nothing disturbed."""
+    return run_undisturbed(latent_set, cluster, tmp_path_factory.mktemp("short"), SHORT_IMAGES)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(latent_set: ShardSet, cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed."""
+    return run_undisturbed(latent_set, cluster, tmp_path_factory.mktemp("undisturbed"), IMAGES)
+
+
+def test_a_job_on_two_nodes_is_four_ranks(short: Path) -> None:
+    assert rows(short)[-1]["images_seen"] == SHORT_IMAGES
+    partitions = sorted(path.name for path in (short / "checkpoints" / final(SHORT_IMAGES) / "zero").iterdir())
     assert len([name for name in partitions if name.startswith("rank-")]) == 4, partitions
 
 
 def test_the_command_line_submits_the_same_job_and_freezes_its_settings(
-    latent_set: ShardSet, cluster: SlurmCluster, undisturbed: Path, tmp_path: Path
+    latent_set: ShardSet, cluster: SlurmCluster, short: Path, tmp_path: Path
 ) -> None:
-    """What is written into run.yaml after the submission reaches no start of the job, also after a requeue."""
-    config, run_dir = write_run(latent_set, tmp_path)
+    """What is written into run.yaml after the submission reaches no start of the job, also after a warning."""
+    config, run_dir = write_run(latent_set, tmp_path, images=SHORT_IMAGES)
     answer = cluster.client(
         sys.executable, "-m", "synfundus", "train", "--config", str(config), "--nodes", "2", "--procs-per-node", "2",
         "--set", "launch.cpus_per_task=1",
@@ -111,16 +136,18 @@ def test_the_command_line_submits_the_same_job_and_freezes_its_settings(
     number = re.search(r"\d+", answer)
     assert number is not None, answer
     (kept,) = (run_dir / "submissions").iterdir()
-    wait_for_images(run_dir, 1000)
-    cluster.client("scontrol", "requeue", number[0])
+    wait_for_images(run_dir, 500)
+    cluster.client("scancel", "--batch", "--signal=USR2", number[0])
     log = finish(cluster, number[0], kept, restarts=1)
+    assert "everything is saved" in log
     assert f"Submitted batch job {number[0]}" in json.loads((kept / "argv.json").read_text())["answer"]
     assert log.index("restart 0 of 20") < log.index("restart 1 of 20")
     assert "submitted with" not in log
     assert (kept / "job.log").stat().st_mode & 0o077 == 0
-    assert_same_run(undisturbed, run_dir, FINAL)
+    assert_same_run(short, run_dir, final(SHORT_IMAGES))
 
 
+@pytest.mark.slow
 def test_the_warning_before_the_time_limit_saves_and_requeues(
     latent_set: ShardSet, cluster: SlurmCluster, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -130,16 +157,16 @@ def test_the_warning_before_the_time_limit_saves_and_requeues(
     cluster.client("scancel", "--batch", "--signal=USR2", job)
     log = finish(cluster, job, tmp_path, restarts=1)
     assert "everything is saved" in log
-    assert_same_run(undisturbed, run_dir, FINAL)
+    assert_same_run(undisturbed, run_dir, final(IMAGES))
 
 
 def test_a_cancelled_job_stays_cancelled(latent_set: ShardSet, cluster: SlurmCluster, tmp_path: Path) -> None:
     config, run_dir = write_run(latent_set, tmp_path)
-    job = submit(cluster, tmp_path, config=config)
-    wait_for_images(run_dir, 400)
+    job = submit(cluster, tmp_path, config=config, shape=SMALL_SHAPE)
+    wait_for_images(run_dir, 100)
     cluster.client("scancel", job)
     cluster.wait_for(job, "CANCELLED", timeout_s=PATIENCE_S)
-    time.sleep(10)
+    time.sleep(5)
     assert cluster.job(job)["JobState"] == "CANCELLED"
 
 
@@ -148,7 +175,7 @@ def test_a_failed_job_is_not_requeued(latent_set: ShardSet, cluster: SlurmCluste
     extra = {"SYNFUNDUS_PYTHON": sys.executable}
     arguments = (str(SCRIPT), "--config", str(config), "--vae", str(tmp_path))
     log = f"--output={tmp_path}/job.log"
-    job = cluster.client("sbatch", "--parsable", *SHAPE, log, *arguments, extra=extra).strip()
+    job = cluster.client("sbatch", "--parsable", *SMALL_SHAPE, log, *arguments, extra=extra).strip()
     cluster.wait_for(job, "FAILED", timeout_s=PATIENCE_S)
     assert "no autoencoder here" in (tmp_path / "job.log").read_text()
     time.sleep(5)
@@ -161,7 +188,6 @@ def test_a_job_that_outlives_its_time_limit_comes_back_as_often_as_it_takes(
     latent_set: ShardSet, cluster: SlurmCluster, tmp_path: Path
 ) -> None:
     """The shortest limit is a minute. SLURM looks at it every thirty seconds, so the warning may come soon after it."""
-    final = f"images-{LONG_IMAGES:012d}"
     config, whole = write_run(latent_set, tmp_path / "undisturbed", images=LONG_IMAGES)
     finish(cluster, submit(cluster, config.parent, config=config), config.parent, restarts=0, timeout_s=4 * PATIENCE_S)
     config, run_dir = write_run(latent_set, tmp_path / "limited", images=LONG_IMAGES)
@@ -174,7 +200,7 @@ def test_a_job_that_outlives_its_time_limit_comes_back_as_often_as_it_takes(
     # SLURM never had to end it: each time it had left before the limit
     assert "DUE TO TIME LIMIT" not in log
     print(json.dumps({"name": "a job of one minute's limit", "images": LONG_IMAGES, "restarts": restarts}))
-    assert_same_run(whole, run_dir, final)
+    assert_same_run(whole, run_dir, final(LONG_IMAGES))
 
 
 @pytest.mark.slow
@@ -187,7 +213,7 @@ def test_a_preempted_job_saves_and_comes_back(
     cluster.client("srun", "--partition=main", "--nodes=3", "--exclusive", "sleep", "1")
     log = finish(cluster, job, tmp_path, restarts=1)
     assert "everything is saved" in log
-    assert_same_run(undisturbed, run_dir, FINAL)
+    assert_same_run(undisturbed, run_dir, final(IMAGES))
 
 
 @pytest.mark.slow
@@ -199,7 +225,7 @@ def test_a_requeued_job_comes_back(
     wait_for_images(run_dir, 1000)
     cluster.client("scontrol", "requeue", job)
     finish(cluster, job, tmp_path, restarts=1)
-    assert_same_run(undisturbed, run_dir, FINAL)
+    assert_same_run(undisturbed, run_dir, final(IMAGES))
 
 
 @pytest.mark.slow
@@ -217,7 +243,7 @@ def test_a_dead_node_costs_one_interval_at_most(
         finish(cluster, job, tmp_path, restarts=1)
     finally:
         cluster.boot(dead)
-    assert_same_run(undisturbed, run_dir, FINAL)
+    assert_same_run(undisturbed, run_dir, final(IMAGES))
 
 
 @pytest.mark.slow
@@ -233,4 +259,4 @@ def test_a_cut_network_costs_one_interval_at_most(
         finish(cluster, job, tmp_path, restarts=1)
     finally:
         cluster.heal(used[1])
-    assert_same_run(undisturbed, run_dir, FINAL)
+    assert_same_run(undisturbed, run_dir, final(IMAGES))

@@ -36,9 +36,7 @@ def hang(latent_set: ShardSet, out: Path, point: str, rank: int) -> tuple[list[E
     return ended, time.monotonic() - began
 
 
-def test_every_rank_writes_its_stacks_and_the_run_goes_on_later(
-    latent_set: ShardSet, world: World, tmp_path: Path
-) -> None:
+def test_every_rank_writes_its_stacks_and_the_run_goes_on_later(latent_set: ShardSet, tmp_path: Path) -> None:
     ended, _ = hang(latent_set, tmp_path / "out", f"sleep:{STEP}:20", 1)
     assert [end.returncode for end in ended] == [75, 75], ended
     for rank, end in enumerate(ended):
@@ -48,7 +46,6 @@ def test_every_rank_writes_its_stacks_and_the_run_goes_on_later(
         assert "Traceback" not in end.output
     assert "in hang" in ended[1].output, "the stack says where"
     assert re.search(r"first sample \S+\.tar#\d+", ended[1].output), "and the sample which"
-    train_here(latent_set, tmp_path / "undisturbed", world)
     run_cli(*command(latent_set, tmp_path / "out")).check()
 
 
@@ -68,17 +65,24 @@ def test_a_call_that_keeps_the_interpreter_is_shown_with_its_stack(latent_set: S
     assert "in hang" in ended[1].output
 
 
+@pytest.fixture(scope="module")
+def undisturbed(latent_set: ShardSet, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in which nothing hung."""
+    run_dir = tmp_path_factory.mktemp("standstill") / "undisturbed"
+    train_here(latent_set, run_dir, world)
+    return run_dir
+
+
 @pytest.mark.parametrize(
     ("function", "what"),
     [(f"{READ}:25", "the wait for the batch from"), (f"{WRITE}:2", "the writing of the checkpoint at 160 images")],
 )
 def test_data_and_saves_that_stand_still_are_named(
-    latent_set: ShardSet, world: World, tmp_path: Path, function: str, what: str
+    latent_set: ShardSet, undisturbed: Path, tmp_path: Path, function: str, what: str
 ) -> None:
-    train_here(latent_set, tmp_path / "undisturbed", world)
     ended = run_cli_with_fault(f"hang:sleep:{function}", *command(latent_set, tmp_path / "out"), timeout_s=100)
     assert ended.returncode == 75, ended.output
     assert f"no end of {what}" in ended.output
     assert "Traceback" not in ended.output
     run_cli(*command(latent_set, tmp_path / "out")).check()
-    assert_same_run(tmp_path / "undisturbed", tmp_path / "out")
+    assert_same_run(undisturbed, tmp_path / "out")

@@ -252,16 +252,6 @@ def test_one_and_two_ranks_see_the_same_global_batches_and_noise(
     assert len(one_losses) == STEPS
     assert relative_difference(one_losses, two_losses) < 1e-5
 
-    # buckets that most parameters are larger than, which takes another way through the engine: the same sums
-    document = json.loads((REPOSITORY / "ds_configs" / "zero2_cpu.json").read_text())
-    document["zero_optimization"]["reduce_bucket_size"] = 200
-    (tmp_path / "small_buckets.json").write_text(json.dumps(document))
-    small = write_config(tmp_path / "small.yaml", without_dropout(settings(latent_set, tmp_path / "small")))
-    buckets = f"launch.ds_config={tmp_path / 'small_buckets.json'}"
-    run_cli("train", "--config", small, "--procs-per-node", "2", "--set", buckets).check()
-    assert losses(tmp_path / "small") == two_losses
-    assert state_hashes(tmp_path / "small") == state_hashes(tmp_path / "two")
-
     # elastic: what two ranks saved at 240 images, one rank takes up
     run_dir = tmp_path / "elastic"
     shutil.copytree(tmp_path / "two", run_dir)
@@ -275,6 +265,33 @@ def test_one_and_two_ranks_see_the_same_global_batches_and_noise(
     assert relative_difference(two_losses, elastic) < 1e-5
     assert relative_difference(one_losses, elastic) < 1e-5
     assert (run_dir / "checkpoints" / FINAL / "zero" / "rank-00000-of-00001.safetensors").exists()
+
+
+@pytest.fixture
+def small_buckets(tmp_path: Path) -> str:
+    """Buckets that most parameters are larger than, which takes another way through the engine."""
+    document = json.loads((REPOSITORY / "ds_configs" / "zero2_cpu.json").read_text())
+    document["zero_optimization"]["reduce_bucket_size"] = 200
+    (tmp_path / "small_buckets.json").write_text(json.dumps(document))
+    return str(tmp_path / "small_buckets.json")
+
+
+def test_small_buckets_give_the_same_sums(
+    latent_set: ShardSet, one_rank: Path, world: World, small_buckets: str, tmp_path: Path
+) -> None:
+    config = without_dropout(settings(latent_set, tmp_path / "run"))
+    train.run(tiny_config({**config, "launch": {"ds_config": small_buckets}}), world, SilentConsole())
+    assert losses(tmp_path / "run") == losses(one_rank)
+    assert state_hashes(tmp_path / "run") == state_hashes(one_rank)
+
+
+@pytest.mark.slow
+def test_small_buckets_give_two_ranks_the_same_sums(latent_set: ShardSet, small_buckets: str, tmp_path: Path) -> None:
+    for name, options in (("two", ()), ("small", ("--set", f"launch.ds_config={small_buckets}"))):
+        config = write_config(tmp_path / f"{name}.yaml", without_dropout(settings(latent_set, tmp_path / name)))
+        run_cli("train", "--config", config, "--procs-per-node", "2", *options).check()
+    assert losses(tmp_path / "small") == losses(tmp_path / "two")
+    assert state_hashes(tmp_path / "small") == state_hashes(tmp_path / "two")
 
 
 def test_an_autoencoder_run_that_is_killed_ends_with_the_same_bits(
