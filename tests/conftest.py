@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import secrets
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,10 +50,6 @@ def world() -> Iterator[World]:
         # what the engine sets for deepspeed is taken back at the end
         patch.setenv("LOCAL_RANK", "0")
         patch.setenv("DS_ACCELERATOR", "cpu")
-        with warnings.catch_warnings():
-            # deepspeed pulls in parts of torch that call deprecated parts of torch; what they say is not about us
-            warnings.simplefilter("ignore")
-            importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
         yield connect(device="cpu", timeout_s=60, num_threads=1)
         disconnect()
 

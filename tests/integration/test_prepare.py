@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import skimage.data
 import webdataset
+from photographs import photograph, retina
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -141,13 +141,13 @@ def messy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     add("good/exif.jpg", save(good, "JPEG", exif=exif, comment=b"DOE^JANE 1950", quality=95), "B")
     add("good/text.png", save(good, "PNG", pnginfo=info, exif=exif), "B", eye_side="1", is_gc="0")
     add("good/scan.tif", save(phantom_image(44), "TIFF", description="DOE^JANE 1950"), "C")
-    add("good/retina.webp", save(Image.fromarray(skimage.data.retina()[::4, ::4]), "WEBP"), "C")
+    add("good/retina.webp", save(Image.fromarray(retina()[::4, ::4]), "WEBP"), "C")
     whole = save(phantom_image(41), "JPEG")
     add("bad/cut.jpg", whole[: len(whole) // 2], "D")
     add("bad/text.png", b"this is not a picture\n" * 40, "D")
     add("bad/bomb.png", bomb(), "D")
     add("bad/black.png", save(Image.new("RGB", (96, 96)), "PNG"), "E")
-    add("bad/cat.png", save(Image.fromarray(skimage.data.cat()), "PNG"), "E")
+    add("bad/cat.png", save(Image.fromarray(photograph("cat")), "PNG"), "E")
     add("bad/empty.png", b"", "E")
     add("bad/gone.png", None, "F")
     add("bad/value.png", save(phantom_image(42), "PNG"), "F", dr_grade="7")

@@ -9,8 +9,8 @@ import time
 
 import numpy as np
 import pytest
-import skimage.data
 from numpy.typing import NDArray
+from photographs import retina
 from PIL import Image, ImageDraw, ImageFont
 from written_text import Written, write_text
 
@@ -69,13 +69,13 @@ def test_a_retina_is_not_taken_for_writing(phantoms: list[Phantom]) -> None:
 
 @pytest.mark.parametrize("size_px", [512, 768, 1024, 1411])
 def test_the_real_photograph_is_not_taken_for_writing(size_px: int) -> None:
-    retina = skimage.data.retina()
-    assert find_burned_text(retina, find_field_of_view(retina), size_px=size_px) is None
+    pixels = retina()
+    assert find_burned_text(pixels, find_field_of_view(pixels), size_px=size_px) is None
 
 
 @pytest.mark.parametrize(("size_px", "at"), [(30, (700, 300)), (44, (500, 900)), (90, (400, 600))])
 def test_writing_in_a_larger_photograph_is_found_where_it_is(size_px: int, at: tuple[int, int]) -> None:
-    image = Image.fromarray(skimage.data.retina())
+    image = Image.fromarray(retina())
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(size_px)
     draw.text(at, "Doe Jane 1950", font=font, fill=(255, 255, 255))
     box = draw.textbbox(at, "Doe Jane 1950", font=font)
@@ -88,7 +88,7 @@ def test_writing_in_a_larger_photograph_is_found_where_it_is(size_px: int, at: t
 
 
 def test_small_writing_is_found_where_the_set_keeps_that_much_detail() -> None:
-    image = Image.fromarray(skimage.data.retina())
+    image = Image.fromarray(retina())
     ImageDraw.Draw(image).text((600, 400), "DOE JANE 1950", font=ImageFont.load_default(14), fill=(255, 255, 255))
     pixels = np.asarray(image)
     assert find_burned_text(pixels, find_field_of_view(pixels), size_px=1411) is not None

@@ -9,15 +9,15 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import skimage.data
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from photographs import retina
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from synfundus.data.decode import Undecodable, UndecodableImage, decode_photograph, encode_image, encode_png
 
-RETINA = np.ascontiguousarray(skimage.data.retina()[::16, ::16])
+RETINA = np.ascontiguousarray(retina()[::16, ::16])
 MAX_PIXELS = 50_000_000
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import skimage.data
 from dicom_files import (
     BIG_ENDIAN,
     EXPLICIT,
@@ -26,6 +25,7 @@ from dicom_files import (
 )
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from photographs import retina
 from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
@@ -36,7 +36,7 @@ from pydicom.uid import UID
 from synfundus.data.decode import Undecodable, UndecodableImage, decode_photograph
 from synfundus.data.dicom import dicom_eye_side
 
-RETINA = np.ascontiguousarray(skimage.data.retina()[::18, ::17])
+RETINA = np.ascontiguousarray(retina()[::18, ::17])
 GREY = np.ascontiguousarray(RETINA[..., 1])
 ROWS, COLUMNS = RETINA.shape[:2]
 MAX_PIXELS = 1_000_000

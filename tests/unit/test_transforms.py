@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import skimage.data
 from fundus_discs import Disc, Pixels, draw_disc, write_text
 from hypothesis import given
 from hypothesis import strategies as st
+from photographs import retina
 from PIL import Image, ImageDraw
 
 from synfundus.data.field_of_view import Circle, find_field_of_view
@@ -120,7 +120,7 @@ def test_a_small_picture_is_enlarged() -> None:
 
 
 def test_a_crop_of_a_crop_is_the_crop() -> None:
-    photograph = skimage.data.retina()
+    photograph = retina()
     once = crop_to_field_of_view(photograph, find_field_of_view(photograph), 256)
     again = find_field_of_view(once)
     assert abs(again.radius_px - 128 * RIM_SHRINK) < 2.5
