@@ -1,4 +1,4 @@
-"""Nothing has to be compiled for a run: not for states in host memory, and not past the locks of builds that died."""
+"""Nothing is compiled for a run: not for states in host memory, and not past the locks of builds that died."""
 
 from __future__ import annotations
 
@@ -20,6 +20,15 @@ OFFLOAD = "zero2_offload.json"
 GIVE_UP_S = 180.0
 EXTENSIONS = ("cpu_adam", "fused_adam", "pin_memory", "async_io", "deepspeed_ccl_comm", "deepspeed_shm_comm")
 """What deepspeed can build for a CPU, and would build the last of at its start; torch makes a folder of each name."""
+
+WATCHED = """
+import os, sys
+from synfundus.cli.app import run_command
+code = run_command(sys.argv[1:])
+print("torch's compiler:", "torch._dynamo" in sys.modules, "torch._inductor.compile_fx" in sys.modules, flush=True)
+os._exit(code)
+"""
+"""Trains, then says which parts of torch's compiler are loaded."""
 
 
 @pytest.fixture
@@ -61,9 +70,9 @@ def test_states_of_a_gpu_run_in_host_memory_are_updated_there(latent_set: ShardS
         "launch": {"device": "cuda", "ds_config": OFFLOAD},
     }
     config = str(write_config(tmp_path / "run.yaml", changes))
-    (ended,) = run_processes(
-        [_train(config)], [clean_environment({"TORCH_EXTENSIONS_DIR": str(tmp_path)})], timeout_s=GIVE_UP_S
-    )
+    command = [sys.executable, "-m", "synfundus", "train", "--config", config]
+    environment = clean_environment({"TORCH_EXTENSIONS_DIR": str(tmp_path)})
+    (ended,) = run_processes([command], [environment], timeout_s=GIVE_UP_S)
     assert "fused AdamW in host memory" in ended.check().output
 
 
@@ -81,12 +90,10 @@ def test_locks_of_builds_that_died_do_not_hold_a_run_on_a_cpu(
         "launch": {"ds_config": ds_config},
     }
     config = str(write_config(tmp_path / "run.yaml", changes))
-    (ended,) = run_processes([_train(config)], [clean_environment()], timeout_s=GIVE_UP_S)
+    command = [sys.executable, "-c", WATCHED, "train", "--config", config]
+    (ended,) = run_processes([command], [clean_environment()], timeout_s=GIVE_UP_S)
     assert "trained on 16 images" in ended.check().output
+    assert "torch's compiler: True False" in ended.output, "diffusers brings dynamo; inductor takes seconds to load"
     assert "fused AdamW under DeepSpeedZeroOptimizer (ZeRO 2)" in ended.output
     built = [path.name for path in extensions.rglob("*") if path.is_file() and path.name != "lock"]
     assert built == []
-
-
-def _train(config: str) -> list[str]:
-    return [sys.executable, "-m", "synfundus", "train", "--config", config]

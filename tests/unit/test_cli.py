@@ -391,6 +391,8 @@ def test_other_ranks_report_in_one_line_with_their_number(
     monkeypatch.setenv("RANK", "3")
     report_error(DataError("two\nlines", hint="do this"), debug=False)
     assert capsys.readouterr().err == "rank 3: Data: two; lines\n"
+    report_error(DataError("a line", where="/set/a.tar", hint="do this"), debug=False)
+    assert capsys.readouterr().err == "rank 3: Data: a line (/set/a.tar)\n"
 
 
 def test_one_process_verbs_ignore_the_nodes_of_a_shared_file(job: Callable[..., Calls], tmp_path: Path) -> None:
