@@ -29,7 +29,7 @@ settings.load_profile("synfundus")
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with what waits the longest, the cluster, and end with what is short: no process is left alone with much."""
+    """Start with what waits the longest, the cluster, and end with what is short, so that all end together."""
     long = ("integration", "e2e")
     items.sort(key=lambda item: (not item.path.name.startswith("test_slurm"), item.path.parent.name not in long))
 

@@ -55,8 +55,9 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0,bf
 # nodes may claim more cores than the machine has
 SlurmdParameters=config_overrides
 ReturnToService=2
-SlurmdTimeout=10
-MessageTimeout=5
+SlurmdTimeout=20
+# a busy node that answers late is sent the same again, maybe after the job has come back under its old number
+MessageTimeout=15
 TCPTimeout=2
 BatchStartTimeout=10
 KillWait={kill_wait_s}

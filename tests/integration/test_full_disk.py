@@ -22,6 +22,8 @@ from synfundus.training.checkpoint import find_checkpoint
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 POINTS = 10
+BUDGET = 240
+FINAL = f"images-{BUDGET:012d}"
 PARTITION = "images-000000000160.tmp/zero"
 FULL = re.compile(
     r"No space left on device, [\d,]+ bytes are free"
@@ -43,7 +45,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def command(latent_set: ShardSet, run_dir: Path, config: Path) -> tuple[str, ...]:
-    return ("train", "--config", str(write_config(config, settings(latent_set, run_dir))), "--procs-per-node", "2")
+    path = write_config(config, settings(latent_set, run_dir, budget_images=BUDGET))
+    return ("train", "--config", str(path), "--procs-per-node", "2")
 
 
 def fill_while_saving(rank: int, room: int, *arguments: str) -> None:
@@ -74,7 +77,7 @@ def meet_and_go_on(latent_set: ShardSet, straight: Path, disk: Path, config: Pat
     assert (found.images_seen, found.passed_over) == (80, ())
     (disk / "ballast").unlink()
     run_cli(*arguments).check()
-    assert_same_run(straight, run_dir)
+    assert_same_run(straight, run_dir, FINAL)
     subprocess.run(["rm", "-r", str(run_dir)], check=True)
 
 
