@@ -1,6 +1,9 @@
-"""Which GPU and which cores of its node are a rank's own. Pure."""
+"""Which GPU and which cores of its node are a rank's own."""
 
 from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
 
 from synfundus.errors import LaunchError
 
@@ -22,6 +25,36 @@ def gpu_index(local_rank: int, local_size: int, *, visible: int) -> int:
             hint="as many tasks a node as GPUs (--ntasks-per-node, --gpus-per-node), or --gpus-per-task=1",
         )
     return local_rank
+
+
+def this_gpu() -> tuple[str, str]:
+    """Return the node of this process and what its current GPU is known by there."""
+    import torch
+
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return socket.gethostname(), str(properties.uuid)
+
+
+def require_own_gpus(places: Sequence[tuple[str, str]]) -> None:
+    """Make sure that no two ranks compute on one GPU: NCCL refuses it at the first collective, in words of its own.
+
+    Args:
+        places: `this_gpu` of each rank.
+
+    Raises:
+        LaunchError: Two ranks have the same.
+    """
+    first: dict[tuple[str, str], int] = {}
+    for rank, place in enumerate(places):
+        other = first.setdefault(place, rank)
+        if other != rank:
+            node, gpu = place
+            raise LaunchError(
+                f"ranks {other} and {rank} have the same GPU, {gpu}",
+                where=node,
+                hint="give every task a GPU of its own (--gpus-per-node as many as --ntasks-per-node, or "
+                "--gpus-per-task=1), and leave CUDA_VISIBLE_DEVICES alone",
+            )
 
 
 def own_cores(local_size: int, *, bound: int, task: int | None) -> int:

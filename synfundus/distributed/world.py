@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from synfundus.distributed.placement import gpu_index, own_cores
+from synfundus.distributed.placement import gpu_index, own_cores, require_own_gpus, this_gpu
 from synfundus.errors import LaunchError
 
 if TYPE_CHECKING:
@@ -325,7 +325,7 @@ def connect(*, device: Literal["auto", "cpu", "cuda"], timeout_s: int, num_threa
         num_threads: CPU threads of this process; 0 takes `own_cores`.
 
     Raises:
-        LaunchError: No such device, fewer GPUs than ranks, or the other ranks do not answer.
+        LaunchError: No such device, two ranks on one GPU, or the other ranks do not answer.
     """
     import torch
     import torch.distributed as dist
@@ -349,7 +349,10 @@ def connect(*, device: Literal["auto", "cpu", "cuda"], timeout_s: int, num_threa
                 )
             except (RuntimeError, ValueError) as error:
                 raise LaunchError(f"rank {info.rank} could not join the job at {master}: {error}") from error
-    return TorchWorld(info.rank, info.world_size, info.local_rank, info.local_world_size, kind, dist.group.WORLD)
+    world = TorchWorld(info.rank, info.world_size, info.local_rank, info.local_world_size, kind, dist.group.WORLD)
+    if kind == "cuda" and world.size > 1:
+        require_own_gpus(world.all_gather(this_gpu()))
+    return world
 
 
 def disconnect() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from synfundus.distributed.placement import gpu_index, own_cores
+from synfundus.distributed.placement import gpu_index, own_cores, require_own_gpus
 from synfundus.distributed.world import LocalWorld, RankInfo, rank_info
 from synfundus.errors import LaunchError
 
@@ -106,3 +106,10 @@ def test_fewer_gpus_than_ranks_are_refused_with_both_numbers() -> None:
 )
 def test_a_rank_computes_with_the_cores_that_are_its_own(bound: int, task: int | None, expected: int) -> None:
     assert own_cores(8, bound=bound, task=task) == expected
+
+
+def test_two_ranks_on_one_gpu_are_named_with_it() -> None:
+    require_own_gpus([("node1", "GPU-a"), ("node1", "GPU-b"), ("node2", "GPU-a")])
+    with pytest.raises(LaunchError, match="ranks 1 and 3 have the same GPU, GPU-b") as caught:
+        require_own_gpus([("node1", "GPU-a"), ("node1", "GPU-b"), ("node2", "GPU-a"), ("node1", "GPU-b")])
+    assert caught.value.where == "node1"
