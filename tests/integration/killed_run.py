@@ -31,6 +31,8 @@ from typing import Any
 
 from synfundus.storage import filesystem
 
+INSIDE = "killed inside the save"
+
 
 def die() -> None:
     """End as a machine that loses its power does."""
@@ -82,8 +84,14 @@ def arm_write(place: str, *, finish: bool) -> None:
     filesystem.write_bytes = write
 
 
+def die_inside() -> None:
+    """Die while a save goes on."""
+    os.write(2, f"{INSIDE}\n".encode())
+    die()
+
+
 def arm_save(number: int, delay_s: float) -> None:
-    """Die a while after a save has begun; when it is over by then, right after it."""
+    """Die a while after a save has begun, and say so; when it is over by then, right after it."""
     checkpoint_writer: Any = importlib.import_module("synfundus.training.checkpoint_writer")
     original: Callable[..., str] = checkpoint_writer.write_snapshot
     begun = 0
@@ -93,7 +101,7 @@ def arm_save(number: int, delay_s: float) -> None:
         begun += 1
         if begun != number:
             return original(*arguments, **settings)
-        threading.Timer(delay_s, die).start()
+        threading.Timer(delay_s, die_inside).start()
         original(*arguments, **settings)
         die()
         raise AssertionError

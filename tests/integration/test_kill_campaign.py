@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from killed_run import INSIDE
 from rank_processes import run_cli, run_cli_killed_at, run_ranks_killed_at
 from test_training_resume import STEPS, assert_same_run, settings, train_here
 from tiny_sets import write_config
@@ -97,13 +98,13 @@ def test_runs_killed_at_fifty_random_times_inside_a_save_go_on_by_themselves(
         train_here(latent_set, straight, world)
     draws = keyed_generator(0, "save-kill-campaign")
     failures: list[str] = []
-    inside = 0
+    inside = unfinished = 0
     for number in range(SAVES):
         run_dir = tmp_path / f"killed-{number}"
         command = ("train", "--config", str(write_config(tmp_path / "run.yaml", settings(latent_set, run_dir))))
         which, delay_s = 1 + int(draws.integers(5)), float(draws.uniform(0.0, statistics.median(lengths_s)))
-        run_cli_killed_at(f"save:{which}:{delay_s}", *command)
-        inside += any((run_dir / "checkpoints").glob("*.tmp"))
+        inside += INSIDE in run_cli_killed_at(f"save:{which}:{delay_s}", *command).output
+        unfinished += any((run_dir / "checkpoints").glob("*.tmp"))
         ended = run_cli(*command)
         try:
             assert ended.returncode == 0, ended.output
@@ -112,5 +113,7 @@ def test_runs_killed_at_fifty_random_times_inside_a_save_go_on_by_themselves(
             failures.append(f"save {which}, after {delay_s} s: {error}")
         shutil.rmtree(run_dir)
     report("sigkill_in_a_save", failures, SAVES, capsys)
+    print(f"{inside} of {SAVES} kills came inside a save, {unfinished} left an unfinished folder")
     # delays are a part of what a save takes on this machine: too long, and all kills come after it
-    assert inside >= SAVES // 4, f"only {inside} of {SAVES} kills hit a save"
+    assert inside >= SAVES // 2
+    assert unfinished > 0
