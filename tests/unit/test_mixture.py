@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from synfundus.config.weighted import parse_weighted
@@ -36,7 +36,6 @@ def test_one_set_is_read_as_if_there_were_no_mixture() -> None:
     assert np.array_equal(found.epoch, np.arange(50) // 16)
 
 
-@settings(max_examples=10)  # a second each
 @given(weights=st.lists(st.floats(0.01, 100), min_size=2, max_size=5))
 def test_shares_are_kept_to_one_position_in_a_block(weights: list[float]) -> None:
     if min(weights) / sum(weights) * BLOCK_POSITIONS < 1:
