@@ -5,8 +5,9 @@ photograph with every other one, divides patients, and writes shards, index, man
 read of the table to the manifest: with one worker process, start included. The bare loop is Pillow with its defaults:
 open, convert, resize, save as PNG. The goal: at least 0.8 of the bare loop, and 1.8 times as fast with two ranks.
 
-A second figure has the bare loop write its PNG files as `prepare` does, which is faster than Pillow's default. It
-says what everything but the pixels costs, and has no goal.
+Two figures without a goal stand beside them. The bare loop that writes its PNG files as `prepare` does, which is
+faster than Pillow's default, says what everything but the pixels costs. Two bare loops at once, each in a process of
+its own over half the files, say how much more two cores of this machine do than one: no two ranks can do better.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import multiprocessing
+import statistics
 import subprocess
 import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +76,14 @@ def bare_loop(files: list[Path], **options: int) -> int:
     return len(files)
 
 
+def bare_processes_rate(files: list[Path], processes: int) -> float:
+    """Return images per second of bare loops side by side, each over its share of the files, start not counted."""
+    shares = [files[number::processes] for number in range(processes)]
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(bare_loop, [share[:4] for share in shares]))  # both are up
+        return rate(lambda: sum(pool.map(bare_loop, shares)))
+
+
 def ranks_rate(folder: Path, out: Path, ranks: int) -> float:
     """Return images per second of a run of the command line, one process a rank, from plan to manifest."""
     options = ["--source", str(folder), "--labels", str(folder / "labels.csv"), "--out", str(out), "--workers", "0"]
@@ -95,6 +107,8 @@ def main() -> None:
         ours_rate, bare_rate, _ = interleaved(ours, lambda _: rate(lambda: bare_loop(files)), pairs=PAIRS)
         same_rate = rate(lambda: bare_loop(files, compress_level=6, compress_type=zlib.Z_RLE))
         print(f"  against a bare loop that writes PNG as we do ({same_rate:.1f} images/s): {ours_rate / same_rate:.3f}")
+        machine = statistics.median(bare_processes_rate(files, 2) / bare_processes_rate(files, 1) for _ in range(PAIRS))
+        print(f"  two bare loops at once: {machine:.3f} times one, the most two ranks could reach")
         two, one, _ = interleaved(
             lambda number: ranks_rate(folder, Path(scratch, f"two-{number}"), 2),
             lambda number: ranks_rate(folder, Path(scratch, f"one-{number}"), 1),

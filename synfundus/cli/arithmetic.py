@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from synfundus.cli.verbs import Verb
@@ -12,6 +11,7 @@ from synfundus.config.measured import assumed_micro_batch
 from synfundus.config.precision import working_precision
 from synfundus.config.schema import LoopConfig, OptimConfig, RunConfig
 from synfundus.distributed.ds_config import BatchPlan, build_ds_config, check_ds_file, plan_batch
+from synfundus.distributed.processor import processor_has_bf16
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,7 @@ def training_sections(verb: Verb, config: RunConfig) -> tuple[LoopConfig, OptimC
 
 def _likely_bf16(device: Literal["cpu", "cuda"]) -> bool:
     """Guess, without asking torch, whether the run's device has instructions for bf16; the run itself looks."""
-    cpuinfo = Path("/proc/cpuinfo")
-    return device == "cuda" or (
-        cpuinfo.exists() and " avx512bw" in cpuinfo.read_text(encoding="ascii", errors="replace")
-    )
+    return device == "cuda" or processor_has_bf16()
 
 
 def check_training(verb: Verb, config: RunConfig, *, world_size: int, device: Literal["cpu", "cuda"]) -> TrainingPlan:

@@ -19,7 +19,7 @@ def working_precision(precision: Precision, *, native_bf16: bool) -> WorkingPrec
     Args:
         precision: As configured.
         native_bf16: Whether the device has instructions for bf16. One that has not computes it all the same, on a CPU
-            some sixty times slower than fp32.
+            two to sixty times slower than fp32.
     """
     if precision == "auto":
         return "bf16" if native_bf16 else "fp32"

@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from synfundus.distributed.placement import gpu_index, own_cores, require_own_gpus, this_gpu
+from synfundus.distributed.processor import processor_has_bf16
 from synfundus.errors import LaunchError
 
 if TYPE_CHECKING:
@@ -288,15 +289,12 @@ def resolve_device(requested: Literal["auto", "cpu", "cuda"]) -> Device:
 
 
 def has_native_bf16(device: Device) -> bool:
-    """Whether a device has instructions for bf16: GPUs since Ampere, CPUs with AVX-512.
-
-    Others compute it too, but emulated: matrix products of a CPU with AVX2 are some sixty times slower than in fp32.
-    """
+    """Whether a device has instructions for bf16: GPUs since Ampere, CPUs as `processor_has_bf16` says."""
+    if device == "cpu":
+        return processor_has_bf16()
     import torch
 
-    if device == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def _cores(info: RankInfo) -> int:
