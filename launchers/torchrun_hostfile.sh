@@ -4,14 +4,18 @@
 # usage: HOSTFILE=hosts.txt PROCS_PER_NODE=8 launchers/torchrun_hostfile.sh train --latents DIR --run-dir DIR
 set -euo pipefail
 
-hostfile="${HOSTFILE:?set HOSTFILE to a file with one host a line}"
-here="$(awk -v a="$(hostname)" -v b="$(hostname -s)" '$1 == a || $1 == b { print NR - 1; exit }' "$hostfile")"
-node_rank="${NODE_RANK:-$here}"
+# first words only: empty lines, comments and MPI's "slots=8" are passed over
+mapfile -t hosts < <(awk 'NF && $1 !~ /^#/ { print $1 }' "${HOSTFILE:?set HOSTFILE to a file with one host a line}")
+for number in "${!hosts[@]}"; do
+  if [ "${hosts[number]}" = "$(hostname)" ] || [ "${hosts[number]}" = "$(hostname -s)" ]; then
+    : "${NODE_RANK:=$number}"
+  fi
+done
 
 exec "${SYNFUNDUS_PYTHON:-python3}" -m torch.distributed.run \
-  --nnodes "$(grep -c . "$hostfile")" \
-  --node-rank "${node_rank:?this host is not in the host file; set NODE_RANK}" \
+  --nnodes "${#hosts[@]}" \
+  --node-rank "${NODE_RANK:?this host is not in the host file; set NODE_RANK}" \
   --nproc-per-node "${PROCS_PER_NODE:-8}" \
-  --master-addr "$(head -n 1 "$hostfile")" \
+  --master-addr "${hosts[0]}" \
   --master-port "${MASTER_PORT:-29400}" \
   -m synfundus "$@"

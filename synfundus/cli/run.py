@@ -16,18 +16,13 @@ from synfundus.cli.submit import find_place, submit, value_at
 from synfundus.cli.verbs import COMMON, PROCS, Option, Verb
 from synfundus.config.assets import find_asset
 from synfundus.config.loader import Assignment, LoadedConfig, load_config
-from synfundus.config.precision import settle_precision, slow_precisions
+from synfundus.config.precision import WorkingPrecision, settle_precision, slow_precisions
 from synfundus.config.schema import RunConfig
 from synfundus.config.weighted import parse_weighted
-from synfundus.distributed.world import (
-    LocalWorld,
-    RankInfo,
-    World,
-    connect,
-    disconnect,
-    has_native_bf16,
-    rank_info,
-)
+from synfundus.distributed.agreement import on_rank_0
+from synfundus.distributed.processor import wait_briefly
+from synfundus.distributed.rank_info import RankInfo, rank_info
+from synfundus.distributed.world import LocalWorld, World, connect, disconnect, has_native_bf16
 from synfundus.errors import ConfigError
 from synfundus.launch import (
     LaunchPlan,
@@ -196,6 +191,7 @@ def _run_here(verb: Verb, config: RunConfig, info: RankInfo, *, file: str | None
     """Run the job in this process."""
     tie_to_launcher(os.environ)
     leave_on_signals()
+    wait_briefly(os.environ)
     storage = config.storage
     filesystem.configure(
         filesystem.StoreSettings(
@@ -222,13 +218,25 @@ def _run_here(verb: Verb, config: RunConfig, info: RankInfo, *, file: str | None
 def _with_precision(verb: Verb, config: RunConfig, world: World, console: Console) -> RunConfig:
     """Settle what ``auto`` means, the same on all ranks, and warn of what would take for ever. Collective."""
     native = not world.any(not has_native_bf16(world.device))
-    slow = [] if native else slow_precisions(config, sections=verb.sections)
+    settled = settle_precision(config, native_bf16=native, begun=_begun(verb, config, world))
+    slow = [] if native else slow_precisions(settled, sections=verb.sections)
     if slow:
         console.warning(
             f"{', '.join(slow)}: bf16, for which this {world.device} has no instructions; expect it to be many times "
-            "slower than fp32. Take auto or fp32"
+            "slower than fp32. A new run: take auto or fp32"
         )
-    return settle_precision(config, native_bf16=native)
+    return settled
+
+
+def _begun(verb: Verb, config: RunConfig, world: World) -> dict[str, WorkingPrecision]:
+    """Return the precision of the run that goes on, by its option; empty for a new one. Collective."""
+    run_dir = next((option.path for option in verb.options if option.path.endswith("run_dir") and option.required), "")
+    if verb.trains is None or not run_dir:
+        return {}
+    from synfundus.jobs.run_directory import begun_precision
+
+    found = on_rank_0(lambda: begun_precision(str(value_at(config, run_dir))), world)
+    return {} if found is None else {f"{verb.trains}loop.precision": found}
 
 
 def _load(verb: Verb, values: Mapping[str, Any]) -> LoadedConfig:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from synfundus.config.schema import Precision, RunConfig
 from synfundus.errors import ConfigError
 
 WorkingPrecision = Literal["fp32", "bf16"]
+WORKING_PRECISIONS: tuple[WorkingPrecision, ...] = ("fp32", "bf16")
 
 PRECISION_KEYS = ("vae.loop.precision", "encode.precision", "loop.precision", "sample.precision")
 """Every option that holds a precision."""
@@ -26,11 +28,20 @@ def working_precision(precision: Precision, *, native_bf16: bool) -> WorkingPrec
     return precision
 
 
-def settle_precision(config: RunConfig, *, native_bf16: bool) -> RunConfig:
-    """Return the config with a definite precision everywhere: what a run's identity and its resume compare."""
+def settle_precision(
+    config: RunConfig, *, native_bf16: bool, begun: Mapping[str, WorkingPrecision] | None = None
+) -> RunConfig:
+    """Return the config with a definite precision everywhere: what a run's identity and its resume compare.
+
+    Args:
+        config: As configured.
+        native_bf16: Whether the device has instructions for bf16.
+        begun: Options whose ``auto`` is decided: a run that goes on, on whatever node, computes as it began.
+    """
     document = config.model_dump()
     for key in PRECISION_KEYS:
         section, name = _place(document, key)
+        section[name] = (begun or {}).get(key, "auto") if section[name] == "auto" else section[name]
         section[name] = working_precision(section[name], native_bf16=native_bf16)
     return RunConfig.model_validate(document)
 

@@ -1,4 +1,4 @@
-"""Which GPU and which cores of its node are a rank's own."""
+"""Which device, which GPU and which cores of its node are a rank's own."""
 
 from __future__ import annotations
 
@@ -54,6 +54,26 @@ def require_own_gpus(places: Sequence[tuple[str, str]]) -> None:
                 where=node,
                 hint="give every task a GPU of its own (--gpus-per-node as many as --ntasks-per-node, or "
                 "--gpus-per-task=1), and leave CUDA_VISIBLE_DEVICES alone",
+            )
+
+
+def require_one_device(places: Sequence[tuple[str, str]]) -> None:
+    """Make sure that all ranks compute on the same kind of device: they would wait for one another in vain.
+
+    Args:
+        places: Node and device of each rank.
+
+    Raises:
+        LaunchError: A node whose driver is dead, for instance, has quietly fallen back on its CPU.
+    """
+    first = places[0][1]
+    for rank, (node, device) in enumerate(places):
+        if device != first:
+            raise LaunchError(
+                f"rank 0 computes on {first}, rank {rank} on {device}",
+                where=node,
+                hint="run `synfundus doctor` on that node, and leave it out (sbatch --exclude); with "
+                "launch.device=cuda a rank without a GPU refuses to start",
             )
 
 

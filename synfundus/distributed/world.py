@@ -1,20 +1,20 @@
-"""Who am I among how many, and how do I talk to the others.
+"""How the ranks of a job talk to one another.
 
-The only module that reads ranks from the environment. Rank and world size are values everywhere else, so rank
-logic can be tested in one process with `LocalWorld`.
+Rank and world size are values everywhere, so rank logic can be tested in one process with `LocalWorld`.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from synfundus.distributed.placement import gpu_index, own_cores, require_own_gpus, this_gpu
+from synfundus.distributed.placement import gpu_index, own_cores, require_one_device, require_own_gpus, this_gpu
 from synfundus.distributed.processor import processor_has_bf16
+from synfundus.distributed.rank_info import RankInfo, integer_of, rank_info
 from synfundus.errors import LaunchError
 
 if TYPE_CHECKING:
@@ -22,98 +22,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Device = Literal["cpu", "cuda"]
-
-
-@dataclass(frozen=True)
-class RankInfo:
-    """Place of a process in the job.
-
-    Attributes:
-        rank: 0 .. world_size - 1.
-        world_size: Number of processes.
-        local_rank: Number of this process on its node.
-        local_world_size: Processes on this node.
-        node_rank: Number of the node.
-        source: Which variables said so: ``torchrun``, ``slurm`` or ``single``.
-    """
-
-    rank: int
-    world_size: int
-    local_rank: int
-    local_world_size: int
-    node_rank: int
-    source: Literal["torchrun", "slurm", "single"]
-
-
-def _integer(environment: Mapping[str, str], name: str) -> int:
-    text = environment[name]
-    try:
-        return int(text)
-    except ValueError as error:
-        raise LaunchError(f"{name}={text!r} is not an integer", where="environment") from error
-
-
-def _tasks_on_node(environment: Mapping[str, str], node: int, *, size: int) -> int:
-    """Return how many tasks of a SLURM step are on a node; ``SLURM_STEP_TASKS_PER_NODE`` is like ``4(x2),3``.
-
-    Raises:
-        LaunchError: The variable is not of that form.
-    """
-    text = environment.get("SLURM_STEP_TASKS_PER_NODE")
-    if text is None:
-        nodes = _integer(environment, "SLURM_NNODES") if "SLURM_NNODES" in environment else 1
-        return max(1, size // nodes)
-    counts: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
-        if match is None:
-            raise LaunchError(f"SLURM_STEP_TASKS_PER_NODE={text!r} is not a list of counts", where="environment")
-        counts.extend([int(match[1])] * int(match[2] or 1))
-    if node >= len(counts):
-        raise LaunchError(
-            f"SLURM_NODEID={node}, but SLURM_STEP_TASKS_PER_NODE={text!r} is about {len(counts)}", where="environment"
-        )
-    return counts[node]
-
-
-def rank_info(environment: Mapping[str, str]) -> RankInfo:
-    """Read the place of this process from torchrun's or srun's variables; without either, a world of one.
-
-    Raises:
-        LaunchError: Variables that are incomplete or contradict one another.
-    """
-    if "RANK" in environment or "WORLD_SIZE" in environment:
-        missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in environment]
-        if missing:
-            raise LaunchError(f"RANK/WORLD_SIZE are set but {', '.join(missing)} is not", where="environment")
-        size = _integer(environment, "WORLD_SIZE")
-        local = _integer(environment, "LOCAL_RANK") if "LOCAL_RANK" in environment else 0
-        local_size = _integer(environment, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in environment else size
-        node = _integer(environment, "GROUP_RANK") if "GROUP_RANK" in environment else 0
-        info = RankInfo(_integer(environment, "RANK"), size, local, local_size, node, "torchrun")
-    elif "SLURM_PROCID" in environment and "SLURM_STEP_ID" in environment and "SLURM_NTASKS" in environment:
-        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environment]
-        if missing:
-            raise LaunchError(
-                f"this is a task of a SLURM step, but {', '.join(missing)} is not set",
-                where="environment",
-                hint="start through slurm/*.sh or launchers/srun.sh, which set them for all tasks",
-            )
-        size = _integer(environment, "SLURM_NTASKS")
-        node = _integer(environment, "SLURM_NODEID")
-        info = RankInfo(
-            _integer(environment, "SLURM_PROCID"),
-            size,
-            _integer(environment, "SLURM_LOCALID"),
-            _tasks_on_node(environment, node, size=size),
-            node,
-            "slurm",
-        )
-    else:
-        return RankInfo(0, 1, 0, 1, 0, "single")
-    if not 0 <= info.rank < info.world_size:
-        raise LaunchError(f"rank {info.rank} is not below the world size {info.world_size}", where="environment")
-    return info
 
 
 class World(Protocol):
@@ -300,7 +208,7 @@ def has_native_bf16(device: Device) -> bool:
 def _cores(info: RankInfo) -> int:
     """Return the cores this rank computes with."""
     name = "SLURM_CPUS_PER_TASK"
-    task = _integer(os.environ, name) if info.source == "slurm" and name in os.environ else None
+    task = integer_of(os.environ, name) if info.source == "slurm" and name in os.environ else None
     return own_cores(info.local_world_size, bound=len(os.sched_getaffinity(0)), task=task)
 
 
@@ -323,7 +231,7 @@ def connect(*, device: Literal["auto", "cpu", "cuda"], timeout_s: int, num_threa
         num_threads: CPU threads of this process; 0 takes `own_cores`.
 
     Raises:
-        LaunchError: No such device, two ranks on one GPU, or the other ranks do not answer.
+        LaunchError: No such device, ranks on different devices, two on one GPU, or the other ranks do not answer.
     """
     import torch
     import torch.distributed as dist
@@ -348,6 +256,8 @@ def connect(*, device: Literal["auto", "cpu", "cuda"], timeout_s: int, num_threa
             except (RuntimeError, ValueError) as error:
                 raise LaunchError(f"rank {info.rank} could not join the job at {master}: {error}") from error
     world = TorchWorld(info.rank, info.world_size, info.local_rank, info.local_world_size, kind, dist.group.WORLD)
+    if world.size > 1:
+        require_one_device(world.all_gather((socket.gethostname(), kind)))
     if kind == "cuda" and world.size > 1:
         require_own_gpus(world.all_gather(this_gpu()))
     return world

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from synfundus import __version__
+from synfundus.config.precision import WORKING_PRECISIONS, WorkingPrecision
 from synfundus.config.schema import LoopConfig, RunConfig
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.engine import ZeroEngine
@@ -52,6 +53,16 @@ def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         path = f"{prefix}{key}"
         leaves.update(flatten(value, f"{path}.") if isinstance(value, dict) else {path: value})
     return leaves
+
+
+def begun_precision(url: str) -> WorkingPrecision | None:
+    """Return what the run in a folder computes in; None where there is no run yet, or none that says so."""
+    path = filesystem.join(url, "run.json")
+    if not filesystem.exists(path):
+        return None
+    found = documents.read_document(path, format_name=FORMAT_NAME, version=FORMAT_VERSION)
+    precision = flatten(found).get("identity.precision")
+    return next((known for known in WORKING_PRECISIONS if known == precision), None)
 
 
 class RunDirectory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -36,6 +37,7 @@ from synfundus.models.unet import ConditionalDenoiser, same_architecture
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import Console
+from synfundus.telemetry.run_files import read_run, series
 from synfundus.training.draws import DiffusionDraws
 from synfundus.training.ema import ShardedEma
 from synfundus.training.loop_state import Periodic, TrainState
@@ -192,6 +194,8 @@ class _Training:
         """Resume, train, validate, export. Collective."""
         self._announce()
         state = self._directory.resume(zero=self._zero, average=self._ema, console=self._console)
+        if state.images_seen:
+            on_rank_0(self._recall, self._world)
         watchdog = build.watchdog(self._loop, self._world)
         saver = self._directory.saver(state, zero=self._zero, average=self._ema, loop=self._loop, watchdog=watchdog)
         sinks = self._directory.sinks(resume_images=state.images_seen, console=self._console)
@@ -245,6 +249,13 @@ class _Training:
             loader.close()
             sinks.close()
         return self._finish(state)
+
+    def _recall(self) -> None:
+        """Take the figures from the rows that are there: a run that goes on may have nothing left to train."""
+        view = read_run(self._directory.url)
+        self._last_row = view.rows[-1] if view.rows else {}
+        if judged := series(view.judged, "validation_loss"):
+            self._validation_loss = judged[-1][1]
 
     def _announce(self) -> None:
         report_start(
@@ -355,7 +366,7 @@ class _Training:
             "skipped_steps": state.skipped_steps,
             "loss": self._last_row.get("loss"),
             "images_per_s": self._last_row.get("images_per_s"),
-            "validation_loss": self._validation_loss,
+            "validation_loss": None if math.isnan(self._validation_loss) else self._validation_loss,
             "parameters": self._parameters,
             "engine": self._zero.optimizer_name,
             "zero_stage": self._zero.zero_stage,

@@ -109,15 +109,17 @@ class LaunchPlan:
 
 
 def first_host(node_list: str) -> str:
-    """Return the first host of a SLURM node list: ``gpu[03-05,9],login1`` -> ``gpu03``.
+    """Return the first host of a SLURM node list.
+
+    ``gpu[03-05,9],login1`` -> ``gpu03``; ``rack[1-2]node[04-09]`` -> ``rack1node04``.
 
     Raises:
         LaunchError: The list is not one.
     """
-    match = re.match(r"([A-Za-z0-9_.-]+)(?:\[(\d+)[\d,-]*\]([A-Za-z0-9_.-]*))?(?:,|$)", node_list)
-    if match is None:
+    match = re.match(r"((?:[A-Za-z0-9_.-]+|\[\d+[\d,-]*\])+)(?:,|$)", node_list)
+    if match is None or match[1].startswith("["):
         raise LaunchError(f"SLURM_JOB_NODELIST={node_list!r} is not a list of nodes", where="environment")
-    return match[1] + (match[2] or "") + (match[3] or "")
+    return re.sub(r"\[(\d+)[\d,-]*\]", r"\1", match[1])
 
 
 def port_of_job(job_id: str) -> int:

@@ -203,6 +203,13 @@ def test_a_finished_run_started_again_exports_and_changes_nothing(
     summary, _ = train_here(latent_set, run_dir, world)
     assert summary["images_seen"] == 400
     assert_same_run(straight, run_dir)
+    before, after = (
+        json.loads((run / "export" / "synfundus.json").read_text())["training"] for run in (straight, run_dir)
+    )
+    assert after["loss"] == before["loss"] == losses(straight)[-1], (
+        "nothing was trained, and the figures are still there"
+    )
+    assert after["validation_loss"] == before["validation_loss"] > 0
 
 
 def test_a_larger_budget_goes_on_from_the_end(

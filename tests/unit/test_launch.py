@@ -149,6 +149,7 @@ def test_values_that_slurm_could_misread_are_refused(resources: Resources, argum
         ("gpu[03-05,9]", "gpu03"),
         ("gpu[7]-ib,login1", "gpu7-ib"),
         ("rack-1.node[001-128]", "rack-1.node001"),
+        ("rack[1-2]node[04-09],gpu1", "rack1node04"),
     ],
 )
 def test_the_ranks_meet_on_the_first_host_of_the_node_list(node_list: str, host: str) -> None:

@@ -16,6 +16,7 @@ from synfundus.distributed.processor import processor_has_bf16
 from synfundus.distributed.world import Device, LocalWorld, has_native_bf16
 from synfundus.errors import ConfigError
 from synfundus.jobs import build
+from synfundus.storage import documents
 from synfundus.telemetry.console import SilentConsole
 
 TRAIN = next(verb for verb in VERBS if verb.name == "train")
@@ -149,3 +150,26 @@ def test_a_dry_run_guesses_without_torch(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(arithmetic, "_likely_bf16", lambda device, likely=likely: likely)
         plan = arithmetic.check_training(TRAIN, RunConfig(), world_size=1, device="cpu")
         assert ("bf16" in plan.ds_config) is likely
+
+
+def begun_in(folder: Path, precision: str) -> RunConfig:
+    document = {"kind": "diffusion", "identity": {"seed": 0, "precision": precision}}
+    documents.write_document(str(folder / "run.json"), document, format_name="synfundus-run", version=1)
+    return RunConfig.model_validate({"train": {"run_dir": str(folder)}})
+
+
+@pytest.mark.parametrize(("begun", "native"), [("bf16", False), ("fp32", True)])
+def test_a_run_that_goes_on_on_another_processor_computes_as_it_began(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, begun: str, native: bool
+) -> None:
+    """A job that is queued again may come back on a node of another kind."""
+    *warned, precision = settled(monkeypatch, begun_in(tmp_path, begun), LocalWorld(), native=native).warnings
+    assert precision == begun
+    assert len(warned) == (0 if native else 1)
+
+
+def test_what_the_user_asks_for_is_compared_with_the_run_that_is_there(tmp_path: Path) -> None:
+    config = begun_in(tmp_path, "bf16")
+    assert settle_precision(config, native_bf16=True, begun={"loop.precision": "fp32"}).loop.precision == "fp32"
+    explicit = RunConfig.model_validate({"loop": {"precision": "bf16"}})
+    assert settle_precision(explicit, native_bf16=True, begun={"loop.precision": "fp32"}).loop.precision == "bf16"

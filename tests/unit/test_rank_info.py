@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from synfundus.distributed.placement import gpu_index, own_cores, require_own_gpus
-from synfundus.distributed.world import LocalWorld, RankInfo, rank_info
+from synfundus.distributed.placement import gpu_index, own_cores, require_one_device, require_own_gpus
+from synfundus.distributed.rank_info import RankInfo, rank_info
+from synfundus.distributed.world import LocalWorld
 from synfundus.errors import LaunchError
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "MASTER_ADDR": "host", "MASTER_PORT": "29400"}
@@ -55,6 +56,22 @@ def test_torchrun_variables_win_over_those_of_the_step_it_runs_in() -> None:
 def test_a_batch_script_is_not_a_rank() -> None:
     batch = {name: value for name, value in SLURM.items() if name != "SLURM_STEP_ID"}
     assert rank_info(batch).source == "single"
+
+
+def test_a_shell_on_a_node_is_not_a_rank() -> None:
+    """Of `srun --pty bash`, and of a salloc that opens its shell as a step, with the job's number of tasks."""
+    alone = {**SLURM, "SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+    pty = {name: value for name, value in alone.items() if not name.startswith("MASTER_")}
+    assert rank_info(pty).source == "single"
+    interactive = {**SLURM, "SLURM_STEP_ID": "4294967290"}
+    assert rank_info(interactive).source == "single"
+    assert rank_info(alone).source == "slurm", "a job of one task, started by a batch script"
+
+
+def test_a_step_of_several_tasks_without_an_address_is_refused() -> None:
+    step = {name: value for name, value in SLURM.items() if name != "MASTER_ADDR"}
+    with pytest.raises(LaunchError, match="MASTER_ADDR is not set"):
+        rank_info(step)
 
 
 @pytest.mark.parametrize("missing", ["RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"])
@@ -113,3 +130,10 @@ def test_two_ranks_on_one_gpu_are_named_with_it() -> None:
     with pytest.raises(LaunchError, match="ranks 1 and 3 have the same GPU, GPU-b") as caught:
         require_own_gpus([("node1", "GPU-a"), ("node1", "GPU-b"), ("node2", "GPU-a"), ("node1", "GPU-b")])
     assert caught.value.where == "node1"
+
+
+def test_ranks_that_compute_on_something_else_are_named_with_their_nodes() -> None:
+    require_one_device([("node1", "cuda"), ("node1", "cuda")])
+    with pytest.raises(LaunchError, match="rank 0 computes on cuda, rank 2 on cpu") as caught:
+        require_one_device([("node1", "cuda"), ("node1", "cuda"), ("node2", "cpu"), ("node2", "cpu")])
+    assert caught.value.where == "node2"
