@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+_WEEKS_S = 30.0 * 24 * 3600
 Device = Literal["cpu", "cuda"]
 
 
@@ -271,6 +272,14 @@ def disconnect() -> None:
         dist.destroy_process_group()
 
 
+def patient(world: World) -> World:
+    """Return the same ranks on a channel that waits for weeks, as after hours in which nobody spoke. Collective.
+
+    A rank that ends is noticed all the same: its connection does.
+    """
+    return second_channel(world, timeout_s=_WEEKS_S)
+
+
 def second_channel(world: World, *, timeout_s: float) -> World:
     """Return the same ranks on a channel of their own, for a thread beside the one that has the first. Collective.
 
@@ -295,9 +304,15 @@ def notice_board(world: World) -> NoticeBoard:
     return StoreBoard(_get_default_store().clone())  # type: ignore[attr-defined]
 
 
-LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "Timed out")
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+SILENT = ("Timed out",)
 
 
 def is_lost_rank(error: BaseException) -> bool:
-    """Whether an error of a collective says that another rank has gone, or does not answer."""
+    """Whether an error of a collective says that another rank has gone."""
     return isinstance(error, RuntimeError) and any(text in str(error) for text in LOST)
+
+
+def is_silent_rank(error: BaseException) -> bool:
+    """Whether an error of a collective says that another rank is there, for all one knows, and does not answer."""
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in SILENT)

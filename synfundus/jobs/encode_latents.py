@@ -13,7 +13,7 @@ import numpy as np
 
 from synfundus import __version__
 from synfundus.config.schema import RunConfig
-from synfundus.distributed.world import World, share_of, torch_device
+from synfundus.distributed.world import World, patient, share_of, torch_device
 from synfundus.errors import ConfigError, DataError
 from synfundus.jobs import Summary, build
 from synfundus.jobs.codec_folder import find_codec, open_codec
@@ -71,15 +71,16 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         return _summary(load_shard_set(out, kind="latents"))
     tasks = plan_tasks(image_set)
     mine = share_of(tasks, world)
+    at_the_end = patient(world)
     with (
         open_lanes(device) as lanes,
         console.progress("encoding", total=sum(task.entry.num_samples for task in mine), unit="images") as bar,
     ):
         ShardEncoder(config, image_set, codec, out, device, lanes).encode(mine, bar)
-    world.barrier()
+    at_the_end.barrier()
     if world.rank == 0:
         _publish(out, tasks, image_set, properties, console)
-    world.barrier()
+    at_the_end.barrier()
     return _summary(load_shard_set(out, kind="latents"))
 
 

@@ -18,7 +18,7 @@ from typing import TypeVar
 from synfundus.config.schema import RunConfig
 from synfundus.data.crosswalk import REJECTS_NAME as NAMED_REJECTS
 from synfundus.data.crosswalk import open_crosswalk
-from synfundus.distributed.world import World, share_of
+from synfundus.distributed.world import World, patient, share_of
 from synfundus.errors import DataError, SynfundusError
 from synfundus.jobs import Summary
 from synfundus.jobs.preparation_chunks import ChunkResults, pending_chunks, prepare_chunks, read_chunks
@@ -162,6 +162,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     section = config.prepare
     places = find_places(section)
     chief = _Chief(config, places, console)
+    world = patient(world)  # a stage may take hours, and one rank longer than another
     assignment = _from_rank_0(world, chief.begin)
     if assignment.complete:
         console.message(f"the set is complete: {places.out}")

@@ -86,6 +86,7 @@ class RunDirectory:
         self._world = world
         self._config = config
         self._open_spool: RunSpool | None = None
+        self._damaged: set[str] = set()
         problem = ""
         if world.rank == 0:
             problem = self._claim({"kind": kind, "identity": dict(identity)})
@@ -131,6 +132,7 @@ class RunDirectory:
             self._trim_ledger(0 if found is None else found.images_seen)
         if found is None:
             return TrainState()
+        self._damaged |= found.damaged
         for line in found.passed_over:
             console.warning(f"damaged checkpoint passed over: {line}")
         counters = checkpoint.load_checkpoint(found.url, engine=zero, ema=average, world=self._world)
@@ -148,6 +150,7 @@ class RunDirectory:
             raise NumericalError(
                 "there is no checkpoint to go back to", where=self.url, hint="lower loop.checkpoint_every_images"
             )
+        self._damaged |= found.damaged
         checkpoint.load_checkpoint(found.url, engine=zero, ema=average, world=self._world)
         return found.images_seen
 
@@ -192,6 +195,7 @@ class RunDirectory:
             watchdog=watchdog,
             before=self._upload_rows,
             saved_images=state.images_seen,
+            damaged=self._damaged,
         )
 
     @property

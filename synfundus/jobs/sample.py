@@ -25,7 +25,7 @@ from synfundus import __version__
 from synfundus.config.schema import RunConfig
 from synfundus.data.reader import decode_image
 from synfundus.diffusion.sampling import scheduler_for
-from synfundus.distributed.world import World, share_of, torch_device
+from synfundus.distributed.world import World, patient, share_of, torch_device
 from synfundus.errors import ConfigError, SynfundusError
 from synfundus.evaluation.captions import label_caption
 from synfundus.evaluation.pictures import contact_sheet, encode_png
@@ -105,12 +105,13 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     build.attention(pipeline.denoiser.unet, config.launch, dtype=dtype, device=device, console=console)
     pipeline.denoiser.to(dtype)
     work = _Work(config, pipeline, rows, _store(config, out, pipeline, rows), device)
+    at_the_end = patient(world)
     num_kept = _generate(work, world, console)
-    world.barrier()
+    at_the_end.barrier()
     if world.rank == 0:
         _publish(work, out, request)
         console.message(f"{len(rows):,} synthetic images in {out} ({num_kept:,} were there)")
-    world.barrier()
+    at_the_end.barrier()
     return {"out": out, "num_images": len(rows), "num_kept": num_kept, "fingerprint": pipeline.fingerprint}
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,11 @@ class FoundCheckpoint:
     url: str
     images_seen: int
     passed_over: tuple[str, ...]
+
+    @property
+    def damaged(self) -> frozenset[str]:
+        """Names of the newer folders that are damaged."""
+        return frozenset(line.partition(":")[0] for line in self.passed_over)
 
 
 def checkpoint_name(images_seen: int) -> str:
@@ -129,7 +134,9 @@ def _write_all(folder: str, files: Mapping[str, bytes]) -> dict[str, dict[str, A
     return entries
 
 
-def write_snapshot(root: str, snapshot: Snapshot, *, keep: int, world: World) -> str:
+def write_snapshot(
+    root: str, snapshot: Snapshot, *, keep: int, world: World, damaged: Collection[str] = frozenset()
+) -> str:
     """Write a snapshot as a checkpoint and return its folder. Collective.
 
     Args:
@@ -137,6 +144,7 @@ def write_snapshot(root: str, snapshot: Snapshot, *, keep: int, world: World) ->
         snapshot: This rank's part of the state.
         keep: Checkpoints to keep, at least 2.
         world: The job. From a thread behind the steps, a world of its own: its collectives must not meet theirs.
+        damaged: Names of folders that are not counted as kept, because they do not verify.
 
     Raises:
         StorageError: A rank could not write; nothing was committed and the previous checkpoint is untouched.
@@ -160,7 +168,9 @@ def write_snapshot(root: str, snapshot: Snapshot, *, keep: int, world: World) ->
     _raise_if_any_failed(reports, failure, folder, world, clear=True)
     if world.rank == 0:
         listing = {name: entry for own, _ in reports for name, entry in own.items()}
-        failure = _commit(root, folder, final, listing, keep)
+        failure = _commit(root, folder, final, listing)
+        if failure is None:
+            failure = _retain(root, keep, set(damaged) - {checkpoint_name(snapshot.images_seen)})
     reports = world.all_gather(({}, None if failure is None else str(failure)))
     # under its final name it may be committed already: then it stays
     _raise_if_any_failed(reports, failure, folder, world, clear=folder != final)
@@ -199,8 +209,8 @@ def _raise_if_any_failed(
     ) from own
 
 
-def _commit(root: str, folder: str, final: str, listing: Mapping[str, Any], keep: int) -> StorageError | None:
-    """Write the manifest, publish the folder, drop old checkpoints; returns a failure instead of raising it."""
+def _commit(root: str, folder: str, final: str, listing: Mapping[str, Any]) -> StorageError | None:
+    """Write the manifest and publish the folder; returns a failure instead of raising it."""
     try:
         if folder == final:
             _check_sizes(folder, listing)
@@ -209,7 +219,6 @@ def _commit(root: str, folder: str, final: str, listing: Mapping[str, Any], keep
         if folder != final:
             _publish_local(folder, final)
         filesystem.write_bytes(filesystem.join(root, "latest"), (final.rsplit("/", 1)[-1] + "\n").encode())
-        _retain(root, keep)
     except StorageError as error:
         return error
     return None
@@ -244,11 +253,21 @@ def _publish_local(folder: str, final: str) -> None:
         raise StorageError(f"cannot publish: {error.strerror}", where=final) from error
 
 
-def _retain(root: str, keep: int) -> None:
-    """Drop all but the newest ``keep`` checkpoints and what killed saves left."""
-    complete, left = _folders(root)
-    for name in complete[: -max(2, keep)] + left:
-        _drop(filesystem.join(root, name))
+def _retain(root: str, keep: int, damaged: Collection[str]) -> StorageError | None:
+    """Drop what is older than the newest ``keep`` sound checkpoints, and what killed saves left.
+
+    Returns:
+        A failure instead of raising it.
+    """
+    try:
+        complete, left = _folders(root)
+        sound = [name for name in complete if name not in damaged]
+        oldest = sound[-max(2, keep) :][0]
+        for name in [name for name in complete if name < oldest] + left:
+            _drop(filesystem.join(root, name))
+    except StorageError as error:
+        return error
+    return None
 
 
 def _folders(root: str) -> tuple[list[str], list[str]]:

@@ -18,7 +18,7 @@ from typing import Any
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import World
-from synfundus.training.checkpoint import Snapshot, take_snapshot, write_snapshot
+from synfundus.training.checkpoint import Snapshot, checkpoint_name, take_snapshot, write_snapshot
 from synfundus.training.ema import ShardedEma
 
 _NICENESS = 10
@@ -40,6 +40,7 @@ class CheckpointWriter:
         watchdog: Ends the job when a save does not end.
         before: Called with the world in use before anything is written; collective.
         saved_images: A place that needs no saving: where the run goes on from.
+        damaged: Names of checkpoints that were passed over, not counted as kept; whoever passes more over adds them.
 
     Attributes:
         stall_s: Seconds the caller has stood still so far: copying, and waiting for the save before.
@@ -57,6 +58,7 @@ class CheckpointWriter:
         watchdog: Watchdog,
         before: Callable[[World], None] | None = None,
         saved_images: int = -1,
+        damaged: set[str] | None = None,
     ) -> None:
         self._root = root
         self._engine = engine
@@ -69,6 +71,7 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._last_images = saved_images
+        self._damaged = set() if damaged is None else damaged
         self.stall_s = 0.0
 
     def save(self, images_seen: int, state: Mapping[str, Any]) -> None:
@@ -102,7 +105,8 @@ class CheckpointWriter:
         with self._watchdog.expect_end(lambda: f"the writing of the checkpoint at {snapshot.images_seen:,} images"):
             if self._before is not None:
                 self._before(world)
-            write_snapshot(self._root, snapshot, keep=self._keep, world=world)
+            write_snapshot(self._root, snapshot, keep=self._keep, world=world, damaged=self._damaged)
+            self._damaged.discard(checkpoint_name(snapshot.images_seen))
 
     def _write_behind(self, snapshot: Snapshot, world: World) -> None:
         _yield_cores()

@@ -18,8 +18,8 @@ from synfundus.data.loader import BatchLoader
 from synfundus.distributed.agreement import on_rank_0, raise_together
 from synfundus.distributed.engine import StepResult, ZeroEngine
 from synfundus.distributed.watchdog import Watchdog
-from synfundus.distributed.world import World, is_lost_rank, torch_device
-from synfundus.errors import DataError, LaunchError, Preempted
+from synfundus.distributed.world import World, is_lost_rank, is_silent_rank, torch_device
+from synfundus.errors import DataError, LaunchError, Preempted, Stalled
 from synfundus.seeding import derive_key
 from synfundus.telemetry.console import Console, Progress
 from synfundus.telemetry.metrics import SumAccumulator, means
@@ -32,6 +32,8 @@ from synfundus.training.stopping import StopFlag, catch_signals
 
 _PERIODIC_PATIENCE = 10
 """Times the watchdog's limit that a validation pass or a preview may take."""
+_LAST_SAVE_PATIENCE = 3
+"""The same for a save that first waits for the one before it; each of the two has the limit for itself as well."""
 
 
 class Trainer:
@@ -125,11 +127,17 @@ class Trainer:
                     with self._expect_end("the step from {images:,} images, first sample {place}"):
                         self._step(batch)
                     if self._log_due(before):
-                        self._log(bar)
+                        with self._expect_end("the writing of metrics at {images:,} images"):
+                            self._log(bar)
                     bar.advance(state.images_seen - before)
                     self._run_periodic(before)
                 self._saver.wait()
             except RuntimeError as error:
+                if is_silent_rank(error):
+                    raise Stalled(
+                        f"another rank did not answer for launch.collective_timeout_s: {error}",
+                        hint="the same command goes on from the last checkpoint",
+                    ) from error
                 if not is_lost_rank(error):
                     raise
                 raise LaunchError(
@@ -346,10 +354,11 @@ class Trainer:
     def _stop(self, flag: StopFlag, bar: Progress) -> None:
         """Save and leave."""
         state = self.state
-        if self._logged_images != state.images_seen:
-            self._log(bar)
-        self._saver.save(state.images_seen, state.to_document())
-        self._saver.wait()
+        with self._expect_end("the last save, at {images:,} images", patience=_LAST_SAVE_PATIENCE):
+            if self._logged_images != state.images_seen:
+                self._log(bar)
+            self._saver.save(state.images_seen, state.to_document())
+            self._saver.wait()
         raise Preempted(
             f"stopped by {' '.join(flag.names) or 'a signal to another rank'} at {state.images_seen} images; "
             "everything is saved",

@@ -13,7 +13,8 @@ python killed_run.py signal:SIGUSR2:MODULE:FUNCTION:N train --latents ...  at th
 python killed_run.py full:TEXT:BYTES train --latents ...  when it is to write the first file whose place has TEXT, so
                                                          many bytes are left: a file called ballast takes the rest
 python killed_run.py hang:KIND:MODULE:FUNCTION:N train --latents ...  at the N-th call of the function: `sleep` waits
-                                                         for ever, `stop` stops the process, `gil` keeps the interpreter
+                                                         for ever, `stop` stops the process, `gil` keeps the
+                                                         interpreter, a number waits so many seconds
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -140,8 +142,10 @@ def arm_full_disk(place: str, room: int) -> None:
 
 
 def hang(kind: str) -> None:
-    """Do nothing any more, in one of three ways."""
-    if kind == "stop":
+    """Do nothing any more, in one of three ways, or for some seconds."""
+    if kind.isdigit():
+        time.sleep(int(kind))
+    elif kind == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
     elif kind == "gil":
         re.match("(a+)+$", "a" * 64 + "b")  # takes longer than anyone has, and lets no other thread run

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rank_processes import run_cli
+from rank_processes import run_cli, run_ranks_with_fault
 from tiny_sets import UNEVEN_SHARDS, flip_byte, tiny_config, write_config
 
 from synfundus.data.images import ImageDecoder
@@ -77,6 +77,23 @@ def test_two_processes_give_the_same_bytes(image_set: ShardSet, vae_run: Path, a
         *("encode-latents", "--config", config, "--data", image_set.url, "--vae", vae_run),
         *("--out", tmp_path / "latents", "--procs-per-node", "2"),
     ).check()
+    assert hashes(tmp_path / "latents") == hashes(alone)
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_done_waits_longer_than_a_collective_may_take(
+    image_set: ShardSet, vae_run: Path, alone: Path, tmp_path: Path
+) -> None:
+    """Over hours ranks drift apart; the one that is done must not end the job of the other."""
+    config = write_config(tmp_path / "run.yaml", {"launch": {"collective_timeout_s": 25}})
+    command = ("encode-latents", "--config", config, "--data", image_set.url, "--vae", vae_run)
+    for ended in run_ranks_with_fault(
+        "hang:40:synfundus.jobs.latent_encoder:ShardEncoder.encode:1",
+        *(1, *command, "--out", tmp_path / "latents"),
+        world_size=2,
+        patience_s=5,
+    ):
+        ended.check()
     assert hashes(tmp_path / "latents") == hashes(alone)
 
 

@@ -7,7 +7,7 @@ import json
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ def save(
     keep: int = 3,
     layout: FlatLayout = LAYOUT,
     seed: int = 0,
+    damaged: Collection[str] = frozenset(),
 ) -> str:
     engine = FakeEngine(layout, world, seed=seed)
     engine.steps = images_seen // 8
@@ -62,7 +63,7 @@ def save(
         state={"quarantined_images": 2, "skipped_steps": 1},
         world=world,
     )
-    return write_snapshot(str(root), snapshot, keep=keep, world=world)
+    return write_snapshot(str(root), snapshot, keep=keep, world=world, damaged=damaged)
 
 
 def restored(url: str, world: World, layout: FlatLayout = LAYOUT) -> dict[str, dict[str, torch.Tensor] | None]:
@@ -182,6 +183,28 @@ def test_old_checkpoints_are_dropped_but_never_below_two(tmp_path: Path) -> None
     ]
     save(tmp_path, 40, keep=0)
     assert len(filesystem.list_names(str(tmp_path))) == 3
+
+
+def test_damaged_checkpoints_do_not_count_as_kept(tmp_path: Path) -> None:
+    """Else the two that are damaged would push out the only one that is whole, and the newest one."""
+    for images in (8, 24, 32):
+        save(tmp_path, images)
+    for images in (24, 32):
+        (tmp_path / checkpoint.checkpoint_name(images) / "state.json").write_text("{}")
+    found = find_checkpoint(str(tmp_path), world=ALONE)
+    assert found is not None
+    assert found.damaged == {checkpoint.checkpoint_name(images) for images in (24, 32)}
+
+    def there() -> set[int]:
+        return {int(path.name.removeprefix("images-")) for path in tmp_path.glob("images-*")}
+
+    save(tmp_path, 16, keep=2, damaged=found.damaged)
+    assert there() == {8, 16, 24, 32}
+    save(tmp_path, 24, keep=2, damaged=found.damaged)
+    assert there() == {16, 24, 32}, "what is written anew counts again"
+    again = find_checkpoint(str(tmp_path), world=ALONE)
+    assert again is not None
+    assert again.images_seen == 24
 
 
 def test_what_a_kill_during_a_save_leaves_is_ignored_and_cleaned_up(tmp_path: Path) -> None:
