@@ -14,14 +14,14 @@
 # usage: sbatch [sbatch options] slurm/vae.sh --data SET --run-dir RUN [--init-from DIR]
 # --export names what a job inherits: never keys, they would enter the job record.
 set -uo pipefail
-
-echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, restart ${SLURM_RESTART_COUNT:-0} of ${SYNFUNDUS_MAX_RESTARTS:-20}"
+restarts="${SLURM_RESTART_COUNT:-0}" cap="${SYNFUNDUS_MAX_RESTARTS:-20}"
+echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, restart $restarts of $cap"
 MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 export MASTER_ADDR MASTER_PORT="$((12000 + SLURM_JOB_ID % 18000))" SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
 
 srun --export=ALL --kill-on-bad-exit=1 "${SYNFUNDUS_PYTHON:-python3}" -m synfundus train-vae "$@" &
 # srun hands USR2 on to all ranks; of TERM it would kill them before they have saved
-step=$! signals=0 seen=-1
+step=$! signals=0 seen=-1 tries=0
 trap 'signals=$((signals + 1)); kill -USR2 "$step"' USR2 TERM
 # bash runs a trap only while it waits, and the wait ends early for it: hence the loop
 until [ "$seen" -eq "$signals" ]; do
@@ -29,12 +29,12 @@ until [ "$seen" -eq "$signals" ]; do
   wait "$step"
   code=$?
 done
+[ "$code" -eq 0 ] && exit
 
 # 75: saved; 128 and more after a signal or a preemption: ended before it could save. A cancelled job is not RUNNING.
-read -r state preempted < <(squeue -hO State:30,PreemptTime:30 -j "$SLURM_JOB_ID")
-[[ "$preempted" == [0-9]* ]] && signals=$((signals + 1))
-if { [ "$code" -eq 75 ] || { [ "$signals" -gt 0 ] && [ "$code" -ge 128 ]; }; } && [ "$state" = RUNNING ] &&
-  [ "${SLURM_RESTART_COUNT:-0}" -lt "${SYNFUNDUS_MAX_RESTARTS:-20}" ]; then
-  scontrol requeue "$SLURM_JOB_ID"
+until read -r state since < <(squeue -hO State,PreemptTime -j "$SLURM_JOB_ID") || ((++tries > 9)); do sleep 20; done
+[[ "$since" == [0-9]* ]] && signals=$((signals + 1))
+if { [ "$code" -eq 75 ] || { [ "$signals" -gt 0 ] && [ "$code" -ge 128 ]; }; } && [ "$state" = RUNNING ]; then
+  if [ "$restarts" -lt "$cap" ]; then scontrol requeue "$SLURM_JOB_ID"; else echo "that was the last restart"; fi
 fi
 exit "$code"

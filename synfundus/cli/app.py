@@ -18,7 +18,10 @@ from synfundus.errors import ConfigError, Preempted, SynfundusError
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 
-_EPILOG = "Exit codes: 0 done, 2 configuration, 3 data, 4 checkpoint, 5 storage, 6 not finite, 7 launch, 75 stopped."
+_EPILOG = (
+    "Exit codes: 0 done, 1 a fault of the program, 2 configuration, 3 data, 4 checkpoint, 5 storage, 6 not finite, "
+    "7 launch, 75 stopped after saving, 128+N ended by signal N."
+)
 
 
 def _parameter(option: Option) -> inspect.Parameter:

@@ -19,7 +19,7 @@ from synfundus.distributed.agreement import on_rank_0, raise_together
 from synfundus.distributed.engine import StepResult, ZeroEngine
 from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import World, is_lost_rank, is_silent_rank, torch_device
-from synfundus.errors import DataError, LaunchError, Preempted, Stalled
+from synfundus.errors import ConfigError, DataError, LaunchError, Preempted, Stalled, SynfundusError
 from synfundus.seeding import derive_key
 from synfundus.telemetry.console import Console, Progress
 from synfundus.telemetry.metrics import SumAccumulator, means
@@ -28,12 +28,30 @@ from synfundus.training.guards import Guard, is_spike, remember
 from synfundus.training.loop_state import Clock, LoopSettings, Periodic, Saver, TrainState
 from synfundus.training.optim import LrPlan
 from synfundus.training.progress import Interval, Meter, StepCost, peak_memory_bytes, standing
+from synfundus.training.rehearsal import is_out_of_memory
 from synfundus.training.stopping import StopFlag, catch_signals
 
 _PERIODIC_PATIENCE = 10
 """Times the watchdog's limit that a validation pass or a preview may take."""
 _LAST_SAVE_PATIENCE = 3
 """The same for a save that first waits for the one before it; each of the two has the limit for itself as well."""
+
+
+def _explained(error: RuntimeError, images_seen: int) -> SynfundusError | None:
+    """Say what an error of torch means to the user; None where that is not known."""
+    again = "the same command goes on from the last checkpoint"
+    if is_silent_rank(error):
+        return Stalled(f"another rank did not answer for launch.collective_timeout_s: {error}", hint=again)
+    if is_lost_rank(error):
+        return LaunchError(f"another rank has gone: {error}", hint=f"its own message says why; {again}")
+    if is_out_of_memory(error):
+        return ConfigError(
+            f"memory ran out at {images_seen:,} images: {error}",
+            where="loop.micro_batch_size",
+            hint="fewer images a forward pass (auto finds the number; the global batch stays), or "
+            "loop.gradient_checkpointing=true; in a preview, loop.preview_every_images=0",
+        )
+    return None
 
 
 class Trainer:
@@ -110,6 +128,8 @@ class Trainer:
             Preempted: A signal came; a checkpoint was written.
             NumericalError: A step is not sound, and the policy is to stop.
             DataError: More samples were quarantined than allowed.
+            ConfigError: Memory ran out.
+            LaunchError: Another rank has gone, or (Stalled) does not answer.
         """
         settings, state = self._settings, self.state
         flag = StopFlag()
@@ -133,17 +153,10 @@ class Trainer:
                     self._run_periodic(before)
                 self._saver.wait()
             except RuntimeError as error:
-                if is_silent_rank(error):
-                    raise Stalled(
-                        f"another rank did not answer for launch.collective_timeout_s: {error}",
-                        hint="the same command goes on from the last checkpoint",
-                    ) from error
-                if not is_lost_rank(error):
+                fault = _explained(error, state.images_seen)
+                if fault is None:
                     raise
-                raise LaunchError(
-                    f"another rank has gone: {error}",
-                    hint="its own message says why; the same command goes on from the last checkpoint",
-                ) from error
+                raise fault from error
             finally:
                 self._saver.close()
         return state

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -170,11 +170,15 @@ def run_batch_script(
     restarts: str = "0",
     state: str = "RUNNING",
     preempted: str = "N/A",
+    stubs: Mapping[str, str] | None = None,
 ) -> tuple[int, str]:
-    """Run ldm.sh with stand-ins for SLURM's programs; returns the exit code and what they were asked."""
+    """Run ldm.sh with stand-ins for SLURM's programs; returns the exit code and what they were asked.
+
+    What it prints lies in ``tmp_path / "log"``.
+    """
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name, body in SLURM_STUBS.items():
+    for name, body in {**SLURM_STUBS, **(stubs or {})}.items():
         (programs / name).write_text(f"#!/bin/bash\n{body}\n")
         (programs / name).chmod(0o755)
     record, ready = tmp_path / "record", tmp_path / "ready"
@@ -191,7 +195,8 @@ def run_batch_script(
         "SLURM_CPUS_PER_TASK": "5",
     }
     script = ROOT / "slurm" / "ldm.sh"
-    job = subprocess.Popen(["bash", str(script), "--run-dir", "a b"], env=environment, stdout=subprocess.DEVNULL)
+    with (tmp_path / "log").open("w") as log:
+        job = subprocess.Popen(["bash", str(script), "--run-dir", "a b"], env=environment, stdout=log)
     if signal_name is not None:
         waiting = subprocess.run(
             ["bash", "-c", f'for i in $(seq 500); do [ -e "{ready}" ] && exit 0; sleep 0.02; done; exit 1'], check=False
@@ -255,6 +260,29 @@ def test_a_cancelled_job_is_not_requeued(tmp_path: Path) -> None:
 def test_a_job_is_not_requeued_for_ever(tmp_path: Path) -> None:
     code, record = run_batch_script(tmp_path, "exit 75", restarts="20")
     assert code == 75
+    assert "requeue" not in record
+    log = (tmp_path / "log").read_text()
+    assert "restart 20 of 20" in log
+    assert "that was the last restart" in log
+
+
+def test_a_controller_that_does_not_answer_is_asked_again(tmp_path: Path) -> None:
+    """While it fails over: what was saved must not stay out of the queue for it."""
+    stubs = {
+        "squeue": f'echo >> "$RECORD.asked"; [ $(wc -l < "$RECORD.asked") -lt 4 ] && exit 1; {SLURM_STUBS["squeue"]}',
+        "sleep": 'echo "slept $*" >> "$RECORD"',
+    }
+    code, record = run_batch_script(tmp_path, "exit 75", stubs=stubs)
+    assert code == 75
+    assert record.count("slept 20") == 3
+    assert "scontrol requeue 4711" in record
+
+
+def test_a_controller_that_never_answers_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    stubs = {"squeue": "exit 1", "sleep": 'echo "slept $*" >> "$RECORD"'}
+    code, record = run_batch_script(tmp_path, "exit 75", stubs=stubs)
+    assert code == 75
+    assert record.count("slept 20") == 9
     assert "requeue" not in record
 
 
