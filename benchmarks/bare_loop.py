@@ -16,6 +16,7 @@ from synfundus.config.measured import assumed_channels_last
 from synfundus.config.schema import OptimConfig, RunConfig
 from synfundus.diffusion.loss import denoising_loss
 from synfundus.diffusion.parametrisation import training_target
+from synfundus.distributed.world import LocalWorld
 from synfundus.jobs import build
 from synfundus.models.autoencoder import LatentCodec
 from synfundus.models.unet import ConditionalDenoiser
@@ -88,8 +89,7 @@ class BareDiffusion:
         )
         dtype = build.torch_dtype(config.loop.precision)
         # the kernel `train` chooses: in bf16 on a CPU diffusers' default is slower
-        place = torch.device("cpu")
-        build.attention(self.network.unet, config.launch, dtype=dtype, device=place, console=SilentConsole())
+        build.attention(self.network.unet, config.launch, dtype=dtype, world=LocalWorld(), console=SilentConsole())
         self._update = BareUpdate(self.network, dtype=dtype, optim=config.optim)
         self._schedule = build.forward_process(config)
         self._images_seen = 0

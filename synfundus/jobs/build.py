@@ -32,7 +32,7 @@ from synfundus.distributed.tensor_cores import set_tf32
 from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import Device, World, notice_board, torch_device
 from synfundus.errors import ConfigError, DataError
-from synfundus.models.attention import apply_attention, choose_attention, head_dims
+from synfundus.models.attention import AttentionChoice, agreed_attention, apply_attention, choose_attention, head_dims
 from synfundus.models.autoencoder import LatentCodec, build_codec
 from synfundus.models.compilation import compile_blocks, require_compilation
 from synfundus.models.conditioner import LabelConditioner
@@ -189,12 +189,24 @@ def codec(section: CodecConfig, *, image_size_px: int, seed: int) -> LatentCodec
         )
 
 
-def attention(model: Any, config: LaunchConfig, *, dtype: torch.dtype, device: torch.device, console: Console) -> None:  # noqa: ANN401 - a diffusers model
-    """Choose the attention kernel of a model, install it and say which."""
+def attention(model: Any, config: LaunchConfig, *, dtype: torch.dtype, world: World, console: Console) -> None:  # noqa: ANN401 - a diffusers model
+    """Choose the attention kernel of a model, the same on all ranks, install it and say which. Collective.
+
+    Raises:
+        ConfigError: On every rank when one cannot use the kernel that was asked for.
+    """
     widths = head_dims(model)
     if not widths:
         return
-    choice = choose_attention(requested=config.attention, head_dims=widths, dtype=dtype, device=device)
+    choice: AttentionChoice | None = None
+    fault: ConfigError | None = None
+    try:
+        device = torch_device(world)
+        choice = choose_attention(requested=config.attention, head_dims=widths, dtype=dtype, device=device)
+    except ConfigError as error:
+        fault = error
+    raise_together(fault, world)
+    choice = agreed_attention([one for one in world.all_gather(choice) if one is not None])
     apply_attention(model, choice)
     console.message(f"attention of {type(model).__name__}: {choice.backend} ({choice.reason})")
 

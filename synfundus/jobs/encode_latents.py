@@ -59,7 +59,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     build.tensor_cores(False, world, console)  # fp32, where it is asked for, is what the latents are made in
     device, dtype = torch_device(world), build.torch_dtype(section.precision)
     codec, codec_fingerprint = open_codec(folder, device=device, dtype=dtype)
-    build.attention(codec.autoencoder, config.launch, dtype=dtype, device=device, console=console)
+    build.attention(codec.autoencoder, config.launch, dtype=dtype, world=world, console=console)
     properties = _properties(config, image_set, codec, codec_fingerprint)
     complete = _claim(out, properties, world)
     if world.rank == 0:

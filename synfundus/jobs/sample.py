@@ -102,7 +102,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     )
     request = _request(config, pipeline, rows)
     _claim(out, request, world)
-    build.attention(pipeline.denoiser.unet, config.launch, dtype=dtype, device=device, console=console)
+    build.attention(pipeline.denoiser.unet, config.launch, dtype=dtype, world=world, console=console)
     pipeline.denoiser.to(dtype)
     work = _Work(config, pipeline, rows, _store(config, out, pipeline, rows), device)
     at_the_end = patient(world)

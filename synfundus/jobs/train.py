@@ -135,7 +135,7 @@ class _Training:
             denoiser.unet,
             config.launch,
             dtype=build.torch_dtype(self._loop.precision),
-            device=self._device,
+            world=world,
             console=console,
         )
         if self._loop.gradient_checkpointing:

@@ -157,7 +157,7 @@ class _Training:
             codec.autoencoder,
             config.launch,
             dtype=build.torch_dtype(self._loop.precision),
-            device=self._device,
+            world=world,
             console=console,
         )
         if self._loop.gradient_checkpointing:

@@ -182,6 +182,24 @@ def choose_attention(
     return AttentionChoice(backend="sdpa", reason=f"no xformers: {obstacle}")
 
 
+def agreed_attention(choices: Sequence[AttentionChoice]) -> AttentionChoice:
+    """Return the kernel all ranks take: the first one's, or of different ones the one that all of them have.
+
+    Ranks of one run must round alike, and a node whose xformers is broken would else go unnoticed.
+
+    Args:
+        choices: Of each rank.
+    """
+    first, order = choices[0], get_args(AttentionBackend)
+    odd = next(((rank, one) for rank, one in enumerate(choices) if one.backend != first.backend), None)
+    if odd is None:
+        return first
+    rank, other = odd
+    weakest: AttentionBackend = max((one.backend for one in choices), key=order.index)
+    ranks = f"rank 0 has {first.backend} ({first.reason}), rank {rank} {other.backend} ({other.reason})"
+    return AttentionChoice(backend=weakest, reason=f"ranks differ: {ranks}")
+
+
 def apply_attention(model: UNet2DConditionModel | AutoencoderKL, choice: AttentionChoice) -> None:
     """Give every attention layer of a model the chosen kernel; the weights stay as they are."""
     if choice.backend == "xformers":

@@ -15,6 +15,7 @@ from synfundus.models.attention import (
     AttentionChoice,
     AttentionKernel,
     KernelAttnProcessor,
+    agreed_attention,
     apply_attention,
     choose_attention,
     head_dims,
@@ -231,3 +232,15 @@ def test_the_real_xformers_passes_the_probe(head_dim: int, dtype: torch.dtype) -
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_sdpa_on_the_gpu_passes_the_probe(dtype: torch.dtype) -> None:
     assert probe_kernel(sdpa_attention, head_dim=64, dtype=dtype, device=CUDA) < 0.05
+
+
+def test_ranks_with_different_kernels_take_the_one_they_all_have() -> None:
+    fast = AttentionChoice("xformers", "probe passed")
+    slow = AttentionChoice("sdpa", "no xformers: import failed")
+    assert agreed_attention([fast, fast]) is fast
+    for choices in ([fast, fast, slow], [slow, fast]):
+        agreed = agreed_attention(choices)
+        assert agreed.backend == "sdpa"
+        assert "import failed" in agreed.reason
+    assert "rank 2 sdpa" in agreed_attention([fast, fast, slow]).reason
+    assert agreed_attention([fast, AttentionChoice("math", "cpu"), slow]).backend == "math"
