@@ -22,8 +22,8 @@ from synfundus.config.weighted import parse_weighted
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.processor import wait_briefly
 from synfundus.distributed.rank_info import RankInfo, rank_info
-from synfundus.distributed.world import LocalWorld, World, connect, disconnect, has_native_bf16
-from synfundus.errors import ConfigError
+from synfundus.distributed.world import LocalWorld, World, connect, disconnect, has_native_bf16, is_lost_rank
+from synfundus.errors import ConfigError, LaunchError
 from synfundus.launch import (
     LaunchPlan,
     Resources,
@@ -209,10 +209,28 @@ def _run_here(verb: Verb, config: RunConfig, info: RankInfo, *, file: str | None
     with _joined(verb, config) as world:
         if verb.distributed and not verb.host_only:
             config = _with_precision(verb, config, world, console)
-        summary: dict[str, Any] = job.run(config, world, console)
+        summary = _run_job(job, config, world, console)
     if as_json and info.rank == 0:
         sys.stdout.write(json.dumps(summary, indent=2, default=str) + "\n")
     return 0 if summary.get("ok", True) else int(summary.get("exit_code", 1))
+
+
+def _run_job(job: Any, config: RunConfig, world: World, console: Console) -> dict[str, Any]:  # noqa: ANN401 - a module of synfundus.jobs
+    """Run it; what another rank has met is that rank's to explain.
+
+    Raises:
+        LaunchError: Another rank has gone.
+    """
+    try:
+        summary: dict[str, Any] = job.run(config, world, console)
+    except RuntimeError as error:
+        if not is_lost_rank(error):
+            raise
+        raise LaunchError(
+            f"another rank has gone: {error}",
+            hint="its own message says why; the same command goes on from what is there",
+        ) from error
+    return summary
 
 
 def _with_precision(verb: Verb, config: RunConfig, world: World, console: Console) -> RunConfig:

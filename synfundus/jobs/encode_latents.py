@@ -13,6 +13,7 @@ import numpy as np
 
 from synfundus import __version__
 from synfundus.config.schema import RunConfig
+from synfundus.distributed.agreement import on_rank_0, raise_together
 from synfundus.distributed.world import World, patient, share_of, torch_device
 from synfundus.errors import ConfigError, DataError
 from synfundus.jobs import Summary, build
@@ -62,10 +63,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     build.attention(codec.autoencoder, config.launch, dtype=dtype, world=world, console=console)
     properties = _properties(config, image_set, codec, codec_fingerprint)
     complete = _claim(out, properties, world)
-    if world.rank == 0:
-        save_sources(
-            out, LatentSources(image_set_url=absolute(image_set.url), autoencoder_url=absolute(str(section.vae)))
-        )
+    sources = LatentSources(image_set_url=absolute(image_set.url), autoencoder_url=absolute(str(section.vae)))
+    on_rank_0(lambda: save_sources(out, sources), world)
     if complete:
         console.message(f"latents are complete: {out}")
         return _summary(load_shard_set(out, kind="latents"))
@@ -78,9 +77,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     ):
         ShardEncoder(config, image_set, codec, out, device, lanes).encode(mine, bar)
     at_the_end.barrier()
-    if world.rank == 0:
-        _publish(out, tasks, image_set, properties, console)
-    at_the_end.barrier()
+    on_rank_0(lambda: _publish(out, tasks, image_set, properties, console), at_the_end)
     return _summary(load_shard_set(out, kind="latents"))
 
 
@@ -114,30 +111,39 @@ def _properties(config: RunConfig, image_set: ShardSet, codec: LatentCodec, fing
 
 def _claim(out: str, properties: dict[str, Any], world: World) -> bool:
     """Make the folder ours; returns whether it is complete already. Collective."""
-    problem, complete = "", False
+    fault: Exception | None = None
+    answer = "", False
     if world.rank == 0:
-        request_url = filesystem.join(out, "request.json")
-        wanted = documents.plain(properties)
-        if is_complete(out):
-            found = dict(load_shard_set(out, kind="latents").properties)
-            complete = True
-        elif filesystem.exists(request_url):
-            found = documents.read_document(request_url, format_name=RECORD_FORMAT, version=RECORD_VERSION)
-        else:
-            found = wanted
-            documents.write_document(request_url, wanted, format_name=RECORD_FORMAT, version=RECORD_VERSION)
-        changed = [
-            f"{key} is {found.get(key)!r} there, {wanted[key]!r} here"
-            for key in wanted
-            if found.get(key) != wanted[key]
-        ]
-        problem = "; ".join(changed)
-    problem, complete = world.all_gather((problem, complete))[0]
+        try:
+            answer = _claim_here(out, properties)
+        except Exception as error:  # noqa: BLE001 - raised below, on every rank
+            fault = error
+    raise_together(fault, world)
+    problem, complete = world.all_gather(answer)[0]
     if problem:
         raise ConfigError(
             f"this folder holds latents of something else: {problem}", where=out, hint="use another --out"
         )
     return complete
+
+
+def _claim_here(out: str, properties: dict[str, Any]) -> tuple[str, bool]:
+    """Write the request, or compare it with the one that is there; returns what is wrong, and whether all is done."""
+    complete = False
+    request_url = filesystem.join(out, "request.json")
+    wanted = documents.plain(properties)
+    if is_complete(out):
+        found = dict(load_shard_set(out, kind="latents").properties)
+        complete = True
+    elif filesystem.exists(request_url):
+        found = documents.read_document(request_url, format_name=RECORD_FORMAT, version=RECORD_VERSION)
+    else:
+        found = wanted
+        documents.write_document(request_url, wanted, format_name=RECORD_FORMAT, version=RECORD_VERSION)
+    changed = [
+        f"{key} is {found.get(key)!r} there, {wanted[key]!r} here" for key in wanted if found.get(key) != wanted[key]
+    ]
+    return "; ".join(changed), complete
 
 
 def _channel_statistics(records: list[dict[str, Any]]) -> dict[str, list[float]]:

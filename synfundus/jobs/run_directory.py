@@ -79,6 +79,7 @@ class RunDirectory:
 
     Raises:
         ConfigError: The folder holds a run of something else; the message names both sides.
+        StorageError: On every rank when rank 0 cannot write there.
     """
 
     def __init__(self, url: str, *, kind: str, identity: Mapping[str, Any], config: RunConfig, world: World) -> None:
@@ -87,10 +88,7 @@ class RunDirectory:
         self._config = config
         self._open_spool: RunSpool | None = None
         self._damaged: set[str] = set()
-        problem = ""
-        if world.rank == 0:
-            problem = self._claim({"kind": kind, "identity": dict(identity)})
-        problem = world.all_gather(problem)[0]
+        problem = on_rank_0(lambda: self._claim({"kind": kind, "identity": dict(identity)}), world)
         if problem:
             raise ConfigError(
                 f"this folder holds another run: {problem}",
@@ -128,8 +126,7 @@ class RunDirectory:
         root = self.path("checkpoints")
         found = checkpoint.find_checkpoint(root, world=self._world)
         self._check_writers([self.url, root, *([found.url] if found else [])], console)
-        if self._world.rank == 0:
-            self._trim_ledger(0 if found is None else found.images_seen)
+        on_rank_0(lambda: self._trim_ledger(0 if found is None else found.images_seen), self._world)
         if found is None:
             return TrainState()
         self._damaged |= found.damaged

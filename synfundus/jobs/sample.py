@@ -25,6 +25,7 @@ from synfundus import __version__
 from synfundus.config.schema import RunConfig
 from synfundus.data.reader import decode_image
 from synfundus.diffusion.sampling import scheduler_for
+from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World, patient, share_of, torch_device
 from synfundus.errors import ConfigError, SynfundusError
 from synfundus.evaluation.captions import label_caption
@@ -108,10 +109,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     at_the_end = patient(world)
     num_kept = _generate(work, world, console)
     at_the_end.barrier()
-    if world.rank == 0:
-        _publish(work, out, request)
-        console.message(f"{len(rows):,} synthetic images in {out} ({num_kept:,} were there)")
-    at_the_end.barrier()
+    on_rank_0(lambda: _publish(work, out, request), at_the_end)
+    console.message(f"{len(rows):,} synthetic images in {out} ({num_kept:,} were there)")
     return {"out": out, "num_images": len(rows), "num_kept": num_kept, "fingerprint": pipeline.fingerprint}
 
 

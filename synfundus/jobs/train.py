@@ -78,8 +78,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     # the last thing: a start that is refused must not leave its mark on the folder
     identity = _identity(config, latents) | start.identity
     directory = RunDirectory(run_url, kind="diffusion", identity=identity, config=config, world=world)
-    if world.rank == 0:
-        save_report(start, directory.path(REPORT_NAME))
+    on_rank_0(lambda: save_report(start, directory.path(REPORT_NAME)), world)
     return _Training(config, sets, start, codec if world.rank == 0 else None, directory, world, console).run()
 
 

@@ -107,10 +107,12 @@ def train_images(image_set: ShardSet, *, split: str, count: int, seed: int) -> I
 def _initial_codec(
     config: RunConfig, image_set: ShardSet, directory: RunDirectory, world: World, console: Console
 ) -> LatentCodec:
-    """Return the autoencoder a run starts from; kept in the run, so that every start begins with the same."""
+    """Return the autoencoder a run starts from; kept in the run, so every start begins with the same. Collective."""
     folder = directory.path("init")
-    # an autoencoder folder is there as a whole or not at all
-    if world.rank == 0 and not filesystem.exists(filesystem.join(folder, CONFIG_NAME)):
+
+    def write() -> None:
+        if filesystem.exists(filesystem.join(folder, CONFIG_NAME)):
+            return  # an autoencoder folder is there as a whole or not at all
         section = config.vae
         if section.init_from:
             codec, _ = open_codec(find_codec(section.init_from), device=torch.device("cpu"), dtype=torch.float32)
@@ -124,7 +126,8 @@ def _initial_codec(
             share = float(codec.linear_path.fit(images).sum())
             console.message(f"linear path fitted: {100 * share:.1f} % of the variance of the training images")
         save_codec(codec, folder)
-    world.barrier()
+
+    on_rank_0(write, world)
     with folder_to_read(folder) as local:
         return LatentCodec.from_pretrained(local)
 

@@ -17,16 +17,17 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor
 
+from synfundus.distributed.agreement import on_rank_0, raise_together
 from synfundus.distributed.engine import MOMENT_NAMES, ZeroEngine
-from synfundus.distributed.flat_layout import FlatGroup, FlatLayout
+from synfundus.distributed.flat_layout import FlatLayout
 from synfundus.distributed.world import World
 from synfundus.errors import CheckpointError, DataError, StorageError
 from synfundus.storage import documents, filesystem
 from synfundus.training.ema import ShardedEma
 from synfundus.training.host_copy import host_copy
+from synfundus.training.partition_source import PartitionSource, partition_name
 
 FORMAT_NAME = "synfundus-checkpoint"
 FORMAT_VERSION = 1
@@ -60,11 +61,6 @@ class FoundCheckpoint:
 def checkpoint_name(images_seen: int) -> str:
     """Return the folder name of a checkpoint."""
     return f"images-{images_seen:012d}"
-
-
-def partition_name(rank: int, world_size: int) -> str:
-    """Return the file name of a rank's partitions below the checkpoint."""
-    return f"zero/rank-{rank:05d}-of-{world_size:05d}.safetensors"
 
 
 def _sha256(data: bytes) -> str:
@@ -319,18 +315,7 @@ def find_checkpoint(root: str, *, world: World) -> FoundCheckpoint | None:
     Raises:
         CheckpointError: There are checkpoints, and every one is damaged.
     """
-    found: FoundCheckpoint | None = None
-    damaged: list[str] = []
-    if world.rank == 0:
-        names, _ = _folders(root)
-        for name in reversed(names):
-            url = filesystem.join(root, name)
-            problem = verify(url)
-            if not problem:
-                found = FoundCheckpoint(url, int(name.removeprefix("images-")), tuple(damaged))
-                break
-            damaged.append(f"{name}: {problem}")
-    found, damaged = world.all_gather((found, damaged))[0]
+    found, damaged = on_rank_0(lambda: _newest_sound(root), world)
     if found is None and damaged:
         raise CheckpointError(
             f"all {len(damaged)} checkpoints are damaged: {'; '.join(damaged)}",
@@ -340,6 +325,19 @@ def find_checkpoint(root: str, *, world: World) -> FoundCheckpoint | None:
     return found
 
 
+def _newest_sound(root: str) -> tuple[FoundCheckpoint | None, list[str]]:
+    """Return the newest checkpoint that verifies, and a line for each newer one."""
+    damaged: list[str] = []
+    names, _ = _folders(root)
+    for name in reversed(names):
+        url = filesystem.join(root, name)
+        problem = verify(url)
+        if not problem:
+            return FoundCheckpoint(url, int(name.removeprefix("images-")), tuple(damaged)), damaged
+        damaged.append(f"{name}: {problem}")
+    return None, damaged
+
+
 def load_checkpoint(url: str, *, engine: ZeroEngine, ema: ShardedEma, world: World) -> dict[str, Any]:
     """Put a verified checkpoint in place and return its state. Collective.
 
@@ -347,52 +345,46 @@ def load_checkpoint(url: str, *, engine: ZeroEngine, ema: ShardedEma, world: Wor
 
     Raises:
         CheckpointError: A checkpoint of another network.
+        StorageError: On every rank when one cannot read its part.
     """
+    read: _Read | None = None
+    fault: Exception | None = None
+    try:
+        read = _read_own(url, engine=engine, average_names=list(ema.vectors()), world=world)
+    except Exception as error:  # noqa: BLE001 - raised below, on every rank
+        fault = error
+    raise_together(fault, world)
+    assert read is not None
+    for name, slices in ema.vectors().items():
+        for own, vectors in zip(slices, read.groups, strict=True):
+            own.copy_(vectors[name])
+    masters = [vectors["master"] for vectors in read.groups]
+    moments = [{name: vectors[name] for name in MOMENT_NAMES} for vectors in read.groups]
+    engine.load_partitions(masters, moments, optimizer_steps=read.optimizer_steps)
+    return read.state
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What a rank takes from a checkpoint: its slices by group and name, and what is the same for all."""
+
+    groups: list[dict[str, Tensor]]
+    optimizer_steps: int
+    state: dict[str, Any]
+
+
+def _read_own(url: str, *, engine: ZeroEngine, average_names: Sequence[str], world: World) -> _Read:
+    """Read the slices of this rank."""
     document = documents.read_document(
         filesystem.join(url, STATE_NAME), format_name=FORMAT_NAME, version=FORMAT_VERSION
     )
     engine.layout.require_same(FlatLayout.from_document(document["layout"]), where=url)
-    source = _PartitionSource(url, saved_world_size=int(document["world_size"]))
-    averages = ema.vectors()
-    masters, moments = [], []
-    for number, group in enumerate(engine.layout.groups):
-        vectors = {
+    source = PartitionSource(url, saved_world_size=int(document["world_size"]))
+    groups = [
+        {
             name: source.slice(number, group, name, rank=world.rank, world_size=world.size)
-            for name in ("master", *MOMENT_NAMES, *averages)
+            for name in ("master", *MOMENT_NAMES, *average_names)
         }
-        masters.append(vectors["master"])
-        moments.append({name: vectors[name] for name in MOMENT_NAMES})
-        for name, slices in averages.items():
-            slices[number].copy_(vectors[name])
-    engine.load_partitions(masters, moments, optimizer_steps=int(document["optimizer_steps"]))
-    state: dict[str, Any] = document["state"]
-    return state
-
-
-class _PartitionSource:
-    """Re-slices the partitions of a checkpoint; each file is read once."""
-
-    def __init__(self, url: str, *, saved_world_size: int) -> None:
-        self._url = url
-        self._saved_world_size = saved_world_size
-        self._files: dict[int, dict[str, Tensor]] = {}
-
-    def _file(self, rank: int) -> dict[str, Tensor]:
-        if rank not in self._files:
-            name = partition_name(rank, self._saved_world_size)
-            try:
-                self._files[rank] = safetensors.torch.load(filesystem.read_bytes(filesystem.join(self._url, name)))
-            except safetensors.SafetensorError as error:
-                raise CheckpointError(f"{name} is no safetensors file: {error}", where=self._url) from error
-        return self._files[rank]
-
-    def slice(self, number: int, group: FlatGroup, name: str, *, rank: int, world_size: int) -> Tensor:
-        """Return a rank's slice of one flat vector, zero in the padding."""
-        result = torch.zeros(group.partition_size(world_size), dtype=torch.float32)
-        first, _ = group.partition_bounds(rank, world_size)
-        pieces = group.saved_pieces(rank, world_size, saved_world_size=self._saved_world_size)
-        for saved_rank, begin, stop in pieces:
-            saved_first, _ = group.partition_bounds(saved_rank, self._saved_world_size)
-            saved = self._file(saved_rank)[f"group{number}.{name}"]
-            result[begin - first : stop - first] = saved[begin - saved_first : stop - saved_first]
-        return result
+        for number, group in enumerate(engine.layout.groups)
+    ]
+    return _Read(groups, int(document["optimizer_steps"]), document["state"])

@@ -32,8 +32,8 @@ from synfundus.jobs.reading import training_loader
 from synfundus.jobs.sample_store import PngStore
 from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
 from synfundus.storage.manifest import ShardEntry, ShardSet, shard_name
-from synfundus.training.checkpoint import _PartitionSource, partition_name
 from synfundus.training.optim import parameter_groups
+from synfundus.training.partition_source import PartitionSource, partition_name
 
 WORLDS = (1, 2, 3, 8, 64, 1024)
 GLOBAL_BATCH = 3072
@@ -230,7 +230,7 @@ def test_a_checkpoint_of_a_thousand_files_is_read_by_other_worlds(after: int, tm
         saved = safetensors.torch.save({"group0.master": torch.from_numpy(part.copy())})
         (tmp_path / partition_name(rank, 1024)).write_bytes(saved)
     for rank in {0, 1, after // 2, after - 1} & set(range(after)):
-        source = _PartitionSource(str(tmp_path), saved_world_size=1024)
+        source = PartitionSource(str(tmp_path), saved_world_size=1024)
         found = source.slice(0, group, "master", rank=rank, world_size=after)
         assert np.array_equal(found.numpy(), parts_of(vector, group, after)[rank])
         needed = group.saved_pieces(rank, after, saved_world_size=1024)
