@@ -7,6 +7,7 @@ import json
 import re
 import secrets
 import shutil
+import threading
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -511,3 +512,39 @@ class TestOnAnObjectStore:
         assert found is not None
         assert found.images_seen == 8
         assert "model.safetensors has 7 bytes" in found.passed_over[0]
+
+
+def test_what_one_rank_cannot_read_is_raised_on_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shared file system can fail on one node alone; the others must not wait for it in a collective."""
+    url = saved_on(2, tmp_path)
+    original = filesystem.read_bytes
+
+    def read(path: str) -> bytes:
+        if threading.current_thread() is failing and path.endswith(".safetensors"):
+            raise StorageError("cannot read: Input/output error", where=path)
+        return original(path)
+
+    failing: threading.Thread | None = None
+
+    def load(world: World) -> object:
+        nonlocal failing
+        if world.rank == 1:
+            failing = threading.current_thread()
+        world.barrier()
+        return restored(url, world)
+
+    monkeypatch.setattr(filesystem, "read_bytes", read)
+    results = run_ranks(2, load)
+    assert [type(result) for result in results] == [StorageError, StorageError], results
+    assert "rank-00001-of-00002" in str(results[0]), "rank 0 says whose file it was"
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error_on_every_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(url: str) -> list[str]:
+        raise StorageError("cannot list: Stale file handle", where=url)
+
+    monkeypatch.setattr(filesystem, "list_names", refuse)
+    results = run_ranks(2, lambda world: find_checkpoint(str(tmp_path), world=world))
+    assert [type(result) for result in results] == [StorageError, StorageError], results
