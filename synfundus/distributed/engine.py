@@ -209,7 +209,8 @@ class ZeroEngine:
         slices = []
         for number, master in enumerate(self.masters()):
             state = self._optimizer_state(number)
-            slices.append({name: state.get(name, torch.zeros_like(master)) for name in MOMENT_NAMES})
+            # no zeros beside moments that are there: a save must not need a GPU's memory for two vectors more
+            slices.append({name: state[name] if name in state else torch.zeros_like(master) for name in MOMENT_NAMES})
         return slices
 
     def optimizer_steps(self) -> int:
