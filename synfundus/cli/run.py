@@ -20,7 +20,6 @@ from synfundus.config.precision import WorkingPrecision, settle_precision, slow_
 from synfundus.config.schema import RunConfig
 from synfundus.config.weighted import parse_weighted
 from synfundus.distributed.agreement import on_rank_0
-from synfundus.distributed.processor import wait_briefly
 from synfundus.distributed.rank_info import RankInfo, rank_info
 from synfundus.distributed.world import LocalWorld, World, connect, disconnect, has_native_bf16, is_lost_rank
 from synfundus.errors import ConfigError, LaunchError
@@ -191,7 +190,6 @@ def _run_here(verb: Verb, config: RunConfig, info: RankInfo, *, file: str | None
     """Run the job in this process."""
     tie_to_launcher(os.environ)
     leave_on_signals()
-    wait_briefly(os.environ)
     storage = config.storage
     filesystem.configure(
         filesystem.StoreSettings(

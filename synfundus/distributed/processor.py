@@ -1,8 +1,7 @@
-"""What this machine's processor computes, and how its cores are shared: what must be known before torch is there."""
+"""What this machine's processor has instructions for, read without torch."""
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
 from pathlib import Path
 
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
@@ -23,17 +22,3 @@ def processor_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     except OSError:
         return False
     return any(line.startswith("flags") and not _BF16_FLAGS.isdisjoint(line.split()) for line in table.splitlines())
-
-
-def wait_briefly(environment: MutableMapping[str, str]) -> None:
-    """Have OpenMP's threads sleep soon when they wait for one another, unless the user has decided on that.
-
-    Before torch is imported: its libgomp reads this once. By default a waiting thread keeps its core for milliseconds.
-    On two cores with one busy neighbour, training made 11 images/s then, and 36 with this; with idle cores the two
-    were equal to within the noise of a few per cent (docs/LOG.md, 18).
-
-    Args:
-        environment: Of this process.
-    """
-    if "OMP_WAIT_POLICY" not in environment:
-        environment.setdefault("GOMP_SPINCOUNT", "10000")
