@@ -17,8 +17,7 @@ from dataclasses import dataclass
 
 from synfundus.data.undecodable import Undecodable, UndecodableImage, check_size
 
-_MAX_SEGMENTS = 20_000  # of a JPEG header: even one of full segments has a gigabyte by then
-_MAX_CHUNKS = 2000  # of a PNG or WebP, and one more for each KiB: the usual chunk of pixels has 8 KiB
+_MAX_PARTS = 2000  # segments of a JPEG header, chunks of a PNG or WebP; and one more for each KiB: the usual one has 8
 _MAX_SCANS = 100  # a progressive JPEG has about ten
 _FULL_SIZE_SCANS = 20  # as many at the largest allowed size
 _MAX_TAGS = 4096
@@ -119,7 +118,8 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         ValueError: The file ends, or has too many segments.
     """
     at = 2
-    for _ in range(_MAX_SEGMENTS):
+    allowed = _MAX_PARTS + len(data) // 1024
+    for _ in range(allowed):
         at = data.find(b"\xff", at)
         while 0 <= at < len(data) - 1 and data[at + 1] == 0xFF:
             at += 1
@@ -136,7 +136,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
             raise ValueError("a segment longer than the file")
         yield code, at, end
         at = end
-    raise ValueError(f"more than {_MAX_SEGMENTS} segments before the picture")
+    raise ValueError(f"more than {allowed} segments before the picture")
 
 
 def _check_scans(data: bytes, scan_at: int, pixels: int, max_pixels: int) -> None:
@@ -163,7 +163,7 @@ def _bare_png(data: bytes, max_pixels: int) -> BarePicture:
     """Keep the chunks that make pixels; of an animated file that is the default picture."""
     kept: list[tuple[int, int]] = []
     orientation, from_xmp, at = None, None, 8
-    for _ in range(_MAX_CHUNKS + len(data) // 1024):
+    for _ in range(_MAX_PARTS + len(data) // 1024):
         length, name = struct.unpack_from(">I4s", data, at)
         start, at = at, at + 12 + length
         if at > len(data):
@@ -205,7 +205,7 @@ def _check_webp(data: bytes, max_pixels: int) -> BarePicture:
         raise ValueError("no picture chunk")
     check_size((width, height), max_pixels)
     orientation, from_xmp, at = None, None, 12
-    for _ in range(_MAX_CHUNKS + len(data) // 1024 if name == b"VP8X" else 0):
+    for _ in range(_MAX_PARTS + len(data) // 1024 if name == b"VP8X" else 0):
         if at + 8 > len(data):
             break
         chunk, length = struct.unpack_from("<4sI", data, at)
