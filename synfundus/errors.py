@@ -13,6 +13,7 @@
     ├── LaunchError           7   processes, ranks, SLURM
     │   └── Stalled          75   something that was waited for did not come (EX_TEMPFAIL: requeue)
     └── Preempted            75   stopped by a signal after saving (EX_TEMPFAIL: requeue)
+        └── Interrupted           work beside the steps was left for later, because a signal came
 
 A message says what is wrong, with which values, where, and what to do about it.
 """
@@ -124,6 +125,10 @@ class Preempted(SynfundusError):
 
     exit_code = 75
     title = "Stopped by a signal"
+
+
+class Interrupted(Preempted):
+    """Work beside the training steps was left for later, because a signal came; the training loop saves then."""
 
 
 class ErrorReport(NamedTuple):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from synfundus.diffusion.flow import ForwardProcess
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.world import World, torch_device
-from synfundus.errors import ConfigError, DataError
+from synfundus.errors import ConfigError
 from synfundus.jobs import Summary, build
 from synfundus.jobs.codec_folder import find_codec, open_codec
 from synfundus.jobs.demo_pace import random_batch
@@ -31,6 +30,7 @@ from synfundus.jobs.reading import latent_batches, latent_shape_of, set_names, t
 from synfundus.jobs.run_directory import RunDirectory
 from synfundus.jobs.start_report import report_start
 from synfundus.jobs.step_cost import denoiser_cost
+from synfundus.jobs.validation import held_out_loss
 from synfundus.jobs.verify_latents import require_same_codec
 from synfundus.models.autoencoder import LatentCodec
 from synfundus.models.unet import ConditionalDenoiser, same_architecture
@@ -43,6 +43,7 @@ from synfundus.training.ema import ShardedEma
 from synfundus.training.loop_state import Periodic, TrainState
 from synfundus.training.post_hoc_ema import Profile
 from synfundus.training.step import LatentDiffusionStep
+from synfundus.training.stopping import StopFlag
 from synfundus.training.trainer import Trainer
 
 EYE_SIDE = "eye_side"
@@ -117,6 +118,7 @@ class _Training:
         self._codec = codec
         self._directory = directory
         self._world = world
+        self._flag = StopFlag()
         self._console = console
         self._loop = config.loop
         self._device = torch_device(world)
@@ -217,7 +219,7 @@ class _Training:
             row = {"images_seen": state.images_seen, "validation_loss": self._validation_loss}
             on_rank_0(lambda: sinks.write(row), self._world)
 
-        averages = self._config.ema
+        averages, preview_every = self._config.ema, self._loop.preview_every_images
         trainer = Trainer(
             engine=self._zero,
             loader=loader,
@@ -231,15 +233,16 @@ class _Training:
             write_ledger=self._directory.append_ledger,
             set_names=set_names(self._sets.sets),
             periodic=[
-                Periodic(self._loop.validate_every_images, validate, at_end=True),
+                Periodic("validation", self._loop.validate_every_images, validate, at_end=True),
                 # before the checkpoint: a run that goes on from one has the snapshots that lead up to it
-                Periodic(averages.snapshot_every_images, self._snapshot, at_end=bool(averages.sigma_rel)),
-                Periodic(self._loop.checkpoint_every_images, save, at_end=True, log_before=True),
-                Periodic(self._loop.preview_every_images, self._preview, at_end=self._loop.preview_every_images > 0),
+                Periodic("snapshots", averages.snapshot_every_images, self._snapshot, at_end=bool(averages.sigma_rel)),
+                Periodic("checkpoint", self._loop.checkpoint_every_images, save, at_end=True, log_before=True),
+                Periodic("preview", preview_every, self._preview, at_end=preview_every > 0),
             ],
             saver=saver,
             watchdog=watchdog,
             rewind=lambda: self._directory.rewind(zero=self._zero, average=self._ema),
+            flag=self._flag,
             cost=self._cost,
         )
         try:
@@ -299,35 +302,30 @@ class _Training:
             raise RuntimeError(f"the weights do not fit the network: {unexpected} {missing}")
         return denoiser.eval().requires_grad_(False)
 
+    def _interruptible(self, denoiser: ConditionalDenoiser | None) -> ConditionalDenoiser | None:
+        """Have a network look for a signal before each pass."""
+        if denoiser is not None:
+            denoiser.register_forward_pre_hook(lambda *_: self._flag.check())
+        return denoiser
+
     def _validate(self, state: TrainState) -> float:
         """Return the loss of the averaged weights on held-out patients, with the same noise every time. Collective."""
         split = "val" if self._set.num_samples("val") else "train"
-        denoiser = self._averaged_denoiser()
+        denoiser = self._interruptible(self._averaged_denoiser())
 
         def work() -> float:
-            return float("nan") if denoiser is None else self._validation_pass(self._step(denoiser), split, state)
+            if denoiser is None:
+                return float("nan")
+            return held_out_loss(
+                self._step(denoiser),
+                self._batches(split, self._draws(False)),
+                images=min(self._loop.validation_images, self._set.num_samples(split)),
+                batch_size=self._batch.micro_batch_size,
+                images_seen=state.images_seen,
+                where=f"{self._set.url}, split {split}",
+            )
 
         return on_rank_0(work, self._world)
-
-    def _validation_pass(self, step: LatentDiffusionStep, split: str, state: TrainState) -> float:
-        reader = self._batches(split, self._draws(False))
-        total = min(self._loop.validation_images, self._set.num_samples(split))
-        loss = images = 0.0
-        size = self._batch.micro_batch_size
-        with torch.no_grad():
-            for first in range(0, total, size):
-                batch = reader.read(np.arange(first, min(first + size, total), dtype=np.int64))
-                tensors: dict[str, Tensor] = {
-                    name: torch.from_numpy(array).to(self._device) for name, array in batch.arrays.items()
-                }
-                tensors["weights"] = torch.from_numpy(batch.weights).to(self._device)
-                _, sums = step(tensors, state.images_seen)
-                loss += float(sums["loss"])
-                images += float(sums["images"])
-        reader.close()
-        if images == 0:
-            raise DataError(f"split {split} holds no readable sample", where=self._set.url)
-        return loss / images
 
     def _snapshot(self, state: TrainState) -> None:
         """Keep the power-function averages as they are now. Collective."""
@@ -337,15 +335,19 @@ class _Training:
 
     def _preview(self, state: TrainState) -> None:
         """Draw grids with fixed seeds from the averaged and from the raw weights. Collective."""
-        averaged, raw = self._denoiser_of(self._ema.partitions), self._denoiser_of(self._zero.masters())
-        on_rank_0(lambda: self._draw_preview(averaged, raw, state), self._world)
+        path = self._directory.path("previews", f"images-{state.images_seen:012d}.png")
+        if on_rank_0(lambda: filesystem.exists(path), self._world):
+            return  # drawn before the run was stopped
+        averaged, raw = (
+            self._interruptible(self._denoiser_of(slices)) for slices in (self._ema.partitions, self._zero.masters())
+        )
+        on_rank_0(lambda: self._draw_preview(averaged, raw, state, path), self._world)
 
     def _draw_preview(
-        self, averaged: ConditionalDenoiser | None, raw: ConditionalDenoiser | None, state: TrainState
+        self, averaged: ConditionalDenoiser | None, raw: ConditionalDenoiser | None, state: TrainState, path: str
     ) -> None:
         codec = self._codec
         if averaged is not None and raw is not None and codec is not None:
-            path = self._directory.path("previews", f"images-{state.images_seen:012d}.png")
             data = draw_preview(
                 self._config,
                 denoisers={"averaged weights": averaged, "raw weights": raw},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from synfundus.training.draws import AutoencoderDraws
 from synfundus.training.ema import ShardedEma
 from synfundus.training.loop_state import Periodic, TrainState
 from synfundus.training.step import AutoencoderStep
+from synfundus.training.stopping import StopFlag
 from synfundus.training.trainer import Trainer
 
 _EVALUATION_PIXELS, _EVALUATION_BATCH = 2**22, 16
@@ -148,6 +149,7 @@ class _Training:
         self._set = image_set
         self._directory = directory
         self._world = world
+        self._flag = StopFlag()
         self._console = console
         self._loop = config.vae.loop
         self._device = torch_device(world)
@@ -247,7 +249,7 @@ class _Training:
 
             def work() -> None:
                 if codec is not None:
-                    sinks.write({"images_seen": state.images_seen, **self._evaluate(codec)})
+                    sinks.write({"images_seen": state.images_seen, **self._evaluate(codec, self._flag.check)})
 
             on_rank_0(work, self._world)
 
@@ -265,13 +267,14 @@ class _Training:
             set_names=set_names([self._set]),
             periodic=[
                 # before the checkpoint: a run that goes on from there does not write this row again
-                Periodic(self._loop.validate_every_images, validate),
-                Periodic(self._loop.checkpoint_every_images, save, at_end=True, log_before=True),
-                Periodic(self._loop.preview_every_images, self._preview),
+                Periodic("validation", self._loop.validate_every_images, validate),
+                Periodic("checkpoint", self._loop.checkpoint_every_images, save, at_end=True, log_before=True),
+                Periodic("preview", self._loop.preview_every_images, self._preview),
             ],
             saver=saver,
             watchdog=watchdog,
             rewind=lambda: self._directory.rewind(zero=self._zero, average=self._ema),
+            flag=self._flag,
             cost=self._cost,
         )
         try:
@@ -330,13 +333,19 @@ class _Training:
         """The split to judge on: val, or train where the set has no other."""
         return "val" if self._set.num_samples("val") else "train"
 
-    def _evaluate(self, codec: LatentCodec) -> Mapping[str, float]:
-        """Return PSNR and SSIM of reconstructions from the posterior mean, averaged over held-out images."""
+    def _evaluate(self, codec: LatentCodec, look_up: Callable[[], None] = lambda: None) -> Mapping[str, float]:
+        """Return PSNR and SSIM of reconstructions from the posterior mean, averaged over held-out images.
+
+        Args:
+            codec: To be judged.
+            look_up: Called before every batch; it may raise.
+        """
         split, count = self._held_out, self._loop.validation_images
         decibels, similarity, number = 0.0, 0.0, 0
         total = min(count, self._set.num_samples(split))
         with torch.no_grad(), self._console.progress("evaluating", total=total, unit="images") as bar:
             for images in train_images(self._set, split=split, count=count, seed=0):
+                look_up()
                 target = images.to(self._device)
                 mean, _ = LatentCodec.split(codec.encode(target))
                 restored = codec.decode(mean).float().clamp(-1, 1)

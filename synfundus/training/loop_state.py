@@ -22,6 +22,7 @@ class TrainState:
         rewound_images: Images whose training such a step undid, its own included; one undone twice counts twice.
         recent_losses: Losses of the last steps, where spikes are looked for.
         open_epochs: What the ledger has counted of the epochs that are not finished.
+        owed: Names of the periodic work that is due at this place and not done yet.
     """
 
     images_seen: int = 0
@@ -31,6 +32,7 @@ class TrainState:
     rewound_images: int = 0
     recent_losses: list[float] = field(default_factory=list)
     open_epochs: list[list[Any]] = field(default_factory=list)
+    owed: list[str] = field(default_factory=list)
 
     def to_document(self) -> dict[str, Any]:
         """Return the counters for a checkpoint."""
@@ -41,6 +43,7 @@ class TrainState:
             "rewound_images": self.rewound_images,
             "recent_losses": self.recent_losses,
             "open_epochs": self.open_epochs,
+            "owed": list(self.owed),
         }
 
 
@@ -62,12 +65,16 @@ class Periodic:
     """Something done every so many images, and at the end if asked.
 
     Attributes:
+        name: What a checkpoint calls it while it is owed.
         every_images: Interval; 0 never.
-        action: What is done, on every rank (it may be collective).
+        action: What is done, on every rank (it may be collective). It may be left with `Interrupted`, on every rank,
+            and is then done from its beginning when the run goes on.
         at_end: Also when the budget is reached.
-        log_before: Write a row of metrics first, so that none is half-summed in a checkpoint.
+        log_before: Write a row of metrics first, so that none is half-summed in a checkpoint. Such work is never owed:
+            it is the checkpoint.
     """
 
+    name: str
     every_images: int
     action: Callable[[TrainState], None]
     at_end: bool = False

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
+from synfundus.errors import Interrupted
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 """What a SLURM preemption or a walltime warning sends."""
 
@@ -22,6 +24,15 @@ class StopFlag:
     def raised(self) -> bool:
         """Whether a signal came."""
         return bool(self.names)
+
+    def check(self) -> None:
+        """Leave work that can be done again later; called between its parts.
+
+        Raises:
+            Interrupted: A signal came.
+        """
+        if self.raised:
+            raise Interrupted(f"left for later, because {self.names[0]} came")
 
     def raise_(self, name: str) -> None:
         """Note a signal."""

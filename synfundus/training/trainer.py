@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -19,7 +19,7 @@ from synfundus.distributed.agreement import on_rank_0, raise_together
 from synfundus.distributed.engine import StepResult, ZeroEngine
 from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import World, is_lost_rank, is_silent_rank, torch_device
-from synfundus.errors import ConfigError, DataError, LaunchError, Preempted, Stalled, SynfundusError
+from synfundus.errors import ConfigError, DataError, Interrupted, LaunchError, Preempted, Stalled, SynfundusError
 from synfundus.seeding import derive_key
 from synfundus.telemetry.console import Console, Progress
 from synfundus.telemetry.metrics import SumAccumulator, means
@@ -73,6 +73,7 @@ class Trainer:
         saver: Writes checkpoints; asked for one before a stop by signal.
         watchdog: Ends the job when nothing moves.
         rewind: Puts the newest checkpoint's weights, moments and averages in place, returns its images; collective.
+        flag: Says that a signal came; periodic work may look at it too.
         cost: What an image costs, for the figures that need it; rank 0 alone writes them.
     """
 
@@ -94,6 +95,7 @@ class Trainer:
         saver: Saver,
         watchdog: Watchdog,
         rewind: Callable[[], int],
+        flag: StopFlag,
         cost: StepCost | None = None,
     ) -> None:
         self._engine = engine
@@ -109,6 +111,7 @@ class Trainer:
         self._periodic = periodic
         self._saver = saver
         self._watchdog = watchdog
+        self._flag = flag
         self._guard = Guard(settings.guards, rewind=rewind, warn=console.warning)
         self._logged_images = state.images_seen
         self._device = torch_device(world)
@@ -131,8 +134,7 @@ class Trainer:
             ConfigError: Memory ran out.
             LaunchError: Another rank has gone, or (Stalled) does not answer.
         """
-        settings, state = self._settings, self.state
-        flag = StopFlag()
+        settings, state, flag = self._settings, self.state, self._flag
         self._clock = Clock(images_at_start=state.images_seen, wait_at_start_s=self._loader.wait_s)
         with (
             self._watchdog.running(),
@@ -142,7 +144,8 @@ class Trainer:
             ) as bar,
         ):
             try:
-                while (batch := self._next_batch(flag, bar)) is not None:
+                self._do([job for job in self._periodic if job.name in state.owed])
+                while (batch := self._next_batch(bar)) is not None:
                     before = state.images_seen
                     with self._expect_end("the step from {images:,} images, first sample {place}"):
                         self._step(batch)
@@ -167,7 +170,7 @@ class Trainer:
             lambda: what.format(images=images, place=loader.place(images)), patience=patience
         )
 
-    def _next_batch(self, flag: StopFlag, bar: Progress) -> RankBatch | None:
+    def _next_batch(self, bar: Progress) -> RankBatch | None:
         """Return this rank's part of the next global batch, None when there is none to come. Collective.
 
         Here all ranks learn of what any of them has met since the last time, before one of them computes.
@@ -176,6 +179,7 @@ class Trainer:
             Preempted: A signal came to any rank; a checkpoint was written.
             SynfundusError: Any rank cannot read on, or a save has failed.
         """
+        flag = self._flag
         batch: RankBatch | None = None
         fault: Exception | None = None
         if not self._at_end:
@@ -190,8 +194,8 @@ class Trainer:
             raise_together(fault, self._world)
         if failed:
             self._saver.wait()
-        if stop and not self._at_end:  # after the last step there is nothing left to stop
-            self._stop(flag, bar)
+        if stop and not (self._at_end and not self.state.owed):  # at the very end there is nothing left to stop
+            self._stop(bar)
         return batch
 
     def _log_due(self, before: int) -> bool:
@@ -201,15 +205,26 @@ class Trainer:
         return any(job.log_before and job.due(before, now, settings.budget_images) for job in self._periodic)
 
     def _run_periodic(self, before: int) -> None:
-        """Do what is due; its time does not count as training time."""
-        for job in self._periodic:
-            if job.due(before, self.state.images_seen, self._settings.budget_images):
-                began = time.perf_counter()
-                with self._expect_end(
-                    "what is done at {images:,} images besides training", patience=_PERIODIC_PATIENCE
-                ):
-                    job.action(self.state)
-                self._clock.pause(time.perf_counter() - began, saving=job.log_before)
+        now, budget = self.state.images_seen, self._settings.budget_images
+        self._do([job for job in self._periodic if job.due(before, now, budget)])
+
+    def _do(self, jobs: Sequence[Periodic]) -> None:
+        """Do periodic work, but for a checkpoint only until a signal comes; what is left is owed. Collective.
+
+        Its time does not count as training time.
+        """
+        state = self.state
+        state.owed = [job.name for job in jobs if not job.log_before]
+        for job in jobs:
+            began = time.perf_counter()
+            what = f"{job.name}, which is done at {{images:,}} images"
+            with self._expect_end(what, patience=_PERIODIC_PATIENCE), suppress(Interrupted):
+                if job.log_before:
+                    job.action(state)
+                elif not any(self._world.sum([self._flag.raised])):
+                    job.action(state)
+                    state.owed.remove(job.name)
+            self._clock.pause(time.perf_counter() - began, saving=job.log_before)
 
     def _step(self, batch: RankBatch) -> None:
         """Train on one global batch."""
@@ -364,7 +379,7 @@ class Trainer:
                 hint="the ledger names them; write the damaged shards again",
             )
 
-    def _stop(self, flag: StopFlag, bar: Progress) -> None:
+    def _stop(self, bar: Progress) -> None:
         """Save and leave."""
         state = self.state
         with self._expect_end("the last save, at {images:,} images", patience=_LAST_SAVE_PATIENCE):
@@ -373,7 +388,7 @@ class Trainer:
             self._saver.save(state.images_seen, state.to_document())
             self._saver.wait()
         raise Preempted(
-            f"stopped by {' '.join(flag.names) or 'a signal to another rank'} at {state.images_seen} images; "
+            f"stopped by {' '.join(self._flag.names) or 'a signal to another rank'} at {state.images_seen} images; "
             "everything is saved",
             hint="start the same command again to go on",
         )

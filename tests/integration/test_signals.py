@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from rank_processes import run_cli, run_cli_with_fault
+from rank_processes import run_cli, run_cli_with_fault, run_ranks_with_fault
 from test_encode_latents import hashes
 from test_kill_campaign import report
 from test_prepare_ranks import config_of, keyed_crosswalk, write_clinic
@@ -21,6 +21,8 @@ from synfundus.distributed.world import World
 from synfundus.storage.manifest import ShardSet
 
 POINTS = 5
+NO_FAULT = "step:1000000"
+LOOKS = {"preview_every_images": 160}
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,15 @@ PHASES = {
     "data": Phase("train", "synfundus.data.loader:BatchLoader._take", (1, 10, 20, 35, 50)),
     "save": Phase("train", "synfundus.training.checkpoint:_write_all", (1, 2, 3, 4, 5)),
     "validation": Phase("train", "synfundus.jobs.train:_Training._validate", (1, 1, 2, 2, 3)),
+    "preview": Phase("train", "synfundus.jobs.train:draw_preview", (1, 1, 2, 2, 3)),
     "export": Phase("train", "synfundus.jobs.train:_Training._finish", (1,) * POINTS),
     "encode": Phase("encode-latents", "synfundus.jobs.latent_encoder:ShardEncoder._write", (1, 2, 3, 4, 6)),
     "sample": Phase("sample", "synfundus.jobs.sample:_batch_pixels", (1, 2, 3, 4, 5)),
     "prepare": Phase("prepare", "synfundus.jobs.preparation_shards:_read_members", (1, 3, 6, 9, 12)),
 }
-IN_THE_LOOP = ("step", "data", "save", "validation")
+IN_THE_LOOP = ("step", "data", "save", "validation", "preview")
 """Phases of a training loop, which saves on either signal; elsewhere TERM is not told from that of a failed job."""
-AFTER_THE_LAST_STEP = {("save", 4), ("validation", 4)}
+AFTER_THE_LAST_STEP = {("save", 4)}
 """Points at which there is nothing left to stop: the run ends as it would have."""
 
 
@@ -67,7 +70,7 @@ class Job:
 def undisturbed(latent_set: ShardSet, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what every verb makes when nothing disturbs it, and what it makes it of."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    train_here(latent_set, folder / "train", world)
+    train_here(latent_set, folder / "train", world, **LOOKS)
     write_tiny_pipeline(folder / "model" / "export")
     run_cli(*sample_command(folder, folder / "sample")).check()
     write_clinic(folder / "clinic", 12)
@@ -90,7 +93,7 @@ def prepare_command(folder: Path, out: Path) -> tuple[str, ...]:
 
 def job_of(verb: str, out: Path, *, latent_set: ShardSet, image_set: ShardSet, vae_run: Path, undisturbed: Path) -> Job:
     if verb == "train":
-        config = write_config(out.with_suffix(".yaml"), settings(latent_set, out))
+        config = write_config(out.with_suffix(".yaml"), settings(latent_set, out, **LOOKS))
         return Job(("train", "--config", str(config)), lambda: assert_same_run(undisturbed / "train", out))
     if verb == "encode-latents":
         section = {"data": image_set.url, "vae": str(vae_run), "out": str(out), "flip": True}
@@ -137,9 +140,36 @@ def disturb(
     return run
 
 
-@pytest.mark.parametrize("name", ["start", "step", "encode", "prepare"])
+@pytest.mark.parametrize("name", ["start", "step", "validation", "preview", "encode", "prepare"])
 def test_a_signal_ends_a_run_that_goes_on_later(disturb: Callable[[str, int], None], name: str) -> None:
     disturb(name, 1)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(latent_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two ranks that nothing disturbed."""
+    run_dir = tmp_path_factory.mktemp("two-ranks") / "run"
+    config = write_config(run_dir.with_suffix(".yaml"), settings(latent_set, run_dir, **LOOKS))
+    for ended in run_ranks_with_fault(NO_FAULT, 0, "train", "--config", config, world_size=2):
+        ended.check()
+    return run_dir
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("name", ["step", "data", "save", "validation"])
+def test_a_signal_to_one_rank_has_both_save(
+    latent_set: ShardSet, two_ranks: Path, tmp_path: Path, name: str, rank: int
+) -> None:
+    phase, run_dir = PHASES[name], tmp_path / "run"
+    config = write_config(tmp_path / "run.yaml", settings(latent_set, run_dir, **LOOKS))
+    point = f"signal:SIGUSR2:{phase.function}:{phase.calls[1]}"
+    ended = run_ranks_with_fault(point, rank, "train", "--config", config, world_size=2, patience_s=60)
+    assert [end.returncode for end in ended] == [75, 75], "\n".join(end.output for end in ended)
+    for end in run_ranks_with_fault(NO_FAULT, 0, "train", "--config", config, world_size=2):
+        end.check()
+    assert_same_run(two_ranks, run_dir)
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ from synfundus.training.ema import ShardedEma
 from synfundus.training.guards import GuardSettings
 from synfundus.training.loop_state import LoopSettings, Periodic, TrainState
 from synfundus.training.optim import LrPlan
+from synfundus.training.stopping import StopFlag
 from synfundus.training.trainer import Trainer
 
 LAYOUT = FlatLayout.of([[("w", (3,))]])
@@ -99,8 +100,10 @@ class Run:
         self.ledger: list[dict[str, Any]] = []
         self.done: list[tuple[str, int]] = []
         self.saves = Saves()
+        self.documents: list[dict[str, Any]] = []
         self.rewound: list[int] = []
         self.talk = Talk()
+        self.flag = StopFlag()
         self.engine = FakeEngine(LAYOUT, world)
         self.engine.accumulation = accumulation
         self.state = state or TrainState()
@@ -139,10 +142,11 @@ class Run:
             write_metrics=lambda row: self.rows.append(dict(row)),
             write_ledger=lambda row: self.ledger.append(dict(row)),
             set_names=["the set"],
-            periodic=[Periodic(every, self._note(name), **when) for name, every, when in periodic],
+            periodic=[Periodic(name, every, self._note(name), **when) for name, every, when in periodic],
             saver=self.saves,
             watchdog=Watchdog(rank=world.rank, world_size=world.size, board=OwnBoard(), limit_s=0),
             rewind=self._rewind,
+            flag=self.flag,
         )
 
     def _rewind(self) -> int:
@@ -150,7 +154,10 @@ class Run:
         return 16
 
     def _note(self, name: str) -> Any:
-        return lambda state: self.done.append((name, state.images_seen))
+        return lambda state: self.note(name, state)
+
+    def note(self, name: str, state: TrainState) -> None:
+        self.done.append((name, state.images_seen))
 
     def positions(self) -> list[int]:
         return [row["images_seen"] for row in self.rows]
@@ -216,8 +223,8 @@ def test_a_row_is_written_before_a_checkpoint_so_that_none_is_half_summed(shard_
 
 def test_the_time_a_checkpoint_takes_is_a_stall_of_the_next_row_and_of_no_rate(shard_set: ShardSet) -> None:
     run = Run(shard_set)
-    slow = Periodic(40, lambda state: time.sleep(0.2), log_before=True)
-    look = Periodic(24, lambda state: time.sleep(0.2))
+    slow = Periodic("slow", 40, lambda state: time.sleep(0.2), log_before=True)
+    look = Periodic("look", 24, lambda state: time.sleep(0.2))
     run.trainer._periodic = [slow, look]
     run.trainer.fit()
     stalls = {row["images_seen"]: row["checkpoint_stall_percent"] for row in run.rows}
@@ -322,7 +329,7 @@ def test_a_signal_saves_before_the_next_step_and_leaves_with_the_code_to_requeue
 ) -> None:
     before = signal.getsignal(number)
     run = Run(shard_set, periodic=[("kill", 24, {})])
-    run.trainer._periodic[0] = Periodic(24, lambda state: os.kill(os.getpid(), number))  # type: ignore[index]
+    run.trainer._periodic[0] = Periodic("kill", 24, lambda state: os.kill(os.getpid(), number))  # type: ignore[index]
     with pytest.raises(Preempted, match=f"stopped by {number.name} at 24 images") as caught:
         run.trainer.fit()
     assert caught.value.exit_code == 75
@@ -334,9 +341,81 @@ def test_a_signal_saves_before_the_next_step_and_leaves_with_the_code_to_requeue
 
 def test_a_signal_after_the_last_step_stops_nothing(shard_set: ShardSet) -> None:
     run = Run(shard_set, periodic=[("kill", 0, {"at_end": True})])
-    run.trainer._periodic[0] = Periodic(0, lambda state: os.kill(os.getpid(), signal.SIGUSR2), at_end=True)  # type: ignore[index]
+    run.trainer._periodic[0] = Periodic("last", 0, lambda state: os.kill(os.getpid(), signal.SIGUSR2), at_end=True)  # type: ignore[index]
     assert run.trainer.fit().images_seen == 80
     assert run.saves.places == []
+
+
+AROUND_A_SAVE = [("look", 40, {"at_end": True}), ("save", 40, {"at_end": True, "log_before": True}), ("draw", 40, {})]
+
+
+def interrupt(run: Run, at: int, name: str) -> None:
+    """Have a signal come while periodic work is done."""
+    note = run.note
+
+    def noted(job: str, state: TrainState) -> None:
+        if (job, state.images_seen) == (name, at):
+            run.flag.raise_("SIGUSR2")
+            run.flag.check()
+        if job == "save":
+            run.documents.append(state.to_document())
+        note(job, state)
+
+    run.note = noted  # type: ignore[method-assign, assignment]
+
+
+@pytest.mark.parametrize(
+    ("name", "done_before", "saved_as_owed", "done_later"),
+    [
+        ("look", [("save", 40)], ["look", "draw"], [("look", 40), ("draw", 40)]),
+        ("draw", [("look", 40), ("save", 40)], ["draw"], [("draw", 40)]),
+    ],
+)
+def test_work_that_a_signal_interrupts_is_owed_and_done_when_the_run_goes_on(
+    shard_set: ShardSet, name: str, done_before: Any, saved_as_owed: list[str], done_later: Any
+) -> None:
+    run = Run(shard_set, periodic=AROUND_A_SAVE)
+    interrupt(run, 40, name)
+    with pytest.raises(Preempted, match="at 40 images"):
+        run.trainer.fit()
+    assert run.done == done_before
+    assert [document["owed"] for document in run.documents] == [saved_as_owed]
+    again = Run(shard_set, periodic=AROUND_A_SAVE, state=TrainState(images_seen=40, owed=saved_as_owed))
+    again.trainer.fit()
+    assert again.done == [*done_later, ("look", 80), ("save", 80)]
+    assert again.state.owed == []
+
+
+def test_a_look_at_the_end_is_interrupted_too_and_everything_is_saved(shard_set: ShardSet) -> None:
+    run = Run(shard_set, periodic=AROUND_A_SAVE)
+    interrupt(run, 80, "look")
+    with pytest.raises(Preempted, match="at 80 images"):
+        run.trainer.fit()
+    assert run.done[-1] == ("save", 80)
+    again = Run(shard_set, periodic=AROUND_A_SAVE, state=TrainState(images_seen=80, owed=["look"]))
+    again.trainer.fit()
+    assert (again.done, again.engine.micro_steps) == ([("look", 80)], 0)
+
+
+def test_no_work_is_begun_after_a_signal_to_any_rank_but_the_save(shard_set: ShardSet) -> None:
+    def work(world: World) -> Run:
+        run = Run(shard_set, world=world, periodic=AROUND_A_SAVE)
+        if world.rank == 1:
+            step = run.trainer._step
+
+            def signalled(batch: Any) -> None:
+                step(batch)
+                if run.state.images_seen == 40:
+                    run.flag.raise_("SIGTERM")
+
+            run.trainer._step = signalled  # type: ignore[method-assign]
+        with pytest.raises(Preempted, match="at 40 images"):
+            run.trainer.fit()
+        return run
+
+    for rank in run_ranks(2, work):
+        assert isinstance(rank, Run), rank
+        assert (rank.done, rank.state.owed) == ([("save", 40)], ["look", "draw"])
 
 
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(shard_set: ShardSet) -> None:
@@ -463,7 +542,7 @@ def test_a_row_that_cannot_be_written_ends_all_ranks_before_a_checkpoint_without
 
 def test_a_save_that_failed_behind_the_steps_ends_the_run_at_the_next_boundary(shard_set: ShardSet) -> None:
     run = Run(shard_set, periodic=[("fail", 24, {})])
-    run.trainer._periodic[0] = Periodic(24, lambda state: run.saves.fail(StorageError("disk full")))  # type: ignore[index]
+    run.trainer._periodic[0] = Periodic("look", 24, lambda state: run.saves.fail(StorageError("disk full")))  # type: ignore[index]
     with pytest.raises(StorageError, match="disk full"):
         run.trainer.fit()
     assert run.engine.steps == 3
@@ -472,7 +551,7 @@ def test_a_save_that_failed_behind_the_steps_ends_the_run_at_the_next_boundary(s
 
 def test_a_run_ends_only_when_everything_is_written(shard_set: ShardSet) -> None:
     run = Run(shard_set, periodic=[("fail", 0, {"at_end": True})])
-    run.trainer._periodic[0] = Periodic(0, lambda state: run.saves.fail(StorageError("disk full")), at_end=True)  # type: ignore[index]
+    run.trainer._periodic[0] = Periodic("last", 0, lambda state: run.saves.fail(StorageError("disk full")), at_end=True)  # type: ignore[index]
     with pytest.raises(StorageError, match="disk full"):
         run.trainer.fit()
     assert run.engine.steps == 10
