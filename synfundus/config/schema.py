@@ -335,8 +335,8 @@ class LaunchConfig(Section):
     """DeepSpeed file (ZeRO and communication knobs only); default zero2.json, or zero2_cpu.json on a CPU."""
     attention: AttentionBackend = "auto"
     """Attention kernel; auto takes xformers on a GPU after a probe, else sdpa."""
-    partition: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] | None = None
-    """SLURM partition."""
+    partition: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}(,[A-Za-z0-9_.-]{1,64}){0,15}$")] | None = None
+    """SLURM partition, or several with commas between them: SLURM takes the one that is free first."""
     account: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] | None = None
     """SLURM account."""
     time_limit: Annotated[str, Field(pattern=r"^(\d+-)?\d{1,3}(:\d{2}){0,2}$")] = "24:00:00"

@@ -179,7 +179,8 @@ def _job_arguments(nodes: int, tasks_per_node: int, resources: Resources) -> lis
 
 def _check_resources(resources: Resources, arguments: Sequence[str]) -> None:
     """Refuse what SLURM or a log could read as something else. The schema checks the same; this is the last gate."""
-    for name in (resources.partition, resources.account):
+    partitions = [None] if resources.partition is None else resources.partition.split(",")
+    for name in (*partitions, resources.account):
         if name is not None and not _NAME.fullmatch(name):
             raise LaunchError(f"{name!r} is not a name SLURM takes", where="launch", hint="letters, digits and _ . -")
     if not _TIME_LIMIT.fullmatch(resources.time_limit):

@@ -180,7 +180,8 @@ def test_names_and_limits_are_checked_before_slurm_sees_them(
     passed = 0
     for value in VALUES[::every]:
         is_name, is_null = bool(re.fullmatch("[A-Za-z0-9_.-]{1,64}", value)), value.strip() in ("null", "~")
-        fields = ("partition", "account", "time_limit")
+        is_list = bool(re.fullmatch("[A-Za-z0-9_.-]{1,64}(,[A-Za-z0-9_.-]{1,64})+", value))
+        fields = ("account", "time_limit") if is_list else ("partition", "account", "time_limit")
         for names in zip(fields) if is_name or is_null else (fields,):
             code = run(capsys, *train(), *(f"--set=launch.{name}={value}" for name in names))
             asked = desk.recorded("sbatch")

@@ -93,14 +93,14 @@ def test_inside_an_allocation_several_nodes_become_one_srun() -> None:
 
 
 def test_on_a_login_node_several_nodes_become_a_batch_job_without_keys() -> None:
-    resources = replace(RESOURCES, partition="gpu", account="eye.lab")
+    resources = replace(RESOURCES, partition="gpu,gpu-long", account="eye.lab")
     made = plan(LOGIN_NODE, nodes=2, resources=resources)
     (process,) = made.processes
     script = process.arguments.index("slurm/ldm.sh")
     options = process.arguments[1:script]
     assert (made.kind, made.world_size, process.arguments[0]) == ("sbatch", 16, "sbatch")
     assert process.arguments[script + 1 :] == COMMAND[1:]
-    assert {"--nodes=2", "--partition=gpu", "--account=eye.lab", "--time=24:00:00"} <= set(options)
+    assert {"--nodes=2", "--partition=gpu,gpu-long", "--account=eye.lab", "--time=24:00:00"} <= set(options)
     assert "--export=PATH,SYNFUNDUS_PYTHON" in options
     assert "AWS_SECRET" not in made.describe()
 
@@ -128,7 +128,9 @@ def test_a_verb_without_a_batch_script_refuses_several_nodes() -> None:
     [
         (replace(RESOURCES, partition="gpu; rm -rf"), COMMAND),
         (replace(RESOURCES, partition="gpu\n#SBATCH"), COMMAND),
+        (replace(RESOURCES, partition="gpu,"), COMMAND),
         (replace(RESOURCES, account="$(id)"), COMMAND),
+        (replace(RESOURCES, account="one,two"), COMMAND),
         (replace(RESOURCES, account=""), COMMAND),
         (replace(RESOURCES, time_limit="24:00:00 --uid=0"), COMMAND),
         (RESOURCES, ("train", "--run-dir", "a\nb")),
