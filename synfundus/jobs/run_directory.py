@@ -129,14 +129,12 @@ class RunDirectory:
         on_rank_0(lambda: self._trim_ledger(0 if found is None else found.images_seen), self._world)
         if found is None:
             return TrainState()
-        self._damaged |= found.damaged
-        for line in found.passed_over:
-            console.warning(f"damaged checkpoint passed over: {line}")
+        self._pass_over(found, console)
         counters = checkpoint.load_checkpoint(found.url, engine=zero, ema=average, world=self._world)
         console.message(f"resumed at {found.images_seen:,} images from {found.url}")
         return TrainState(images_seen=found.images_seen, **counters)
 
-    def rewind(self, *, zero: ZeroEngine, average: ShardedEma) -> int:
+    def rewind(self, *, zero: ZeroEngine, average: ShardedEma, console: Console) -> int:
         """Put the newest checkpoint's weights, moments and averages in place; returns its images. Collective.
 
         Raises:
@@ -147,9 +145,15 @@ class RunDirectory:
             raise NumericalError(
                 "there is no checkpoint to go back to", where=self.url, hint="lower loop.checkpoint_every_images"
             )
-        self._damaged |= found.damaged
+        self._pass_over(found, console)
         checkpoint.load_checkpoint(found.url, engine=zero, ema=average, world=self._world)
         return found.images_seen
+
+    def _pass_over(self, found: checkpoint.FoundCheckpoint, console: Console) -> None:
+        """Remember and name the damaged checkpoints that are newer than the one found."""
+        self._damaged |= found.damaged
+        for line in found.passed_over:
+            console.warning(f"damaged checkpoint passed over: {line}")
 
     def _check_writers(self, folders: Sequence[str], console: Console) -> None:
         """Refuse folders everybody may write to, warn of those a group may."""

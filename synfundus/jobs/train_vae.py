@@ -273,7 +273,7 @@ class _Training:
             ],
             saver=saver,
             watchdog=watchdog,
-            rewind=lambda: self._directory.rewind(zero=self._zero, average=self._ema),
+            rewind=lambda: self._directory.rewind(zero=self._zero, average=self._ema, console=self._console),
             flag=self._flag,
             cost=self._cost,
         )

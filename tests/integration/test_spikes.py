@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from test_training_resume import assert_same_run, rows, train_here
+from tiny_sets import flip_byte
 
 from synfundus.distributed.world import World
 from synfundus.errors import NumericalError
@@ -79,6 +80,22 @@ def test_a_rewind_brings_back_what_the_checkpoint_holds(
     assert len(found) > 0
     for number, master in enumerate(found):
         assert torch.equal(master, saved[f"group{number}.master"])
+
+
+@pytest.mark.usefixtures("spike")
+def test_a_rewind_names_the_damaged_checkpoint_it_passes_over(
+    latent_set: ShardSet, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Trainer._leave_out
+
+    def leave_out(self: Trainer, policy: str, key: str, fault: str) -> None:
+        flip_byte(tmp_path / "run" / "checkpoints" / "images-000000000160" / "model.safetensors", 1000)
+        original(self, policy, key, fault)
+
+    monkeypatch.setattr(Trainer, "_leave_out", leave_out)
+    _, lines = train_here(latent_set, tmp_path / "run", world, on_spike="rewind", budget_images=240, **WATCH)
+    assert [line for line in lines if "images-000000000160" in line and "passed over" in line]
+    assert [line for line in lines if "back to the weights of 80 images" in line]
 
 
 @pytest.mark.usefixtures("spike")
