@@ -56,7 +56,7 @@ class PrepareConfig(Section):
     near_duplicates: bool = True
     """Keep photographs that look the same in one split, together with their patients."""
     compare_with: tuple[str, ...] = ()
-    """Other image sets: photographs that look like one of theirs are reported."""
+    """Other image sets: photographs that look like one of theirs go into the split it has there, and are reported."""
     burned_text: Literal["flag", "quarantine", "off"] = "flag"
     """Writing inside the disc: flag it in the report, leave the image out, or do not look."""
     photograph_limit_s: PositiveFloat = 600.0

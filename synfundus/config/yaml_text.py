@@ -169,6 +169,24 @@ def parse_mapping(text: str, *, where: str) -> dict[str, Entry]:
     return _entries(node, where)
 
 
+def parse_document(text: str, *, where: str) -> Value:
+    """Parse a document of any kind to plain values: scalars are text, null is None.
+
+    Raises:
+        ConfigError: Not YAML, or YAML this reader refuses: a key twice, an alias, a tag, deep nesting, too long.
+    """
+    if len(text) > MAX_BYTES:
+        raise ConfigError(f"the file has more than {MAX_BYTES} characters", where=where)
+    try:
+        _check_events(text, where)
+        node = yaml.compose(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise _complaint(error, text, where) from error
+    except RecursionError as error:
+        raise ConfigError(f"nested deeper than {MAX_DEPTH} levels", where=where) from error
+    return None if node is None else _plain(node, where)
+
+
 def parse_flow(text: str, *, where: str) -> Value:
     """Parse a value in flow syntax, such as ``[1, 2]`` or ``{dr_grade: 3}``.
 

@@ -1,9 +1,9 @@
 """The crosswalk: the only place that knows which key is which photograph.
 
-A folder outside the set, readable by its owner alone, with the secret the keys are made from
-(``secret.key``), the map itself (``crosswalk.csv``), the rejects (``rejects.jsonl``), flags (``flags.jsonl``) and
-look-alikes (``look_alikes.jsonl``) by name, and how every image looks (``looks.npy``). The set can leave the
-hospital; the crosswalk does not.
+A folder outside the set, readable by its owner alone: the set it belongs to (``owner.json``), the secret the keys are
+made from (``secret.key``), the map itself (``crosswalk.csv``), the rejects (``rejects.jsonl``), flags
+(``flags.jsonl``) and look-alikes (``look_alikes.jsonl``) by name, and how every image looks (``looks.npy``). The set
+can leave the hospital; the crosswalk does not.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from contextlib import contextmanager
 from typing import IO
 
 from synfundus.errors import DataError
-from synfundus.storage import filesystem
+from synfundus.storage import documents, filesystem
+from synfundus.storage.manifest import is_complete
 
 SECRET_NAME = "secret.key"  # noqa: S105 - a file name
+OWNER_NAME = "owner.json"
 CROSSWALK_NAME = "crosswalk.csv"
 REJECTS_NAME = "rejects.jsonl"
 FLAGS_NAME = "flags.jsonl"
@@ -27,17 +29,27 @@ LOOK_ALIKES_NAME = "look_alikes.jsonl"
 COLUMNS = ("key", "source", "patient_id", "split", "reason")
 
 _SECRET_BYTES = 32
+_OWNER_FORMAT, _OWNER_VERSION = "synfundus-crosswalk", 1
 
 
-def open_crosswalk(url: str) -> bytes:
+def open_crosswalk(url: str, *, out: str) -> bytes:
     """Create the folder and the secret, or read the secret that is there; returns the secret.
 
+    A crosswalk is of one set: with the secret of another set, two photographs of one name would get one key, and the
+    map of the first set would be overwritten.
+
+    Args:
+        url: The folder; one that is there keeps its rights.
+        out: Absolute location of the set.
+
     Raises:
-        DataError: A secret file of another length.
+        DataError: It belongs to another set, or has a secret file of another length.
     """
-    filesystem.make_dir(url)
-    if filesystem.is_local(url):
-        filesystem.local_path(url).chmod(0o700)
+    if not filesystem.is_dir(url):
+        filesystem.make_dir(url)
+        if filesystem.is_local(url):
+            filesystem.local_path(url).chmod(0o700)
+    _claim(url, out)
     secret_url = filesystem.join(url, SECRET_NAME)
     if filesystem.exists(secret_url):
         text = filesystem.read_bytes(secret_url).strip()
@@ -52,6 +64,23 @@ def open_crosswalk(url: str) -> bytes:
     secret = secrets.token_bytes(_SECRET_BYTES)
     write_private(secret_url, secret.hex().encode() + b"\n")
     return secret
+
+
+def _claim(url: str, out: str) -> None:
+    """Write down whose crosswalk this is, or refuse that of another set; a set that was moved keeps its own."""
+    owner_url = filesystem.join(url, OWNER_NAME)
+    if filesystem.exists(owner_url):
+        owner = documents.read_document(owner_url, format_name=_OWNER_FORMAT, version=_OWNER_VERSION).get("out")
+        if owner == out:
+            return
+        if is_complete(str(owner)) or not is_complete(out):
+            raise DataError(
+                f"this crosswalk belongs to the set {owner}, not to {out}",
+                where=url,
+                hint="give every set a --crosswalk of its own: this one's map would be overwritten",
+            )
+    documents.write_document(owner_url, {"out": out}, format_name=_OWNER_FORMAT, version=_OWNER_VERSION)
+    _close_to_others(owner_url)
 
 
 def write_private(url: str, data: bytes) -> None:

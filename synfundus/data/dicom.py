@@ -274,6 +274,7 @@ def _check_pixel_layout(header: _Header) -> str:
     stored = header.number("BitsStored", default=allocated)
     signed = header.number("PixelRepresentation", default=0)
     usable = _SAMPLES.get(colour) == samples and allocated in (8, 16) and 1 < stored <= allocated and signed == 0
+    usable &= header.number("HighBit", default=stored - 1) == stored - 1
     if header.syntax == _JPEG_BASELINE:
         usable &= allocated == 8 and colour != "PALETTE COLOR"
     if not usable:

@@ -11,15 +11,14 @@ import base64
 import hashlib
 import hmac
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from synfundus.data.label_mapping import PICTURE_SUFFIXES
 from synfundus.data.label_table import LabelTable
 from synfundus.seeding import derive_key
 from synfundus.storage.manifest import SPLITS, shard_name
-
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".dcm")
-"""A file in the source folder that ends in one of these is an input, in the table or not."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +49,14 @@ class Photograph:
         patient: Patient as the table gives it, or empty.
         labels: Values by label name.
         size_bytes: Size of the file.
+        also_patients: Other patients the table gives for it, in rows that were dropped.
     """
 
     source: str
     patient: str
     labels: Mapping[str, int | None]
     size_bytes: int
+    also_patients: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,8 @@ def match_files(table: LabelTable, files: Mapping[str, int]) -> tuple[list[Photo
 
     Returns:
         Photographs in table order, and a reject for each row without a usable file and each picture without a
-        row. Rows + pictures without a row = photographs + rejects.
+        row. Rows + pictures without a row = photographs + rejects. Patients of several rows of one photograph are in
+        `Photograph.also_patients`.
     """
     by_form = {_form(name): name for name in sorted(files)}
     photographs: list[Photograph] = []
@@ -117,6 +119,7 @@ def match_files(table: LabelTable, files: Mapping[str, int]) -> tuple[list[Photo
         for row in table.rejected
     ]
     line_of: dict[str, int] = {}
+    at: dict[str, int] = {}
     for row in table.rows:
         safe = safe_name(row.file)
         if safe is None:
@@ -126,13 +129,15 @@ def match_files(table: LabelTable, files: Mapping[str, int]) -> tuple[list[Photo
         if name is None:
             rejects.append(Reject(row.file, row.patient, "files", "missing_file", f"line {row.line}"))
         elif name in line_of:
-            rejects.append(
-                Reject(
-                    f"{name} (line {row.line})", row.patient, "table", "duplicate_row", f"first in line {line_of[name]}"
-                )
-            )
+            first = photographs[at[name]]
+            detail = f"first in line {line_of[name]}"
+            detail += "" if dict(row.labels) == dict(first.labels) else "; other labels"
+            if row.patient and row.patient != first.patient:
+                detail += "; other patient"
+                photographs[at[name]] = replace(first, also_patients=(*first.also_patients, row.patient))
+            rejects.append(Reject(f"{name} (line {row.line})", row.patient, "table", "duplicate_row", detail))
         else:
-            line_of[name] = row.line
+            line_of[name], at[name] = row.line, len(photographs)
             photographs.append(Photograph(name, row.patient, row.labels, files[name]))
     mentioned = set(line_of) | {by_form.get(_form(safe_name(row.file) or row.file)) for row in table.rejected}
     rejects += [
@@ -198,7 +203,9 @@ def drop_duplicates(
     return kept, rejects, pairs
 
 
-def split_patients(groups: Iterable[str], fractions: tuple[float, float, float], seed: int) -> dict[str, str]:
+def split_patients(
+    groups: Iterable[str], fractions: tuple[float, float, float], seed: int, *, given: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Assign each patient to train, val or test.
 
     Patients are ordered by a keyed hash and cut by exact fractions; every split with a fraction gets at least
@@ -208,11 +215,18 @@ def split_patients(groups: Iterable[str], fractions: tuple[float, float, float],
         groups: Patients, in any order and number of repetitions.
         fractions: Of train, val, test; they sum to 1.
         seed: Another seed gives another split.
+        given: Split of those whose split is known; the others make up for them as far as they can.
     """
+    known = dict(given or {})
     ordered = sorted(set(groups), key=lambda group: (derive_key(seed, "split", group), group))
     counts = _apportion(len(ordered), fractions)
+    free = [group for group in ordered if group not in known]
+    if known:
+        taken = Counter(known[group] for group in ordered if group in known)
+        room = [max(count - taken[split], 0) for split, count in zip(SPLITS, counts, strict=True)]
+        counts = _apportion(len(free), [places / sum(room) for places in room] if sum(room) else fractions)
     names = [split for split, count in zip(SPLITS, counts, strict=True) for _ in range(count)]
-    return dict(zip(ordered, names, strict=True))
+    return {**known, **dict(zip(free, names, strict=True))}
 
 
 def _apportion(total: int, fractions: Sequence[float]) -> list[int]:

@@ -14,11 +14,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-import yaml
 
 from synfundus.errors import ConfigError, DataError
 from synfundus.storage.label_schema import LabelSchema
@@ -28,7 +27,14 @@ DEFAULT_SOURCE = "photographs"
 FILE_COLUMNS = ("file", "image", "filename", "file_name", "path")
 """Columns that hold the file name where no mapping says so, in order of preference."""
 PATIENT_COLUMN = "patient_id"
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".dcm")
+"""A file in the source folder that ends in one of these is an input, in the table or not."""
+MISSING = frozenset({"", "nan", "na", "n/a", "<na>", "null", "none", "nat"})
+"""What programs write for a missing value, in lower case."""
 
+_INTEGER = re.compile(r"-?\d{1,9}")
+_SHOWN_CHARACTERS = 80
+_SHOWN_COLUMNS, _SHOWN_NAME = 60, 40
 _KEYS = {"source", "file", "file_pattern", "patient_id", "eye_side", "labels"}
 
 
@@ -80,6 +86,18 @@ def canonical_cell(cell: str) -> str:
     return str(int(number)) if abs(number) < 1e15 and number == int(number) else text
 
 
+def shown_columns(header: Sequence[str]) -> str:
+    """Name the columns of a table for a message; the cells of a row that stands where a header should may be a patient.
+
+    A file that is no table at all can have columns of any number and length.
+    """
+    data = re.compile(rf"[-+]?\d[\d.,:/ -]*|.*({'|'.join(map(re.escape, PICTURE_SUFFIXES))})", re.IGNORECASE)
+    if any(data.fullmatch(name) for name in header):
+        return f"{len(header)} cells that look like a row and not like names of columns (is the header missing?)"
+    names = [name[:_SHOWN_NAME] for name in header[:_SHOWN_COLUMNS]]
+    return ", ".join(names) + (f" and {len(header) - len(names)} more" if len(header) > len(names) else "")
+
+
 def default_mapping(header: tuple[str, ...], schema: LabelSchema, *, where: str) -> TableMapping:
     """Map columns that are named like the labels.
 
@@ -89,7 +107,7 @@ def default_mapping(header: tuple[str, ...], schema: LabelSchema, *, where: str)
     file_column = next((name for name in FILE_COLUMNS if name in header), None)
     if file_column is None:
         raise DataError(
-            f"no column for the file name among: {', '.join(header)}",
+            f"no column for the file name among: {shown_columns(header)}",
             where=where,
             hint=f"name it one of {', '.join(FILE_COLUMNS)}, or say which it is with --mapping",
         )
@@ -97,16 +115,17 @@ def default_mapping(header: tuple[str, ...], schema: LabelSchema, *, where: str)
     return TableMapping(file_column, PATIENT_COLUMN if PATIENT_COLUMN in header else None, labels)
 
 
-def parse_mapping(text: str, schema: LabelSchema, *, where: str) -> TableMapping:
-    """Parse a mapping.
+def parse_mapping(document: object, schema: LabelSchema, *, where: str) -> TableMapping:
+    """Check a mapping.
+
+    Args:
+        document: The YAML document in plain values: every scalar is the text that stands there, null is None.
+        schema: Labels there are.
+        where: Location, for messages.
 
     Raises:
-        ConfigError: Not YAML, a key that is not known, a label or value the schema does not have.
+        ConfigError: A key that is not known, a label or value the schema does not have, a cell that is mapped twice.
     """
-    try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the mapping is not valid YAML: {error}", where=where) from error
     if not isinstance(document, dict):
         raise ConfigError("a mapping is a YAML mapping of what -> column", where=where)
     extra = sorted(str(key) for key in set(document) - _KEYS)
@@ -138,7 +157,7 @@ def parse_mapping(text: str, schema: LabelSchema, *, where: str) -> TableMapping
 def _text(document: Mapping[str, Any], key: str, default: str | None, where: str) -> str:
     value = document.get(key, default)
     if not isinstance(value, str) or not value.strip():
-        raise ConfigError(f"the mapping needs text for {key!r}, found {value!r}", where=where)
+        raise ConfigError(f"the mapping needs text for {key!r}, found {_shown(value)}", where=where)
     return value.strip()
 
 
@@ -156,13 +175,25 @@ def _label_column(name: str, entry: object, schema: LabelSchema, where: str) -> 
         raise ConfigError(f"label {name!r}: values must be a mapping of cell -> value", where=where)
     values: dict[str, int | None] = {}
     for cell, value in entry["values"].items():
-        if isinstance(cell, bool) or not isinstance(cell, str | int | float):
-            raise ConfigError(
-                f"label {name!r}: the cell {cell!r} is not text", where=where, hint="quote it: YAML reads no as false"
-            )
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise ConfigError(f"label {name!r}: value {value!r} is neither an integer nor null", where=where)
-        if value is not None and not 0 <= value < spec.num_values:
-            raise ConfigError(f"label {name!r}: value {value} is not one of 0..{spec.num_values - 1}", where=where)
-        values[canonical_cell(str(cell))] = value
+        canonical = canonical_cell(cell)
+        if not canonical and value is not None:
+            raise ConfigError(f"label {name!r}: an empty cell is unknown and cannot be a value", where=where)
+        if canonical in values:
+            raise ConfigError(f"label {name!r}: the cell {canonical!r} is mapped twice", where=where)
+        values[canonical] = _label_value(name, value, spec.num_values, where)
     return LabelColumn(column, values)
+
+
+def _label_value(name: str, text: object, num_values: int, where: str) -> int | None:
+    if text is None:
+        return None
+    if not isinstance(text, str) or not _INTEGER.fullmatch(text):
+        raise ConfigError(f"label {name!r}: value {_shown(text)} is neither an integer nor null", where=where)
+    if not 0 <= int(text) < num_values:
+        raise ConfigError(f"label {name!r}: value {text} is not one of 0..{num_values - 1}", where=where)
+    return int(text)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."

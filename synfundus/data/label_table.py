@@ -11,7 +11,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from synfundus.data.label_mapping import TableMapping, canonical_cell, default_mapping
+from synfundus.data.label_mapping import MISSING, TableMapping, canonical_cell, default_mapping, shown_columns
 from synfundus.errors import ConfigError, DataError
 from synfundus.storage.label_schema import LabelSchema
 
@@ -228,7 +228,7 @@ def _column_numbers(header: Sequence[str], mapping: TableMapping, where: str) ->
             raise DataError(f"column {name!r} is there {header.count(name)} times", where=where)
         if name not in header:
             raise ConfigError(
-                f"the mapping names column {name!r}, the table has: {', '.join(header)}",
+                f"the mapping names column {name!r}, the table has: {shown_columns(header)}",
                 where=where,
                 hint="correct the mapping YAML",
             )
@@ -245,15 +245,16 @@ def _parse_row(
 ) -> TableRow | RejectedRow:
     cell = cells[columns[mapping.file_column]].strip()
     patient = "" if mapping.patient_column is None else cells[columns[mapping.patient_column]].strip()
+    patient = "" if patient.lower() in MISSING else patient
     if not cell:
         return RejectedRow(line, "", patient, "missing_file_name", f"column {mapping.file_column} is empty")
     file = mapping.file_name(cell)
     labels: dict[str, int | None] = dict.fromkeys(schema.names)
     for name, source in mapping.labels.items():
         text = canonical_cell(cells[columns[source.column]])
-        if not text:
-            continue
         known = _known_values(source.values, schema[name].num_values)
+        if text not in known and text.lower() in MISSING:
+            continue
         if text not in known:
             return RejectedRow(line, file, patient, "unknown_label_value", f"{name}: column {source.column} = {text!r}")
         labels[name] = known[text]

@@ -15,7 +15,7 @@ from synfundus.data.near_duplicates import appearance_of, hash_to_bytes
 from synfundus.data.preparation import TEXT_FLAG, BurnedText, PreparedPixels, Unusable, prepare_pixels, sample_document
 from synfundus.data.process_pool import Lost
 from synfundus.data.transforms import EYE_SIDE
-from synfundus.errors import StorageError
+from synfundus.errors import CorruptShard, StorageError
 from synfundus.storage import filesystem
 
 KILLED_THE_WORKER = "killed_the_worker"
@@ -97,15 +97,26 @@ def prepare_photograph(task: PhotographTask) -> PreparedPhotograph | Unusable:
 
 
 def _read(task: PhotographTask) -> bytes | Unusable:
+    url = filesystem.join(task.source, task.sample.source)
     try:
-        return filesystem.read_bytes(filesystem.join(task.source, task.sample.source))
+        filesystem.protocol_of(url)
+    except StorageError as error:
+        return Unusable(task.sample, "files", "unsafe_name", error.message)
+    try:
+        return filesystem.read_bytes(url)
+    except CorruptShard as error:
+        return Unusable(task.sample, "files", "damaged_in_store", error.message)
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return Unusable(task.sample, "files", "missing_file", "it was there when the run began")
         if isinstance(error.__cause__, PermissionError | IsADirectoryError):
             return Unusable(task.sample, "files", "unreadable_file", error.message)
         # the name of the file may be the name of a patient: messages get the key
-        raise StorageError(error.message, where=f"photograph {task.sample.key}", hint=error.hint) from None
+        which = (
+            "the file *.plan.jsonl with this key, in work/chunks of the crosswalk folder, says which photograph it is"
+        )
+        hint = f"{error.hint}; {which}" if error.hint else which
+        raise StorageError(error.message, where=f"photograph {task.sample.key}", hint=hint) from None
 
 
 def _finish(task: PhotographTask, data: bytes, prepared: PreparedPixels) -> PreparedPhotograph:

@@ -20,8 +20,8 @@ from synfundus.data.members import decode_json
 from synfundus.data.reader import SampleDecoder
 from synfundus.data.shard_check import KeysSeen, Problem, ShardReport, check_shard, open_shard, states_to_labels
 from synfundus.errors import CorruptShard, DataError, StorageError
-from synfundus.storage import filesystem
-from synfundus.storage.manifest import ShardEntry, ShardSet
+from synfundus.storage import documents, filesystem
+from synfundus.storage.manifest import REJECTS_NAME, ShardEntry, ShardSet
 from synfundus.storage.tarshard import TarShardReader
 
 LabelRow = Mapping[str, int | None]
@@ -29,6 +29,8 @@ Advance = Callable[[int], None]
 """Called with the number of samples done since the last call."""
 
 _ADVANCE_EVERY = 64
+_INDEX_SUFFIX = ".idx.npz"
+_REJECT_FIELDS = frozenset({"key", "name", "stage", "reason"})
 
 
 def sample_decoder(shard_set: ShardSet) -> SampleDecoder:
@@ -102,6 +104,31 @@ class SetSurvey:
                 yield from self._documents(entry, reader, report, advance)
             else:
                 advance(entry.num_samples)
+
+    def check_beside(self) -> None:
+        """Look at what lies beside the listed shards: rejects that the manifest does not count, and other shards."""
+        report = ShardReport(REJECTS_NAME, 0)
+        where = filesystem.join(self.shard_set.url, REJECTS_NAME)
+        try:
+            rows = documents.read_lines(where) if filesystem.exists(where) else []
+            if not all(isinstance(row, dict) for row in rows):
+                raise DataError("a line is not an object", where=where)
+            strange = {name for row in rows for name in row} - _REJECT_FIELDS
+            if strange:
+                report.add(f"it has fields that do not belong into a set: {', '.join(sorted(strange))}")
+            counted, recorded = len(rows), sum(self.shard_set.rejects.values())
+            if counted != recorded:
+                report.add(f"it names {counted} rejects, the manifest counts {recorded}")
+        except (DataError, StorageError) as error:
+            report.add(f"it cannot be read: {error.message}")
+        self.reports.append(report)
+        listed = {entry.name.removesuffix(".tar") for entry in self.shard_set.shards}
+        for name in sorted(filesystem.list_files(self.shard_set.url)):
+            stem = name.removesuffix(".tar").removesuffix(_INDEX_SUFFIX)
+            if name.endswith((".tar", _INDEX_SUFFIX)) and stem not in listed:
+                stray = ShardReport(name, 0)
+                stray.add("the manifest does not list it: readers that take every tar would read it")
+                self.reports.append(stray)
 
     def _verified(
         self,

@@ -80,6 +80,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     action = "verifying" if section.verify else "reading labels"
     with console.progress(action, total=shard_set.num_samples(), unit="samples") as bar:
         counts = count_labels(survey.label_rows(bar.advance), shard_set.label_schema)
+    if section.verify:
+        survey.check_beside()
     report = _report(shard_set, survey, counts)
     out = section.out or "."
     if section.contact_sheet_images:

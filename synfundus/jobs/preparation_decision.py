@@ -85,19 +85,22 @@ def decide(
     kept = tuple(results.looked_at[row] for row in rows)
     same, elsewhere = _compare(section, kept, rows, results, others, console)
     groups: Groups[str] = Groups()
+    for pair_of_patients in plan.same_person:
+        groups.join(pair_of_patients)
     for first, second in copies:
         groups.join((first.patient_group, second.patient_group))
     for pair in same if section.near_duplicates else ():
         groups.join(kept[row].sample.patient_group for row in (pair.first, pair.second))
     group_of = {sample.key: groups.find(sample.patient_group) for sample in samples}
-    split_of_group = split_patients(group_of.values(), section.splits, plan.properties["split_seed"])
+    given = _splits_elsewhere(section, kept, elsewhere, groups)
+    split_of_group = split_patients(group_of.values(), section.splits, plan.properties["split_seed"], given=given)
     splits = {key: split_of_group[group] for key, group in group_of.items()}
     labels = count_labels((sample.labels for sample in samples), plan.schema)
     properties = {
         **plan.properties,
         "num_patients": _num_patients(samples, splits),
         "flags": dict(sorted(Counter(flag for one in kept for flag in one.flags).items())),
-        "look_alikes": _look_alike_counts(kept, same, elsewhere),
+        "look_alikes": _look_alike_counts(kept, same, elsewhere, splits),
         "label_counts": labels.to_document(),
     }
     shards = tuple(plan_shards(samples, splits, max_samples=samples_per_shard(section)))
@@ -128,6 +131,24 @@ def _compare(
     return tuple(same), tuple(elsewhere)
 
 
+def _splits_elsewhere(
+    section: PrepareConfig, kept: Sequence[LookedAt], elsewhere: Sequence[SeenElsewhere], groups: Groups[str]
+) -> dict[str, str]:
+    """Return the split of groups with photographs of another set: the one most of these have there, if it is wanted.
+
+    What is trained on in one set must not be held out in the other: both may be trained on together.
+    """
+    wanted = {split for split, fraction in zip(SPLITS, section.splits, strict=True) if fraction > 0}
+    found: dict[str, Counter[str]] = {}
+    for one in elsewhere:
+        if one.other_split in wanted:
+            group = groups.find(kept[one.row].sample.patient_group)
+            found.setdefault(group, Counter())[one.other_split] += 1
+    return {
+        group: max(counts, key=lambda split: (counts[split], SPLITS.index(split))) for group, counts in found.items()
+    }
+
+
 def _num_patients(samples: Sequence[PlannedSample], splits: dict[str, str]) -> dict[str, int]:
     patients: dict[str, set[str]] = {split: set() for split in SPLITS}
     for sample in samples:
@@ -136,7 +157,7 @@ def _num_patients(samples: Sequence[PlannedSample], splits: dict[str, str]) -> d
 
 
 def _look_alike_counts(
-    kept: Sequence[LookedAt], same: Sequence[LookAlike], elsewhere: Sequence[SeenElsewhere]
+    kept: Sequence[LookedAt], same: Sequence[LookAlike], elsewhere: Sequence[SeenElsewhere], splits: dict[str, str]
 ) -> dict[str, Any]:
     groups = groups_of(same)
     across = [group for group in groups if len({kept[row].sample.patient_group for row in group}) > 1]
@@ -146,4 +167,7 @@ def _look_alike_counts(
         "photographs": sum(map(len, groups)),
         "groups_across_patients": len(across),
         "in_other_sets": len({one.row for one in elsewhere}),
+        "in_another_split_there": len(
+            {one.row for one in elsewhere if one.other_split != splits[kept[one.row].sample.key]}
+        ),
     }

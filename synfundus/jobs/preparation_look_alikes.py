@@ -6,8 +6,11 @@ would tell what an image shows, so they do not belong into the set.
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import io
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from synfundus.data.crosswalk import private_file
+from synfundus.data.crosswalk import CROSSWALK_NAME, private_file
 from synfundus.data.near_duplicates import HASH_BYTES, THUMBNAIL_PX, LookAlike, near_duplicates
 from synfundus.errors import ConfigError
 from synfundus.storage import filesystem
+from synfundus.storage.manifest import SPLITS
 
 LOOKS_NAME = "looks.npy"
 
@@ -37,11 +41,20 @@ class OtherSet:
         url: As the user named it.
         looks: Location of its looks.
         sha256: Hash of them.
+        crosswalk: Location of its map, which says the split of each key; empty if it is not there.
+        crosswalk_sha256: Hash of it.
     """
 
     url: str
     looks: str
     sha256: str
+    crosswalk: str
+    crosswalk_sha256: str
+
+    @property
+    def identity(self) -> str:
+        """Hash of all that is read of it."""
+        return hashlib.sha256(f"{self.sha256} {self.crosswalk_sha256}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -52,6 +65,7 @@ class SeenElsewhere:
         row: Which photograph.
         other_set: Number of the other set, from 0.
         other_key: Its key there.
+        other_split: Its split there; empty if that is not known.
         similarity: Correlation of their small copies.
         mirrored: Whether one is the mirror image of the other.
     """
@@ -59,6 +73,7 @@ class SeenElsewhere:
     row: int
     other_set: int
     other_key: str
+    other_split: str
     similarity: float
     mirrored: bool
 
@@ -80,9 +95,34 @@ def find_other_sets(urls: Sequence[str]) -> tuple[OtherSet, ...]:
                 where="prepare.compare_with",
                 hint=f"give the crosswalk folder of a set that this version of `prepare` wrote: it has {LOOKS_NAME}",
             )
-        with tempfile.TemporaryFile() as copy:
-            found.append(OtherSet(url, looks, filesystem.fetch(looks, copy)))
+        crosswalk = filesystem.join(looks.removesuffix(f"/{LOOKS_NAME}"), CROSSWALK_NAME)
+        crosswalk = crosswalk if filesystem.exists(crosswalk) else ""
+        found.append(OtherSet(url, looks, _sha256(looks), crosswalk, _sha256(crosswalk) if crosswalk else ""))
     return tuple(found)
+
+
+def _sha256(url: str) -> str:
+    with tempfile.TemporaryFile() as copy:
+        return filesystem.fetch(url, copy)
+
+
+def _splits_of(other: OtherSet, keys: Collection[str]) -> dict[str, str]:
+    """Return the splits of some keys of another set, as its crosswalk has them.
+
+    Raises:
+        ConfigError: It is no crosswalk.
+    """
+    if not other.crosswalk or not keys:
+        return {}
+    with tempfile.TemporaryFile() as copy:
+        filesystem.fetch(other.crosswalk, copy, sha256=other.crosswalk_sha256)
+        copy.seek(0)
+        with io.TextIOWrapper(copy, encoding="utf-8", newline="") as text:
+            try:
+                rows = csv.DictReader(text, strict=True)
+                return {row["key"]: row["split"] for row in rows if row["key"] in keys and row["split"] in SPLITS}
+            except (KeyError, csv.Error, UnicodeDecodeError) as error:
+                raise ConfigError("this is no crosswalk", where=other.crosswalk) from error
 
 
 @contextmanager
@@ -128,11 +168,12 @@ def look_alikes_elsewhere(
                 other_thumbnails=_reader(table["thumbnail"]),
                 advance=advance,
             )
-            keys = table["key"]
-            found += [
-                SeenElsewhere(pair.first, number, bytes(keys[pair.second]).decode(), pair.similarity, pair.mirrored)
-                for pair in pairs
-            ]
+            keys = [bytes(table["key"][pair.second]).decode() for pair in pairs]
+        splits = _splits_of(other, frozenset(keys))
+        found += [
+            SeenElsewhere(pair.first, number, key, splits.get(key, ""), pair.similarity, pair.mirrored)
+            for pair, key in zip(pairs, keys, strict=True)
+        ]
     return found
 
 

@@ -78,7 +78,7 @@ def find_places(section: PrepareConfig) -> Places:
         )
     out = str(section.out).rstrip("/")
     crosswalk = (section.crosswalk or f"{out}.crosswalk").rstrip("/")
-    if f"{_absolute(crosswalk)}/".startswith(f"{_absolute(out)}/"):
+    if f"{absolute(crosswalk)}/".startswith(f"{absolute(out)}/"):
         raise ConfigError(
             f"the crosswalk {crosswalk} lies in the set {out}",
             where="prepare.crosswalk",
@@ -87,7 +87,8 @@ def find_places(section: PrepareConfig) -> Places:
     return Places(str(section.source), section.labels, out, crosswalk)
 
 
-def _absolute(url: str) -> str:
+def absolute(url: str) -> str:
+    """Return a location that does not depend on where the program was started."""
     return str(filesystem.local_path(url).resolve()) if filesystem.is_local(url) else url
 
 
@@ -147,7 +148,7 @@ def refuse_difference(places: Places, plan: InputPlan) -> None:
 def claim(places: Places, plan: InputPlan) -> None:
     """Write the chunks down, or keep them where the same run was stopped; what another run left is removed."""
     request = filesystem.join(places.work, _REQUEST_NAME)
-    wanted = {"fingerprint": plan.fingerprint, "out": _absolute(places.out)}
+    wanted = {"fingerprint": plan.fingerprint, "out": absolute(places.out)}
     if filesystem.exists(request):
         try:
             found = documents.read_document(request, format_name=RECORD_FORMAT, version=RECORD_VERSION)

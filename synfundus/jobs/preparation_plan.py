@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from synfundus.config.data_sections import PrepareConfig
+from synfundus.config.yaml_text import parse_document
 from synfundus.data.importers import read_with_importer
 from synfundus.data.ingest import PlannedSample, Reject, match_files, plan_samples
 from synfundus.data.label_mapping import TableMapping, parse_mapping
@@ -39,6 +40,7 @@ class InputPlan:
         num_inputs: Rows of the table + pictures without a row.
         properties: What the manifest records of it.
         warnings: What the user should know.
+        same_person: Pairs of patient groups that the table gives for one photograph.
     """
 
     schema: LabelSchema
@@ -48,6 +50,7 @@ class InputPlan:
     num_inputs: int
     properties: dict[str, Any]
     warnings: tuple[str, ...]
+    same_person: tuple[tuple[str, str], ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -87,17 +90,15 @@ def _load_schema(url: str | None) -> LabelSchema:
     if url is None:
         return DEFAULT_LABEL_SCHEMA
     text = _read_text(url, "label schema", "prepare.label_schema")
-    try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the label schema is not valid YAML: {error}", where=url) from error
-    return LabelSchema.from_document(document, where=url)
+    parse_document(text, where=url)  # bounded, no key twice
+    return LabelSchema.from_document(yaml.safe_load(text), where=url)
 
 
 def _load_mapping(url: str | None, schema: LabelSchema) -> TableMapping | None:
     if url is None:
         return None
-    return parse_mapping(_read_text(url, "mapping", "prepare.mapping"), schema, where=url)
+    document = parse_document(_read_text(url, "mapping", "prepare.mapping"), where=url)
+    return parse_mapping(document, schema, where=url)
 
 
 def _read_table(section: PrepareConfig, schema: LabelSchema, files: Mapping[str, int]) -> LabelTable:
@@ -173,8 +174,15 @@ def plan_inputs(
         "num_inputs": len(matched) + len(rejects),
     }
     properties["inputs_sha256"] = _fingerprint(schema, properties, samples, rejects, secret)
+    same_person = tuple(
+        (sample.patient_group, f"patient:{other}")
+        for photograph, sample in zip(matched, samples, strict=True)
+        for other in photograph.also_patients
+    )
     return InputPlan(
-        schema, table.mapping.source, samples, tuple(rejects), properties["num_inputs"], properties, table.warnings
+        *(schema, table.mapping.source, samples, tuple(rejects), properties["num_inputs"], properties),
+        warnings=table.warnings,
+        same_person=same_person,
     )
 
 

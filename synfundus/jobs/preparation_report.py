@@ -21,7 +21,7 @@ from synfundus.data.near_duplicates import LookAlike
 from synfundus.jobs.preparation_chunks import ChunkResults
 from synfundus.jobs.preparation_decision import Decision
 from synfundus.jobs.preparation_look_alikes import LOOKS_NAME, OtherSet, SeenElsewhere, save_looks
-from synfundus.jobs.preparation_places import Places
+from synfundus.jobs.preparation_places import Places, absolute
 from synfundus.jobs.preparation_plan import InputPlan
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardSet
@@ -32,7 +32,7 @@ Line = dict[str, Any]
 
 def write_crosswalk(places: Places, plan: InputPlan, decision: Decision) -> list[dict[str, str]]:
     """Write who is who outside the set; returns the rejects as the set may show them: by key alone."""
-    secret = open_crosswalk(places.crosswalk)
+    secret = open_crosswalk(places.crosswalk, out=absolute(places.out))
     rejects: list[tuple[str, Reject]] = [
         (sample_key(secret, reject.source), reject) for reject in (*plan.rejects, *decision.duplicates)
     ]
@@ -86,7 +86,7 @@ def _within(decision: Decision, pair: LookAlike) -> Line:
 
 def _elsewhere(decision: Decision, one: SeenElsewhere, others: Sequence[OtherSet]) -> Line:
     measure = {"similarity": round(one.similarity, 4), "mirrored": one.mirrored}
-    other = {"other_set": others[one.other_set].url, "other_key": one.other_key}
+    other = {"other_set": others[one.other_set].url, "other_key": one.other_key, "other_split": one.other_split}
     return {"kind": "elsewhere", **_who(decision, one.row), **other, **measure}
 
 
@@ -109,6 +109,6 @@ def report(console: Console, shard_set: ShardSet, decision: Decision) -> None:
         )
     if found["in_other_sets"]:
         console.warning(
-            f"{found['in_other_sets']} photographs look like one of another set: "
-            f"see {LOOK_ALIKES_NAME} in the crosswalk folder"
+            f"{found['in_other_sets']} photographs look like one of another set; they are in its split, except for "
+            f"{found['in_another_split_there']}: see {LOOK_ALIKES_NAME} in the crosswalk folder"
         )

@@ -24,7 +24,15 @@ from synfundus.jobs import Summary
 from synfundus.jobs.preparation_chunks import ChunkResults, pending_chunks, prepare_chunks, read_chunks
 from synfundus.jobs.preparation_decision import Decision, decide
 from synfundus.jobs.preparation_look_alikes import OtherSet, find_other_sets, room_for_thumbnails
-from synfundus.jobs.preparation_places import Places, check_out, claim, clear_work, find_places, refuse_difference
+from synfundus.jobs.preparation_places import (
+    Places,
+    absolute,
+    check_out,
+    claim,
+    clear_work,
+    find_places,
+    refuse_difference,
+)
 from synfundus.jobs.preparation_plan import InputPlan, plan_inputs
 from synfundus.jobs.preparation_report import report, write_crosswalk, write_findings
 from synfundus.jobs.preparation_shards import ShardTask, assemble_shards, finished_entries, plan_shard_tasks
@@ -76,8 +84,8 @@ class _Chief:
         plan = self._plan = plan_inputs(
             section,
             source=places.source,
-            compared_with=[other.sha256 for other in self._others],
-            open_secret=lambda: open_crosswalk(places.crosswalk),
+            compared_with=[other.identity for other in self._others],
+            open_secret=lambda: open_crosswalk(places.crosswalk, out=absolute(places.out)),
             seed=self._config.seed,
         )
         for warning in plan.warnings:

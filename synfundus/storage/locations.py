@@ -13,6 +13,8 @@ ALLOWED_PROTOCOLS = ("file", "s3", "memory")
 """Everything else, ``pipe:`` first of all, is refused."""
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Blanks of other scripts are no control characters: macOS and East Asian names have them."""
 _SIGNED = re.compile(r"[?&](X-Amz-|AWSAccessKeyId=|Signature=)", re.IGNORECASE)
 
 
@@ -53,7 +55,7 @@ def _check_s3_url(url: str) -> None:
     if not _BUCKET.fullmatch(bucket):
         raise StorageError(f"{bucket!r} is not the name of a bucket", where=url, hint="write s3://bucket/path")
     segments = key.rstrip("/").split("/") if key else []
-    if any(segment in {"", ".", ".."} for segment in segments) or not key.isprintable():
+    if any(segment in {"", ".", ".."} for segment in segments) or _CONTROL.search(key):
         raise StorageError("a path in a bucket must not hold empty parts, '.', '..' or control characters", where=url)
 
 

@@ -15,6 +15,7 @@ import pytest
 from synfundus.cli.app import run_command
 from synfundus.cli.verbs import VERBS
 from synfundus.config.loader import leaf_fields
+from synfundus.config.yaml_text import parse_document
 from synfundus.data.decode import Undecodable
 from synfundus.data.field_of_view import NoFieldOfView
 from synfundus.data.label_mapping import parse_mapping
@@ -270,7 +271,7 @@ def test_formats_document_lists_every_reason_to_refuse_a_photograph() -> None:
 def test_the_example_of_a_mapping_is_one() -> None:
     examples = [block.text for block in blocks(ROOT / "docs" / "formats.md") if block.language == "yaml"]
     assert len(examples) == 1
-    mapping = parse_mapping(examples[0], DEFAULT_LABEL_SCHEMA, where="docs/formats.md")
+    mapping = parse_mapping(parse_document(examples[0], where="docs"), DEFAULT_LABEL_SCHEMA, where="docs/formats.md")
     assert mapping.labels["is_gc"].values == {"RG": 1, "NRG": 0, "?": None}
 
 

@@ -243,6 +243,28 @@ def test_labels_in_the_index_that_differ_from_the_document_are_named(small_set: 
     }
 
 
+def test_rejects_and_shards_that_the_manifest_does_not_know_are_named(small_set: ShardSet, tmp_path: Path) -> None:
+    root = Path(small_set.url)
+    assert verify(small_set.url, tmp_path)["ok"]
+    rows = [{"key": "k", "stage": "decode", "reason": "damaged"}, {"key": "l", "source": "DOE_JANE.jpg"}]
+    (root / "rejects.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (root / "train" / "000009.tar").write_bytes(tar_of(small_set, 0).read_bytes())
+    report = verify(small_set.url, tmp_path)
+    found = [(problem["place"], problem["reason"]) for problem in report["problems"]]
+    assert found == [
+        ("rejects.jsonl", "it has fields that do not belong into a set: source"),
+        ("rejects.jsonl", "it names 2 rejects, the manifest counts 0"),
+        ("train/000009.tar", "the manifest does not list it: readers that take every tar would read it"),
+    ]
+    assert (report["exit_code"], report["good"]) == (3, NUM_SAMPLES)
+    (root / "rejects.jsonl").write_text("17\n")
+    (root / "train" / "000009.tar").unlink()
+    assert reasons(verify(small_set.url, tmp_path)) == {"rejects.jsonl": "it cannot be read: a line is not an object"}
+    save_shard_set(replace(small_set, rejects={"damaged": 3}))
+    (root / "rejects.jsonl").unlink()
+    assert reasons(verify(small_set.url, tmp_path))["rejects.jsonl"] == "it names 0 rejects, the manifest counts 3"
+
+
 def test_a_latent_set_is_verified_with_its_mirrored_moments(latent_set: ShardSet, tmp_path: Path) -> None:
     report = verify(latent_set.url, tmp_path)
     assert report["ok"]

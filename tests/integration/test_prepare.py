@@ -96,6 +96,13 @@ def crosswalk_of(out: Path) -> list[Row]:
         return list(csv.DictReader(stream))
 
 
+def with_the_secret_of(crosswalk: Path, other: Path) -> str:
+    """Make a crosswalk for another set of the same photographs that gives the same keys."""
+    other.mkdir()
+    (other / "secret.key").write_bytes((crosswalk / "secret.key").read_bytes())
+    return str(other)
+
+
 def all_bytes(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
@@ -292,7 +299,7 @@ def test_the_crosswalk_is_outside_the_set_and_private(messy_set: tuple[Path, Sum
     crosswalk = Path(summary["crosswalk"])
     assert crosswalk == Path(f"{out}.crosswalk")
     assert sorted(path.name for path in crosswalk.iterdir()) == [
-        *("crosswalk.csv", "flags.jsonl", "look_alikes.jsonl", "looks.npy", "rejects.jsonl", "secret.key")
+        *("crosswalk.csv", "flags.jsonl", "look_alikes.jsonl", "looks.npy", "owner.json", "rejects.jsonl", "secret.key")
     ]
     assert stat.S_IMODE(crosswalk.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in crosswalk.iterdir()} == {0o600}
@@ -342,7 +349,8 @@ def test_the_set_does_not_depend_on_processes_or_ranks(tmp_path: Path, image_for
     write_clinic(tmp_path / "in", 24)
     options = {"image_format": image_format, "shard_max_samples": 4}
     run(config_of(tmp_path / "in", tmp_path / "a", workers=0, crosswalk=str(tmp_path / "x"), **options))
-    run(config_of(tmp_path / "in", tmp_path / "b", workers=2, crosswalk=str(tmp_path / "x"), **options))
+    other = with_the_secret_of(tmp_path / "x", tmp_path / "y")
+    run(config_of(tmp_path / "in", tmp_path / "b", workers=2, crosswalk=other, **options))
     first, second = all_bytes(tmp_path / "a"), all_bytes(tmp_path / "b")
     assert sum(name.endswith(".tar") for name in first) >= 6
     assert first == second
@@ -351,12 +359,13 @@ def test_the_set_does_not_depend_on_processes_or_ranks(tmp_path: Path, image_for
 def test_two_ranks_share_the_work_and_write_the_same_set(tmp_path: Path) -> None:
     write_clinic(tmp_path / "in", 36)
     single = config_of(tmp_path / "in", tmp_path / "a", crosswalk=str(tmp_path / "x"), shard_max_samples=4)
-    shared = config_of(tmp_path / "in", tmp_path / "b", crosswalk=str(tmp_path / "x"), shard_max_samples=4)
+    shared = config_of(tmp_path / "in", tmp_path / "b", crosswalk=str(tmp_path / "y"), shard_max_samples=4)
     run(single)
+    with_the_secret_of(tmp_path / "x", tmp_path / "y")
     # alone in its collectives, rank 0 of 2 comes as far as its own half
     with refused(DataError, "chunk 1 was not prepared"):
         prepare.run(shared, LocalWorld(rank=0, size=2), SilentConsole())
-    chunks = tmp_path / "x" / "work" / "chunks"
+    chunks = tmp_path / "y" / "work" / "chunks"
     assert [path.name for path in sorted(chunks.glob("*.done.json"))] == [
         "000000.done.json",
         "000002.done.json",
@@ -416,8 +425,9 @@ def test_a_complete_set_is_left_alone(tmp_path: Path) -> None:
 def test_an_unfinished_set_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_clinic(tmp_path / "in", 24)
     whole = config_of(tmp_path / "in", tmp_path / "whole", crosswalk=str(tmp_path / "x"), shard_max_samples=4)
-    halted = config_of(tmp_path / "in", tmp_path / "halted", crosswalk=str(tmp_path / "x"), shard_max_samples=4)
+    halted = config_of(tmp_path / "in", tmp_path / "halted", crosswalk=str(tmp_path / "y"), shard_max_samples=4)
     run(whole)
+    with_the_secret_of(tmp_path / "x", tmp_path / "y")
     real, calls = write_shard, []
 
     def failing(*args: Any, **options: Any) -> Any:

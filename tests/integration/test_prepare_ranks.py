@@ -20,11 +20,12 @@ from rank_processes import run_cli, run_cli_killed_at
 from written_text import write_text
 
 from synfundus.config.schema import RunConfig
+from synfundus.data.ingest import PlannedSample
 from synfundus.data.phantoms import LABEL_NAMES, draw_phantom
 from synfundus.data.photograph_task import PhotographTask, PreparedPhotograph, prepare_photograph
 from synfundus.data.preparation import Unusable
 from synfundus.distributed.world import LocalWorld, World
-from synfundus.errors import ConfigError, DataError, StorageError
+from synfundus.errors import ConfigError, CorruptShard, DataError, StorageError
 from synfundus.jobs import Summary, preparation_chunks, prepare
 from synfundus.seeding import keyed_generator
 from synfundus.storage import filesystem
@@ -93,7 +94,9 @@ def run(config: RunConfig, world: World | None = None) -> Summary:
 
 
 def all_bytes(url: Path | str) -> dict[str, bytes]:
-    return {name: filesystem.read_bytes(filesystem.join(str(url), name)) for name in filesystem.list_files(str(url))}
+    """Read a folder; the one file that says where its set lies is left out."""
+    names = [name for name in filesystem.list_files(str(url)) if name != "owner.json"]
+    return {name: filesystem.read_bytes(filesystem.join(str(url), name)) for name in names}
 
 
 def lines(url: Path | str) -> list[dict[str, Any]]:
@@ -366,8 +369,92 @@ def test_a_set_is_compared_with_one_that_was_made_before(clinic: Path, whole: Pa
     with (whole / "names" / "crosswalk.csv").open(newline="") as stream:
         sources = {line["key"]: line["source"] for line in csv.DictReader(stream)}
     assert sources[row["other_key"]] == "clinic/004.jpg"
+    with (tmp_path / "names" / "crosswalk.csv").open(newline="") as stream:
+        assert {row["source"]: row["split"] for row in csv.DictReader(stream)}["known.png"] == row["other_split"]
     with pytest.raises(ConfigError, match="no looks of a set"):
         run(config_of(folder, tmp_path / "set2", tmp_path / "names2", compare_with=[str(clinic)]))
+
+
+def test_photographs_of_another_set_go_into_the_split_they_have_there(tmp_path: Path) -> None:
+    write_clinic(tmp_path / "first", 30)
+    run(config_of(tmp_path / "first", tmp_path / "a", tmp_path / "a-names", splits=(0.4, 0.3, 0.3)))
+    folder = tmp_path / "second"
+    folder.mkdir()
+    rows = []
+    for index in range(40):  # the first thirty are known there; every second patient has one of them and a new one
+        picture(index if index < 30 else 200 + index).save(folder / f"{index}.png")
+        rows.append({"file": f"{index}.png", "patient_id": f"N{index % 20}"})
+    write_table(folder, rows)
+    options = {"compare_with": [str(tmp_path / "a-names")], "splits": (0.4, 0.3, 0.3)}
+    summary = run(config_of(folder, tmp_path / "b", tmp_path / "b-names", **options))
+    assert summary["look_alikes"]["in_other_sets"] == 30
+    there: dict[str, dict[str, str]] = {}
+    here: dict[str, dict[str, str]] = {}
+    for name, found in (("a-names", there), ("b-names", here)):
+        with (tmp_path / name / "crosswalk.csv").open(newline="") as stream:
+            found.update({row["key"]: row for row in csv.DictReader(stream)})
+    patients: dict[str, set[str]] = {}
+    for row in here.values():
+        patients.setdefault(row["patient_id"], set()).add(row["split"])
+    assert all(len(splits) == 1 for splits in patients.values())
+    pairs = lines(tmp_path / "b-names" / "look_alikes.jsonl")
+    assert all(pair["other_split"] == there[pair["other_key"]]["split"] for pair in pairs)
+    torn = {pair["key"] for pair in pairs if pair["split"] != pair["other_split"]}
+    assert len(torn) == summary["look_alikes"]["in_another_split_there"]
+    wishes: dict[str, set[str]] = {}
+    for pair in pairs:
+        wishes.setdefault(pair["patient_id"], set()).add(pair["other_split"])
+    assert {here[key]["patient_id"] for key in torn} == {who for who, wish in wishes.items() if len(wish) > 1}
+    assert sum(len(wish) == 1 for wish in wishes.values()) >= 10
+
+
+def test_a_crosswalk_of_another_set_is_refused_and_stays_as_it_is(clinic: Path, tmp_path: Path) -> None:
+    names = tmp_path / "names"
+    names.mkdir(mode=0o750)
+    run(config_of(clinic, tmp_path / "a", names))
+    assert names.stat().st_mode & 0o777 == 0o750, "a folder that is there keeps its rights"
+    before = {path.name: path.read_bytes() for path in names.iterdir()}
+    with pytest.raises(DataError, match=r"belongs to the set .*/a, not to .*/b"):
+        run(config_of(clinic, tmp_path / "b", names))
+    assert {path.name: path.read_bytes() for path in names.iterdir()} == before
+    (tmp_path / "a").rename(tmp_path / "moved")
+    with pytest.raises(DataError, match="belongs to the set"):
+        run(config_of(clinic, tmp_path / "b", names))
+    assert run(config_of(clinic, tmp_path / "moved", names))["num_samples"] > 0
+
+
+def test_what_the_store_has_in_another_form_is_a_named_reject(
+    clinic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real: Callable[[str], bytes] = filesystem.read_bytes
+
+    def failing(url: str) -> bytes:
+        if url.endswith("007.jpg"):
+            raise CorruptShard("the object does not match its hash after 3 readings", where=url)
+        return real(url)
+
+    monkeypatch.setattr(filesystem, "read_bytes", failing)
+    assert run(config_of(clinic, tmp_path / "set", tmp_path / "names"))["rejects"]["damaged_in_store"] == 1
+
+
+def test_blanks_of_other_scripts_are_read_from_a_store(tmp_path: Path, s3_bucket: str) -> None:
+    rows = []
+    for index, name in enumerate(("a\u3000b.png", "c\u00a0d.png", "e\u202fPM.png", "ä.png")):
+        stream = io.BytesIO()
+        picture(index).save(stream, "PNG")
+        filesystem.write_bytes(f"{s3_bucket}/in/{name}", stream.getvalue())
+        rows.append({"file": name, "patient_id": f"P{index}"})
+    write_table(tmp_path, rows)
+    filesystem.write_bytes(f"{s3_bucket}/in/labels.csv", (tmp_path / "labels.csv").read_bytes())
+    assert run(config_of(f"{s3_bucket}/in", tmp_path / "set", tmp_path / "names"))["num_samples"] == 4
+
+
+def test_a_name_that_no_store_takes_is_a_named_reject() -> None:
+    sample = PlannedSample("key", "f\x07g.png", "P", {}, 100)
+    task = PhotographTask(sample, "s3://bucket/in", 64, "png", 10**6, "x", "off")
+    lost = prepare_photograph(task)
+    assert isinstance(lost, Unusable)
+    assert (lost.stage, lost.reason) == ("files", "unsafe_name")
 
 
 def test_everything_may_lie_in_an_object_store(clinic: Path, whole: Path, tmp_path: Path, s3_bucket: str) -> None:

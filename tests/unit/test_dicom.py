@@ -79,6 +79,13 @@ def test_unused_bits_are_not_part_of_the_value() -> None:
     assert np.abs(decode(data).astype(int) - rgb(GREY)).max() <= 1
 
 
+def test_values_in_the_upper_bits_are_refused() -> None:
+    wide = GREY.astype(np.uint16) << 4
+    with pytest.raises(UndecodableImage) as caught:
+        decode(photograph_file(wide, colour="MONOCHROME2", BitsStored=12, HighBit=15))
+    assert caught.value.reason is Undecodable.UNSUPPORTED_MODE
+
+
 @pytest.mark.parametrize(("colour", "expected"), [("MONOCHROME2", GREY), ("MONOCHROME1", 255 - GREY)])
 @pytest.mark.parametrize("syntax", [EXPLICIT, RLE])
 def test_grey_has_the_right_polarity(colour: str, expected: np.ndarray[Any, Any], syntax: str) -> None:

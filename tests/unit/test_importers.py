@@ -158,6 +158,14 @@ def test_brset_of_both_generations_reads_the_same(version: str) -> None:
     assert any("exam_eye" in warning for warning in table.warnings) == (version == "brset_1_0_0.csv")
 
 
+def test_brset_is_known_by_the_columns_that_count() -> None:
+    data = (FIXTURES / "brset_1_0_0.csv").read_bytes()
+    for spelling in (b"iluminaton", b"ilumination", b"lighting"):
+        other = data.replace(b"Illuminaton", spelling).replace(b"drusens", b"drusen_")
+        rows = read_with_importer("brset", other, DEFAULT_LABEL_SCHEMA, files=(), where="t.csv").rows
+        assert [row.labels for row in rows] == [row.labels for row in read("brset", "brset_1_0_0.csv").rows]
+
+
 def test_mbrset_reads_words_and_missing_grades() -> None:
     table = read("mbrset", "mbrset.csv")
     assert known(table) == {

@@ -27,6 +27,7 @@ TABLES = {
     "brset_1_0_0.csv": "brset",
     "brset_1_0_2.csv": "brset",
     "ddr.txt": "ddr",
+    "ddr_kaggle.csv": "ddr",
     "eyepacs.csv": "eyepacs",
     "idrid.csv": "idrid",
     "mbrset.csv": "mbrset",
@@ -181,7 +182,7 @@ def damaged_tables(draw: st.DrawFn) -> tuple[str, bytes, list[tuple[int, bool]],
         An importer, a table, (first line, whether it has a cell for every named column) of every record, whether a
         cell holds a line break.
     """
-    table = draw(st.sampled_from(sorted(name for name in TABLES if name.endswith(".csv"))))
+    table = draw(st.sampled_from(sorted(name for name in TABLES if name.endswith(".csv") and name != "ddr_kaggle.csv")))
     rows = list(csv.reader(io.StringIO((FIXTURES / table).read_text(encoding="utf-8-sig"))))
     width = max(len(row) for row in rows)
     extra = draw(st.lists(st.sampled_from(["notes", "fold", ""]), max_size=2, unique=True))

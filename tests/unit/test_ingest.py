@@ -71,6 +71,9 @@ def test_rows_and_files_are_brought_together_and_nothing_is_lost() -> None:
         ("line 8", "malformed_row"),
     ]
     assert len(photographs) + len(rejects) == 7 + 1
+    assert [one.also_patients for one in photographs] == [("P9",), ()]
+    (again,) = [reject for reject in rejects if reject.reason == "duplicate_row"]
+    assert again.detail == "first in line 2; other labels; other patient"
 
 
 def test_composed_and_decomposed_names_are_the_same_file() -> None:
@@ -101,6 +104,19 @@ def test_the_first_of_identical_files_and_of_identical_images_stays() -> None:
         ("e", "Pe", "duplicate_of", "same file as a"),
     ]
     assert [(first.source, second.source) for first, second in pairs] == [("a", "c"), ("b", "d"), ("a", "e")]
+
+
+@given(st.integers(1, 300), st.lists(st.sampled_from(["train", "val", "test"]), max_size=300))
+def test_patients_whose_split_is_given_keep_it_and_the_others_make_up_for_them(number: int, wanted: list[str]) -> None:
+    groups = [f"P{index}" for index in range(number)]
+    given_splits = dict(zip(groups, wanted, strict=False))
+    splits = split_patients(groups, (0.6, 0.2, 0.2), 3, given=given_splits)
+    assert set(splits) == set(groups)
+    assert all(splits[group] == split for group, split in given_splits.items())
+    counts, given_counts = Counter(splits.values()), Counter(given_splits.values())
+    for split, fraction in zip(("train", "val", "test"), (0.6, 0.2, 0.2), strict=True):
+        over = any(given_counts[name] > number * share for name, share in (("train", 0.6), ("val", 0.2), ("test", 0.2)))
+        assert over or abs(counts[split] - number * fraction) < 2
 
 
 def test_a_duplicate_with_other_labels_says_so() -> None:

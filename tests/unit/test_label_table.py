@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from synfundus.config.yaml_text import parse_document
 from synfundus.data.label_mapping import canonical_cell, parse_mapping
 from synfundus.data.label_table import LabelTable, read_label_table
 from synfundus.errors import ConfigError, DataError
@@ -11,7 +12,9 @@ SCHEMA = LabelSchema((LabelSpec("dr_grade", 5, ordinal=True), LabelSpec("is_gc",
 
 
 def read(text: str, mapping: str | None = None, schema: LabelSchema = SCHEMA) -> LabelTable:
-    parsed = None if mapping is None else parse_mapping(mapping, schema, where="map.yaml")
+    parsed = (
+        None if mapping is None else parse_mapping(parse_document(mapping, where="map.yaml"), schema, where="map.yaml")
+    )
     return read_label_table(text.encode(), schema, parsed, where="t.csv")
 
 
@@ -39,7 +42,7 @@ def test_blanks_around_names_and_blank_lines_do_not_matter() -> None:
     assert [(row.file, row.labels["dr_grade"]) for row in table.rows] == [("a.png", 1)]
 
 
-@pytest.mark.parametrize("value", ["5", "-1", "1.5", "yes", "nan", "1;2", "٣x"])
+@pytest.mark.parametrize("value", ["5", "-1", "1.5", "yes", "inf", "1;2", "٣x"])
 def test_a_value_the_schema_does_not_have_is_a_named_reject(value: str) -> None:
     table = read(f"file,patient_id,dr_grade\na.png,P1,{value}\nb.png,P2,1\n")
     assert [row.file for row in table.rows] == ["b.png"]
@@ -47,6 +50,32 @@ def test_a_value_the_schema_does_not_have_is_a_named_reject(value: str) -> None:
     assert (reject.file, reject.patient, reject.reason, reject.line) == ("a.png", "P1", "unknown_label_value", 2)
     assert "dr_grade" in reject.detail
     assert value in reject.detail
+
+
+@pytest.mark.parametrize("value", ["nan", "NaN", "NA", "N/A", "<NA>", "NULL", "None", " na "])
+def test_what_programs_write_for_a_missing_value_is_unknown(value: str) -> None:
+    table = read(f"file,patient_id,dr_grade,is_gc\na.png,{value},{value},1\nb.png,P2,1,{value}\n")
+    assert [(row.patient, row.labels["dr_grade"], row.labels["is_gc"]) for row in table.rows] == [
+        ("", None, 1),
+        ("P2", 1, None),
+    ]
+    assert "1 rows have no patient" in table.warnings[0]
+
+
+def test_a_mapping_may_give_such_a_word_a_meaning() -> None:
+    mapping = "{file: f, labels: {is_gc: {column: g, values: {None: 0, present: 1}}}}"
+    assert [row.labels["is_gc"] for row in read("f,g\na,None\nb,present\nc,\n", mapping).rows] == [0, 1, None]
+
+
+@pytest.mark.parametrize(
+    "line", ["Doe^Jane,1961-04-02,MRN0012345,IMG1.jpg,2", "Doe Jane,P1,17", "Doe Jane;P1;scan.TIFF", "Doe,02.04.1961"]
+)
+def test_a_table_without_a_header_is_refused_without_a_word_of_its_rows(line: str) -> None:
+    for mapping in (None, "{file: image}"):
+        with pytest.raises((ConfigError, DataError)) as caught:
+            read(f"{line}\n{line}\n", mapping)
+        assert "is the header missing?" in str(caught.value)
+        assert not [word for word in ("Doe", "1961", "MRN", "IMG1", "P1", "scan") if word in str(caught.value)]
 
 
 def test_rows_of_another_width_or_without_a_file_are_named() -> None:
@@ -108,14 +137,24 @@ def test_one_column_can_feed_two_labels() -> None:
     [
         ("[1, 2]", "YAML mapping"),
         ("file: [", "not valid YAML"),
-        ("file: 3", "needs text for 'file'"),
+        ("file: [a]", "needs text for 'file'"),
+        ("file: ", "needs text for 'file'"),
         ("{}", "needs text for 'file'"),
         ("{file: f, colour: red}", "unknown keys in the mapping: colour"),
         ("{file: f, file_pattern: x.png}", "does not contain {file}"),
         ("{file: f, labels: {is_nothing: c}}", "unknown label 'is_nothing'"),
         ("{file: f, labels: {is_gc: {column: c, values: {a: 2}}}}", "value 2 is not one of 0..1"),
         ("{file: f, labels: {is_gc: {column: c, values: {a: true}}}}", "neither an integer nor null"),
-        ("{file: f, labels: {is_gc: {column: c, values: {no: 0}}}}", "is not text"),
+        ("{file: f, labels: {is_gc: {column: c, values: {a: 1.0}}}}", "neither an integer nor null"),
+        ("{file: f, labels: {is_gc: {column: c, values: {1: 0, 01: 1}}}}", "the cell '1' is mapped twice"),
+        ("{file: f, labels: {is_gc: {column: c, values: {1: 0, '1.0': 1}}}}", "the cell '1' is mapped twice"),
+        ("{file: f, labels: {is_gc: {column: c, values: {'': 0}}}}", "an empty cell is unknown"),
+        ("{file: f, labels: {is_gc: c, is_gc: d}}", "the key 'is_gc' occurs twice"),
+        ("{file: &a f, labels: {is_gc: *a}}", "anchors and aliases"),
+        ("{file: !!python/name:os.system }", "is not read"),
+        ("file: " + "[" * 3000, "nested deeper"),
+        ("file: [" + "x, " * 3000 + "]", "needs text for 'file', found ['x', 'x'"),
+        ("# " + "x" * 300_000, "more than"),
         ("{file: f, labels: {is_gc: {column: c, extra: 1}}}", "must be a column or"),
         ("{file: f, eye_side: e, labels: {eye_side: e}}", "given twice"),
         ("{file: nowhere}", "the mapping names column 'nowhere', the table has: f, g"),
@@ -125,6 +164,11 @@ def test_a_mapping_that_cannot_work_is_refused_with_its_reason(mapping: str, mes
     with pytest.raises(ConfigError) as caught:
         read("f,g\na,1\n", mapping)
     assert message in str(caught.value)
+
+
+def test_words_that_yaml_would_read_as_true_and_false_are_cells_like_others() -> None:
+    mapping = "{file: f, labels: {is_gc: {column: g, values: {no: 0, yes: 1}}}}"
+    assert [row.labels["is_gc"] for row in read("f,g\na,no\nb,yes\n", mapping).rows] == [0, 1]
 
 
 @pytest.mark.parametrize(

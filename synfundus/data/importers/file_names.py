@@ -6,7 +6,8 @@ import unicodedata
 from collections.abc import Collection, Mapping, Sequence, Set
 from functools import cached_property
 
-from synfundus.data.ingest import PICTURE_SUFFIXES, is_picture_name, safe_name
+from synfundus.data.ingest import is_picture_name, safe_name
+from synfundus.data.label_mapping import PICTURE_SUFFIXES
 
 
 class FileIndex:

@@ -70,9 +70,10 @@ BRSET = Importer(
     suffix=".jpg",
     patient="patient_id",
     aliases={
-        "illumination": ("Illuminaton", "ilumination", "Illumination"),
+        "illumination": ("Illuminaton", "iluminaton", "ilumination", "Illumination"),
         "drusen": ("drusens",),
     },
+    optional=frozenset({"illumination", "drusen"}),
     labels={
         "dr_grade": (Column("DR_ICDR", GRADE),),
         "is_amd": (Column("amd", FINDING),),
@@ -83,7 +84,6 @@ BRSET = Importer(
         "is_fundus": (Column("quality", words({"adequate": 1, "inadequate": None})),),
         "eye_side": (Column("exam_eye", {"1": 0, "2": 1, **SIDE}),),
     },
-    also=("illumination", "drusen"),
     doubts=(Doubt("DR_ICDR", ("", "0"), ("is_dme",), values=(1,)),),
     notes=(
         (

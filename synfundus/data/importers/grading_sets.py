@@ -48,6 +48,7 @@ APTOS2019 = Importer(
     file="id_code",
     suffix=".png",
     labels={"dr_grade": (Column("diagnosis", GRADE),)},
+    bare_names=True,
 )
 """Kaggle "APTOS 2019 Blindness Detection", ``train.csv``: ``id_code,diagnosis``. Neither patient nor eye is given."""
 

@@ -97,6 +97,7 @@ class Importer:
         doubts: Cells that make labels unknown.
         notes: Sentences for the user, each with columns: shown if the table has one of them, or if there are none.
         has_table: False where the file names are all there is.
+        bare_names: Its names have no extension: a table with these columns whose names have one is of another set.
         shape: What the table looks like, where it is not a CSV with a header.
         records: How the source becomes records.
         photographs: How a record becomes photographs, `derived` columns included.
@@ -115,6 +116,7 @@ class Importer:
     doubts: tuple[Doubt, ...] = ()
     notes: tuple[tuple[tuple[str, ...], str], ...] = ()
     has_table: bool = True
+    bare_names: bool = False
     shape: str = ""
     records: Callable[[Source], TableRecords] = csv_records
     photographs: Callable[[Cells], Sequence[Cells]] = one_photograph
@@ -137,6 +139,14 @@ class Importer:
             if here is not None:
                 located[name] = here
         return located
+
+    def fits_names(self, table: TableRecords) -> bool:
+        """Whether the first name of a table can be one of this set."""
+        if not self.bare_names or self.file not in table.header:
+            return True
+        at = table.header.index(self.file)
+        first = next((record.cells[at] for record in table.records if not record.fault), "")
+        return not picture_suffix(first)
 
     def missing(self, header: Sequence[str]) -> tuple[str, ...]:
         """Return the columns that a header of this set would have and this one has not."""

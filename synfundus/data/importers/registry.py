@@ -9,6 +9,7 @@ from synfundus.data.importers.grading_sets import APTOS2019, DDR, EYEPACS, IDRID
 from synfundus.data.importers.importer import Importer, Source, csv_records, read_photographs
 from synfundus.data.importers.named_sets import PALM, REFUGE
 from synfundus.data.importers.odir import ODIR5K
+from synfundus.data.label_mapping import shown_columns
 from synfundus.data.label_table import LabelTable, TableRecords
 from synfundus.errors import ConfigError, DataError
 from synfundus.storage.label_schema import LabelSchema
@@ -31,7 +32,6 @@ IMPORTERS: Mapping[str, Importer] = {
 """Importer by the name it is asked for with."""
 
 _FIRST_BYTES = 2**16
-_SHOWN_COLUMNS, _SHOWN_CHARACTERS = 60, 40
 
 
 def read_with_importer(
@@ -86,11 +86,11 @@ def recognise(data: bytes, *, where: str) -> str | None:
         if not importer.has_table:
             continue
         try:
-            header = importer.records(source).header
+            table = importer.records(source)
         except DataError:  # what cannot be read as a table is none of this set
             continue
-        if not importer.missing(header):
-            found[name] = len(importer.locate(header))
+        if not importer.missing(table.header) and importer.fits_names(table):
+            found[name] = len(importer.locate(table.header))
     return max(found, key=lambda name: found[name], default=None)
 
 
@@ -98,24 +98,20 @@ def _check_header(name: str, importer: Importer, table: TableRecords, source: So
     """Refuse a table that is not of this set, or that is of a set with these columns and more."""
     missing = importer.missing(table.header)
     richer = _richer(importer, table.header) if not missing and importer.records is csv_records else None
-    if not missing and richer is None:
+    fits = importer.fits_names(table)
+    if not missing and richer is None and fits:
         return
     likely = richer or recognise(source.data, where=source.where)
     hint = f"it looks like {IMPORTERS[likely].collection}: --importer {likely}" if likely not in (None, name) else ""
     expected = importer.shape or f"columns {', '.join(c for c in importer.columns if c not in importer.optional)}"
-    lacks = f"it lacks {', '.join(missing)}" if missing else "it has the columns of another set besides"
+    lacks = "it has the columns of another set besides" if fits else "its names of files have an extension"
+    lacks = f"it lacks {', '.join(missing)}" if missing else lacks
     raise DataError(
         f"this is not the table of {importer.collection}: {lacks}; expected {expected}, "
-        f"found columns {_shown(table.header)}",
+        f"found columns {shown_columns(table.header)}",
         where=source.where,
         hint=hint or "check the importer, or describe the table with a mapping (--mapping)",
     )
-
-
-def _shown(header: tuple[str, ...]) -> str:
-    """Name the columns of a file that may be no table at all, and so have columns of any number and length."""
-    names = [name[:_SHOWN_CHARACTERS] for name in header[:_SHOWN_COLUMNS]]
-    return ", ".join(names) + (f" and {len(header) - len(names)} more" if len(header) > len(names) else "")
 
 
 def _richer(importer: Importer, header: tuple[str, ...]) -> str | None:
