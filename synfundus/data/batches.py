@@ -136,6 +136,8 @@ class BatchReader:
 
         What is on this machine's disk is read in turn; what has to come from a store is asked for side by side.
         """
+        for number, source_ahead in enumerate(self._sources):
+            source_ahead.open_ahead(np.unique(place.shard[place.set == number]).tolist())
         failed, remote = [], []
         for row, source, shard, sample in _rows(place):
             if not self._sources[source].is_here(shard):

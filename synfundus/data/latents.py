@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -189,6 +189,10 @@ class LatentSource:
             if not all_finite(target):
                 raise CorruptShard(f"moments of sample {reader.index.key(sample)} are not finite", where=reader.tar_url)
         return True
+
+    def open_ahead(self, shards: Iterable[int]) -> None:
+        """Open shards that are going to be read, side by side."""
+        self._reader.open_ahead(shards)
 
     def is_here(self, shard: int) -> bool:
         """Whether a shard is read from this machine's disk."""

@@ -6,10 +6,12 @@ No tar is ever extracted, and names are data.
 from __future__ import annotations
 
 import io
+import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,7 @@ __all__ = [
 Arrays = dict[str, NDArray[Any]]
 Members = Mapping[str, bytes]
 MAX_OPEN_SHARDS = 512
+_OPENERS = min(4, max(2, os.cpu_count() or 2))  # each holds the interpreter for part of its time
 
 
 def encode_npy(array: NDArray[Any]) -> bytes:
@@ -92,6 +95,20 @@ class ShardSetReader:
             if number in self._open:
                 self._open.move_to_end(number)
         return reader
+
+    def open_ahead(self, numbers: Iterable[int]) -> None:
+        """Open shards of this machine's disk side by side: a first batch can need hundreds, and each is hashed.
+
+        What cannot be opened is left for the one who reads it.
+        """
+        missing = [number for number in numbers if number not in self._open and number not in self._lost]
+        if len(missing) > 1 and self._is_local:
+            with ThreadPoolExecutor(_OPENERS, thread_name_prefix="shards") as pool:
+                pool.map(self._open_quietly, missing[: MAX_OPEN_SHARDS // 2])
+
+    def _open_quietly(self, number: int) -> None:
+        with suppress(CorruptShard, StorageError):
+            self.shard(number)
 
     def is_here(self, number: int) -> bool:
         """Whether a shard is read from this machine's disk; False while that is not known yet."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,6 +32,9 @@ class SampleSource(Protocol):
             CorruptShard: The sample cannot be used; the row may hold anything.
             StorageError: The disk or the store refused.
         """
+
+    def open_ahead(self, shards: Iterable[int]) -> None:
+        """Open shards that are going to be read, side by side."""
 
     def is_here(self, shard: int) -> bool:
         """Whether a shard is read from this machine's disk; otherwise several samples are asked for at once."""
@@ -72,6 +75,10 @@ class DecodedSource:
         found = self._decode(*self._reader.read(shard, sample), self.place_name(shard, sample))
         for name, array in arrays.items():
             array[row] = found[name]
+
+    def open_ahead(self, shards: Iterable[int]) -> None:
+        """Open shards that are going to be read, side by side."""
+        self._reader.open_ahead(shards)
 
     def is_here(self, shard: int) -> bool:
         """Whether a shard is read from this machine's disk."""

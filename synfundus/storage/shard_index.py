@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from zlib_ng.zlib_ng import crc32
 
 from synfundus.errors import CorruptShard
 
@@ -56,7 +57,7 @@ def _stored_arrays(data: bytes) -> dict[str, NDArray[Any]]:
             name_length, extra_length = struct.unpack_from("<HH", data, entry.header_offset + 26)
             begin = entry.header_offset + 30 + name_length + extra_length
             content = memoryview(data)[begin : begin + entry.file_size]
-            if zlib.crc32(content) != entry.CRC:
+            if crc32(content) != entry.CRC:
                 raise ValueError(f"{entry.filename} does not match its checksum")
             arrays[entry.filename.removesuffix(".npy")] = _array(content)
     return arrays

@@ -19,7 +19,7 @@ from synfundus.data.latents import LatentDecoder
 from synfundus.data.reader import ShardSetReader, decode_image, decode_json, decode_npy, encode_npy
 from synfundus.errors import CorruptShard
 from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
-from synfundus.storage.manifest import load_shard_set
+from synfundus.storage.manifest import ShardSet, load_shard_set
 
 PIXELS = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
 
@@ -183,6 +183,25 @@ def test_the_number_of_open_shards_is_bounded(tmp_path: Path, monkeypatch: pytes
         assert len(reader._open) <= 2
     reader.close()
     assert not reader._open
+
+
+def test_shards_opened_ahead_are_open_and_a_damaged_one_is_left_to_who_reads_it(tmp_path: Path) -> None:
+    shard_set = write_numbered_set(tmp_path, [2] * 9)
+    flip_byte(tmp_path / "train" / "000004.idx.npz", 40)
+    reader = ShardSetReader(shard_set, split="train")
+    reader.open_ahead(range(1, 9))
+    assert sorted(reader._open) == [1, 2, 3, 5, 6, 7, 8]
+    opened = {number: reader.shard(number) for number in list(reader._open)}
+    reader.open_ahead(range(9))
+    assert all(reader.shard(number) is before for number, before in opened.items())
+    with pytest.raises(CorruptShard, match="does not match the manifest"):
+        reader.read(4, 0)
+    assert reader.read(5, 1)[0] == load_shard(shard_set, 5)[1]
+    reader.close()
+
+
+def load_shard(shard_set: ShardSet, number: int) -> tuple[str, ...]:
+    return ShardSetReader(shard_set, split="train").shard(number).index.keys
 
 
 def test_a_flipped_byte_is_found_by_the_reader(tmp_path: Path) -> None:

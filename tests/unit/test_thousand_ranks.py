@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -54,6 +54,9 @@ class Numbers:
     def fill(self, arrays: Arrays, row: int, shard: int, sample: int) -> None:
         assert sample < self.shard_sizes[shard]
         arrays["place"][row] = (self._number, shard, sample)
+
+    def open_ahead(self, shards: Iterable[int]) -> None:
+        assert set(shards) <= set(range(len(self.shard_sizes)))
 
     def is_here(self, shard: int) -> bool:
         return True
