@@ -56,10 +56,10 @@ def work_out(config: RunConfig, count: NetworkCount) -> Summary:
 
     Returns:
         ``parameters``, ``flops_per_image`` (the model's), ``flops_recomputed``, ``ranks``, ``global_batch_size``,
-        ``micro_batch_size``, ``accumulation_steps``, ``memory`` (bytes by kind), ``states`` (bytes of the model's among
-        them), ``memory_total``, ``gpu_memory``, ``fits``, ``largest_micro_batch_size``, ``mfu``, ``hfu``,
-        ``images_per_s``, ``hours``, ``gpu_hours``, ``cost``, ``traffic_bytes`` (a rank sends in a step),
-        ``checkpoint_bytes``, ``latent_set_bytes``.
+        ``micro_batch_size``, ``accumulation_steps``, ``memory`` (bytes on the GPU by kind), ``states`` (bytes of the
+        model's among them), ``host_memory`` (of a rank's states that are offloaded), ``memory_total``, ``gpu_memory``,
+        ``fits``, ``largest_micro_batch_size``, ``mfu``, ``hfu``, ``images_per_s``, ``hours``, ``gpu_hours``, ``cost``,
+        ``traffic_bytes`` (a rank sends in a step), ``checkpoint_bytes``, ``latent_set_bytes``.
     """
     ranks = config.launch.nodes * (config.launch.procs_per_node or config.launch.gpus_per_node or 1)
     batch = _batch(config, ranks, most=assumed_micro_batch(config.loop))
@@ -80,7 +80,7 @@ def work_out(config: RunConfig, count: NetworkCount) -> Summary:
         flops=flops,
         budget_images=config.loop.budget_images,
         ranks=ranks,
-        peak_flops=gpu.flops,
+        peak_flops=gpu.peak(weight_bytes=weight_bytes, tf32=config.loop.tf32),
         hfu=config.plan.mfu,
     )
     price = config.plan.price_per_gpu_hour
@@ -110,12 +110,14 @@ def work_out(config: RunConfig, count: NetworkCount) -> Summary:
 def _memory(config: RunConfig, count: NetworkCount, batch: BatchPlan, states: StateBytes) -> Summary:
     """Return the part of the summary that is about a rank's memory."""
     buckets = _bucket_bytes(config, _weight_bytes(config))
-    memory = {**asdict(states), "buckets": buckets, "activations": count.activation_bytes * batch.micro_batch_size}
+    on_gpu = _on_gpu(config, states)
+    memory = {**asdict(on_gpu), "buckets": buckets, "activations": count.activation_bytes * batch.micro_batch_size}
     total, gpu = sum(memory.values()), GPUS[config.plan.gpu]
     usable = int(USABLE * gpu.memory_bytes)
     return {
         "memory": memory,
-        "states": states.total,
+        "states": on_gpu.total,
+        "host_memory": states.total - on_gpu.total,
         "memory_total": total,
         "gpu_memory": gpu.memory_bytes,
         "fits": total <= usable,
@@ -123,8 +125,16 @@ def _memory(config: RunConfig, count: NetworkCount, batch: BatchPlan, states: St
     }
 
 
+def _on_gpu(config: RunConfig, states: StateBytes) -> StateBytes:
+    """Return the states that stay on the GPU: with an optimizer on the CPU the weights alone."""
+    zero = _ds_document(config)["zero_optimization"]
+    if zero.get("offload_optimizer", {}).get("device") != "cpu":
+        return states
+    return StateBytes(weights=states.weights, gradients=0, masters=0, moments=0, averages=0)
+
+
 def _largest_micro_batch(config: RunConfig, count: NetworkCount, states: StateBytes) -> int:
-    fixed = states.total + _bucket_bytes(config, _weight_bytes(config))
+    fixed = _on_gpu(config, states).total + _bucket_bytes(config, _weight_bytes(config))
     return max(0, (int(USABLE * GPUS[config.plan.gpu].memory_bytes) - fixed) // count.activation_bytes)
 
 
@@ -199,6 +209,9 @@ def _report(config: RunConfig, console: Console, summary: Summary) -> None:
         ("what", "how much", "of what"),
         [*rows, ("all", f"{total:.2f} GiB", f"of {device:.0f} GiB; model states {summary['states'] / GIB:.2f} GiB")],
     )
+    if summary["host_memory"]:
+        host = summary["host_memory"] * (config.launch.procs_per_node or config.launch.gpus_per_node or 1) / GIB
+        console.message(f"states offloaded to the memory of a node: {host:.2f} GiB (launch.ds_config)")
     cost = "" if summary["cost"] is None else f", {summary['cost']:,.0f} at {config.plan.price_per_gpu_hour} an hour"
     console.table(
         f"time, if the GPUs compute at {config.plan.mfu:.0%} of their peak (HFU)",

@@ -99,8 +99,8 @@ def _cost(count: NetworkCount, loop: LoopConfig, world: World) -> StepCost:
 
 
 def _peak_flops(loop: LoopConfig, world: World) -> float | None:
-    """Return the peak of this rank's GPU; the data sheets' figures are for bf16 alone."""
-    if world.device != "cuda" or loop.precision != "bf16":
+    """Return the peak of this rank's GPU in the precision of the run, None where it is not known."""
+    if world.device != "cuda":
         return None
     gpu = find_gpu(torch.cuda.get_device_name())
-    return None if gpu is None else GPUS[gpu].flops
+    return None if gpu is None else GPUS[gpu].peak(weight_bytes=2 if loop.precision == "bf16" else 4, tf32=loop.tf32)

@@ -27,21 +27,36 @@ class Gpu:
     Attributes:
         memory_bytes: Of one device.
         flops: Dense operations a second in bf16 (fp16 on the V100).
+        tf32_flops: In fp32 on tensor cores; without those (V100) as `fp32_flops`.
+        fp32_flops: In fp32 without them.
     """
 
     memory_bytes: int
     flops: float
+    tf32_flops: float
+    fp32_flops: float
+
+    def peak(self, *, weight_bytes: int, tf32: bool) -> float:
+        """Return the operations a second that a run can reach at most.
+
+        Args:
+            weight_bytes: 2 for bf16, 4 for fp32.
+            tf32: Whether fp32 may be multiplied on tensor cores.
+        """
+        if weight_bytes == 2:
+            return self.flops
+        return self.tf32_flops if tf32 else self.fp32_flops
 
 
 GPUS: dict[GpuName, Gpu] = {
-    "v100": Gpu(32 * GIB, 125e12),
-    "a100-40": Gpu(40 * GIB, 312e12),
-    "a100": Gpu(80 * GIB, 312e12),
-    "a6000": Gpu(48 * GIB, 155e12),
-    "l40s": Gpu(48 * GIB, 362e12),
-    "rtx4090": Gpu(24 * GIB, 165e12),
-    "h100": Gpu(80 * GIB, 989e12),
-    "h200": Gpu(141 * GIB, 989e12),
+    "v100": Gpu(32 * GIB, 125e12, 15.7e12, 15.7e12),
+    "a100-40": Gpu(40 * GIB, 312e12, 156e12, 19.5e12),
+    "a100": Gpu(80 * GIB, 312e12, 156e12, 19.5e12),
+    "a6000": Gpu(48 * GIB, 155e12, 77.4e12, 38.7e12),
+    "l40s": Gpu(48 * GIB, 362e12, 183e12, 91.6e12),
+    "rtx4090": Gpu(24 * GIB, 165e12, 82.6e12, 82.6e12),
+    "h100": Gpu(80 * GIB, 989e12, 494e12, 67e12),
+    "h200": Gpu(141 * GIB, 989e12, 494e12, 67e12),
 }
 
 _DEVICE_NAMES: tuple[tuple[str, GpuName], ...] = (

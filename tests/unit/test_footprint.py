@@ -36,6 +36,10 @@ class Talk(SilentConsole):
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
+        self.lines: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.lines.append(text)
 
     def warning(self, text: str) -> None:
         self.warnings.append(text)
@@ -242,6 +246,36 @@ def test_a_micro_batch_that_is_found_at_start_is_planned_as_the_largest_that_fit
         larger = next(count for count in range(size + 1, share + 1) if share % count == 0)
         assert planned(size, gpu)["fits"]
         assert not planned(larger, gpu)["fits"]
+
+
+def test_a_run_in_fp32_is_planned_with_the_peak_of_fp32() -> None:
+    def rate(*settings: str) -> float:
+        given = ["plan.gpu=a100", *settings]
+        config = load_config(preset="fundus512", file=None, settings=given, flags=[]).config
+        return float(plan.run(config, LocalWorld(), Talk())["images_per_s"])
+
+    bf16, tf32 = rate("loop.precision=bf16"), rate("loop.precision=fp32")
+    assert tf32 == pytest.approx(bf16 / 2)
+    assert rate("loop.precision=fp32", "loop.tf32=false") == pytest.approx(bf16 / 16)
+    for gpu in GPUS.values():
+        assert gpu.flops > gpu.tf32_flops >= gpu.fp32_flops
+
+
+def test_states_that_are_offloaded_are_planned_in_the_memory_of_the_node() -> None:
+    def planned(*settings: str) -> dict[str, Any]:
+        config = load_config(preset="fundus512", file=None, settings=list(settings), flags=[]).config
+        return plan.run(config, LocalWorld(), talk)
+
+    talk = Talk()
+    here = planned()
+    assert here["host_memory"] == 0
+    assert not talk.lines
+    away = planned("launch.ds_config=zero2_offload.json")
+    assert away["memory"]["weights"] == here["memory"]["weights"]
+    assert {away["memory"][name] for name in ("gradients", "masters", "moments", "averages")} == {0}
+    assert away["host_memory"] == here["states"] - away["states"] > 0
+    assert away["largest_micro_batch_size"] > here["largest_micro_batch_size"]
+    assert any("offloaded to the memory of a node" in line for line in talk.lines)
 
 
 def test_what_does_not_fit_is_said_with_what_would() -> None:
