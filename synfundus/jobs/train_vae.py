@@ -150,6 +150,7 @@ class _Training:
         self._directory = directory
         self._world = world
         self._flag = StopFlag()
+        self._figures: Mapping[str, float] = {}
         self._console = console
         self._loop = config.vae.loop
         self._device = torch_device(world)
@@ -236,10 +237,11 @@ class _Training:
             world=self._world,
         )
         state = self._directory.resume(zero=self._zero, average=self._ema, console=self._console)
+        resumed_at = state.images_seen
         watchdog = build.watchdog(self._loop, self._world)
         saver = self._directory.saver(state, zero=self._zero, average=self._ema, loop=self._loop, watchdog=watchdog)
         sinks = self._directory.sinks(resume_images=state.images_seen, console=self._console)
-        loader = self._train_loader(state)
+        loader, every = self._train_loader(state), self._loop.validate_every_images
 
         def save(state: TrainState) -> None:
             saver.save(state.images_seen, state.to_document())
@@ -249,7 +251,8 @@ class _Training:
 
             def work() -> None:
                 if codec is not None:
-                    sinks.write({"images_seen": state.images_seen, **self._evaluate(codec, self._flag.check)})
+                    self._figures = self._evaluate(codec, self._flag.check)
+                    sinks.write({"images_seen": state.images_seen, **self._figures})
 
             on_rank_0(work, self._world)
 
@@ -267,7 +270,7 @@ class _Training:
             set_names=set_names([self._set]),
             periodic=[
                 # before the checkpoint: a run that goes on from there does not write this row again
-                Periodic("validation", self._loop.validate_every_images, validate),
+                Periodic("validation", every, validate, at_end=every > 0),
                 Periodic("checkpoint", self._loop.checkpoint_every_images, save, at_end=True, log_before=True),
                 Periodic("preview", self._loop.preview_every_images, self._preview),
             ],
@@ -282,7 +285,7 @@ class _Training:
         finally:
             loader.close()
             sinks.close()
-        return self._finish(state)
+        return self._finish(state, self._figures if state.images_seen > resumed_at else {})
 
     def _train_loader(self, state: TrainState) -> BatchLoader:
         size = int(self._set.properties["image_size_px"]) // self._codec.downsample_factor
@@ -355,17 +358,17 @@ class _Training:
                 bar.advance(len(images))
         return {"psnr_db": decibels / number, "ssim": similarity / number, "evaluated_images": number}
 
-    def _finish(self, state: TrainState) -> Summary:
-        """Export the averaged weights and judge them on held-out patients. Collective."""
+    def _finish(self, state: TrainState, figures: Mapping[str, float]) -> Summary:
+        """Export the averaged weights, and judge them on held-out patients unless that was just done. Collective."""
         codec = self._averaged_codec()
-        figures = on_rank_0(lambda: {} if codec is None else self._export(codec), self._world)
+        figures = on_rank_0(lambda: {} if codec is None else self._export(codec, figures), self._world)
         return {"images_seen": state.images_seen, "export": self._directory.path("export", "vae"), **figures}
 
-    def _export(self, codec: LatentCodec) -> Mapping[str, float]:
+    def _export(self, codec: LatentCodec, figures: Mapping[str, float]) -> Mapping[str, float]:
         folder = self._directory.path("export", "vae")
         save_codec(codec.cpu(), folder)
         codec.to(self._device)
-        figures = self._evaluate(codec)
+        figures = figures or self._evaluate(codec)
         self._draw(codec, "export/reconstructions.png")
         self._console.message(
             f"autoencoder on held-out {self._held_out} images: PSNR {figures['psnr_db']:.2f} dB, "

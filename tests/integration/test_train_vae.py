@@ -18,14 +18,19 @@ from synfundus.training.checkpoint_writer import CheckpointWriter
 from synfundus.training.progress import CLOCK_FIGURES
 
 TIMES = CLOCK_FIGURES
+JUDGED = ("psnr_db", "ssim", "evaluated_images")
 
 
 def train(image_set: ShardSet, run_dir: Path, world: World, *, every: int) -> list[dict[str, Any]]:
     """Train for 48 images and return the rows of metrics without what depends on the clock."""
     loop = {"budget_images": 48, "checkpoint_every_images": 16, "validate_every_images": every, "validation_images": 4}
     config = tiny_config({"vae": {"data": image_set.url, "run_dir": str(run_dir), "loop": loop}})
-    train_vae.run(config, world, SilentConsole())
+    summary = train_vae.run(config, world, SilentConsole())
     rows = read_lines(str(run_dir / "metrics.jsonl"))
+    if every:
+        assert {name: rows[-1][name] for name in JUDGED} == {name: summary[name] for name in JUDGED}
+    assert train_vae.run(config, world, SilentConsole()) == summary, "a finished run is judged alike"
+    assert read_lines(str(run_dir / "metrics.jsonl")) == rows
     return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
 
 
@@ -34,7 +39,7 @@ def test_the_autoencoder_is_judged_at_every_interval_also_where_a_run_was_stoppe
 ) -> None:
     whole = train(image_set, tmp_path / "whole", world, every=16)
     judged = [row for row in whole if "psnr_db" in row]
-    assert [row["images_seen"] for row in judged] == [16, 32], "the end is judged in the summary"
+    assert [row["images_seen"] for row in judged] == [16, 32, 48]
     assert all(row["evaluated_images"] == 4 for row in judged)
 
     original = CheckpointWriter.save
