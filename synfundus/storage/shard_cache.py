@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 
-from synfundus.errors import CorruptShard, SynfundusError
+from synfundus.errors import CorruptShard, StorageError, SynfundusError
 from synfundus.storage.byte_source import LocalBytes, RemoteBytes
 from synfundus.storage.object_cache import CachedFile, ObjectCache
 
@@ -121,7 +121,7 @@ class CachedBytes:
         if copy is not None:
             try:
                 return copy.read(start, size, wrong)
-            except CorruptShard:
+            except (CorruptShard, StorageError):
                 self._drop(copy)
         return self._remote.read(start, size, wrong)
 
@@ -131,19 +131,20 @@ class CachedBytes:
         if copy is not None:
             try:
                 copy.read_into(start, buffers, wrong)
-            except CorruptShard:
+            except (CorruptShard, StorageError):
                 self._drop(copy)
             else:
                 return
         self._remote.read_into(start, buffers, wrong)
 
     def _drop(self, copy: LocalBytes) -> None:
-        """Forget a copy that has changed under us, and have it made again."""
+        """Forget a copy that has changed under us or cannot be read, and have it made again: the store has it."""
         with self._lock:
             if self._copy is copy:
                 self._copy, self._wanted = None, None
                 copy.close()
-                self._shards.discard(self._url, sha256=self._sha256)
+                with suppress(StorageError):  # a disk that fails here fails the next download too, which is no harm
+                    self._shards.discard(self._url, sha256=self._sha256)
 
     def close(self) -> None:
         """Let the copy go."""

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from synfundus.errors import StorageError
+from synfundus.errors import CorruptShard, StorageError
 from synfundus.storage import shard_cache
 from synfundus.storage.object_cache import CachedFile
-from synfundus.storage.shard_cache import ShardCache
+from synfundus.storage.shard_cache import CachedBytes, ShardCache
 
 
 class SlowCopies:
@@ -91,4 +91,49 @@ def test_a_copy_that_cannot_be_made_ends_the_wait(copies: SlowCopies) -> None:
     wanted = shards.request("d", sha256="", size=1)
     assert waited_s(shards, wanted) < 0.25
     assert isinstance(wanted.exception(), StorageError)
+    shards.close()
+
+
+def wait_for_copy(source: CachedBytes) -> None:
+    ends = time.monotonic() + 5
+    while not source.is_here:
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("fault", [StorageError("cannot read: Input/output error"), CorruptShard("another checksum")])
+def test_a_copy_that_cannot_be_read_is_dropped_and_the_store_read(
+    copies: SlowCopies, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    class FailingCopy:
+        def __init__(self, *_: Any, release: Any) -> None:
+            self.close = release
+
+        def read(self, *_: Any) -> bytes:
+            raise fault
+
+        def read_into(self, *_: Any) -> None:
+            raise fault
+
+    class Store:
+        def read(self, start: int, size: int, wrong: Any) -> bytes:
+            return bytes(range(start, start + size))
+
+        def read_into(self, start: int, buffers: Any, wrong: Any) -> None:
+            buffers[0][:] = bytes(range(start, start + len(buffers[0])))
+
+    shards = shards_of(copies)
+    discarded = []
+    monkeypatch.setattr(shards, "discard", lambda url, *, sha256: discarded.append(url))
+    monkeypatch.setattr(shard_cache, "LocalBytes", FailingCopy)
+    source = shards.source("a", sha256="", size=100)
+    source._remote = Store()  # type: ignore[assignment]
+    copies.come["a"].set()
+    wait_for_copy(source)
+    assert source.read(3, 4, lambda data: "") == b"\3\4\5\6"
+    wait_for_copy(source)
+    target = bytearray(2)
+    source.read_into(7, [memoryview(target)], lambda: "")
+    assert target == b"\7\x08"
+    assert discarded == ["a", "a"], "it was asked for again, and failed again"
     shards.close()
