@@ -40,7 +40,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     build.tensor_cores(False, world, console)
     codec, fingerprint = open_codec(folder, device=torch_device(world), dtype=torch.float32)
     require_same_codec(latents, fingerprint, where=folder)
-    images = load_shard_set(load_sources(latents.url).image_set_url, kind="images")
+    images = load_shard_set(config.encode.data or load_sources(latents.url).image_set_url, kind="images")
     if images.identity != latents.properties["image_set_identity"]:
         raise ManifestMismatch(
             f"the latents were made of image set {latents.properties['image_set_identity'][:12]}, "

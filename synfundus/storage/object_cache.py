@@ -239,6 +239,12 @@ class ObjectCache:
         return part, stream
 
     def _make_room(self, size: int) -> None:
+        if size > self._max_bytes:  # before anything is removed in vain
+            raise CacheFull(
+                f"{size} bytes are more than the cache may hold ({self._max_bytes})",
+                where=str(self._folder),
+                hint="raise storage.cache_max_bytes",
+            )
         copies = sorted(self._files(_COPY), key=lambda item: item[1].st_atime_ns)
         used = sum(facts.st_size for _, facts in copies)
         used += sum(int(path.name.split(".")[1]) for path, _ in self._files(_PART))

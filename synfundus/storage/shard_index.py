@@ -193,6 +193,8 @@ class ShardIndex:
         """Say what no writer of shards would write; empty if nothing. An index decides how much is read from where."""
         if self.key_array.dtype.kind != "S" and len(self):
             return "its keys are not texts"
+        if not self.key_array.tobytes().isascii():
+            return "a key that is not ASCII"
         if not all(map(EXTENSION_PATTERN.fullmatch, self.extensions)):
             return "an extension that is not one"
         states = self.states

@@ -24,6 +24,7 @@ from synfundus.telemetry.console import SilentConsole
 NO_SCHEDULE = {"beta_schedule": "scaled_linear", "zero_terminal_snr": False, "min_snr_gamma": None}
 FLOW = "diffusion.prediction_type=flow_velocity"
 SHIFT = "diffusion.flow.shift=1.5"
+PREVIEWS = {"preview_every_images": 400}
 
 
 def with_flow(latent_set: ShardSet, run_dir: Path, *, shift: float = 1.5, **loop: Any) -> dict[str, Any]:
@@ -35,8 +36,7 @@ def with_flow(latent_set: ShardSet, run_dir: Path, *, shift: float = 1.5, **loop
 def straight(latent_set: ShardSet, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing interrupted, with a preview at its end; not to be written to."""
     run_dir = tmp_path_factory.mktemp("flow") / "run"
-    previews = {"preview_every_images": 400}
-    train.run(tiny_config(with_flow(latent_set, run_dir, **previews)), world, SilentConsole())
+    train.run(tiny_config(with_flow(latent_set, run_dir, **PREVIEWS)), world, SilentConsole())
     return run_dir
 
 
@@ -53,7 +53,7 @@ def test_a_flow_from_the_command_line_killed_and_resumed_ends_with_the_same_bits
     latent_set: ShardSet, straight: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    without = merged(settings(latent_set, run_dir), {"diffusion": NO_SCHEDULE})
+    without = merged(settings(latent_set, run_dir, **PREVIEWS), {"diffusion": NO_SCHEDULE})
     config = write_config(tmp_path / "run.yaml", without)
     command = ("train", "--config", str(config), "--set", FLOW, "--set", SHIFT)
     run_cli_killed_at("settled:14", *command)

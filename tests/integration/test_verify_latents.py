@@ -12,7 +12,7 @@ import torch
 from tiny_sets import tiny_config, write_phantom_set
 
 from synfundus.distributed.world import LocalWorld
-from synfundus.errors import DataError, ManifestMismatch
+from synfundus.errors import DataError, ManifestMismatch, SynfundusError
 from synfundus.jobs import encode_latents, verify_latents
 from synfundus.jobs.codec_folder import find_codec, open_codec
 from synfundus.storage.manifest import ShardSet
@@ -30,6 +30,15 @@ def test_latents_decode_to_their_images(latent_set: ShardSet, vae_run: Path) -> 
     assert found["samples"] == 12
     assert 15.0 < found["worst_psnr_db"] <= found["psnr_db"] < 60.0
     assert found == verify(latent_set.url, vae_run), "the choice of samples is keyed by the seed"
+
+
+def test_images_that_lie_elsewhere_by_now_are_named_on_the_command_line(
+    latent_set: ShardSet, image_set: ShardSet, vae_run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(image_set.url, tmp_path / "moved")
+    (tmp_path / "moved" / "train" / "000000.tar").unlink()
+    with pytest.raises(SynfundusError, match=r"moved/train/000000\.tar"):
+        verify(latent_set.url, vae_run, data=str(tmp_path / "moved"), verify_samples=10_000)
 
 
 def test_more_samples_than_there_are_means_all(latent_set: ShardSet, vae_run: Path) -> None:

@@ -188,8 +188,10 @@ def test_no_room_is_an_error_the_reader_can_go_around(cache: ObjectCache, shelf:
     for found in held:
         found.close()
     url, digest = shelf.put(12, 11 * SIZE)
-    with pytest.raises(CacheFull):
+    there = sorted(path.name for path in cache._objects.glob("*.copy"))
+    with pytest.raises(CacheFull, match="more than the cache may hold"):
         cache.open(url, sha256=digest)
+    assert sorted(path.name for path in cache._objects.glob("*.copy")) == there, "nothing is removed in vain"
 
 
 def test_a_full_disk_counts_as_no_room(cache: ObjectCache, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,6 +225,13 @@ def test_an_index_that_holds_pickles_is_refused(tmp_path: Path) -> None:
         TarShardReader(str(tar), index_sha256=None)
 
 
+def test_a_key_that_is_not_ascii_is_refused_with_the_index() -> None:
+    ones = np.ones((2, 1), dtype=np.int64)
+    index = ShardIndex(np.array([b"a", b"s\xff"]), ("json",), ones * 512, ones, ones.astype(np.uint32))
+    with pytest.raises(CorruptShard, match="a key that is not ASCII"):
+        ShardIndex.from_bytes(index.to_bytes(), where="x")
+
+
 def test_an_index_whose_arrays_do_not_fit_is_refused() -> None:
     wrong = np.zeros((3, 2), dtype=np.int64)
     index = ShardIndex(np.array([b"a"]), ("png",), wrong, wrong, wrong.astype(np.uint32))
