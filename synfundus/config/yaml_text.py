@@ -140,6 +140,18 @@ def _entries(node: Node, where: str) -> dict[str, Entry]:
     return found
 
 
+def _composed(text: str, where: str) -> Node | None:
+    """Return the nodes of a document that passes the checks; None for an empty one."""
+    try:
+        _check_events(text, where)
+        node: Node | None = yaml.compose(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise _complaint(error, text, where) from error
+    except RecursionError as error:
+        raise ConfigError(f"nested deeper than {MAX_DEPTH} levels", where=where) from error
+    return node
+
+
 def parse_mapping(text: str, *, where: str) -> dict[str, Entry]:
     """Parse a document that must be a mapping.
 
@@ -150,13 +162,7 @@ def parse_mapping(text: str, *, where: str) -> dict[str, Entry]:
     Raises:
         ConfigError: Not YAML, not a mapping, or YAML this reader refuses.
     """
-    try:
-        _check_events(text, where)
-        node = yaml.compose(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise _complaint(error, text, where) from error
-    except RecursionError as error:
-        raise ConfigError(f"nested deeper than {MAX_DEPTH} levels", where=where) from error
+    node = _composed(text, where)
     if node is None or (isinstance(node, ScalarNode) and _scalar(node) is None):
         return {}
     if not isinstance(node, MappingNode):
@@ -177,13 +183,7 @@ def parse_document(text: str, *, where: str) -> Value:
     """
     if len(text) > MAX_BYTES:
         raise ConfigError(f"the file has more than {MAX_BYTES} characters", where=where)
-    try:
-        _check_events(text, where)
-        node = yaml.compose(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise _complaint(error, text, where) from error
-    except RecursionError as error:
-        raise ConfigError(f"nested deeper than {MAX_DEPTH} levels", where=where) from error
+    node = _composed(text, where)
     return None if node is None else _plain(node, where)
 
 
