@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+REFERENCES := $(VENV)/references
 DEMO_OUT ?= demo-out
 
 .PHONY: help install demo demo-long test check lint unit bench soak golden clean
@@ -42,16 +43,22 @@ lint: $(STAMP)
 
 check: lint test
 
-bench: $(STAMP)
+# what benchmarks compare with, apart from what we run with
+$(REFERENCES): $(STAMP) benchmarks/requirements.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target $(REFERENCES) \
+	  -r benchmarks/requirements.lock
+	touch $(REFERENCES)
+
+bench: $(STAMP) $(REFERENCES)
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.step_options
-	$(BIN)/python -m benchmarks.end_to_end
+	PYTHONPATH=$(REFERENCES) $(BIN)/python -m benchmarks.end_to_end --accelerate
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.ema_cost
 	$(BIN)/python -m benchmarks.checkpoint_stall
 	$(BIN)/python -m benchmarks.encode
 	$(BIN)/python -m benchmarks.prepare
-	$(BIN)/python -m benchmarks.loader
+	PYTHONPATH=$(REFERENCES) $(BIN)/python -m benchmarks.loader --litdata
 	$(BIN)/python -m benchmarks.loader_s3
 	$(BIN)/python -m benchmarks.first_batch
 	$(BIN)/python -m benchmarks.zero2_memory

@@ -69,7 +69,8 @@ class CorruptShard(DataError):
     """Bytes of a shard that do not match the hash recorded for them, or do not hold what they should.
 
     Attributes:
-        reason: One word for the ledger: ``checksum``, ``index``, ``missing``, or ``damaged`` for the rest.
+        reason: One word for the ledger: ``checksum``, ``index``, ``missing``, ``unreadable``, or ``damaged`` for the
+            rest.
     """
 
     title = "Damaged data"

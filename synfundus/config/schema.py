@@ -199,6 +199,8 @@ class EncodeConfig(Section):
     """Images per forward pass."""
     precision: Precision = "fp32"
     """Arithmetic of the encoder (auto as in loop.precision); moments are stored in fp16 either way."""
+    max_bad_fraction: Fraction = 0.001
+    """No latent set is made when more than this fraction of the images cannot be used."""
     verify_samples: PositiveInt = 64
     """Samples `verify-latents` decodes."""
     verify_min_psnr_db: NonNegativeFloat = 20.0

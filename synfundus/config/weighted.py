@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from synfundus.errors import ConfigError
 
 
 def parse_weighted(text: str) -> tuple[str, float]:
-    """Split ``URL:WEIGHT``; without a weight it is 1.
+    """Split ``URL:WEIGHT``; without a weight it is 1. A folder whose name ends so, ``latents:2024``, is a folder.
 
     Raises:
-        ConfigError: A weight that is not positive.
+        ConfigError: A weight that is not positive, or a text that means two folders.
     """
     url, separator, tail = text.rpartition(":")
     try:
@@ -17,6 +19,14 @@ def parse_weighted(text: str) -> tuple[str, float]:
     except ValueError:
         return text, 1.0
     if not separator or not url:
+        return text, 1.0
+    if Path(text).exists():
+        if Path(url).exists():
+            raise ConfigError(
+                f"{text} is a folder, and {url} with a weight is another",
+                where="train.latents",
+                hint=f"write {text}:1 for the first; for the second rename the first",
+            )
         return text, 1.0
     if not 0 < weight < float("inf"):
         raise ConfigError(f"the weight {tail} of {url} is not a positive number", where="train.latents")

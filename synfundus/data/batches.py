@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from synfundus.data.mixture import MixedPlace, MixedPlan
 from synfundus.data.reader import Arrays
 from synfundus.data.source import Layout, SampleSource, allocate
 from synfundus.errors import CorruptShard, DataError
+from synfundus.storage.daemon_threads import DaemonThreads
 
 Augment = Callable[[NDArray[np.int64], Arrays], Arrays]
 """(positions, arrays) -> arrays; adds what is drawn per sample."""
@@ -80,7 +80,7 @@ class BatchReader:
         self._sources = tuple(sources)
         self._augment = augment
         self._known_good = False
-        self._requests: ThreadPoolExecutor | None = None
+        self._requests: DaemonThreads | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Go to another process as a description."""
@@ -145,7 +145,7 @@ class BatchReader:
             elif (error := self._fill(arrays, row, source, shard, sample)) is not None:
                 failed.append((row, error))
         if remote:
-            pool = self._requests or ThreadPoolExecutor(_REQUESTS, thread_name_prefix="samples")
+            pool = self._requests or DaemonThreads(_REQUESTS, name="samples")
             self._requests = pool
             errors = pool.map(lambda item: self._fill(*item), remote)
             failed += [(item[1], error) for item, error in zip(remote, errors, strict=True) if error is not None]
@@ -180,7 +180,7 @@ class BatchReader:
     def close(self) -> None:
         """Close all files."""
         if self._requests is not None:
-            self._requests.shutdown(cancel_futures=True)
+            self._requests.close()
             self._requests = None
         for source in self._sources:
             source.close()

@@ -16,7 +16,7 @@ from synfundus.data.reader import (
     decode_json,
     decode_npy,
     encode_npy,
-    missing_files_are_damage,
+    losses_are_damage,
 )
 from synfundus.data.source import DecodedSource, Layout, row_bytes
 from synfundus.errors import ConfigError, CorruptShard, DataError
@@ -148,7 +148,7 @@ class LatentSource:
 
     def fill(self, arrays: Arrays, row: int, shard: int, sample: int) -> None:
         """Read a sample into its row."""
-        with missing_files_are_damage():
+        with losses_are_damage():
             reader = self._reader.shard(shard)
             plain = self._states_fit(shard, reader.index) and self._fill_moments(arrays, row, reader, sample)
         if not plain:

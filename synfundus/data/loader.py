@@ -21,6 +21,8 @@ from synfundus.data.worker_pool import POLL_S, WorkerPool
 
 __all__ = ["Augment", "BatchLoader", "BatchReader", "Prefetch", "RankBatch"]
 
+_END_S = 1.0
+
 
 @dataclass(frozen=True)
 class Prefetch:
@@ -217,10 +219,13 @@ class BatchLoader:
         return self._pool
 
     def close(self) -> None:
-        """Stop whoever reads and close the files."""
+        """Stop whoever reads and close the files.
+
+        A read that a silent store holds up is left behind: a process that was asked to stop has a grace time.
+        """
         self._stop.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(_END_S)
             self._thread = None
         if self._pool is not None:
             self._pool.close()

@@ -5,13 +5,16 @@ No tar is ever extracted, and names are data.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,13 +38,16 @@ __all__ = [
     "decode_json",
     "decode_npy",
     "encode_npy",
-    "missing_files_are_damage",
+    "losses_are_damage",
 ]
 
 Arrays = dict[str, NDArray[Any]]
 Members = Mapping[str, bytes]
-MAX_OPEN_SHARDS = 512
+MOST_INDEXED_SAMPLES = 1_000_000
+"""How many samples' places a reader remembers, a hundred bytes each; whose files are open is another question."""
 _OPENERS = min(4, max(2, os.cpu_count() or 2))  # each holds the interpreter for part of its time
+_FIRST_LOOK_AGAIN_S = 30.0
+_LAST_LOOK_AGAIN_S = 3600.0
 
 
 def encode_npy(array: NDArray[Any]) -> bytes:
@@ -49,6 +55,21 @@ def encode_npy(array: NDArray[Any]) -> bytes:
     stream = io.BytesIO()
     np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
     return stream.getvalue()
+
+
+@dataclass(frozen=True)
+class _Lost:
+    """A shard that cannot be used: why, and when to look again, for a disk or a store can recover."""
+
+    error: CorruptShard
+    pause_s: float
+    again_at: float
+
+    @classmethod
+    def after(cls, before: _Lost | None, error: CorruptShard) -> _Lost:
+        """Wait twice as long as the time before."""
+        pause_s = _FIRST_LOOK_AGAIN_S if before is None else min(2 * before.pause_s, _LAST_LOOK_AGAIN_S)
+        return cls(error, pause_s, time.monotonic() + pause_s)
 
 
 class ShardSetReader:
@@ -62,7 +83,8 @@ class ShardSetReader:
         self._split = split
         self.shards: tuple[ShardEntry, ...] = shard_set.split_shards(split)
         self._open: OrderedDict[int, TarShardReader] = OrderedDict()
-        self._lost: dict[int, CorruptShard] = {}
+        self._indexed = 0
+        self._lost: dict[int, _Lost] = {}
         self._lock = threading.Lock()
         self._cache: ShardCache | None = None
         self._is_local = filesystem.is_local(shard_set.url)
@@ -86,15 +108,23 @@ class ShardSetReader:
         """
         reader = self._open.get(number)
         if reader is None:
-            reader = self._open_shard(number)
-            with self._lock:
-                reader = self._open.setdefault(number, reader)
-                while len(self._open) > MAX_OPEN_SHARDS:
-                    self._open.popitem(last=False)[1].close()
+            reader = self._keep(number, self._open_shard(number))
         with self._lock:
             if number in self._open:
                 self._open.move_to_end(number)
         return reader
+
+    def _keep(self, number: int, reader: TarShardReader) -> TarShardReader:
+        """Remember a shard's index; forget those used longest ago. Their files close when nobody reads them."""
+        with self._lock:
+            if number not in self._open:
+                self._open[number] = reader
+                self._indexed += len(reader)
+                while self._indexed > MOST_INDEXED_SAMPLES and len(self._open) > 1:
+                    _, oldest = self._open.popitem(last=False)
+                    self._indexed -= len(oldest)
+                    oldest.close()
+            return self._open[number]
 
     def open_ahead(self, numbers: Iterable[int]) -> None:
         """Open shards of this machine's disk side by side: a first batch can need hundreds, and each is hashed.
@@ -104,7 +134,7 @@ class ShardSetReader:
         missing = [number for number in numbers if number not in self._open and number not in self._lost]
         if len(missing) > 1 and self._is_local:
             with ThreadPoolExecutor(_OPENERS, thread_name_prefix="shards") as pool:
-                pool.map(self._open_quietly, missing[: MAX_OPEN_SHARDS // 2])
+                pool.map(self._open_quietly, missing)
 
     def _open_quietly(self, number: int) -> None:
         with suppress(CorruptShard, StorageError):
@@ -118,11 +148,12 @@ class ShardSetReader:
         return reader is not None and reader.is_here
 
     def _open_shard(self, number: int) -> TarShardReader:
-        if number in self._lost:
-            raise self._lost[number]
+        lost = self._lost.get(number)
+        if lost is not None and time.monotonic() < lost.again_at:
+            raise lost.error.with_traceback(None)
         entry = self.shards[number]
         try:
-            with missing_files_are_damage():
+            with losses_are_damage():
                 url = self._set.shard_url(entry)
                 reader = TarShardReader(
                     url, index_sha256=entry.index_sha256, open_bytes=lambda: self._open_bytes(url, entry)
@@ -134,8 +165,9 @@ class ShardSetReader:
                     reason="index",
                 )
         except CorruptShard as error:
-            self._lost[number] = error
+            self._lost[number] = _Lost.after(lost, error)
             raise
+        self._lost.pop(number, None)
         return reader
 
     def _open_bytes(self, url: str, entry: ShardEntry) -> ByteSource:
@@ -150,7 +182,7 @@ class ShardSetReader:
             CorruptShard: Bytes that do not match their checksum, or a shard that is not there.
             StorageError: The disk or the store refused.
         """
-        with missing_files_are_damage():
+        with losses_are_damage():
             reader = self.shard(shard)
             return reader.index.keys[sample], reader.read(sample)
 
@@ -175,16 +207,22 @@ def _reader_of(shard_set: ShardSet, split: str) -> ShardSetReader:
 
 
 @contextmanager
-def missing_files_are_damage() -> Iterator[None]:
-    """A file of a shard that is not there concerns its samples alone: they are quarantined, the run goes on."""
+def losses_are_damage() -> Iterator[None]:
+    """Take what a shard has lost as damage of its samples: they are quarantined, the run goes on.
+
+    That is a file that is not there, and a place of a disk that cannot be read.
+    """
     try:
         yield
     except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise CorruptShard(
-                f"a file of the shard is missing: {error.message}", where=error.where, reason="missing"
-            ) from error
-        raise
+        cause = error.__cause__
+        if isinstance(cause, FileNotFoundError):
+            text, reason = "a file of the shard is missing", "missing"
+        elif isinstance(cause, OSError) and cause.errno == errno.EIO:
+            text, reason = "a file of the shard is unreadable", "unreadable"
+        else:
+            raise
+        raise CorruptShard(f"{text}: {error.message}", where=error.where, reason=reason) from error
 
 
 SampleDecoder = Callable[[str, Members, str], Arrays]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -19,9 +20,11 @@ from synfundus.data.latents import META, LatentDecoder, label_states
 from synfundus.data.members import decode_json
 from synfundus.data.reader import SampleDecoder
 from synfundus.data.shard_check import KeysSeen, Problem, ShardReport, check_shard, open_shard, states_to_labels
-from synfundus.errors import CorruptShard, DataError, StorageError
+from synfundus.errors import CorruptShard, DataError, StorageError, SynfundusError
 from synfundus.storage import documents, filesystem
+from synfundus.storage.label_schema import LabelSchema
 from synfundus.storage.manifest import REJECTS_NAME, ShardEntry, ShardSet
+from synfundus.storage.shard_index import ShardIndex
 from synfundus.storage.tarshard import TarShardReader
 
 LabelRow = Mapping[str, int | None]
@@ -165,41 +168,37 @@ class SetSurvey:
         try:
             if (found := filesystem.file_size(reader.tar_url)) != entry.bytes:
                 report.add(f"it has {found} bytes, the manifest records {entry.bytes}")
-            with filesystem.open_read(reader.tar_url) as stream:
+            with self._label_reader(entry, reader) as labels:
                 for row, key in enumerate(keys):
                     self._keys.add(key, report)
                     try:
-                        rows.append(self._labels(stream, reader, row, f"{entry.name}#{key}"))
+                        rows.append(labels(row))
                     except CorruptShard as error:
                         report.add(error.message, key=key)
                     if (row + 1) % _ADVANCE_EVERY == 0:
                         advance(_ADVANCE_EVERY)
-        except (StorageError, OSError) as error:
-            report.add(f"it cannot be read: {error.message if isinstance(error, StorageError) else error.strerror}")
+        except SynfundusError as error:
+            report.add(f"it cannot be read: {error.message}")
+        except OSError as error:
+            report.add(f"it cannot be read: {error.strerror}")
         advance(entry.num_samples - len(keys) // _ADVANCE_EVERY * _ADVANCE_EVERY)
         report.good = len(rows)
         return rows
 
-    def _labels(self, stream: Any, reader: TarShardReader, row: int, where: str) -> LabelRow:  # noqa: ANN401
-        """Return the labels of one sample.
+    @contextmanager
+    def _label_reader(self, entry: ShardEntry, reader: TarShardReader) -> Iterator[Callable[[int], LabelRow]]:
+        """Give what returns the labels of a sample by its row; it may raise CorruptShard.
 
         Raises:
-            CorruptShard: Its document is not there, is damaged, or does not fit the schema.
+            CorruptShard: The shard as a whole is not what the manifest records.
+            StorageError: It cannot be read.
         """
-        if reader.index.states is not None:
-            return states_to_labels(reader.index.states[row], self.shard_set.label_schema, where=where)
-        places = {extension: place for extension, *place in reader.index.members(row)}
-        if META not in places:
-            raise CorruptShard("sample lacks its member .json", where=where)
-        offset, size, crc32 = places[META]
-        stream.seek(offset)
-        data: bytes = stream.read(size)
-        if len(data) != size or zlib.crc32(data) != crc32:
-            raise CorruptShard("member .json does not match its checksum", where=where)
-        document = decode_json(data, where=where)
-        label_states(document, self.shard_set.label_schema, where=where)
-        labels: LabelRow = document["labels"]
-        return labels
+        schema, states = self.shard_set.label_schema, reader.index.states
+        if states is not None:
+            yield lambda row: states_to_labels(states[row], schema, where=f"{entry.name}#{reader.index.keys[row]}")
+            return
+        with filesystem.open_read(reader.tar_url, sha256=entry.sha256) as stream:
+            yield lambda row: _labels(stream, reader.index, row, schema, f"{entry.name}#{reader.index.keys[row]}")
 
     @property
     def problems(self) -> list[Problem]:
@@ -218,3 +217,23 @@ class SetSurvey:
             for problem in self.problems
         )
         return dict(words.most_common())
+
+
+def _labels(stream: IO[bytes], index: ShardIndex, row: int, schema: LabelSchema, where: str) -> LabelRow:
+    """Return the labels that the document of a sample states.
+
+    Raises:
+        CorruptShard: It is not there, is damaged, or does not fit the schema.
+    """
+    places = {extension: place for extension, *place in index.members(row)}
+    if META not in places:
+        raise CorruptShard("sample lacks its member .json", where=where)
+    offset, size, crc32 = places[META]
+    stream.seek(offset)
+    data = stream.read(size)
+    if len(data) != size or zlib.crc32(data) != crc32:
+        raise CorruptShard("member .json does not match its checksum", where=where)
+    document = decode_json(data, where=where)
+    label_states(document, schema, where=where)
+    labels: LabelRow = document["labels"]
+    return labels

@@ -207,7 +207,12 @@ def _groups(walk: TarWalk) -> Iterator[tuple[str, list[WalkedMember]]]:
 def _walk(url: str, entry: ShardEntry, report: ShardReport, compare: _Comparison | None) -> None:
     """Walk the tar once: compare the samples, then the hash of the whole."""
     most = entry.num_samples
-    with filesystem.open_read(url) as stream:
+    try:
+        opened = filesystem.open_read(url, sha256=entry.sha256)
+    except CorruptShard as error:  # an object of a store is checked as a whole; its samples are read by the index then
+        report.add(error.message)
+        return
+    with opened as stream:
         walk = TarWalk(
             stream, num_bytes=filesystem.file_size(url), max_member_bytes=MAX_MEMBER_BYTES, where=report.name
         )

@@ -213,11 +213,12 @@ class WorkerPool:
         )
 
     def close(self) -> None:
-        """End the processes: they see their connection closed; one that does not is killed."""
+        """End the processes: they see their connection closed; those that do not are killed."""
         for connection in self._connections:
             connection.close()
+        ends = time.monotonic() + _END_S
         for process in self._processes:
-            process.join(_END_S)
+            process.join(max(0.0, ends - time.monotonic()))
             if process.is_alive():
                 process.kill()
                 process.join()

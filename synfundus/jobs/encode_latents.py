@@ -7,6 +7,7 @@ order: the bytes do not depend on the number of ranks.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from synfundus.jobs.latent_encoder import (
     RECORD_VERSION,
     EncodeTask,
     ShardEncoder,
+    check_rejects,
     open_lanes,
     read_record,
     record_url,
@@ -51,7 +53,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
 
     Raises:
         ConfigError: ``--out`` holds latents of something else; the message names both sides.
-        DataError: Moments that fp16 cannot hold.
+        DataError: Moments that fp16 cannot hold, or more damaged images than ``encode.max_bad_fraction`` allows.
     """
     section = config.encode
     image_set = load_shard_set(build.require(section.data, flag="--data", key="encode.data"), kind="images")
@@ -77,7 +79,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     ):
         ShardEncoder(config, image_set, codec, out, device, lanes).encode(mine, bar)
     at_the_end.barrier()
-    on_rank_0(lambda: _publish(out, tasks, image_set, properties, console), at_the_end)
+    limit = section.max_bad_fraction
+    on_rank_0(lambda: _publish(out, tasks, image_set, properties, console, limit), at_the_end)
     return _summary(load_shard_set(out, kind="latents"))
 
 
@@ -160,7 +163,12 @@ def _channel_statistics(records: list[dict[str, Any]]) -> dict[str, list[float]]
 
 
 def _publish(
-    out: str, tasks: list[EncodeTask], image_set: ShardSet, properties: dict[str, Any], console: Console
+    out: str,
+    tasks: list[EncodeTask],
+    image_set: ShardSet,
+    properties: dict[str, Any],
+    console: Console,
+    max_bad_fraction: float,
 ) -> None:
     """Put the manifest together, check that in = out + rejects, publish, clean up."""
     records = []
@@ -170,6 +178,8 @@ def _publish(
             raise DataError(f"shard {task.entry.name} was not encoded", where=out, hint="run the command again")
         records.append(record)
     rejects = [reject for record in records for reject in record["rejects"]]
+    kinds = Counter(kind for record in records for kind in record.get("kinds", ["damaged"] * len(record["rejects"])))
+    check_rejects(rejects, image_set, max_bad_fraction)
     entries = tuple(ShardEntry(**record["entry"]) for record in records)
     encoded = sum(entry.num_samples for entry in entries)
     if encoded + len(rejects) != image_set.num_samples():
@@ -183,7 +193,7 @@ def _publish(
             kind="latents",
             label_schema=image_set.label_schema,
             shards=entries,
-            rejects={"damaged": len(rejects)} if rejects else {},
+            rejects=dict(sorted(kinds.items())),
             properties={**properties, **_channel_statistics(records)},
         )
     )

@@ -7,10 +7,11 @@ its result, so each batch is computed by one thread, and several batches side by
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,14 @@ from synfundus.errors import CorruptShard, DataError
 from synfundus.jobs.pixels import pixels_to_tensor
 from synfundus.models.autoencoder import LatentCodec
 from synfundus.storage import documents, filesystem
+from synfundus.storage.daemon_threads import DaemonThreads
 from synfundus.storage.manifest import SPLITS, ShardEntry, ShardSet
 from synfundus.storage.tarshard import write_shard
 from synfundus.telemetry.console import Progress
 
 RECORD_FORMAT = "synfundus-latent-shard"
 RECORD_VERSION = 1
+_REQUESTS_AT_ONCE = 8
 FP16_MAX = float(np.finfo(np.float16).max)
 
 
@@ -69,6 +72,7 @@ class _Decoded:
     states: list[NDArray[np.int16]]
     pixels: list[NDArray[np.uint8]]
     rejects: list[dict[str, str]]
+    kinds: list[str]
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class _Encoded:
         moments: fp16 ``[b, 2c, lh, lw]``.
         mirrored: The same of the mirrored images, where they are asked for.
         rejects: The samples that could not be read.
+        kinds: Why, one word each.
     """
 
     keys: list[str]
@@ -90,6 +95,7 @@ class _Encoded:
     moments: NDArray[np.float16]
     mirrored: NDArray[np.float16] | None
     rejects: list[dict[str, str]]
+    kinds: list[str]
 
 
 @dataclass(frozen=True)
@@ -140,6 +146,7 @@ class ShardEncoder:
         self._lanes = lanes
         self._batch_size = config.encode.batch_size
         self._flip = config.encode.flip
+        self._max_bad_fraction = config.encode.max_bad_fraction
         self._set = image_set
         self._codec = codec
         self._out = out
@@ -150,19 +157,29 @@ class ShardEncoder:
         )
 
     def encode(self, tasks: Sequence[EncodeTask], bar: Progress) -> None:
-        """Encode shards, except those whose record says that they are done."""
+        """Encode shards, except those whose record says that they are done.
+
+        Those with rejects are encoded again: what was missing may be there now.
+
+        Raises:
+            DataError: More images cannot be used than ``max_bad_fraction`` allows.
+        """
         todo = []
         for task in tasks:
-            if read_record(self._out, task) is None:
+            record = read_record(self._out, task)
+            if record is None or record["rejects"]:
                 todo.append(task)
             else:
                 bar.advance(task.entry.num_samples)
         parts: list[_Encoded] = []
+        rejects: list[dict[str, str]] = []
         for batch, encoded in self._encoded(self._batches(todo)):
             parts.append(encoded)
             bar.advance(len(batch.samples))
+            rejects += encoded.rejects
             if batch.last:
                 self._write(batch.task, parts)
+                check_rejects(rejects, self._set, self._max_bad_fraction)
                 parts = []
 
     def _write(self, task: EncodeTask, parts: list[_Encoded]) -> None:
@@ -187,23 +204,26 @@ class ShardEncoder:
         record = {
             "entry": asdict(ShardEntry.of(task.entry.name, task.split, files)),
             "rejects": [reject for part in parts for reject in part.rejects],
+            "kinds": [kind for part in parts for kind in part.kinds],
             "statistics": statistics.to_document(),
         }
         documents.write_document(record_url(self._out, task), record, format_name=RECORD_FORMAT, version=RECORD_VERSION)
 
     def _batches(self, tasks: list[EncodeTask]) -> Iterator[_Batch]:
         """Yield the shards' samples in order, as read; a shard without samples is one empty batch."""
-        for task in tasks:
-            size, reader = task.entry.num_samples, self._readers[task.split]
-            for first in range(0, max(1, size), self._batch_size):
-                samples = range(first, min(size, first + self._batch_size))
-                read: list[tuple[str, dict[str, bytes]] | CorruptShard] = []
-                for sample in samples:
-                    try:
-                        read.append(reader.read(task.number, sample))
-                    except CorruptShard as error:
-                        read.append(error)
-                yield _Batch(task, samples, read, last=samples.stop == size)
+        requests = DaemonThreads(_REQUESTS_AT_ONCE, name="images")
+        each = map if filesystem.is_local(self._set.url) else requests.map
+        try:
+            for task in tasks:
+                size, reader = task.entry.num_samples, self._readers[task.split]
+                for first in range(0, max(1, size), self._batch_size):
+                    samples = range(first, min(size, first + self._batch_size))
+                    read = list(each(partial(_read, reader, task.number), samples))
+                    yield _Batch(task, samples, read, last=samples.stop == size)
+        finally:
+            requests.close()
+            for reader in self._readers.values():
+                reader.close()
 
     def _encoded(self, batches: Iterable[_Batch]) -> Iterator[tuple[_Batch, _Encoded]]:
         """Yield batches with their moments, in order; no more than the lanes can take are held in memory."""
@@ -226,7 +246,7 @@ class ShardEncoder:
 
     def _decode(self, batch: _Batch) -> _Decoded:
         """Decode a batch's images; name those that cannot be."""
-        decoded = _Decoded([], [], [], [], [])
+        decoded = _Decoded([], [], [], [], [], [])
         for sample, read in zip(batch.samples, batch.read, strict=True):
             try:
                 if isinstance(read, CorruptShard):
@@ -237,6 +257,7 @@ class ShardEncoder:
             except CorruptShard as error:
                 name = f"{batch.task.entry.name}#{sample}"
                 decoded.rejects.append({"name": name, "stage": "encode", "reason": error.message})
+                decoded.kinds.append(error.reason)
                 continue
             decoded.keys.append(key)
             decoded.metas.append(members[META])
@@ -247,13 +268,16 @@ class ShardEncoder:
     @torch.no_grad()
     def _encode(self, decoded: _Decoded) -> _Encoded:
         """Encode a batch; runs in a lane, where gradients have to be turned off again."""
-        if not decoded.keys:
+        mirrored: NDArray[np.float16] | None
+        if decoded.keys:
+            pixels = np.stack(decoded.pixels)
+            mirrored = self._moments(np.ascontiguousarray(pixels[:, :, ::-1])) if self._flip else None
+            moments = self._moments(pixels)
+        else:
             edge = int(self._set.properties["image_size_px"]) // self._codec.downsample_factor
-            nothing = np.empty((0, 2 * self._codec.latent_channels, edge, edge), dtype=np.float16)
-            return _Encoded([], [], [], nothing, nothing if self._flip else None, decoded.rejects)
-        pixels = np.stack(decoded.pixels)
-        mirrored = self._moments(np.ascontiguousarray(pixels[:, :, ::-1])) if self._flip else None
-        return _Encoded(decoded.keys, decoded.metas, decoded.states, self._moments(pixels), mirrored, decoded.rejects)
+            moments = np.empty((0, 2 * self._codec.latent_channels, edge, edge), dtype=np.float16)
+            mirrored = moments if self._flip else None
+        return _Encoded(decoded.keys, decoded.metas, decoded.states, moments, mirrored, decoded.rejects, decoded.kinds)
 
     def _moments(self, pixels: NDArray[np.uint8]) -> NDArray[np.float16]:
         """Return the moments of a batch in fp16.
@@ -267,6 +291,31 @@ class ShardEncoder:
                 f"moments up to {np.abs(moments).max():.3g} do not fit fp16", hint="the autoencoder has diverged"
             )
         return moments.astype(np.float16)
+
+
+def _read(reader: ShardSetReader, shard: int, sample: int) -> tuple[str, dict[str, bytes]] | CorruptShard:
+    """Return key and members of a sample, or what is wrong with it."""
+    try:
+        return reader.read(shard, sample)
+    except CorruptShard as error:
+        return error
+
+
+def check_rejects(rejects: Sequence[Mapping[str, str]], image_set: ShardSet, max_bad_fraction: float) -> None:
+    """Stop where too many images cannot be used; a shard may not have been copied yet.
+
+    Raises:
+        DataError: They are more than the limit.
+    """
+    total = image_set.num_samples()
+    if len(rejects) > max_bad_fraction * total:
+        raise DataError(
+            f"{len(rejects)} of {total} images cannot be used, more than encode.max_bad_fraction = "
+            f"{max_bad_fraction:g}; the first, {rejects[0]['name']}: {rejects[0]['reason']}",
+            where=image_set.url,
+            hint="`synfundus inspect --verify` names what is wrong; when it is mended the same command goes on, and "
+            "looks at shards with rejects again",
+        )
 
 
 class _Statistics:

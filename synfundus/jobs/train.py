@@ -215,9 +215,9 @@ class _Training:
             saver.save(state.images_seen, state.to_document())
 
         def validate(state: TrainState) -> None:
-            self._validation_loss = self._validate(state)
-            row = {"images_seen": state.images_seen, "validation_loss": self._validation_loss}
-            on_rank_0(lambda: sinks.write(row), self._world)
+            row = self._validate(state)
+            self._validation_loss = row["validation_loss"]
+            on_rank_0(lambda: sinks.write({"images_seen": state.images_seen, **row}), self._world)
 
         averages, preview_every = self._config.ema, self._loop.preview_every_images
         trainer = Trainer(
@@ -308,14 +308,14 @@ class _Training:
             denoiser.register_forward_pre_hook(lambda *_: self._flag.check())
         return denoiser
 
-    def _validate(self, state: TrainState) -> float:
-        """Return the loss of the averaged weights on held-out patients, with the same noise every time. Collective."""
+    def _validate(self, state: TrainState) -> dict[str, float]:
+        """Measure the averaged weights on held-out patients, with the same noise every time. Collective."""
         split = "val" if self._set.num_samples("val") else "train"
         denoiser = self._interruptible(self._averaged_denoiser())
 
-        def work() -> float:
+        def work() -> dict[str, float]:
             if denoiser is None:
-                return float("nan")
+                return {}
             return held_out_loss(
                 self._step(denoiser),
                 self._batches(split, self._draws(False)),
@@ -323,6 +323,7 @@ class _Training:
                 batch_size=self._batch.micro_batch_size,
                 images_seen=state.images_seen,
                 where=f"{self._set.url}, split {split}",
+                console=self._console,
             )
 
         return on_rank_0(work, self._world)

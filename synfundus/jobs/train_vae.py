@@ -11,6 +11,7 @@ from torch import Tensor
 
 from synfundus.config.measured import definite_channels_last
 from synfundus.config.schema import LoopConfig, RunConfig, VaeConfig
+from synfundus.data.ledger import Quarantined
 from synfundus.data.loader import BatchLoader
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.engine import ZeroEngine
@@ -26,6 +27,7 @@ from synfundus.jobs.reading import image_batches, set_names, training_loader
 from synfundus.jobs.run_directory import RunDirectory
 from synfundus.jobs.start_report import report_start
 from synfundus.jobs.step_cost import codec_cost
+from synfundus.jobs.validation import warn_of_damage
 from synfundus.models.autoencoder import LatentCodec
 from synfundus.models.autoencoder_objective import AutoencoderObjective
 from synfundus.models.discriminator import PatchDiscriminator
@@ -94,13 +96,20 @@ def _identity(config: RunConfig, image_set: ShardSet) -> dict[str, object]:
     }
 
 
-def train_images(image_set: ShardSet, *, split: str, count: int, seed: int) -> Iterator[Tensor]:
-    """Yield the first ``count`` images of a split in reading order, ``[n, 3, h, w]`` in [-1, 1], in batches."""
+def train_images(
+    image_set: ShardSet, *, split: str, count: int, seed: int, damaged: list[Quarantined] | None = None
+) -> Iterator[Tensor]:
+    """Yield the first ``count`` images of a split in reading order, ``[n, 3, h, w]`` in [-1, 1], in batches.
+
+    Those that cannot be used are left out, and added to ``damaged``.
+    """
     reader = image_batches(image_set, split=split, seed=seed, augment=None)
     total = min(count, reader.plan.set_sizes[0])
     most = max(1, min(_EVALUATION_BATCH, _EVALUATION_PIXELS // int(image_set.properties["image_size_px"]) ** 2))
     for first in range(0, total, most):
         batch = reader.read(np.arange(first, min(first + most, total), dtype=np.int64))
+        if damaged is not None:
+            damaged += batch.quarantined
         yield pixels_to_tensor(batch.arrays["pixels"][batch.weights > 0])
     reader.close()
 
@@ -346,8 +355,9 @@ class _Training:
         split, count = self._held_out, self._loop.validation_images
         decibels, similarity, number = 0.0, 0.0, 0
         total = min(count, self._set.num_samples(split))
+        damaged: list[Quarantined] = []
         with torch.no_grad(), self._console.progress("evaluating", total=total, unit="images") as bar:
-            for images in train_images(self._set, split=split, count=count, seed=0):
+            for images in train_images(self._set, split=split, count=count, seed=0, damaged=damaged):
                 look_up()
                 target = images.to(self._device)
                 mean, _ = LatentCodec.split(codec.encode(target))
@@ -356,6 +366,7 @@ class _Training:
                 similarity += float(ssim(restored, target, data_range=2.0).sum())
                 number += len(images)
                 bar.advance(len(images))
+        warn_of_damage(damaged, self._console)
         return {"psnr_db": decibels / number, "ssim": similarity / number, "evaluated_images": number}
 
     def _finish(self, state: TrainState, figures: Mapping[str, float]) -> Summary:

@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from synfundus.data.batches import BatchReader
+from synfundus.data.ledger import Quarantined
 from synfundus.errors import DataError
+from synfundus.telemetry.console import Console
 from synfundus.training.step import LatentDiffusionStep
+
+_MOST_NAMED = 8
+
+
+def warn_of_damage(samples: Sequence[Quarantined], console: Console) -> None:
+    """Name held-out samples that a figure had to leave out: it does not compare with one that has them."""
+    for sample in samples[:_MOST_NAMED]:
+        console.warning(f"held-out sample {sample.place} is left out: {sample.reason}")
+    if len(samples) > _MOST_NAMED:
+        console.warning(f"{len(samples) - _MOST_NAMED} more held-out samples are left out")
 
 
 @torch.no_grad()
 def held_out_loss(
-    step: LatentDiffusionStep, reader: BatchReader, *, images: int, batch_size: int, images_seen: int, where: str
-) -> float:
-    """Return the mean loss over the first samples of a split. Not collective; closes the reader.
+    step: LatentDiffusionStep,
+    reader: BatchReader,
+    *,
+    images: int,
+    batch_size: int,
+    images_seen: int,
+    where: str,
+    console: Console,
+) -> dict[str, float]:
+    """Compute the mean loss over the first samples of a split. Not collective; closes the reader.
 
     Args:
         step: What training minimises, around the network to judge.
@@ -24,12 +45,17 @@ def held_out_loss(
         batch_size: Of a forward pass.
         images_seen: Place in the run.
         where: The set, for the message.
+        console: Is told which samples cannot be used.
+
+    Returns:
+        ``validation_loss`` and, over how many samples it is the mean, ``validation_images``.
 
     Raises:
         DataError: None of them can be read.
     """
     device = next(step.parameters()).device
     loss = weight = 0.0
+    damaged: list[Quarantined] = []
     for first in range(0, images, batch_size):
         batch = reader.read(np.arange(first, min(first + batch_size, images), dtype=np.int64))
         tensors: dict[str, Tensor] = {name: torch.from_numpy(array).to(device) for name, array in batch.arrays.items()}
@@ -37,7 +63,9 @@ def held_out_loss(
         _, sums = step(tensors, images_seen)
         loss += float(sums["loss"])
         weight += float(sums["images"])
+        damaged += batch.quarantined
     reader.close()
+    warn_of_damage(damaged, console)
     if weight == 0:
         raise DataError("no sample to validate on is readable", where=where)
-    return loss / weight
+    return {"validation_loss": loss / weight, "validation_images": weight}

@@ -17,7 +17,8 @@ from synfundus.launch.submission import Submission
 LaunchKind = Literal["in_process", "local", "srun", "sbatch"]
 
 PASSED_ON = (
-    *("PATH", "HOME", "USER", "LANG", "TMPDIR", "AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION"),
+    *("PATH", "HOME", "USER", "LANG", "TMPDIR", "AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"),
+    *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "AWS_CA_BUNDLE"),
     "SYNFUNDUS_MAX_RESTARTS",
 )
 """What a batch job inherits: names and places, never keys (they would enter the job record)."""

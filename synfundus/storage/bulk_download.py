@@ -11,7 +11,8 @@ import os
 import threading
 from typing import IO, Any
 
-from synfundus.storage import store_connection, store_settings
+from synfundus.storage import store_connection, store_faults, store_settings
+from synfundus.storage.store_faults import Verdict
 
 _BLOCK_BYTES = 2**20
 _MOST_CONNECTIONS = 16
@@ -81,6 +82,10 @@ def copy_straight(bucket: str, key: str, sink: IO[bytes]) -> str:
                 left -= size
         finally:
             body.close()
-    except (BotoCoreError, ClientError, HTTPError, OSError, ValueError, KeyError):
+    except ClientError as error:
+        if store_faults.judge(error).verdict in {Verdict.RENEW, Verdict.STOP}:
+            forget()  # the next client reads the credentials again
+        return ""
+    except (BotoCoreError, HTTPError, OSError, ValueError, KeyError):
         return ""
     return "" if left else sha256.hexdigest()

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from synfundus.errors import CorruptShard, StorageError
 from synfundus.storage import filesystem
+from synfundus.storage.open_files import OpenFile
 
 
 class ByteSource(Protocol):
@@ -51,50 +52,52 @@ class LocalBytes:
     Args:
         path: The file.
         url: What messages call it.
-        release: Called once when the source is closed.
+        stream: The file, where it is open already.
+        open_stream: Opens it again; None opens the path.
     """
 
-    def __init__(self, path: Path, url: str, *, release: Callable[[], None] | None = None) -> None:
-        self._path = path
+    def __init__(
+        self,
+        path: Path,
+        url: str,
+        *,
+        stream: IO[bytes] | None = None,
+        open_stream: Callable[[], IO[bytes]] | None = None,
+    ) -> None:
         self._url = url
-        self._release = release
-        self._descriptor = -1
-        self._open()
+        self._file = OpenFile(open_stream or (lambda: path.open("rb", buffering=0)), stream)
 
     @property
     def is_here(self) -> bool:
         """It is."""
         return True
 
-    def _open(self) -> None:
-        try:
-            self._descriptor = os.open(self._path, os.O_RDONLY)
-        except OSError as error:
-            raise StorageError(f"cannot open: {error.strerror}", where=self._url) from error
-
-    def _attempts(self, attempt: Callable[[], str]) -> None:
+    def _attempts(self, attempt: Callable[[int], str]) -> None:
         """Try twice, the second time with the file opened again: a handle can go stale on a shared file system."""
         for last in (False, True):
+            opened = False
             try:
-                problem = attempt()
+                with self._file.descriptor() as descriptor:
+                    opened = True
+                    problem = attempt(descriptor)
             except OSError as error:
                 if last:
-                    raise StorageError(f"cannot read: {error.strerror or error}", where=self._url) from error
+                    action = "read" if opened else "open"
+                    raise StorageError(f"cannot {action}: {error.strerror or error}", where=self._url) from error
             else:
                 if not problem:
                     return
                 if last:
                     raise CorruptShard(problem, where=self._url, reason="checksum")
-            self._close_descriptor()
-            self._open()
+            self._file.close()
 
     def read(self, start: int, size: int, wrong: Callable[[bytes], str]) -> bytes:
         """Return a range that proved right."""
         data = b""
 
-        def attempt() -> str:
+        def attempt(descriptor: int) -> str:
             nonlocal data
-            data = os.pread(self._descriptor, size, start)
+            data = os.pread(descriptor, size, start)
             return wrong(data)
 
         self._attempts(attempt)
@@ -104,23 +107,15 @@ class LocalBytes:
         """Fill buffers with bytes that prove right."""
         size = sum(map(len, buffers))
 
-        def attempt() -> str:
-            found = os.preadv(self._descriptor, buffers, start)
+        def attempt(descriptor: int) -> str:
+            found = os.preadv(descriptor, buffers, start)
             return wrong() if found == size else f"{found} of {size} bytes are there"
 
         self._attempts(attempt)
 
-    def _close_descriptor(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
     def close(self) -> None:
         """Close the file."""
-        self._close_descriptor()
-        if self._release is not None:
-            self._release()
-            self._release = None
+        self._file.close()
 
 
 class RemoteBytes:

@@ -258,11 +258,11 @@ def fetch(url: str, sink: IO[bytes], *, sha256: str = "") -> str:
     return found
 
 
-def open_read(url: str) -> IO[bytes]:
+def open_read(url: str, *, sha256: str = "") -> IO[bytes]:
     """Open a file for reading; the caller closes it.
 
-    A file of an object store is copied first, checked as in `fetch`, and read from the copy: in memory up to
-    64 MiB, beyond that an unnamed temporary file.
+    A file of an object store is copied first, checked as in `fetch` (against ``sha256``, if given), and read from the
+    copy: in memory up to 64 MiB, beyond that an unnamed temporary file. A local file is not checked.
     """
     if not _on_s3(url):
         filesystem, path = _resolve(url)
@@ -271,7 +271,7 @@ def open_read(url: str) -> IO[bytes]:
         return stream
     copy = _spool()
     try:
-        fetch(url, copy)
+        fetch(url, copy, sha256=sha256)
     except BaseException:
         copy.close()
         raise

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from synfundus.errors import StorageError
 
 ALLOWED_PROTOCOLS = ("file", "s3", "memory")
 """Everything else, ``pipe:`` first of all, is refused."""
 
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+_HALF_A_URL = re.compile(r"(file|s3):/?(?!/)", re.IGNORECASE)
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """Blanks of other scripts are no control characters: macOS and East Asian names have them."""
@@ -24,8 +25,8 @@ def protocol_of(url: str) -> str:
     Raises:
         StorageError: A protocol that is not on the allow-list, credentials in a URL, a bucket or key that is none.
     """
-    scheme = urlsplit(url).scheme if "://" in url or url.startswith("pipe:") else ""
-    protocol = scheme or "file"
+    scheme = _SCHEME.match(url) if "://" in url or url.startswith("pipe:") else None
+    protocol = scheme[1] if scheme else "file"
     if protocol not in ALLOWED_PROTOCOLS:
         raise StorageError(
             f"protocol {protocol!r} is not allowed",
@@ -34,6 +35,12 @@ def protocol_of(url: str) -> str:
         )
     if protocol == "s3":
         _check_s3_url(url)
+    elif protocol == "file" and (_HALF_A_URL.match(url) or (scheme and not url.startswith("file:///"))):
+        raise StorageError(
+            "neither a path nor a URL",
+            where=_without_secrets(url),
+            hint="write /path, file:///path or s3://bucket/path",
+        )
     return protocol
 
 

@@ -150,7 +150,7 @@ class ObjectCache:
         """Open a copy that is whole and right; one that is not is removed."""
         path = self._path(entry, _COPY)
         try:
-            found = _open_shared(path)
+            found = open_shared(path)
         except FileNotFoundError:
             return None
         try:
@@ -223,7 +223,7 @@ class ObjectCache:
                 fcntl.flock(stream, fcntl.LOCK_SH)  # readers need not wait for this process to go on
                 part.replace(self._path(entry, _COPY))
                 self._proved[entry.name] = _mark(facts)
-                return _open_shared(self._path(entry, _COPY))
+                return open_shared(self._path(entry, _COPY))
         finally:
             part.unlink(missing_ok=True)
 
@@ -308,7 +308,7 @@ def _open_private(path: Path) -> IO[bytes]:
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b")
 
 
-def _open_shared(path: Path) -> CachedFile:
+def open_shared(path: Path) -> CachedFile:
     """Open a file under a shared lock; it may have been removed before the lock was there."""
     stream = path.open("rb")
     fcntl.flock(stream, fcntl.LOCK_SH)

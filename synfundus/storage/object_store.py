@@ -2,7 +2,8 @@
 
 A store's transport notices a cut connection. It does not notice a body that is short or altered while its headers
 agree with it. So a range must have the length that was asked for, a whole object must match a hash: the sha256 that
-is written beside it as metadata, or the MD5 that is the entity tag of a plain upload.
+is written beside it as metadata, or the MD5 that is the entity tag of a plain upload. Where there is neither (another
+writer's upload in parts, a key of KMS) each stretch is read until two readings agree.
 """
 
 from __future__ import annotations
@@ -144,7 +145,8 @@ def fetch(url: str, sink: IO[bytes], *, sha256: str = "") -> str:
     Args:
         url: The object.
         sink: Open for writing and seeking; what is in it is replaced.
-        sha256: The hash it must have; if empty, the one its writer recorded, else the MD5 of its entity tag.
+        sha256: The hash it must have; if empty, the one its writer recorded, else the MD5 of its entity tag, else
+            two readings must agree.
 
     Raises:
         CorruptShard: The content does not match, whatever is tried; the message names both sides.
@@ -160,7 +162,7 @@ def fetch(url: str, sink: IO[bytes], *, sha256: str = "") -> str:
             sink.seek(0)
             sink.truncate()
             try:
-                info, found, md5 = _copy_chunks(url, sink, twice=rounds > 0, with_md5=not sha256)
+                info, found, md5 = _copy_chunks(url, sink, twice=rounds > 0, proof=sha256)
             except ObjectChanged:
                 problem = "it was replaced again and again while it was read"
             else:
@@ -197,36 +199,42 @@ def _fetch_straight(url: str, sink: IO[bytes], sha256: str) -> bool:
     return bulk_download.copy_straight(*split(url), sink) == sha256
 
 
-def _copy_chunks(url: str, sink: IO[bytes], *, twice: bool, with_md5: bool) -> tuple[ObjectInfo, str, str]:
-    """Copy an object; returns (facts, sha256, MD5). With ``twice`` a chunk counts when two readings of it agree.
+def _copy_chunks(url: str, sink: IO[bytes], *, twice: bool, proof: str) -> tuple[ObjectInfo, str, str]:
+    """Copy an object; returns (facts, sha256, MD5).
 
-    The MD5 is of use only where no sha256 is known, and would take longer than the rest.
+    Args:
+        url: The object.
+        sink: Where to.
+        twice: A chunk counts when two readings of it agree; so it does where nothing else proves the object.
+        proof: The sha256 the caller expects; the MD5 is of use only without one, and would take longer than the rest.
     """
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     info, position = None, 0
     while info is None or position < info.size:
         try:
-            read = _read_agreed if twice else read_range
-            data, info = read(url, position, CHUNK_BYTES, etag=info.etag if info else "")
+            data, info = read_range(url, position, CHUNK_BYTES, etag=info.etag if info else "")
+            if twice or not (proof or info.sha256 or info.md5):
+                data = _read_agreed(url, position, CHUNK_BYTES, etag=info.etag, first=data)
         except BeyondEnd:
             data, info = b"", stat(url)
             if info.size > position:
                 raise ObjectChanged(url) from None
         sink.write(data)
         sha256.update(data)
-        if with_md5:
+        if not proof:
             md5.update(data)
         position += len(data)
     return info, sha256.hexdigest(), md5.hexdigest()
 
 
-def _read_agreed(url: str, start: int, size: int, *, etag: str) -> tuple[bytes, ObjectInfo]:
-    seen = set()
-    for _ in range(_MOST_READS_FOR_TWO_EQUAL):
-        data, info = read_range(url, start, size, etag=etag)
+def _read_agreed(url: str, start: int, size: int, *, etag: str, first: bytes) -> bytes:
+    """Read a range until two readings agree, the first one included."""
+    seen = {hashlib.sha256(first).digest()}
+    for _ in range(_MOST_READS_FOR_TWO_EQUAL - 1):
+        data, _facts = read_range(url, start, size, etag=etag)
         digest = hashlib.sha256(data).digest()
         if digest in seen:
-            return data, info
+            return data
         seen.add(digest)
     raise CorruptShard(f"bytes {start} to {start + size} are different at each reading", where=url)
 
@@ -244,6 +252,8 @@ def list_objects(
 
         async def page(client: Client, token: dict[str, str] = token) -> dict[str, Any]:
             answer: dict[str, Any] = await client.list_objects_v2(Bucket=bucket, Prefix=prefix, **limits, **token)
+            if "IsTruncated" not in answer:  # a page of a proxy, which would pass for an empty folder
+                raise WrongAnswer("the answer is no listing")
             return answer
 
         answer = request("list", url, page)

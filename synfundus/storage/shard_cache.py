@@ -10,12 +10,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, wait
 from contextlib import suppress
 
 from synfundus.errors import CorruptShard, StorageError, SynfundusError
 from synfundus.storage.byte_source import LocalBytes, RemoteBytes
-from synfundus.storage.object_cache import CachedFile, ObjectCache
+from synfundus.storage.daemon_threads import DaemonThreads
+from synfundus.storage.object_cache import CachedFile, ObjectCache, open_shared
 
 _DOWNLOADS = 2
 _SOON_S = 10.0
@@ -33,7 +34,7 @@ class ShardCache:
 
     def __init__(self, cache: ObjectCache) -> None:
         self._cache = cache
-        self._downloads = ThreadPoolExecutor(_DOWNLOADS, thread_name_prefix="shard-cache")
+        self._downloads = DaemonThreads(_DOWNLOADS, name="shard-cache")
         self._began = 0.0
         self._asked = self._done = 0
 
@@ -74,7 +75,7 @@ class ShardCache:
 
     def close(self) -> None:
         """Ask for nothing more; downloads that have begun end on their own."""
-        self._downloads.shutdown(wait=False, cancel_futures=True)
+        self._downloads.close()
 
 
 class CachedBytes:
@@ -112,7 +113,10 @@ class CachedBytes:
             # no room, a full disk, a damaged object: what is needed is read from the store, which says the rest
             with suppress(SynfundusError, CancelledError):
                 found = self._wanted.result()
-                self._copy = LocalBytes(found.path, self._url, release=found.close)
+                path = found.path
+                self._copy = LocalBytes(
+                    path, self._url, stream=found.stream, open_stream=lambda: open_shared(path).stream
+                )
         return self._copy
 
     def read(self, start: int, size: int, wrong: Callable[[bytes], str]) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
@@ -26,6 +27,7 @@ from synfundus.storage.shard_index import EXTENSION_PATTERN, KEY_PATTERN, Member
 __all__ = ["KEY_PATTERN", "ShardFiles", "ShardIndex", "TarShardReader", "TarShardWriter", "index_url", "write_shard"]
 
 _BLOCK = 512
+_INDEX_READINGS = 3
 
 
 @dataclass(frozen=True)
@@ -149,20 +151,31 @@ def write_shard(
 
 
 def _read_index(url: str, sha256: str | None) -> ShardIndex:
-    """Read an index; from an object store as often as it takes to get what the manifest says.
+    """Read an index, as often as it takes to get what the manifest says: it stands for all samples of its shard.
 
     Raises:
         CorruptShard: Not the index the manifest means, or none at all.
     """
-    if sha256 is None or filesystem.is_local(url):
-        data = filesystem.read_bytes(url)
-    else:
+    for readings_left in range(_INDEX_READINGS - 1, -1, -1):
+        try:
+            return ShardIndex.from_bytes(_index_bytes(url, sha256), where=url)
+        except CorruptShard:
+            if not readings_left:
+                raise
+    raise AssertionError
+
+
+def _index_bytes(url: str, sha256: str | None) -> bytes:
+    if sha256 is None:
+        return filesystem.read_bytes(url)
+    if not filesystem.is_local(url):
         stream = io.BytesIO()
         filesystem.fetch(url, stream, sha256=sha256)
-        data = stream.getvalue()
-    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        return stream.getvalue()
+    data = filesystem.read_bytes(url)
+    if hashlib.sha256(data).hexdigest() != sha256:
         raise CorruptShard("the shard index does not match the manifest", where=url, reason="index")
-    return ShardIndex.from_bytes(data, where=url)
+    return data
 
 
 class TarShardReader:
@@ -181,6 +194,7 @@ class TarShardReader:
         self.index = _read_index(index_url(tar_url), index_sha256)
         self._open_bytes = open_bytes or (lambda: open_byte_source(tar_url))
         self._bytes: ByteSource | None = None
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self.index)
@@ -236,12 +250,14 @@ class TarShardReader:
         return self._source().is_here
 
     def _source(self) -> ByteSource:
-        if self._bytes is None:
-            self._bytes = self._open_bytes()
-        return self._bytes
+        with self._lock:
+            if self._bytes is None:
+                self._bytes = self._open_bytes()
+            return self._bytes
 
     def close(self) -> None:
-        """Close the file, if it is open."""
-        if self._bytes is not None:
-            self._bytes.close()
-            self._bytes = None
+        """Close the file, if it is open, after those who are reading."""
+        with self._lock:
+            if self._bytes is not None:
+                self._bytes.close()
+                self._bytes = None

@@ -22,9 +22,10 @@ from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import ConfigError, DataError
 from synfundus.jobs import encode_latents
 from synfundus.jobs.codec_folder import find_codec, open_codec
-from synfundus.jobs.latent_sources import load_sources
+from synfundus.jobs.latent_sources import SOURCES_NAME, load_sources
 from synfundus.jobs.pixels import pixels_to_tensor
 from synfundus.models.autoencoder import LatentCodec
+from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import SilentConsole, SilentProgress
 
@@ -49,6 +50,11 @@ def hashes(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def shard_hashes(folder: Path) -> dict[str, str]:
+    """Hash what does not say where the images lie."""
+    return {name: value for name, value in hashes(folder).items() if name != SOURCES_NAME}
 
 
 @pytest.fixture(scope="module")
@@ -250,9 +256,9 @@ def test_damaged_images_are_rejected_by_name_and_everything_else_is_encoded(
     image_set: ShardSet, vae_run: Path, alone: Path, tmp_path: Path
 ) -> None:
     damaged = damaged_copy(image_set, tmp_path / "images", [("train", 4), ("train", 30), ("val", 0)])
-    summary = encode(damaged, vae_run, tmp_path / "latents")
+    summary = encode(damaged, vae_run, tmp_path / "latents", max_bad_fraction=0.04)
     assert summary["num_samples"] == 93
-    assert summary["rejects"] == {"damaged": 3}
+    assert summary["rejects"] == {"checksum": 3}
     rows = [json.loads(line) for line in (tmp_path / "latents" / "rejects.jsonl").read_text().splitlines()]
     assert [row["name"] for row in rows] == ["train/000000.tar#4", "train/000000.tar#30", "val/000000.tar#0"]
     assert all(row["stage"] == "encode" and "checksum" in row["reason"] for row in rows)
@@ -270,9 +276,35 @@ def test_damaged_images_are_rejected_by_name_and_everything_else_is_encoded(
 def test_a_damaged_index_rejects_its_shard_and_no_other(image_set: ShardSet, vae_run: Path, tmp_path: Path) -> None:
     copy = damaged_copy(image_set, tmp_path / "images", [])
     flip_byte(tmp_path / "images" / "train" / "000001.idx.npz", 50)
-    summary = encode(copy, vae_run, tmp_path / "latents")
+    summary = encode(copy, vae_run, tmp_path / "latents", max_bad_fraction=0.2)
     assert summary["num_samples"] == 96 - 17
-    assert summary["rejects"] == {"damaged": 17}
+    assert summary["rejects"] == {"index": 17}
+
+
+def test_too_many_images_that_cannot_be_used_make_no_set_and_are_looked_at_again(
+    image_set: ShardSet, vae_run: Path, alone: Path, tmp_path: Path
+) -> None:
+    copy = damaged_copy(image_set, tmp_path / "images", [])
+    tar, away, out = tmp_path / "images" / "train" / "000001.tar", tmp_path / "away", tmp_path / "latents"
+    tar.rename(away)
+    with pytest.raises(
+        DataError, match=r"17 of 96 images cannot be used, more than .*max_bad_fraction = 0\.001"
+    ) as caught:
+        encode(copy, vae_run, out)
+    assert "train/000001.tar#0: a file of the shard is missing" in caught.value.message
+    assert "inspect --verify" in caught.value.hint
+    assert not (out / "manifest.json").exists()
+    away.rename(tar)
+    assert encode(copy, vae_run, out)["rejects"] == {}
+    assert shard_hashes(out) == shard_hashes(alone)
+
+
+def test_images_of_a_store_are_encoded_to_the_same_bytes(
+    image_set: ShardSet, vae_run: Path, alone: Path, tmp_path: Path, s3_bucket: str
+) -> None:
+    filesystem.upload_folder(Path(image_set.url), f"{s3_bucket}/images", last=["manifest.json"])
+    encode(load_shard_set(f"{s3_bucket}/images", kind="images"), vae_run, tmp_path / "latents")
+    assert shard_hashes(tmp_path / "latents") == shard_hashes(alone)
 
 
 def test_another_content_of_out_is_refused_naming_both_sides(

@@ -21,6 +21,7 @@ from tiny_sets import UNEVEN_SHARDS, encode_png, flip_byte, phantom_samples, tin
 
 from synfundus.cli.app import run_command
 from synfundus.data.reader import encode_npy
+from synfundus.data.set_survey import SetSurvey
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import ConfigError, DataError
 from synfundus.jobs import inspect
@@ -110,6 +111,25 @@ def test_labels_of_an_index_are_those_of_the_documents(tmp_path: Path) -> None:
     flip_byte(tar_of(within, 0), 600)  # a document; without --verify it is not read
     assert look(within.url, tmp_path)["labels"] == expected
     assert expected["values"]["eye_side"]["1"] == sum(row[-1] == 2 for row in rows)
+
+
+def test_a_tar_is_not_opened_where_its_index_holds_the_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image_set: ShardSet, latent_set: ShardSet
+) -> None:
+    opened: list[str] = []
+    open_read = filesystem.open_read
+
+    def watched(url: str, **options: Any) -> Any:
+        opened.append(url)
+        return open_read(url, **options)
+
+    monkeypatch.setattr(filesystem, "open_read", watched)
+    survey = SetSurvey(latent_set, verify=False)
+    assert len(list(survey.label_rows(lambda _: None))) == latent_set.num_samples()
+    assert opened == []
+    survey = SetSurvey(image_set, verify=False)
+    assert len(list(survey.label_rows(lambda _: None))) == image_set.num_samples()
+    assert len(opened) == len(image_set.shards), "this one was written without"
 
 
 def test_the_sheet_shows_images_latents_and_samples(image_set: ShardSet, latent_set: ShardSet, tmp_path: Path) -> None:
@@ -316,6 +336,7 @@ def test_an_object_store_is_verified_like_a_folder(small_set: ShardSet, tmp_path
     filesystem.write_bytes(f"{s3_bucket}/set/train/000000.tar", bytes(tar))
     damaged = look(f"{s3_bucket}/set", tmp_path, verify=True)
     assert (damaged["ok"], damaged["good"]) == (False, NUM_SAMPLES - 1)
+    assert any("another object than the one recorded" in reason for reason in reasons(damaged).values())
 
 
 def test_inspecting_does_not_import_torch(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from rank_processes import REPOSITORY, clean_environment, run_cli
 from s3_server import S3Server
 from tiny_sets import write_config
 
+from synfundus.errors import StorageError
 from synfundus.storage import filesystem
 from synfundus.storage.documents import read_lines
 from synfundus.storage.manifest import ShardSet
@@ -52,8 +55,9 @@ def images_seen(run_dir: Path) -> int:
     return int(rows[-1]["images_seen"]) if rows else 0
 
 
-def train_through_an_outage(config: Path, run_dir: Path, proxy: FaultProxy, *, away_s: float) -> Outage:
-    """Train in a process of its own; cut the store off in the second epoch for a time."""
+@contextmanager
+def training(config: Path, run_dir: Path, proxy: FaultProxy) -> Iterator[subprocess.Popen[str]]:
+    """Train in a process of its own; the block begins in the second epoch."""
     command = [sys.executable, "-m", "synfundus", "train", "--config", str(config), "--run-dir", str(run_dir)]
     process = subprocess.Popen(
         command,
@@ -69,6 +73,16 @@ def train_through_an_outage(config: Path, run_dir: Path, proxy: FaultProxy, *, a
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < ends, "the run does not get on"
             time.sleep(0.01)
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+
+
+def train_through_an_outage(config: Path, run_dir: Path, proxy: FaultProxy, *, away_s: float) -> Outage:
+    """Train, and cut the store off in the second epoch for a time."""
+    with training(config, run_dir, proxy) as process:
         proxy.down()
         began, began_at = time.monotonic(), images_seen(run_dir)
         time.sleep(away_s)
@@ -79,10 +93,6 @@ def train_through_an_outage(config: Path, run_dir: Path, proxy: FaultProxy, *, a
         output = process.communicate(timeout=180)[0]
         assert process.returncode == 0, output
         return Outage(began_at, ended_at, seconds, output)
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
 
 
 def settings_of(latents: str, vae: Path, **loop: Any) -> dict[str, Any]:
@@ -116,6 +126,27 @@ def test_an_outage_in_mid_epoch_changes_nothing(
     tmp_path: Path, s3_server: S3Server, s3_bucket: str, latent_set: ShardSet, vae_run: Path, workers: int
 ) -> None:
     check_outage(tmp_path, s3_server, s3_bucket, latent_set, vae_run, away_s=4.0, workers=workers)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_credentials_that_expire_in_mid_run_stop_it_and_with_new_ones_it_goes_on(
+    tmp_path: Path, s3_server: S3Server, s3_bucket: str, latent_set: ShardSet, vae_run: Path, workers: int
+) -> None:
+    url = f"{s3_bucket}/latents"
+    filesystem.upload_folder(Path(latent_set.url), url, last=["manifest.json"])
+    calm, run_dir = tmp_path / "calm", tmp_path / "run"
+    here = settings_of(latent_set.url, vae_run)
+    run_cli("train", "--config", write_config(tmp_path / "a.yaml", here), "--run-dir", calm).check()
+    config = write_config(tmp_path / "b.yaml", settings_of(url, vae_run, workers=workers, prefetch_batches=2))
+    with FaultProxy(s3_server.port) as proxy, training(config, run_dir, proxy) as process:
+        proxy.refusal = 403, "ExpiredToken"
+        output = process.communicate(timeout=60)[0]
+        assert process.returncode == StorageError.exit_code, output
+        assert "the credentials have expired" in output
+        assert "Traceback" not in output
+        assert images_seen(run_dir) < BUDGET
+    run_cli("train", "--config", config, "--run-dir", run_dir).check()
+    assert (run_dir / FINAL).read_bytes() == (calm / FINAL).read_bytes()
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import http.server
 import json
 import threading
 import time
@@ -21,6 +22,7 @@ from s3_server import S3Server
 from synfundus.errors import CorruptShard, StorageError
 from synfundus.storage import filesystem, object_store
 from synfundus.storage.filesystem import StoreSettings
+from synfundus.storage.store_connection import Client, request
 from synfundus.storage.tarshard import ShardFiles, TarShardReader, write_shard
 
 NUM_SAMPLES = 40
@@ -117,6 +119,62 @@ def test_the_proxy_spoils_what_an_unchecked_read_returns(spoiled: SpoiledShard) 
     spoiled.proxy.kinds, spoiled.proxy.probability = ("flip",), 1.0
     good = b"".join(filesystem.read_range(spoiled.url, 0, 1) for _ in range(4))
     assert len(set(good)) > 1, "each reading has another flipped bit"
+
+
+def put_in_parts(url: str, data: bytes, part_bytes: int) -> None:
+    """Upload an object as another program would: in parts, with nothing that says what is in it."""
+    bucket, key = object_store.split(url)
+
+    async def upload(client: Client) -> None:
+        begun = await client.create_multipart_upload(Bucket=bucket, Key=key)
+        common = {"Bucket": bucket, "Key": key, "UploadId": begun["UploadId"]}
+        parts = []
+        for number, start in enumerate(range(0, len(data), part_bytes), start=1):
+            body = data[start : start + part_bytes]
+            answer = await client.upload_part(**common, PartNumber=number, Body=body)
+            parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+        await client.complete_multipart_upload(**common, MultipartUpload={"Parts": parts})
+
+    request("write", url, upload)
+
+
+def test_an_object_that_nothing_proves_counts_when_two_readings_agree(
+    spoiled: SpoiledShard, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, data = f"{s3_bucket}/parts", np.random.default_rng(0).bytes(5 * 2**20 + 1000)
+    put_in_parts(url, data, 5 * 2**20)
+    info = object_store.stat(url)
+    assert (info.sha256, info.md5, info.size) == ("", "", len(data))
+    spoiled.proxy.kinds, spoiled.proxy.probability = ("flip", "short"), 0.25
+    monkeypatch.setattr(object_store, "CHUNK_BYTES", 2**20)
+    assert [filesystem.read_bytes(url) == data for _ in range(8)] == [True] * 8
+    assert spoiled.proxy.counts["flip"] > 5
+
+
+class OtherPage(http.server.BaseHTTPRequestHandler):
+    """Answers everything with one page, as the proxy of a hospital does that wants a password."""
+
+    def do_GET(self) -> None:
+        page = b"<?xml version='1.0'?><html><body>Please log in</body></html>"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_a_page_that_is_no_listing_is_no_empty_folder(spoiled: SpoiledShard, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), OtherPage)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    filesystem.configure(StoreSettings(1, 1, 1, None, 1))
+    for ask in (filesystem.list_files, filesystem.list_names, filesystem.is_dir):
+        with pytest.raises(StorageError, match="the answer is no listing"):
+            ask("s3://bucket/set")
+    server.shutdown()
+    server.server_close()
 
 
 def test_a_range_has_the_length_that_was_asked_for_whatever_its_headers_say(spoiled: SpoiledShard) -> None:

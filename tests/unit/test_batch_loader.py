@@ -222,6 +222,23 @@ def test_close_ends_the_thread_also_when_the_queue_is_full(build: Callable[..., 
     loader.close()
 
 
+@pytest.mark.timeout(60)
+def test_closing_does_not_wait_for_a_read_that_takes_long(build: Callable[..., BatchLoader]) -> None:
+    go_on, reads = threading.Event(), threading.Event()
+
+    def decode(key: str, members: Members, where: str) -> Arrays:
+        reads.set()
+        go_on.wait(50)
+        return DECODE(key, members, where)
+
+    loader = build(prefetch=2, decode=decode)
+    assert loader.take(interrupted=reads.is_set) is None
+    began = time.monotonic()
+    loader.close()
+    assert time.monotonic() - began < 20
+    go_on.set()
+
+
 @pytest.mark.timeout(30)
 def test_a_closed_loader_says_so_and_does_not_hang(build: Callable[..., BatchLoader]) -> None:
     loader = build(prefetch=2)

@@ -33,6 +33,29 @@ def test_other_protocols_are_refused(url: str) -> None:
         filesystem.protocol_of(url)
 
 
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("s3://[abc/x", "not the name of a bucket"),
+        ("file://localhost/x", "neither a path nor a URL"),
+        ("file://x", "neither a path nor a URL"),
+        ("FILE:///x", "'FILE' is not allowed"),
+        ("S3://bucket/x", "'S3' is not allowed"),
+        ("s3:/bucket/x", "neither a path nor a URL"),
+        ("s3:bucket/x", "neither a path nor a URL"),
+        ("file:/x", "neither a path nor a URL"),
+    ],
+)
+def test_what_looks_like_a_url_and_is_none_is_refused_and_not_taken_for_a_path(url: str, said: str) -> None:
+    with pytest.raises(StorageError, match=said):
+        filesystem.protocol_of(url)
+
+
+@pytest.mark.parametrize("path", ["./s3:x", "a:b", "/tmp/s3:/x", "a/b://c", "~/file:x"])
+def test_colons_elsewhere_are_part_of_a_path(path: str) -> None:
+    assert filesystem.protocol_of(path) == "file"
+
+
 def test_an_object_store_is_no_local_path() -> None:
     with pytest.raises(StorageError, match="needs a local path"):
         filesystem.local_path("s3://bucket/x")

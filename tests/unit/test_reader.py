@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import pickle
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from synfundus.data.images import ImageDecoder
 from synfundus.data.latents import LatentDecoder
 from synfundus.data.reader import ShardSetReader, decode_image, decode_json, decode_npy, encode_npy
 from synfundus.errors import CorruptShard
+from synfundus.storage import filesystem
 from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
 from synfundus.storage.manifest import ShardSet, load_shard_set
 
@@ -175,14 +179,88 @@ def test_an_index_with_another_number_of_samples_is_refused(tmp_path: Path) -> N
         ShardSetReader(shard_set, split="train").read(0, 0)
 
 
-def test_the_number_of_open_shards_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader_module, "MAX_OPEN_SHARDS", 2)
-    reader = ShardSetReader(write_numbered_set(tmp_path, [1] * 6), split="train")
+def test_the_number_of_remembered_samples_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_module, "MOST_INDEXED_SAMPLES", 4)
+    reader = ShardSetReader(write_numbered_set(tmp_path, [2] * 5 + [9]), split="train")
     for shard in (0, 1, 2, 3, 0, 5, 4, 0):
-        assert reader.read(shard, 0)[0] == f"s{shard:05d}"
+        assert reader.read(shard, 0)[0] == f"s{2 * shard:05d}"
         assert len(reader._open) <= 2
+    assert list(reader._open) == [4, 0]
     reader.close()
     assert not reader._open
+
+
+class Clock:
+    """Time that passes when a test says so."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+def test_an_index_that_is_read_wrong_once_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard_set = write_numbered_set(tmp_path, [2, 2])
+    faults = iter([b"", b"not an index"])
+    read_bytes = filesystem.read_bytes
+    monkeypatch.setattr(filesystem, "read_bytes", lambda url: next(faults, None) or read_bytes(url))
+    reader = ShardSetReader(shard_set, split="train")
+    assert [reader.read(shard, 0)[0] for shard in (0, 1)] == ["s00000", "s00002"]
+
+
+def test_a_shard_that_is_lost_is_looked_at_again_later_and_less_and_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = ShardSetReader(write_numbered_set(tmp_path, [2, 2]), split="train")
+    clock, index, away = Clock(), tmp_path / "train" / "000000.idx.npz", tmp_path / "away"
+    monkeypatch.setattr(reader_module, "time", clock)
+    index.rename(away)
+
+    def is_lost() -> bool:
+        try:
+            reader.read(0, 0)
+        except CorruptShard as error:
+            return error.reason == "missing"
+        return False
+
+    assert is_lost()
+    away.rename(index)
+    assert is_lost(), "not again at once"
+    clock.now_s += 31
+    assert not is_lost()
+    reader.close()
+    index.rename(away)
+    looked = []
+    for second in range(0, 3000, 5):
+        clock.now_s += 5
+        before = reader._lost.get(0)
+        assert is_lost()
+        if reader._lost[0] is not before:
+            looked.append(second)
+    pauses = [later - earlier for earlier, later in pairwise(looked)]
+    assert pauses == [30, 60, 120, 240, 480, 960]
+
+
+@pytest.mark.parametrize("suffix", ["tar", "idx.npz"])
+def test_a_place_of_a_disk_that_cannot_be_read_is_damage_of_its_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    shard_set = write_numbered_set(tmp_path, [2, 2])
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    reader = ShardSetReader(shard_set, split="train")
+    assert reader.read(1, 0)[0] == "s00002"
+    if suffix == "tar":
+        monkeypatch.setattr(os, "pread", fail)
+    else:
+        monkeypatch.setattr(filesystem._filesystem("file"), "cat_file", fail)
+    with pytest.raises(CorruptShard, match=r"unreadable.*Input/output error") as caught:
+        reader.read(0, 0)
+    assert caught.value.reason == "unreadable"
+    assert caught.value.where.endswith(f"train/000000.{suffix}")
 
 
 def test_shards_opened_ahead_are_open_and_a_damaged_one_is_left_to_who_reads_it(tmp_path: Path) -> None:

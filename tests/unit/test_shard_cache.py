@@ -106,8 +106,8 @@ def test_a_copy_that_cannot_be_read_is_dropped_and_the_store_read(
     copies: SlowCopies, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
 ) -> None:
     class FailingCopy:
-        def __init__(self, *_: Any, release: Any) -> None:
-            self.close = release
+        def __init__(self, *_: Any, stream: Any, open_stream: Any) -> None:
+            self.close = stream.close
 
         def read(self, *_: Any) -> bytes:
             raise fault

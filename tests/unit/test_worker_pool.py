@@ -16,6 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from tiny_sets import flip_byte, write_numbered_set
 
+from synfundus.data import worker_pool
 from synfundus.data.batches import BatchReader
 from synfundus.data.latents import LatentSource
 from synfundus.data.loader import BatchLoader, Prefetch, RankSteps
@@ -43,6 +44,18 @@ def hang_at_step_two(positions: NDArray[np.int64], arrays: Arrays) -> Arrays:
 def die_at_step_two(positions: NDArray[np.int64], arrays: Arrays) -> Arrays:
     if positions[0] == 2 * BATCH:
         os.kill(os.getpid(), signal.SIGKILL)
+    return arrays
+
+
+def stand_still_at_step_two(positions: NDArray[np.int64], arrays: Arrays) -> Arrays:
+    if positions[0] == 2 * BATCH:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return arrays
+
+
+def hang_at_once(positions: NDArray[np.int64], arrays: Arrays) -> Arrays:
+    if len(positions) > 1:  # with one the shapes are asked for
+        time.sleep(60)
     return arrays
 
 
@@ -118,12 +131,16 @@ def test_workers_change_nothing_but_the_time(
 
 @pytest.mark.parametrize(
     ("augment", "message"),
-    [(die_at_step_two, "was killed by SIGKILL"), (hang_at_step_two, "has brought nothing for 10 s")],
+    [
+        (die_at_step_two, "was killed by SIGKILL"),
+        (hang_at_step_two, "has brought nothing for 10 s"),
+        (stand_still_at_step_two, "has brought nothing for 10 s"),
+    ],
 )
 def test_a_worker_that_dies_or_hangs_is_named_with_what_it_was_reading(
     build: Callable[..., BatchLoader], augment: Any, message: str
 ) -> None:
-    loader = build(workers=2, augment=augment, stall_s=10.0 if augment is hang_at_step_two else 60.0)
+    loader = build(workers=2, augment=augment, stall_s=60.0 if augment is die_at_step_two else 10.0)
     batches = iter(loader)
     next(batches)
     next(batches)
@@ -133,6 +150,18 @@ def test_a_worker_that_dies_or_hangs_is_named_with_what_it_was_reading(
     assert ".tar#" in caught.value.where
     with pytest.raises(LaunchError):
         next(iter(loader))
+
+
+def test_workers_that_hang_are_all_ended_within_one_patience(
+    build: Callable[..., BatchLoader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_pool, "_END_S", 3.0)
+    loader = build(workers=4, augment=hang_at_once, stall_s=60)
+    looked = iter([False] * 20)
+    assert loader.take(interrupted=lambda: next(looked, True)) is None
+    began = time.monotonic()
+    loader.close()
+    assert time.monotonic() - began < 9
 
 
 def test_what_a_worker_meets_reaches_the_consumer_with_all_its_parts(build: Callable[..., BatchLoader]) -> None:
