@@ -20,8 +20,8 @@ def parse_weighted(text: str) -> tuple[str, float]:
         return text, 1.0
     if not separator or not url:
         return text, 1.0
-    if Path(text).exists():
-        if Path(url).exists():
+    if _is_there(text):
+        if _is_there(url):
             raise ConfigError(
                 f"{text} is a folder, and {url} with a weight is another",
                 where="train.latents",
@@ -31,3 +31,11 @@ def parse_weighted(text: str) -> tuple[str, float]:
     if not 0 < weight < float("inf"):
         raise ConfigError(f"the weight {tail} of {url} is not a positive number", where="train.latents")
     return url, weight
+
+
+def _is_there(location: str) -> bool:
+    """Whether a local file or folder of this name can be seen."""
+    try:
+        return Path(location.removeprefix("file://")).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # a name that is too long, a folder that is closed, no such home
+        return False

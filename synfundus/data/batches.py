@@ -179,9 +179,9 @@ class BatchReader:
 
     def close(self) -> None:
         """Close all files."""
-        if self._requests is not None:
-            self._requests.close()
-            self._requests = None
+        requests, self._requests = self._requests, None
+        if requests is not None:
+            requests.close()
         for source in self._sources:
             source.close()
 

@@ -112,6 +112,11 @@ class BatchLoader:
         return batch
 
     def _fill(self, ready: queue.Queue[RankBatch | BaseException]) -> None:
+        self._fill_until_stopped(ready)
+        if self._stop.is_set():  # whoever closed may not have waited
+            self._reader.close()
+
+    def _fill_until_stopped(self, ready: queue.Queue[RankBatch | BaseException]) -> None:
         item: RankBatch | BaseException
         while not self._stop.is_set():
             try:

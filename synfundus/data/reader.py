@@ -43,8 +43,8 @@ __all__ = [
 
 Arrays = dict[str, NDArray[Any]]
 Members = Mapping[str, bytes]
-MOST_INDEXED_SAMPLES = 1_000_000
-"""How many samples' places a reader remembers, a hundred bytes each; whose files are open is another question."""
+MOST_INDEXED_SAMPLES = 4_000_000
+"""How many samples' places a reader remembers, one to two hundred bytes each; whose files are open is another thing."""
 _OPENERS = min(4, max(2, os.cpu_count() or 2))  # each holds the interpreter for part of its time
 _FIRST_LOOK_AGAIN_S = 30.0
 _LAST_LOOK_AGAIN_S = 3600.0
@@ -86,6 +86,7 @@ class ShardSetReader:
         self._indexed = 0
         self._lost: dict[int, _Lost] = {}
         self._lock = threading.Lock()
+        self._opening: dict[int, threading.Lock] = {}
         self._cache: ShardCache | None = None
         self._is_local = filesystem.is_local(shard_set.url)
         if not self._is_local and (cache := configured_cache()) is not None:
@@ -108,11 +109,23 @@ class ShardSetReader:
         """
         reader = self._open.get(number)
         if reader is None:
-            reader = self._keep(number, self._open_shard(number))
+            reader = self._open_once(number)
         with self._lock:
             if number in self._open:
                 self._open.move_to_end(number)
         return reader
+
+    def _open_once(self, number: int) -> TarShardReader:
+        """Open a shard while other threads that want it wait: an index of a store is a request or more."""
+        with self._lock:
+            turn = self._opening.setdefault(number, threading.Lock())
+        try:
+            with turn:
+                reader = self._open.get(number)
+                return self._keep(number, self._open_shard(number)) if reader is None else reader
+        finally:
+            with self._lock:
+                self._opening.pop(number, None)
 
     def _keep(self, number: int, reader: TarShardReader) -> TarShardReader:
         """Remember a shard's index; forget those used longest ago. Their files close when nobody reads them."""
@@ -196,8 +209,12 @@ class ShardSetReader:
 
     def close(self) -> None:
         """Close all open shards."""
-        while self._open:
-            self._open.popitem()[1].close()
+        with self._lock:
+            readers = list(self._open.values())
+            self._open.clear()
+            self._indexed = 0
+        for reader in readers:
+            reader.close()
         if self._cache is not None:
             self._cache.close()
 

@@ -197,7 +197,7 @@ class SetSurvey:
         if states is not None:
             yield lambda row: states_to_labels(states[row], schema, where=f"{entry.name}#{reader.index.keys[row]}")
             return
-        with filesystem.open_read(reader.tar_url, sha256=entry.sha256) as stream:
+        with filesystem.open_read(reader.tar_url) as stream:
             yield lambda row: _labels(stream, reader.index, row, schema, f"{entry.name}#{reader.index.keys[row]}")
 
     @property

@@ -7,9 +7,9 @@ its result, so each batch is computed by one thread, and several batches side by
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -33,6 +33,8 @@ from synfundus.telemetry.console import Progress
 
 RECORD_FORMAT = "synfundus-latent-shard"
 RECORD_VERSION = 1
+_PASSING = frozenset({"missing", "unreadable"})
+"""What can be the fault of a moment: such shards are looked at twice."""
 _REQUESTS_AT_ONCE = 8
 FP16_MAX = float(np.finfo(np.float16).max)
 
@@ -151,7 +153,7 @@ class ShardEncoder:
         self._codec = codec
         self._out = out
         self._device = device
-        self._readers = {split: ShardSetReader(image_set, split=split) for split in SPLITS}
+        self._readers = _readers(image_set)
         self._decode_image = ImageDecoder(
             schema=image_set.label_schema, image_size_px=int(image_set.properties["image_size_px"])
         )
@@ -171,16 +173,28 @@ class ShardEncoder:
                 todo.append(task)
             else:
                 bar.advance(task.entry.num_samples)
+        again = self._encode_in_turn(todo, bar.advance)
+        if again:
+            self._readers = _readers(self._set)  # which remember nothing as lost
+            self._encode_in_turn(again, lambda _: None)
+
+    def _encode_in_turn(self, tasks: list[EncodeTask], advance: Callable[[int], None]) -> list[EncodeTask]:
+        """Encode shards; returns those with rejects that another look may find."""
+        again = []
         parts: list[_Encoded] = []
         rejects: list[dict[str, str]] = []
-        for batch, encoded in self._encoded(self._batches(todo)):
-            parts.append(encoded)
-            bar.advance(len(batch.samples))
-            rejects += encoded.rejects
-            if batch.last:
-                self._write(batch.task, parts)
-                check_rejects(rejects, self._set, self._max_bad_fraction)
-                parts = []
+        with closing(self._batches(tasks)) as batches:
+            for batch, encoded in self._encoded(batches):
+                parts.append(encoded)
+                advance(len(batch.samples))
+                rejects += encoded.rejects
+                if batch.last:
+                    self._write(batch.task, parts)
+                    check_rejects(rejects, self._set, self._max_bad_fraction)
+                    if any(_PASSING.intersection(part.kinds) for part in parts):
+                        again.append(batch.task)
+                    parts = []
+        return again
 
     def _write(self, task: EncodeTask, parts: list[_Encoded]) -> None:
         """Write a latent shard, then the record that says so."""
@@ -209,7 +223,7 @@ class ShardEncoder:
         }
         documents.write_document(record_url(self._out, task), record, format_name=RECORD_FORMAT, version=RECORD_VERSION)
 
-    def _batches(self, tasks: list[EncodeTask]) -> Iterator[_Batch]:
+    def _batches(self, tasks: list[EncodeTask]) -> Generator[_Batch]:
         """Yield the shards' samples in order, as read; a shard without samples is one empty batch."""
         requests = DaemonThreads(_REQUESTS_AT_ONCE, name="images")
         each = map if filesystem.is_local(self._set.url) else requests.map
@@ -291,6 +305,10 @@ class ShardEncoder:
                 f"moments up to {np.abs(moments).max():.3g} do not fit fp16", hint="the autoencoder has diverged"
             )
         return moments.astype(np.float16)
+
+
+def _readers(image_set: ShardSet) -> dict[str, ShardSetReader]:
+    return {split: ShardSetReader(image_set, split=split) for split in SPLITS}
 
 
 def _read(reader: ShardSetReader, shard: int, sample: int) -> tuple[str, dict[str, bytes]] | CorruptShard:

@@ -16,7 +16,7 @@ from synfundus.data.loader import BatchLoader
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.world import World, torch_device
-from synfundus.errors import ConfigError
+from synfundus.errors import ConfigError, DataError
 from synfundus.evaluation.pictures import contact_sheet, encode_png
 from synfundus.jobs import Summary, build
 from synfundus.jobs.codec_folder import CONFIG_NAME, check_codec, find_codec, open_codec, save_codec
@@ -359,6 +359,8 @@ class _Training:
         with torch.no_grad(), self._console.progress("evaluating", total=total, unit="images") as bar:
             for images in train_images(self._set, split=split, count=count, seed=0, damaged=damaged):
                 look_up()
+                if not len(images):
+                    continue
                 target = images.to(self._device)
                 mean, _ = LatentCodec.split(codec.encode(target))
                 restored = codec.decode(mean).float().clamp(-1, 1)
@@ -367,6 +369,8 @@ class _Training:
                 number += len(images)
                 bar.advance(len(images))
         warn_of_damage(damaged, self._console)
+        if not number:
+            raise DataError("no image to judge the autoencoder on is readable", where=f"{self._set.url}, split {split}")
         return {"psnr_db": decibels / number, "ssim": similarity / number, "evaluated_images": number}
 
     def _finish(self, state: TrainState, figures: Mapping[str, float]) -> Summary:

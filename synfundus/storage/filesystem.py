@@ -238,7 +238,7 @@ def fetch(url: str, sink: IO[bytes], *, sha256: str = "") -> str:
         url: The file.
         sink: Open for writing and seeking; what is in it is replaced.
         sha256: The hash it must have. Without one, an object of a store must match what was recorded when it was
-            written (its sha256, or the MD5 that is its entity tag).
+            written (its sha256, or the MD5 that is its entity tag), else two readings must agree.
 
     Raises:
         CorruptShard: The content does not match; the message names both sides.

@@ -155,7 +155,7 @@ def fetch(url: str, sink: IO[bytes], *, sha256: str = "") -> str:
     """
     if sha256 and _fetch_straight(url, sink, sha256):
         return sha256
-    problem, rounds = "", 0
+    problem, rounds, confirmed = "", 0, ""
     with one_deadline():
         # wrong content is bounded by rounds, not by the deadline: a large object over a slow line gets them all
         while rounds < _MOST_ROUNDS:
@@ -169,6 +169,10 @@ def fetch(url: str, sink: IO[bytes], *, sha256: str = "") -> str:
                 problem = _unlike(url, info, found, md5, sha256)
                 if not problem:
                     return found
+                if confirmed == found:  # the object itself is so
+                    rounds += 1
+                    break
+                confirmed = found if rounds > 0 else ""
             rounds += 1
     raise CorruptShard(
         f"the object does not match its hash after {rounds} readings: {problem}", where=url, reason="checksum"

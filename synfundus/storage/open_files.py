@@ -17,8 +17,7 @@ from contextlib import contextmanager
 from typing import IO
 
 _MOST_OPEN = 4096
-_LEFT_FOR_OTHERS = 256
-"""Sockets, pipes, libraries and logs of the process."""
+"""Shards; as many descriptors again are left for sockets, pipes and libraries."""
 
 
 class _Handle:
@@ -35,7 +34,7 @@ class _Pool:
     """The open files of this process, those used last at the end."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # a reader that the garbage collector ends closes its files wherever we are
         self.open: OrderedDict[OpenFile, _Handle] = OrderedDict()
         self._most = 0
 
@@ -47,15 +46,17 @@ class _Pool:
             if not handle.readers:
                 handle.stream.close()
 
-    def make_room(self, most: int = 0) -> None:
+    def make_room(self, most: int | None = None) -> None:
         """Close those used longest ago that nobody reads from, until so many are left; the lock is held."""
         self._most = self._most or _most_open()
-        most = most or self._most
-        while len(self.open) > most:
-            idle = next((file for file, handle in self.open.items() if not handle.readers), None)
-            if idle is None:
-                return
-            self.retire(idle)
+        most = self._most if most is None else most
+        if len(self.open) <= most:
+            return
+        for file, handle in list(self.open.items()):
+            if not handle.readers:
+                self.retire(file)
+                if len(self.open) <= most:
+                    return
 
 
 _pool = _Pool()
@@ -120,7 +121,7 @@ class OpenFile:
             if error.errno not in {errno.EMFILE, errno.ENFILE}:
                 raise
         with _pool.lock:  # others of this process hold more than was left for them
-            _pool.make_room(max(1, len(_pool.open) // 2))
+            _pool.make_room(len(_pool.open) // 2)
         return self._open_stream()
 
     def _keep(self, stream: IO[bytes], *, readers: int = 0) -> _Handle:
@@ -143,7 +144,7 @@ class OpenFile:
 def _most_open() -> int:
     """Raise this process's limit of open files as far as is allowed and useful; return how many are for shards."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST_OPEN + _LEFT_FOR_OTHERS
+    wanted = 2 * _MOST_OPEN
     if soft != resource.RLIM_INFINITY and soft < wanted:
         raised = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         try:
@@ -153,4 +154,4 @@ def _most_open() -> int:
             pass
     if soft == resource.RLIM_INFINITY:
         return _MOST_OPEN
-    return max(8, min(_MOST_OPEN, max(soft - _LEFT_FOR_OTHERS, soft // 4)))
+    return max(8, min(_MOST_OPEN, soft // 2))

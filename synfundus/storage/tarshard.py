@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from zlib_ng.zlib_ng import crc32
 
-from synfundus.errors import CorruptShard, DataError
+from synfundus.errors import CorruptShard, DataError, StorageError
 from synfundus.storage import filesystem
 from synfundus.storage.byte_source import ByteSource, open_byte_source
 from synfundus.storage.shard_index import EXTENSION_PATTERN, KEY_PATTERN, MemberPlace, ShardIndex, index_url
@@ -154,28 +154,31 @@ def _read_index(url: str, sha256: str | None) -> ShardIndex:
     """Read an index, as often as it takes to get what the manifest says: it stands for all samples of its shard.
 
     Raises:
-        CorruptShard: Not the index the manifest means, or none at all.
+        CorruptShard: Not the index the manifest means.
+        StorageError: It is not there, or cannot be read.
     """
-    for readings_left in range(_INDEX_READINGS - 1, -1, -1):
-        try:
-            return ShardIndex.from_bytes(_index_bytes(url, sha256), where=url)
-        except CorruptShard:
-            if not readings_left:
-                raise
-    raise AssertionError
-
-
-def _index_bytes(url: str, sha256: str | None) -> bytes:
     if sha256 is None:
-        return filesystem.read_bytes(url)
-    if not filesystem.is_local(url):
+        data = filesystem.read_bytes(url)
+    elif filesystem.is_local(url):
+        data = _read_again_if_wrong(url, sha256)
+    else:
         stream = io.BytesIO()
         filesystem.fetch(url, stream, sha256=sha256)
-        return stream.getvalue()
-    data = filesystem.read_bytes(url)
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise CorruptShard("the shard index does not match the manifest", where=url, reason="index")
-    return data
+        data = stream.getvalue()
+    return ShardIndex.from_bytes(data, where=url)
+
+
+def _read_again_if_wrong(url: str, sha256: str) -> bytes:
+    for readings_left in range(_INDEX_READINGS - 1, -1, -1):
+        try:
+            data = filesystem.read_bytes(url)
+        except StorageError as error:
+            if not readings_left or isinstance(error.__cause__, FileNotFoundError):
+                raise
+        else:
+            if hashlib.sha256(data).hexdigest() == sha256:
+                return data
+    raise CorruptShard("the shard index does not match the manifest", where=url, reason="index")
 
 
 class TarShardReader:

@@ -19,7 +19,7 @@ from tiny_sets import UNEVEN_SHARDS, flip_byte, tiny_config, write_config
 from synfundus.data.images import ImageDecoder
 from synfundus.data.reader import ShardSetReader, decode_npy
 from synfundus.distributed.world import LocalWorld, World
-from synfundus.errors import ConfigError, DataError
+from synfundus.errors import ConfigError, CorruptShard, DataError
 from synfundus.jobs import encode_latents
 from synfundus.jobs.codec_folder import find_codec, open_codec
 from synfundus.jobs.latent_sources import SOURCES_NAME, load_sources
@@ -297,6 +297,23 @@ def test_too_many_images_that_cannot_be_used_make_no_set_and_are_looked_at_again
     away.rename(tar)
     assert encode(copy, vae_run, out)["rejects"] == {}
     assert shard_hashes(out) == shard_hashes(alone)
+
+
+def test_what_cannot_be_read_for_a_moment_is_read_at_the_end(
+    image_set: ShardSet, vae_run: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, faults = ShardSetReader.read, iter([CorruptShard("Input/output error", reason="unreadable")])
+
+    def read_with_a_fault(self: ShardSetReader, shard: int, sample: int) -> tuple[str, dict[str, bytes]]:
+        if (shard, sample) == (1, 5):
+            for fault in faults:
+                raise fault
+        return read(self, shard, sample)
+
+    monkeypatch.setattr(ShardSetReader, "read", read_with_a_fault)
+    assert encode(image_set, vae_run, tmp_path / "latents", max_bad_fraction=0.02)["rejects"] == {}
+    assert next(faults, None) is None, "it was met"
+    assert hashes(tmp_path / "latents") == hashes(alone)
 
 
 def test_images_of_a_store_are_encoded_to_the_same_bytes(

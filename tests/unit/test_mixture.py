@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -98,6 +100,18 @@ def test_a_share_too_small_to_be_read_is_refused() -> None:
 )
 def test_a_weight_follows_the_last_colon(text: str, expected: tuple[str, float]) -> None:
     assert parse_weighted(text) == expected
+
+
+def test_a_folder_whose_name_ends_like_a_weight_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sets:2024").mkdir()
+    for place in ("sets:2024", f"file://{tmp_path}/sets:2024"):
+        assert parse_weighted(place) == (place, 1.0)
+        assert parse_weighted(f"{place}:0.5") == (place, 0.5)
+    (tmp_path / "sets").mkdir()
+    with pytest.raises(ConfigError, match="sets:2024 is a folder, and sets with a weight is another"):
+        parse_weighted("sets:2024")
+    assert parse_weighted("x" * 5000 + ":0.5") == ("x" * 5000, 0.5)
 
 
 @pytest.mark.parametrize("text", ["a:0", "a:-1", "a:nan", "a:inf"])

@@ -7,6 +7,9 @@ import io
 import json
 import os
 import pickle
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from synfundus.data import reader as reader_module
 from synfundus.data.images import ImageDecoder
 from synfundus.data.latents import LatentDecoder
 from synfundus.data.reader import ShardSetReader, decode_image, decode_json, decode_npy, encode_npy
-from synfundus.errors import CorruptShard
+from synfundus.errors import CorruptShard, StorageError
 from synfundus.storage import filesystem
 from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
 from synfundus.storage.manifest import ShardSet, load_shard_set
@@ -202,11 +205,36 @@ class Clock:
 
 def test_an_index_that_is_read_wrong_once_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shard_set = write_numbered_set(tmp_path, [2, 2])
-    faults = iter([b"", b"not an index"])
+    faults: Iterator[bytes | OSError] = iter([b"not an index", OSError(errno.EIO, "Input/output error")])
     read_bytes = filesystem.read_bytes
-    monkeypatch.setattr(filesystem, "read_bytes", lambda url: next(faults, None) or read_bytes(url))
+
+    def read(url: str) -> bytes:
+        fault = next(faults, None)
+        if isinstance(fault, OSError):
+            raise StorageError("cannot read", where=url) from fault
+        return fault or read_bytes(url)
+
+    monkeypatch.setattr(filesystem, "read_bytes", read)
     reader = ShardSetReader(shard_set, split="train")
     assert [reader.read(shard, 0)[0] for shard in (0, 1)] == ["s00000", "s00002"]
+    assert next(faults, None) is None
+
+
+def test_threads_that_want_the_same_shard_open_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard_set = write_numbered_set(tmp_path, [2, 0, 2])
+    opened: list[str] = []
+    read_bytes = filesystem.read_bytes
+
+    def read(url: str) -> bytes:
+        opened.append(url)
+        time.sleep(0.05)
+        return read_bytes(url)
+
+    monkeypatch.setattr(filesystem, "read_bytes", read)
+    reader = ShardSetReader(shard_set, split="train")
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(reader.shard, [0, 1, 2] * 8))
+    assert len(set(map(id, found))) == len(opened) == 3
 
 
 def test_a_shard_that_is_lost_is_looked_at_again_later_and_less_and_less_often(
