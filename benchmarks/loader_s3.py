@@ -32,7 +32,7 @@ from synfundus.storage.manifest import ShardSet, load_shard_set
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from s3_server import BUCKET, S3Server, s3_environment
 
-NUM_SAMPLES = 10_000
+NUM_SAMPLES = 20_000
 NUM_SHARDS = 10
 PAIRS = 5
 

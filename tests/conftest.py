@@ -77,6 +77,14 @@ def latent_set(image_set: ShardSet, vae_run: Path, world: World, tmp_path_factor
     return load_shard_set(str(out), kind="latents")
 
 
+@pytest.fixture
+def memory_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``memory://`` pass, which no user may write to: it is gone with the process."""
+    from synfundus.storage import locations
+
+    monkeypatch.setattr(locations, "ALLOWED_PROTOCOLS", (*locations.ALLOWED_PROTOCOLS, "memory"))
+
+
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """One S3 server for the session, with one bucket; tests that stop or damage it start one of their own."""

@@ -85,6 +85,8 @@ class LoopConfig(Section):
     """Compile the repeated blocks (torch.compile): minutes in the first step, which `watchdog_s` must allow for."""
     tf32: bool = True
     """On a GPU, fp32 products run on tensor cores with 10 bits of mantissa; nothing changes on a CPU."""
+    deterministic: bool = False
+    """On a GPU, only kernels that give the same bits every time: slower; a CPU's always do."""
     channels_last: bool | Literal["auto"] = True
     """NHWC memory layout for convolutions; auto: where it is faster, measured at start."""
     prefetch_batches: NonNegativeInt = 4
@@ -100,7 +102,7 @@ class LoopConfig(Section):
     keep_checkpoints: Annotated[int, Field(ge=2)] = 3
     """Checkpoints kept, never below two."""
     async_checkpoints: bool = True
-    """A step only copies the state to host memory; hashing, writing and the commit run behind the next steps."""
+    """A step only copies the state (rank 0: all fp32 weights too); hashing, writing, committing run behind the next."""
     watchdog_s: NonNegativeFloat = 900.0
     """A step, a wait or a save that takes longer ends all ranks with their stacks and exit code 75; 0 never."""
     log_every_images: PositiveInt = 10_000

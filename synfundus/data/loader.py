@@ -30,7 +30,7 @@ class Prefetch:
 
     Attributes:
         batches: Batches kept ready; 0 without workers reads when asked.
-        max_bytes: Most bytes of batches kept ready; at least one batch (with workers, one a worker) is.
+        max_bytes: Most bytes of batches kept ready; at least one batch (with workers, two a worker) is.
         workers: Processes that read; 0 reads in a thread of this process.
         stall_s: A worker that brings nothing for so long is reported.
     """

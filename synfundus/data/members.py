@@ -23,18 +23,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from synfundus.errors import CorruptShard
+from synfundus.storage.shard_index import MAX_IMAGE_BYTES, MAX_JSON_BYTES, MAX_NPY_BYTES
 
 Bytes = bytes | memoryview
 """Content of a member."""
 
-MAX_IMAGE_BYTES = 64 * 2**20
-"""An image of the largest size is smaller than this without any compression."""
 MAX_IMAGE_PIXELS = 4096 * 4096
 """The largest image a set can be prepared with."""
-MAX_NPY_BYTES = 256 * 2**20
-"""Far above the moments of the largest image."""
-MAX_JSON_BYTES = 2**20
-"""A sample's document takes about a kilobyte."""
 MAX_JSON_DEPTH = 16
 """A sample's document is nested twice."""
 MAX_JPEG_SCANS = 100

@@ -21,12 +21,10 @@ from synfundus.errors import CorruptShard, StorageError
 from synfundus.storage import filesystem
 from synfundus.storage.label_schema import LabelSchema
 from synfundus.storage.manifest import ShardEntry, ShardSet
-from synfundus.storage.shard_index import MAX_MEMBER_BYTES, ShardIndex
+from synfundus.storage.shard_index import MAX_MEMBER_BYTES, MAX_MEMBERS_A_SAMPLE, MAX_SAMPLE_BYTES, ShardIndex
 from synfundus.storage.tar_walk import TarWalk, WalkedMember
 from synfundus.storage.tarshard import TarShardReader
 
-MAX_MEMBERS_A_SAMPLE = 32
-"""A sample has two or three."""
 SampleVisitor = Callable[[str, Mapping[str, bytes]], None]
 """(key, members) of a sample that is good."""
 
@@ -200,6 +198,8 @@ def _groups(walk: TarWalk) -> Iterator[tuple[str, list[WalkedMember]]]:
         if len(members) == MAX_MEMBERS_A_SAMPLE:
             raise CorruptShard(f"sample {member.key} has more than {MAX_MEMBERS_A_SAMPLE} members", where="")
         members.append(member)
+        if sum(len(one.data) for one in members) > MAX_SAMPLE_BYTES:
+            raise CorruptShard(f"sample {member.key} has more than {MAX_SAMPLE_BYTES} bytes", where="")
     if members:
         yield members[0].key, members
 

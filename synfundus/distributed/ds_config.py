@@ -46,6 +46,26 @@ ALLOWED_KEYS = frozenset(
 )
 """Keys a ds_configs file may hold."""
 
+ALLOWED_ZERO_KEYS = frozenset(
+    {
+        "stage",
+        "contiguous_gradients",
+        "overlap_comm",
+        "round_robin_gradients",
+        "reduce_scatter",
+        "reduce_bucket_size",
+        "allgather_bucket_size",
+        "allgather_partitions",
+        "offload_optimizer",
+    }
+)
+"""Keys its ``zero_optimization`` may hold; others are of stage 3, or change what our partitions assume."""
+_BUCKETS = ("reduce_bucket_size", "allgather_bucket_size")
+_MUST_BE_OFF = {
+    "overlap_comm": "it has corrupted gradients in several releases of DeepSpeed",
+    "round_robin_gradients": "it puts the weights into another order than checkpoints and exports have",
+}
+
 
 @dataclass(frozen=True)
 class BatchPlan:
@@ -96,7 +116,8 @@ def check_ds_file(document: object, *, where: str) -> dict[str, Any]:
     """Check what a ds_configs file says.
 
     Raises:
-        ConfigError: Not an object, owned or unknown keys, ``"auto"``, or a ZeRO stage other than 2.
+        ConfigError: Not an object, owned or unknown keys, ``"auto"``, a ZeRO stage other than 2, buckets without a
+            size, or what would make the training wrong without a word.
     """
     if not isinstance(document, dict):
         raise ConfigError("a DeepSpeed config is a JSON object", where=where)
@@ -118,7 +139,36 @@ def check_ds_file(document: object, *, where: str) -> dict[str, Any]:
     zero = document.get("zero_optimization")
     if not isinstance(zero, dict) or zero.get("stage") != 2:
         raise ConfigError("zero_optimization.stage must be 2", where=where)
+    _check_zero(zero, where)
+    types = document.get("data_types", {})
+    if not isinstance(types, dict) or types not in ({}, {"grad_accum_dtype": "fp32"}):
+        raise ConfigError(
+            f"data_types is {types!r}: gradients are accumulated in fp32",
+            where=where,
+            hint='leave it out, or write {"grad_accum_dtype": "fp32"}',
+        )
     return document
+
+
+def _check_zero(zero: Mapping[str, Any], where: str) -> None:
+    unknown = sorted(set(zero) - ALLOWED_ZERO_KEYS)
+    if unknown:
+        raise ConfigError(
+            f"unknown keys in zero_optimization: {', '.join(unknown)}",
+            where=where,
+            hint=f"allowed: {', '.join(sorted(ALLOWED_ZERO_KEYS))}",
+        )
+    for key, reason in _MUST_BE_OFF.items():
+        if zero.get(key, False) is not False:
+            raise ConfigError(f"zero_optimization.{key} must be false: {reason}", where=where)
+    for key in _BUCKETS:
+        size = zero.get(key)
+        if type(size) is not int or size < 1:
+            raise ConfigError(
+                f"zero_optimization.{key} is {size!r}, it must be a number of elements above 0",
+                where=where,
+                hint="zero2.json takes 200000000 on GPUs, zero2_cpu.json less",
+            )
 
 
 def build_ds_config(

@@ -26,6 +26,7 @@ from synfundus.diffusion.flow_time import FlowTime
 from synfundus.diffusion.sampling import scheduler_for
 from synfundus.diffusion.schedule import build_schedule
 from synfundus.distributed.agreement import raise_together
+from synfundus.distributed.determinism import only_deterministic_kernels
 from synfundus.distributed.ds_config import BatchPlan, build_ds_config, check_ds_file, plan_batch
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.tensor_cores import set_tf32
@@ -202,13 +203,23 @@ def attention(model: Any, config: LaunchConfig, *, dtype: torch.dtype, world: Wo
     fault: ConfigError | None = None
     try:
         device = torch_device(world)
-        choice = choose_attention(requested=config.attention, head_dims=widths, dtype=dtype, device=device)
+        # the backward pass of xformers adds in an order that depends on timing
+        exact = config.attention == "auto" and torch.are_deterministic_algorithms_enabled()
+        requested = "sdpa" if exact else config.attention
+        choice = choose_attention(requested=requested, head_dims=widths, dtype=dtype, device=device)
     except ConfigError as error:
         fault = error
     raise_together(fault, world)
     choice = agreed_attention([one for one in world.all_gather(choice) if one is not None])
     apply_attention(model, choice)
     console.message(f"attention of {type(model).__name__}: {choice.backend} ({choice.reason})")
+
+
+def arithmetic(loop: LoopConfig, world: World, console: Console) -> None:
+    """Settle which kernels of a GPU a run computes with; call it before anything is computed."""
+    if loop.deterministic and (settled := only_deterministic_kernels(device=world.device)) is not None:
+        console.message(settled)
+    tensor_cores(loop.tf32, world, console, option="loop.tf32")
 
 
 def tensor_cores(wanted: bool, world: World, console: Console, *, option: str = "") -> None:

@@ -10,14 +10,19 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from zlib_ng.zlib_ng import crc32
 
 from synfundus.data.crosswalk import write_private
+from synfundus.data.latents import label_states
+from synfundus.data.members import decode_json
 from synfundus.errors import CorruptShard, DataError
 from synfundus.jobs.preparation_chunks import LookedAt
 from synfundus.jobs.preparation_decision import Decision
 from synfundus.jobs.preparation_places import RECORD_FORMAT, RECORD_VERSION, Places
 from synfundus.storage import documents, filesystem
+from synfundus.storage.label_schema import LabelSchema
 from synfundus.storage.manifest import SPLITS, ShardEntry
 from synfundus.storage.tarshard import index_url, write_shard
 from synfundus.telemetry.console import Console
@@ -59,7 +64,9 @@ def plan_shard_tasks(places: Places, decision: Decision) -> list[ShardTask]:
     return tasks
 
 
-def assemble_shards(places: Places, image_format: str, tasks: Sequence[ShardTask], console: Console) -> None:
+def assemble_shards(
+    places: Places, image_format: str, tasks: Sequence[ShardTask], schema: LabelSchema, console: Console
+) -> None:
     """Put shards together; the record of each is written last.
 
     Raises:
@@ -75,11 +82,39 @@ def assemble_shards(places: Places, image_format: str, tasks: Sequence[ShardTask
                 continue
             rows = documents.read_lines(places.shard_url(task.name, "plan.jsonl"))
             with _samples(places, extensions, rows, progress.advance) as samples:
-                files = write_shard(filesystem.join(places.out, task.name), samples, extensions=extensions)
+                states = _StatesOf(samples, schema, task.name)
+                url = filesystem.join(places.out, task.name)
+                files = write_shard(url, states, extensions=extensions, states=states.array)
             entry = asdict(ShardEntry.of(task.name, task.split, files))
             record = {"format": RECORD_FORMAT, "schema_version": RECORD_VERSION, "entry": entry}
             data = documents.dump_json({**record, "plan_sha256": task.plan_sha256})
             write_private(places.shard_url(task.name, "done.json"), data)
+
+
+class _StatesOf:
+    """Samples on their way into a shard; it remembers the states of their labels, for the index.
+
+    Args:
+        samples: The samples.
+        schema: Labels of the set.
+        where: The shard, for messages.
+    """
+
+    def __init__(self, samples: Iterator[tuple[str, Members]], schema: LabelSchema, where: str) -> None:
+        self._samples = samples
+        self._schema = schema
+        self._where = where
+        self._rows: list[NDArray[np.int64]] = []
+
+    def __iter__(self) -> Iterator[tuple[str, Members]]:
+        for key, members in self._samples:
+            document = decode_json(members["json"], where=f"{self._where}#{key}")
+            self._rows.append(label_states(document, self._schema, where=f"{self._where}#{key}"))
+            yield key, members
+
+    def array(self) -> NDArray[np.int16]:
+        """Return the states of the samples that have passed, ``[n, k]``."""
+        return np.reshape(self._rows, (len(self._rows), len(self._schema.labels))).astype(np.int16)
 
 
 @contextmanager

@@ -37,6 +37,7 @@ from synfundus.jobs.preparation_plan import InputPlan, plan_inputs
 from synfundus.jobs.preparation_report import report, write_crosswalk, write_findings
 from synfundus.jobs.preparation_shards import ShardTask, assemble_shards, finished_entries, plan_shard_tasks
 from synfundus.storage import documents, filesystem
+from synfundus.storage.label_schema import LabelSchema
 from synfundus.storage.manifest import REJECTS_NAME, SPLITS, ShardSet, load_shard_set, save_shard_set
 from synfundus.telemetry.console import Console
 
@@ -50,11 +51,13 @@ class _Assignment:
     Attributes:
         complete: The set is there already.
         collection: Name of the collection.
+        schema: Labels of the set.
         chunks: Number of each unfinished chunk and of its photographs.
     """
 
     complete: bool
     collection: str
+    schema: LabelSchema
     chunks: tuple[tuple[int, int], ...]
 
 
@@ -93,10 +96,11 @@ class _Chief:
         if complete:
             refuse_difference(places, plan)
             clear_work(places)  # a run may have ended between its last two steps
-            return _Assignment(True, plan.collection, ())
+            return _Assignment(True, plan.collection, plan.schema, ())
         claim(places, plan)
         pending = pending_chunks(places, plan.num_chunks)
-        return _Assignment(False, plan.collection, tuple((number, len(plan.chunk(number))) for number in pending))
+        chunks = tuple((number, len(plan.chunk(number))) for number in pending)
+        return _Assignment(False, plan.collection, plan.schema, chunks)
 
     def decide(self) -> list[ShardTask]:
         """Drop duplicates, divide the patients, plan the shards, write the crosswalk; returns the shards."""
@@ -178,7 +182,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     prepare_chunks(section, places, assignment.collection, share_of(assignment.chunks, world), console)
     world.barrier()
     tasks = _from_rank_0(world, chief.decide)
-    assemble_shards(places, section.image_format, share_of(tasks, world), console)
+    assemble_shards(places, section.image_format, share_of(tasks, world), assignment.schema, console)
     world.barrier()
     _from_rank_0(world, chief.publish)
     num_done = sum(number for _, number in assignment.chunks)

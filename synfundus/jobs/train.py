@@ -131,7 +131,7 @@ class _Training:
             loop=self._loop,
             world=world,
         )
-        build.tensor_cores(self._loop.tf32, world, console, option="loop.tf32")
+        build.arithmetic(self._loop, world, console)
         build.attention(
             denoiser.unet,
             config.launch,

@@ -167,7 +167,7 @@ class _Training:
         self._untouched = copy.deepcopy(codec) if world.rank == 0 else None
         size = int(image_set.properties["image_size_px"])
         self._cost = codec_cost(codec, image_size_px=size, loop=self._loop, world=world)
-        build.tensor_cores(self._loop.tf32, world, console, option="loop.tf32")
+        build.arithmetic(self._loop, world, console)
         build.attention(
             codec.autoencoder,
             config.launch,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 from typing import IO, Any
 
 from synfundus.storage import store_connection, store_faults, store_settings
@@ -16,6 +17,8 @@ from synfundus.storage.store_faults import Verdict
 
 _BLOCK_BYTES = 2**20
 _MOST_CONNECTIONS = 16
+_TRICKLE_BYTES_S = 64 * 2**10
+"""Once the deadline is over, a line slower than this is none."""
 
 
 class _Clients:
@@ -70,18 +73,21 @@ def copy_straight(bucket: str, key: str, sink: IO[bytes]) -> str:
     from urllib3.exceptions import HTTPError
 
     sha256 = hashlib.sha256()
-    block = memoryview(bytearray(_BLOCK_BYTES))
+    patience_s, began = store_settings.current().deadline_s, time.monotonic()
     try:
         answer = _connect().get_object(Bucket=bucket, Key=key)
-        body = answer["Body"]
+        stream = answer["Body"]._raw_stream  # for read1, which returns what has come: a trickle must not hold us
         try:
-            left = int(answer["ContentLength"])
-            while left > 0 and (size := body.readinto(block[: min(left, _BLOCK_BYTES)])):
-                sink.write(block[:size])
-                sha256.update(block[:size])
-                left -= size
+            left = whole = int(answer["ContentLength"])
+            while left > 0 and (block := stream.read1(min(left, _BLOCK_BYTES))):
+                sink.write(block)
+                sha256.update(block)
+                left -= len(block)
+                elapsed_s = time.monotonic() - began
+                if elapsed_s > patience_s and whole - left < elapsed_s * _TRICKLE_BYTES_S:
+                    break
         finally:
-            body.close()
+            answer["Body"].close()
     except ClientError as error:
         if store_faults.judge(error).verdict in {Verdict.RENEW, Verdict.STOP}:
             forget()  # the next client reads the credentials again

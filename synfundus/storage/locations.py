@@ -8,8 +8,8 @@ from pathlib import Path
 
 from synfundus.errors import StorageError
 
-ALLOWED_PROTOCOLS = ("file", "s3", "memory")
-"""Everything else, ``pipe:`` first of all, is refused."""
+ALLOWED_PROTOCOLS: tuple[str, ...] = ("file", "s3")
+"""Everything else, ``pipe:`` first of all, is refused. Our tests add ``memory``, which is gone with the process."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _HALF_A_URL = re.compile(r"(file|s3):/?(?!/)", re.IGNORECASE)

@@ -21,8 +21,18 @@ from synfundus.errors import CorruptShard
 
 KEY_PATTERN = re.compile(r"^[A-Za-z0-9_-]{1,128}$")
 EXTENSION_PATTERN = re.compile(r"^[a-z0-9]+(\.[a-z0-9]+)*$")
-MAX_MEMBER_BYTES = 2**30
-"""Far above any image or moments; an index that says more is not followed."""
+MAX_JSON_BYTES = 2**20
+"""A sample's document takes about a kilobyte."""
+MAX_IMAGE_BYTES = 2**26
+"""An image of the largest size is smaller than this without any compression."""
+MAX_NPY_BYTES = 2**26
+"""Far above the moments of the largest image."""
+MAX_MEMBER_BYTES = max(MAX_JSON_BYTES, MAX_IMAGE_BYTES, MAX_NPY_BYTES)
+MAX_SAMPLE_BYTES = 2**27
+"""All members of a sample together: what is read at once."""
+MAX_MEMBERS_A_SAMPLE = 32
+"""A sample has two or three."""
+_KEYS = re.compile(rb"([A-Za-z0-9_-]{1,128}\n)*")
 _MOST_BETWEEN_MEMBERS = 4 * 512
 """Padding, a header for a long name with the name, and a header."""
 
@@ -33,6 +43,12 @@ _NPY_PREFIX = 10
 def index_url(tar_url: str) -> str:
     """Return the location of a shard's index."""
     return tar_url.removesuffix(".tar") + ".idx.npz"
+
+
+def _cap(extension: str) -> int:
+    """Return the most bytes of a member of a kind."""
+    caps = {"json": MAX_JSON_BYTES, "npy": MAX_NPY_BYTES}
+    return caps.get(extension.rpartition(".")[2], MAX_IMAGE_BYTES)
 
 
 class MemberPlace(NamedTuple):
@@ -110,15 +126,8 @@ class ShardIndex:
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
-        """Sample keys as text, made when they are first asked for.
-
-        Raises:
-            CorruptShard: A key twice, or one that is not a key.
-        """
-        keys = tuple(self.key(sample) for sample in range(len(self)))
-        if len(set(keys)) != len(keys) or not all(map(KEY_PATTERN.fullmatch, keys)):
-            raise CorruptShard("a shard index with a key twice, or one that is not a key", reason="index")
-        return keys
+        """Sample keys as text, made when they are first asked for."""
+        return tuple(self.key(sample) for sample in range(len(self)))
 
     def key(self, sample: int) -> str:
         """Return the key of a sample."""
@@ -195,6 +204,13 @@ class ShardIndex:
             return "its keys are not texts"
         if not self.key_array.tobytes().isascii():
             return "a key that is not ASCII"
+        keys = self.key_array.astype(np.bytes_).tolist()
+        if len(set(keys)) < len(keys):
+            return "a key twice"
+        if not _KEYS.fullmatch(b"".join(key + b"\n" for key in keys)):
+            return "a key that is not one"
+        if len(self.extensions) > MAX_MEMBERS_A_SAMPLE:
+            return f"{len(self.extensions)} kinds of members, more than {MAX_MEMBERS_A_SAMPLE}"
         if not all(map(EXTENSION_PATTERN.fullmatch, self.extensions)):
             return "an extension that is not one"
         states = self.states
@@ -210,7 +226,9 @@ class ShardIndex:
             np.maximum(ends, np.where(there, offsets + sizes, 0), out=ends)
             room += np.where(there, sizes + _MOST_BETWEEN_MEMBERS, 0)
             members += there
-        sound = (self.sizes >= 0) & (self.sizes <= MAX_MEMBER_BYTES) & (self.offsets < 2**60)
-        if not (sound.all() and members.all() and (ends - starts <= room).all()):
+        caps = np.asarray([_cap(extension) for extension in self.extensions], dtype=np.int64)
+        sound = (self.sizes >= 0) & (self.sizes <= caps) & (self.offsets < 2**60)
+        stretch = ends - starts
+        if not (sound.all() and members.all() and (stretch <= room).all() and (stretch <= MAX_SAMPLE_BYTES).all()):
             return "a sample of no members, or members of impossible sizes or places"
         return ""

@@ -129,7 +129,7 @@ def write_shard(
     samples: Iterable[tuple[str, Mapping[str, bytes]]],
     *,
     extensions: tuple[str, ...],
-    states: NDArray[np.int16] | None = None,
+    states: NDArray[np.int16] | Callable[[], NDArray[np.int16]] | None = None,
 ) -> ShardFiles:
     """Write a whole shard and its index atomically, the index last.
 
@@ -137,14 +137,14 @@ def write_shard(
         tar_url: The shard.
         samples: Keys and members.
         extensions: Of the members, in the order they are written.
-        states: Label states of the samples ``[n, k]``, so that a reader need not parse their JSON; None leaves
-            them out of the index.
+        states: Label states of the samples ``[n, k]``, so that a reader need not parse their JSON, or what returns
+            them once the last sample is written; None leaves them out of the index.
     """
     with filesystem.atomic_write(tar_url) as stream:
         writer = TarShardWriter(stream, extensions=extensions)
         for key, members in samples:
             writer.add(key, members)
-        index, tar_sha256, tar_bytes = writer.finish(states)
+        index, tar_sha256, tar_bytes = writer.finish(states() if callable(states) else states)
     index_bytes = index.to_bytes()
     filesystem.write_bytes(index_url(tar_url), index_bytes)
     return ShardFiles(len(index), tar_bytes, tar_sha256, hashlib.sha256(index_bytes).hexdigest())
@@ -163,7 +163,10 @@ def _read_index(url: str, sha256: str | None) -> ShardIndex:
         data = _read_again_if_wrong(url, sha256)
     else:
         stream = io.BytesIO()
-        filesystem.fetch(url, stream, sha256=sha256)
+        try:
+            filesystem.fetch(url, stream, sha256=sha256)
+        except CorruptShard as error:
+            raise CorruptShard(error.message, where=error.where, reason="index") from error
         data = stream.getvalue()
     return ShardIndex.from_bytes(data, where=url)
 

@@ -14,7 +14,7 @@ from tiny_sets import tiny_config, write_config
 
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld, World
-from synfundus.jobs import encode_latents, export, sample, train, train_vae, verify_latents
+from synfundus.jobs import encode_latents, export, phantoms, plot, sample, train, train_vae, verify_latents, watch
 from synfundus.storage import filesystem
 from synfundus.storage.documents import read_lines
 from synfundus.storage.manifest import ShardSet, load_shard_set
@@ -70,6 +70,31 @@ def assert_same_run(one: str | Path, other: str | Path) -> None:
     for part in ("unet", "conditioner", "vae"):
         assert hashes(one, below=f"export/{part}") == hashes(other, below=f"export/{part}")
     assert rows(one) == rows(other)
+
+
+def look_at_run(there: str, here: Path, curves_there: str, curves_here: Path) -> None:
+    """Compare what `watch` and `plot` make of two runs that are alike."""
+    seen = [
+        watch.run(tiny_config({"watch": {"run_dir": str(run), "once": True}}), LocalWorld(), SilentConsole())
+        for run in (there, here)
+    ]
+    assert seen[0]["images_seen"] == seen[1]["images_seen"] == BUDGET
+    assert seen[0]["checkpoint_images"] == seen[1]["checkpoint_images"]
+    drawn = [
+        plot.run(tiny_config({"plot": {"run_dirs": [str(run)], "out": str(out)}}), LocalWorld(), SilentConsole())
+        for run, out in ((there, curves_there), (here, curves_here))
+    ]
+    assert drawn[0]["curves"] == drawn[1]["curves"]
+    assert filesystem.read_bytes(curves_there).startswith(b"\x89PNG")
+
+
+def test_phantoms_are_drawn_into_a_store(s3_bucket: str, tmp_path: Path) -> None:
+    for out in (f"{s3_bucket}/photos", str(tmp_path / "photos")):
+        section = {"out": out, "num_images": 6, "image_size_px": 64, "workers": 0}
+        phantoms.run(tiny_config({"phantoms": section}), LocalWorld(), SilentConsole())
+        assert phantoms.run(tiny_config({"phantoms": section}), LocalWorld(), SilentConsole())["num_kept"] == 6
+    assert hashes(f"{s3_bucket}/photos") == hashes(tmp_path / "photos")
+    assert len(hashes(tmp_path / "photos")) > 8
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +157,7 @@ def test_a_run_killed_between_the_objects_and_the_manifest_ends_with_the_same_bi
     )
     sample.run(sampling(f"{s3_bucket}/model", tmp_path / "exported"), LocalWorld(), SilentConsole())
     assert hashes(tmp_path / "exported", below="images") == hashes(tmp_path / "png", below="images")
+    look_at_run(run_dir, on_disk, f"{s3_bucket}/curves.png", tmp_path / "curves.png")
 
 
 def test_two_ranks_train_on_a_store(vae_run: Path, latent_set: ShardSet, s3_bucket: str, tmp_path: Path) -> None:

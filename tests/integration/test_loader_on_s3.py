@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -14,6 +15,7 @@ from s3_server import S3Server
 from tiny_sets import write_numbered_set
 
 from synfundus.data.loader import BatchLoader, Prefetch, RankSteps
+from synfundus.data.reader import ShardSetReader
 from synfundus.jobs.latent_sets import open_latent_sets
 from synfundus.jobs.reading import latent_batches
 from synfundus.storage import filesystem
@@ -120,6 +122,27 @@ def test_a_cache_without_room_only_costs_requests(local_set: ShardSet, remote_se
     filesystem.configure(settings(tmp_path / "cache", max_bytes=1000))
     with loader_of(remote_set) as loader:
         assert numbers(loader, 6) == expected
+
+
+@pytest.mark.parametrize(("cached", "workers"), [(False, 0), (True, 0), (True, 2)])
+def test_what_is_damaged_in_the_store_is_quarantined_and_nothing_else(
+    local_set: ShardSet, remote_set: str, tmp_path: Path, cached: bool, workers: int
+) -> None:
+    filesystem.remove(f"{remote_set}/train/000000.tar")
+    filesystem.write_bytes(f"{remote_set}/train/000002.idx.npz", b"an error page")
+    tar = bytearray(filesystem.read_bytes(f"{remote_set}/train/000004.tar"))
+    reader = ShardSetReader(local_set, split="train")
+    tar[reader.shard(4).index.span(3)[0]] ^= 1
+    reader.close()
+    filesystem.write_bytes(f"{remote_set}/train/000004.tar", bytes(tar))
+    filesystem.configure(settings(tmp_path / "cache" if cached else None))
+    with loader_of(remote_set, workers=workers) as loader:
+        batches = [(batch.weights.copy(), batch.quarantined) for batch in islice(loader, 3)]
+    kinds = Counter(sample.kind for _, quarantined in batches for sample in quarantined)
+    assert kinds == {"missing": 9, "index": 5, "checksum": 1}
+    assert sum(weights.sum() for weights, _ in batches) == sum(SIZES) - 15
+    (rotten,) = [sample.place for _, rows in batches for sample in rows if sample.kind == "checksum"]
+    assert rotten == f"{remote_set}/train/000004.tar#3"
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import http.server
+import io
 import json
 import threading
 import time
@@ -20,7 +22,7 @@ from fault_proxy import KINDS, FaultProxy
 from s3_server import S3Server
 
 from synfundus.errors import CorruptShard, StorageError
-from synfundus.storage import filesystem, object_store
+from synfundus.storage import bulk_download, filesystem, object_store
 from synfundus.storage.filesystem import StoreSettings
 from synfundus.storage.store_connection import Client, request
 from synfundus.storage.tarshard import ShardFiles, TarShardReader, write_shard
@@ -173,6 +175,40 @@ def test_a_page_that_is_no_listing_is_no_empty_folder(spoiled: SpoiledShard, mon
     for ask in (filesystem.list_files, filesystem.list_names, filesystem.is_dir):
         with pytest.raises(StorageError, match="the answer is no listing"):
             ask("s3://bucket/set")
+    server.shutdown()
+    server.server_close()
+
+
+class Trickle(http.server.BaseHTTPRequestHandler):
+    """Promises a megabyte and sends it byte by byte, often enough that no silence is too long."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(2**20))
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            for _ in range(2**20):
+                self.wfile.write(b"x")
+                time.sleep(0.02)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_a_store_that_sends_a_trickle_is_given_up_at_the_deadline(
+    spoiled: SpoiledShard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Trickle)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    filesystem.configure(StoreSettings(2, 1, 1, None, 1))
+    began = time.monotonic()
+    assert bulk_download.copy_straight("bucket", "shard", io.BytesIO()) == ""
+    assert 2 <= time.monotonic() - began < 10
+    with pytest.raises(StorageError, match="no good answer within 2 s"):
+        filesystem.fetch("s3://bucket/shard", io.BytesIO(), sha256="0" * 64)
+    assert time.monotonic() - began < 30
     server.shutdown()
     server.server_close()
 

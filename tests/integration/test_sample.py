@@ -238,6 +238,7 @@ def test_shards_do_not_depend_on_ranks_and_are_kept(
     assert _files(tmp_path / "one") == _files(tmp_path / "two")
 
 
+@pytest.mark.usefixtures("memory_store")
 @pytest.mark.parametrize("image_format", ["png", "shards"])
 def test_an_object_store_gets_the_same_files_and_a_stopped_run_goes_on_there(
     model: Path, tmp_path: Path, image_format: str, monkeypatch: pytest.MonkeyPatch
@@ -269,6 +270,7 @@ def test_an_export_samples_the_same_images_as_its_run(model: Path, tmp_path: Pat
     assert _files(tmp_path / "a") == _files(tmp_path / "b")
 
 
+@pytest.mark.usefixtures("memory_store")
 def test_an_export_goes_to_an_object_store_and_over_what_a_kill_left_there(model: Path) -> None:
     out = f"memory://exported-{secrets.token_hex(4)}"
     config = RunConfig.model_validate(

@@ -410,7 +410,7 @@ def test_no_pickle_is_loaded_anywhere_in_the_product() -> None:
 
 
 @pytest.fixture
-def store() -> Iterator[str]:
+def store(memory_store: None) -> Iterator[str]:
     url = f"memory://checkpoints-{secrets.token_hex(4)}"
     yield url
     filesystem.remove(url, recursive=True)

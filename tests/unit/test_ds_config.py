@@ -13,7 +13,8 @@ from synfundus.config.assets import find_asset, list_assets
 from synfundus.distributed.ds_config import OWNED_KEYS, BatchPlan, build_ds_config, check_ds_file, plan_batch
 from synfundus.errors import ConfigError
 
-GOOD: dict[str, Any] = {"zero_optimization": {"stage": 2, "overlap_comm": False}}
+ZERO: dict[str, Any] = {"stage": 2, "overlap_comm": False, "reduce_bucket_size": 500, "allgather_bucket_size": 5000}
+GOOD: dict[str, Any] = {"zero_optimization": ZERO}
 BATCH = BatchPlan(global_batch_size=32, micro_batch_size=4, gradient_accumulation_steps=2, world_size=4)
 
 
@@ -53,6 +54,16 @@ def test_what_synfundus_derives_must_not_stand_in_the_file(key: str) -> None:
             {"zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"}},
             'zero_optimization.reduce_bucket_size is "auto"',
         ),
+        ({"zero_optimization": ZERO | {"overlap_comm": True}}, "overlap_comm must be false: it has corrupted"),
+        ({"zero_optimization": ZERO | {"overlap_comm": None}}, "overlap_comm must be false"),
+        ({"zero_optimization": ZERO | {"round_robin_gradients": True}}, "round_robin_gradients must be false"),
+        ({"zero_optimization": ZERO | {"offload_param": {}}}, "unknown keys in zero_optimization: offload_param"),
+        ({"zero_optimization": {"stage": 2}}, "reduce_bucket_size is None"),
+        ({"zero_optimization": ZERO | {"allgather_bucket_size": 0}}, "allgather_bucket_size is 0"),
+        ({"zero_optimization": ZERO | {"reduce_bucket_size": True}}, "reduce_bucket_size is True"),
+        ({"zero_optimization": ZERO | {"reduce_bucket_size": 2.5}}, "reduce_bucket_size is 2.5"),
+        (GOOD | {"data_types": {"grad_accum_dtype": "bf16"}}, "gradients are accumulated in fp32"),
+        (GOOD | {"data_types": 3}, "gradients are accumulated in fp32"),
     ],
 )
 def test_other_files_are_refused_with_their_reason(document: object, words: str) -> None:

@@ -27,7 +27,9 @@ def test_a_path_and_a_file_url_are_the_same_place(tmp_path: Path) -> None:
     assert not filesystem.is_local("s3://bucket/x")
 
 
-@pytest.mark.parametrize("url", ["pipe:cat /etc/passwd", "http://host/x", "gs://b/x", "simplecache::s3://b/x"])
+@pytest.mark.parametrize(
+    "url", ["pipe:cat /etc/passwd", "http://host/x", "gs://b/x", "simplecache::s3://b/x", "memory://x"]
+)
 def test_other_protocols_are_refused(url: str) -> None:
     with pytest.raises(StorageError, match="not allowed"):
         filesystem.protocol_of(url)
@@ -152,6 +154,7 @@ def test_ranges_names_and_sizes(tmp_path: Path) -> None:
     assert not filesystem.exists(url)
 
 
+@pytest.mark.usefixtures("memory_store")
 def test_the_memory_store_has_the_same_contract() -> None:
     url = "memory://synfundus-test/a/x.bin"
     filesystem.write_bytes(url, b"0123456789")
@@ -175,6 +178,7 @@ def test_files_below_a_folder_are_listed_by_relative_name(tmp_path: Path) -> Non
     assert filesystem.list_files(str(tmp_path / "none")) == {}
 
 
+@pytest.mark.usefixtures("memory_store")
 def test_the_memory_store_lists_the_same_way() -> None:
     try:
         for name in ("b.bin", "a/c.bin", ".hidden"):

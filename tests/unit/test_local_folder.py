@@ -15,7 +15,7 @@ from synfundus.storage import filesystem
 
 
 @pytest.fixture
-def store() -> Iterator[str]:
+def store(memory_store: None) -> Iterator[str]:
     url = f"memory://folders-{secrets.token_hex(4)}"
     yield url
     filesystem.remove(url, recursive=True)

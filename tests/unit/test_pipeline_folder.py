@@ -153,6 +153,7 @@ def test_a_document_without_its_fields_is_refused(exported: Path, tmp_path: Path
         load_pipeline(folder, device=CPU)
 
 
+@pytest.mark.usefixtures("memory_store")
 def test_a_model_lies_in_an_object_store_like_on_a_disk(exported: Path) -> None:
     run = f"memory://pipeline-{secrets.token_hex(4)}"
     try:

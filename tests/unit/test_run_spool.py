@@ -16,7 +16,7 @@ from synfundus.telemetry.sinks import METRICS_NAME, JsonlSink
 
 
 @pytest.fixture
-def store() -> Iterator[str]:
+def store(memory_store: None) -> Iterator[str]:
     url = f"memory://run-{secrets.token_hex(4)}"
     yield url
     filesystem.remove(url, recursive=True)

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -230,6 +231,37 @@ def test_a_key_that_is_not_ascii_is_refused_with_the_index() -> None:
     index = ShardIndex(np.array([b"a", b"s\xff"]), ("json",), ones * 512, ones, ones.astype(np.uint32))
     with pytest.raises(CorruptShard, match="a key that is not ASCII"):
         ShardIndex.from_bytes(index.to_bytes(), where="x")
+
+
+def index_of(keys: Sequence[bytes], size: int, extensions: tuple[str, ...] = ("json",)) -> ShardIndex:
+    shape = (len(keys), len(extensions))
+    sizes = np.full(shape, size, dtype=np.int64)
+    offsets = 512 + (size + 1024) * np.arange(shape[0] * shape[1], dtype=np.int64).reshape(shape)
+    return ShardIndex(np.array(keys, dtype=np.bytes_), extensions, offsets, sizes, sizes.astype(np.uint32))
+
+
+@pytest.mark.parametrize(
+    ("index", "problem"),
+    [
+        (index_of([b"a", b"b", b"a"], 10), "a key twice"),
+        (index_of([b"a", b"../b"], 10), "a key that is not one"),
+        (index_of([b"a", b""], 10), "a key that is not one"),
+        (index_of([b"a", b"b\nc"], 10), "a key that is not one"),
+        (index_of([b"k" * 129], 10), "a key that is not one"),
+        (index_of([b"a"], 2**20 + 1), "members of impossible sizes"),
+        (index_of([b"a"], 2**26 + 1, ("moments.npy",)), "members of impossible sizes"),
+        (index_of([b"a"], 2**26, ("moments.npy", "flip.npy", "png")), "members of impossible sizes"),
+        (index_of([b"a"], 10, tuple(f"m{number}" for number in range(33))), "33 kinds of members, more than 32"),
+    ],
+)
+def test_an_index_no_writer_would_write_is_refused_before_anything_is_read(index: ShardIndex, problem: str) -> None:
+    with pytest.raises(CorruptShard, match=problem):
+        ShardIndex.from_bytes(index.to_bytes(), where="x")
+
+
+def test_the_largest_members_there_may_be_are_accepted() -> None:
+    for index in (index_of([b"a", b"b" * 128], 2**20), index_of([b"a"], 2**26 - 1024, ("png",))):
+        assert ShardIndex.from_bytes(index.to_bytes(), where="x").keys == index.keys
 
 
 def test_an_index_whose_arrays_do_not_fit_is_refused() -> None:
