@@ -78,11 +78,13 @@ def latent_set(image_set: ShardSet, vae_run: Path, world: World, tmp_path_factor
 
 
 @pytest.fixture
-def memory_store(monkeypatch: pytest.MonkeyPatch) -> None:
+def memory_store() -> Iterator[None]:
     """Let ``memory://`` pass, which no user may write to: it is gone with the process."""
     from synfundus.storage import locations
 
-    monkeypatch.setattr(locations, "ALLOWED_PROTOCOLS", (*locations.ALLOWED_PROTOCOLS, "memory"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(locations, "ALLOWED_PROTOCOLS", (*locations.ALLOWED_PROTOCOLS, "memory"))
+        yield
 
 
 @pytest.fixture(scope="session")

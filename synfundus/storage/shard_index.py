@@ -207,7 +207,8 @@ class ShardIndex:
         keys = self.key_array.astype(np.bytes_).tolist()
         if len(set(keys)) < len(keys):
             return "a key twice"
-        if not _KEYS.fullmatch(b"".join(key + b"\n" for key in keys)):
+        lines = b"".join(key + b"\n" for key in keys)
+        if lines.count(b"\n") > len(keys) or not _KEYS.fullmatch(lines):
             return "a key that is not one"
         if len(self.extensions) > MAX_MEMBERS_A_SAMPLE:
             return f"{len(self.extensions)} kinds of members, more than {MAX_MEMBERS_A_SAMPLE}"
