@@ -102,7 +102,7 @@ class LinearPath(nn.Module):
         self._fit_decoder(batches)
         return shares
 
-    def _fit_encoder(self, batches: Sequence[Float[Tensor, "b 3 h w"]]) -> Float[Tensor, "c"]:
+    def _fit_encoder(self, batches: Sequence[Float[Tensor, "_ 3 h w"]]) -> Float[Tensor, "c"]:
         """Set mean and projection; returns each component's share of the variance."""
         size = self.mean.shape[0]
         total = torch.zeros(size, dtype=torch.float64)
@@ -135,7 +135,7 @@ class LinearPath(nn.Module):
         share: Tensor = (variances / covariance.diagonal().sum()).float()
         return share
 
-    def _fit_decoder(self, batches: Sequence[Float[Tensor, "b 3 h w"]]) -> None:
+    def _fit_decoder(self, batches: Sequence[Float[Tensor, "_ 3 h w"]]) -> None:
         """Set the regression from each neighbourhood of latents to its middle patch."""
         features = self.latent_channels * _CONTEXT**2 + 1
         gram = torch.zeros(features, features, dtype=torch.float64)

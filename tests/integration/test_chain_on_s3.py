@@ -22,6 +22,7 @@ from synfundus.telemetry.console import SilentConsole
 from synfundus.training.progress import CLOCK_FIGURES
 
 BUDGET = 160
+SECRET = "5" * 64
 FINAL = f"checkpoints/images-{BUDGET:012d}"
 WEIGHTS = "export/unet/diffusion_pytorch_model.safetensors"
 TIMES = CLOCK_FIGURES
@@ -280,20 +281,43 @@ def test_every_verb_killed_at_many_points_ends_as_on_a_disk(
     assert all(checks.values()), checks
 
 
-def test_photographs_in_a_store_become_a_set_in_a_store(world: World, s3_bucket: str, tmp_path: Path) -> None:
-    photographs = tmp_path / "photographs"
-    run_cli("phantoms", "--out", photographs, "--num-images", "8", "--image-size", "96", "--workers", "0").check()
-    source = upload(photographs, f"{s3_bucket}/photographs")
-    table = f"{source}/labels.csv"
-    prepare = ("prepare", "--source", source, "--labels", table, "--image-size", "64", "--workers", "0")
-    out = f"{s3_bucket}/images"
-    run_cli(*prepare, "--out", out, "--crosswalk", f"{s3_bucket}/names").check()
-    prepared = load_shard_set(out, kind="images")
-    assert prepared.num_samples() + sum(prepared.rejects.values()) == 8
-    assert filesystem.list_files(f"{s3_bucket}/names")
+def walk_the_chain(root: str, photographs: str, world: World, tmp_path: Path) -> str:
+    """Go from photographs to images with everything below one place; returns the run of `train`."""
+    filesystem.write_bytes(f"{root}/names/secret.key", SECRET.encode())  # or the keys would be others each time
+    tables = ("--labels", f"{photographs}/labels.csv", "--image-size", "64", "--workers", "0")
+    places = ("--out", f"{root}/images", "--crosswalk", f"{root}/names")
+    run_cli("prepare", "--source", photographs, *tables, *places).check()
+    loop = {"budget_images": 16, "checkpoint_every_images": 8, "validation_images": 2, "validate_every_images": 0}
+    config = tiny_config(
+        {
+            "vae": {"data": f"{root}/images", "run_dir": f"{root}/vae", "loop": loop},
+            "encode": {"data": f"{root}/images", "vae": f"{root}/vae", "out": f"{root}/latents"},
+            "train": {"latents": [f"{root}/latents"], "run_dir": f"{root}/run"},
+            "loop": loop,
+            "sample": {"model": f"{root}/run", "out": f"{root}/samples", "num_images": 2},
+        }
+    )
+    for job in (train_vae, encode_latents, train):
+        job.run(config, world, SilentConsole())
+    sample.run(config, LocalWorld(), SilentConsole())
+    return f"{root}/run"
 
-    run_dir = f"{s3_bucket}/vae"
-    loop = {"budget_images": 8, "checkpoint_every_images": 8, "validation_images": 2}
-    config = tiny_config({"vae": {"data": out, "run_dir": run_dir, "loop": loop}})
-    train_vae.run(config, world, SilentConsole())
-    assert filesystem.exists(f"{run_dir}/export/vae/config.json")
+
+def test_from_photographs_to_images_on_a_store_every_bit_is_that_of_a_disk(
+    world: World, s3_bucket: str, tmp_path: Path
+) -> None:
+    photographs, here, there = tmp_path / "photographs", str(tmp_path / "here"), f"{s3_bucket}/chain"
+    run_cli("phantoms", "--out", photographs, "--num-images", "24", "--image-size", "96", "--workers", "0").check()
+    walk_the_chain(there, upload(photographs, f"{s3_bucket}/photographs"), world, tmp_path)
+    walk_the_chain(here, str(photographs), world, tmp_path)
+    prepared = load_shard_set(f"{there}/images", kind="images")
+    assert prepared.num_samples() + sum(prepared.rejects.values()) == 24
+    assert filesystem.list_files(f"{there}/names")
+    final = "checkpoints/images-000000000016"
+    for folder, below in (
+        *(("images", "train"), ("images", "val"), ("latents", "train"), ("vae", "export/vae")),
+        *(("run", final), ("run", "export/unet"), ("run", "export/conditioner"), ("samples", "images")),
+    ):
+        found = hashes(f"{there}/{folder}", below=below)
+        assert found == hashes(f"{here}/{folder}", below=below), (folder, below)
+        assert found, (folder, below)
