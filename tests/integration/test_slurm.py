@@ -28,6 +28,8 @@ SHORT_IMAGES = 1200
 """What CI trains on."""
 IMAGES = 2400
 """Long enough for whatever happens to a job to happen while it trains."""
+INTERVAL = 400
+"""Images between two checkpoints."""
 LONG_IMAGES = 7200
 """Longer than SLURM's shortest time limit."""
 SCRIPT = REPOSITORY / "slurm" / "ldm.sh"
@@ -51,7 +53,7 @@ def write_run(latent_set: ShardSet, folder: Path, *, images: int = IMAGES) -> tu
     """Describe a run; returns its configuration and its directory."""
     folder.mkdir(exist_ok=True)
     run_dir = folder / "run"
-    loop = {"budget_images": images, "checkpoint_every_images": 400, "validate_every_images": 0, "workers": 1}
+    loop = {"budget_images": images, "checkpoint_every_images": INTERVAL, "validate_every_images": 0, "workers": 1}
     return write_config(folder / "run.yaml", settings(latent_set, run_dir, **loop)), run_dir
 
 
@@ -95,6 +97,16 @@ def finish(cluster: SlurmCluster, job: str, folder: Path, *, restarts: int, time
         raise AssertionError(f"{error}\n{log.read_text(errors='replace')[-4000:]}") from None
     assert ended["Restarts"] == str(restarts), log.read_text()
     return log.read_text()
+
+
+def check_loss(log: str, images: int) -> None:
+    """Check that a job went on from a checkpoint no further back than one interval and one that was being written."""
+    found = re.findall(r"resumed at ([\d,]+) images", log)
+    assert found, log
+    resumed_at = int(found[-1].replace(",", ""))
+    print(json.dumps({"name": "images redone after a loss", "at": images, "resumed_at": resumed_at}))
+    assert images - 2 * INTERVAL <= resumed_at <= IMAGES
+    assert resumed_at > 0
 
 
 def run_undisturbed(latent_set: ShardSet, cluster: SlurmCluster, folder: Path, images: int) -> Path:
@@ -148,13 +160,14 @@ def test_the_command_line_submits_the_same_job_and_freezes_its_settings(
 
 
 @pytest.mark.slow
-def test_the_warning_before_the_time_limit_saves_and_requeues(
-    latent_set: ShardSet, cluster: SlurmCluster, undisturbed: Path, tmp_path: Path
+@pytest.mark.parametrize("to", [("--batch",), ()], ids=["to the script, as before a time limit", "to the tasks"])
+def test_a_warning_saves_and_requeues(
+    latent_set: ShardSet, cluster: SlurmCluster, undisturbed: Path, tmp_path: Path, to: tuple[str, ...]
 ) -> None:
     config, run_dir = write_run(latent_set, tmp_path)
     job = submit(cluster, tmp_path, config=config)
     wait_for_images(run_dir, 1000)
-    cluster.client("scancel", "--batch", "--signal=USR2", job)
+    cluster.client("scancel", *to, "--signal=USR2", job)
     log = finish(cluster, job, tmp_path, restarts=1)
     assert "everything is saved" in log
     assert_same_run(undisturbed, run_dir, final(IMAGES))
@@ -243,9 +256,10 @@ def test_a_dead_node_costs_one_interval_at_most(
     wait_for_images(run_dir, 1000)
     used = cluster.client("scontrol", "show", "hostnames", cluster.job(job)["NodeList"]).split()
     dead = used[0] if place == "first" else used[1]
+    images = rows(run_dir)[-1]["images_seen"]
     cluster.crash(dead)
     try:
-        finish(cluster, job, tmp_path, restarts=1)
+        check_loss(finish(cluster, job, tmp_path, restarts=1), images)
     finally:
         cluster.boot(dead)
     assert_same_run(undisturbed, run_dir, final(IMAGES))
@@ -259,9 +273,10 @@ def test_a_cut_network_costs_one_interval_at_most(
     job = submit(cluster, tmp_path, config=config)
     wait_for_images(run_dir, 1000)
     used = cluster.client("scontrol", "show", "hostnames", cluster.job(job)["NodeList"]).split()
+    images = rows(run_dir)[-1]["images_seen"]
     cluster.cut(used[1])
     try:
-        finish(cluster, job, tmp_path, restarts=1)
+        check_loss(finish(cluster, job, tmp_path, restarts=1), images)
     finally:
         cluster.heal(used[1])
     assert_same_run(undisturbed, run_dir, final(IMAGES))
