@@ -14,7 +14,7 @@ from synfundus.data.batches import BatchReader
 from synfundus.diffusion.flow import ForwardProcess
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.engine import ZeroEngine
-from synfundus.distributed.world import World, torch_device
+from synfundus.distributed.world import World, patient, torch_device
 from synfundus.errors import ConfigError
 from synfundus.jobs import Summary, build
 from synfundus.jobs.codec_folder import find_codec, open_codec
@@ -117,7 +117,7 @@ class _Training:
         self._start, denoiser = start, start.denoiser
         self._codec = codec
         self._directory = directory
-        self._world = world
+        self._world, self._patient = world, patient(world)  # for work that rank 0 alone does, however long it takes
         self._flag = StopFlag()
         self._console = console
         self._loop = config.loop
@@ -326,7 +326,7 @@ class _Training:
                 console=self._console,
             )
 
-        return on_rank_0(work, self._world)
+        return on_rank_0(work, self._patient)
 
     def _snapshot(self, state: TrainState) -> None:
         """Keep the power-function averages as they are now. Collective."""
@@ -342,7 +342,7 @@ class _Training:
         averaged, raw = (
             self._interruptible(self._denoiser_of(slices)) for slices in (self._ema.partitions, self._zero.masters())
         )
-        on_rank_0(lambda: self._draw_preview(averaged, raw, state, path), self._world)
+        on_rank_0(lambda: self._draw_preview(averaged, raw, state, path), self._patient)
 
     def _draw_preview(
         self, averaged: ConditionalDenoiser | None, raw: ConditionalDenoiser | None, state: TrainState, path: str
@@ -375,7 +375,7 @@ class _Training:
             "export": self._directory.path("export"),
         }
         denoiser = self._averaged_denoiser()
-        on_rank_0(lambda: self._export(denoiser, summary), self._world)
+        on_rank_0(lambda: self._export(denoiser, summary), self._patient)
         return summary
 
     def _export(self, denoiser: ConditionalDenoiser | None, summary: Summary) -> None:

@@ -15,7 +15,7 @@ from synfundus.data.ledger import Quarantined
 from synfundus.data.loader import BatchLoader
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.engine import ZeroEngine
-from synfundus.distributed.world import World, torch_device
+from synfundus.distributed.world import World, patient, torch_device
 from synfundus.errors import ConfigError, DataError
 from synfundus.evaluation.pictures import contact_sheet, encode_png
 from synfundus.jobs import Summary, build
@@ -157,7 +157,7 @@ class _Training:
         self._config = config
         self._set = image_set
         self._directory = directory
-        self._world = world
+        self._world, self._patient = world, patient(world)  # for work that rank 0 alone does, however long it takes
         self._flag = StopFlag()
         self._figures: Mapping[str, float] = {}
         self._console = console
@@ -263,7 +263,7 @@ class _Training:
                     self._figures = self._evaluate(codec, self._flag.check)
                     sinks.write({"images_seen": state.images_seen, **self._figures})
 
-            on_rank_0(work, self._world)
+            on_rank_0(work, self._patient)
 
         trainer = Trainer(
             engine=self._zero,
@@ -322,7 +322,7 @@ class _Training:
             if codec is not None:
                 self._draw(codec, f"previews/images-{state.images_seen:012d}.png")
 
-        on_rank_0(work, self._world)
+        on_rank_0(work, self._patient)
 
     def _draw(self, codec: LatentCodec, name: str) -> None:
         """Draw held-out originals over their reconstructions."""
@@ -376,7 +376,7 @@ class _Training:
     def _finish(self, state: TrainState, figures: Mapping[str, float]) -> Summary:
         """Export the averaged weights, and judge them on held-out patients unless that was just done. Collective."""
         codec = self._averaged_codec()
-        figures = on_rank_0(lambda: {} if codec is None else self._export(codec, figures), self._world)
+        figures = on_rank_0(lambda: {} if codec is None else self._export(codec, figures), self._patient)
         return {"images_seen": state.images_seen, "export": self._directory.path("export", "vae"), **figures}
 
     def _export(self, codec: LatentCodec, figures: Mapping[str, float]) -> Mapping[str, float]:

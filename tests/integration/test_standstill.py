@@ -86,3 +86,13 @@ def test_data_and_saves_that_stand_still_are_named(
     assert "Traceback" not in ended.output
     run_cli(*command(latent_set, tmp_path / "out")).check()
     assert_same_run(undisturbed, tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_a_validation_longer_than_a_collective_may_take_is_waited_for(latent_set: ShardSet, tmp_path: Path) -> None:
+    section = settings(latent_set, tmp_path / "out", budget_images=32, validate_every_images=16)
+    path = write_config(tmp_path / "run.yaml", {**section, "launch": {"collective_timeout_s": 25}})
+    for end in run_ranks_with_fault(
+        "hang:35:synfundus.jobs.train:held_out_loss:1", 0, "train", "--config", str(path), world_size=2, timeout_s=150
+    ):
+        end.check()
