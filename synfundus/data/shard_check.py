@@ -153,7 +153,8 @@ class _Comparison:
                 if extension.rpartition(".")[2] not in DECODERS:
                     raise CorruptShard(f"a member of kind .{extension} does not belong into a set", where=where)
             arrays = self._decode(key, members, where)
-            if self._index.states is not None and (arrays["states"] != self._index.states[self._rows[key]]).any():
+            states = self._index.states
+            if states is not None and not np.array_equal(arrays["states"], states[self._rows[key]]):
                 raise CorruptShard("its labels in the index are not those of its document", where=where)
             _check_image_hash(members, where)
         except CorruptShard as error:

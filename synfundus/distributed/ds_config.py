@@ -163,12 +163,19 @@ def _check_zero(zero: Mapping[str, Any], where: str) -> None:
             raise ConfigError(f"zero_optimization.{key} must be false: {reason}", where=where)
     for key in _BUCKETS:
         size = zero.get(key)
-        if type(size) is not int or size < 1:
+        if isinstance(size, bool) or not isinstance(size, int | float) or not 1 <= size < 2**53 or size != int(size):
             raise ConfigError(
                 f"zero_optimization.{key} is {size!r}, it must be a number of elements above 0",
                 where=where,
                 hint="zero2.json takes 200000000 on GPUs, zero2_cpu.json less",
             )
+    offload = zero.get("offload_optimizer", {"device": "none"})
+    if not isinstance(offload, dict) or offload.get("device") not in {"cpu", "none"}:
+        raise ConfigError(
+            f"zero_optimization.offload_optimizer is {offload!r}",
+            where=where,
+            hint='leave it out, or write {"device": "cpu"} as zero2_offload.json does',
+        )
 
 
 def build_ds_config(

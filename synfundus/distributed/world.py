@@ -275,8 +275,10 @@ def disconnect() -> None:
 def patient(world: World) -> World:
     """Return the same ranks on a channel that waits for weeks, as after hours in which nobody spoke. Collective.
 
-    A rank that ends is noticed all the same: its connection does.
+    A rank that ends is noticed all the same: its connection does. One that does not come here is missed on the first
+    channel, by that one's limit.
     """
+    world.barrier()
     return second_channel(world, timeout_s=_WEEKS_S)
 
 

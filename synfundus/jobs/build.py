@@ -206,6 +206,8 @@ def attention(model: Any, config: LaunchConfig, *, dtype: torch.dtype, world: Wo
         # the backward pass of xformers adds in an order that depends on timing
         exact = config.attention == "auto" and torch.are_deterministic_algorithms_enabled()
         requested = "sdpa" if exact else config.attention
+        if requested == "xformers" and torch.are_deterministic_algorithms_enabled():
+            console.warning("launch.attention=xformers may give other bits each time, whatever loop.deterministic says")
         choice = choose_attention(requested=requested, head_dims=widths, dtype=dtype, device=device)
     except ConfigError as error:
         fault = error

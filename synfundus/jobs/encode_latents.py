@@ -7,6 +7,7 @@ order: the bytes do not depend on the number of ranks.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -42,6 +43,7 @@ from synfundus.storage.manifest import (
     load_shard_set,
     save_shard_set,
 )
+from synfundus.storage.shard_index import MAX_JSON_BYTES, MAX_NPY_BYTES, MAX_SAMPLE_BYTES
 from synfundus.telemetry.console import Console
 
 
@@ -97,6 +99,15 @@ def _properties(config: RunConfig, image_set: ShardSet, codec: LatentCodec, fing
     """Return what a latent set records about how it was made."""
     size = int(image_set.properties["image_size_px"])
     edge = size // codec.downsample_factor
+    shape = [2 * codec.latent_channels, edge, edge]
+    member_bytes = 2 * math.prod(shape) + 1024
+    sample_bytes = (1 + config.encode.flip) * member_bytes + MAX_JSON_BYTES
+    if member_bytes > MAX_NPY_BYTES or sample_bytes > MAX_SAMPLE_BYTES:
+        raise ConfigError(
+            f"moments of {shape} take {member_bytes} bytes, more than a member of a shard may have",
+            where="encode.vae",
+            hint="take an autoencoder that makes images smaller, or smaller images",
+        )
     return {
         "autoencoder_fingerprint": fingerprint,
         "image_set_identity": image_set.identity,
@@ -105,7 +116,7 @@ def _properties(config: RunConfig, image_set: ShardSet, codec: LatentCodec, fing
         "input_range": [-1.0, 1.0],
         "flip": config.encode.flip,
         "dtype": "float16",
-        "moments_shape": [2 * codec.latent_channels, edge, edge],
+        "moments_shape": shape,
         "encoder_precision": config.encode.precision,
         "encoder_batch_size": config.encode.batch_size,
         "encoder_version": __version__,

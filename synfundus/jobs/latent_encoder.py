@@ -173,28 +173,45 @@ class ShardEncoder:
                 todo.append(task)
             else:
                 bar.advance(task.entry.num_samples)
-        again = self._encode_in_turn(todo, bar.advance)
-        if again:
+        lost = self._encode_in_turn(todo, bar.advance)
+        if lost:
             self._readers = _readers(self._set)  # which remember nothing as lost
-            self._encode_in_turn(again, lambda _: None)
+            self._encode_in_turn(list(lost), lambda _: None, better_than=lost)
 
-    def _encode_in_turn(self, tasks: list[EncodeTask], advance: Callable[[int], None]) -> list[EncodeTask]:
-        """Encode shards; returns those with rejects that another look may find."""
-        again = []
+    def _encode_in_turn(
+        self,
+        tasks: list[EncodeTask],
+        advance: Callable[[int], None],
+        *,
+        better_than: Mapping[EncodeTask, int] | None = None,
+    ) -> dict[EncodeTask, int]:
+        """Encode shards; returns those with rejects that another look may find, and how many rejects they have.
+
+        Args:
+            tasks: The shards.
+            advance: Called with the number of images that are done.
+            better_than: Rejects at the first look: a shard is written when it has fewer now.
+        """
+        lost: dict[EncodeTask, int] = {}
         parts: list[_Encoded] = []
-        rejects: list[dict[str, str]] = []
+        damaged: list[dict[str, str]] = []
         with closing(self._batches(tasks)) as batches:
             for batch, encoded in self._encoded(batches):
                 parts.append(encoded)
                 advance(len(batch.samples))
-                rejects += encoded.rejects
-                if batch.last:
+                damaged += [
+                    reject for reject, kind in zip(encoded.rejects, encoded.kinds, strict=True) if kind not in _PASSING
+                ]
+                if not batch.last:
+                    continue
+                num_rejects = sum(len(part.rejects) for part in parts)
+                if better_than is None or num_rejects < better_than[batch.task]:
                     self._write(batch.task, parts)
-                    check_rejects(rejects, self._set, self._max_bad_fraction)
-                    if any(_PASSING.intersection(part.kinds) for part in parts):
-                        again.append(batch.task)
-                    parts = []
-        return again
+                check_rejects(damaged, self._set, self._max_bad_fraction)  # all of them are counted at the end
+                if any(_PASSING.intersection(part.kinds) for part in parts):
+                    lost[batch.task] = num_rejects
+                parts = []
+        return lost
 
     def _write(self, task: EncodeTask, parts: list[_Encoded]) -> None:
         """Write a latent shard, then the record that says so."""

@@ -117,7 +117,7 @@ class _Training:
         self._start, denoiser = start, start.denoiser
         self._codec = codec
         self._directory = directory
-        self._world, self._patient = world, patient(world)  # for work that rank 0 alone does, however long it takes
+        self._world, self._patient = world, patient(world)  # the second while rank 0 validates or draws
         self._flag = StopFlag()
         self._console = console
         self._loop = config.loop
@@ -375,7 +375,7 @@ class _Training:
             "export": self._directory.path("export"),
         }
         denoiser = self._averaged_denoiser()
-        on_rank_0(lambda: self._export(denoiser, summary), self._patient)
+        on_rank_0(lambda: self._export(denoiser, summary), self._world)
         return summary
 
     def _export(self, denoiser: ConditionalDenoiser | None, summary: Summary) -> None:

@@ -157,7 +157,7 @@ class _Training:
         self._config = config
         self._set = image_set
         self._directory = directory
-        self._world, self._patient = world, patient(world)  # for work that rank 0 alone does, however long it takes
+        self._world, self._patient = world, patient(world)  # the second while rank 0 validates or draws
         self._flag = StopFlag()
         self._figures: Mapping[str, float] = {}
         self._console = console
@@ -376,7 +376,7 @@ class _Training:
     def _finish(self, state: TrainState, figures: Mapping[str, float]) -> Summary:
         """Export the averaged weights, and judge them on held-out patients unless that was just done. Collective."""
         codec = self._averaged_codec()
-        figures = on_rank_0(lambda: {} if codec is None else self._export(codec, figures), self._patient)
+        figures = on_rank_0(lambda: {} if codec is None else self._export(codec, figures), self._world)
         return {"images_seen": state.images_seen, "export": self._directory.path("export", "vae"), **figures}
 
     def _export(self, codec: LatentCodec, figures: Mapping[str, float]) -> Mapping[str, float]:

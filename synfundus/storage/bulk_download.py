@@ -18,7 +18,7 @@ from synfundus.storage.store_faults import Verdict
 _BLOCK_BYTES = 2**20
 _MOST_CONNECTIONS = 16
 _TRICKLE_BYTES_S = 64 * 2**10
-"""Once the deadline is over, a line slower than this is none."""
+"""A line that is slower than this for as long as the deadline is none."""
 
 
 class _Clients:
@@ -73,19 +73,22 @@ def copy_straight(bucket: str, key: str, sink: IO[bytes]) -> str:
     from urllib3.exceptions import HTTPError
 
     sha256 = hashlib.sha256()
-    patience_s, began = store_settings.current().deadline_s, time.monotonic()
+    patience_s = store_settings.current().deadline_s
     try:
         answer = _connect().get_object(Bucket=bucket, Key=key)
         stream = answer["Body"]._raw_stream  # for read1, which returns what has come: a trickle must not hold us
         try:
-            left = whole = int(answer["ContentLength"])
+            left = int(answer["ContentLength"])
+            marked_s, marked = time.monotonic(), left
             while left > 0 and (block := stream.read1(min(left, _BLOCK_BYTES))):
                 sink.write(block)
                 sha256.update(block)
                 left -= len(block)
-                elapsed_s = time.monotonic() - began
-                if elapsed_s > patience_s and whole - left < elapsed_s * _TRICKLE_BYTES_S:
-                    break
+                elapsed_s = time.monotonic() - marked_s
+                if elapsed_s > patience_s:
+                    if marked - left < elapsed_s * _TRICKLE_BYTES_S:
+                        break
+                    marked_s, marked = time.monotonic(), left
         finally:
             answer["Body"].close()
     except ClientError as error:

@@ -13,6 +13,8 @@ from rank_processes import run_cli, run_cli_killed_at
 from tiny_sets import tiny_config, write_config
 
 from synfundus.config.schema import RunConfig
+from synfundus.data.reader import ShardSetReader
+from synfundus.data.set_survey import SetSurvey
 from synfundus.distributed.world import LocalWorld, World
 from synfundus.jobs import encode_latents, export, phantoms, plot, sample, train, train_vae, verify_latents, watch
 from synfundus.storage import filesystem
@@ -313,6 +315,12 @@ def test_from_photographs_to_images_on_a_store_every_bit_is_that_of_a_disk(
     prepared = load_shard_set(f"{there}/images", kind="images")
     assert prepared.num_samples() + sum(prepared.rejects.values()) == 24
     assert filesystem.list_files(f"{there}/names")
+    survey = SetSurvey(prepared, verify=True)
+    assert len(list(survey.label_rows(lambda _: None))) == prepared.num_samples()
+    assert survey.problems == []
+    reader = ShardSetReader(prepared, split="train")
+    assert reader.shard(0).index.states is not None
+    reader.close()
     final = "checkpoints/images-000000000016"
     for folder, below in (
         *(("images", "train"), ("images", "val"), ("latents", "train"), ("vae", "export/vae")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -302,18 +303,46 @@ def test_too_many_images_that_cannot_be_used_make_no_set_and_are_looked_at_again
 def test_what_cannot_be_read_for_a_moment_is_read_at_the_end(
     image_set: ShardSet, vae_run: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, faults = ShardSetReader.read, iter([CorruptShard("Input/output error", reason="unreadable")])
+    read, met = ShardSetReader.read, Counter[tuple[int, int]]()
 
-    def read_with_a_fault(self: ShardSetReader, shard: int, sample: int) -> tuple[str, dict[str, bytes]]:
-        if (shard, sample) == (1, 5):
-            for fault in faults:
-                raise fault
+    def read_with_faults(self: ShardSetReader, shard: int, sample: int) -> tuple[str, dict[str, bytes]]:
+        """Lose a whole shard at the first look, and a sample of another at both of two looks."""
+        met[(shard, sample)] += 1
+        if shard == 1 and met[(shard, sample)] == 1:
+            raise CorruptShard("a file of the shard is missing", reason="missing")
+        if (shard, sample) == (2, 3) and met[(shard, sample)] <= 2:
+            raise CorruptShard("Input/output error", reason="unreadable")
         return read(self, shard, sample)
 
-    monkeypatch.setattr(ShardSetReader, "read", read_with_a_fault)
-    assert encode(image_set, vae_run, tmp_path / "latents", max_bad_fraction=0.02)["rejects"] == {}
-    assert next(faults, None) is None, "it was met"
+    monkeypatch.setattr(ShardSetReader, "read", read_with_faults)
+    with pytest.raises(DataError, match=r"1 of 96 images cannot be used.*train/000002.tar#3: Input/output error"):
+        encode(image_set, vae_run, tmp_path / "latents")
+    assert encode(image_set, vae_run, tmp_path / "latents")["rejects"] == {}
     assert hashes(tmp_path / "latents") == hashes(alone)
+
+
+def test_a_second_look_that_sees_less_changes_nothing(
+    image_set: ShardSet, vae_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, met = ShardSetReader.read, Counter[tuple[int, int]]()
+
+    def read_with_faults(self: ShardSetReader, shard: int, sample: int) -> tuple[str, dict[str, bytes]]:
+        met[(shard, sample)] += 1
+        if (shard, sample) == (1, 5) or (shard == 1 and met[(shard, sample)] == 2):
+            raise CorruptShard("Input/output error", reason="unreadable")
+        return read(self, shard, sample)
+
+    monkeypatch.setattr(ShardSetReader, "read", read_with_faults)
+    summary = encode(image_set, vae_run, tmp_path / "latents", max_bad_fraction=0.02)
+    assert (summary["num_samples"], summary["rejects"]) == (95, {"unreadable": 1})
+
+
+def test_moments_that_no_reader_would_take_are_refused_before_anything_is_encoded(
+    image_set: ShardSet, vae_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode_latents, "MAX_NPY_BYTES", 1500)
+    with pytest.raises(ConfigError, match=r"moments of \[8, .* take \d+ bytes, more than a member"):
+        encode(image_set, vae_run, tmp_path / "latents")
 
 
 def test_images_of_a_store_are_encoded_to_the_same_bytes(

@@ -62,6 +62,9 @@ def test_what_synfundus_derives_must_not_stand_in_the_file(key: str) -> None:
         ({"zero_optimization": ZERO | {"allgather_bucket_size": 0}}, "allgather_bucket_size is 0"),
         ({"zero_optimization": ZERO | {"reduce_bucket_size": True}}, "reduce_bucket_size is True"),
         ({"zero_optimization": ZERO | {"reduce_bucket_size": 2.5}}, "reduce_bucket_size is 2.5"),
+        ({"zero_optimization": ZERO | {"reduce_bucket_size": float("inf")}}, "reduce_bucket_size is inf"),
+        ({"zero_optimization": ZERO | {"offload_optimizer": "cpu"}}, "offload_optimizer is 'cpu'"),
+        ({"zero_optimization": ZERO | {"offload_optimizer": {"device": "nvme"}}}, "offload_optimizer is"),
         (GOOD | {"data_types": {"grad_accum_dtype": "bf16"}}, "gradients are accumulated in fp32"),
         (GOOD | {"data_types": 3}, "gradients are accumulated in fp32"),
     ],
@@ -69,6 +72,10 @@ def test_what_synfundus_derives_must_not_stand_in_the_file(key: str) -> None:
 def test_other_files_are_refused_with_their_reason(document: object, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         check_ds_file(document, where="x.json")
+
+
+def test_a_bucket_may_be_written_as_deepspeed_writes_it() -> None:
+    check_ds_file({"zero_optimization": ZERO | {"reduce_bucket_size": 5e8}}, where="x.json")
 
 
 @pytest.mark.parametrize("name", list_assets("ds_configs"))

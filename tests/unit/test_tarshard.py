@@ -260,7 +260,12 @@ def test_an_index_no_writer_would_write_is_refused_before_anything_is_read(index
 
 
 def test_the_largest_members_there_may_be_are_accepted() -> None:
-    for index in (index_of([b"a", b"b" * 128], 2**20), index_of([b"a"], 2**26 - 1024, ("png",))):
+    for index in (
+        index_of([b"a", b"b" * 128], 2**20),
+        index_of([b"a"], 2**26, ("png",)),
+        index_of([b"a"], 2**26, ("moments.npy",)),
+        index_of([b"a"], 2**26 - 1024, ("moments.npy", "flip.npy")),
+    ):
         assert ShardIndex.from_bytes(index.to_bytes(), where="x").keys == index.keys
 
 
