@@ -29,11 +29,12 @@ class Listening(SilentConsole):
 
 
 def damaged_copy(shard_set: ShardSet, folder: Path, kind: SetKind) -> ShardSet:
-    """Copy a set and flip a byte of its second held-out sample."""
+    """Copy a set and flip a byte of the picture or the moments of its second held-out sample."""
     shutil.copytree(shard_set.url, folder)
     copy = load_shard_set(str(folder), kind=kind)
     reader = ShardSetReader(copy, split="val")
-    flip_byte(folder / "val" / "000000.tar", reader.shard(0).index.span(1)[0])
+    (start,) = [at for name, at, *_ in reader.shard(0).index.members(1) if name in {"png", "moments.npy"}]
+    flip_byte(folder / "val" / "000000.tar", start + 200)
     reader.close()
     return copy
 
