@@ -77,9 +77,12 @@ class LocalBytes:
         for last in (False, True):
             opened = False
             try:
-                with self._file.descriptor() as descriptor:
-                    opened = True
-                    problem = attempt(descriptor)
+                handle = self._file.acquire()
+                opened = True
+                try:
+                    problem = attempt(handle.descriptor)
+                finally:
+                    self._file.release(handle)
             except OSError as error:
                 if last:
                     action = "read" if opened else "open"

@@ -20,7 +20,7 @@ _MOST_OPEN = 4096
 """Shards; as many descriptors again are left for sockets, pipes and libraries."""
 
 
-class _Handle:
+class Handle:
     """An open stream, how many read from it, and whether it is to be closed after the last of them."""
 
     def __init__(self, stream: IO[bytes]) -> None:
@@ -35,7 +35,7 @@ class _Pool:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()  # a reader that the garbage collector ends closes its files wherever we are
-        self.open: OrderedDict[OpenFile, _Handle] = OrderedDict()
+        self.open: OrderedDict[OpenFile, Handle] = OrderedDict()
         self._most = 0
 
     def retire(self, file: OpenFile) -> None:
@@ -91,9 +91,8 @@ class OpenFile:
         if stream is not None:
             self._keep(stream)
 
-    @contextmanager
-    def descriptor(self) -> Iterator[int]:
-        """Give a descriptor that stays valid within the block.
+    def acquire(self) -> Handle:
+        """Return the open file; it stays open until it is released, once for each time it was acquired.
 
         Raises:
             OSError: It cannot be opened.
@@ -104,15 +103,25 @@ class OpenFile:
             if handle is not None:
                 handle.readers += 1
                 pool.open.move_to_end(self)
-        if handle is None:
-            handle = self._keep(self._opened(), readers=1)
+                return handle
+        return self._keep(self._opened(), readers=1)
+
+    @staticmethod
+    def release(handle: Handle) -> None:
+        """Say that one who read is done."""
+        with _pool.lock:
+            handle.readers -= 1
+            if handle.is_retired and not handle.readers:
+                handle.stream.close()
+
+    @contextmanager
+    def descriptor(self) -> Iterator[int]:
+        """Give a descriptor that stays valid within the block; `acquire` and `release` are faster."""
+        handle = self.acquire()
         try:
             yield handle.descriptor
         finally:
-            with pool.lock:
-                handle.readers -= 1
-                if handle.is_retired and not handle.readers:
-                    handle.stream.close()
+            self.release(handle)
 
     def _opened(self) -> IO[bytes]:
         try:
@@ -124,11 +133,11 @@ class OpenFile:
             _pool.make_room(len(_pool.open) // 2)
         return self._open_stream()
 
-    def _keep(self, stream: IO[bytes], *, readers: int = 0) -> _Handle:
+    def _keep(self, stream: IO[bytes], *, readers: int = 0) -> Handle:
         with _pool.lock:
             handle = _pool.open.get(self)
             if handle is None:
-                handle = _pool.open[self] = _Handle(stream)
+                handle = _pool.open[self] = Handle(stream)
             else:  # another thread was faster
                 stream.close()
             handle.readers += readers
