@@ -16,10 +16,10 @@ from synfundus.data.reader import (
     decode_json,
     decode_npy,
     encode_npy,
-    losses_are_damage,
+    loss_of,
 )
 from synfundus.data.source import DecodedSource, Layout, row_bytes
-from synfundus.errors import ConfigError, CorruptShard, DataError
+from synfundus.errors import ConfigError, CorruptShard, DataError, StorageError
 from synfundus.storage.label_schema import LabelSchema
 from synfundus.storage.shard_index import ShardIndex
 from synfundus.storage.tarshard import TarShardReader
@@ -28,6 +28,8 @@ MOMENTS = "moments.npy"
 FLIPPED_MOMENTS = "flip.npy"
 META = "json"
 
+_Columns = list[tuple[str, int]]
+"""Name of an array and column of an index."""
 _INFINITY = 0x7C00
 _MINUS_INFINITY = 0xFC00
 
@@ -106,8 +108,12 @@ def all_finite(array: NDArray[np.float16]) -> bool:
     Such elements have the largest exponent, so their bit patterns are the largest of their sign; comparing whole
     numbers is several times faster than what numpy does for half precision.
     """
+    if not array.size:
+        return True
+    largest = np.maximum.reduce
     return bool(
-        array.view(np.int16).max(initial=0) < _INFINITY and array.view(np.uint16).max(initial=0) < _MINUS_INFINITY
+        largest(array.view(np.int16), axis=None) < _INFINITY
+        and largest(array.view(np.uint16), axis=None) < _MINUS_INFINITY
     )
 
 
@@ -138,7 +144,7 @@ class LatentSource:
         self._decoded = DecodedSource(reader, decode=decoder, layout=self.layout)
         self._most_states = np.asarray(schema.num_values, dtype=np.int16)
         self._header = npy_header(moments_shape)
-        self._known_states: dict[int, bool] = {}
+        self._columns: dict[int, _Columns] = {}
         self._members = [("moments", MOMENTS), *([("flip", FLIPPED_MOMENTS)] if with_flip else [])]
 
     @property
@@ -148,46 +154,50 @@ class LatentSource:
 
     def fill(self, arrays: Arrays, row: int, shard: int, sample: int) -> None:
         """Read a sample into its row."""
-        with losses_are_damage():
+        try:
             reader = self._reader.shard(shard)
-            plain = self._states_fit(shard, reader.index) and self._fill_moments(arrays, row, reader, sample)
+            plain = self._fill_plain(arrays, row, reader, sample, self._plain_columns(shard, reader.index))
+        except StorageError as error:
+            raise loss_of(error) from error.__cause__
         if not plain:
             self._decoded.fill(arrays, row, shard, sample)
-            return
-        arrays["states"][row] = reader.index.states[sample]  # type: ignore[index]
 
-    def _states_fit(self, shard: int, index: ShardIndex) -> bool:
-        """Whether the index of a shard holds label states; looked at once a shard.
+    def _plain_columns(self, shard: int, index: ShardIndex) -> _Columns:
+        """Return which column of a shard's index is of which array, none if it lacks the states; found once a shard.
 
         Raises:
             CorruptShard: States the schema does not have.
         """
-        fits = self._known_states.get(shard)
-        if fits is None:
+        columns = self._columns.get(shard)
+        if columns is None:
             states = index.states
             if states is not None and (
                 states.shape[1:] != self._most_states.shape or (states < 0).any() or (states > self._most_states).any()
             ):
                 where = self.place_name(shard, 0)
                 raise CorruptShard("label states in the index do not fit the schema", where=where, reason="index")
-            fits = self._known_states[shard] = states is not None
-        return fits
+            if states is not None and all(extension in index.extensions for _, extension in self._members):
+                columns = [(name, index.extensions.index(extension)) for name, extension in self._members]
+            self._columns[shard] = columns = columns or []
+        return columns
 
-    def _fill_moments(self, arrays: Arrays, row: int, reader: TarShardReader, sample: int) -> bool:
-        """Read the moments; returns False where they are not stored in the plain way."""
-        for name, extension in self._members:
+    def _fill_plain(self, arrays: Arrays, row: int, reader: TarShardReader, sample: int, columns: _Columns) -> bool:
+        """Read what is stored in the plain way; returns False, and the row holds anything, where something is not."""
+        states, length = reader.index.states, len(self._header)
+        if not columns or states is None:
+            return False
+        for name, column in columns:
             target = arrays[name][row]
-            if extension not in reader.index.extensions:
+            place = reader.index.member(sample, column)
+            if place.offset < 0 or place.size != length + target.nbytes:
                 return False
-            place = reader.index.member(sample, reader.index.extensions.index(extension))
-            if place.offset < 0 or place.size != len(self._header) + target.nbytes:
-                return False
-            header = bytearray(len(self._header))
+            header = bytearray(length)
             reader.read_into(sample, place, (memoryview(header), row_bytes(target)))
             if header != self._header:
                 return False
             if not all_finite(target):
                 raise CorruptShard(f"moments of sample {reader.index.key(sample)} are not finite", where=reader.tar_url)
+        arrays["states"][row] = states[sample]
         return True
 
     def open_ahead(self, shards: Iterable[int]) -> None:

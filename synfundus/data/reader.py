@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synfundus.data.members import decode_image, decode_json, decode_npy
-from synfundus.errors import CorruptShard, StorageError
+from synfundus.errors import CorruptShard, StorageError, SynfundusError
 from synfundus.storage import filesystem
 from synfundus.storage.byte_source import ByteSource, open_byte_source
 from synfundus.storage.manifest import ShardEntry, ShardSet
@@ -38,6 +38,7 @@ __all__ = [
     "decode_json",
     "decode_npy",
     "encode_npy",
+    "loss_of",
     "losses_are_damage",
 ]
 
@@ -110,9 +111,10 @@ class ShardSetReader:
         reader = self._open.get(number)
         if reader is None:
             reader = self._open_once(number)
-        with self._lock:
-            if number in self._open:
-                self._open.move_to_end(number)
+        if self._indexed > MOST_INDEXED_SAMPLES // 2:  # soon one has to go: the one used longest ago
+            with self._lock:
+                if number in self._open:
+                    self._open.move_to_end(number)
         return reader
 
     def _open_once(self, number: int) -> TarShardReader:
@@ -232,14 +234,19 @@ def losses_are_damage() -> Iterator[None]:
     try:
         yield
     except StorageError as error:
-        cause = error.__cause__
-        if isinstance(cause, FileNotFoundError):
-            text, reason = "a file of the shard is missing", "missing"
-        elif isinstance(cause, OSError) and cause.errno == errno.EIO:
-            text, reason = "a file of the shard is unreadable", "unreadable"
-        else:
-            raise
-        raise CorruptShard(f"{text}: {error.message}", where=error.where, reason=reason) from error
+        raise loss_of(error) from error.__cause__
+
+
+def loss_of(error: StorageError) -> SynfundusError:
+    """Return the damage a failed read stands for, or the failure itself; what `losses_are_damage` raises."""
+    cause = error.__cause__
+    if isinstance(cause, FileNotFoundError):
+        text, reason = "a file of the shard is missing", "missing"
+    elif isinstance(cause, OSError) and cause.errno == errno.EIO:
+        text, reason = "a file of the shard is unreadable", "unreadable"
+    else:
+        return error
+    return CorruptShard(f"{text}: {error.message}", where=error.where, reason=reason)
 
 
 SampleDecoder = Callable[[str, Members, str], Arrays]

@@ -149,12 +149,20 @@ class ReadingPlan:
         return SamplePlace(shard, sample)
 
     def _flat(self, epoch: int, order: _EpochOrder, within: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the end-to-end numbers of positions within an epoch, a group of one window at a time."""
+        """Return the end-to-end numbers of positions within an epoch.
+
+        Neighbouring positions are of different streams, and so of different windows; a long range is taken a window
+        at a time.
+        """
         depth, stream = np.divmod(within, self._num_streams)
         stretch = order.stretch_of_stream[stream]
         window, offset = np.divmod(depth, self._window)
         short, longer = divmod(self.num_samples, self._num_streams)
         flat: NDArray[np.int64] = stretch * short + np.minimum(stretch, longer) + window * self._window
+        if len(within) <= self._num_streams:
+            for row, places in enumerate(zip(stretch.tolist(), window.tolist(), offset.tolist(), strict=True)):
+                flat[row] += self._window_order(epoch, places[0], places[1])[places[2]]
+            return flat
         groups = stretch * (short // self._window + 1) + window
         by_group = np.argsort(groups, kind="stable")
         bounds = [0, *(np.flatnonzero(np.diff(groups[by_group])) + 1).tolist(), len(within)]

@@ -31,12 +31,17 @@ class Handle:
 
 
 class _Pool:
-    """The open files of this process, those used last at the end."""
+    """The open files of this process, those used last at the end once there are many."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()  # a reader that the garbage collector ends closes its files wherever we are
         self.open: OrderedDict[OpenFile, Handle] = OrderedDict()
         self._most = 0
+
+    @property
+    def is_half_full(self) -> bool:
+        """Whether one may have to go soon, and the order of use is worth keeping."""
+        return 2 * len(self.open) > self._most
 
     def retire(self, file: OpenFile) -> None:
         """Close a file, after its readers if it has any; the lock is held."""
@@ -102,7 +107,8 @@ class OpenFile:
             handle = pool.open.get(self)
             if handle is not None:
                 handle.readers += 1
-                pool.open.move_to_end(self)
+                if pool.is_half_full:
+                    pool.open.move_to_end(self)
                 return handle
         return self._keep(self._opened(), readers=1)
 

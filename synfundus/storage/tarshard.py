@@ -256,10 +256,11 @@ class TarShardReader:
         return self._source().is_here
 
     def _source(self) -> ByteSource:
-        with self._lock:
-            if self._bytes is None:
-                self._bytes = self._open_bytes()
-            return self._bytes
+        source = self._bytes
+        if source is None:
+            with self._lock:
+                source = self._bytes = self._bytes or self._open_bytes()
+        return source
 
     def close(self) -> None:
         """Close the file, if it is open, after those who are reading."""
