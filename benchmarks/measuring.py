@@ -81,7 +81,7 @@ def write_random_latents(
             states[row] = schema.encode(labels)
             samples.append(
                 (
-                    f"s{number}-{row}",
+                    f"{number:04d}{row:022d}",
                     {"json": json.dumps({"labels": labels}).encode(), "moments.npy": encode_npy(moments)},
                 )
             )

@@ -33,7 +33,7 @@ MAX_SAMPLE_BYTES = 2**27
 MAX_MEMBERS_A_SAMPLE = 32
 """A sample has two or three."""
 _MAX_KEY_BYTES = 128
-_IS_KEY_BYTE = np.array([re.fullmatch(rb"[A-Za-z0-9_-]", bytes([code])) is not None for code in range(256)])
+_KEY_BYTES = bytes(code for code in range(256) if re.fullmatch(rb"[A-Za-z0-9_-]", bytes([code])))
 _MOST_BETWEEN_MEMBERS = 4 * 512
 """Padding, a header for a long name with the name, and a header."""
 
@@ -51,13 +51,16 @@ def _wrong_keys(keys: NDArray[np.bytes_]) -> str:
     width = keys.dtype.itemsize
     if not len(keys):
         return ""
-    codes = np.frombuffer(keys.tobytes(), dtype=np.uint8).reshape(len(keys), width)
-    if (codes >= 128).any():
+    content = keys.tobytes()
+    if not content.isascii():
         return "a key that is not ASCII"
-    good, padding = _IS_KEY_BYTE[codes], codes == 0
-    behind_padding = (padding[:, :-1] & ~padding[:, 1:]).any()
-    if width > _MAX_KEY_BYTES or behind_padding or not (good | padding).all() or not good[:, 0].all():
+    others = content.translate(None, delete=_KEY_BYTES)
+    if width > _MAX_KEY_BYTES or others.strip(b"\0"):
         return "a key that is not one"
+    if others:  # numpy fills shorter keys up with zero bytes
+        padding = np.frombuffer(content, dtype=np.uint8).reshape(len(keys), width) == 0
+        if padding[:, 0].any() or (padding[:, :-1] & ~padding[:, 1:]).any():
+            return "a key that is not one"
     in_order = (keys[1:] > keys[:-1]).all()  # as writers leave them
     return "" if in_order or len(set(keys.tolist())) == len(keys) else "a key twice"
 
@@ -228,19 +231,20 @@ class ShardIndex:
         states = self.states
         if states is not None and (states.dtype != np.int16 or states.ndim != 2 or len(states) != len(self)):
             return "label states of another shape or type"
-        # column by column: numpy is slow along an axis of two or three
-        nowhere = np.iinfo(np.int64).max
-        starts, ends = np.full(len(self), nowhere), np.zeros(len(self), dtype=np.int64)
-        room, members = np.zeros_like(ends), np.zeros_like(ends)
-        for offsets, sizes in zip(self.offsets.T, self.sizes.T, strict=True):
-            there = offsets >= 0
-            np.minimum(starts, np.where(there, offsets, nowhere), out=starts)
-            np.maximum(ends, np.where(there, offsets + sizes, 0), out=ends)
-            room += np.where(there, sizes + _MOST_BETWEEN_MEMBERS, 0)
-            members += there
-        caps = np.asarray([_cap(extension) for extension in self.extensions], dtype=np.int64)
-        sound = (self.sizes >= 0) & (self.sizes <= caps) & (self.offsets < 2**60)
-        stretch = ends - starts
-        if not (sound.all() and members.all() and (stretch <= room).all() and (stretch <= MAX_SAMPLE_BYTES).all()):
+        if len(self) and not self._places_are_sound():
             return "a sample of no members, or members of impossible sizes or places"
         return ""
+
+    def _places_are_sound(self) -> bool:
+        """Whether each sample has members, near each other and of sizes that can be; there is at least one sample."""
+        # column by column: numpy is slow along an axis of two or three
+        starts, ends, room = np.full(len(self), np.iinfo(np.int64).max), np.zeros(len(self), np.int64), 0
+        for extension, offsets, sizes in zip(self.extensions, self.offsets.T, self.sizes.T, strict=True):
+            if sizes.min() < 0 or sizes.max() > _cap(extension) or offsets.max() >= 2**60:
+                return False
+            there = True if offsets.min() >= 0 else offsets >= 0
+            np.minimum(starts, offsets, out=starts, where=there)
+            np.maximum(ends, offsets + sizes, out=ends, where=there)
+            room += (sizes + _MOST_BETWEEN_MEMBERS) * there
+        stretch = ends - starts  # negative where there are no members
+        return bool(stretch.min() >= 0 and stretch.max() <= MAX_SAMPLE_BYTES and (stretch <= room).all())
