@@ -261,9 +261,10 @@ def save_costs(name: str, gpus: int) -> tuple[float, float, float]:
     summary = planned(name, gpus=gpus, batch=sane_batch(gpus))
     total, model = summary["checkpoint_bytes"], 4 * summary["parameters"]
     a_node = min(gpus, GPUS_A_NODE)
-    stall = (total - model) / gpus / assumed("copy") + (gpus - 1) / gpus * model / assumed("gather")
+    stall = (total - model) / gpus / assumed("copy")
+    gathering = (gpus - 1) / gpus * model / assumed("gather")
     fullest = model + (total - model) * a_node / gpus
-    return total, stall, max(fullest / assumed("node_write"), total / assumed("shared_write"))
+    return total, stall, gathering + max(fullest / assumed("node_write"), total / assumed("shared_write"))
 
 
 def checkpoint_table() -> str:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from synfundus.jobs.pipeline_folder import save_pipeline
+from synfundus.jobs.pipeline_folder import Surroundings, save_pipeline
 from synfundus.models.autoencoder import LatentCodec, build_codec, fingerprint
 from synfundus.models.conditioner import LabelConditioner
 from synfundus.models.unet import ConditionalDenoiser, build_unet
@@ -69,10 +69,9 @@ Place = TypeVar("Place", str, Path)
 
 
 def write_tiny_pipeline(folder: Place, *, seed: int = 0, schema: LabelSchema = SCHEMA, **changes: Any) -> Place:
-    """Export a model with random weights; ``changes`` replace arguments of `save_pipeline`."""
+    """Export a model with random weights; ``changes`` replace arguments of `save_pipeline` or surroundings."""
     codec = tiny_codec(seed=seed)
-    arguments: dict[str, Any] = {
-        "denoiser": tiny_denoiser(seed=seed, schema=schema),
+    around: dict[str, Any] = {
         "codec": codec,
         "schedule_settings": SCHEDULE,
         "label_schema": schema,
@@ -81,7 +80,12 @@ def write_tiny_pipeline(folder: Place, *, seed: int = 0, schema: LabelSchema = S
         "image_size_px": IMAGE_SIZE_PX,
         "latent_set_identity": "1" * 64,
         "vae_fingerprint": fingerprint(codec),
+    }
+    arguments: dict[str, Any] = {
+        "denoiser": tiny_denoiser(seed=seed, schema=schema),
         "training_summary": {"images_seen": 1234, "training_images": 77, "validation_loss": float("nan")},
     }
-    save_pipeline(folder, **{**arguments, **changes})
+    around |= {name: value for name, value in changes.items() if name in around}
+    arguments |= {name: value for name, value in changes.items() if name not in around}
+    save_pipeline(folder, around=Surroundings(**around), **arguments)
     return folder

@@ -238,12 +238,14 @@ SAMPLE = Verb(
 )
 EXPORT = Verb(
     "export",
-    "Write a trained model as a diffusers folder.",
+    "Write a trained model as a diffusers folder; of a checkpoint while the run goes on.",
     (
         _needs(Option("--run-dir", "train.run_dir", "Run of `train`.", role="input")),
         _needs(Option("--out", "sample.out", "Folder to write.", role="output")),
+        Option("--checkpoint", "export.checkpoint", "images-NNNNNNNNNNNN; default the finished model, or the newest."),
+        Option("--weights", "export.weights", "averaged, or raw ones of a checkpoint."),
     ),
-    ("train", "sample"),
+    ("train", "sample", "export"),
     "export",
 )
 EMA = Verb(

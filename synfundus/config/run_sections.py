@@ -22,6 +22,15 @@ class PostHocConfig(Section):
     """Folder for the model; by default below the run."""
 
 
+class ExportConfig(Section):
+    """Writing a model of its own (`synfundus export`); where to stands in ``sample.out``."""
+
+    checkpoint: Annotated[str, Field(pattern=r"^images-\d{12}$")] | None = None
+    """Checkpoint to make the model of; by default the finished export, or the newest checkpoint where there is none."""
+    weights: Literal["averaged", "raw"] = "averaged"
+    """Which weights of a checkpoint."""
+
+
 class PlanConfig(Section):
     """What a run will need (`synfundus plan`)."""
 

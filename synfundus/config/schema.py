@@ -20,7 +20,7 @@ from synfundus.config.base import (
 )
 from synfundus.config.data_sections import InspectConfig, PhantomsConfig, PrepareConfig, StorageConfig
 from synfundus.config.diffusion_section import DiffusionConfig
-from synfundus.config.run_sections import PlanConfig, PlotConfig, PostHocConfig, SigmaRel, WatchConfig
+from synfundus.config.run_sections import ExportConfig, PlanConfig, PlotConfig, PostHocConfig, SigmaRel, WatchConfig
 
 Precision = Literal["auto", "bf16", "fp32"]
 AttentionBackend = Literal["auto", "xformers", "sdpa", "math"]
@@ -102,7 +102,7 @@ class LoopConfig(Section):
     keep_checkpoints: Annotated[int, Field(ge=2)] = 3
     """Checkpoints kept, never below two."""
     async_checkpoints: bool = True
-    """A step only copies the state (rank 0: all fp32 weights too); hashing, writing, committing run behind the next."""
+    """A step only copies the state; gathering, hashing, writing and committing run behind the next ones."""
     watchdog_s: NonNegativeFloat = 900.0
     """A step, a wait or a save that takes longer ends all ranks with their stacks and exit code 75; 0 never."""
     log_every_images: PositiveInt = 10_000
@@ -391,6 +391,8 @@ class RunConfig(Section):
     """Diffusion training: weight averaging."""
     post_hoc: PostHocConfig = PostHocConfig()
     """Averages put together after the run."""
+    export: ExportConfig = ExportConfig()
+    """Writing a model of its own."""
     plan: PlanConfig = PlanConfig()
     """What a run will need."""
     watch: WatchConfig = WatchConfig()

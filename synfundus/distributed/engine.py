@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from synfundus.distributed.bundles import BundledModule
 from synfundus.distributed.flat_layout import FlatLayout
+from synfundus.distributed.gathering import gather_named
 from synfundus.distributed.world import World, torch_device
 from synfundus.errors import CheckpointError, LaunchError
 
@@ -246,32 +247,16 @@ class ZeroEngine:
                 master[begin - first : stop - first].copy_(flat)
         self._zero.update_lp_params()
 
-    def gather_named(self, partitions: Sequence[Tensor], *, copy: bool = True) -> dict[str, Tensor] | None:
+    def gather_named(self, partitions: Sequence[Tensor]) -> dict[str, Tensor] | None:
         """Join slices of all ranks into full fp32 tensors by name on rank 0; None elsewhere. Collective.
 
         Args:
             partitions: This rank's slices, one a group.
-            copy: False: of a single rank the tensors may be views of the slices.
         """
-        import torch.distributed as dist
-
-        named: dict[str, Tensor] = {}
-        for group, partition in zip(self.layout.groups, partitions, strict=True):
-            mine = partition.detach().to("cpu", torch.float32).contiguous()
-            parts: list[Tensor] | None = [mine]
-            if self._world.size > 1:
-                # never for one rank: gloo's thread would open a second OpenMP team, and with more threads than cores
-                # libgomp stops spinning at barriers, which halves the speed of every step that follows
-                parts = [torch.empty_like(mine) for _ in range(self._world.size)] if self._world.rank == 0 else None
-                dist.gather(mine, parts, dst=0)
-            if parts is None:
-                continue
-            flat = (torch.cat(parts) if copy or len(parts) > 1 else mine)[: group.numel]
-            for parameter in group.parameters:
-                named[parameter.name] = flat[parameter.offset : parameter.offset + parameter.numel].view(
-                    parameter.shape
-                )
-        return named if self._world.rank == 0 else None
+        named = gather_named(self.layout, partitions, self._world)
+        if named is None or self._world.size > 1:
+            return named
+        return {name: tensor.clone() for name, tensor in named.items()}  # they may be views of what is trained
 
 
 def require_partition(partition: Tensor, size: int, *, where: str) -> Tensor:

@@ -60,6 +60,9 @@ class World(Protocol):
     def any(self, flag: bool) -> bool:
         """Whether any rank says yes."""
 
+    def gather(self, vector: torch.Tensor) -> torch.Tensor | None:
+        """Return the ranks' vectors ``[n]``, on the CPU and of one length, end to end on rank 0; None elsewhere."""
+
 
 @dataclass(frozen=True)
 class LocalWorld:
@@ -88,6 +91,10 @@ class LocalWorld:
     def any(self, flag: bool) -> bool:
         """Return the flag."""
         return flag
+
+    def gather(self, vector: torch.Tensor) -> torch.Tensor | None:
+        """Return the only vector there is; None on a rank other than 0."""
+        return vector if self.rank == 0 else None
 
 
 def share_of(units: Sequence[T], world: World) -> Sequence[T]:
@@ -181,6 +188,19 @@ class TorchWorld:
     def any(self, flag: bool) -> bool:
         """Whether any rank says yes."""
         return self.sum([1.0 if flag else 0.0])[0] > 0
+
+    def gather(self, vector: torch.Tensor) -> torch.Tensor | None:
+        """Return the ranks' vectors end to end on rank 0, None elsewhere."""
+        import torch
+        import torch.distributed as dist
+
+        if self.size == 1:
+            # gloo's thread would open a second OpenMP team, and with more threads than cores libgomp stops spinning at
+            # barriers, which halves the speed of every step that follows
+            return vector
+        whole = torch.empty(self.size * len(vector), dtype=vector.dtype) if self.rank == 0 else None
+        dist.gather(vector, None if whole is None else list(torch.split(whole, len(vector))), dst=0, group=self.group)
+        return whole
 
 
 def resolve_device(requested: Literal["auto", "cpu", "cuda"]) -> Device:

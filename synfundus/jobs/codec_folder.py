@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import ConfigMixin
 
 from synfundus.errors import CheckpointError
 from synfundus.jobs.local_folder import folder_to_read, folder_to_replace
 from synfundus.models.autoencoder import LatentCodec, check_codec_folder, identity
+from synfundus.models.weight_files import WEIGHTS_NAME
 from synfundus.storage import filesystem
+from synfundus.training.model_files import ModelPart
 
 CONFIG_NAME = "config.json"
 _ORIGIN = "_name_or_path"
@@ -58,6 +61,18 @@ def save_codec(codec: LatentCodec, url: str) -> None:
     with folder_to_replace(url, last=(CONFIG_NAME,)) as work:
         codec.save_pretrained(work)
         forget_origin(work)
+
+
+def codec_parts(codec: LatentCodec) -> tuple[ModelPart, ...]:
+    """Return the folder of a checkpoint that holds the autoencoder being trained, raw weights, for diffusers."""
+    return (ModelPart("vae", "codec.autoencoder.", config_text(codec.autoencoder), WEIGHTS_NAME),)
+
+
+def config_text(network: ConfigMixin) -> str:
+    """Return the content of the ``config.json`` diffusers would write, without where the network was once read from."""
+    config = json.loads(network.to_json_string())
+    config.pop(_ORIGIN, None)
+    return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
 
 def forget_origin(folder: Path) -> None:

@@ -11,6 +11,7 @@ from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World
 from synfundus.errors import CheckpointError, ConfigError
 from synfundus.jobs import Summary, build
+from synfundus.jobs.checkpoint_model import has_only_checkpoints, load_checkpoint_model
 from synfundus.jobs.ema_snapshots import FOLDER_NAME, Snapshot, find_snapshots, read_snapshot
 from synfundus.jobs.pipeline_folder import Pipeline, find_pipeline, load_pipeline, resave_pipeline
 from synfundus.storage import filesystem
@@ -44,7 +45,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
             f"with these {len(snapshots)} snapshots the average comes out {combination.error:.0%} away from the one "
             "asked for; more of them, or widths on both sides of it, come closer"
         )
-    pipeline = load_pipeline(find_pipeline(run_url), device=torch.device("cpu"))
+    pipeline = _run_model(run_url, console)
     _load(pipeline, _weighted_sum(snapshots, combination, console), where=filesystem.join(run_url, FOLDER_NAME))
     name = f"sigma-rel-{wanted.sigma_rel:.4f}-images-{wanted.images_seen:012d}"
     out = section.out or filesystem.join(run_url, f"export-{name}")
@@ -54,6 +55,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         "ema_profile_error": combination.error,
         "ema_snapshots": len(snapshots),
         "validation_loss": None,
+        "weights": "averaged",
     }
     fingerprint = resave_pipeline(out, replace(pipeline, training_summary={**pipeline.training_summary, **told}))
     console.message(
@@ -68,6 +70,13 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         "snapshots": len(snapshots),
         "profile_error": combination.error,
     }
+
+
+def _run_model(run_url: str, console: Console) -> Pipeline:
+    """Return the run's model, whose weights are going to be replaced: that of a checkpoint while it has no other."""
+    if has_only_checkpoints(run_url):
+        return load_checkpoint_model(run_url, name=None, weights="raw", console=console)
+    return load_pipeline(find_pipeline(run_url), device=torch.device("cpu"))
 
 
 def _wanted(snapshots: list[Snapshot], sigma_rel: float, at_images: int | None) -> Profile:

@@ -45,6 +45,14 @@ class Start:
         """Of the foreign weights; empty where there are none."""
         return str(self.identity.get("init_fingerprint", ""))
 
+    def known(self, latents: ShardSet) -> dict[str, Any]:
+        """Return the figures of a model card that do not depend on the training."""
+        return {
+            "parameters": sum(parameter.numel() for parameter in self.denoiser.parameters()),
+            "training_images": latents.num_samples("train"),
+            **({"started_from": self.fingerprint} if self.fingerprint else {}),
+        }
+
 
 def initial_denoiser(config: RunConfig, latents: ShardSet, console: Console) -> Start:
     """Return the network a run starts from, the same on every rank and at every start.

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,36 +45,45 @@ _STOCK_FLOW_SAMPLER: SamplerName = "euler"
 
 
 @dataclass(frozen=True)
-class Pipeline:
-    """A loaded model with all that is needed to sample from it.
+class Surroundings:
+    """What a network needs around it to make images; the same at the start of a run and at its end.
 
     Attributes:
-        denoiser: U-Net and conditioner, in evaluation mode.
-        codec: Autoencoder, in evaluation mode.
+        codec: The autoencoder the latents were made with.
         schedule_settings: What `scheduler_for` takes.
-        label_schema: Labels it was trained with.
+        label_schema: Labels of the latent set.
         latent_mean: Per channel, ``[c]``: model latents are ``(latents - mean) / std``.
         latent_std: Per channel, ``[c]``.
-        latent_shape: ``(c, lh, lw)``.
-        image_size_px: Edge of the images it makes.
-        fingerprint: sha256 over U-Net and conditioner.
-        vae_fingerprint: sha256 over the autoencoder.
-        latent_set_identity: The latent set it was trained on.
-        training_summary: Figures of the training run.
-        folder: Where it was loaded from.
+        image_size_px: Edge of the images.
+        latent_set_identity: Identity of the latent set.
+        vae_fingerprint: Fingerprint the latent set names: sha256 over the autoencoder.
     """
 
-    denoiser: ConditionalDenoiser
     codec: LatentCodec
     schedule_settings: dict[str, Any]
     label_schema: LabelSchema
     latent_mean: tuple[float, ...]
     latent_std: tuple[float, ...]
-    latent_shape: tuple[int, int, int]
     image_size_px: int
-    fingerprint: str
-    vae_fingerprint: str
     latent_set_identity: str
+    vae_fingerprint: str
+
+
+@dataclass(frozen=True)
+class Pipeline(Surroundings):
+    """A loaded model with all that is needed to sample from it, in evaluation mode.
+
+    Attributes:
+        denoiser: U-Net and conditioner.
+        latent_shape: ``(c, lh, lw)``.
+        fingerprint: sha256 over U-Net and conditioner; empty for one that is in no pipeline folder.
+        training_summary: Figures of the training run.
+        folder: Where it was loaded from.
+    """
+
+    denoiser: ConditionalDenoiser
+    latent_shape: tuple[int, int, int]
+    fingerprint: str
     training_summary: dict[str, Any]
     folder: str
 
@@ -103,7 +112,8 @@ def find_pipeline(model: str) -> str:
         raise CheckpointError(
             "this run has no export/ yet: its training has not ended",
             where=model,
-            hint="start the same `synfundus train` again, it goes on by itself and exports at the end",
+            hint="`synfundus export --run-dir` makes a model of its newest checkpoint; the same `synfundus train` goes "
+            "on by itself and exports at the end",
         )
     raise CheckpointError(
         f"no model here: neither export/{DOCUMENT_NAME} nor {DOCUMENT_NAME}",
@@ -152,7 +162,7 @@ def _model_index(codec: LatentCodec, scheduler: Scheduler) -> dict[str, Any]:
     }
 
 
-def _check_schema(schema: LabelSchema, conditioner: LabelConditioner, *, where: str) -> None:
+def check_schema(schema: LabelSchema, conditioner: LabelConditioner, *, where: str) -> None:
     """Refuse a label schema that is not the conditioner's.
 
     Raises:
@@ -170,14 +180,7 @@ def save_pipeline(
     folder: str | Path,
     *,
     denoiser: ConditionalDenoiser,
-    codec: LatentCodec,
-    schedule_settings: Mapping[str, Any],
-    label_schema: LabelSchema,
-    latent_mean: Sequence[float],
-    latent_std: Sequence[float],
-    image_size_px: int,
-    latent_set_identity: str,
-    vae_fingerprint: str,
+    around: Surroundings,
     training_summary: Mapping[str, Any],
 ) -> str:
     """Write a pipeline folder; one that is there is replaced as a whole. Returns the model's fingerprint.
@@ -185,45 +188,38 @@ def save_pipeline(
     Args:
         folder: Where to write it.
         denoiser: U-Net and conditioner, fp32.
-        codec: The autoencoder the latents were made with.
-        schedule_settings: What `scheduler_for` takes.
-        label_schema: Labels of the latent set.
-        latent_mean: Per channel, ``[c]``.
-        latent_std: Per channel, ``[c]``.
-        image_size_px: Edge of the images.
-        latent_set_identity: Identity of the latent set.
-        vae_fingerprint: Fingerprint the latent set names.
+        around: What the network needs around it.
         training_summary: Figures for the model card; no names of patients, files or sources.
 
     Raises:
         ManifestMismatch: Autoencoder or label schema are not those the model was trained with.
     """
-    _check_schema(label_schema, denoiser.conditioner, where=str(folder))
+    check_schema(around.label_schema, denoiser.conditioner, where=str(folder))
+    codec = around.codec
     with folder_to_replace(str(folder), last=(DOCUMENT_NAME,)) as work:
         denoiser.unet.save_pretrained(work / "unet", safe_serialization=True)
         denoiser.conditioner.save_pretrained(work / "conditioner")
         codec.save_pretrained(work / "vae")
-        flow = schedule_settings["prediction_type"] == "flow_velocity"
-        scheduler = scheduler_for(_STOCK_FLOW_SAMPLER if flow else _STOCK_SAMPLER, schedule_settings)
+        flow = around.schedule_settings["prediction_type"] == "flow_velocity"
+        scheduler = scheduler_for(_STOCK_FLOW_SAMPLER if flow else _STOCK_SAMPLER, around.schedule_settings)
         scheduler.save_pretrained(work / "scheduler")
         forget_origin(work)
-        _check_codec(work / "vae", vae_fingerprint, where=str(folder))
+        _check_codec(work / "vae", around.vae_fingerprint, where=str(folder))
         fingerprint = denoiser_fingerprint(work)
-        document = {
-            "label_schema": label_schema.to_document(),
-            "latent_mean": [float(value) for value in latent_mean],
-            "latent_std": [float(value) for value in latent_std],
-            "latent_shape": _latent_shape(denoiser),
-            "image_size_px": image_size_px,
-            "schedule": dict(schedule_settings),
-            "fingerprints": {"model": fingerprint, "autoencoder": vae_fingerprint, "latent_set": latent_set_identity},
+        document = surroundings_document(around)
+        document["fingerprints"]["model"] = fingerprint
+        document |= {
+            "latent_shape": latent_shape_of(denoiser),
             "training": _finite(training_summary),
             "versions": {"synfundus": __version__, "diffusers": diffusers_version, "torch": torch.__version__},
         }
         (work / "model_index.json").write_bytes(documents.dump_json(_model_index(codec, scheduler)))
         (work / "MODEL_CARD.md").write_text(
             model_card(
-                document, label_schema, linear_path=codec.linear_path is not None, autoencoder_class=codec.class_name
+                document,
+                around.label_schema,
+                linear_path=codec.linear_path is not None,
+                autoencoder_class=codec.class_name,
             ),
             encoding="utf-8",
         )
@@ -238,23 +234,47 @@ def resave_pipeline(folder: str | Path, pipeline: Pipeline) -> str:
         ManifestMismatch: As in `save_pipeline`.
     """
     return save_pipeline(
-        folder,
-        denoiser=pipeline.denoiser,
-        codec=pipeline.codec,
-        schedule_settings=pipeline.schedule_settings,
-        label_schema=pipeline.label_schema,
-        latent_mean=pipeline.latent_mean,
-        latent_std=pipeline.latent_std,
-        image_size_px=pipeline.image_size_px,
-        latent_set_identity=pipeline.latent_set_identity,
-        vae_fingerprint=pipeline.vae_fingerprint,
-        training_summary=pipeline.training_summary,
+        folder, denoiser=pipeline.denoiser, around=pipeline, training_summary=pipeline.training_summary
     )
 
 
-def _latent_shape(denoiser: ConditionalDenoiser) -> list[int]:
+def surroundings_document(around: Surroundings) -> dict[str, Any]:
+    """Return what a JSON document says of a model's surroundings, the autoencoder by its fingerprint."""
+    return {
+        "label_schema": around.label_schema.to_document(),
+        "latent_mean": [float(value) for value in around.latent_mean],
+        "latent_std": [float(value) for value in around.latent_std],
+        "image_size_px": around.image_size_px,
+        "schedule": dict(around.schedule_settings),
+        "fingerprints": {"autoencoder": around.vae_fingerprint, "latent_set": around.latent_set_identity},
+    }
+
+
+def read_surroundings(folder: Path, document: Mapping[str, Any], *, where: str) -> Surroundings:
+    """Return what a document says, with the autoencoder that lies in ``vae`` beside it.
+
+    Raises:
+        CheckpointError: The autoencoder is missing or cannot be read.
+        ManifestMismatch: It is another one.
+    """
+    fingerprints = document["fingerprints"]
+    _check_codec(folder / "vae", fingerprints["autoencoder"], where=str(folder))
+    return Surroundings(
+        codec=LatentCodec.from_pretrained(folder / "vae").requires_grad_(False).eval(),
+        schedule_settings=dict(document["schedule"]),
+        label_schema=LabelSchema.from_document(document["label_schema"], where=where),
+        latent_mean=tuple(float(value) for value in document["latent_mean"]),
+        latent_std=tuple(float(value) for value in document["latent_std"]),
+        image_size_px=int(document["image_size_px"]),
+        latent_set_identity=fingerprints["latent_set"],
+        vae_fingerprint=fingerprints["autoencoder"],
+    )
+
+
+def latent_shape_of(denoiser: ConditionalDenoiser) -> tuple[int, int, int]:
+    """Return the shape ``(c, lh, lw)`` of the latents a network takes."""
     config = denoiser.unet.config
-    return [int(config.in_channels), int(config.sample_size), int(config.sample_size)]
+    return int(config.in_channels), int(config.sample_size), int(config.sample_size)
 
 
 def _check_codec(folder: Path, expected: str, *, where: str) -> None:
@@ -273,10 +293,10 @@ def _check_size(document: Mapping[str, Any], denoiser: ConditionalDenoiser, code
     Raises:
         ManifestMismatch: Names both sides.
     """
-    named, built = [int(edge) for edge in document["latent_shape"]], _latent_shape(denoiser)
+    named, built = tuple(int(edge) for edge in document["latent_shape"]), latent_shape_of(denoiser)
     if named != built:
         raise ManifestMismatch(
-            f"{DOCUMENT_NAME} names latents of {tuple(named)}, the U-Net was built for {tuple(built)}", where=where
+            f"{DOCUMENT_NAME} names latents of {named}, the U-Net was built for {built}", where=where
         )
     size, made = int(document["image_size_px"]), built[1] * codec.downsample_factor
     if size != made:
@@ -285,7 +305,12 @@ def _check_size(document: Mapping[str, Any], denoiser: ConditionalDenoiser, code
         )
 
 
-def _open_unet(folder: Path) -> UNet2DConditionModel:
+def open_unet(folder: Path) -> UNet2DConditionModel:
+    """Open a folder of a diffusers U-Net.
+
+    Raises:
+        CheckpointError: It is none, or cannot be read.
+    """
     try:
         return UNet2DConditionModel.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
@@ -326,35 +351,24 @@ def _load_checked(folder: Path, device: torch.device) -> Pipeline:
 
 
 def _load(folder: Path, document: Mapping[str, Any], device: torch.device) -> Pipeline:
-    fingerprints = document["fingerprints"]
-    _check_codec(folder / "vae", fingerprints["autoencoder"], where=str(folder))
-    found = denoiser_fingerprint(folder)
-    if found != fingerprints["model"]:
+    around = read_surroundings(folder, document, where=str(folder / DOCUMENT_NAME))
+    found, named = denoiser_fingerprint(folder), document["fingerprints"]["model"]
+    if found != named:
         raise ManifestMismatch(
-            f"U-Net and conditioner in the folder are {found[:12]}, {DOCUMENT_NAME} was written for "
-            f"{fingerprints['model'][:12]}",
+            f"U-Net and conditioner in the folder are {found[:12]}, {DOCUMENT_NAME} was written for {named[:12]}",
             where=str(folder),
             hint="the files were changed after the export: export the run again",
         )
-    schema = LabelSchema.from_document(document["label_schema"], where=str(folder / DOCUMENT_NAME))
     conditioner = LabelConditioner.from_pretrained(folder / "conditioner")
-    _check_schema(schema, conditioner, where=str(folder))
-    denoiser = ConditionalDenoiser(unet=_open_unet(folder / "unet"), conditioner=conditioner)
-    codec = LatentCodec.from_pretrained(folder / "vae")
-    _check_size(document, denoiser, codec, where=str(folder))
-    channels, height, width = document["latent_shape"]
+    check_schema(around.label_schema, conditioner, where=str(folder))
+    denoiser = ConditionalDenoiser(unet=open_unet(folder / "unet"), conditioner=conditioner)
+    _check_size(document, denoiser, around.codec, where=str(folder))
+    around.codec.to(device)
     return Pipeline(
+        **vars(around),
         denoiser=denoiser.requires_grad_(False).eval().to(device),
-        codec=codec.requires_grad_(False).eval().to(device),
-        schedule_settings=dict(document["schedule"]),
-        label_schema=schema,
-        latent_mean=tuple(float(value) for value in document["latent_mean"]),
-        latent_std=tuple(float(value) for value in document["latent_std"]),
-        latent_shape=(int(channels), int(height), int(width)),
-        image_size_px=int(document["image_size_px"]),
+        latent_shape=latent_shape_of(denoiser),
         fingerprint=found,
-        vae_fingerprint=fingerprints["autoencoder"],
-        latent_set_identity=fingerprints["latent_set"],
         training_summary=dict(document["training"]),
         folder=str(folder),
     )

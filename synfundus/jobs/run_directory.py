@@ -28,10 +28,12 @@ from synfundus.storage.permissions import writers
 from synfundus.telemetry.console import Console
 from synfundus.telemetry.sinks import MetricSinks, build_sinks
 from synfundus.telemetry.wandb_sink import WandbSink
-from synfundus.training import checkpoint
+from synfundus.training.checkpoint import load_checkpoint
+from synfundus.training.checkpoint_search import FoundCheckpoint, find_checkpoint
 from synfundus.training.checkpoint_writer import CheckpointWriter
 from synfundus.training.ema import ShardedEma
 from synfundus.training.loop_state import TrainState
+from synfundus.training.model_files import ModelPart
 
 FORMAT_NAME = "synfundus-run"
 FORMAT_VERSION = 1
@@ -124,13 +126,13 @@ class RunDirectory:
             CheckpointError: Everybody may write to the checkpoints: their hashes would prove nothing.
         """
         root = self.path("checkpoints")
-        found = checkpoint.find_checkpoint(root, world=self._world)
+        found = find_checkpoint(root, world=self._world)
         self._check_writers([self.url, root, *([found.url] if found else [])], console)
         on_rank_0(lambda: self._trim_ledger(0 if found is None else found.images_seen), self._world)
         if found is None:
             return TrainState()
         self._pass_over(found, console)
-        counters = checkpoint.load_checkpoint(found.url, engine=zero, ema=average, world=self._world)
+        counters = load_checkpoint(found.url, engine=zero, ema=average, world=self._world)
         console.message(f"resumed at {found.images_seen:,} images from {found.url}")
         return TrainState(images_seen=found.images_seen, **counters)
 
@@ -140,16 +142,16 @@ class RunDirectory:
         Raises:
             NumericalError: There is none yet.
         """
-        found = checkpoint.find_checkpoint(self.path("checkpoints"), world=self._world)
+        found = find_checkpoint(self.path("checkpoints"), world=self._world)
         if found is None:
             raise NumericalError(
                 "there is no checkpoint to go back to", where=self.url, hint="lower loop.checkpoint_every_images"
             )
         self._pass_over(found, console)
-        checkpoint.load_checkpoint(found.url, engine=zero, ema=average, world=self._world)
+        load_checkpoint(found.url, engine=zero, ema=average, world=self._world)
         return found.images_seen
 
-    def _pass_over(self, found: checkpoint.FoundCheckpoint, console: Console) -> None:
+    def _pass_over(self, found: FoundCheckpoint, console: Console) -> None:
         """Remember and name the damaged checkpoints that are newer than the one found."""
         self._damaged |= found.damaged
         for line in found.passed_over:
@@ -175,6 +177,7 @@ class RunDirectory:
         average: ShardedEma,
         loop: LoopConfig,
         watchdog: Watchdog,
+        parts: Sequence[ModelPart] = (),
     ) -> CheckpointWriter:
         """Return what saves this run from a place on, with the rows that lead up to a checkpoint before it. Collective.
 
@@ -184,6 +187,7 @@ class RunDirectory:
             average: Averaged weights.
             loop: How many are kept, and whether they are written behind the steps.
             watchdog: Ends the job when a save does not end.
+            parts: Parts of the network that get a folder diffusers opens.
         """
         timeout_s = self._config.launch.collective_timeout_s
         return CheckpointWriter(
@@ -197,6 +201,7 @@ class RunDirectory:
             before=self._upload_rows,
             saved_images=state.images_seen,
             damaged=self._damaged,
+            parts=parts,
         )
 
     @property

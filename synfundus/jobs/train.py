@@ -17,6 +17,7 @@ from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.world import World, patient, torch_device
 from synfundus.errors import ConfigError
 from synfundus.jobs import Summary, build
+from synfundus.jobs.checkpoint_model import model_parts, save_surroundings, surroundings_of
 from synfundus.jobs.codec_folder import find_codec, open_codec
 from synfundus.jobs.demo_pace import random_batch
 from synfundus.jobs.ema_snapshots import write_snapshot
@@ -24,7 +25,7 @@ from synfundus.jobs.initial_denoiser import REPORT_NAME, Start, initial_denoiser
 from synfundus.jobs.latent_sets import LatentSets, open_latent_sets
 from synfundus.jobs.latent_sources import load_sources
 from synfundus.jobs.measured_start import Rehearsed, settle_loop
-from synfundus.jobs.pipeline_folder import save_pipeline
+from synfundus.jobs.pipeline_folder import Surroundings, save_pipeline
 from synfundus.jobs.preview import draw_preview
 from synfundus.jobs.reading import latent_batches, latent_shape_of, set_names, training_loader
 from synfundus.jobs.run_directory import RunDirectory
@@ -32,7 +33,6 @@ from synfundus.jobs.start_report import report_start
 from synfundus.jobs.step_cost import denoiser_cost
 from synfundus.jobs.validation import held_out_loss
 from synfundus.jobs.verify_latents import require_same_codec
-from synfundus.models.autoencoder import LatentCodec
 from synfundus.models.unet import ConditionalDenoiser, same_architecture
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardSet
@@ -79,8 +79,10 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     # the last thing: a start that is refused must not leave its mark on the folder
     identity = _identity(config, latents) | start.identity
     directory = RunDirectory(run_url, kind="diffusion", identity=identity, config=config, world=world)
+    around = surroundings_of(config, latents, codec)
     on_rank_0(lambda: save_report(start, directory.path(REPORT_NAME)), world)
-    return _Training(config, sets, start, codec if world.rank == 0 else None, directory, world, console).run()
+    on_rank_0(lambda: save_surroundings(run_url, around, start.known(latents)), world)
+    return _Training(config, sets, start, around if world.rank == 0 else None, directory, world, console).run()
 
 
 def _identity(config: RunConfig, latents: ShardSet) -> dict[str, object]:
@@ -106,7 +108,7 @@ class _Training:
         config: RunConfig,
         sets: LatentSets,
         start: Start,
-        codec: LatentCodec | None,
+        around: Surroundings | None,
         directory: RunDirectory,
         world: World,
         console: Console,
@@ -115,7 +117,7 @@ class _Training:
         self._sets = sets
         self._set = latents = sets.combined
         self._start, denoiser = start, start.denoiser
-        self._codec = codec
+        self._around = around
         self._directory = directory
         self._world, self._patient = world, patient(world)  # the second while rank 0 validates or draws
         self._flag = StopFlag()
@@ -198,14 +200,13 @@ class _Training:
         if state.images_seen:
             on_rank_0(self._recall, self._world)
         watchdog = build.watchdog(self._loop, self._world)
-        saver = self._directory.saver(state, zero=self._zero, average=self._ema, loop=self._loop, watchdog=watchdog)
-        sinks = self._directory.sinks(resume_images=state.images_seen, console=self._console)
-        loader = training_loader(
-            self._batches("train", self._draws(self._config.diffusion.flip)),
-            self._loop,
-            self._world,
-            start_images=state.images_seen,
+        parts = model_parts(self._start.denoiser)
+        saver = self._directory.saver(
+            state, zero=self._zero, average=self._ema, loop=self._loop, watchdog=watchdog, parts=parts
         )
+        sinks = self._directory.sinks(resume_images=state.images_seen, console=self._console)
+        reader = self._batches("train", self._draws(self._config.diffusion.flip))
+        loader = training_loader(reader, self._loop, self._world, start_images=state.images_seen)
 
         def write_metrics(row: Mapping[str, float]) -> None:
             self._last_row = row
@@ -347,12 +348,11 @@ class _Training:
     def _draw_preview(
         self, averaged: ConditionalDenoiser | None, raw: ConditionalDenoiser | None, state: TrainState, path: str
     ) -> None:
-        codec = self._codec
-        if averaged is not None and raw is not None and codec is not None:
+        if averaged is not None and raw is not None and self._around is not None:
             data = draw_preview(
                 self._config,
                 denoisers={"averaged weights": averaged, "raw weights": raw},
-                codec=codec,
+                codec=self._around.codec,
                 latents=self._set,
                 latent_shape=self._latent_shape,
                 title=f"{state.images_seen:,} images seen",
@@ -379,22 +379,13 @@ class _Training:
         return summary
 
     def _export(self, denoiser: ConditionalDenoiser | None, summary: Summary) -> None:
-        codec = self._codec
-        if denoiser is not None and codec is not None:
-            mean, std = build.latent_statistics(self._config, self._set.properties)
+        if denoiser is not None and self._around is not None:
+            self._around.codec.cpu()
+            figures = {key: value for key, value in summary.items() if key != "export"}
             save_pipeline(
                 self._directory.path("export"),
                 denoiser=denoiser.cpu(),
-                codec=codec.cpu(),
-                schedule_settings=build.schedule_settings(self._config),
-                label_schema=self._set.label_schema,
-                latent_mean=mean,
-                latent_std=std,
-                image_size_px=int(self._set.properties["image_size_px"]),
-                latent_set_identity=self._set.identity,
-                vae_fingerprint=str(self._set.properties["autoencoder_fingerprint"]),
-                training_summary={key: value for key, value in summary.items() if key != "export"}
-                | {"training_images": self._set.num_samples("train")}
-                | ({"started_from": self._start.fingerprint} if self._start.fingerprint else {}),
+                around=self._around,
+                training_summary=figures | self._start.known(self._set),
             )
             self._console.message(f"trained on {summary['images_seen']:,} images; exported to {summary['export']}")

@@ -19,7 +19,7 @@ from synfundus.distributed.world import World, patient, torch_device
 from synfundus.errors import ConfigError, DataError
 from synfundus.evaluation.pictures import contact_sheet, encode_png
 from synfundus.jobs import Summary, build
-from synfundus.jobs.codec_folder import CONFIG_NAME, check_codec, find_codec, open_codec, save_codec
+from synfundus.jobs.codec_folder import CONFIG_NAME, check_codec, codec_parts, find_codec, open_codec, save_codec
 from synfundus.jobs.local_folder import folder_to_read
 from synfundus.jobs.measured_start import Rehearsed, settle_loop
 from synfundus.jobs.pixels import pixels_to_tensor, tensor_to_pixels
@@ -237,18 +237,17 @@ class _Training:
 
     def run(self) -> Summary:
         """Resume, train, evaluate, export. Collective."""
+        zero, loop = self._zero, self._loop
         report_start(
-            self._console,
-            parameters=self._parameters,
-            zero=self._zero,
-            loop=self._loop,
-            batch=self._batch,
-            world=self._world,
+            self._console, parameters=self._parameters, zero=zero, loop=loop, batch=self._batch, world=self._world
         )
         state = self._directory.resume(zero=self._zero, average=self._ema, console=self._console)
         resumed_at = state.images_seen
         watchdog = build.watchdog(self._loop, self._world)
-        saver = self._directory.saver(state, zero=self._zero, average=self._ema, loop=self._loop, watchdog=watchdog)
+        parts = codec_parts(self._codec)
+        saver = self._directory.saver(
+            state, zero=self._zero, average=self._ema, loop=self._loop, watchdog=watchdog, parts=parts
+        )
         sinks = self._directory.sinks(resume_images=state.images_seen, console=self._console)
         loader, every = self._train_loader(state), self._loop.validate_every_images
 

@@ -23,7 +23,7 @@ UNKNOWN = 0
 """The state of a label nobody recorded."""
 
 _CONFIG_NAME = "config.json"
-_WEIGHTS_NAME = "model.safetensors"
+CONDITIONER_WEIGHTS_NAME = "model.safetensors"
 _CLASS_NAME = "LabelConditioner"
 _SILU_GAIN = 1.68
 """One over the root mean square of SiLU of a standard normal variable."""
@@ -115,10 +115,8 @@ class LabelConditioner(nn.Module):
                 hint="the label schema of the data and of the model differ",
             )
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors`` (no pickle) into a local folder."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+    def config_text(self) -> str:
+        """Return the content of its ``config.json``."""
         config = {
             "_class_name": _CLASS_NAME,
             "num_values": list(self.num_values),
@@ -126,9 +124,15 @@ class LabelConditioner(nn.Module):
             "token_dim": self.token_dim,
             "pooled_dim": self.pooled_dim,
         }
-        (folder / _CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors`` (no pickle) into a local folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _CONFIG_NAME).write_text(self.config_text(), encoding="utf-8")
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(tensors, folder / _WEIGHTS_NAME)
+        save_file(tensors, folder / CONDITIONER_WEIGHTS_NAME)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> LabelConditioner:
@@ -140,7 +144,7 @@ class LabelConditioner(nn.Module):
         folder = Path(folder)
         try:
             config = json.loads((folder / _CONFIG_NAME).read_text(encoding="utf-8"))
-            tensors = load_file(folder / _WEIGHTS_NAME)
+            tensors = load_file(folder / CONDITIONER_WEIGHTS_NAME)
         except (OSError, json.JSONDecodeError, SafetensorError) as error:
             raise CheckpointError(f"no label conditioner here: {error}", where=str(folder)) from error
         if config.get("_class_name") != _CLASS_NAME:

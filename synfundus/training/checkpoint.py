@@ -9,9 +9,7 @@ without one was left by a kill. A reader takes the newest folder whose manifest 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,52 +17,27 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from synfundus.distributed.agreement import on_rank_0, raise_together
+from synfundus.distributed.agreement import raise_together
 from synfundus.distributed.engine import MOMENT_NAMES, ZeroEngine
 from synfundus.distributed.flat_layout import FlatLayout
+from synfundus.distributed.gathering import gather_named
 from synfundus.distributed.world import World
-from synfundus.errors import CheckpointError, DataError, StorageError
+from synfundus.errors import StorageError
 from synfundus.storage import documents, filesystem
+from synfundus.training.checkpoint_search import (
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    STATE_NAME,
+    checkpoint_name,
+    compare,
+    list_checkpoints,
+    sha256_of,
+)
 from synfundus.training.ema import ShardedEma
 from synfundus.training.host_copy import host_copy
+from synfundus.training.model_files import ModelPart, model_files
 from synfundus.training.partition_source import PartitionSource, partition_name
-
-FORMAT_NAME = "synfundus-checkpoint"
-FORMAT_VERSION = 1
-MANIFEST_NAME = "MANIFEST.json"
-STATE_NAME = "state.json"
-MODEL_NAME = "model.safetensors"
-_FOLDER = re.compile(r"^images-(\d{12})$")
-_PARTIAL = re.compile(r"^images-(\d{12})\.tmp$")
-
-
-@dataclass(frozen=True)
-class FoundCheckpoint:
-    """A checkpoint whose manifest verified.
-
-    Attributes:
-        url: Its folder.
-        images_seen: Images trained on when it was taken.
-        passed_over: One line for each newer folder that is damaged.
-    """
-
-    url: str
-    images_seen: int
-    passed_over: tuple[str, ...]
-
-    @property
-    def damaged(self) -> frozenset[str]:
-        """Names of the newer folders that are damaged."""
-        return frozenset(line.partition(":")[0] for line in self.passed_over)
-
-
-def checkpoint_name(images_seen: int) -> str:
-    """Return the folder name of a checkpoint."""
-    return f"images-{images_seen:012d}"
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -73,21 +46,21 @@ class Snapshot:
 
     Attributes:
         images_seen: Images trained on.
+        layout: Which parameter lies where in the flat vectors.
         partitions: This rank's slices, fp32, by their name in the file.
-        model: The weights by name on rank 0, None elsewhere.
-        document: What state.json holds, on rank 0; empty elsewhere.
+        document: What state.json holds.
     """
 
     images_seen: int
+    layout: FlatLayout
     partitions: Mapping[str, Tensor]
-    model: Mapping[str, Tensor] | None
     document: Mapping[str, Any]
 
 
 def take_snapshot(
     *, engine: ZeroEngine, ema: ShardedEma, images_seen: int, state: Mapping[str, Any], world: World
 ) -> Snapshot:
-    """Copy the state of a run. Collective.
+    """Copy the state of a run. No rank waits for another.
 
     Args:
         engine: Weights and moments.
@@ -98,14 +71,9 @@ def take_snapshot(
     """
     partitions: dict[str, Tensor] = {}
     averages = ema.vectors()
-    masters = engine.masters()
-    for number, (master, moments) in enumerate(zip(masters, engine.moments(), strict=True)):
+    for number, (master, moments) in enumerate(zip(engine.masters(), engine.moments(), strict=True)):
         vectors = {"master": master, **moments, **{name: slices[number] for name, slices in averages.items()}}
         partitions |= {f"group{number}.{name}": host_copy(vector) for name, vector in vectors.items()}
-    copied = [partitions[f"group{number}.master"] for number in range(len(masters))]
-    model = engine.gather_named(copied, copy=False)  # a copy of the copy would hold the step for nothing
-    if model is None:
-        return Snapshot(images_seen, partitions, None, {})
     document = {
         "format": FORMAT_NAME,
         "schema_version": FORMAT_VERSION,
@@ -115,7 +83,7 @@ def take_snapshot(
         "layout": engine.layout.to_document(),
         "state": dict(state),
     }
-    return Snapshot(images_seen, partitions, model, document)
+    return Snapshot(images_seen, engine.layout, partitions, document)
 
 
 def _write_all(folder: str, files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
@@ -126,12 +94,18 @@ def _write_all(folder: str, files: Mapping[str, bytes]) -> dict[str, dict[str, A
             filesystem.write_bytes(filesystem.join(folder, name), data)
         except StorageError as error:
             raise StorageError(f"{error.message}, of {len(data):,} to be written", where=error.where) from error
-        entries[name] = {"bytes": len(data), "sha256": _sha256(data)}
+        entries[name] = {"bytes": len(data), "sha256": sha256_of(data)}
     return entries
 
 
 def write_snapshot(
-    root: str, snapshot: Snapshot, *, keep: int, world: World, damaged: Collection[str] = frozenset()
+    root: str,
+    snapshot: Snapshot,
+    *,
+    keep: int,
+    world: World,
+    damaged: Collection[str] = frozenset(),
+    parts: Sequence[ModelPart] = (),
 ) -> str:
     """Write a snapshot as a checkpoint and return its folder. Collective.
 
@@ -141,6 +115,7 @@ def write_snapshot(
         keep: Checkpoints to keep, at least 2.
         world: The job. From a thread behind the steps, a world of its own: its collectives must not meet theirs.
         damaged: Names of folders that are not counted as kept, because they do not verify.
+        parts: Parts of the network that get a folder diffusers opens.
 
     Raises:
         StorageError: A rank could not write; nothing was committed and the previous checkpoint is untouched.
@@ -148,9 +123,10 @@ def write_snapshot(
     final = filesystem.join(root, checkpoint_name(snapshot.images_seen))
     folder = f"{final}.tmp" if filesystem.is_local(root) else final
     files = {partition_name(world.rank, world.size): safetensors.torch.save(dict(snapshot.partitions))}
-    if snapshot.model is not None:
-        model = {name: tensor.contiguous() for name, tensor in snapshot.model.items()}
-        files[MODEL_NAME] = safetensors.torch.save(model)
+    masters = [snapshot.partitions[f"group{number}.master"] for number in range(len(snapshot.layout.groups))]
+    weights = gather_named(snapshot.layout, masters, world)
+    if weights is not None:
+        files |= model_files(weights, parts)
         files[STATE_NAME] = documents.dump_json(snapshot.document)
     failure = _clear(folder) if world.rank == 0 else None
     world.barrier()
@@ -163,14 +139,31 @@ def write_snapshot(
     reports = world.all_gather((entries, None if failure is None else str(failure)))
     _raise_if_any_failed(reports, failure, folder, world, clear=True)
     if world.rank == 0:
-        listing = {name: entry for own, _ in reports for name, entry in own.items()}
-        failure = _commit(root, folder, final, listing)
-        if failure is None:
-            failure = _retain(root, keep, set(damaged) - {checkpoint_name(snapshot.images_seen)})
+        failure = _commit(root, folder, final, {name: entry for own, _ in reports for name, entry in own.items()})
     reports = world.all_gather(({}, None if failure is None else str(failure)))
     # under its final name it may be committed already: then it stays
     _raise_if_any_failed(reports, failure, folder, world, clear=folder != final)
+    failure = _read_back(final, entries)
+    reports = world.all_gather(({}, None if failure is None else str(failure)))
+    _raise_if_any_failed(reports, failure, final, world, clear=False)
+    if world.rank == 0:
+        failure = _retain(root, keep, set(damaged) - {checkpoint_name(snapshot.images_seen)})
+    reports = world.all_gather(({}, None if failure is None else str(failure)))
+    _raise_if_any_failed(reports, failure, final, world, clear=False)
     return final
+
+
+def _read_back(folder: str, entries: Mapping[str, Any]) -> StorageError | None:
+    """Compare what a rank wrote with what is there: older checkpoints go only when the new one is known to be whole.
+
+    Returns:
+        A failure instead of raising it.
+    """
+    try:
+        problem = compare(folder, entries)
+    except StorageError as error:
+        return error
+    return StorageError(f"not what was written: {problem}", where=folder) if problem else None
 
 
 def _clear(folder: str) -> StorageError | None:
@@ -213,7 +206,7 @@ def _commit(root: str, folder: str, final: str, listing: Mapping[str, Any]) -> S
         manifest = {"format": FORMAT_NAME, "schema_version": FORMAT_VERSION, "files": dict(sorted(listing.items()))}
         filesystem.write_bytes(filesystem.join(folder, MANIFEST_NAME), documents.dump_json(manifest))
         if folder != final:
-            _publish_local(folder, final)
+            _publish_local(folder, final, listing)
         filesystem.write_bytes(filesystem.join(root, "latest"), (final.rsplit("/", 1)[-1] + "\n").encode())
     except StorageError as error:
         return error
@@ -235,13 +228,13 @@ def _check_sizes(folder: str, listing: Mapping[str, Any]) -> None:
             )
 
 
-def _publish_local(folder: str, final: str) -> None:
+def _publish_local(folder: str, final: str, names: Iterable[str]) -> None:
     """Rename the finished folder into place and make the rename durable."""
     source, target = filesystem.local_path(folder), filesystem.local_path(final)
     try:
         if target.exists():
             filesystem.remove(final, recursive=True)
-        for below in (source, source / "zero"):
+        for below in {source, *((source / name).parent for name in names)}:
             filesystem.fsync_dir(below)
         source.rename(target)
         filesystem.fsync_dir(target.parent)
@@ -256,7 +249,7 @@ def _retain(root: str, keep: int, damaged: Collection[str]) -> StorageError | No
         A failure instead of raising it.
     """
     try:
-        complete, left = _folders(root)
+        complete, left = list_checkpoints(root)
         sound = [name for name in complete if name not in damaged]
         oldest = sound[-max(2, keep) :][0]
         for name in [name for name in complete if name < oldest] + left:
@@ -264,78 +257,6 @@ def _retain(root: str, keep: int, damaged: Collection[str]) -> StorageError | No
     except StorageError as error:
         return error
     return None
-
-
-def _folders(root: str) -> tuple[list[str], list[str]]:
-    """Return the names of the published checkpoints, oldest first, and of what killed saves left."""
-    names = filesystem.list_names(root)
-    published = [name for name in names if _FOLDER.match(name)]
-    left = [name for name in names if _PARTIAL.match(name)]
-    if not filesystem.is_local(root):
-        manifests = {name: filesystem.join(root, name, MANIFEST_NAME) for name in published}
-        left += [name for name in published if not filesystem.exists(manifests[name])]
-    return [name for name in published if name not in left], left
-
-
-def verify(url: str) -> str:
-    """Check every file of a checkpoint against its manifest; returns what is wrong, or an empty text."""
-    try:
-        manifest = documents.read_document(
-            filesystem.join(url, MANIFEST_NAME), format_name=FORMAT_NAME, version=FORMAT_VERSION
-        )
-        for name, entry in manifest["files"].items():
-            data = filesystem.read_bytes(filesystem.join(url, name))
-            if len(data) != entry["bytes"]:
-                return f"{name} has {len(data)} bytes instead of {entry['bytes']}"
-            if _sha256(data) != entry["sha256"]:
-                return f"{name} does not match its hash"
-        return _unlisted(url, manifest["files"])
-    except (StorageError, DataError) as error:
-        return error.message
-    except (KeyError, TypeError, AttributeError) as error:
-        return f"{MANIFEST_NAME} is malformed ({error})"
-
-
-def _unlisted(url: str, listing: Mapping[str, Any]) -> str:
-    """Say which file a resume needs and the manifest does not list; empty if none is missing."""
-    needed = [MODEL_NAME, STATE_NAME]
-    if STATE_NAME in listing:
-        state = documents.read_document(
-            filesystem.join(url, STATE_NAME), format_name=FORMAT_NAME, version=FORMAT_VERSION
-        )
-        size = int(state["world_size"])
-        needed += [partition_name(rank, size) for rank in range(size)]
-    missing = [name for name in needed if name not in listing]
-    return f"{MANIFEST_NAME} lists no {missing[0]}" if missing else ""
-
-
-def find_checkpoint(root: str, *, world: World) -> FoundCheckpoint | None:
-    """Return the newest checkpoint whose manifest verifies, or None if there is none at all. Collective.
-
-    Raises:
-        CheckpointError: There are checkpoints, and every one is damaged.
-    """
-    found, damaged = on_rank_0(lambda: _newest_sound(root), world)
-    if found is None and damaged:
-        raise CheckpointError(
-            f"all {len(damaged)} checkpoints are damaged: {'; '.join(damaged)}",
-            where=root,
-            hint="move the folder away to start again from nothing",
-        )
-    return found
-
-
-def _newest_sound(root: str) -> tuple[FoundCheckpoint | None, list[str]]:
-    """Return the newest checkpoint that verifies, and a line for each newer one."""
-    damaged: list[str] = []
-    names, _ = _folders(root)
-    for name in reversed(names):
-        url = filesystem.join(root, name)
-        problem = verify(url)
-        if not problem:
-            return FoundCheckpoint(url, int(name.removeprefix("images-")), tuple(damaged)), damaged
-        damaged.append(f"{name}: {problem}")
-    return None, damaged
 
 
 def load_checkpoint(url: str, *, engine: ZeroEngine, ema: ShardedEma, world: World) -> dict[str, Any]:

@@ -12,14 +12,16 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import World
-from synfundus.training.checkpoint import Snapshot, checkpoint_name, take_snapshot, write_snapshot
+from synfundus.training.checkpoint import Snapshot, take_snapshot, write_snapshot
+from synfundus.training.checkpoint_search import checkpoint_name
 from synfundus.training.ema import ShardedEma
+from synfundus.training.model_files import ModelPart
 
 _NICENESS = 10
 """Added to the thread's: a tenth of a core it has to share."""
@@ -41,6 +43,7 @@ class CheckpointWriter:
         before: Called with the world in use before anything is written; collective.
         saved_images: A place that needs no saving: where the run goes on from.
         damaged: Names of checkpoints that were passed over, not counted as kept; whoever passes more over adds them.
+        parts: Parts of the network that get a folder diffusers opens.
 
     Attributes:
         stall_s: Seconds the caller has stood still so far: copying, and waiting for the save before.
@@ -59,6 +62,7 @@ class CheckpointWriter:
         before: Callable[[World], None] | None = None,
         saved_images: int = -1,
         damaged: set[str] | None = None,
+        parts: Sequence[ModelPart] = (),
     ) -> None:
         self._root = root
         self._engine = engine
@@ -72,6 +76,7 @@ class CheckpointWriter:
         self._failure: BaseException | None = None
         self._last_images = saved_images
         self._damaged = set() if damaged is None else damaged
+        self._parts = parts
         self.stall_s = 0.0
 
     def save(self, images_seen: int, state: Mapping[str, Any]) -> None:
@@ -105,7 +110,7 @@ class CheckpointWriter:
         with self._watchdog.expect_end(lambda: f"the writing of the checkpoint at {snapshot.images_seen:,} images"):
             if self._before is not None:
                 self._before(world)
-            write_snapshot(self._root, snapshot, keep=self._keep, world=world, damaged=self._damaged)
+            write_snapshot(self._root, snapshot, keep=self._keep, world=world, damaged=self._damaged, parts=self._parts)
             self._damaged.discard(checkpoint_name(snapshot.images_seen))
 
     def _write_behind(self, snapshot: Snapshot, world: World) -> None:

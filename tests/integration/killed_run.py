@@ -5,6 +5,7 @@ python killed_run.py settled:13 train --latents ...     the same, once no checkp
 python killed_run.py write:TEXT train --latents ...     half-way through writing the first file whose place has TEXT
 python killed_run.py after:TEXT train --latents ...     right after that file was written
 python killed_run.py save:N:SECONDS train --latents ... so long after the N-th save of a checkpoint began
+python killed_run.py timed:FILE train --latents ...     not at all: how long each save took is added to the file
 
 And one that is sent a signal, or whose disk is full, at a chosen point:
 
@@ -111,6 +112,21 @@ def arm_save(number: int, delay_s: float) -> None:
     checkpoint_writer.write_snapshot = save
 
 
+def time_saves(log: str) -> None:
+    """Add the seconds that each save took to a file."""
+    checkpoint_writer: Any = importlib.import_module("synfundus.training.checkpoint_writer")
+    original: Callable[..., str] = checkpoint_writer.write_snapshot
+
+    def save(*arguments: Any, **settings: Any) -> str:
+        began = time.monotonic()
+        url = original(*arguments, **settings)
+        with open(log, "a", encoding="ascii") as stream:
+            stream.write(f"{time.monotonic() - began}\n")
+        return url
+
+    checkpoint_writer.write_snapshot = save
+
+
 def take_all_but(room: int, descriptor: int) -> None:
     """Make a file so long that so many bytes are left; the other ranks are writing meanwhile."""
     while True:
@@ -180,6 +196,8 @@ if __name__ == "__main__":
     elif kind == "save":
         which, _, seconds = where.partition(":")
         arm_save(int(which), float(seconds))
+    elif kind == "timed":
+        time_saves(where)
     elif kind in ("signal", "hang"):
         what, _, function = where.partition(":")
         function, _, which = function.rpartition(":")

@@ -29,7 +29,7 @@ from synfundus.models.autoencoder import fingerprint
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import SilentConsole
-from synfundus.training import checkpoint
+from synfundus.training.checkpoint_search import MANIFEST_NAME
 
 SLOWEST_S = 5.0
 MOST_MIB = 500.0
@@ -180,15 +180,22 @@ def payload(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[bytes]:
 def replace_with_hash(folder: Path, name: str, data: bytes) -> None:
     """Replace a file of a checkpoint and put its hash into the manifest, as somebody with write access would."""
     (folder / name).write_bytes(data)
-    if name != checkpoint.MANIFEST_NAME:
-        manifest = folder / checkpoint.MANIFEST_NAME
+    if name != MANIFEST_NAME:
+        manifest = folder / MANIFEST_NAME
         document = json.loads(manifest.read_text())
         document["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         manifest.write_text(json.dumps(document))
 
 
 @pytest.mark.parametrize(
-    "name", ["model.safetensors", "zero/rank-00000-of-00001.safetensors", "state.json", "MANIFEST.json", "latest"]
+    "name",
+    [
+        "vae/diffusion_pytorch_model.safetensors",
+        "zero/rank-00000-of-00001.safetensors",
+        "state.json",
+        "MANIFEST.json",
+        "latest",
+    ],
 )
 def test_a_checkpoint_runs_no_code(
     name: str, payload: bytes, vae_run: Path, image_set: ShardSet, world: World, tmp_path: Path
@@ -201,7 +208,7 @@ def test_a_checkpoint_runs_no_code(
         else:
             replace_with_hash(folder, name, payload)
     config = tiny_config({"vae": {"data": image_set.url, "run_dir": str(run_dir)}})
-    if name in ("latest", "model.safetensors"):  # neither is read to go on
+    if name in ("latest", "vae/diffusion_pytorch_model.safetensors"):  # neither is read to go on
         train_vae.run(config, world, SilentConsole())
         return
     with pytest.raises(CheckpointError) as caught:

@@ -136,7 +136,7 @@ def test_a_run_killed_between_the_objects_and_the_manifest_ends_with_the_same_bi
     path = write_config(tmp_path / "run.yaml", config)
     run_cli_killed_at("write:images-000000000120/MANIFEST.json", "train", "--config", path)
     left = filesystem.list_files(f"{run_dir}/checkpoints/images-000000000120")
-    assert "model.safetensors" in left
+    assert "unet/diffusion_pytorch_model.safetensors" in left
     assert "MANIFEST.json" not in left
     assert rows(run_dir) == [row for row in rows(on_disk) if row["images_seen"] <= 120]
 
@@ -218,7 +218,7 @@ KILL_POINTS = (
     "write:images-000000000040/MANIFEST.json",
     "after:images-000000000040/MANIFEST.json",
     "write:run/metrics.jsonl",
-    "write:images-000000000080/model.safetensors",
+    "write:images-000000000080/unet/diffusion_pytorch_model.safetensors",
     "write:checkpoints/latest",
     "step:7",
     "after:run/metrics.jsonl",

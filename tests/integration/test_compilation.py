@@ -132,7 +132,7 @@ def test_a_compiled_run_trains_like_another_and_keeps_the_same_names(latent_set:
         ended = run_cli("train", "--config", write_config(tmp_path / "run.yaml", config), timeout_s=900).check()
         assert ("9 blocks are compiled" in ended.output) is compiled
         checkpoint = run_dir / "checkpoints" / LAST
-        names = sorted(safetensors.torch.load_file(checkpoint / "model.safetensors"))
+        names = sorted(safetensors.torch.load_file(checkpoint / "unet" / "diffusion_pytorch_model.safetensors"))
         kept.append((names, json.loads((checkpoint / "state.json").read_text())["layout"]))
     assert kept[0] == kept[1]
     assert relative_difference(*(losses(tmp_path / f"compiled-{compiled}") for compiled in (False, True))) < 1e-5

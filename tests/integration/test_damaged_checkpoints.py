@@ -14,7 +14,7 @@ from tiny_sets import flip_byte
 from synfundus.distributed.world import LocalWorld, World
 from synfundus.seeding import keyed_generator
 from synfundus.storage.manifest import ShardSet
-from synfundus.training.checkpoint import find_checkpoint
+from synfundus.training.checkpoint_search import find_checkpoint
 
 DAMAGES = 200
 OLDER, NEWER = "images-000000000080", "images-000000000160"
@@ -78,7 +78,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_and_names_the_damaged_one(
 ) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(trained, run_dir)
-    flip_byte(run_dir / "checkpoints" / NEWER / "model.safetensors", 1000)
+    flip_byte(run_dir / "checkpoints" / NEWER / "unet" / "diffusion_pytorch_model.safetensors", 1000)
     _, lines = train_here(latent_set, run_dir, world, budget_images=160)
     assert any(NEWER in line and "damaged" in line for line in lines), lines
     assert any("80 images" in line for line in lines), lines

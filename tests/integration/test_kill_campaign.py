@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from killed_run import INSIDE
-from rank_processes import run_cli, run_cli_killed_at, run_ranks_killed_at
+from rank_processes import run_cli, run_cli_killed_at, run_ranks_killed_at, run_ranks_with_fault
 from test_training_resume import STEPS, assert_same_run, settings, train_here
 from tiny_sets import write_config
 
 from synfundus.distributed.world import World
 from synfundus.seeding import keyed_generator
 from synfundus.storage.manifest import ShardSet
-from synfundus.training.checkpoint import write_snapshot
 
 KILLS = 20
 
@@ -77,43 +74,45 @@ def test_a_rank_killed_at_twenty_random_steps_costs_no_bit(
 
 
 SAVES = 50
+SAVES_OF_TWO = 20
+
+
+def length_of_saves_s(log: Path) -> float:
+    """Return the median length of the saves of a run that wrote each to a file."""
+    return statistics.median(float(line) for line in log.read_text().split())
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_runs_killed_at_fifty_random_times_inside_a_save_go_on_by_themselves(
-    latent_set: ShardSet, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("ranks", "saves"), [(1, SAVES), (2, SAVES_OF_TWO)])
+def test_runs_killed_at_random_times_inside_a_save_go_on_by_themselves(
+    ranks: int, saves: int, latent_set: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    straight = tmp_path / "straight"
-    lengths_s: list[float] = []
+    def command(run_dir: Path) -> tuple[str, ...]:
+        config = write_config(tmp_path / "run.yaml", settings(latent_set, run_dir))
+        return ("train", "--config", str(config), "--procs-per-node", str(ranks))
 
-    def timed(*arguments: Any, **settings: Any) -> str:
-        began = time.monotonic()
-        url = write_snapshot(*arguments, **settings)
-        lengths_s.append(time.monotonic() - began)
-        return url
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("synfundus.training.checkpoint_writer.write_snapshot", timed)
-        train_here(latent_set, straight, world)
-    draws = keyed_generator(0, "save-kill-campaign")
+    straight, log = tmp_path / "straight", tmp_path / "lengths"
+    run_ranks_with_fault(f"timed:{log}", 0, *command(straight), world_size=ranks)
+    longest_s = length_of_saves_s(log)
+    draws = keyed_generator(0, "save-kill-campaign", ranks)
     failures: list[str] = []
     inside = unfinished = 0
-    for number in range(SAVES):
-        run_dir = tmp_path / f"killed-{number}"
-        command = ("train", "--config", str(write_config(tmp_path / "run.yaml", settings(latent_set, run_dir))))
-        which, delay_s = 1 + int(draws.integers(5)), float(draws.uniform(0.0, statistics.median(lengths_s)))
-        inside += INSIDE in run_cli_killed_at(f"save:{which}:{delay_s}", *command).output
+    for number in range(saves):
+        run_dir, rank = tmp_path / f"killed-{number}", number % ranks
+        which, delay_s = 1 + int(draws.integers(5)), float(draws.uniform(0.0, longest_s))
+        ended = run_ranks_killed_at(f"save:{which}:{delay_s}", rank, *command(run_dir), world_size=ranks)
+        inside += INSIDE in ended[rank].output
         unfinished += any((run_dir / "checkpoints").glob("*.tmp"))
-        ended = run_cli(*command)
+        again = run_cli(*command(run_dir))
         try:
-            assert ended.returncode == 0, ended.output
+            assert again.returncode == 0, again.output
             assert_same_run(straight, run_dir)
         except AssertionError as error:
-            failures.append(f"save {which}, after {delay_s} s: {error}")
+            failures.append(f"rank {rank} in save {which}, after {delay_s} s: {error}")
         shutil.rmtree(run_dir)
-    report("sigkill_in_a_save", failures, SAVES, capsys)
-    print(f"{inside} of {SAVES} kills came inside a save, {unfinished} left an unfinished folder")
+    report("sigkill_in_a_save" if ranks == 1 else "sigkill_in_a_save_of_two_ranks", failures, saves, capsys)
+    print(f"{inside} of {saves} kills came inside a save, {unfinished} left an unfinished folder")
     # delays are a part of what a save takes on this machine: too long, and all kills come after it
-    assert inside >= SAVES // 2
+    assert inside >= saves // 2
     assert unfinished > 0

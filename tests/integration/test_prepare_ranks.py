@@ -138,6 +138,9 @@ class ThreadWorld:
     def any(self, flag: bool) -> bool:
         return any(self.all_gather(flag))
 
+    def gather(self, vector: Any) -> Any:
+        raise NotImplementedError("no tensors are gathered here")
+
 
 def run_as_threads(config: RunConfig, size: int) -> list[Summary | BaseException]:
     """Run as ``size`` ranks; returns what each came to."""

@@ -28,7 +28,7 @@ BUDGET = 240
 EPOCH = 72
 """Images of the train split."""
 FAR_ENOUGH = EPOCH + EPOCH // 3
-FINAL = Path("checkpoints", f"images-{BUDGET:012d}", "model.safetensors")
+FINAL = Path("checkpoints", f"images-{BUDGET:012d}", "unet", "diffusion_pytorch_model.safetensors")
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,10 @@ def test_a_rewind_names_the_damaged_checkpoint_it_passes_over(
     original = Trainer._leave_out
 
     def leave_out(self: Trainer, policy: str, key: str, fault: str) -> None:
-        flip_byte(tmp_path / "run" / "checkpoints" / "images-000000000160" / "model.safetensors", 1000)
+        flip_byte(
+            tmp_path / "run" / "checkpoints" / "images-000000000160" / "unet" / "diffusion_pytorch_model.safetensors",
+            1000,
+        )
         original(self, policy, key, fault)
 
     monkeypatch.setattr(Trainer, "_leave_out", leave_out)

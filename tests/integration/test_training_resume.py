@@ -119,7 +119,7 @@ def test_a_run_killed_at_three_points_ends_with_the_same_bits(
     assert rows(run_dir)[-1]["images_seen"] == 104
 
     # in the middle of a file of the checkpoint at 160 images
-    run_cli_killed_at("write:images-000000000160.tmp/model.safetensors", *command)
+    run_cli_killed_at("write:images-000000000160.tmp/unet/diffusion_pytorch_model.safetensors", *command)
     assert not (checkpoints / "images-000000000160").exists()
     assert (checkpoints / "images-000000000160.tmp" / "zero").is_dir()
 
@@ -158,7 +158,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(
     run_dir = tmp_path / "run"
     shutil.copytree(straight, run_dir)
     for folder in (run_dir / "checkpoints").glob("images-*"):
-        flip_byte(folder / "model.safetensors", 3000)
+        flip_byte(folder / "unet" / "diffusion_pytorch_model.safetensors", 3000)
     with pytest.raises(CheckpointError, match="all 3 checkpoints are damaged"):
         train_here(latent_set, run_dir, world)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from synfundus.distributed.engine import StepResult, ZeroEngine
 from synfundus.distributed.flat_layout import FlatLayout
+from synfundus.distributed.gathering import gather_named
 from synfundus.distributed.world import LocalWorld, World
 
 T = TypeVar("T")
@@ -56,6 +57,10 @@ class ThreadWorld:
 
     def any(self, flag: bool) -> bool:
         return any(self.all_gather(flag))
+
+    def gather(self, vector: Tensor) -> Tensor | None:
+        vectors = self.all_gather(vector.clone())
+        return torch.cat(vectors) if self.rank == 0 else None
 
 
 def run_ranks(size: int, work: Callable[[World], T]) -> list[T | BaseException]:
@@ -128,17 +133,8 @@ class FakeEngine:
                 self.vectors[name][number].copy_(pair[name])
         self.steps = optimizer_steps
 
-    def gather_named(self, partitions: Sequence[Tensor], *, copy: bool = True) -> dict[str, Tensor] | None:
-        parts = self.world.all_gather([partition.clone() for partition in partitions])
-        if self.world.rank:
-            return None
-        named = {}
-        for number, group in enumerate(self.layout.groups):
-            flat = torch.cat([part[number] for part in parts])[: group.numel]
-            for parameter in group.parameters:
-                end = parameter.offset + parameter.numel
-                named[parameter.name] = flat[parameter.offset : end].view(parameter.shape)
-        return named
+    def gather_named(self, partitions: Sequence[Tensor]) -> dict[str, Tensor] | None:
+        return gather_named(self.layout, [partition.clone() for partition in partitions], self.world)
 
     def forward(self, batch: Mapping[str, Tensor], images_seen: int) -> tuple[Tensor, dict[str, Tensor]]:
         images = batch["weights"].sum()

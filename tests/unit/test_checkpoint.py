@@ -24,15 +24,11 @@ from synfundus.distributed.world import World
 from synfundus.errors import CheckpointError, StorageError
 from synfundus.storage import filesystem
 from synfundus.training import checkpoint
-from synfundus.training.checkpoint import (
-    find_checkpoint,
-    load_checkpoint,
-    take_snapshot,
-    verify,
-    write_snapshot,
-)
+from synfundus.training.checkpoint import load_checkpoint, take_snapshot, write_snapshot
+from synfundus.training.checkpoint_search import checkpoint_name, find_checkpoint, verify
 from synfundus.training.ema import ShardedEma
 from synfundus.training.host_copy import copy_by_pieces
+from synfundus.training.model_files import ModelPart
 
 LAYOUT = FlatLayout.of([[("a.weight", (5, 3)), ("b.weight", (4, 2))], [("a.bias", (5,)), ("s", ())]])
 VECTORS = ("master", "exp_avg", "exp_avg_sq", "ema")
@@ -179,7 +175,7 @@ def test_old_checkpoints_are_dropped_but_never_below_two(tmp_path: Path) -> None
     for images in (8, 16, 24, 32):
         save(tmp_path, images, keep=3)
     assert filesystem.list_names(str(tmp_path)) == [
-        *[checkpoint.checkpoint_name(images) for images in (16, 24, 32)],
+        *[checkpoint_name(images) for images in (16, 24, 32)],
         "latest",
     ]
     save(tmp_path, 40, keep=0)
@@ -191,10 +187,10 @@ def test_damaged_checkpoints_do_not_count_as_kept(tmp_path: Path) -> None:
     for images in (8, 24, 32):
         save(tmp_path, images)
     for images in (24, 32):
-        (tmp_path / checkpoint.checkpoint_name(images) / "state.json").write_text("{}")
+        (tmp_path / checkpoint_name(images) / "state.json").write_text("{}")
     found = find_checkpoint(str(tmp_path), world=ALONE)
     assert found is not None
-    assert found.damaged == {checkpoint.checkpoint_name(images) for images in (24, 32)}
+    assert found.damaged == {checkpoint_name(images) for images in (24, 32)}
 
     def there() -> set[int]:
         return {int(path.name.removeprefix("images-")) for path in tmp_path.glob("images-*")}
@@ -281,7 +277,7 @@ def another_version(folder: Path) -> None:
         (lose_file, "not found"),
         (lose_manifest, "not found"),
         (garble_manifest, "not valid JSON"),
-        (empty_listing, "lists no model.safetensors"),
+        (empty_listing, "lists no state.json"),
         (list_listing, "malformed"),
         (unlist_partition, "lists no zero/"),
         (another_version, "has version 9"),
@@ -548,3 +544,42 @@ def test_a_folder_that_cannot_be_listed_is_an_error_on_every_rank(
     monkeypatch.setattr(filesystem, "list_names", refuse)
     results = run_ranks(2, lambda world: find_checkpoint(str(tmp_path), world=world))
     assert [type(result) for result in results] == [StorageError, StorageError], results
+
+
+def test_older_checkpoints_stay_when_the_new_one_does_not_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a disk gives back may be other than what was written to it; then the ones before are all there is."""
+    for images in (8, 16):
+        save(tmp_path, images, keep=2)
+    original = filesystem.read_bytes
+
+    def read(url: str) -> bytes:
+        data = original(url)
+        return data[:-1] + bytes([data[-1] ^ 1]) if "images-000000000024/zero" in url else data
+
+    monkeypatch.setattr(filesystem, "read_bytes", read)
+    with pytest.raises(StorageError, match="not what was written: zero/rank-00000-of-00001"):
+        save(tmp_path, 24, keep=2)
+    names = sorted(path.name for path in tmp_path.glob("images-*"))
+    assert names == [checkpoint_name(images) for images in (8, 16, 24)]
+    found = find_checkpoint(str(tmp_path), world=ALONE)
+    assert found is not None
+    assert found.images_seen == 16
+
+
+def test_a_part_of_the_network_gets_a_folder_and_the_rest_one_file(tmp_path: Path) -> None:
+    engine = FakeEngine(LAYOUT, ALONE)
+    snapshot = take_snapshot(engine=engine.as_engine(), ema=average_of(engine), images_seen=8, state={}, world=ALONE)
+    part = ModelPart("a", "a.", '{"of": "a"}', "weights.safetensors")
+    folder = Path(write_snapshot(str(tmp_path), snapshot, keep=2, world=ALONE, parts=[part]))
+    assert verify(str(folder)) == ""
+    assert (folder / "a" / "config.json").read_text() == '{"of": "a"}'
+    named = engine.gather_named(engine.masters())
+    assert named is not None
+    own = safetensors.torch.load_file(folder / "a" / "weights.safetensors")
+    rest = safetensors.torch.load_file(folder / "model.safetensors")
+    assert {f"a.{name}": tensor.tolist() for name, tensor in own.items()} | {
+        name: tensor.tolist() for name, tensor in rest.items()
+    } == {name: tensor.tolist() for name, tensor in named.items()}
+    assert sorted(own) == ["bias", "weight"]

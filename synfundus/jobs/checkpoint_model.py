@@ -1,0 +1,213 @@
+"""The model of a run at one of its checkpoints: a run that has not ended, or was better before its end.
+
+::
+
+    RUN/model/                       written when the run begins
+        vae/                         the autoencoder of the latents
+        surroundings.json            labels, latent normalisation, noise schedule, fingerprints; written last
+    RUN/checkpoints/images-.../
+        unet/ conditioner/           config and raw weights: `from_pretrained` opens each
+        zero/                        the averaged weights, in slices
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from synfundus.config.schema import RunConfig
+from synfundus.distributed.flat_layout import FlatLayout
+from synfundus.distributed.gathering import gather_named
+from synfundus.distributed.world import LocalWorld
+from synfundus.errors import CheckpointError
+from synfundus.jobs import build
+from synfundus.jobs.codec_folder import config_text, forget_origin
+from synfundus.jobs.local_folder import folder_to_read, folder_to_replace
+from synfundus.jobs.pipeline_folder import DOCUMENT_NAME as EXPORT_NAME
+from synfundus.jobs.pipeline_folder import (
+    Pipeline,
+    Surroundings,
+    check_schema,
+    latent_shape_of,
+    open_unet,
+    read_surroundings,
+    surroundings_document,
+)
+from synfundus.models.autoencoder import LatentCodec
+from synfundus.models.conditioner import CONDITIONER_WEIGHTS_NAME, LabelConditioner
+from synfundus.models.unet import ConditionalDenoiser
+from synfundus.models.weight_files import WEIGHTS_NAME
+from synfundus.storage import documents, filesystem
+from synfundus.storage.manifest import ShardSet
+from synfundus.telemetry.console import Console
+from synfundus.training import checkpoint_search
+from synfundus.training.model_files import ModelPart
+from synfundus.training.partition_source import PartitionSource
+
+FOLDER_NAME = "model"
+DOCUMENT_NAME = "surroundings.json"
+FORMAT_NAME = "synfundus-surroundings"
+FORMAT_VERSION = 1
+
+Weights = Literal["averaged", "raw"]
+
+
+def model_parts(denoiser: ConditionalDenoiser) -> tuple[ModelPart, ...]:
+    """Return the folders of a checkpoint that hold a network."""
+    return (
+        ModelPart("unet", "unet.", config_text(denoiser.unet), WEIGHTS_NAME),
+        ModelPart("conditioner", "conditioner.", denoiser.conditioner.config_text(), CONDITIONER_WEIGHTS_NAME),
+    )
+
+
+def surroundings_of(config: RunConfig, latents: ShardSet, codec: LatentCodec) -> Surroundings:
+    """Return what the network of a run will need around it."""
+    mean, std = build.latent_statistics(config, latents.properties)
+    return Surroundings(
+        codec=codec,
+        schedule_settings=build.schedule_settings(config),
+        label_schema=latents.label_schema,
+        latent_mean=tuple(mean),
+        latent_std=tuple(std),
+        image_size_px=int(latents.properties["image_size_px"]),
+        latent_set_identity=latents.identity,
+        vae_fingerprint=str(latents.properties["autoencoder_fingerprint"]),
+    )
+
+
+def save_surroundings(run_url: str, around: Surroundings, training_summary: Mapping[str, Any]) -> None:
+    """Write what the network of a run needs around it, once; rank 0 calls it.
+
+    Args:
+        run_url: The run.
+        around: What it is.
+        training_summary: Figures for model cards that are known when a run begins.
+    """
+    url = filesystem.join(run_url, FOLDER_NAME)
+    if filesystem.exists(filesystem.join(url, DOCUMENT_NAME)):
+        return
+    with folder_to_replace(url, last=(DOCUMENT_NAME,)) as work:
+        around.codec.save_pretrained(work / "vae")
+        forget_origin(work)
+        document = surroundings_document(around) | {"training": dict(training_summary)}
+        documents.write_document(str(work / DOCUMENT_NAME), document, format_name=FORMAT_NAME, version=FORMAT_VERSION)
+
+
+def has_only_checkpoints(run_url: str) -> bool:
+    """Whether a run of `train` has not ended: it has begun, and has no export."""
+    names = ((FOLDER_NAME, DOCUMENT_NAME), ("export", EXPORT_NAME))
+    begun, ended = (filesystem.exists(filesystem.join(run_url, *parts)) for parts in names)
+    return begun and not ended
+
+
+def load_checkpoint_model(run_url: str, *, name: str | None, weights: Weights, console: Console) -> Pipeline:
+    """Load the model of a run at a checkpoint, fp32 on the CPU. One process.
+
+    Args:
+        run_url: The run.
+        name: Folder name of the checkpoint; None takes the newest that verifies.
+        weights: The averaged or the raw ones.
+        console: Told which checkpoint it is, and of damaged ones.
+
+    Raises:
+        CheckpointError: No such checkpoint, a damaged one, or one from before these folders were kept.
+    """
+    found = _find(run_url, name, console)
+    document = documents.read_document(
+        filesystem.join(found.url, checkpoint_search.STATE_NAME),
+        format_name=checkpoint_search.FORMAT_NAME,
+        version=checkpoint_search.FORMAT_VERSION,
+    )
+    around, summary = _surroundings(run_url)
+    denoiser = _denoiser(found.url, around)
+    if weights == "averaged":
+        _replace_weights(denoiser, _averaged(found.url, document), where=found.url)
+    console.message(f"{weights} weights at {found.images_seen:,} images, from {found.url}")
+    return Pipeline(
+        **vars(around),
+        denoiser=denoiser.requires_grad_(False).eval(),
+        latent_shape=latent_shape_of(denoiser),
+        fingerprint="",
+        training_summary={**summary, "images_seen": found.images_seen, "weights": weights},
+        folder=found.url,
+    )
+
+
+def _find(run_url: str, name: str | None, console: Console) -> checkpoint_search.FoundCheckpoint:
+    root = filesystem.join(run_url, "checkpoints")
+    if name is None:
+        found = checkpoint_search.find_checkpoint(root, world=LocalWorld()) if filesystem.is_dir(root) else None
+        if found is None:
+            raise CheckpointError("this run has no checkpoint yet", where=run_url)
+        for line in found.passed_over:
+            console.warning(f"damaged checkpoint passed over: {line}")
+        return found
+    names = [entry for entry in filesystem.list_names(root) if entry.startswith("images-")]
+    if name not in names:
+        raise CheckpointError(
+            f"this run has no checkpoint {name}", where=root, hint=f"there are: {', '.join(sorted(names)) or 'none'}"
+        )
+    url = filesystem.join(root, name)
+    if problem := checkpoint_search.verify(url):
+        raise CheckpointError(f"the checkpoint is damaged: {problem}", where=url, hint="take another one")
+    return checkpoint_search.FoundCheckpoint(url, int(name.removeprefix("images-")), ())
+
+
+def _surroundings(run_url: str) -> tuple[Surroundings, dict[str, Any]]:
+    url = filesystem.join(run_url, FOLDER_NAME)
+    if not filesystem.exists(filesystem.join(url, DOCUMENT_NAME)):
+        raise CheckpointError(
+            f"{FOLDER_NAME}/{DOCUMENT_NAME} is missing: no run of `train`, or one that an earlier version began",
+            where=run_url,
+            hint="the same `synfundus train` goes on with the run and writes it",
+        )
+    with folder_to_read(url) as folder:
+        path = str(folder / DOCUMENT_NAME)
+        document = documents.read_document(path, format_name=FORMAT_NAME, version=FORMAT_VERSION)
+        try:
+            return read_surroundings(folder, document, where=path), dict(document["training"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{DOCUMENT_NAME} lacks a field or has a wrong one: {error}", where=url) from error
+
+
+def _denoiser(url: str, around: Surroundings) -> ConditionalDenoiser:
+    """Return the network of a checkpoint with its raw weights."""
+    if not filesystem.exists(filesystem.join(url, "unet", "config.json")):
+        raise CheckpointError(
+            "this checkpoint has no unet/: an earlier version wrote it",
+            where=url,
+            hint="the same `synfundus train` goes on from it, and its next checkpoint has one",
+        )
+    with (
+        folder_to_read(filesystem.join(url, "unet")) as unet,
+        folder_to_read(filesystem.join(url, "conditioner")) as conditioner,
+    ):
+        denoiser = ConditionalDenoiser(
+            unet=open_unet(Path(unet)), conditioner=LabelConditioner.from_pretrained(conditioner)
+        )
+    check_schema(around.label_schema, denoiser.conditioner, where=url)
+    return denoiser
+
+
+def _averaged(url: str, document: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the averaged weights of a checkpoint by name, whole."""
+    try:
+        layout = FlatLayout.from_document(document["layout"])
+        source = PartitionSource(url, saved_world_size=int(document["world_size"]))
+        whole = [source.slice(number, group, "ema", rank=0, world_size=1) for number, group in enumerate(layout.groups)]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the partitions lack {error}", where=url) from error
+    named = gather_named(layout, whole, LocalWorld())
+    assert named is not None
+    return named
+
+
+def _replace_weights(denoiser: ConditionalDenoiser, weights: Mapping[str, Tensor], *, where: str) -> None:
+    with torch.no_grad():
+        missing, unexpected = denoiser.load_state_dict(dict(weights), strict=False)
+    if unexpected or set(missing) - {name for name, _ in denoiser.named_buffers()}:
+        raise CheckpointError(f"the weights do not fit the network: {unexpected} {missing}", where=where)

@@ -1,0 +1,136 @@
+"""The model of a run that has not ended: its checkpoints open in diffusers, and `export` makes a model of each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from rank_processes import run_cli, run_ranks_killed_at
+from test_training_resume import settings, train_here
+from tiny_sets import flip_byte, merged, tiny_config, write_config
+from torch import Tensor
+
+from synfundus.distributed.world import LocalWorld, World
+from synfundus.errors import CheckpointError
+from synfundus.jobs import export
+from synfundus.jobs.pipeline_folder import Pipeline, load_pipeline
+from synfundus.storage.manifest import ShardSet
+from synfundus.telemetry.console import SilentConsole
+
+AT_80, AT_160 = "images-000000000080", "images-000000000160"
+LAST = "images-000000000400"
+
+
+@pytest.fixture(scope="module")
+def ended(latent_set: ShardSet, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that went to its end; not to be written to."""
+    folder = tmp_path_factory.mktemp("ended") / "run"
+    train_here(latent_set, folder, world)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cut_off(latent_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two ranks that was killed behind its checkpoint at 160 images; not to be written to."""
+    folder = tmp_path_factory.mktemp("cut") / "run"
+    averages = {"ema": {"sigma_rel": [0.05, 0.1], "snapshot_every_images": 40}}
+    config = merged(settings(latent_set, folder), averages)
+    path = write_config(folder.parent / "run.yaml", config)
+    run_ranks_killed_at("step:23", 0, "train", "--config", path, "--procs-per-node", "2", world_size=2)
+    return folder
+
+
+def exported(run_dir: Path, out: Path, **section: Any) -> Pipeline:
+    config = {"train": {"run_dir": str(run_dir)}, "sample": {"out": str(out)}, "export": section}
+    export.run(tiny_config(config), LocalWorld(), SilentConsole())
+    return load_pipeline(out, device=torch.device("cpu"))
+
+
+def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_checkpoint_holds_a_network_that_diffusers_opens(ended: Path, tmp_path: Path) -> None:
+    unet = UNet2DConditionModel.from_pretrained(ended / "checkpoints" / LAST / "unet", local_files_only=True)
+    raw = exported(ended, tmp_path / "raw", checkpoint=LAST, weights="raw")
+    assert same(unet.state_dict(), raw.denoiser.unet.state_dict())
+    assert "_name_or_path" not in json.loads((ended / "checkpoints" / LAST / "unet" / "config.json").read_text())
+
+
+def test_the_last_checkpoint_makes_the_model_the_run_exported(ended: Path, tmp_path: Path) -> None:
+    finished = load_pipeline(ended / "export", device=torch.device("cpu"))
+    made = exported(ended, tmp_path / "made", checkpoint=LAST)
+    assert made.fingerprint == finished.fingerprint
+    assert made.vae_fingerprint == finished.vae_fingerprint
+    assert made.latent_mean == finished.latent_mean
+    assert made.schedule_settings == finished.schedule_settings
+    kept = ("parameters", "training_images", "images_seen")
+    assert [made.training_summary[name] for name in kept] == [finished.training_summary[name] for name in kept]
+    raw = exported(ended, tmp_path / "raw", weights="raw")
+    assert raw.fingerprint != finished.fingerprint
+
+
+def test_an_earlier_checkpoint_makes_another_model(ended: Path, tmp_path: Path) -> None:
+    earlier = sorted(path.name for path in (ended / "checkpoints").glob("images-*"))[0]
+    assert earlier != LAST
+    made = exported(ended, tmp_path / "made", checkpoint=earlier)
+    assert made.training_summary["images_seen"] == int(earlier.removeprefix("images-"))
+    assert made.fingerprint != load_pipeline(ended / "export", device=torch.device("cpu")).fingerprint
+
+
+def test_a_run_of_two_ranks_that_was_killed_gives_a_model_that_samples(cut_off: Path, tmp_path: Path) -> None:
+    refused = run_cli("sample", "--model", cut_off, "--out", tmp_path / "images", "--num-images", "2")
+    assert refused.returncode != 0
+    assert "synfundus export --run-dir" in " ".join(refused.output.split())
+    said = run_cli("export", "--run-dir", cut_off, "--out", tmp_path / "model").check().output
+    assert "averaged weights at 160 images" in said
+    command = ("sample", "--model", tmp_path / "model", "--out", tmp_path / "images", "--num-images", "2")
+    run_cli(*command, "--set", "sample.num_steps=2").check()
+    assert len(list((tmp_path / "images" / "images").glob("*.png"))) == 2
+    assert "160" in (tmp_path / "model" / "MODEL_CARD.md").read_text()
+
+
+def test_an_average_of_another_length_needs_no_finished_run(cut_off: Path, tmp_path: Path) -> None:
+    said = run_cli("ema", "--run-dir", cut_off, "--sigma-rel", "0.08", "--out", tmp_path / "model").check().output
+    assert "average of width 0.08 at 160 images" in said
+    made = load_pipeline(tmp_path / "model", device=torch.device("cpu"))
+    assert made.training_summary["ema_sigma_rel"] == 0.08
+
+
+def test_the_model_does_not_depend_on_the_ranks_that_saved_it(
+    latent_set: ShardSet, world: World, cut_off: Path, tmp_path: Path
+) -> None:
+    """One rank goes on from what two have saved, and saves: the average it read is the one that was exported."""
+    copy = tmp_path / "run"
+    shutil.copytree(cut_off, copy)
+    before = exported(copy, tmp_path / "two").denoiser.state_dict()
+    again = exported(copy, tmp_path / "again", checkpoint=AT_160).denoiser.state_dict()
+    assert same(before, again)
+    raw = exported(copy, tmp_path / "raw", weights="raw").denoiser.state_dict()
+    assert not same(before, raw)
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_and_one_asked_for_is_refused(cut_off: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(cut_off, copy)
+    flip_byte(copy / "checkpoints" / AT_160 / "unet" / "diffusion_pytorch_model.safetensors", 3000)
+    with pytest.raises(CheckpointError, match="damaged: unet/diffusion_pytorch_model") as caught:
+        exported(copy, tmp_path / "asked", checkpoint=AT_160)
+    assert caught.value.where.endswith(AT_160)
+    assert exported(copy, tmp_path / "newest").training_summary["images_seen"] == 80
+    with pytest.raises(CheckpointError, match="no checkpoint images-000000000004") as missing:
+        exported(copy, tmp_path / "missing", checkpoint="images-000000000004")
+    assert AT_80 in missing.value.hint
+
+
+def test_a_checkpoint_of_train_vae_holds_an_autoencoder_that_diffusers_opens(vae_run: Path, tmp_path: Path) -> None:
+    newest = sorted((vae_run / "checkpoints").glob("images-*"))[-1]
+    AutoencoderKL.from_pretrained(newest / "vae", local_files_only=True)
+    with pytest.raises(CheckpointError, match="this is an autoencoder"):
+        exported(vae_run, tmp_path / "out")
