@@ -17,6 +17,7 @@ restarts="${SLURM_RESTART_COUNT:-0}" cap="${SYNFUNDUS_MAX_RESTARTS:-20}"
 echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, restart $restarts of $cap"
 MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 export MASTER_ADDR MASTER_PORT="$((12000 + SLURM_JOB_ID % 18000))" SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
+export SYNFUNDUS_STALLED="$PWD/.stalled-$SLURM_JOB_ID-$restarts"
 
 srun --export=ALL --kill-on-bad-exit=1 "${SYNFUNDUS_PYTHON:-python3}" -m synfundus prepare "$@" &
 # srun hands USR2 on to all ranks; of TERM it would kill them before they have saved
@@ -25,12 +26,11 @@ trap 'signals=$((signals + 1)); kill -USR2 "$step"' USR2 TERM
 # bash runs a trap only while it waits, and the wait ends early for it: hence the loop
 until [ "$seen" -eq "$signals" ]; do
   seen="$signals"
-  wait "$step"
-  code=$?
+  wait "$step"; code=$?
 done
 [ "$code" -eq 0 ] && exit
-
-# 75: saved; 128 and more after a signal or a preemption: ended before it could save. A cancelled job is not RUNNING.
+rm "$SYNFUNDUS_STALLED" 2>/dev/null && code=75
+# 75: saved or stood still; 128 and more after a signal or a preemption: not saved. A cancelled job is not RUNNING.
 until read -r state since < <(squeue -hO State,PreemptTime -j "$SLURM_JOB_ID") || ((++tries > 9)); do sleep 20; done
 [[ "$since" == [0-9]* ]] && signals=$((signals + 1))
 if { [ "$code" -eq 75 ] || { [ "$signals" -gt 0 ] && [ "$code" -ge 128 ]; }; } && [ "$state" = RUNNING ]; then

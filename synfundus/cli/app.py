@@ -13,7 +13,8 @@ import typer
 
 from synfundus import __version__
 from synfundus.cli.verbs import COMMON, VERBS, Option, Verb
-from synfundus.errors import ConfigError, Preempted, SynfundusError
+from synfundus.distributed.stall_mark import leave_mark
+from synfundus.errors import ConfigError, Preempted, Stalled, SynfundusError
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
@@ -146,6 +147,8 @@ def run_command(arguments: Sequence[str]) -> int:
         from synfundus.cli.report import report_error
 
         report_error(error, debug=debug)
+        if isinstance(error, Stalled):
+            leave_mark()
         return error.exit_code
 
 

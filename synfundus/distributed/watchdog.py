@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from synfundus.distributed.stall_mark import leave_mark
 from synfundus.distributed.world import NoticeBoard
 from synfundus.errors import Stalled
 
@@ -150,6 +151,7 @@ class Watchdog:
         text += b"the same command goes on from the last checkpoint\n"
         with contextlib.suppress(OSError):
             os.write(_STANDARD_ERROR, text)
+        _try(leave_mark)
         if self._world_size > 1:
             # until the others have read the notice, which rank 0 keeps: they would take its end for a fault
             time.sleep(2.5 * self._poll_s)

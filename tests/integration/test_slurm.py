@@ -5,12 +5,16 @@ Skipped where Debian's packages `slurmd slurmctld slurm-client munge iproute2` a
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rank_processes import REPOSITORY
@@ -49,12 +53,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
         cluster.stop()
 
 
-def write_run(latent_set: ShardSet, folder: Path, *, images: int = IMAGES) -> tuple[Path, Path]:
+def write_run(latent_set: ShardSet, folder: Path, *, images: int = IMAGES, **more: Any) -> tuple[Path, Path]:
     """Describe a run; returns its configuration and its directory."""
     folder.mkdir(exist_ok=True)
     run_dir = folder / "run"
     loop = {"budget_images": images, "checkpoint_every_images": INTERVAL, "validate_every_images": 0, "workers": 1}
-    return write_config(folder / "run.yaml", settings(latent_set, run_dir, **loop)), run_dir
+    return write_config(folder / "run.yaml", settings(latent_set, run_dir, **loop, **more)), run_dir
 
 
 def final(images: int) -> str:
@@ -86,6 +90,19 @@ def wait_for_images(run_dir: Path, images: int) -> None:
             return
         time.sleep(0.1)
     raise AssertionError(f"{run_dir} did not get to {images} images")
+
+
+def process_of(job: str, rank: int) -> int:
+    """Return the process of a rank of a job; its loader workers, which it started later, are others."""
+    wanted = {f"SLURM_JOB_ID={job}".encode(), f"SLURM_PROCID={rank}".encode()}
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (folder / "cmdline").read_bytes().split(b"\0")
+            if command[1:3] == [b"-m", b"synfundus"] and wanted <= set((folder / "environ").read_bytes().split(b"\0")):
+                found.append(int(folder.name))
+    assert found, f"no process of rank {rank} of job {job}"
+    return min(found)
 
 
 def finish(cluster: SlurmCluster, job: str, folder: Path, *, restarts: int, timeout_s: float = PATIENCE_S) -> str:
@@ -244,6 +261,24 @@ def test_a_requeued_job_comes_back(
     cluster.client("scontrol", "requeue", job)
     finish(cluster, job, tmp_path, restarts=1)
     assert_same_run(undisturbed, run_dir, final(IMAGES))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 3])
+def test_a_stopped_rank_ends_the_job_and_it_comes_back(
+    latent_set: ShardSet, cluster: SlurmCluster, undisturbed: Path, tmp_path: Path, rank: int
+) -> None:
+    """srun has to kill it, so SLURM sees 137 of the job and not the 75 of the ranks that noticed."""
+    config, run_dir = write_run(latent_set, tmp_path, watchdog_s=15.0)
+    job = submit(cluster, tmp_path, config=config)
+    wait_for_images(run_dir, 1000)
+    images = rows(run_dir)[-1]["images_seen"]
+    os.kill(process_of(job, rank), signal.SIGSTOP)
+    log = finish(cluster, job, tmp_path, restarts=1, timeout_s=2 * PATIENCE_S)
+    assert "Nothing moves" in log
+    check_loss(log, images)
+    assert_same_run(undisturbed, run_dir, final(IMAGES))
+    assert not list(Path.cwd().glob(".stalled-*"))
 
 
 @pytest.mark.slow
