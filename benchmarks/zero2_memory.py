@@ -91,7 +91,6 @@ def main() -> None:
                 ranks=ranks,
                 weight_bytes=weight_bytes,
                 num_averages=1 + len(WIDTHS),
-                accumulation_steps=GLOBAL_BATCH // (MICRO_BATCH * ranks),
             )
             report(
                 name=f"zero2_state_bytes_{precision}_{ranks}_ranks",

@@ -200,7 +200,6 @@ class _Search:
             ranks=self._world.size,
             weight_bytes=weight_bytes,
             num_averages=self._rehearsed.num_averages,
-            accumulation_steps=1,
         )
         zero = build.ds_document(self._launch, self._world.device)["zero_optimization"]
         buckets = int(zero["reduce_bucket_size"]) * weight_bytes

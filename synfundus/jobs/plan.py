@@ -64,17 +64,10 @@ def work_out(config: RunConfig, count: NetworkCount) -> Summary:
     ranks = config.launch.nodes * (config.launch.procs_per_node or config.launch.gpus_per_node or 1)
     batch = _batch(config, ranks, most=assumed_micro_batch(config.loop))
     weight_bytes, averages = _weight_bytes(config), 1 + len(config.ema.sigma_rel)
-    network = {
-        "parameters": count.parameters,
-        "ranks": ranks,
-        "weight_bytes": weight_bytes,
-        "accumulation_steps": batch.gradient_accumulation_steps,
-    }
+    network = {"parameters": count.parameters, "ranks": ranks, "weight_bytes": weight_bytes}
     states = state_bytes(**network, num_averages=averages)
     if config.loop.micro_batch_size == "auto":
         batch = _batch(config, ranks, most=max(1, _largest_micro_batch(config, count, states)))
-        network["accumulation_steps"] = batch.gradient_accumulation_steps
-        states = state_bytes(**network, num_averages=averages)
     gpu, flops = GPUS[config.plan.gpu], image_flops(count)
     time = throughput(
         flops=flops,
@@ -99,7 +92,9 @@ def work_out(config: RunConfig, count: NetworkCount) -> Summary:
         "hours": time.hours,
         "gpu_hours": time.gpu_hours,
         "cost": None if price is None else price * time.gpu_hours,
-        "traffic_bytes": step_traffic(**network, gradient_bytes=_gradient_bytes(config)).total,
+        "traffic_bytes": step_traffic(
+            **network, gradient_bytes=_gradient_bytes(config), accumulation_steps=batch.gradient_accumulation_steps
+        ).total,
         "checkpoint_bytes": checkpoint_bytes(parameters=count.parameters, num_averages=averages),
         "latent_set_bytes": latent_set_bytes(
             num_images=config.plan.num_images, latent_shape=_latent_shape(config), with_flip=config.encode.flip
@@ -112,7 +107,9 @@ def _memory(config: RunConfig, count: NetworkCount, batch: BatchPlan, states: St
     buckets = _bucket_bytes(config, _weight_bytes(config))
     on_gpu = _on_gpu(config, states)
     memory = {**asdict(on_gpu), "buckets": buckets, "activations": count.activation_bytes * batch.micro_batch_size}
-    total, gpu = sum(memory.values()), GPUS[config.plan.gpu]
+    # activations and bucket are gone when the gradients are joined, which takes as much again as they do
+    total = on_gpu.total + max(memory["buckets"] + memory["activations"], on_gpu.gradients)
+    gpu = GPUS[config.plan.gpu]
     usable = int(USABLE * gpu.memory_bytes)
     return {
         "memory": memory,

@@ -1,10 +1,10 @@
 """What a run costs before it is started: bytes on a rank, operations an image, hours. Pure arithmetic.
 
 P parameters, N ranks, weights of w bytes each (2 in bf16, 4 in fp32). Under ZeRO-2 a rank holds the weights whole, wP,
-and of everything else its N-th part, in fp32: gradients (4P/N; in fp32 without accumulation twice, once as they came
-and once flat), masters (4P/N), two moments (8P/N), and each average of the weights (4P/N). DeepSpeed's estimator says
-2P + 18P/N for bf16, its documentation 4P + 16P/N; what is alive when our engine updates is 2P + 16P/N and the averages
-(`benchmarks/zero2_memory.py`). During the backward pass a bucket comes on top.
+and of everything else its N-th part, in fp32: gradients (4P/N), masters (4P/N), two moments (8P/N), and each average of
+the weights (4P/N). DeepSpeed's estimator says 2P + 18P/N for bf16, its documentation 4P + 16P/N; what is alive when our
+engine updates is wP + 16P/N and the averages (`benchmarks/zero2_memory.py`). During the backward pass a bucket and
+activations come on top; they are gone when the gradients are joined into one vector, which takes another 4P/N.
 
 Source: Rajbhandari et al. 2020, ZeRO (arXiv 1910.02054), section 3; Kaplan et al. 2020 (arXiv 2001.08361) for a
 backward pass as twice the forward one.
@@ -93,9 +93,7 @@ class StateBytes:
         return self.weights + self.gradients + self.masters + self.moments + self.averages
 
 
-def state_bytes(
-    *, parameters: int, ranks: int, weight_bytes: int, num_averages: int, accumulation_steps: int
-) -> StateBytes:
+def state_bytes(*, parameters: int, ranks: int, weight_bytes: int, num_averages: int) -> StateBytes:
     """Return what a rank of a ZeRO-2 run holds while it updates.
 
     Args:
@@ -103,12 +101,11 @@ def state_bytes(
         ranks: N.
         weight_bytes: w: 2 for bf16, 4 for fp32.
         num_averages: Averages of the weights, at least the one with a half-life.
-        accumulation_steps: Backward passes an update.
     """
     share = -(-parameters // ranks)
     return StateBytes(
         weights=weight_bytes * parameters,
-        gradients=(8 if weight_bytes == 4 and accumulation_steps == 1 else 4) * share,
+        gradients=4 * share,
         masters=4 * share,
         moments=8 * share,
         averages=4 * num_averages * share,

@@ -53,7 +53,6 @@ def test_the_states_of_bf16_are_2p_and_16_shares_and_averages_4_more(parameters:
             ranks=ranks,
             weight_bytes=2,
             num_averages=num_averages,
-            accumulation_steps=1,
         ).total
 
     assert 0 <= states(0) - (2 * parameters + 16 * parameters / ranks) < 16
