@@ -42,7 +42,7 @@ def cut_off(latent_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> P
     averages = {"ema": {"sigma_rel": [0.05, 0.1], "snapshot_every_images": 40}}
     config = merged(settings(latent_set, folder), averages)
     path = write_config(folder.parent / "run.yaml", config)
-    run_ranks_killed_at("step:23", 0, "train", "--config", path, "--procs-per-node", "2", world_size=2)
+    run_ranks_killed_at("settled:23", 0, "train", "--config", path, "--procs-per-node", "2", world_size=2)
     return folder
 
 
