@@ -23,6 +23,8 @@ REGION = "us-east-1"
 BUCKET = "shards"
 _READY_S = 60.0
 _PATIENCE_S = 2.0
+_TRIES = 3
+"""A port that was free a moment ago may be anybody's."""
 
 
 def s3_environment(endpoint: str) -> dict[str, str]:
@@ -80,7 +82,15 @@ class S3Server:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start the process and wait until it answers."""
+        """Start the process and wait until it answers; other ports are tried when somebody takes one meanwhile."""
+        for _ in range(_TRIES):
+            self._spawn()
+            if self._comes_up():
+                return
+        self.stop()
+        raise RuntimeError("the S3 server did not start: " + (self.folder / "server.log").read_text()[-2000:])
+
+    def _spawn(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         ports = {name: _free_port() for name in ("master", "volume", "filer", "admin")}
         command = [
@@ -99,11 +109,16 @@ class S3Server:
             start_new_session=True,
         )
         log.close()
+
+    def _comes_up(self) -> bool:
+        """Wait until it answers; False when it ends or takes too long."""
+        assert self._process is not None
         ends = time.monotonic() + _READY_S
-        while not self._answers():
-            if self._process.poll() is not None or time.monotonic() > ends:
-                raise RuntimeError("the S3 server did not start: " + (self.folder / "server.log").read_text()[-2000:])
+        while self._process.poll() is None and time.monotonic() < ends:
+            if self._answers():
+                return True
             time.sleep(0.1)
+        return False
 
     def _answers(self) -> bool:
         """Whether the bucket is there. The server refuses unsigned requests before it has made its bucket."""
@@ -127,6 +142,9 @@ class S3Server:
     def stop(self) -> None:
         """End the process; its data stays."""
         if self._process is None:
+            return
+        if self._process.poll() is not None:
+            self._process = None
             return
         os.killpg(self._process.pid, signal.SIGTERM)
         try:
