@@ -87,7 +87,7 @@ class S3Server:
             self._spawn()
             if self._comes_up():
                 return
-        self.stop()
+            self.stop()
         raise RuntimeError("the S3 server did not start: " + (self.folder / "server.log").read_text()[-2000:])
 
     def _spawn(self) -> None:
