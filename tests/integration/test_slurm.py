@@ -278,7 +278,7 @@ def test_a_stopped_rank_ends_the_job_and_it_comes_back(
     assert "Nothing moves" in log
     check_loss(log, images)
     assert_same_run(undisturbed, run_dir, final(IMAGES))
-    assert not list(Path.cwd().glob(".stalled-*"))
+    assert not list(Path.cwd().glob(f".stalled-{job}-*"))
 
 
 @pytest.mark.slow
