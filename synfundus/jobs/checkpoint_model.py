@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from synfundus.config.schema import RunConfig
@@ -104,6 +103,13 @@ def has_only_checkpoints(run_url: str) -> bool:
     return begun and not ended
 
 
+def newest_images(run_url: str) -> int:
+    """Return the images seen at a run's newest checkpoint, whole or not; 0 where there is none."""
+    root = filesystem.join(run_url, "checkpoints")
+    names = checkpoint_search.list_checkpoints(root)[0] if filesystem.is_dir(root) else []
+    return int(names[-1].removeprefix("images-")) if names else 0
+
+
 def load_checkpoint_model(run_url: str, *, name: str | None, weights: Weights, console: Console) -> Pipeline:
     """Load the model of a run at a checkpoint, fp32 on the CPU. One process.
 
@@ -125,7 +131,7 @@ def load_checkpoint_model(run_url: str, *, name: str | None, weights: Weights, c
     around, summary = _surroundings(run_url)
     denoiser = _denoiser(found.url, around)
     if weights == "averaged":
-        _replace_weights(denoiser, _averaged(found.url, document), where=found.url)
+        replace_weights(denoiser, _averaged(found.url, document), where=found.url)
     console.message(f"{weights} weights at {found.images_seen:,} images, from {found.url}")
     return Pipeline(
         **vars(around),
@@ -206,8 +212,18 @@ def _averaged(url: str, document: Mapping[str, Any]) -> dict[str, Tensor]:
     return named
 
 
-def _replace_weights(denoiser: ConditionalDenoiser, weights: Mapping[str, Tensor], *, where: str) -> None:
-    with torch.no_grad():
+def replace_weights(denoiser: ConditionalDenoiser, weights: Mapping[str, Tensor], *, where: str) -> None:
+    """Put weights, by name, into a network.
+
+    Raises:
+        CheckpointError: They are of another network.
+    """
+    try:
         missing, unexpected = denoiser.load_state_dict(dict(weights), strict=False)
-    if unexpected or set(missing) - {name for name, _ in denoiser.named_buffers()}:
-        raise CheckpointError(f"the weights do not fit the network: {unexpected} {missing}", where=where)
+    except RuntimeError as error:
+        raise CheckpointError(f"these are the weights of another network: {error}", where=where) from error
+    lacking = sorted(set(missing) - {name for name, _ in denoiser.named_buffers()})
+    if unexpected or lacking:
+        raise CheckpointError(
+            f"these are the weights of another network: it has no {unexpected}, they lack {lacking}", where=where
+        )

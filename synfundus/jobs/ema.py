@@ -11,7 +11,7 @@ from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World
 from synfundus.errors import CheckpointError, ConfigError
 from synfundus.jobs import Summary, build
-from synfundus.jobs.checkpoint_model import has_only_checkpoints, load_checkpoint_model
+from synfundus.jobs.checkpoint_model import has_only_checkpoints, load_checkpoint_model, replace_weights
 from synfundus.jobs.ema_snapshots import FOLDER_NAME, Snapshot, find_snapshots, read_snapshot
 from synfundus.jobs.pipeline_folder import Pipeline, find_pipeline, load_pipeline, resave_pipeline
 from synfundus.storage import filesystem
@@ -46,7 +46,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
             "asked for; more of them, or widths on both sides of it, come closer"
         )
     pipeline = _run_model(run_url, console)
-    _load(pipeline, _weighted_sum(snapshots, combination, console), where=filesystem.join(run_url, FOLDER_NAME))
+    weights = _weighted_sum(snapshots, combination, console)
+    replace_weights(pipeline.denoiser, weights, where=filesystem.join(run_url, FOLDER_NAME))
     name = f"sigma-rel-{wanted.sigma_rel:.4f}-images-{wanted.images_seen:012d}"
     out = section.out or filesystem.join(run_url, f"export-{name}")
     told = {
@@ -104,18 +105,3 @@ def _weighted_sum(snapshots: list[Snapshot], combination: Combination, console: 
                 total[name] = total[name].add_(share) if name in total else share
             bar.advance()
     return {name: tensor.float() for name, tensor in total.items()}
-
-
-def _load(pipeline: Pipeline, weights: dict[str, Tensor], *, where: str) -> None:
-    """Put the weights into the run's exported network.
-
-    Raises:
-        CheckpointError: They are of another network.
-    """
-    denoiser = pipeline.denoiser
-    try:
-        missing, unexpected = denoiser.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
-        raise CheckpointError(f"the snapshots are of another network than the export: {error}", where=where) from error
-    if unexpected or set(missing) - {name for name, _ in denoiser.named_buffers()}:
-        raise CheckpointError("the snapshots are of another network than the export", where=where)

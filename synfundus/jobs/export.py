@@ -8,7 +8,7 @@ from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World
 from synfundus.errors import ConfigError
 from synfundus.jobs import Summary, build
-from synfundus.jobs.checkpoint_model import has_only_checkpoints, load_checkpoint_model
+from synfundus.jobs.checkpoint_model import has_only_checkpoints, load_checkpoint_model, newest_images
 from synfundus.jobs.local_folder import UNFINISHED_NAME
 from synfundus.jobs.pipeline_folder import DOCUMENT_NAME, Pipeline, find_pipeline, load_pipeline, resave_pipeline
 from synfundus.storage import filesystem
@@ -48,7 +48,13 @@ def _model(config: RunConfig, run_url: str, console: Console) -> Pipeline:
     """Return the finished model of a run, or that of a checkpoint where one is asked for or the run has not ended."""
     wanted = config.export
     if wanted.checkpoint is None and wanted.weights == "averaged" and not has_only_checkpoints(run_url):
-        return load_pipeline(find_pipeline(run_url), device=torch.device("cpu"))
+        pipeline = load_pipeline(find_pipeline(run_url), device=torch.device("cpu"))
+        newest = newest_images(run_url)
+        if newest > int(pipeline.training_summary.get("images_seen") or 0):
+            console.warning(
+                f"the run has gone on since this model was exported, to {newest:,} images: see --checkpoint"
+            )
+        return pipeline
     return load_checkpoint_model(run_url, name=wanted.checkpoint, weights=wanted.weights, console=console)
 
 

@@ -103,6 +103,8 @@ def model_card(document: Mapping[str, Any], schema: LabelSchema, *, linear_path:
         ("autoencoder fingerprint", f"`{prints['autoencoder']}`"),
         ("latent set", f"`{prints['latent_set']}`"),
     ]
+    if training.get("weights") == "raw":
+        facts.append(("weights", "as the optimizer left them, not averaged"))
     if training.get("started_from"):
         facts.append(("started from published weights, whose licence may bind", f"`{training['started_from']}`"))
     schedule = document["schedule"]

@@ -145,7 +145,8 @@ def write_snapshot(
     _raise_if_any_failed(reports, failure, folder, world, clear=folder != final)
     failure = _read_back(final, entries)
     reports = world.all_gather(({}, None if failure is None else str(failure)))
-    _raise_if_any_failed(reports, failure, final, world, clear=False)
+    advice = "look after the disk; the checkpoints before this one are untouched, a damaged one is passed over,"
+    _raise_if_any_failed(reports, failure, final, world, clear=False, advice=advice)
     if world.rank == 0:
         failure = _retain(root, keep, set(damaged) - {checkpoint_name(snapshot.images_seen)})
     reports = world.all_gather(({}, None if failure is None else str(failure)))
@@ -182,7 +183,13 @@ def _drop(folder: str) -> None:
 
 
 def _raise_if_any_failed(
-    reports: Sequence[tuple[Any, str | None]], own: StorageError | None, folder: str, world: World, *, clear: bool
+    reports: Sequence[tuple[Any, str | None]],
+    own: StorageError | None,
+    folder: str,
+    world: World,
+    *,
+    clear: bool,
+    advice: str = "free some space; the previous checkpoint is untouched",
 ) -> None:
     """Raise on every rank when one could not write, so that nobody waits for it."""
     failures = [f"rank {rank}: {text}" for rank, (_, text) in enumerate(reports) if text is not None]
@@ -194,7 +201,7 @@ def _raise_if_any_failed(
     raise StorageError(
         f"a checkpoint could not be written ({'; '.join(failures)})",
         where=folder,
-        hint="free some space; the previous checkpoint is untouched and the same command goes on from it",
+        hint=f"{advice} and the same command goes on from it",
     ) from own
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import CheckpointError
 from synfundus.jobs import export
+from synfundus.jobs.checkpoint_model import replace_weights
 from synfundus.jobs.pipeline_folder import Pipeline, load_pipeline
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import SilentConsole
@@ -103,17 +104,40 @@ def test_an_average_of_another_length_needs_no_finished_run(cut_off: Path, tmp_p
     assert made.training_summary["ema_sigma_rel"] == 0.08
 
 
-def test_the_model_does_not_depend_on_the_ranks_that_saved_it(
-    latent_set: ShardSet, world: World, cut_off: Path, tmp_path: Path
-) -> None:
-    """One rank goes on from what two have saved, and saves: the average it read is the one that was exported."""
+def test_the_slices_of_two_ranks_make_the_model_that_the_run_exported(cut_off: Path, tmp_path: Path) -> None:
+    """The engine joins the average over the ranks, `export` joins it from their files: the same bits."""
     copy = tmp_path / "run"
     shutil.copytree(cut_off, copy)
-    before = exported(copy, tmp_path / "two").denoiser.state_dict()
-    again = exported(copy, tmp_path / "again", checkpoint=AT_160).denoiser.state_dict()
-    assert same(before, again)
+    run_cli("train", "--config", cut_off.parent / "run.yaml", "--procs-per-node", "2",
+            "--set", f"train.run_dir={copy}").check()  # fmt: skip
+    finished = load_pipeline(copy / "export", device=torch.device("cpu"))
+    assert len(list((copy / "checkpoints" / LAST / "zero").iterdir())) == 2
+    assert exported(copy, tmp_path / "made", checkpoint=LAST).fingerprint == finished.fingerprint
     raw = exported(copy, tmp_path / "raw", weights="raw").denoiser.state_dict()
-    assert not same(before, raw)
+    assert not same(finished.denoiser.state_dict(), raw)
+    assert "not averaged" in (tmp_path / "raw" / "MODEL_CARD.md").read_text()
+    assert "not averaged" not in (tmp_path / "made" / "MODEL_CARD.md").read_text()
+
+
+def test_an_export_that_the_run_has_left_behind_is_named(ended: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(ended, copy)
+    assert "has gone on" not in run_cli("export", "--run-dir", copy, "--out", tmp_path / "one").check().output
+    shutil.copytree(copy / "checkpoints" / LAST, copy / "checkpoints" / "images-000000000480")
+    said = run_cli("export", "--run-dir", copy, "--out", tmp_path / "two").check().output
+    assert "has gone on since this model was exported, to 480 images" in " ".join(said.split())
+
+
+def test_weights_of_another_network_are_refused(ended: Path) -> None:
+    denoiser = load_pipeline(ended / "export", device=torch.device("cpu")).denoiser
+    weights = dict(denoiser.state_dict())
+    name = next(iter(weights))
+    for wrong in ({**weights, name: torch.zeros(1)}, {**weights, "more": torch.zeros(1)}):
+        with pytest.raises(CheckpointError, match="weights of another network"):
+            replace_weights(denoiser, wrong, where="here")
+    del weights[name]
+    with pytest.raises(CheckpointError, match="they lack"):
+        replace_weights(denoiser, weights, where="here")
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_and_one_asked_for_is_refused(cut_off: Path, tmp_path: Path) -> None:

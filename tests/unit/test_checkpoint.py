@@ -559,8 +559,9 @@ def test_older_checkpoints_stay_when_the_new_one_does_not_read_back(
         return data[:-1] + bytes([data[-1] ^ 1]) if "images-000000000024/zero" in url else data
 
     monkeypatch.setattr(filesystem, "read_bytes", read)
-    with pytest.raises(StorageError, match="not what was written: zero/rank-00000-of-00001"):
+    with pytest.raises(StorageError, match="not what was written: zero/rank-00000-of-00001") as caught:
         save(tmp_path, 24, keep=2)
+    assert "look after the disk" in caught.value.hint
     names = sorted(path.name for path in tmp_path.glob("images-*"))
     assert names == [checkpoint_name(images) for images in (8, 16, 24)]
     found = find_checkpoint(str(tmp_path), world=ALONE)
