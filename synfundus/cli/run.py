@@ -21,8 +21,8 @@ from synfundus.config.schema import RunConfig
 from synfundus.config.weighted import parse_weighted
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.rank_info import RankInfo, rank_info
-from synfundus.distributed.world import LocalWorld, World, connect, disconnect, has_native_bf16, is_lost_rank
-from synfundus.errors import ConfigError, LaunchError
+from synfundus.distributed.world import LocalWorld, World, connect, disconnect, has_native_bf16, lost_rank
+from synfundus.errors import ConfigError
 from synfundus.launch import (
     LaunchPlan,
     Resources,
@@ -217,17 +217,15 @@ def _run_job(job: Any, config: RunConfig, world: World, console: Console) -> dic
     """Run it; what another rank has met is that rank's to explain.
 
     Raises:
-        LaunchError: Another rank has gone.
+        LaunchError: Another rank has gone, or (Stalled) does not answer.
     """
     try:
         summary: dict[str, Any] = job.run(config, world, console)
     except RuntimeError as error:
-        if not is_lost_rank(error):
+        lost = lost_rank(error, again="the same command goes on from what is there")
+        if lost is None:
             raise
-        raise LaunchError(
-            f"another rank has gone: {error}",
-            hint="its own message says why; the same command goes on from what is there",
-        ) from error
+        raise lost from error
     return summary
 
 

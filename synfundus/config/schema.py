@@ -104,7 +104,7 @@ class LoopConfig(Section):
     async_checkpoints: bool = True
     """A step only copies the state; gathering, hashing, writing and committing run behind the next ones."""
     watchdog_s: NonNegativeFloat = 900.0
-    """A step, a wait or a save that takes longer ends all ranks with their stacks and exit code 75; 0 never."""
+    """A step, wait or save that takes longer (a start or export: ten times) ends all with stacks and 75; 0 never."""
     log_every_images: PositiveInt = 10_000
     """Images between two lines of metrics.jsonl."""
     preview_every_images: NonNegativeInt = 500_000

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -25,6 +26,8 @@ from synfundus.distributed.world import NoticeBoard
 from synfundus.errors import Stalled
 
 T = TypeVar("T")
+PHASE_PATIENCE = 10
+"""Times the limit that what is no step may take: a start, a validation pass, a preview, an export."""
 _NOTICE = "stalled"
 _STANDARD_ERROR = 2
 """By its number: whoever has replaced `sys.stderr` need not have given it a file."""
@@ -63,25 +66,26 @@ class Watchdog:
         self._notice = ""
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Watch while the block runs."""
-        if self._limit_s > 0:
-            self._ended.clear()
-            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-            self._thread.start()
-            # apart: the rank that keeps the notices may be the one that stands still, and reading waits for it
-            threading.Thread(target=self._listen, name="watchdog-notices", daemon=True).start()
+        if self._limit_s == 0:
+            yield
+            return
+        self._ended.clear()
+        watch = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        # apart: the rank that keeps the notices may be the one that stands still, and reading waits for it
+        listen = threading.Thread(target=self._listen, name="watchdog-notices", daemon=True)
+        watch.start()
+        listen.start()
         try:
             yield
         finally:
             self._ended.set()
-            if self._thread is not None:
-                self._thread.join()
-                self._thread = None
-                faulthandler.cancel_dump_traceback_later()
+            watch.join()
+            faulthandler.cancel_dump_traceback_later()
+            listen.join(_PATIENCE_S)  # the store it reads from may be closed next
 
     @contextlib.contextmanager
     def expect_end(self, what: Callable[[], str], *, patience: int = 1) -> Iterator[None]:
@@ -100,6 +104,10 @@ class Watchdog:
         finally:
             with self._lock:
                 del self._activities[number]
+
+    def phase(self, what: str) -> AbstractContextManager[None]:
+        """Expect the end of work that is no step, such as a start: with `PHASE_PATIENCE`."""
+        return self.expect_end(lambda: what, patience=PHASE_PATIENCE)
 
     def _watch(self) -> None:
         while not self._ended.wait(self._poll_s):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from synfundus.distributed.placement import gpu_index, own_cores, require_one_device, require_own_gpus, this_gpu
 from synfundus.distributed.processor import processor_has_bf16
 from synfundus.distributed.rank_info import RankInfo, integer_of, rank_info
-from synfundus.errors import LaunchError
+from synfundus.errors import LaunchError, Stalled
 
 if TYPE_CHECKING:
     import torch
@@ -331,11 +331,20 @@ LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", 
 SILENT = ("Timed out",)
 
 
-def is_lost_rank(error: BaseException) -> bool:
-    """Whether an error of a collective says that another rank has gone."""
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in LOST)
+def lost_rank(error: BaseException, *, again: str) -> LaunchError | None:
+    """Say what an error of a collective means: another rank has gone, or (Stalled) is there and does not answer.
 
+    Args:
+        error: Anything.
+        again: What the user can do.
 
-def is_silent_rank(error: BaseException) -> bool:
-    """Whether an error of a collective says that another rank is there, for all one knows, and does not answer."""
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in SILENT)
+    Returns:
+        None when it is no such error.
+    """
+    if not isinstance(error, RuntimeError):
+        return None
+    if any(text in str(error) for text in SILENT):
+        return Stalled(f"another rank did not answer for launch.collective_timeout_s: {error}", hint=again)
+    if any(text in str(error) for text in LOST):
+        return LaunchError(f"another rank has gone: {error}", hint=f"its own message says why; {again}")
+    return None

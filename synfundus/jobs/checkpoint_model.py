@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.flat_layout import FlatLayout
@@ -212,17 +212,17 @@ def _averaged(url: str, document: Mapping[str, Any]) -> dict[str, Tensor]:
     return named
 
 
-def replace_weights(denoiser: ConditionalDenoiser, weights: Mapping[str, Tensor], *, where: str) -> None:
+def replace_weights(network: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None:
     """Put weights, by name, into a network.
 
     Raises:
         CheckpointError: They are of another network.
     """
     try:
-        missing, unexpected = denoiser.load_state_dict(dict(weights), strict=False)
+        missing, unexpected = network.load_state_dict(dict(weights), strict=False)
     except RuntimeError as error:
         raise CheckpointError(f"these are the weights of another network: {error}", where=where) from error
-    lacking = sorted(set(missing) - {name for name, _ in denoiser.named_buffers()})
+    lacking = sorted(set(missing) - {name for name, _ in network.named_buffers()})
     if unexpected or lacking:
         raise CheckpointError(
             f"these are the weights of another network: it has no {unexpected}, they lack {lacking}", where=where

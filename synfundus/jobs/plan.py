@@ -28,6 +28,7 @@ from synfundus.training.footprint import (
     StateBytes,
     checkpoint_bytes,
     latent_set_bytes,
+    snapshot_bytes,
     state_bytes,
     step_traffic,
     throughput,
@@ -59,7 +60,8 @@ def work_out(config: RunConfig, count: NetworkCount) -> Summary:
         ``micro_batch_size``, ``accumulation_steps``, ``memory`` (bytes on the GPU by kind), ``states`` (bytes of the
         model's among them), ``host_memory`` (of a rank's states that are offloaded), ``memory_total``, ``gpu_memory``,
         ``fits``, ``largest_micro_batch_size``, ``mfu``, ``hfu``, ``images_per_s``, ``hours``, ``gpu_hours``, ``cost``,
-        ``traffic_bytes`` (a rank sends in a step), ``checkpoint_bytes``, ``latent_set_bytes``.
+        ``traffic_bytes`` (a rank sends in a step), ``checkpoint_bytes``,
+        ``snapshot_bytes`` (all of a run), ``latent_set_bytes``.
     """
     ranks = config.launch.nodes * (config.launch.procs_per_node or config.launch.gpus_per_node or 1)
     batch = _batch(config, ranks, most=assumed_micro_batch(config.loop))
@@ -96,6 +98,12 @@ def work_out(config: RunConfig, count: NetworkCount) -> Summary:
             **network, gradient_bytes=_gradient_bytes(config), accumulation_steps=batch.gradient_accumulation_steps
         ).total,
         "checkpoint_bytes": checkpoint_bytes(parameters=count.parameters, num_averages=averages),
+        "snapshot_bytes": snapshot_bytes(
+            parameters=count.parameters,
+            num_widths=len(config.ema.sigma_rel),
+            budget_images=config.loop.budget_images,
+            every_images=config.ema.snapshot_every_images,
+        ),
         "latent_set_bytes": latent_set_bytes(
             num_images=config.plan.num_images, latent_shape=_latent_shape(config), with_flip=config.encode.flip
         ),
@@ -224,6 +232,7 @@ def _report(config: RunConfig, console: Console, summary: Summary) -> None:
                 "a rank sends a step; its time is not in the above",
             ),
             ("checkpoint", f"{summary['checkpoint_bytes'] / GIB:,.2f} GiB", f"{config.loop.keep_checkpoints} are kept"),
+            *_snapshots(config, summary),
             (
                 "latents",
                 f"{summary['latent_set_bytes'] / GIB:,.1f} GiB",
@@ -236,6 +245,14 @@ def _report(config: RunConfig, console: Console, summary: Summary) -> None:
         advice = f"loop.micro_batch_size={largest} fits" if largest else "not even one image fits"
         more = "" if config.loop.gradient_checkpointing else "; loop.gradient_checkpointing=true keeps a fraction of it"
         console.warning(f"{total:.1f} GiB do not fit into {USABLE:.0%} of {device:.0f} GiB: {advice}{more}")
+
+
+def _snapshots(config: RunConfig, summary: Summary) -> list[tuple[str, str, str]]:
+    """Return the line about snapshots of averages, for a run that takes any."""
+    if not config.ema.sigma_rel:
+        return []
+    widths = ", ".join(f"{width:g}" for width in config.ema.sigma_rel)
+    return [("snapshots", f"{summary['snapshot_bytes'] / GIB:,.1f} GiB", f"averages of width {widths}; all are kept")]
 
 
 _MEMORY = {

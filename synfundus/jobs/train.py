@@ -14,10 +14,11 @@ from synfundus.data.batches import BatchReader
 from synfundus.diffusion.flow import ForwardProcess
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.engine import ZeroEngine
+from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import World, patient, torch_device
 from synfundus.errors import ConfigError
 from synfundus.jobs import Summary, build
-from synfundus.jobs.checkpoint_model import model_parts, save_surroundings, surroundings_of
+from synfundus.jobs.checkpoint_model import model_parts, replace_weights, save_surroundings, surroundings_of
 from synfundus.jobs.codec_folder import find_codec, open_codec
 from synfundus.jobs.demo_pace import random_batch
 from synfundus.jobs.ema_snapshots import write_snapshot
@@ -59,6 +60,15 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         ManifestMismatch: The latents were made by another autoencoder than the one given, or are not of the kind the
             model to start from was trained on.
     """
+    watchdog = build.watchdog(config.loop, world)
+    with watchdog.running():
+        with watchdog.phase("the start"):
+            training = _set_up(config, watchdog, world, console)
+        return training.run()
+
+
+def _set_up(config: RunConfig, watchdog: Watchdog, world: World, console: Console) -> _Training:
+    """Open what the run needs and refuse what cannot work. Collective."""
     section = config.train
     sets = open_latent_sets(section.latents)
     latents = sets.combined
@@ -82,7 +92,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     around = surroundings_of(config, latents, codec)
     on_rank_0(lambda: save_report(start, directory.path(REPORT_NAME)), world)
     on_rank_0(lambda: save_surroundings(run_url, around, start.known(latents)), world)
-    return _Training(config, sets, start, around if world.rank == 0 else None, directory, world, console).run()
+    return _Training(config, sets, start, around, directory, watchdog, world, console)
 
 
 def _identity(config: RunConfig, latents: ShardSet) -> dict[str, object]:
@@ -108,8 +118,9 @@ class _Training:
         config: RunConfig,
         sets: LatentSets,
         start: Start,
-        around: Surroundings | None,
+        around: Surroundings,
         directory: RunDirectory,
+        watchdog: Watchdog,
         world: World,
         console: Console,
     ) -> None:
@@ -117,8 +128,8 @@ class _Training:
         self._sets = sets
         self._set = latents = sets.combined
         self._start, denoiser = start, start.denoiser
-        self._around = around
-        self._directory = directory
+        self._around = around if world.rank == 0 else None
+        self._directory, self._watchdog = directory, watchdog
         self._world, self._patient = world, patient(world)  # the second while rank 0 validates or draws
         self._flag = StopFlag()
         self._console = console
@@ -196,13 +207,13 @@ class _Training:
     def run(self) -> Summary:
         """Resume, train, validate, export. Collective."""
         self._announce()
-        state = self._directory.resume(zero=self._zero, average=self._ema, console=self._console)
-        if state.images_seen:
-            on_rank_0(self._recall, self._world)
-        watchdog = build.watchdog(self._loop, self._world)
+        with self._watchdog.phase("the reading of a checkpoint"):
+            state = self._directory.resume(zero=self._zero, average=self._ema, console=self._console)
+            if state.images_seen:
+                on_rank_0(self._recall, self._world)
         parts = model_parts(self._start.denoiser)
         saver = self._directory.saver(
-            state, zero=self._zero, average=self._ema, loop=self._loop, watchdog=watchdog, parts=parts
+            state, zero=self._zero, average=self._ema, loop=self._loop, watchdog=self._watchdog, parts=parts
         )
         sinks = self._directory.sinks(resume_images=state.images_seen, console=self._console)
         reader = self._batches("train", self._draws(self._config.diffusion.flip))
@@ -241,7 +252,7 @@ class _Training:
                 Periodic("preview", preview_every, self._preview, at_end=preview_every > 0),
             ],
             saver=saver,
-            watchdog=watchdog,
+            watchdog=self._watchdog,
             rewind=lambda: self._directory.rewind(zero=self._zero, average=self._ema, console=self._console),
             flag=self._flag,
             cost=self._cost,
@@ -251,7 +262,8 @@ class _Training:
         finally:
             loader.close()
             sinks.close()
-        return self._finish(state)
+        with self._watchdog.phase("the export"):
+            return self._finish(state)
 
     def _recall(self) -> None:
         """Take the figures from the rows that are there: a run that goes on may have nothing left to train."""
@@ -297,10 +309,7 @@ class _Training:
         if named is None:
             return None
         denoiser = same_architecture(self._start.denoiser)
-        missing, unexpected = denoiser.load_state_dict(named, strict=False)
-        fixed = {name for name, _ in denoiser.named_buffers()}
-        if unexpected or set(missing) - fixed:
-            raise RuntimeError(f"the weights do not fit the network: {unexpected} {missing}")
+        replace_weights(denoiser, named, where=self._directory.url)
         return denoiser.eval().requires_grad_(False)
 
     def _interruptible(self, denoiser: ConditionalDenoiser | None) -> ConditionalDenoiser | None:

@@ -15,10 +15,12 @@ from synfundus.data.ledger import Quarantined
 from synfundus.data.loader import BatchLoader
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.engine import ZeroEngine
+from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import World, patient, torch_device
 from synfundus.errors import ConfigError, DataError
 from synfundus.evaluation.pictures import contact_sheet, encode_png
 from synfundus.jobs import Summary, build
+from synfundus.jobs.checkpoint_model import replace_weights
 from synfundus.jobs.codec_folder import CONFIG_NAME, check_codec, codec_parts, find_codec, open_codec, save_codec
 from synfundus.jobs.local_folder import folder_to_read
 from synfundus.jobs.measured_start import Rehearsed, settle_loop
@@ -53,6 +55,15 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     Returns:
         ``images_seen``, ``psnr_db``, ``ssim``, ``export``.
     """
+    watchdog = build.watchdog(config.vae.loop, world)
+    with watchdog.running():
+        with watchdog.phase("the start"):
+            training = _set_up(config, watchdog, world, console)
+        return training.run()
+
+
+def _set_up(config: RunConfig, watchdog: Watchdog, world: World, console: Console) -> _Training:
+    """Open what the run needs and refuse what cannot work. Collective."""
     section = config.vae
     image_set = load_shard_set(build.require(section.data, flag="--data", key="vae.data"), kind="images")
     run_url = build.require(section.run_dir, flag="--run-dir", key="vae.run_dir")
@@ -61,8 +72,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     build.check_compilation(section.loop, world)
     directory = RunDirectory(run_url, kind="vae", identity=_identity(config, image_set), config=config, world=world)
     codec = _initial_codec(config, image_set, directory, world, console)
-    training = _Training(config, image_set, codec, directory, world, console)
-    return training.run()
+    return _Training(config, image_set, codec, directory, watchdog, world, console)
 
 
 def _check_start(folder: str, section: VaeConfig) -> None:
@@ -151,12 +161,13 @@ class _Training:
         image_set: ShardSet,
         codec: LatentCodec,
         directory: RunDirectory,
+        watchdog: Watchdog,
         world: World,
         console: Console,
     ) -> None:
         self._config = config
         self._set = image_set
-        self._directory = directory
+        self._directory, self._watchdog = directory, watchdog
         self._world, self._patient = world, patient(world)  # the second while rank 0 validates or draws
         self._flag = StopFlag()
         self._figures: Mapping[str, float] = {}
@@ -241,12 +252,12 @@ class _Training:
         report_start(
             self._console, parameters=self._parameters, zero=zero, loop=loop, batch=self._batch, world=self._world
         )
-        state = self._directory.resume(zero=self._zero, average=self._ema, console=self._console)
+        with self._watchdog.phase("the reading of a checkpoint"):
+            state = self._directory.resume(zero=self._zero, average=self._ema, console=self._console)
         resumed_at = state.images_seen
-        watchdog = build.watchdog(self._loop, self._world)
         parts = codec_parts(self._codec)
         saver = self._directory.saver(
-            state, zero=self._zero, average=self._ema, loop=self._loop, watchdog=watchdog, parts=parts
+            state, zero=self._zero, average=self._ema, loop=self._loop, watchdog=self._watchdog, parts=parts
         )
         sinks = self._directory.sinks(resume_images=state.images_seen, console=self._console)
         loader, every = self._train_loader(state), self._loop.validate_every_images
@@ -283,7 +294,7 @@ class _Training:
                 Periodic("preview", self._loop.preview_every_images, self._preview),
             ],
             saver=saver,
-            watchdog=watchdog,
+            watchdog=self._watchdog,
             rewind=lambda: self._directory.rewind(zero=self._zero, average=self._ema, console=self._console),
             flag=self._flag,
             cost=self._cost,
@@ -293,7 +304,8 @@ class _Training:
         finally:
             loader.close()
             sinks.close()
-        return self._finish(state, self._figures if state.images_seen > resumed_at else {})
+        with self._watchdog.phase("the export"):
+            return self._finish(state, self._figures if state.images_seen > resumed_at else {})
 
     def _train_loader(self, state: TrainState) -> BatchLoader:
         size = int(self._set.properties["image_size_px"]) // self._codec.downsample_factor
@@ -308,10 +320,7 @@ class _Training:
             return None
         codec = copy.deepcopy(self._untouched)
         weights = {name.removeprefix("codec."): tensor for name, tensor in named.items() if name.startswith("codec.")}
-        missing, unexpected = codec.load_state_dict(weights, strict=False)
-        fixed = {name for name, _ in codec.named_buffers()}
-        if unexpected or set(missing) - fixed:
-            raise RuntimeError(f"averaged weights do not fit the codec: {unexpected} {missing}")
+        replace_weights(codec, weights, where=self._directory.url)
         return codec.eval().requires_grad_(False).to(self._device)
 
     def _preview(self, state: TrainState) -> None:

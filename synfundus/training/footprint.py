@@ -159,6 +159,12 @@ def checkpoint_bytes(*, parameters: int, num_averages: int) -> int:
     return 4 * parameters * (1 + 3 + num_averages)
 
 
+def snapshot_bytes(*, parameters: int, num_widths: int, budget_images: int, every_images: int) -> int:
+    """Return the size of all a run's snapshots of power-function averages, fp32: at the end, or at each boundary."""
+    times = -(-budget_images // every_images) if every_images else 1
+    return 4 * parameters * num_widths * times
+
+
 def latent_set_bytes(*, num_images: int, latent_shape: tuple[int, int, int], with_flip: bool) -> int:
     """Return the size of a latent set's moments: mean and log-variance in fp16, twice with mirrored ones."""
     channels, height, width = latent_shape

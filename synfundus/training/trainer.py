@@ -17,9 +17,9 @@ from synfundus.data.ledger import Ledger, Quarantined
 from synfundus.data.loader import BatchLoader
 from synfundus.distributed.agreement import on_rank_0, raise_together
 from synfundus.distributed.engine import StepResult, ZeroEngine
-from synfundus.distributed.watchdog import Watchdog
-from synfundus.distributed.world import World, is_lost_rank, is_silent_rank, torch_device
-from synfundus.errors import ConfigError, DataError, Interrupted, LaunchError, Preempted, Stalled, SynfundusError
+from synfundus.distributed.watchdog import PHASE_PATIENCE, Watchdog
+from synfundus.distributed.world import World, lost_rank, torch_device
+from synfundus.errors import ConfigError, DataError, Interrupted, Preempted, SynfundusError
 from synfundus.seeding import derive_key
 from synfundus.telemetry.console import Console, Progress
 from synfundus.telemetry.metrics import SumAccumulator, means
@@ -31,19 +31,16 @@ from synfundus.training.progress import Interval, Meter, StepCost, peak_memory_b
 from synfundus.training.rehearsal import is_out_of_memory
 from synfundus.training.stopping import StopFlag, catch_signals
 
-_PERIODIC_PATIENCE = 10
-"""Times the watchdog's limit that a validation pass or a preview may take."""
 _LAST_SAVE_PATIENCE = 3
-"""The same for a save that first waits for the one before it; each of the two has the limit for itself as well."""
+"""Times the watchdog's limit that a save may take which first waits for the one before it; each of the two has the
+limit for itself as well."""
 
 
 def _explained(error: RuntimeError, images_seen: int) -> SynfundusError | None:
     """Say what an error of torch means to the user; None where that is not known."""
     again = "the same command goes on from the last checkpoint"
-    if is_silent_rank(error):
-        return Stalled(f"another rank did not answer for launch.collective_timeout_s: {error}", hint=again)
-    if is_lost_rank(error):
-        return LaunchError(f"another rank has gone: {error}", hint=f"its own message says why; {again}")
+    if lost := lost_rank(error, again=again):
+        return lost
     if is_out_of_memory(error):
         return ConfigError(
             f"memory ran out at {images_seen:,} images: {error}",
@@ -71,7 +68,7 @@ class Trainer:
         set_names: What the ledger calls the sets the loader reads.
         periodic: What happens at intervals, in this order.
         saver: Writes checkpoints; asked for one before a stop by signal.
-        watchdog: Ends the job when nothing moves.
+        watchdog: Ends the job when nothing moves; the caller lets it run.
         rewind: Puts the newest checkpoint's weights, moments and averages in place, returns its images; collective.
         flag: Says that a signal came; periodic work may look at it too.
         cost: What an image costs, for the figures that need it; rank 0 alone writes them.
@@ -137,7 +134,6 @@ class Trainer:
         settings, state, flag = self._settings, self.state, self._flag
         self._clock = Clock(images_at_start=state.images_seen, wait_at_start_s=self._loader.wait_s)
         with (
-            self._watchdog.running(),
             catch_signals(flag),
             self._console.progress(
                 "training", total=settings.budget_images, unit="images", start=state.images_seen
@@ -218,7 +214,7 @@ class Trainer:
         for job in jobs:
             began = time.perf_counter()
             what = f"{job.name}, which is done at {{images:,}} images"
-            with self._expect_end(what, patience=_PERIODIC_PATIENCE), suppress(Interrupted):
+            with self._expect_end(what, patience=PHASE_PATIENCE), suppress(Interrupted):
                 if job.log_before:
                     job.action(state)
                 elif not any(self._world.sum([self._flag.raised])):

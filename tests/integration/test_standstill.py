@@ -11,6 +11,7 @@ from rank_processes import Ended, run_cli, run_cli_with_fault, run_ranks_with_fa
 from test_training_resume import assert_same_run, settings, train_here
 from tiny_sets import write_config
 
+from synfundus.distributed.watchdog import PHASE_PATIENCE
 from synfundus.distributed.world import World
 from synfundus.storage.manifest import ShardSet
 
@@ -86,6 +87,27 @@ def test_data_and_saves_that_stand_still_are_named(
     assert "Traceback" not in ended.output
     run_cli(*command(latent_set, tmp_path / "out")).check()
     assert_same_run(undisturbed, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("function", "what", "rank"),
+    [
+        ("synfundus.jobs.train:initial_denoiser:1", "the start", 0),
+        pytest.param("synfundus.jobs.train:initial_denoiser:1", "the start", 1, marks=pytest.mark.slow),
+        pytest.param("synfundus.jobs.train:_Training._export:1", "the export", 0, marks=pytest.mark.slow),
+    ],
+)
+def test_a_start_and_an_export_that_stand_still_are_named(
+    latent_set: ShardSet, undisturbed: Path, tmp_path: Path, function: str, what: str, rank: int
+) -> None:
+    ended, seconds = hang(latent_set, tmp_path / "out", f"sleep:{function}", rank)
+    assert [end.returncode for end in ended] == [75, 75], ended
+    assert any(f"no end of {what}" in end.output for end in ended), ended
+    assert "in hang" in ended[rank].output, "the stack says where"
+    assert seconds > PHASE_PATIENCE * LIMIT_S, "a start may take longer than a step"
+    run_cli(*command(latent_set, tmp_path / "out")).check()
+    if what == "the start":  # two ranks that have trained give other bits than one
+        assert_same_run(undisturbed, tmp_path / "out")
 
 
 @pytest.mark.slow

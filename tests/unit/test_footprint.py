@@ -26,9 +26,11 @@ from synfundus.training.footprint import (
     ImageFlops,
     checkpoint_bytes,
     latent_set_bytes,
+    snapshot_bytes,
     state_bytes,
     throughput,
 )
+from synfundus.training.loop_state import Periodic
 
 
 class Talk(SilentConsole):
@@ -63,6 +65,16 @@ def test_a_checkpoint_and_a_latent_set_have_the_size_they_have_on_disk() -> None
     assert checkpoint_bytes(parameters=1000, num_averages=1) == 4 * 1000 * 5
     assert latent_set_bytes(num_images=10, latent_shape=(4, 64, 64), with_flip=False) == 10 * 65536
     assert latent_set_bytes(num_images=10, latent_shape=(4, 64, 64), with_flip=True) == 20 * 65536
+
+
+@pytest.mark.parametrize(("every", "times"), [(0, 1), (25, 4), (30, 4), (100, 1), (400, 1)])
+def test_snapshots_are_taken_at_boundaries_and_at_the_end(every: int, times: int) -> None:
+    """As `train` takes them: at 100 of 100 images, and before."""
+    work = Periodic("snapshots", every, lambda _: None, at_end=True)
+    taken = sum(work.due(before, before + 5, 100) for before in range(0, 100, 5))
+    assert taken == times
+    size = snapshot_bytes(parameters=1000, num_widths=2, budget_images=100, every_images=every)
+    assert size == 4 * 1000 * 2 * times
 
 
 def test_twice_the_ranks_take_half_the_hours_and_as_many_gpu_hours() -> None:
