@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import safetensors
@@ -51,8 +51,7 @@ def write_snapshot(run_url: str, weights: Mapping[str, Tensor] | None, profile: 
     """
     failure = ""
     if weights is not None:
-        name = f"sigma-rel-{profile.sigma_rel:.4f}-images-{profile.images_seen:012d}"
-        url = filesystem.join(run_url, FOLDER_NAME, f"{name}.safetensors")
+        url = _weights_url(run_url, profile)
         data = safetensors.torch.save({key: tensor.contiguous() for key, tensor in weights.items()})
         document = {
             "sigma_rel": profile.sigma_rel,
@@ -74,8 +73,18 @@ def write_snapshot(run_url: str, weights: Mapping[str, Tensor] | None, profile: 
         )
 
 
+def _weights_url(run_url: str, profile: Profile) -> str:
+    name = f"sigma-rel-{profile.sigma_rel:.4f}-images-{profile.images_seen:012d}.safetensors"
+    return filesystem.join(run_url, FOLDER_NAME, name)
+
+
 def _document_url(url: str) -> str:
     return url.removesuffix(".safetensors") + ".json"
+
+
+def has_snapshots(run_url: str, profiles: Iterable[Profile]) -> bool:
+    """Whether these snapshots are there."""
+    return all(filesystem.exists(_document_url(_weights_url(run_url, profile))) for profile in profiles)
 
 
 def find_snapshots(run_url: str) -> list[Snapshot]:

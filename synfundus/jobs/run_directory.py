@@ -26,6 +26,7 @@ from synfundus.redaction import redact
 from synfundus.storage import documents, filesystem
 from synfundus.storage.permissions import writers
 from synfundus.telemetry.console import Console
+from synfundus.telemetry.run_files import read_run, series
 from synfundus.telemetry.sinks import MetricSinks, build_sinks
 from synfundus.telemetry.wandb_sink import WandbSink
 from synfundus.training.checkpoint import load_checkpoint
@@ -134,7 +135,12 @@ class RunDirectory:
         self._pass_over(found, console)
         counters = load_checkpoint(found.url, engine=zero, ema=average, world=self._world)
         console.message(f"resumed at {found.images_seen:,} images from {found.url}")
+        counters.pop("owed", None)  # of earlier versions; what is left to do is seen from what is there
         return TrainState(images_seen=found.images_seen, **counters)
+
+    def has_judged(self, images_seen: int, key: str) -> bool:
+        """Whether a validation at this place has left a figure in the metrics."""
+        return any(place == images_seen for place, _ in series(read_run(self.url).judged, key))
 
     def rewind(self, *, zero: ZeroEngine, average: ShardedEma, console: Console) -> int:
         """Put the newest checkpoint's weights, moments and averages in place; returns its images. Collective.

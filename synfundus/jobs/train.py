@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from synfundus.jobs import Summary, build
 from synfundus.jobs.checkpoint_model import model_parts, replace_weights, save_surroundings, surroundings_of
 from synfundus.jobs.codec_folder import find_codec, open_codec
 from synfundus.jobs.demo_pace import random_batch
-from synfundus.jobs.ema_snapshots import write_snapshot
+from synfundus.jobs.ema_snapshots import has_snapshots, write_snapshot
 from synfundus.jobs.initial_denoiser import REPORT_NAME, Start, initial_denoiser, save_report
 from synfundus.jobs.latent_sets import LatentSets, open_latent_sets
 from synfundus.jobs.latent_sources import load_sources
@@ -30,13 +30,13 @@ from synfundus.jobs.pipeline_folder import Surroundings, save_pipeline
 from synfundus.jobs.preview import draw_preview
 from synfundus.jobs.reading import latent_batches, latent_shape_of, set_names, training_loader
 from synfundus.jobs.run_directory import RunDirectory
+from synfundus.jobs.run_identity import denoiser_identity
 from synfundus.jobs.start_report import report_start
 from synfundus.jobs.step_cost import denoiser_cost
 from synfundus.jobs.validation import held_out_loss
 from synfundus.jobs.verify_latents import require_same_codec
 from synfundus.models.unet import ConditionalDenoiser, same_architecture
 from synfundus.storage import filesystem
-from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import Console
 from synfundus.telemetry.run_files import read_run, series
 from synfundus.training.draws import DiffusionDraws
@@ -87,27 +87,12 @@ def _set_up(config: RunConfig, watchdog: Watchdog, world: World, console: Consol
     start = initial_denoiser(config, latents, console)
     build.check_compilation(config.loop, world)
     # the last thing: a start that is refused must not leave its mark on the folder
-    identity = _identity(config, latents) | start.identity
+    identity = denoiser_identity(config, latents) | start.identity
     directory = RunDirectory(run_url, kind="diffusion", identity=identity, config=config, world=world)
     around = surroundings_of(config, latents, codec)
     on_rank_0(lambda: save_report(start, directory.path(REPORT_NAME)), world)
     on_rank_0(lambda: save_surroundings(run_url, around, start.known(latents)), world)
     return _Training(config, sets, start, around, directory, watchdog, world, console)
-
-
-def _identity(config: RunConfig, latents: ShardSet) -> dict[str, object]:
-    ema = config.ema.model_dump(mode="json", exclude={"snapshot_every_images"})
-    if not config.ema.sigma_rel:  # as in runs from before there were any
-        del ema["sigma_rel"]
-    return {
-        "seed": config.seed,
-        "latents": latents.identity,
-        "diffusion": config.diffusion.identity_document(),
-        "optim": config.optim.model_dump(mode="json"),
-        "ema": ema,
-        "global_batch_size": config.loop.global_batch_size,
-        "precision": config.loop.precision,
-    }
 
 
 class _Training:
@@ -206,18 +191,21 @@ class _Training:
 
     def run(self) -> Summary:
         """Resume, train, validate, export. Collective."""
-        self._announce()
+        loop = self._loop
+        report_start(
+            self._console, parameters=self._parameters, zero=self._zero, loop=loop, batch=self._batch, world=self._world
+        )
         with self._watchdog.phase("the reading of a checkpoint"):
             state = self._directory.resume(zero=self._zero, average=self._ema, console=self._console)
             if state.images_seen:
                 on_rank_0(self._recall, self._world)
         parts = model_parts(self._start.denoiser)
         saver = self._directory.saver(
-            state, zero=self._zero, average=self._ema, loop=self._loop, watchdog=self._watchdog, parts=parts
+            state, zero=self._zero, average=self._ema, loop=loop, watchdog=self._watchdog, parts=parts
         )
         sinks = self._directory.sinks(resume_images=state.images_seen, console=self._console)
         reader = self._batches("train", self._draws(self._config.diffusion.flip))
-        loader = training_loader(reader, self._loop, self._world, start_images=state.images_seen)
+        loader = training_loader(reader, loop, self._world, start_images=state.images_seen)
 
         def write_metrics(row: Mapping[str, float]) -> None:
             self._last_row = row
@@ -231,7 +219,6 @@ class _Training:
             self._validation_loss = row["validation_loss"]
             on_rank_0(lambda: sinks.write({"images_seen": state.images_seen, **row}), self._world)
 
-        averages, preview_every = self._config.ema, self._loop.preview_every_images
         trainer = Trainer(
             engine=self._zero,
             loader=loader,
@@ -244,13 +231,7 @@ class _Training:
             write_metrics=write_metrics,
             write_ledger=self._directory.append_ledger,
             set_names=set_names(self._sets.sets),
-            periodic=[
-                Periodic("validation", self._loop.validate_every_images, validate, at_end=True),
-                # before the checkpoint: a run that goes on from one has the snapshots that lead up to it
-                Periodic("snapshots", averages.snapshot_every_images, self._snapshot, at_end=bool(averages.sigma_rel)),
-                Periodic("checkpoint", self._loop.checkpoint_every_images, save, at_end=True, log_before=True),
-                Periodic("preview", preview_every, self._preview, at_end=preview_every > 0),
-            ],
+            periodic=self._periodic(save, validate),
             saver=saver,
             watchdog=self._watchdog,
             rewind=lambda: self._directory.rewind(zero=self._zero, average=self._ema, console=self._console),
@@ -265,22 +246,26 @@ class _Training:
         with self._watchdog.phase("the export"):
             return self._finish(state)
 
+    def _periodic(
+        self, save: Callable[[TrainState], None], validate: Callable[[TrainState], None]
+    ) -> Sequence[Periodic]:
+        loop, averages = self._loop, self._config.ema
+        every, draw_every = loop.validate_every_images, loop.preview_every_images
+        snapshot_every, widths = averages.snapshot_every_images, bool(averages.sigma_rel)
+        return [
+            Periodic("validation", every, validate, at_end=True, done=self._has_validated),
+            # before the checkpoint: a run that goes on from one has the snapshots that lead up to it
+            Periodic("snapshots", snapshot_every, self._snapshot, at_end=widths, done=self._has_snapshots),
+            Periodic("checkpoint", loop.checkpoint_every_images, save, at_end=True, log_before=True),
+            Periodic("preview", draw_every, self._preview, at_end=draw_every > 0, done=self._has_preview),
+        ]
+
     def _recall(self) -> None:
         """Take the figures from the rows that are there: a run that goes on may have nothing left to train."""
         view = read_run(self._directory.url)
         self._last_row = view.rows[-1] if view.rows else {}
         if judged := series(view.judged, "validation_loss"):
             self._validation_loss = judged[-1][1]
-
-    def _announce(self) -> None:
-        report_start(
-            self._console,
-            parameters=self._parameters,
-            zero=self._zero,
-            loop=self._loop,
-            batch=self._batch,
-            world=self._world,
-        )
 
     def _draws(self, flip: bool) -> DiffusionDraws:
         section, names = self._config.diffusion, self._set.label_schema.names
@@ -338,6 +323,12 @@ class _Training:
 
         return on_rank_0(work, self._patient)
 
+    def _has_validated(self, state: TrainState) -> bool:
+        return self._directory.has_judged(state.images_seen, "validation_loss")
+
+    def _has_snapshots(self, state: TrainState) -> bool:
+        return has_snapshots(self._directory.url, [Profile(state.images_seen, width) for width in self._ema.power])
+
     def _snapshot(self, state: TrainState) -> None:
         """Keep the power-function averages as they are now. Collective."""
         for width, slices in self._ema.power.items():
@@ -346,28 +337,28 @@ class _Training:
 
     def _preview(self, state: TrainState) -> None:
         """Draw grids with fixed seeds from the averaged and from the raw weights. Collective."""
-        path = self._directory.path("previews", f"images-{state.images_seen:012d}.png")
-        if on_rank_0(lambda: filesystem.exists(path), self._world):
-            return  # drawn before the run was stopped
-        averaged, raw = (
-            self._interruptible(self._denoiser_of(slices)) for slices in (self._ema.partitions, self._zero.masters())
-        )
-        on_rank_0(lambda: self._draw_preview(averaged, raw, state, path), self._patient)
+        weights = {"averaged weights": self._ema.partitions, "raw weights": self._zero.masters()}
+        denoisers = {name: self._interruptible(self._denoiser_of(slices)) for name, slices in weights.items()}
+        on_rank_0(lambda: self._draw_preview(denoisers, state), self._patient)
 
-    def _draw_preview(
-        self, averaged: ConditionalDenoiser | None, raw: ConditionalDenoiser | None, state: TrainState, path: str
-    ) -> None:
-        if averaged is not None and raw is not None and self._around is not None:
+    def _preview_path(self, state: TrainState) -> str:
+        return self._directory.path("previews", f"images-{state.images_seen:012d}.png")
+
+    def _has_preview(self, state: TrainState) -> bool:
+        return filesystem.exists(self._preview_path(state))
+
+    def _draw_preview(self, denoisers: Mapping[str, ConditionalDenoiser | None], state: TrainState) -> None:
+        if self._around is not None:
             data = draw_preview(
                 self._config,
-                denoisers={"averaged weights": averaged, "raw weights": raw},
+                denoisers={name: denoiser for name, denoiser in denoisers.items() if denoiser is not None},
                 codec=self._around.codec,
                 latents=self._set,
                 latent_shape=self._latent_shape,
                 title=f"{state.images_seen:,} images seen",
                 device=self._device,
             )
-            filesystem.write_bytes(path, data)
+            filesystem.write_bytes(self._preview_path(state), data)
 
     def _finish(self, state: TrainState) -> Summary:
         """Export the averaged model as a pipeline folder. Collective."""

@@ -27,6 +27,7 @@ from synfundus.jobs.measured_start import Rehearsed, settle_loop
 from synfundus.jobs.pixels import pixels_to_tensor, tensor_to_pixels
 from synfundus.jobs.reading import image_batches, set_names, training_loader
 from synfundus.jobs.run_directory import RunDirectory
+from synfundus.jobs.run_identity import autoencoder_identity
 from synfundus.jobs.start_report import report_start
 from synfundus.jobs.step_cost import codec_cost
 from synfundus.jobs.validation import warn_of_damage
@@ -70,7 +71,9 @@ def _set_up(config: RunConfig, watchdog: Watchdog, world: World, console: Consol
     if section.init_from and not filesystem.exists(filesystem.join(run_url, "init", CONFIG_NAME)):
         _check_start(find_codec(section.init_from), section)  # a start that is refused leaves no mark on the folder
     build.check_compilation(section.loop, world)
-    directory = RunDirectory(run_url, kind="vae", identity=_identity(config, image_set), config=config, world=world)
+    directory = RunDirectory(
+        run_url, kind="vae", identity=autoencoder_identity(config, image_set), config=config, world=world
+    )
     codec = _initial_codec(config, image_set, directory, world, console)
     return _Training(config, image_set, codec, directory, watchdog, world, console)
 
@@ -89,21 +92,6 @@ def _check_start(folder: str, section: VaeConfig) -> None:
             where="vae.loop.gradient_checkpointing",
             hint="turn it off and use a smaller vae.loop.micro_batch_size",
         )
-
-
-def _identity(config: RunConfig, image_set: ShardSet) -> dict[str, object]:
-    section = config.vae
-    return {
-        "seed": config.seed,
-        "data": image_set.identity,
-        "init_from": section.init_from,
-        "codec": None if section.init_from else section.codec.model_dump(mode="json"),
-        "loss": section.loss.model_dump(mode="json"),
-        "optim": section.optim.model_dump(mode="json"),
-        "ema": section.ema.model_dump(mode="json"),
-        "global_batch_size": section.loop.global_batch_size,
-        "precision": section.loop.precision,
-    }
 
 
 def train_images(
@@ -150,6 +138,10 @@ def _initial_codec(
     on_rank_0(write, world)
     with folder_to_read(folder) as local:
         return LatentCodec.from_pretrained(local)
+
+
+def _preview_name(state: TrainState) -> str:
+    return f"previews/images-{state.images_seen:012d}.png"
 
 
 class _Training:
@@ -289,9 +281,9 @@ class _Training:
             set_names=set_names([self._set]),
             periodic=[
                 # before the checkpoint: a run that goes on from there does not write this row again
-                Periodic("validation", every, validate, at_end=every > 0),
+                Periodic("validation", every, validate, at_end=every > 0, done=self._has_validated),
                 Periodic("checkpoint", self._loop.checkpoint_every_images, save, at_end=True, log_before=True),
-                Periodic("preview", self._loop.preview_every_images, self._preview),
+                Periodic("preview", self._loop.preview_every_images, self._preview, done=self._has_preview),
             ],
             saver=saver,
             watchdog=self._watchdog,
@@ -323,12 +315,18 @@ class _Training:
         replace_weights(codec, weights, where=self._directory.url)
         return codec.eval().requires_grad_(False).to(self._device)
 
+    def _has_validated(self, state: TrainState) -> bool:
+        return self._directory.has_judged(state.images_seen, "psnr_db")
+
+    def _has_preview(self, state: TrainState) -> bool:
+        return filesystem.exists(self._directory.path(_preview_name(state)))
+
     def _preview(self, state: TrainState) -> None:
         codec = self._averaged_codec()
 
         def work() -> None:
             if codec is not None:
-                self._draw(codec, f"previews/images-{state.images_seen:012d}.png")
+                self._draw(codec, _preview_name(state))
 
         on_rank_0(work, self._patient)
 

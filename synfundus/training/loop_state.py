@@ -22,7 +22,6 @@ class TrainState:
         rewound_images: Images whose training such a step undid, its own included; one undone twice counts twice.
         recent_losses: Losses of the last steps, where spikes are looked for.
         open_epochs: What the ledger has counted of the epochs that are not finished.
-        owed: Names of the periodic work that is due at this place and not done yet.
     """
 
     images_seen: int = 0
@@ -32,7 +31,6 @@ class TrainState:
     rewound_images: int = 0
     recent_losses: list[float] = field(default_factory=list)
     open_epochs: list[list[Any]] = field(default_factory=list)
-    owed: list[str] = field(default_factory=list)
 
     def to_document(self) -> dict[str, Any]:
         """Return the counters for a checkpoint."""
@@ -43,7 +41,6 @@ class TrainState:
             "rewound_images": self.rewound_images,
             "recent_losses": self.recent_losses,
             "open_epochs": self.open_epochs,
-            "owed": list(self.owed),
         }
 
 
@@ -65,18 +62,20 @@ class Periodic:
     """Something done every so many images, and at the end if asked.
 
     Attributes:
-        name: What a checkpoint calls it while it is owed.
+        name: What it is called where it does not end.
         every_images: Interval; 0 never.
         action: What is done, on every rank (it may be collective). It may be left with `Interrupted`, on every rank,
             and is then done from its beginning when the run goes on.
+        done: Whether its result at this place is there; asked on rank 0, where a run goes on from a checkpoint.
         at_end: Also when the budget is reached.
-        log_before: Write a row of metrics first, so that none is half-summed in a checkpoint. Such work is never owed:
-            it is the checkpoint.
+        log_before: Write a row of metrics first, so that none is half-summed in a checkpoint. Such work is never left
+            for later: it is the checkpoint.
     """
 
     name: str
     every_images: int
     action: Callable[[TrainState], None]
+    done: Callable[[TrainState], bool] = lambda _: False
     at_end: bool = False
     log_before: bool = False
 

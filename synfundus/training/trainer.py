@@ -118,6 +118,7 @@ class Trainer:
         self._ledger = Ledger(loader.set_sizes, set_names)
         self._ledger.restore(state.open_epochs)
         self._last_step: StepResult | None = None
+        self._owed: set[str] = set()  # periodic work that is due here and not done
         self._clock = Clock()
         self._meter = Meter(budget_images=settings.budget_images, ranks=world.size, cost=cost)
 
@@ -140,7 +141,7 @@ class Trainer:
             ) as bar,
         ):
             try:
-                self._do([job for job in self._periodic if job.name in state.owed])
+                self._do(self._left())
                 while (batch := self._next_batch(bar)) is not None:
                     before = state.images_seen
                     with self._expect_end("the step from {images:,} images, first sample {place}"):
@@ -190,7 +191,7 @@ class Trainer:
             raise_together(fault, self._world)
         if failed:
             self._saver.wait()
-        if stop and not (self._at_end and not self.state.owed):  # at the very end there is nothing left to stop
+        if stop and not (self._at_end and not self._owed):  # at the very end there is nothing left to stop
             self._stop(bar)
         return batch
 
@@ -204,13 +205,22 @@ class Trainer:
         now, budget = self.state.images_seen, self._settings.budget_images
         self._do([job for job in self._periodic if job.due(before, now, budget)])
 
+    def _left(self) -> list[Periodic]:
+        """Return the work that is due where the run goes on from, and was not done. Collective."""
+        now, settings = self.state.images_seen, self._settings
+        before = now - settings.global_batch_size
+        due = [job for job in self._periodic if now and job.due(before, now, settings.budget_images)]
+        with self._watchdog.phase("the look for work that is left to do"):
+            left = on_rank_0(lambda: [job.name for job in due if not job.done(self.state)], self._world)
+        return [job for job in due if job.name in left and not job.log_before]
+
     def _do(self, jobs: Sequence[Periodic]) -> None:
-        """Do periodic work, but for a checkpoint only until a signal comes; what is left is owed. Collective.
+        """Do periodic work, but for a checkpoint only until a signal comes; the rest is owed. Collective.
 
         Its time does not count as training time.
         """
         state = self.state
-        state.owed = [job.name for job in jobs if not job.log_before]
+        self._owed = {job.name for job in jobs if not job.log_before}
         for job in jobs:
             began = time.perf_counter()
             what = f"{job.name}, which is done at {{images:,}} images"
@@ -219,7 +229,7 @@ class Trainer:
                     job.action(state)
                 elif not any(self._world.sum([self._flag.raised])):
                     job.action(state)
-                    state.owed.remove(job.name)
+                    self._owed.remove(job.name)
             self._clock.pause(time.perf_counter() - began, saving=job.log_before)
 
     def _step(self, batch: RankBatch) -> None:
