@@ -16,7 +16,7 @@ set -uo pipefail
 restarts="${SLURM_RESTART_COUNT:-0}" cap="${SYNFUNDUS_MAX_RESTARTS:-20}"
 echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, restart $restarts of $cap"
 MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
-export MASTER_ADDR MASTER_PORT="$((12000 + SLURM_JOB_ID % 18000))" SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
+export MASTER_ADDR MASTER_PORT="$((12000 + (SLURM_JOB_ID + 97 * restarts) % 18000))" SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
 export SYNFUNDUS_STALLED="$PWD/.stalled-$SLURM_JOB_ID-$restarts"; rm -f "$PWD/.stalled-$SLURM_JOB_ID-"*
 
 srun --export=ALL --kill-on-bad-exit=1 "${SYNFUNDUS_PYTHON:-python3}" -m synfundus prepare "$@" &

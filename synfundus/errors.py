@@ -11,7 +11,8 @@
     ├── StorageError          5   disk, object store, permissions
     ├── NumericalError        6   a loss or gradient that is not finite
     ├── LaunchError           7   processes, ranks, SLURM
-    │   └── Stalled          75   something that was waited for did not come (EX_TEMPFAIL: requeue)
+    │   ├── Stalled          75   something that was waited for did not come (EX_TEMPFAIL: requeue)
+    │   └── PortTaken        75   somebody else has the port at which the ranks were to meet
     └── Preempted            75   stopped by a signal after saving (EX_TEMPFAIL: requeue)
         └── Interrupted           work beside the steps was left for later, because a signal came
 
@@ -119,6 +120,12 @@ class Stalled(LaunchError):
 
     exit_code = 75
     title = "Nothing moves"
+
+
+class PortTaken(LaunchError):
+    """Somebody else has the port at which the ranks were to meet. Worth another try, at another one."""
+
+    exit_code = 75
 
 
 class Preempted(SynfundusError):

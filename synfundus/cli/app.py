@@ -14,7 +14,7 @@ import typer
 from synfundus import __version__
 from synfundus.cli.verbs import COMMON, VERBS, Option, Verb
 from synfundus.distributed.stall_mark import leave_mark
-from synfundus.errors import ConfigError, Preempted, Stalled, SynfundusError
+from synfundus.errors import ConfigError, PortTaken, Preempted, Stalled, SynfundusError
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
@@ -147,7 +147,7 @@ def run_command(arguments: Sequence[str]) -> int:
         from synfundus.cli.report import report_error
 
         report_error(error, debug=debug)
-        if isinstance(error, Stalled):
+        if isinstance(error, Stalled | PortTaken):
             leave_mark()
         return error.exit_code
 

@@ -11,7 +11,7 @@ VARIABLE = "SYNFUNDUS_STALLED"
 
 
 def leave_mark() -> None:
-    """Note that this rank ends because nothing moved; where nobody asked for a note, nothing happens."""
+    """Note that this rank ends for a reason that passes; where nobody asked for a note, nothing happens."""
     place = os.environ.get(VARIABLE)
     if place:
         with contextlib.suppress(OSError):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from synfundus.distributed.placement import gpu_index, own_cores, require_one_device, require_own_gpus, this_gpu
 from synfundus.distributed.processor import processor_has_bf16
 from synfundus.distributed.rank_info import RankInfo, integer_of, rank_info
-from synfundus.errors import LaunchError, Stalled
+from synfundus.errors import LaunchError, PortTaken, Stalled
 
 if TYPE_CHECKING:
     import torch
@@ -253,6 +253,7 @@ def connect(*, device: Literal["auto", "cpu", "cuda"], timeout_s: int, num_threa
 
     Raises:
         LaunchError: No such device, ranks on different devices, two on one GPU, or the other ranks do not answer.
+        PortTaken: On rank 0, which listens there.
     """
     import torch
     import torch.distributed as dist
@@ -275,6 +276,11 @@ def connect(*, device: Literal["auto", "cpu", "cuda"], timeout_s: int, num_threa
                     backend, init_method=master, rank=info.rank, world_size=info.world_size, timeout=timeout
                 )
             except (RuntimeError, ValueError) as error:
+                if info.rank == 0 and "EADDRINUSE" in str(error):
+                    raise PortTaken(
+                        f"somebody else has the port of {master}, where the ranks were to meet",
+                        hint="start it again; a job of slurm/ is queued again, and meets at another port",
+                    ) from error
                 raise LaunchError(f"rank {info.rank} could not join the job at {master}: {error}") from error
     world = TorchWorld(info.rank, info.world_size, info.local_rank, info.local_world_size, kind, dist.group.WORLD)
     if world.size > 1:

@@ -123,15 +123,20 @@ def first_host(node_list: str) -> str:
     return re.sub(r"\[(\d+)[\d,-]*\]", r"\1", match[1])
 
 
-def port_of_job(job_id: str) -> int:
+def port_of_job(job_id: str, restarts: str = "0") -> int:
     """Derive the rendezvous port from the job's number, below the range the kernel hands out.
+
+    Args:
+        job_id: SLURM's number of the job.
+        restarts: How often it was requeued: a port that somebody has is not tried twice.
 
     Raises:
         LaunchError: Not a number.
     """
-    if not job_id.isdigit():
-        raise LaunchError(f"SLURM_JOB_ID={job_id!r} is not a number", where="environment")
-    return 12_000 + int(job_id) % 18_000
+    for name, value in {"SLURM_JOB_ID": job_id, "SLURM_RESTART_COUNT": restarts}.items():
+        if not value.isdigit():
+            raise LaunchError(f"{name}={value!r} is not a number", where="environment")
+    return 12_000 + (int(job_id) + 97 * int(restarts)) % 18_000
 
 
 def _local_plan(arguments: Sequence[str], ranks: int, surroundings: Surroundings) -> LaunchPlan:
@@ -207,7 +212,7 @@ def _srun_plan(
     )
     rendezvous = {
         "MASTER_ADDR": first_host(environment.get("SLURM_JOB_NODELIST", "")),
-        "MASTER_PORT": str(port_of_job(environment["SLURM_JOB_ID"])),
+        "MASTER_PORT": str(port_of_job(environment["SLURM_JOB_ID"], environment.get("SLURM_RESTART_COUNT", "0"))),
     }
     world_size = nodes * tasks_per_node
     return LaunchPlan("srun", (ProcessPlan(command, rendezvous),), world_size, "inside a SLURM allocation")

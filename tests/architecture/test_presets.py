@@ -19,6 +19,7 @@ from synfundus.config.loader import list_presets, load_config, preset_text
 from synfundus.config.measured import assumed_micro_batch
 from synfundus.config.yaml_text import parse_mapping
 from synfundus.distributed.ds_config import build_ds_config, check_ds_file, plan_batch
+from synfundus.launch.plan import port_of_job
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted([*ROOT.glob("slurm/*.sh"), *ROOT.glob("launchers/*.sh")])
@@ -263,6 +264,7 @@ def test_a_job_is_not_requeued_for_ever(tmp_path: Path) -> None:
     assert "requeue" not in record
     log = (tmp_path / "log").read_text()
     assert "restart 20 of 20" in log
+    assert f"at node7:{port_of_job('4711', '20')} " in record, "not at a port that somebody has"
     assert "that was the last restart" in log
 
 

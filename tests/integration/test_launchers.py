@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,36 @@ def test_a_launcher_trains_on_two_ranks(launcher: str, latent_set: ShardSet, tmp
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["world_size"] == 2
     assert (tmp_path / "run" / "export" / "synfundus.json").is_file()
+
+
+def test_a_port_that_somebody_has_is_a_reason_to_start_again(latent_set: ShardSet, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        place = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+        master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(other.getsockname()[1])}
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "synfundus",
+                "train",
+                "--latents",
+                latent_set.url,
+                "--run-dir",
+                str(tmp_path / "run"),
+            ],
+            env=clean_environment({**place, **master, "SYNFUNDUS_STALLED": str(mark)}),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert done.returncode == 75, done.stderr
+    assert "somebody else has the port of" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert mark.exists(), "the other ranks will have been killed, and SLURM sees their code"
 
 
 def test_a_host_that_is_not_in_the_host_file_is_told_so(tmp_path: Path) -> None:

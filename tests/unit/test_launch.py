@@ -172,6 +172,17 @@ def test_the_port_of_a_job_lies_below_the_ephemeral_range() -> None:
         port_of_job("12_batch")
 
 
+def test_a_job_that_was_requeued_meets_at_another_port() -> None:
+    ports = {port_of_job("4711", str(restarts)) for restarts in range(100)}
+    assert len(ports) == 100
+    made = plan(
+        replace(ALLOCATION, environment={**ALLOCATION.environment, "SLURM_RESTART_COUNT": "3"}), nodes=2, procs=8
+    )
+    assert made.processes[0].environment["MASTER_PORT"] == str(port_of_job("4711", "3"))
+    with pytest.raises(LaunchError, match="SLURM_RESTART_COUNT"):
+        port_of_job("12", "many")
+
+
 @pytest.mark.parametrize(
     ("environment", "count"),
     [
