@@ -74,7 +74,7 @@ def writer(run: Run, world: World, folder: str, *, behind: bool) -> CheckpointWr
         keep=2,
         world=world,
         behind=second_channel(world, timeout_s=120.0) if behind else None,
-        watchdog=build.watchdog(run.config.loop, world),
+        watchdog=build.watchdog(run.config.loop, run.config.launch, world),
     )
 
 

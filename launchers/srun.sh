@@ -4,7 +4,7 @@
 set -euo pipefail
 
 MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
-MASTER_PORT="$((12000 + (SLURM_JOB_ID + 97 * ${SLURM_RESTART_COUNT:-0}) % 18000))"
+MASTER_PORT="${MASTER_PORT:-$((12000 + (SLURM_JOB_ID + 97 * ${SLURM_RESTART_COUNT:-0}) % 18000))}"
 export MASTER_ADDR MASTER_PORT
 
 # srun does not take the cores of a task over from salloc

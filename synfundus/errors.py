@@ -128,6 +128,10 @@ class PortTaken(LaunchError):
     exit_code = 75
 
 
+class RelayedDefect(RuntimeError):
+    """A fault of the program itself, met by another process; its text is that one's traceback."""
+
+
 class Preempted(SynfundusError):
     """Stopped by a signal after everything was saved; the same command goes on."""
 
@@ -170,4 +174,4 @@ class ErrorReport(NamedTuple):
         kind = globals().get(self.kind)
         if isinstance(kind, type) and issubclass(kind, SynfundusError):
             return kind(self.message, where=self.where, hint=self.hint)
-        return RuntimeError(f"{source} failed:\n{self.message}")
+        return RelayedDefect(f"{source} failed:\n{self.message}")

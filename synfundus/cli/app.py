@@ -21,7 +21,7 @@ BROKEN_PIPE = 141
 
 _EPILOG = (
     "Exit codes: 0 done, 1 a fault of the program, 2 configuration, 3 data, 4 checkpoint, 5 storage, 6 not finite, "
-    "7 launch, 75 stopped after saving, 128+N ended by signal N."
+    "7 launch, 75 stopped after saving or nothing moved (start it again), 128+N ended by signal N."
 )
 
 

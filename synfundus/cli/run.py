@@ -205,21 +205,27 @@ def _run_here(verb: Verb, config: RunConfig, info: RankInfo, *, file: str | None
     if file is not None and info.rank == 0 and (changes := changed_code(file)):
         console.warning(f"this is not the code the job was submitted with: {'; '.join(changes)}")
     with _joined(verb, config) as world:
-        if verb.distributed and not verb.host_only:
-            config = _with_precision(verb, config, world, console)
-        summary = _run_job(job, config, world, console)
+        summary = _run_job(verb, job, config, world, console)
     if as_json and info.rank == 0:
         sys.stdout.write(json.dumps(summary, indent=2, default=str) + "\n")
     return 0 if summary.get("ok", True) else int(summary.get("exit_code", 1))
 
 
-def _run_job(job: Any, config: RunConfig, world: World, console: Console) -> dict[str, Any]:  # noqa: ANN401 - a module of synfundus.jobs
+def _run_job(
+    verb: Verb,
+    job: Any,  # noqa: ANN401 - a module of synfundus.jobs
+    config: RunConfig,
+    world: World,
+    console: Console,
+) -> dict[str, Any]:
     """Run it; what another rank has met is that rank's to explain.
 
     Raises:
         LaunchError: Another rank has gone, or (Stalled) does not answer.
     """
     try:
+        if verb.distributed and not verb.host_only:
+            config = _with_precision(verb, config, world, console)
         summary: dict[str, Any] = job.run(config, world, console)
     except RuntimeError as error:
         lost = lost_rank(error, again="the same command goes on from what is there")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import json
+import math
 import os
 import tempfile
 import threading
@@ -27,7 +28,7 @@ from synfundus.errors import Stalled
 
 T = TypeVar("T")
 PHASE_PATIENCE = 10
-"""Times the limit that what is no step may take: a start, a validation pass, a preview, an export."""
+"""Times the limit that what is no step may take: a validation pass, a preview; at most that, a start or an export."""
 _NOTICE = "stalled"
 _STANDARD_ERROR = 2
 """By its number: whoever has replaced `sys.stderr` need not have given it a file."""
@@ -53,13 +54,17 @@ class Watchdog:
         world_size: Number of ranks.
         board: Where the ranks leave one another notices.
         limit_s: Longest time anything may take that does not ask for more; 0 watches nothing.
+        longest_phase_s: Longest time a phase may take: less than the others wait for a rank in it.
     """
 
-    def __init__(self, *, rank: int, world_size: int, board: NoticeBoard, limit_s: float) -> None:
+    def __init__(
+        self, *, rank: int, world_size: int, board: NoticeBoard, limit_s: float, longest_phase_s: float = math.inf
+    ) -> None:
         self._rank = rank
         self._world_size = world_size
         self._board = board
         self._limit_s = limit_s
+        self._phase_s = min(PHASE_PATIENCE * limit_s, longest_phase_s)
         self._poll_s = min(_MOST_POLL_S, max(0.05, limit_s / 10))
         self._activities: dict[int, _Activity] = {}
         self._next_number = 0
@@ -87,27 +92,30 @@ class Watchdog:
             faulthandler.cancel_dump_traceback_later()
             listen.join(_PATIENCE_S)  # the store it reads from may be closed next
 
-    @contextlib.contextmanager
-    def expect_end(self, what: Callable[[], str], *, patience: int = 1) -> Iterator[None]:
+    def expect_end(self, what: Callable[[], str], *, patience: int = 1) -> AbstractContextManager[None]:
         """Expect the block to end within a limit. Any thread may call it, also several at a time.
 
         Args:
             what: Says what the block does; asked only when it does not end.
             patience: Its limit as a multiple of the watchdog's.
         """
+        return self._expect(what, patience * self._limit_s)
+
+    def phase(self, what: str) -> AbstractContextManager[None]:
+        """Expect the end of work that is no step and that other ranks wait for, such as a start."""
+        return self._expect(lambda: what, self._phase_s)
+
+    @contextlib.contextmanager
+    def _expect(self, what: Callable[[], str], limit_s: float) -> Iterator[None]:
         with self._lock:
             number = self._next_number
             self._next_number += 1
-            self._activities[number] = _Activity(what, time.monotonic(), patience * self._limit_s)
+            self._activities[number] = _Activity(what, time.monotonic(), limit_s)
         try:
             yield
         finally:
             with self._lock:
                 del self._activities[number]
-
-    def phase(self, what: str) -> AbstractContextManager[None]:
-        """Expect the end of work that is no step, such as a start: with `PHASE_PATIENCE`."""
-        return self.expect_end(lambda: what, patience=PHASE_PATIENCE)
 
     def _watch(self) -> None:
         while not self._ended.wait(self._poll_s):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from synfundus.distributed.placement import gpu_index, own_cores, require_one_device, require_own_gpus, this_gpu
 from synfundus.distributed.processor import processor_has_bf16
 from synfundus.distributed.rank_info import RankInfo, integer_of, rank_info
-from synfundus.errors import LaunchError, PortTaken, Stalled
+from synfundus.errors import LaunchError, PortTaken, RelayedDefect, Stalled
 
 if TYPE_CHECKING:
     import torch
@@ -253,7 +253,7 @@ def connect(*, device: Literal["auto", "cpu", "cuda"], timeout_s: int, num_threa
 
     Raises:
         LaunchError: No such device, ranks on different devices, two on one GPU, or the other ranks do not answer.
-        PortTaken: On rank 0, which listens there.
+        PortTaken: Where the ranks were to meet is somebody else.
     """
     import torch
     import torch.distributed as dist
@@ -276,18 +276,23 @@ def connect(*, device: Literal["auto", "cpu", "cuda"], timeout_s: int, num_threa
                     backend, init_method=master, rank=info.rank, world_size=info.world_size, timeout=timeout
                 )
             except (RuntimeError, ValueError) as error:
-                if info.rank == 0 and "EADDRINUSE" in str(error):
-                    raise PortTaken(
-                        f"somebody else has the port of {master}, where the ranks were to meet",
-                        hint="start it again; a job of slurm/ is queued again, and meets at another port",
-                    ) from error
-                raise LaunchError(f"rank {info.rank} could not join the job at {master}: {error}") from error
+                raise _not_joined(error, rank=info.rank, master=master) from error
     world = TorchWorld(info.rank, info.world_size, info.local_rank, info.local_world_size, kind, dist.group.WORLD)
     if world.size > 1:
         require_one_device(world.all_gather((socket.gethostname(), kind)))
     if kind == "cuda" and world.size > 1:
         require_own_gpus(world.all_gather(this_gpu()))
     return world
+
+
+def _not_joined(error: Exception, *, rank: int, master: str) -> LaunchError:
+    if any(text in str(error) for text in FOREIGN):
+        return PortTaken(
+            f"somebody else has the port of {master}, where the ranks were to meet",
+            hint="start it again, with another MASTER_PORT if you give one; a job of slurm/ does so by itself",
+        )
+    lost = lost_rank(error, again="start it again")
+    return lost or LaunchError(f"rank {rank} could not join the job at {master}: {error}")
 
 
 def disconnect() -> None:
@@ -334,7 +339,9 @@ def notice_board(world: World) -> NoticeBoard:
 
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
-SILENT = ("Timed out",)
+SILENT = ("Timed out", "Socket Timeout", "wait timeout after")
+FOREIGN = ("EADDRINUSE", "Ping failed")
+"""The port is somebody else's: rank 0 cannot listen there, the others are not answered as by a store."""
 
 
 def lost_rank(error: BaseException, *, again: str) -> LaunchError | None:
@@ -347,7 +354,7 @@ def lost_rank(error: BaseException, *, again: str) -> LaunchError | None:
     Returns:
         None when it is no such error.
     """
-    if not isinstance(error, RuntimeError):
+    if not isinstance(error, RuntimeError) or isinstance(error, RelayedDefect):
         return None
     if any(text in str(error) for text in SILENT):
         return Stalled(f"another rank did not answer for launch.collective_timeout_s: {error}", hint=again)

@@ -286,9 +286,20 @@ def lr_plan(optim: OptimConfig, loop: LoopConfig) -> LrPlan:
     )
 
 
-def watchdog(loop: LoopConfig, world: World) -> Watchdog:
-    """Build what ends the job when nothing moves."""
-    return Watchdog(rank=world.rank, world_size=world.size, board=notice_board(world), limit_s=loop.watchdog_s)
+_PART_OF_THE_WAIT = 0.95
+"""Of the longest wait for another rank, so that the one that stands still is named first."""
+
+
+def watchdog(loop: LoopConfig, launch: LaunchConfig, world: World) -> Watchdog:
+    """Build what ends the job when nothing moves, with its stacks: before the wait of the other ranks is over."""
+    longest = _PART_OF_THE_WAIT * launch.collective_timeout_s if world.size > 1 else math.inf
+    return Watchdog(
+        rank=world.rank,
+        world_size=world.size,
+        board=notice_board(world),
+        limit_s=loop.watchdog_s,
+        longest_phase_s=longest,
+    )
 
 
 def loop_settings(loop: LoopConfig, batch: BatchPlan, *, seed: int) -> LoopSettings:

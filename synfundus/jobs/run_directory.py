@@ -26,7 +26,7 @@ from synfundus.redaction import redact
 from synfundus.storage import documents, filesystem
 from synfundus.storage.permissions import writers
 from synfundus.telemetry.console import Console
-from synfundus.telemetry.run_files import read_run, series
+from synfundus.telemetry.run_files import read_run
 from synfundus.telemetry.sinks import MetricSinks, build_sinks
 from synfundus.telemetry.wandb_sink import WandbSink
 from synfundus.training.checkpoint import load_checkpoint
@@ -140,7 +140,7 @@ class RunDirectory:
 
     def has_judged(self, images_seen: int, key: str) -> bool:
         """Whether a validation at this place has left a figure in the metrics."""
-        return any(place == images_seen for place, _ in series(read_run(self.url).judged, key))
+        return any(row["images_seen"] == images_seen and key in row for row in read_run(self.url).judged)
 
     def rewind(self, *, zero: ZeroEngine, average: ShardedEma, console: Console) -> int:
         """Put the newest checkpoint's weights, moments and averages in place; returns its images. Collective.

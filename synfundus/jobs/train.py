@@ -60,7 +60,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         ManifestMismatch: The latents were made by another autoencoder than the one given, or are not of the kind the
             model to start from was trained on.
     """
-    watchdog = build.watchdog(config.loop, world)
+    watchdog = build.watchdog(config.loop, config.launch, world)
     with watchdog.running():
         with watchdog.phase("the start"):
             training = _set_up(config, watchdog, world, console)
@@ -199,13 +199,13 @@ class _Training:
             state = self._directory.resume(zero=self._zero, average=self._ema, console=self._console)
             if state.images_seen:
                 on_rank_0(self._recall, self._world)
-        parts = model_parts(self._start.denoiser)
-        saver = self._directory.saver(
-            state, zero=self._zero, average=self._ema, loop=loop, watchdog=self._watchdog, parts=parts
-        )
-        sinks = self._directory.sinks(resume_images=state.images_seen, console=self._console)
-        reader = self._batches("train", self._draws(self._config.diffusion.flip))
-        loader = training_loader(reader, loop, self._world, start_images=state.images_seen)
+            parts = model_parts(self._start.denoiser)
+            saver = self._directory.saver(
+                state, zero=self._zero, average=self._ema, loop=loop, watchdog=self._watchdog, parts=parts
+            )
+            sinks = self._directory.sinks(resume_images=state.images_seen, console=self._console)
+            reader = self._batches("train", self._draws(self._config.diffusion.flip))
+            loader = training_loader(reader, loop, self._world, start_images=state.images_seen)
 
         def write_metrics(row: Mapping[str, float]) -> None:
             self._last_row = row
@@ -241,8 +241,9 @@ class _Training:
         try:
             state = trainer.fit()
         finally:
-            loader.close()
-            sinks.close()
+            with self._watchdog.phase("the closing of the metrics"):
+                loader.close()
+                sinks.close()
         with self._watchdog.phase("the export"):
             return self._finish(state)
 

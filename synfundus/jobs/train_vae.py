@@ -56,7 +56,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     Returns:
         ``images_seen``, ``psnr_db``, ``ssim``, ``export``.
     """
-    watchdog = build.watchdog(config.vae.loop, world)
+    watchdog = build.watchdog(config.vae.loop, config.launch, world)
     with watchdog.running():
         with watchdog.phase("the start"):
             training = _set_up(config, watchdog, world, console)
@@ -246,13 +246,12 @@ class _Training:
         )
         with self._watchdog.phase("the reading of a checkpoint"):
             state = self._directory.resume(zero=self._zero, average=self._ema, console=self._console)
-        resumed_at = state.images_seen
-        parts = codec_parts(self._codec)
-        saver = self._directory.saver(
-            state, zero=self._zero, average=self._ema, loop=self._loop, watchdog=self._watchdog, parts=parts
-        )
-        sinks = self._directory.sinks(resume_images=state.images_seen, console=self._console)
-        loader, every = self._train_loader(state), self._loop.validate_every_images
+            parts = codec_parts(self._codec)
+            saver = self._directory.saver(
+                state, zero=self._zero, average=self._ema, loop=self._loop, watchdog=self._watchdog, parts=parts
+            )
+            sinks = self._directory.sinks(resume_images=state.images_seen, console=self._console)
+            loader, every = self._train_loader(state), self._loop.validate_every_images
 
         def save(state: TrainState) -> None:
             saver.save(state.images_seen, state.to_document())
@@ -294,10 +293,11 @@ class _Training:
         try:
             state = trainer.fit()
         finally:
-            loader.close()
-            sinks.close()
+            with self._watchdog.phase("the closing of the metrics"):
+                loader.close()
+                sinks.close()
         with self._watchdog.phase("the export"):
-            return self._finish(state, self._figures if state.images_seen > resumed_at else {})
+            return self._finish(state, self._figures)
 
     def _train_loader(self, state: TrainState) -> BatchLoader:
         size = int(self._set.properties["image_size_px"]) // self._codec.downsample_factor

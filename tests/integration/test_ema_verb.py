@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from rank_processes import run_cli, run_cli_killed_at
+from test_encode_latents import hashes
 from test_training_resume import settings, train_here
 from tiny_sets import flip_byte, merged, tiny_config, write_config
 
@@ -46,6 +48,23 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_snapshots_are_taken_in_time_and_at_the_end(run_dir: Path) -> None:
     found = [(one.profile.images_seen, one.profile.sigma_rel) for one in find_snapshots(str(run_dir))]
     assert found == [(images, width) for images in range(40, 401, 40) for width in (0.05, 0.07, 0.1)]
+
+
+def test_a_finished_run_makes_what_it_lacks(latent_set: ShardSet, run_dir: Path, world: World, tmp_path: Path) -> None:
+    """One of three snapshots of the end, without which a signal or a kill may have left it, and the last validation."""
+    again = tmp_path / "run"
+    shutil.copytree(run_dir, again)
+    rows = (again / "metrics.jsonl").read_text().splitlines(keepends=True)
+    assert "validation_loss" in rows[-1]
+    (again / "metrics.jsonl").write_text("".join(rows[:-1]))
+    name = "sigma-rel-0.0700-images-000000000400"
+    (again / "ema" / f"{name}.json").unlink()
+    (again / "ema" / f"{name}.safetensors").write_bytes(b"half of it")
+    for _ in range(2):
+        train.run(tiny_config(with_averages(latent_set, again)), world, SilentConsole())
+        assert (again / "metrics.jsonl").read_text().splitlines(keepends=True) == rows
+        assert hashes(again / "ema") == hashes(run_dir / "ema")
+        assert hashes(again / "checkpoints") == hashes(run_dir / "checkpoints")
 
 
 def test_a_width_that_was_tracked_comes_out_of_the_others(run_dir: Path, tmp_path: Path) -> None:

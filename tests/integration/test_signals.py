@@ -55,7 +55,7 @@ PHASES = {
 IN_THE_LOOP = ("step", "data", "save", "validation", "preview")
 """Phases of a training loop, which saves on either signal; elsewhere TERM is not told from that of a failed job."""
 BEHIND_THE_LAST_STEP = {("save", 4)}
-"""Points behind which only a preview comes: the run is stopped before it, or ends if it has begun to draw."""
+"""Points behind which only a preview comes: the run is stopped before or in it, or ends if it is nearly drawn."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,12 @@ def prepare_command(folder: Path, out: Path) -> tuple[str, ...]:
 def job_of(verb: str, out: Path, *, latent_set: ShardSet, image_set: ShardSet, vae_run: Path, undisturbed: Path) -> Job:
     if verb == "train":
         config = write_config(out.with_suffix(".yaml"), settings(latent_set, out, **LOOKS))
-        return Job(("train", "--config", str(config)), lambda: assert_same_run(undisturbed / "train", out))
+
+        def check() -> None:
+            assert_same_run(undisturbed / "train", out)
+            assert hashes(undisturbed / "train" / "previews") == hashes(out / "previews")
+
+        return Job(("train", "--config", str(config)), check)
     if verb == "encode-latents":
         section = {"data": image_set.url, "vae": str(vae_run), "out": str(out), "flip": True}
         config = write_config(out.with_suffix(".yaml"), {"encode": section})

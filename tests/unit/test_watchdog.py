@@ -65,6 +65,16 @@ def test_what_ends_in_time_or_is_not_watched_goes_on(body: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "went on\n", "")
 
 
+def test_a_phase_may_take_longer_but_no_longer_than_the_others_wait() -> None:
+    body = "board = OwnBoard()\n    with watchdog.phase('the start'): time.sleep(2)"
+    assert ends(body).stdout == "went on\n"
+    code = SCRIPT.format(body="with watchdog.phase('the start'): time.sleep(30)")
+    code = code.replace("limit_s=0.5", "limit_s=0.5, longest_phase_s=1.0")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 75
+    assert "no end of the start after 1 s" in done.stderr
+
+
 def test_a_limit_of_nought_watches_nothing() -> None:
     watchdog = Watchdog(rank=0, world_size=1, board=OwnBoard(), limit_s=0)
     with watchdog.running(), watchdog.expect_end(lambda: "the tea"):
