@@ -48,6 +48,7 @@ SCALED = (
     "loop.channels_last=true",
     "encode.precision=fp32",
     "diffusion.flip=false",
+    "ema.sigma_rel=[]",  # one average, as the reference has
     "prepare.image_size_px=128",
     "vae.codec.block_out_channels=[32, 64, 128, 128]",
     "unet.block_out_channels=[48, 96, 144, 192]",

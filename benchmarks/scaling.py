@@ -38,6 +38,7 @@ def base_config(per_rank: int, ranks: int) -> RunConfig:
         f"loop.global_batch_size={per_rank * ranks}",
         f"loop.micro_batch_size={per_rank}",
         "diffusion.flip=false",
+        "ema.sigma_rel=[]",
         "unet.block_out_channels=[32, 64, 96, 128]",
         "unet.attention_head_dim=32",
         "unet.cross_attention_dim=96",
