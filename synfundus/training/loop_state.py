@@ -66,7 +66,8 @@ class Periodic:
         every_images: Interval; 0 never.
         action: What is done, on every rank (it may be collective). It may be left with `Interrupted`, on every rank,
             and is then done from its beginning when the run goes on.
-        done: Whether its result at this place is there; asked on rank 0, where a run goes on from a checkpoint.
+        done: Whether its result at this place is there; asked on rank 0, where a run goes on from a checkpoint. Without
+            an answer the work is done again.
         at_end: Also when the budget is reached.
         log_before: Write a row of metrics first, so that none is half-summed in a checkpoint. Such work is never left
             for later: it is the checkpoint.

@@ -105,6 +105,7 @@ def test_a_start_and_an_export_that_stand_still_are_named(
     assert any(f"no end of {what}" in end.output for end in ended), ended
     assert "in hang" in ended[rank].output, "the stack says where"
     waited = [int(text) for end in ended for text in re.findall(rf"no end of {what} after (\d+) s", end.output)]
+    assert waited
     assert all(seconds >= PHASE_PATIENCE * LIMIT_S for seconds in waited), "a start may take longer than a step"
     run_cli(*command(latent_set, tmp_path / "out")).check()
     if what == "the start":  # two ranks that have trained give other bits than one
