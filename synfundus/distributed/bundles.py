@@ -9,7 +9,6 @@ is the same, element by element, as without bundles.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +25,7 @@ class _Piece:
 
     owners: tuple[tuple[nn.Module, str], ...]
     shape: torch.Size
+    size: int
 
 
 def plan_bundles(sizes: Sequence[int], *, max_elements: int) -> list[range]:
@@ -75,7 +75,7 @@ class BundledModule(nn.Module):
                 flat = nn.Parameter(torch.cat([member.detach().reshape(-1) for member in members]))
                 bundled.append(flat)
                 self.bundles.append(flat)
-                self._pieces.append([_Piece(tuple(owners[member]), member.shape) for member in members])
+                self._pieces.append([_Piece(tuple(owners[member]), member.shape, member.numel()) for member in members])
             self.groups.append(bundled)
 
     @property
@@ -86,9 +86,10 @@ class BundledModule(nn.Module):
     def bind(self) -> None:
         """Have the module compute with the bundles as they are now."""
         for flat, pieces in zip(self.bundles, self._pieces, strict=True):
-            views: Sequence[Tensor] = flat.split([math.prod(piece.shape) for piece in pieces])
+            views: Sequence[Tensor] = flat.split([piece.size for piece in pieces])
             for view, piece in zip(views, pieces, strict=True):
-                shaped = view.view(piece.shape)
+                # most are vectors as they are; each view less is a step of autograd less
+                shaped = view if len(piece.shape) == 1 else view.view(piece.shape)
                 for owner, name in piece.owners:
                     owner._parameters[name] = shaped  # type: ignore[assignment]  # a view serves as a parameter
 

@@ -16,6 +16,7 @@ from synfundus.data.batches import RankBatch
 from synfundus.data.ledger import Ledger, Quarantined
 from synfundus.data.loader import BatchLoader
 from synfundus.distributed.agreement import on_rank_0, raise_together
+from synfundus.distributed.determinism import seed_kernels
 from synfundus.distributed.engine import StepResult, ZeroEngine
 from synfundus.distributed.watchdog import PHASE_PATIENCE, Watchdog
 from synfundus.distributed.world import World, lost_rank, torch_device
@@ -242,7 +243,7 @@ class Trainer:
         lr = self._lr.at(after)
         result: StepResult | None = None
         # the only draw torch makes itself is dropout; keyed, so that a resumed run drops the same units
-        torch.manual_seed(derive_key(settings.seed, "dropout", self._world.rank, after) % 2**63)
+        seed_kernels(derive_key(settings.seed, "dropout", self._world.rank, after), device=self._device)
         spike = float("nan")
         micros = batch.split(settings.gradient_accumulation_steps)
         totals = [0.0, 0.0]
@@ -297,9 +298,8 @@ class Trainer:
             state.rewound_images += state.images_seen - place
 
     def _to_device(self, batch: RankBatch) -> dict[str, Tensor]:
-        tensors = {name: torch.from_numpy(array) for name, array in batch.arrays.items()}
-        tensors["weights"] = torch.from_numpy(batch.weights)
-        return {name: tensor.to(self._device, non_blocking=True) for name, tensor in tensors.items()}
+        arrays = {**batch.arrays, "weights": batch.weights}
+        return {name: torch.from_numpy(array).to(self._device, non_blocking=True) for name, array in arrays.items()}
 
     def _log(self, bar: Progress) -> None:
         """Write a row of metrics. Collective."""

@@ -11,7 +11,7 @@ import torch
 import torch.utils.deterministic
 
 from synfundus.config.schema import LaunchConfig, LoopConfig
-from synfundus.distributed.determinism import only_deterministic_kernels
+from synfundus.distributed.determinism import only_deterministic_kernels, seed_kernels
 from synfundus.distributed.world import LocalWorld
 from synfundus.jobs import build
 from synfundus.models.attention import AttentionChoice
@@ -72,6 +72,24 @@ def test_auto_does_not_take_a_kernel_that_gives_other_bits(
     launch = LaunchConfig.model_validate({"attention": attention})
     build.attention(unet, launch, dtype=torch.float32, world=LocalWorld(), console=SilentConsole())
     assert requests == [asked]
+
+
+def test_a_seed_gives_the_draws_that_it_gives_elsewhere() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2**62 + 3)
+        expected = torch.nn.functional.dropout(torch.ones(100))
+        seed_kernels(2**127 + 2**62 + 3, device=torch.device("cpu"))
+        assert torch.equal(torch.nn.functional.dropout(torch.ones(100)), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_seed_gives_the_draws_that_it_gives_elsewhere_on_a_gpu() -> None:
+    ones = torch.ones(100, device="cuda")
+    torch.manual_seed(7)
+    expected = torch.nn.functional.dropout(ones)
+    seed_kernels(7, device=torch.device("cuda", torch.cuda.current_device()))
+    assert torch.equal(torch.nn.functional.dropout(ones), expected)
 
 
 @pytest.mark.gpu
