@@ -21,6 +21,7 @@ from synfundus.jobs import train
 from synfundus.storage.documents import read_lines
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import SilentConsole
+from synfundus.training.checkpoint_search import MANIFEST_NAME
 from synfundus.training.progress import CLOCK_FIGURES
 
 STEPS = 50
@@ -210,6 +211,54 @@ def test_a_finished_run_started_again_exports_and_changes_nothing(
         "nothing was trained, and the figures are still there"
     )
     assert after["validation_loss"] == before["validation_loss"] > 0
+
+
+@pytest.mark.parametrize("owed", [[], ["validation"], ["preview", "something that there is no more"]])
+def test_a_checkpoint_of_an_earlier_version_that_notes_what_was_owed_goes_on(
+    latent_set: ShardSet, straight: Path, world: World, tmp_path: Path, owed: list[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(straight, run_dir)
+    shutil.rmtree(run_dir / "checkpoints" / FINAL)
+    folder = run_dir / "checkpoints" / "images-000000000320"
+    state = json.loads((folder / "state.json").read_text())
+    assert "owed" not in state
+    (folder / "state.json").write_text(json.dumps({**state, "owed": owed}))
+    data = (folder / "state.json").read_bytes()
+    manifest = json.loads((folder / MANIFEST_NAME).read_text())
+    manifest["files"]["state.json"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (folder / MANIFEST_NAME).write_text(json.dumps(manifest))
+    _, lines = train_here(latent_set, run_dir, world)
+    assert any("resumed at 320 images" in line for line in lines)
+    assert not [line for line in lines if line.startswith("warning")]
+    assert_same_run(straight, run_dir)
+
+
+@pytest.mark.parametrize("budget", [320, 160])
+def test_a_budget_below_what_was_trained_changes_nothing_and_exports(
+    latent_set: ShardSet, straight: Path, world: World, tmp_path: Path, budget: int
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(straight, run_dir)
+    shutil.rmtree(run_dir / "export")
+    summary, _ = train_here(latent_set, run_dir, world, budget_images=budget)
+    assert summary["images_seen"] == 400
+    assert rows(run_dir) == rows(straight)
+    assert state_hashes(run_dir) == state_hashes(straight)
+    assert (run_dir / "export" / "synfundus.json").exists()
+
+
+def test_a_budget_raised_at_a_boundary_keeps_its_rows_and_judges_there_once(
+    latent_set: ShardSet, world: World, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    train_here(latent_set, run_dir, world, budget_images=160)  # a checkpoint and a validation fall on its end
+    before = rows(run_dir)
+    assert [row["images_seen"] for row in before if "validation_loss" in row] == [160]
+    train_here(latent_set, run_dir, world)
+    assert rows(run_dir)[: len(before)] == before
+    assert len(losses(run_dir)) == STEPS
+    assert [row["images_seen"] for row in rows(run_dir) if "validation_loss" in row] == [160, 320, 400]
 
 
 def test_a_larger_budget_goes_on_from_the_end(
