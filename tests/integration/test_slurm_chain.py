@@ -103,8 +103,11 @@ def test_the_chain_stops_where_a_job_fails(cluster: SlurmCluster, photographs: P
     assert "no-such-folder' does not exist (vae.init_from)" in (tmp_path / "synfundus-train-vae.log").read_text()
     for job in later:
         ended = cluster.wait_for(job, "CANCELLED", timeout_s=60.0)
-        assert ended["StartTime"] == ended["EndTime"] or ended["RunTime"] == "00:00:00", ended
+        # of a job that never started SLURM shows its end, zero seconds or, for a moment after the end, no start
+        assert ended["StartTime"] in {"Unknown", ended["EndTime"]} or ended["RunTime"] == "00:00:00", ended
     assert not (tmp_path / "latents").exists()
+    ran = {path.name for path in tmp_path.glob("synfundus-*.log")}
+    assert ran == {"synfundus-prepare.log", "synfundus-train-vae.log"}, "each job that starts has a log"
 
 
 def submit_samples(cluster: SlurmCluster, folder: Path, model: Path, *options: str) -> str:
