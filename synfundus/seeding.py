@@ -63,7 +63,7 @@ def keyed_uniform(seed: int, purpose: str, indices: Sequence[int], count: int = 
 def _generators(seed: int, purpose: str, indices: Sequence[int]) -> Iterator[np.random.Generator]:
     """Give `keyed_generator`'s generators of many indices; each is good until the next is asked for.
 
-    It is one generator that is moved: to build one takes numpy 8 us, most of it for a seed that a key replaces.
+    It is one generator that is moved: to build one takes numpy 7 us, most of it for a seed that a key replaces.
     """
     generator = keyed_generator(seed, purpose)
     stream = generator.bit_generator

@@ -40,8 +40,8 @@ def only_deterministic_kernels(*, device: Device) -> str | None:
 def seed_kernels(seed: int, *, device: torch.device) -> None:
     """Seed what a device's kernels, such as dropout's, draw from.
 
-    ``torch.manual_seed`` does so for every kind of device; for a kind that is not in use it keeps a copy of the stack
-    each time, 2 ms a step.
+    ``torch.manual_seed`` does so for every kind of device; for a kind that is not in use it copies the stack each time,
+    in Python: beside a thread that reads data, 2 ms a step.
 
     Args:
         seed: Any whole number; its lower 63 bits count.

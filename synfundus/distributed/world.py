@@ -178,7 +178,7 @@ class TorchWorld:
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Add up lists of numbers over the ranks, in float64."""
-        if self.size == 1:  # asked several times a step
+        if self.size == 1:  # asked in each step
             return [float(value) for value in values]
         import torch
         import torch.distributed as dist
