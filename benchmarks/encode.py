@@ -15,11 +15,11 @@ import torch
 from benchmarks.measuring import interleaved, rate, report, write_phantom_images
 from synfundus.config.loader import load_config
 from synfundus.config.schema import RunConfig
-from synfundus.data.images import ImageDecoder
-from synfundus.data.reader import ShardSetReader
 from synfundus.distributed.world import connect, disconnect
 from synfundus.jobs import build, encode_latents
 from synfundus.jobs.pixels import pixels_to_tensor
+from synfundus.shards.images import ImageDecoder
+from synfundus.shards.reader import ShardSetReader
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import SilentConsole
 

@@ -33,12 +33,12 @@ from benchmarks.measuring import report
 from benchmarks.training_runs import StepConsole, run_config
 from synfundus.config.loader import load_config
 from synfundus.config.schema import RunConfig
-from synfundus.data.reader import ShardSetReader, decode_json
 from synfundus.distributed.world import World, connect, disconnect
 from synfundus.jobs import build, encode_latents, phantoms, prepare, train
 from synfundus.jobs.demo_pace import latent_edge
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.models.counting import count_network
-from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
+from synfundus.shards.reader import ShardSetReader, decode_json
 from synfundus.storage.manifest import load_shard_set
 from synfundus.telemetry.console import SilentConsole
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from synfundus.data.phantoms import draw_phantom
-from synfundus.data.reader import encode_npy
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
+from synfundus.phantoms.draw import draw_phantom
 from synfundus.seeding import keyed_generator
-from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
+from synfundus.shards.reader import encode_npy
 from synfundus.storage.manifest import ShardEntry, ShardSet, save_shard_set, shard_name
 from synfundus.storage.tarshard import write_shard
 
@@ -102,7 +102,7 @@ def write_random_latents(
 
 def write_phantom_images(folder: Path, *, num_images: int, image_size_px: int, shard_samples: int) -> ShardSet:
     """Write an image set of phantoms, all in the train split."""
-    from synfundus.data.decode import encode_png
+    from synfundus.photographs.decode import encode_png
 
     shards = []
     for number, first in enumerate(range(0, num_images, shard_samples)):

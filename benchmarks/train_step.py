@@ -27,7 +27,7 @@ from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World, connect, disconnect, has_native_bf16
 from synfundus.jobs import train
 from synfundus.jobs.demo_pace import latent_edge
-from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 
 STRETCH_STEPS = 3
 NUM_LATENTS = 2048

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 import torch
 
 from synfundus.jobs.pipeline_folder import Surroundings, save_pipeline
+from synfundus.labels.schema import LabelSchema, LabelSpec
 from synfundus.models.autoencoder import LatentCodec, build_codec, fingerprint
 from synfundus.models.conditioner import LabelConditioner
 from synfundus.models.unet import ConditionalDenoiser, build_unet
-from synfundus.storage.label_schema import LabelSchema, LabelSpec
 
 SCHEMA = LabelSchema((LabelSpec("dr_grade", 5, ordinal=True), LabelSpec("is_gc", 2), LabelSpec("eye_side", 2)))
 IMAGE_SIZE_PX = 32

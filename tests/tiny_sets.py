@@ -13,9 +13,9 @@ import yaml
 from PIL import Image
 
 from synfundus.config.schema import RunConfig
-from synfundus.data.phantoms import draw_phantom
-from synfundus.data.reader import encode_npy
-from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA, LabelSchema
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema
+from synfundus.phantoms.draw import draw_phantom
+from synfundus.shards.reader import encode_npy
 from synfundus.storage.manifest import SetKind, ShardEntry, ShardSet, save_shard_set, shard_name
 from synfundus.storage.tarshard import write_shard
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from synfundus.data.phantoms import PhantomTruth
+from synfundus.phantoms.draw import PhantomTruth
 
 Pixels = NDArray[np.uint8]
 Place = Literal["disc", "margin"]

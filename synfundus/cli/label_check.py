@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from synfundus.errors import SynfundusError
-from synfundus.storage.label_schema import LabelSchema
+from synfundus.labels.schema import LabelSchema
 
 _PLACES = ("export/synfundus.json", "synfundus.json")
 

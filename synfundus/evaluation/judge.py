@@ -20,8 +20,8 @@ from torch.nn import functional
 
 from synfundus.errors import DataError
 from synfundus.evaluation.label_control import Agreement, LabelPrediction, label_agreement
+from synfundus.labels.schema import UNKNOWN_STATE, LabelSchema, LabelSpec
 from synfundus.seeding import derive_key, keyed_generator, keyed_uniform
-from synfundus.storage.label_schema import UNKNOWN_STATE, LabelSchema, LabelSpec
 
 _WIDTHS = (32, 48, 80)
 _INPUT_CHANNELS = 8

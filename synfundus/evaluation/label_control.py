@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synfundus.errors import DataError
-from synfundus.storage.label_schema import UNKNOWN_STATE, LabelSchema
+from synfundus.labels.schema import UNKNOWN_STATE, LabelSchema
 
 Scores = NDArray[np.float64]
 Values = NDArray[np.int64]

@@ -33,13 +33,13 @@ from synfundus.distributed.tensor_cores import set_tf32
 from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import Device, World, notice_board, torch_device
 from synfundus.errors import ConfigError, DataError
+from synfundus.labels.schema import LabelSchema
 from synfundus.models.attention import AttentionChoice, agreed_attention, apply_attention, choose_attention, head_dims
 from synfundus.models.autoencoder import LatentCodec, build_codec
 from synfundus.models.compilation import compile_blocks, require_compilation
 from synfundus.models.conditioner import LabelConditioner
 from synfundus.models.unet import ConditionalDenoiser, build_unet
 from synfundus.seeding import derive_key
-from synfundus.storage.label_schema import LabelSchema
 from synfundus.telemetry.console import Console
 from synfundus.training.ema import ShardedEma
 from synfundus.training.guards import GuardSettings

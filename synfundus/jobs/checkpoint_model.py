@@ -25,7 +25,6 @@ from synfundus.distributed.world import LocalWorld
 from synfundus.errors import CheckpointError
 from synfundus.jobs import build
 from synfundus.jobs.codec_folder import config_text, forget_origin
-from synfundus.jobs.local_folder import folder_to_read, folder_to_replace
 from synfundus.jobs.pipeline_folder import DOCUMENT_NAME as EXPORT_NAME
 from synfundus.jobs.pipeline_folder import (
     Pipeline,
@@ -41,6 +40,7 @@ from synfundus.models.conditioner import CONDITIONER_WEIGHTS_NAME, LabelConditio
 from synfundus.models.unet import ConditionalDenoiser
 from synfundus.models.weight_files import WEIGHTS_NAME
 from synfundus.storage import documents, filesystem
+from synfundus.storage.local_folder import folder_to_read, folder_to_replace
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import Console
 from synfundus.training import checkpoint_search

@@ -10,10 +10,10 @@ import torch
 from diffusers import ConfigMixin
 
 from synfundus.errors import CheckpointError
-from synfundus.jobs.local_folder import folder_to_read, folder_to_replace
 from synfundus.models.autoencoder import LatentCodec, check_codec_folder, identity
 from synfundus.models.weight_files import WEIGHTS_NAME
 from synfundus.storage import filesystem
+from synfundus.storage.local_folder import folder_to_read, folder_to_replace
 from synfundus.training.model_files import ModelPart
 
 CONFIG_NAME = "config.json"

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from synfundus.config.schema import RunConfig
-from synfundus.data.reader import decode_image
 from synfundus.distributed.world import World, torch_device
 from synfundus.errors import ConfigError
 from synfundus.jobs import Summary, build, encode_latents, phantoms, prepare, sample, train, train_vae
@@ -41,6 +40,7 @@ from synfundus.jobs.demo_plan import (
 )
 from synfundus.jobs.demo_report import DemoResult, draw_demo, peak_memory_gib, report_document, show_report
 from synfundus.jobs.sample_store import PngStore
+from synfundus.shards.reader import decode_image
 from synfundus.storage import documents, filesystem
 from synfundus.storage.manifest import SPLITS, ShardSet, load_shard_set
 from synfundus.telemetry.console import Console

@@ -17,7 +17,7 @@ from synfundus.config.schema import RunConfig
 from synfundus.distributed.ds_config import plan_batch
 from synfundus.distributed.world import World, torch_device
 from synfundus.jobs import build
-from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.training.step import LatentDiffusionStep
 
 _WARM_UP_STEPS = 3

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synfundus.config.schema import DemoConfig, LoopConfig, RunConfig
+from synfundus.labels.schema import LabelSchema
 from synfundus.seeding import keyed_generator
 from synfundus.storage import filesystem
-from synfundus.storage.label_schema import LabelSchema
 
 LabelRow = dict[str, int | None]
 

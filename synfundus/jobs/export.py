@@ -9,9 +9,9 @@ from synfundus.distributed.world import World
 from synfundus.errors import ConfigError
 from synfundus.jobs import Summary, build
 from synfundus.jobs.checkpoint_model import has_only_checkpoints, load_checkpoint_model, newest_images
-from synfundus.jobs.local_folder import UNFINISHED_NAME
 from synfundus.jobs.pipeline_folder import DOCUMENT_NAME, Pipeline, find_pipeline, load_pipeline, resave_pipeline
 from synfundus.storage import filesystem
+from synfundus.storage.local_folder import UNFINISHED_NAME
 from synfundus.telemetry.console import Console
 
 

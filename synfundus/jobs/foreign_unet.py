@@ -12,13 +12,13 @@ from typing import Any
 from synfundus.config.diffusion_section import DiffusionConfig
 from synfundus.config.schema import RunConfig
 from synfundus.errors import CheckpointError, SynfundusError
-from synfundus.jobs.local_folder import folder_to_read
+from synfundus.labels.schema import LabelSchema
 from synfundus.models.adapted_unet import CLASS_NAME, Adaptation, adapt_unet
 from synfundus.models.conditioner import LabelConditioner
 from synfundus.models.unet import ConditionalDenoiser
 from synfundus.models.weight_files import CONFIG_NAME, WeightFiles, find_weights, read_config, read_weights
 from synfundus.storage import filesystem
-from synfundus.storage.label_schema import LabelSchema
+from synfundus.storage.local_folder import folder_to_read
 from synfundus.telemetry.console import Console
 
 _KIND = "U-Net"

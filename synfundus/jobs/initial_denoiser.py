@@ -14,10 +14,10 @@ from synfundus.jobs.foreign_unet import announce, find_foreign_unet, open_foreig
 from synfundus.jobs.pipeline_folder import Pipeline, find_pipeline, load_pipeline
 from synfundus.jobs.reading import latent_shape_of
 from synfundus.jobs.verify_latents import require_same_codec
+from synfundus.labels.schema import difference
 from synfundus.models.unet import ConditionalDenoiser
 from synfundus.seeding import derive_key
 from synfundus.storage import documents, filesystem
-from synfundus.storage.label_schema import difference
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import Console
 

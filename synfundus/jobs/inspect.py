@@ -9,17 +9,17 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 
 from synfundus.config.schema import RunConfig
-from synfundus.data.label_counts import LabelCounts, count_labels
-from synfundus.data.latents import META
-from synfundus.data.members import decode_json
-from synfundus.data.set_survey import SetSurvey, sample_decoder
 from synfundus.distributed.world import World
 from synfundus.errors import ConfigError, CorruptShard, DataError, StorageError
-from synfundus.evaluation.captions import label_caption
-from synfundus.evaluation.inspection_pictures import compose_sheet, label_bars, moments_picture, together_map
-from synfundus.evaluation.pictures import Pixels, contact_sheet, encode_png
 from synfundus.jobs import Summary
+from synfundus.labels.captions import label_caption
+from synfundus.pictures.inspection import compose_sheet, label_bars, moments_picture, together_map
+from synfundus.pictures.sheets import Pixels, contact_sheet, encode_png
 from synfundus.seeding import keyed_generator
+from synfundus.shards.label_counts import LabelCounts, count_labels
+from synfundus.shards.latents import META
+from synfundus.shards.members import decode_json
+from synfundus.shards.set_survey import SetSurvey, sample_decoder
 from synfundus.storage import documents, filesystem
 from synfundus.storage.manifest import (
     FORMAT_NAME,

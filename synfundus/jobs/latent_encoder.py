@@ -19,14 +19,14 @@ import torch
 from numpy.typing import NDArray
 
 from synfundus.config.schema import RunConfig
-from synfundus.data.images import ImageDecoder
-from synfundus.data.latents import FLIPPED_MOMENTS, META, MOMENTS
-from synfundus.data.reader import ShardSetReader, encode_npy
 from synfundus.errors import CorruptShard, DataError
 from synfundus.jobs.pixels import pixels_to_tensor
 from synfundus.models.autoencoder import LatentCodec
+from synfundus.processes.daemon_threads import DaemonThreads
+from synfundus.shards.images import ImageDecoder
+from synfundus.shards.latents import FLIPPED_MOMENTS, META, MOMENTS
+from synfundus.shards.reader import ShardSetReader, encode_npy
 from synfundus.storage import documents, filesystem
-from synfundus.storage.daemon_threads import DaemonThreads
 from synfundus.storage.manifest import SPLITS, ShardEntry, ShardSet
 from synfundus.storage.tarshard import write_shard
 from synfundus.telemetry.console import Progress

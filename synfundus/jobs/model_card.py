@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from synfundus.storage.label_schema import LabelSchema
+from synfundus.labels.schema import LabelSchema
 
 _CARD = """# Latent diffusion model for synthetic fundus photographs
 

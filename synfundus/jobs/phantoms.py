@@ -15,13 +15,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from synfundus.config.schema import RunConfig
-from synfundus.data.phantoms import LABEL_NAMES, draw_phantom
-from synfundus.data.process_pool import process_map
 from synfundus.distributed.world import World
 from synfundus.errors import ConfigError
-from synfundus.evaluation.pictures import encode_png
 from synfundus.jobs import Summary
-from synfundus.jobs.image_files import is_complete_png
+from synfundus.phantoms.draw import LABEL_NAMES, draw_phantom
+from synfundus.pictures.image_files import is_complete_png
+from synfundus.pictures.sheets import encode_png
+from synfundus.processes.pool import process_map
 from synfundus.storage import documents, filesystem
 from synfundus.telemetry.console import Console
 

@@ -27,14 +27,14 @@ from synfundus import __version__
 from synfundus.diffusion.sampling import SamplerName, Scheduler, scheduler_for
 from synfundus.errors import CheckpointError, ManifestMismatch
 from synfundus.jobs.codec_folder import forget_origin
-from synfundus.jobs.local_folder import folder_to_read, folder_to_replace
 from synfundus.jobs.model_card import model_card
+from synfundus.labels.schema import LabelSchema
 from synfundus.models.autoencoder import LatentCodec
 from synfundus.models.autoencoder import fingerprint as codec_fingerprint
 from synfundus.models.conditioner import LabelConditioner
 from synfundus.models.unet import ConditionalDenoiser
 from synfundus.storage import documents, filesystem
-from synfundus.storage.label_schema import LabelSchema
+from synfundus.storage.local_folder import folder_to_read, folder_to_replace
 
 DOCUMENT_NAME = "synfundus.json"
 FORMAT_NAME = "synfundus-pipeline"

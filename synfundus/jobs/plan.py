@@ -19,8 +19,8 @@ from synfundus.distributed.world import World
 from synfundus.jobs import Summary, build
 from synfundus.jobs.demo_pace import latent_edge
 from synfundus.jobs.step_cost import image_flops
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.models.counting import NetworkCount, count_network
-from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
 from synfundus.telemetry.console import Console
 from synfundus.training.footprint import (
     GIB,

@@ -8,8 +8,8 @@ from pathlib import PurePosixPath
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World
 from synfundus.errors import ConfigError
-from synfundus.evaluation.charts import Curve, Panel, draw_curves, spans_decades
 from synfundus.jobs import Summary
+from synfundus.pictures.charts import Curve, Panel, draw_curves, spans_decades
 from synfundus.storage import filesystem
 from synfundus.telemetry.console import Console
 from synfundus.telemetry.run_files import RunView, read_run, series

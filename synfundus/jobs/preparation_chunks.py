@@ -14,16 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synfundus.config.data_sections import PrepareConfig
-from synfundus.data.crosswalk import write_private
-from synfundus.data.ingest import PlannedSample
-from synfundus.data.near_duplicates import THUMBNAIL_PX
-from synfundus.data.photograph_task import PhotographTask, PreparedPhotograph, name_loss, prepare_photograph
-from synfundus.data.preparation import Unusable
-from synfundus.data.process_pool import ProcessMap, process_map
-from synfundus.data.transforms import EYE_SIDE
 from synfundus.errors import DataError
 from synfundus.jobs.preparation_places import RECORD_FORMAT, RECORD_VERSION, Places
 from synfundus.jobs.preparation_plan import InputPlan
+from synfundus.photographs.crosswalk import write_private
+from synfundus.photographs.ingest import PlannedSample
+from synfundus.photographs.near_duplicates import THUMBNAIL_PX
+from synfundus.photographs.photograph_task import PhotographTask, PreparedPhotograph, name_loss, prepare_photograph
+from synfundus.photographs.preparation import Unusable
+from synfundus.photographs.transforms import EYE_SIDE
+from synfundus.processes.pool import ProcessMap, process_map
 from synfundus.storage import documents, filesystem
 from synfundus.storage.tarshard import TarShardWriter
 from synfundus.telemetry.console import Console, Progress

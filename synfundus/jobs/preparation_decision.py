@@ -14,17 +14,6 @@ from typing import Any
 import numpy as np
 
 from synfundus.config.data_sections import PrepareConfig
-from synfundus.data.ingest import (
-    PlannedSample,
-    PlannedShard,
-    Reject,
-    drop_duplicates,
-    plan_shards,
-    split_patients,
-)
-from synfundus.data.label_counts import LabelCounts, count_labels
-from synfundus.data.near_duplicates import SAME_PICTURE, SEARCH_STEPS, Groups, LookAlike, groups_of
-from synfundus.data.preparation import Unusable
 from synfundus.jobs.preparation_chunks import ChunkResults, LookedAt
 from synfundus.jobs.preparation_look_alikes import (
     OtherSet,
@@ -33,6 +22,17 @@ from synfundus.jobs.preparation_look_alikes import (
     look_alikes_within,
 )
 from synfundus.jobs.preparation_plan import InputPlan, samples_per_shard
+from synfundus.photographs.ingest import (
+    PlannedSample,
+    PlannedShard,
+    Reject,
+    drop_duplicates,
+    plan_shards,
+    split_patients,
+)
+from synfundus.photographs.near_duplicates import SAME_PICTURE, SEARCH_STEPS, Groups, LookAlike, groups_of
+from synfundus.photographs.preparation import Unusable
+from synfundus.shards.label_counts import LabelCounts, count_labels
 from synfundus.storage.manifest import SPLITS
 from synfundus.telemetry.console import Console
 

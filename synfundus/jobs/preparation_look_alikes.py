@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from synfundus.data.crosswalk import CROSSWALK_NAME, private_file
-from synfundus.data.near_duplicates import HASH_BYTES, THUMBNAIL_PX, LookAlike, near_duplicates
 from synfundus.errors import ConfigError
+from synfundus.photographs.crosswalk import CROSSWALK_NAME, private_file
+from synfundus.photographs.near_duplicates import HASH_BYTES, THUMBNAIL_PX, LookAlike, near_duplicates
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import SPLITS
 

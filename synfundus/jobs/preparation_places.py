@@ -6,9 +6,9 @@ import re
 from dataclasses import asdict, dataclass
 
 from synfundus.config.data_sections import PrepareConfig
-from synfundus.data.crosswalk import SECRET_NAME, write_private_lines
 from synfundus.errors import ConfigError, DataError
 from synfundus.jobs.preparation_plan import InputPlan
+from synfundus.photographs.crosswalk import SECRET_NAME, write_private_lines
 from synfundus.storage import documents, filesystem
 from synfundus.storage.manifest import REJECTS_NAME, SPLITS, is_complete, load_shard_set
 

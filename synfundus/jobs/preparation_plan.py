@@ -14,14 +14,14 @@ import yaml
 
 from synfundus.config.data_sections import PrepareConfig
 from synfundus.config.yaml_text import parse_document
-from synfundus.data.importers import read_with_importer
-from synfundus.data.ingest import PlannedSample, Reject, match_files, plan_samples
-from synfundus.data.label_mapping import TableMapping, parse_mapping
-from synfundus.data.label_table import LabelTable, read_label_table
-from synfundus.data.preparation import CROP
 from synfundus.errors import ConfigError, DataError, SynfundusError
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema
+from synfundus.photographs.importers import read_with_importer
+from synfundus.photographs.ingest import PlannedSample, Reject, match_files, plan_samples
+from synfundus.photographs.label_mapping import TableMapping, parse_mapping
+from synfundus.photographs.label_table import LabelTable, read_label_table
+from synfundus.photographs.preparation import CROP
 from synfundus.storage import filesystem
-from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA, LabelSchema
 
 _BYTES_PER_PIXEL = {"png": 1.7, "webp": 1.2}  # measured on photographs and phantoms, rounded up
 _BYTES_PER_SAMPLE = 2048

@@ -6,7 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from synfundus.data.crosswalk import (
+from synfundus.jobs.preparation_chunks import ChunkResults
+from synfundus.jobs.preparation_decision import Decision
+from synfundus.jobs.preparation_look_alikes import LOOKS_NAME, OtherSet, SeenElsewhere, save_looks
+from synfundus.jobs.preparation_places import Places, absolute
+from synfundus.jobs.preparation_plan import InputPlan
+from synfundus.photographs.crosswalk import (
     CROSSWALK_NAME,
     FLAGS_NAME,
     LOOK_ALIKES_NAME,
@@ -15,14 +20,9 @@ from synfundus.data.crosswalk import (
     write_private,
     write_private_lines,
 )
-from synfundus.data.crosswalk import REJECTS_NAME as NAMED_REJECTS
-from synfundus.data.ingest import Reject, sample_key
-from synfundus.data.near_duplicates import LookAlike
-from synfundus.jobs.preparation_chunks import ChunkResults
-from synfundus.jobs.preparation_decision import Decision
-from synfundus.jobs.preparation_look_alikes import LOOKS_NAME, OtherSet, SeenElsewhere, save_looks
-from synfundus.jobs.preparation_places import Places, absolute
-from synfundus.jobs.preparation_plan import InputPlan
+from synfundus.photographs.crosswalk import REJECTS_NAME as NAMED_REJECTS
+from synfundus.photographs.ingest import Reject, sample_key
+from synfundus.photographs.near_duplicates import LookAlike
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import Console

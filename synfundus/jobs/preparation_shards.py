@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 from zlib_ng.zlib_ng import crc32
 
-from synfundus.data.crosswalk import write_private
-from synfundus.data.latents import label_states
-from synfundus.data.members import decode_json
 from synfundus.errors import CorruptShard, DataError
 from synfundus.jobs.preparation_chunks import LookedAt
 from synfundus.jobs.preparation_decision import Decision
 from synfundus.jobs.preparation_places import RECORD_FORMAT, RECORD_VERSION, Places
+from synfundus.labels.schema import LabelSchema
+from synfundus.photographs.crosswalk import write_private
+from synfundus.shards.latents import label_states
+from synfundus.shards.members import decode_json
 from synfundus.storage import documents, filesystem
-from synfundus.storage.label_schema import LabelSchema
 from synfundus.storage.manifest import SPLITS, ShardEntry
 from synfundus.storage.tarshard import index_url, write_shard
 from synfundus.telemetry.console import Console

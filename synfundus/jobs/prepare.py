@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from synfundus.config.schema import RunConfig
-from synfundus.data.crosswalk import REJECTS_NAME as NAMED_REJECTS
-from synfundus.data.crosswalk import open_crosswalk
 from synfundus.distributed.world import World, patient, share_of
 from synfundus.errors import DataError, SynfundusError
 from synfundus.jobs import Summary
@@ -36,8 +34,10 @@ from synfundus.jobs.preparation_places import (
 from synfundus.jobs.preparation_plan import InputPlan, plan_inputs
 from synfundus.jobs.preparation_report import report, write_crosswalk, write_findings
 from synfundus.jobs.preparation_shards import ShardTask, assemble_shards, finished_entries, plan_shard_tasks
+from synfundus.labels.schema import LabelSchema
+from synfundus.photographs.crosswalk import REJECTS_NAME as NAMED_REJECTS
+from synfundus.photographs.crosswalk import open_crosswalk
 from synfundus.storage import documents, filesystem
-from synfundus.storage.label_schema import LabelSchema
 from synfundus.storage.manifest import REJECTS_NAME, SPLITS, ShardSet, load_shard_set, save_shard_set
 from synfundus.telemetry.console import Console
 

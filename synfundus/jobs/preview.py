@@ -8,14 +8,14 @@ import numpy as np
 import torch
 
 from synfundus.config.schema import RunConfig
-from synfundus.evaluation.captions import label_caption
-from synfundus.evaluation.pictures import contact_sheet, encode_png
 from synfundus.jobs import build
 from synfundus.jobs.generation import generate_images
+from synfundus.labels.captions import label_caption
+from synfundus.labels.schema import LabelSchema
 from synfundus.models.autoencoder import LatentCodec
 from synfundus.models.unet import ConditionalDenoiser
+from synfundus.pictures.sheets import contact_sheet, encode_png
 from synfundus.seeding import keyed_normal
-from synfundus.storage.label_schema import LabelSchema
 from synfundus.storage.manifest import ShardSet
 
 _COLUMNS = 8

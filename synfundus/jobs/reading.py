@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from synfundus.config.schema import LoopConfig
-from synfundus.data.batches import Augment, BatchReader
-from synfundus.data.images import ImageDecoder
-from synfundus.data.latents import LatentSource
-from synfundus.data.loader import BatchLoader, Prefetch, RankSteps
-from synfundus.data.mixture import MixedPlan
-from synfundus.data.reader import ShardSetReader
-from synfundus.data.shard_plan import ReadingPlan
-from synfundus.data.source import DecodedSource, SampleSource
 from synfundus.distributed.world import World
 from synfundus.jobs.latent_sets import LatentSets
+from synfundus.shards.batches import Augment, BatchReader
+from synfundus.shards.images import ImageDecoder
+from synfundus.shards.latents import LatentSource
+from synfundus.shards.loader import BatchLoader, Prefetch, RankSteps
+from synfundus.shards.mixture import MixedPlan
+from synfundus.shards.reader import ShardSetReader
+from synfundus.shards.shard_plan import ReadingPlan
+from synfundus.shards.source import DecodedSource, SampleSource
 from synfundus.storage.manifest import ShardSet
 
 

@@ -23,20 +23,20 @@ from numpy.typing import NDArray
 
 from synfundus import __version__
 from synfundus.config.schema import RunConfig
-from synfundus.data.reader import decode_image
 from synfundus.diffusion.sampling import scheduler_for
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World, patient, share_of, torch_device
 from synfundus.errors import ConfigError, SynfundusError
-from synfundus.evaluation.captions import label_caption
-from synfundus.evaluation.pictures import contact_sheet, encode_png
 from synfundus.jobs import Summary, build
 from synfundus.jobs.generation import generate_images
-from synfundus.jobs.label_plan import LabelRow, plan_labels
 from synfundus.jobs.pipeline_folder import Pipeline, find_pipeline, load_pipeline
 from synfundus.jobs.run_directory import versions
 from synfundus.jobs.sample_store import PngStore, SampleStore, ShardStore
+from synfundus.labels.captions import label_caption
+from synfundus.labels.plan import LabelRow, plan_labels
+from synfundus.pictures.sheets import contact_sheet, encode_png
 from synfundus.seeding import keyed_normal
+from synfundus.shards.reader import decode_image
 from synfundus.storage import documents, filesystem
 from synfundus.telemetry.console import Console
 
@@ -99,7 +99,11 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     pipeline = load_pipeline(folder, device=device)
     scheduler_for(section.sampler, pipeline.schedule_settings)  # refused before the folder is claimed
     rows = plan_labels(
-        plan_url=section.labels, labels=section.label, num_images=section.num_images, schema=pipeline.label_schema
+        plan=None if section.labels is None else filesystem.read_bytes(section.labels),
+        labels=section.label,
+        num_images=section.num_images,
+        schema=pipeline.label_schema,
+        where=section.labels or "sample.labels",
     )
     request = _request(config, pipeline, rows)
     _claim(out, request, world)

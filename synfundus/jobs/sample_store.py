@@ -13,10 +13,10 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from synfundus.errors import DataError
-from synfundus.jobs.image_files import is_complete_png
-from synfundus.jobs.label_plan import LabelRow
+from synfundus.labels.plan import LabelRow
+from synfundus.labels.schema import LabelSchema
+from synfundus.pictures.image_files import is_complete_png
 from synfundus.storage import documents, filesystem
-from synfundus.storage.label_schema import LabelSchema
 from synfundus.storage.manifest import ShardEntry, ShardSet, save_shard_set, shard_name
 from synfundus.storage.tarshard import TarShardReader, write_shard
 

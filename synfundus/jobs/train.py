@@ -10,7 +10,6 @@ from torch import Tensor
 
 from synfundus.config.measured import definite_channels_last
 from synfundus.config.schema import LoopConfig, RunConfig
-from synfundus.data.batches import BatchReader
 from synfundus.diffusion.flow import ForwardProcess
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.engine import ZeroEngine
@@ -36,6 +35,7 @@ from synfundus.jobs.step_cost import denoiser_cost
 from synfundus.jobs.validation import held_out_loss
 from synfundus.jobs.verify_latents import require_same_codec
 from synfundus.models.unet import ConditionalDenoiser, same_architecture
+from synfundus.shards.batches import BatchReader
 from synfundus.storage import filesystem
 from synfundus.telemetry.console import Console
 from synfundus.telemetry.run_files import read_run, series

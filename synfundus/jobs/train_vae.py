@@ -11,18 +11,14 @@ from torch import Tensor
 
 from synfundus.config.measured import definite_channels_last
 from synfundus.config.schema import LoopConfig, RunConfig, VaeConfig
-from synfundus.data.ledger import Quarantined
-from synfundus.data.loader import BatchLoader
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import World, patient, torch_device
 from synfundus.errors import ConfigError, DataError
-from synfundus.evaluation.pictures import contact_sheet, encode_png
 from synfundus.jobs import Summary, build
 from synfundus.jobs.checkpoint_model import replace_weights
 from synfundus.jobs.codec_folder import CONFIG_NAME, check_codec, codec_parts, find_codec, open_codec, save_codec
-from synfundus.jobs.local_folder import folder_to_read
 from synfundus.jobs.measured_start import Rehearsed, settle_loop
 from synfundus.jobs.pixels import pixels_to_tensor, tensor_to_pixels
 from synfundus.jobs.reading import image_batches, set_names, training_loader
@@ -35,7 +31,11 @@ from synfundus.models.autoencoder import LatentCodec
 from synfundus.models.autoencoder_objective import AutoencoderObjective
 from synfundus.models.discriminator import PatchDiscriminator
 from synfundus.models.reconstruction_metrics import psnr, ssim
+from synfundus.pictures.sheets import contact_sheet, encode_png
+from synfundus.shards.ledger import Quarantined
+from synfundus.shards.loader import BatchLoader
 from synfundus.storage import filesystem
+from synfundus.storage.local_folder import folder_to_read
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import Console
 from synfundus.training.draws import AutoencoderDraws

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from synfundus.data.batches import BatchReader
-from synfundus.data.ledger import Quarantined
 from synfundus.errors import DataError
+from synfundus.shards.batches import BatchReader
+from synfundus.shards.ledger import Quarantined
 from synfundus.telemetry.console import Console
 from synfundus.training.step import LatentDiffusionStep
 

@@ -8,9 +8,6 @@ import numpy as np
 import torch
 
 from synfundus.config.schema import RunConfig
-from synfundus.data.images import ImageDecoder
-from synfundus.data.latents import LatentDecoder
-from synfundus.data.reader import ShardSetReader
 from synfundus.distributed.world import World, torch_device
 from synfundus.errors import DataError, ManifestMismatch
 from synfundus.jobs import Summary, build
@@ -21,6 +18,9 @@ from synfundus.jobs.pixels import pixels_to_tensor
 from synfundus.models.autoencoder import LatentCodec
 from synfundus.models.reconstruction_metrics import psnr
 from synfundus.seeding import keyed_generator
+from synfundus.shards.images import ImageDecoder
+from synfundus.shards.latents import LatentDecoder
+from synfundus.shards.reader import ShardSetReader
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import Console
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from synfundus.storage import filesystem, object_store
+from synfundus.storage import filesystem
+from synfundus.storage.s3 import object_store
 
 
 def modified_at(url: str) -> float | None:

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from synfundus.errors import CorruptShard, StorageError
-from synfundus.storage import bulk_download, object_store, object_upload, store_connection, store_settings
 from synfundus.storage.checked_read import read_until_right
 from synfundus.storage.local_files import fsync_dir, walk_files, write_in_place
 from synfundus.storage.locations import ALLOWED_PROTOCOLS, is_local, join, local_path, protocol_of
-from synfundus.storage.store_faults import BeyondEnd
-from synfundus.storage.store_settings import StoreSettings
+from synfundus.storage.s3 import bulk_download, object_store, object_upload, store_connection, store_settings
+from synfundus.storage.s3.store_faults import BeyondEnd
+from synfundus.storage.s3.store_settings import StoreSettings
 
 __all__ = [
     "ALLOWED_PROTOCOLS", "StoreSettings", "atomic_write", "configure", "download_folder", "exists", "fetch",

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from synfundus.errors import DataError, StorageError
+from synfundus.labels.schema import LabelSchema
 from synfundus.storage import documents, filesystem
-from synfundus.storage.label_schema import LabelSchema
 from synfundus.storage.tarshard import ShardFiles
 
 MANIFEST_NAME = "manifest.json"

@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from synfundus.data.reader import Arrays
 from synfundus.diffusion.flow_time import FlowTime
+from synfundus.labels.schema import UNKNOWN_STATE
 from synfundus.seeding import keyed_normal, keyed_uniform
-from synfundus.storage.label_schema import UNKNOWN_STATE
+from synfundus.shards.reader import Arrays
 
 
 class DiffusionDraws:

@@ -12,9 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synfundus.data.batches import RankBatch
-from synfundus.data.ledger import Ledger, Quarantined
-from synfundus.data.loader import BatchLoader
 from synfundus.distributed.agreement import on_rank_0, raise_together
 from synfundus.distributed.determinism import seed_kernels
 from synfundus.distributed.engine import StepResult, ZeroEngine
@@ -22,6 +19,9 @@ from synfundus.distributed.watchdog import PHASE_PATIENCE, Watchdog
 from synfundus.distributed.world import World, lost_rank, torch_device
 from synfundus.errors import ConfigError, DataError, Interrupted, Preempted, SynfundusError
 from synfundus.seeding import derive_key
+from synfundus.shards.batches import RankBatch
+from synfundus.shards.ledger import Ledger, Quarantined
+from synfundus.shards.loader import BatchLoader
 from synfundus.telemetry.console import Console, Progress
 from synfundus.telemetry.metrics import SumAccumulator, means
 from synfundus.training.ema import ShardedEma

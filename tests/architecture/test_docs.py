@@ -16,10 +16,10 @@ from synfundus.cli.app import run_command
 from synfundus.cli.verbs import VERBS
 from synfundus.config.loader import leaf_fields
 from synfundus.config.yaml_text import parse_document
-from synfundus.data.decode import Undecodable
-from synfundus.data.field_of_view import NoFieldOfView
-from synfundus.data.label_mapping import parse_mapping
-from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
+from synfundus.photographs.decode import Undecodable
+from synfundus.photographs.field_of_view import NoFieldOfView
+from synfundus.photographs.label_mapping import parse_mapping
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from tiny_sets import Sample, encode_png, phantom_samples, write_set
 
-from synfundus.data.images import ImageDecoder
-from synfundus.data.latents import LatentDecoder, LatentSource
-from synfundus.data.reader import Arrays, ShardSetReader, encode_npy
-from synfundus.data.source import DecodedSource, SampleSource
-from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
+from synfundus.shards.images import ImageDecoder
+from synfundus.shards.latents import LatentDecoder, LatentSource
+from synfundus.shards.reader import Arrays, ShardSetReader, encode_npy
+from synfundus.shards.source import DecodedSource, SampleSource
 from synfundus.storage.manifest import SetKind, ShardEntry, ShardSet, load_shard_set, save_shard_set
 from synfundus.storage.shard_index import ShardIndex
 from synfundus.storage.tarshard import write_shard

@@ -384,12 +384,13 @@ def write_all(home: Path, canary: Path) -> None:
 
 def _read_set(folder: Path) -> str:
     """Read a set as the loader and as inspect do; say how it ended."""
-    from synfundus.data.images import ImageDecoder
-    from synfundus.data.label_counts import count_labels
-    from synfundus.data.reader import ShardSetReader
-    from synfundus.data.set_survey import SetSurvey
+    from synfundus.shards.label_counts import count_labels
+
     from synfundus.errors import CorruptShard
     from synfundus.jobs.inspect import open_set
+    from synfundus.shards.images import ImageDecoder
+    from synfundus.shards.reader import ShardSetReader
+    from synfundus.shards.set_survey import SetSurvey
 
     shard_set = open_set(str(folder))
     decode = ImageDecoder(schema=shard_set.label_schema, image_size_px=64)
@@ -409,7 +410,7 @@ def _read_set(folder: Path) -> str:
 
 
 def _decode(path: Path) -> str:
-    from synfundus.data.members import decode_member
+    from synfundus.shards.members import decode_member
 
     decode_member(MEMBERS[path.name][0], path.read_bytes(), where=path.name)
     return "decoded"
@@ -424,9 +425,6 @@ def _configure(path: Path) -> str:
 
 def main(home: Path) -> None:
     """Read every attack; one JSON line each."""
-    import synfundus.config.schema
-    import synfundus.data.set_survey
-    import synfundus.jobs.inspect  # noqa: F401 - what is imported is no part of the times
     from synfundus.errors import SynfundusError
 
     readers = {

@@ -11,9 +11,9 @@ import sys
 import time
 from itertools import islice
 
-from synfundus.data.loader import BatchLoader, Prefetch, RankSteps
 from synfundus.jobs.latent_sets import open_latent_sets
 from synfundus.jobs.reading import latent_batches
+from synfundus.shards.loader import BatchLoader, Prefetch, RankSteps
 
 
 def main() -> None:

@@ -6,8 +6,8 @@ import os
 import signal
 import time
 
-from synfundus.data.photograph_task import PhotographTask, PreparedPhotograph, prepare_photograph
-from synfundus.data.preparation import Unusable
+from synfundus.photographs.photograph_task import PhotographTask, PreparedPhotograph, prepare_photograph
+from synfundus.photographs.preparation import Unusable
 
 
 def prepare_or_die(task: PhotographTask) -> PreparedPhotograph | Unusable:

@@ -13,10 +13,10 @@ from rank_processes import run_cli, run_cli_killed_at
 from tiny_sets import tiny_config, write_config
 
 from synfundus.config.schema import RunConfig
-from synfundus.data.reader import ShardSetReader
-from synfundus.data.set_survey import SetSurvey
 from synfundus.distributed.world import LocalWorld, World
 from synfundus.jobs import encode_latents, export, phantoms, plot, sample, train, train_vae, verify_latents, watch
+from synfundus.shards.reader import ShardSetReader
+from synfundus.shards.set_survey import SetSurvey
 from synfundus.storage import filesystem
 from synfundus.storage.documents import read_lines
 from synfundus.storage.manifest import ShardSet, load_shard_set

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from damaged_shards import KINDS, Damaged, Original, source_of, write_original
+from synfundus.shards.label_counts import count_labels
 
-from synfundus.data.batches import BatchReader
-from synfundus.data.label_counts import count_labels
-from synfundus.data.mixture import MixedPlan
-from synfundus.data.set_survey import SetSurvey
-from synfundus.data.shard_plan import ReadingPlan
+from synfundus.shards.batches import BatchReader
+from synfundus.shards.mixture import MixedPlan
+from synfundus.shards.set_survey import SetSurvey
+from synfundus.shards.shard_plan import ReadingPlan
 
 SLOWEST_CASE_S = 10.0
 SHORT_CASES = 10

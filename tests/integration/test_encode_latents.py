@@ -17,8 +17,6 @@ import torch
 from rank_processes import run_cli, run_ranks_with_fault
 from tiny_sets import UNEVEN_SHARDS, flip_byte, tiny_config, write_config
 
-from synfundus.data.images import ImageDecoder
-from synfundus.data.reader import ShardSetReader, decode_npy
 from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import ConfigError, CorruptShard, DataError
 from synfundus.jobs import encode_latents
@@ -26,6 +24,8 @@ from synfundus.jobs.codec_folder import find_codec, open_codec
 from synfundus.jobs.latent_sources import SOURCES_NAME, load_sources
 from synfundus.jobs.pixels import pixels_to_tensor
 from synfundus.models.autoencoder import LatentCodec
+from synfundus.shards.images import ImageDecoder
+from synfundus.shards.reader import ShardSetReader, decode_npy
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import SilentConsole, SilentProgress

@@ -28,7 +28,7 @@ PIXELS = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
 CHILD = """
 import json, resource, sys, time
 from pathlib import Path
-from synfundus.data.decode import UndecodableImage, decode_photograph
+from synfundus.photographs.decode import UndecodableImage, decode_photograph
 folder = Path(sys.argv[1])
 def outcome(data):
     try:

@@ -20,13 +20,13 @@ from PIL import Image
 from tiny_sets import UNEVEN_SHARDS, encode_png, flip_byte, phantom_samples, tiny_config, write_phantom_set, write_set
 
 from synfundus.cli.app import run_command
-from synfundus.data.reader import encode_npy
-from synfundus.data.set_survey import SetSurvey
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import ConfigError, DataError
 from synfundus.jobs import inspect
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
+from synfundus.shards.reader import encode_npy
+from synfundus.shards.set_survey import SetSurvey
 from synfundus.storage import filesystem
-from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
 from synfundus.storage.manifest import ShardEntry, ShardSet, save_shard_set, shard_name
 from synfundus.storage.tarshard import write_shard
 from synfundus.telemetry.console import SilentConsole

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from tiny_sets import write_set
 
-from synfundus.data.loader import BatchLoader, Prefetch, RankSteps
-from synfundus.data.reader import encode_npy
 from synfundus.jobs.latent_sets import open_latent_sets
 from synfundus.jobs.reading import latent_batches
+from synfundus.shards.loader import BatchLoader, Prefetch, RankSteps
+from synfundus.shards.reader import encode_npy
 
 SHAPE = (8, 64, 64)
 BATCH = 64

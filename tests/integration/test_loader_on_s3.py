@@ -14,10 +14,10 @@ from fault_proxy import FaultProxy
 from s3_server import S3Server
 from tiny_sets import write_numbered_set
 
-from synfundus.data.loader import BatchLoader, Prefetch, RankSteps
-from synfundus.data.reader import ShardSetReader
 from synfundus.jobs.latent_sets import open_latent_sets
 from synfundus.jobs.reading import latent_batches
+from synfundus.shards.loader import BatchLoader, Prefetch, RankSteps
+from synfundus.shards.reader import ShardSetReader
 from synfundus.storage import filesystem
 from synfundus.storage.filesystem import StoreSettings
 from synfundus.storage.manifest import ShardSet

@@ -20,13 +20,13 @@ from rank_processes import run_cli, run_cli_killed_at
 from written_text import write_text
 
 from synfundus.config.schema import RunConfig
-from synfundus.data.ingest import PlannedSample
-from synfundus.data.phantoms import LABEL_NAMES, draw_phantom
-from synfundus.data.photograph_task import PhotographTask, PreparedPhotograph, prepare_photograph
-from synfundus.data.preparation import Unusable
 from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import ConfigError, CorruptShard, DataError, StorageError
 from synfundus.jobs import Summary, preparation_chunks, prepare
+from synfundus.phantoms.draw import LABEL_NAMES, draw_phantom
+from synfundus.photographs.ingest import PlannedSample
+from synfundus.photographs.photograph_task import PhotographTask, PreparedPhotograph, prepare_photograph
+from synfundus.photographs.preparation import Unusable
 from synfundus.seeding import keyed_generator
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import load_shard_set

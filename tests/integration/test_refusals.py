@@ -18,7 +18,7 @@ from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import CheckpointError, ConfigError, DataError, ManifestMismatch, SynfundusError
 from synfundus.jobs import encode_latents, sample, train, train_vae
 from synfundus.jobs.codec_folder import find_codec, open_codec
-from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA, LabelSchema
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import SilentConsole
 

@@ -14,8 +14,9 @@ import pytest
 from rank_processes import clean_environment, run_processes
 
 from synfundus.errors import StorageError
-from synfundus.storage import filesystem, store_settings
+from synfundus.storage import filesystem
 from synfundus.storage.filesystem import StoreSettings
+from synfundus.storage.s3 import store_settings
 
 # Python 3.12 warns about forks beside threads: that such forks are safe here is what is tested
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

@@ -22,9 +22,10 @@ from fault_proxy import KINDS, FaultProxy
 from s3_server import S3Server
 
 from synfundus.errors import CorruptShard, StorageError
-from synfundus.storage import bulk_download, filesystem, object_store
+from synfundus.storage import filesystem
 from synfundus.storage.filesystem import StoreSettings
-from synfundus.storage.store_connection import Client, request
+from synfundus.storage.s3 import bulk_download, object_store
+from synfundus.storage.s3.store_connection import Client, request
 from synfundus.storage.tarshard import ShardFiles, TarShardReader, write_shard
 
 NUM_SAMPLES = 40

@@ -14,8 +14,9 @@ from fault_proxy import FaultProxy
 from s3_server import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server
 
 from synfundus.errors import CorruptShard, StorageError
-from synfundus.storage import filesystem, object_store, object_upload
+from synfundus.storage import filesystem
 from synfundus.storage.filesystem import StoreSettings
+from synfundus.storage.s3 import object_store, object_upload
 
 KEY_ID = "AKIAIOSFODNN7EXAMPLE"
 SECRET = "wJalrXUtnFEMIzK7MDENGzbPxRfiCYEXAMPLEKEY"
@@ -247,7 +248,7 @@ def test_a_writer_that_fails_leaves_nothing(s3_bucket: str, monkeypatch: pytest.
 
 def open_uploads(url: str) -> int:
     """Count uploads in parts that were begun and neither finished nor stopped."""
-    from synfundus.storage.store_connection import Client, request
+    from synfundus.storage.s3.store_connection import Client, request
 
     bucket, key = object_store.split(url)
 
@@ -300,7 +301,7 @@ def test_a_store_that_keeps_other_bytes_than_were_sent_is_noticed(
 
 
 def test_objects_of_other_programs_are_proved_by_their_entity_tag(s3_bucket: str) -> None:
-    from synfundus.storage.store_connection import Client, request
+    from synfundus.storage.s3.store_connection import Client, request
 
     url = f"{s3_bucket}/foreign"
     bucket, key = object_store.split(url)

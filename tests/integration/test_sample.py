@@ -17,11 +17,11 @@ from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import ConfigError, DataError, ManifestMismatch, SynfundusError
 from synfundus.jobs import export, sample
-from synfundus.jobs.local_folder import UNFINISHED_NAME
 from synfundus.jobs.pipeline_folder import DOCUMENT_NAME
+from synfundus.labels.schema import LabelSchema, LabelSpec
 from synfundus.models.autoencoder import LatentCodec
 from synfundus.storage import filesystem
-from synfundus.storage.label_schema import LabelSchema, LabelSpec
+from synfundus.storage.local_folder import UNFINISHED_NAME
 from synfundus.storage.manifest import load_shard_set
 from synfundus.telemetry.console import SilentConsole
 

@@ -19,7 +19,7 @@ LIMIT_S = 4.0
 PATIENCE_S = 15.0
 """What the other ranks get after the first has left."""
 STEP = "synfundus.distributed.engine:ZeroEngine.step"
-READ = "synfundus.data.batches:BatchReader.read"
+READ = "synfundus.shards.batches:BatchReader.read"
 WRITE = "synfundus.training.checkpoint:_write_all"
 
 

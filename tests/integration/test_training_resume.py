@@ -14,10 +14,10 @@ import safetensors.torch
 from rank_processes import REPOSITORY, run_cli, run_cli_killed_at
 from tiny_sets import flip_byte, tiny_config, write_config
 
-from synfundus.data.reader import ShardSetReader
 from synfundus.distributed.world import World
 from synfundus.errors import CheckpointError
 from synfundus.jobs import train
+from synfundus.shards.reader import ShardSetReader
 from synfundus.storage.documents import read_lines
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import SilentConsole

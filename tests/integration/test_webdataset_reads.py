@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from tiny_sets import write_set
 
-from synfundus.data.reader import ShardSetReader, decode_npy
+from synfundus.shards.reader import ShardSetReader, decode_npy
 from synfundus.storage.manifest import ShardSet
 
 # webdataset leaves its files to the garbage collector

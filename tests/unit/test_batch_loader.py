@@ -13,15 +13,15 @@ import pytest
 from numpy.typing import NDArray
 from tiny_sets import flip_byte, write_numbered_set
 
-from synfundus.data.batches import BatchReader, RankBatch
-from synfundus.data.latents import LatentDecoder
-from synfundus.data.loader import BatchLoader, Prefetch, RankSteps
-from synfundus.data.mixture import MixedPlan
-from synfundus.data.reader import Arrays, Members, ShardSetReader
-from synfundus.data.shard_plan import ReadingPlan
-from synfundus.data.source import DecodedSource
 from synfundus.errors import CorruptShard, DataError
-from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
+from synfundus.shards.batches import BatchReader, RankBatch
+from synfundus.shards.latents import LatentDecoder
+from synfundus.shards.loader import BatchLoader, Prefetch, RankSteps
+from synfundus.shards.mixture import MixedPlan
+from synfundus.shards.reader import Arrays, Members, ShardSetReader
+from synfundus.shards.shard_plan import ReadingPlan
+from synfundus.shards.source import DecodedSource
 from synfundus.storage.manifest import ShardSet
 
 SIZES = [9, 0, 5, 1, 12]

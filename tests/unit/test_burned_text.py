@@ -14,12 +14,12 @@ from photographs import retina
 from PIL import Image, ImageDraw, ImageFont
 from written_text import Written, write_text
 
-from synfundus.data.burned_text import BurnedTextError, TextRegion, find_burned_text
-from synfundus.data.decode import encode_png
-from synfundus.data.field_of_view import find_field_of_view
-from synfundus.data.phantoms import Phantom, draw_phantom
-from synfundus.data.preparation import TEXT_FLAG, prepare_pixels
-from synfundus.data.transforms import crop_to_field_of_view
+from synfundus.phantoms.draw import Phantom, draw_phantom
+from synfundus.photographs.burned_text import BurnedTextError, TextRegion, find_burned_text
+from synfundus.photographs.decode import encode_png
+from synfundus.photographs.field_of_view import find_field_of_view
+from synfundus.photographs.preparation import TEXT_FLAG, prepare_pixels
+from synfundus.photographs.transforms import crop_to_field_of_view
 
 SIZE = 512
 Pixels = NDArray[np.uint8]

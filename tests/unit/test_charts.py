@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from synfundus.evaluation.charts import Curve, Panel, draw_curves, smooth, spans_decades, usual_smoothing
+from synfundus.pictures.charts import Curve, Panel, draw_curves, smooth, spans_decades, usual_smoothing
 
 RISE = [(float(x), x / 10) for x in range(1, 11)]
 BLUE, ORANGE = (0x56, 0xB4, 0xE9), (0xE6, 0x9F, 0x00)

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from synfundus.storage.daemon_threads import DaemonThreads
+from synfundus.processes.daemon_threads import DaemonThreads
 
 
 def test_results_come_in_order_and_the_work_is_done_side_by_side() -> None:
@@ -66,7 +66,7 @@ def test_closing_cancels_what_has_not_begun_and_waits_for_nothing() -> None:
 
 def test_a_process_ends_while_a_thread_waits() -> None:
     code = (
-        "import time; from synfundus.storage.daemon_threads import DaemonThreads\n"
+        "import time; from synfundus.processes.daemon_threads import DaemonThreads\n"
         "DaemonThreads(2, name='stuck').submit(time.sleep, 60); time.sleep(0.2)"
     )
     began = time.monotonic()

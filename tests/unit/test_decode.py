@@ -15,7 +15,7 @@ from photographs import retina
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from synfundus.data.decode import Undecodable, UndecodableImage, decode_photograph, encode_image, encode_png
+from synfundus.photographs.decode import Undecodable, UndecodableImage, decode_photograph, encode_image, encode_png
 
 RETINA = np.ascontiguousarray(retina()[::16, ::16])
 MAX_PIXELS = 50_000_000

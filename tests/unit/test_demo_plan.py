@@ -20,8 +20,8 @@ from synfundus.jobs.demo_plan import (
     plan_generation,
     scale_budgets,
 )
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema, LabelSpec
 from synfundus.seeding import keyed_generator
-from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA, LabelSchema, LabelSpec
 
 
 def _config(minutes: float) -> RunConfig:

@@ -33,8 +33,8 @@ from pydicom.pixels.processing import convert_color_space
 from pydicom.sequence import Sequence
 from pydicom.uid import UID
 
-from synfundus.data.decode import Undecodable, UndecodableImage, decode_photograph
-from synfundus.data.dicom import dicom_eye_side
+from synfundus.photographs.decode import Undecodable, UndecodableImage, decode_photograph
+from synfundus.photographs.dicom import dicom_eye_side
 
 RETINA = np.ascontiguousarray(retina()[::18, ::17])
 GREY = np.ascontiguousarray(RETINA[..., 1])
@@ -332,7 +332,7 @@ def test_flipped_bytes_give_a_picture_or_a_named_reason(syntax: str, seed: int, 
 
 
 def test_the_classes_of_the_standard_are_what_the_table_says() -> None:
-    from synfundus.data import dicom
+    from synfundus.photographs import dicom
 
     assert {uid: UID(uid).name for uid in dicom._CLASSES} == dicom._CLASSES
     assert UID(OPHTHALMIC_16).name == "Ophthalmic Photography 16 Bit Image Storage"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synfundus.data.reader import Arrays
+from synfundus.shards.reader import Arrays
 from synfundus.training.draws import AutoencoderDraws, DiffusionDraws
 
 EYE_SIDE = 2

@@ -6,8 +6,8 @@ from fundus_discs import Disc, Pixels, draw_disc
 from photographs import photograph, retina
 from PIL import Image, ImageDraw, ImageFont
 
-from synfundus.data.field_of_view import Circle, FieldOfViewError, NoFieldOfView, find_field_of_view
-from synfundus.data.phantoms import draw_phantom
+from synfundus.phantoms.draw import draw_phantom
+from synfundus.photographs.field_of_view import Circle, FieldOfViewError, NoFieldOfView, find_field_of_view
 
 TOLERANCE = 0.015
 NOT_FUNDI = (

@@ -14,9 +14,10 @@ import pytest
 
 from synfundus.config.data_sections import StorageConfig
 from synfundus.errors import CorruptShard, StorageError
-from synfundus.storage import filesystem, store_settings
+from synfundus.storage import filesystem
 from synfundus.storage.checked_read import read_until_right
 from synfundus.storage.filesystem import StoreSettings
+from synfundus.storage.s3 import store_settings
 
 
 def test_a_path_and_a_file_url_are_the_same_place(tmp_path: Path) -> None:

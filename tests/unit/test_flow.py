@@ -16,7 +16,6 @@ from tiny_pipeline import tiny_denoiser
 from synfundus.config.diffusion_section import DiffusionConfig
 from synfundus.config.loader import load_config
 from synfundus.config.schema import RunConfig
-from synfundus.data.reader import Arrays
 from synfundus.diffusion.flow import FlowPath
 from synfundus.diffusion.flow_time import FlowTime, TimeDensity, shifted
 from synfundus.diffusion.loss import denoising_loss, min_snr_weight
@@ -30,6 +29,7 @@ from synfundus.diffusion.parametrisation import (
 from synfundus.diffusion.schedule import build_schedule
 from synfundus.errors import ConfigError
 from synfundus.jobs.foreign_unet import _read_scheduler, scheduler_differences
+from synfundus.shards.reader import Arrays
 from synfundus.training.draws import DiffusionDraws
 from synfundus.training.step import LatentDiffusionStep
 

@@ -18,8 +18,8 @@ from synfundus.config.run_sections import PlanConfig
 from synfundus.distributed.world import LocalWorld
 from synfundus.jobs import build, plan
 from synfundus.jobs.step_cost import denoiser_cost, image_flops
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.models.counting import count_network
-from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
 from synfundus.telemetry.console import SilentConsole
 from synfundus.training.footprint import (
     GPUS,

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from synfundus.data.importers import IMPORTERS, read_with_importer
-from synfundus.data.importers.codings import DISEASES
-from synfundus.data.importers.odir import eye_labels, keywords
-from synfundus.data.label_table import LabelTable
-from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
+from synfundus.photographs.importers import IMPORTERS, read_with_importer
+from synfundus.photographs.importers.codings import DISEASES
+from synfundus.photographs.importers.odir import eye_labels, keywords
+from synfundus.photographs.label_table import LabelTable
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "importers"
 NORMAL = dict.fromkeys(DISEASES, 0)

@@ -6,9 +6,9 @@ import unicodedata
 
 import pytest
 
-from synfundus.data.importers import read_with_importer
-from synfundus.data.importers.file_names import FileIndex, picture_stem
-from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
+from synfundus.photographs.importers import read_with_importer
+from synfundus.photographs.importers.file_names import FileIndex, picture_stem
 
 FILES = {
     "train/7001_left.jpeg": 1,

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synfundus.data.importers import IMPORTERS, read_with_importer, recognise
-from synfundus.data.importers.importer import read_photographs
-from synfundus.data.ingest import match_files
-from synfundus.data.label_table import LabelTable, read_records
 from synfundus.errors import ConfigError, DataError
-from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA, LabelSchema, LabelSpec
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema, LabelSpec
+from synfundus.photographs.importers import IMPORTERS, read_with_importer, recognise
+from synfundus.photographs.importers.importer import read_photographs
+from synfundus.photographs.ingest import match_files
+from synfundus.photographs.label_table import LabelTable, read_records
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "importers"
 TABLES = {

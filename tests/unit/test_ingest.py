@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synfundus.data.ingest import (
+from synfundus.labels.schema import LabelSchema, LabelSpec
+from synfundus.photographs.ingest import (
     Photograph,
     drop_duplicates,
     is_picture_name,
@@ -18,8 +19,7 @@ from synfundus.data.ingest import (
     sample_key,
     split_patients,
 )
-from synfundus.data.label_table import LabelTable, read_label_table
-from synfundus.storage.label_schema import LabelSchema, LabelSpec
+from synfundus.photographs.label_table import LabelTable, read_label_table
 from synfundus.storage.tarshard import KEY_PATTERN
 
 SCHEMA = LabelSchema((LabelSpec("dr_grade", 5),))

@@ -23,8 +23,8 @@ from synfundus.evaluation.label_control import (
     quadratic_weighted_kappa,
     rank_auc,
 )
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema, LabelSpec
 from synfundus.seeding import keyed_generator
-from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA, LabelSchema, LabelSpec
 
 SCHEMA = LabelSchema(
     (LabelSpec("dr_grade", 4, ordinal=True), LabelSpec("eye_side", 2), LabelSpec("camera", 3), LabelSpec("is_gc", 2))

@@ -5,10 +5,10 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from synfundus.shards.label_counts import count_labels
 
-from synfundus.data.label_counts import count_labels
 from synfundus.errors import ConfigError, DataError
-from synfundus.storage.label_schema import LabelSchema, LabelSpec
+from synfundus.labels.schema import LabelSchema, LabelSpec
 
 SCHEMA = LabelSchema((LabelSpec("dr_grade", 3, ordinal=True), LabelSpec("is_gc", 2), LabelSpec("is_amd", 2)))
 

@@ -1,32 +1,33 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from synfundus.errors import ConfigError, DataError, SynfundusError
-from synfundus.jobs.label_plan import plan_labels, read_label_plan
-from synfundus.storage.label_schema import LabelSchema, LabelSpec
+from synfundus.labels.plan import LabelRow, plan_labels, read_label_plan
+from synfundus.labels.schema import LabelSchema, LabelSpec
 
 SCHEMA = LabelSchema((LabelSpec("dr_grade", 5, ordinal=True), LabelSpec("is_gc", 2), LabelSpec("eye_side", 2)))
 
 
-def _write(folder: Path, text: str) -> str:
-    path = folder / "plan.csv"
-    path.write_text(text, encoding="utf-8")
-    return str(path)
+def _read(text: str) -> list[LabelRow]:
+    return read_label_plan(text.encode(), SCHEMA, where="plan.csv")
 
 
-def test_empty_cells_and_missing_columns_are_unknown(tmp_path: Path) -> None:
-    rows = read_label_plan(_write(tmp_path, "file,eye_side,dr_grade\na.png,1,\nb.png,unknown,4\n"), SCHEMA)
+def _plan(text: str | None, labels: dict[str, int | None], num_images: int | None) -> list[LabelRow]:
+    plan = None if text is None else text.encode()
+    return plan_labels(plan=plan, labels=labels, num_images=num_images, schema=SCHEMA, where="plan.csv")
+
+
+def test_empty_cells_and_missing_columns_are_unknown() -> None:
+    rows = _read("file,eye_side,dr_grade\na.png,1,\nb.png,unknown,4\n")
     assert rows == [
         {"dr_grade": None, "is_gc": None, "eye_side": 1},
         {"dr_grade": 4, "is_gc": None, "eye_side": None},
     ]
 
 
-def test_byte_order_mark_and_blank_lines_do_not_matter(tmp_path: Path) -> None:
-    assert len(read_label_plan(_write(tmp_path, "\ufeffis_gc\n1\n\n0\n"), SCHEMA)) == 2
+def test_byte_order_mark_and_blank_lines_do_not_matter() -> None:
+    assert len(_read("\ufeffis_gc\n1\n\n0\n")) == 2
 
 
 @pytest.mark.parametrize(
@@ -43,29 +44,24 @@ def test_byte_order_mark_and_blank_lines_do_not_matter(tmp_path: Path) -> None:
         ('is_gc\n"1\n', DataError, "not a CSV"),
     ],
 )
-def test_a_plan_that_cannot_be_meant_is_refused_by_name(
-    tmp_path: Path, text: str, kind: type[SynfundusError], said: str
-) -> None:
+def test_a_plan_that_cannot_be_meant_is_refused_by_name(text: str, kind: type[SynfundusError], said: str) -> None:
     with pytest.raises(kind, match=r"plan\.csv") as caught:
-        read_label_plan(_write(tmp_path, text), SCHEMA)
+        _read(text)
     assert caught.match(said)
 
 
-def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "plan.csv"
-    path.write_bytes(b"is_gc\n\xff\xfe\n")
+def test_bytes_that_are_no_text_are_refused() -> None:
     with pytest.raises(DataError, match="UTF-8"):
-        read_label_plan(str(path), SCHEMA)
+        read_label_plan(b"is_gc\n\xff\xfe\n", SCHEMA, where="plan.csv")
 
 
 def test_without_labels_everything_is_unknown() -> None:
-    rows = plan_labels(plan_url=None, labels={}, num_images=2, schema=SCHEMA)
+    rows = _plan(None, {}, 2)
     assert rows == [dict.fromkeys(SCHEMA.names)] * 2
 
 
-def test_common_labels_join_the_plan(tmp_path: Path) -> None:
-    url = _write(tmp_path, "is_gc\n1\n0\n1\n")
-    rows = plan_labels(plan_url=url, labels={"eye_side": 1}, num_images=2, schema=SCHEMA)
+def test_common_labels_join_the_plan() -> None:
+    rows = _plan("is_gc\n1\n0\n1\n", {"eye_side": 1}, 2)
     assert rows == [{"dr_grade": None, "is_gc": 1, "eye_side": 1}, {"dr_grade": None, "is_gc": 0, "eye_side": 1}]
 
 
@@ -78,14 +74,11 @@ def test_common_labels_join_the_plan(tmp_path: Path) -> None:
         ({"eye_side": 2}, None, "0..1"),
     ],
 )
-def test_contradictions_are_refused(
-    tmp_path: Path, labels: dict[str, int | None], num_images: int | None, said: str
-) -> None:
-    url = _write(tmp_path, "is_gc\n1\n0\n1\n")
+def test_contradictions_are_refused(labels: dict[str, int | None], num_images: int | None, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        plan_labels(plan_url=url, labels=labels, num_images=num_images, schema=SCHEMA)
+        _plan("is_gc\n1\n0\n1\n", labels, num_images)
 
 
 def test_no_number_and_no_plan_is_refused() -> None:
     with pytest.raises(ConfigError, match="how many"):
-        plan_labels(plan_url=None, labels={}, num_images=None, schema=SCHEMA)
+        _plan(None, {}, None)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synfundus.errors import ConfigError, DataError
-from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA, UNKNOWN_STATE, LabelSchema, LabelSpec, difference
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, UNKNOWN_STATE, LabelSchema, LabelSpec, difference
 
 names = st.text("abcdefgh_", min_size=1, max_size=8)
 schemas = st.lists(

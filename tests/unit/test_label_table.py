@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 
 from synfundus.config.yaml_text import parse_document
-from synfundus.data.label_mapping import canonical_cell, parse_mapping
-from synfundus.data.label_table import LabelTable, read_label_table
 from synfundus.errors import ConfigError, DataError
-from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA, LabelSchema, LabelSpec
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema, LabelSpec
+from synfundus.photographs.label_mapping import canonical_cell, parse_mapping
+from synfundus.photographs.label_table import LabelTable, read_label_table
 
 SCHEMA = LabelSchema((LabelSpec("dr_grade", 5, ordinal=True), LabelSpec("is_gc", 2), LabelSpec("eye_side", 2)))
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tiny_sets import flip_byte
 
-from synfundus.data.latents import LatentSource, all_finite, npy_header
-from synfundus.data.reader import Arrays, ShardSetReader, encode_npy
-from synfundus.data.source import allocate
 from synfundus.errors import CorruptShard
-from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
+from synfundus.shards.latents import LatentSource, all_finite, npy_header
+from synfundus.shards.reader import Arrays, ShardSetReader, encode_npy
+from synfundus.shards.source import allocate
 from synfundus.storage.manifest import ShardEntry, ShardSet, load_shard_set, save_shard_set
 from synfundus.storage.tarshard import write_shard
 

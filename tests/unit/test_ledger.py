@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from synfundus.data.ledger import Ledger, Quarantined
 from synfundus.errors import DataError
+from synfundus.shards.ledger import Ledger, Quarantined
 
 
 def lost(position: int, kind: str = "checksum", *, epoch: int = 0, number: int = 0) -> Quarantined:

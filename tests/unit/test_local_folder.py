@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from synfundus.errors import CheckpointError, StorageError
-from synfundus.jobs.local_folder import UNFINISHED_NAME, folder_to_read, folder_to_replace
 from synfundus.storage import filesystem
+from synfundus.storage.local_folder import UNFINISHED_NAME, folder_to_read, folder_to_replace
 
 
 @pytest.fixture

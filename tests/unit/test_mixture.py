@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synfundus.config.weighted import parse_weighted
-from synfundus.data.mixture import BLOCK_POSITIONS, MixedPlan, shares
-from synfundus.data.shard_plan import ReadingPlan
 from synfundus.errors import ConfigError
+from synfundus.shards.mixture import BLOCK_POSITIONS, MixedPlan, shares
+from synfundus.shards.shard_plan import ReadingPlan
 
 
 def mixed(sizes: list[list[int]], weights: list[float], *, seed: int = 3) -> MixedPlan:

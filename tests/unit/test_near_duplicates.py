@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from synfundus.data.field_of_view import find_field_of_view
-from synfundus.data.near_duplicates import (
+from synfundus.phantoms.draw import draw_phantom
+from synfundus.photographs.field_of_view import find_field_of_view
+from synfundus.photographs.near_duplicates import (
     HASH_BITS,
     SAME_PICTURE,
     SEARCH_STEPS,
@@ -26,8 +27,7 @@ from synfundus.data.near_duplicates import (
     near_duplicates,
     perceptual_hash,
 )
-from synfundus.data.phantoms import draw_phantom
-from synfundus.data.transforms import crop_to_field_of_view
+from synfundus.photographs.transforms import crop_to_field_of_view
 from synfundus.seeding import keyed_generator
 
 Pixels = NDArray[np.uint8]

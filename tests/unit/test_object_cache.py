@@ -18,9 +18,10 @@ from typing import IO
 import pytest
 
 from synfundus.errors import CorruptShard, StorageError
-from synfundus.storage import filesystem, object_cache
+from synfundus.storage import filesystem
+from synfundus.storage.cache import object_cache
+from synfundus.storage.cache.object_cache import CacheFull, ObjectCache
 from synfundus.storage.filesystem import StoreSettings
-from synfundus.storage.object_cache import CacheFull, ObjectCache
 
 SIZE = 100_000
 
@@ -252,7 +253,7 @@ READER = """
 import hashlib, random, sys, time
 from pathlib import Path
 from synfundus.storage import filesystem
-from synfundus.storage.object_cache import ObjectCache, CacheFull
+from synfundus.storage.cache.object_cache import ObjectCache, CacheFull
 folder, store, log, seed, num_files, num_reads, size, slow_s = sys.argv[1:]
 fetch = filesystem.fetch
 def slow(url, sink, *, sha256=""):

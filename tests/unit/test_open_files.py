@@ -15,7 +15,7 @@ from typing import IO
 import pytest
 from tiny_sets import write_numbered_set
 
-from synfundus.data.reader import ShardSetReader
+from synfundus.shards.reader import ShardSetReader
 from synfundus.storage import open_files
 from synfundus.storage.byte_source import LocalBytes
 from synfundus.storage.open_files import OpenFile
@@ -115,7 +115,7 @@ CHILD = """
 import os, resource, sys
 soft, hard = int(sys.argv[1]), int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-from synfundus.data.reader import ShardSetReader
+from synfundus.shards.reader import ShardSetReader
 from synfundus.storage.manifest import load_shard_set
 reader = ShardSetReader(load_shard_set(sys.argv[3], kind="latents"), split="train")
 keys = [reader.read(shard, 0)[0] for _ in range(2) for shard in range(len(reader.shards))]

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from synfundus.data.phantom_anatomy.camera import Camera, camera_of
-from synfundus.data.phantom_anatomy.clinic import (
+from synfundus.errors import ConfigError
+from synfundus.phantoms.camera import Camera, camera_of
+from synfundus.phantoms.clinic import (
     DISEASE_LABELS,
     READABILITY_LABELS,
     Sitting,
@@ -17,10 +18,9 @@ from synfundus.data.phantom_anatomy.clinic import (
     sitting_of,
     true_labels_of,
 )
-from synfundus.data.phantom_anatomy.eye import anatomy_of
-from synfundus.data.phantom_anatomy.vessels import vessel_tree
-from synfundus.data.phantoms import LABEL_NAMES, SMALLEST_SIZE_PX, Phantom, PhantomTruth, draw_phantom, draw_sitting
-from synfundus.errors import ConfigError
+from synfundus.phantoms.draw import LABEL_NAMES, SMALLEST_SIZE_PX, Phantom, PhantomTruth, draw_phantom, draw_sitting
+from synfundus.phantoms.eye import anatomy_of
+from synfundus.phantoms.vessels import vessel_tree
 
 SEED = 11
 SIZE = 128

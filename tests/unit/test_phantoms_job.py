@@ -11,10 +11,10 @@ from PIL import Image
 
 from synfundus.config.data_sections import PhantomsConfig
 from synfundus.config.schema import RunConfig
-from synfundus.data.phantoms import LABEL_NAMES, draw_phantom
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import ConfigError
 from synfundus.jobs import phantoms
+from synfundus.phantoms.draw import LABEL_NAMES, draw_phantom
 from synfundus.telemetry.console import SilentConsole
 
 SIZE_PX = 64

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from synfundus.errors import DataError
-from synfundus.evaluation.captions import label_caption, label_settings
-from synfundus.evaluation.pictures import PictureRow, Section, contact_sheet, encode_png, titled_rows, wrap_text
+from synfundus.labels.captions import label_caption, label_settings
+from synfundus.pictures.sheets import PictureRow, Section, contact_sheet, encode_png, titled_rows, wrap_text
 
 TILE_PX = 32
 

@@ -19,9 +19,9 @@ from tiny_pipeline import (
 
 from synfundus.errors import CheckpointError, ManifestMismatch
 from synfundus.jobs.pipeline_folder import DOCUMENT_NAME, find_pipeline, load_pipeline
+from synfundus.labels.schema import LabelSchema, LabelSpec
 from synfundus.models.autoencoder import fingerprint
 from synfundus.storage import filesystem
-from synfundus.storage.label_schema import LabelSchema, LabelSpec
 
 CPU = torch.device("cpu")
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from synfundus.data import process_pool
-from synfundus.data.process_pool import Lost, process_map
 from synfundus.errors import DataError, LaunchError
+from synfundus.processes import pool as process_pool
+from synfundus.processes.pool import Lost, process_map
 
 
 def square(number: int) -> int:
@@ -132,7 +132,7 @@ def test_the_time_a_worker_takes_to_start_is_not_the_task_s() -> None:
 
 PARENT = """
 import sys
-from synfundus.data.process_pool import process_map
+from synfundus.processes.pool import process_map
 from test_process_pool import never
 if __name__ == "__main__":
     with process_map(2) as mapped:

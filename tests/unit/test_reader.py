@@ -19,13 +19,13 @@ import pytest
 from PIL import Image
 from tiny_sets import encode_png, flip_byte, moments_of, numbered_samples, write_numbered_set, write_set
 
-from synfundus.data import reader as reader_module
-from synfundus.data.images import ImageDecoder
-from synfundus.data.latents import LatentDecoder
-from synfundus.data.reader import ShardSetReader, decode_image, decode_json, decode_npy, encode_npy
 from synfundus.errors import CorruptShard, StorageError
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
+from synfundus.shards import reader as reader_module
+from synfundus.shards.images import ImageDecoder
+from synfundus.shards.latents import LatentDecoder
+from synfundus.shards.reader import ShardSetReader, decode_image, decode_json, decode_npy, encode_npy
 from synfundus.storage import filesystem
-from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
 from synfundus.storage.manifest import ShardSet, load_shard_set
 
 PIXELS = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)

@@ -11,10 +11,10 @@ import torch
 from benchmarks import scaling_tables
 from benchmarks.failures import LLAMA_3, Costs, simulate, useful_share, young_interval_h
 from benchmarks.rounding import gradients, relative_error, ring_mean, tree_mean
-from synfundus.data.shard_plan import NUM_STREAMS, ReadingPlan, rank_positions
 from synfundus.distributed.world import LocalWorld
 from synfundus.jobs import plan
-from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
+from synfundus.shards.shard_plan import NUM_STREAMS, ReadingPlan, rank_positions
 from synfundus.storage.manifest import MANIFEST_NAME, ShardEntry, ShardSet, save_shard_set, shard_name
 from synfundus.telemetry.console import SilentConsole
 

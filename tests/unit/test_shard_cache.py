@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from synfundus.errors import CorruptShard, StorageError
-from synfundus.storage import shard_cache
-from synfundus.storage.object_cache import CachedFile
-from synfundus.storage.shard_cache import CachedBytes, ShardCache
+from synfundus.storage.cache import shard_cache
+from synfundus.storage.cache.object_cache import CachedFile
+from synfundus.storage.cache.shard_cache import CachedBytes, ShardCache
 
 
 class SlowCopies:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from synfundus.data.shard_plan import NUM_STREAMS, ReadingPlan, rank_positions
 from synfundus.errors import DataError
+from synfundus.shards.shard_plan import NUM_STREAMS, ReadingPlan, rank_positions
 
 shard_lists = st.lists(st.integers(0, 90), min_size=1, max_size=12).filter(any)
 streams = st.sampled_from([1, 2, 3, 8, 16, 256])

@@ -15,12 +15,6 @@ from numpy.typing import NDArray
 
 from synfundus.config.loader import load_config
 from synfundus.config.schema import LoopConfig
-from synfundus.data.batches import BatchReader, RankBatch
-from synfundus.data.ingest import PlannedSample
-from synfundus.data.loader import RankSteps
-from synfundus.data.mixture import MixedPlan
-from synfundus.data.reader import Arrays
-from synfundus.data.shard_plan import ReadingPlan, rank_positions
 from synfundus.distributed.ds_config import plan_batch
 from synfundus.distributed.flat_layout import ALIGNMENT, FlatGroup, FlatLayout
 from synfundus.distributed.world import LocalWorld, share_of
@@ -30,7 +24,13 @@ from synfundus.jobs.encode_latents import plan_tasks
 from synfundus.jobs.preparation_plan import InputPlan
 from synfundus.jobs.reading import training_loader
 from synfundus.jobs.sample_store import PngStore
-from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
+from synfundus.photographs.ingest import PlannedSample
+from synfundus.shards.batches import BatchReader, RankBatch
+from synfundus.shards.loader import RankSteps
+from synfundus.shards.mixture import MixedPlan
+from synfundus.shards.reader import Arrays
+from synfundus.shards.shard_plan import ReadingPlan, rank_positions
 from synfundus.storage.manifest import ShardEntry, ShardSet, shard_name
 from synfundus.training.optim import parameter_groups
 from synfundus.training.partition_source import PartitionSource, partition_name

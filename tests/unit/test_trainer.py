@@ -13,18 +13,18 @@ import pytest
 from fake_engine import ALONE, FakeEngine, run_ranks
 from tiny_sets import flip_byte, write_numbered_set
 
-from synfundus.data.batches import BatchReader, RankBatch
-from synfundus.data.latents import LatentDecoder
-from synfundus.data.loader import BatchLoader, Prefetch, RankSteps
-from synfundus.data.mixture import MixedPlan
-from synfundus.data.reader import ShardSetReader
-from synfundus.data.shard_plan import ReadingPlan
-from synfundus.data.source import DecodedSource
 from synfundus.distributed.flat_layout import FlatLayout
 from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import OwnBoard, World
 from synfundus.errors import DataError, NumericalError, Preempted, StorageError
-from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
+from synfundus.shards.batches import BatchReader, RankBatch
+from synfundus.shards.latents import LatentDecoder
+from synfundus.shards.loader import BatchLoader, Prefetch, RankSteps
+from synfundus.shards.mixture import MixedPlan
+from synfundus.shards.reader import ShardSetReader
+from synfundus.shards.shard_plan import ReadingPlan
+from synfundus.shards.source import DecodedSource
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import SilentConsole
 from synfundus.training.ema import ShardedEma

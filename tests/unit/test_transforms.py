@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from photographs import retina
 from PIL import Image, ImageDraw
 
-from synfundus.data.field_of_view import Circle, find_field_of_view
-from synfundus.data.transforms import (
+from synfundus.errors import DataError
+from synfundus.photographs.field_of_view import Circle, find_field_of_view
+from synfundus.photographs.transforms import (
     RIM_SHRINK,
     crop_to_field_of_view,
     flip_laterality,
@@ -17,7 +18,6 @@ from synfundus.data.transforms import (
     fundus_mask,
     to_model_range,
 )
-from synfundus.errors import DataError
 
 
 def circle_of(disc: Disc) -> Circle:

@@ -16,15 +16,15 @@ import pytest
 from numpy.typing import NDArray
 from tiny_sets import flip_byte, write_numbered_set
 
-from synfundus.data import worker_pool
-from synfundus.data.batches import BatchReader
-from synfundus.data.latents import LatentSource
-from synfundus.data.loader import BatchLoader, Prefetch, RankSteps
-from synfundus.data.mixture import MixedPlan
-from synfundus.data.reader import Arrays, ShardSetReader
-from synfundus.data.shard_plan import ReadingPlan
 from synfundus.errors import DataError, LaunchError
-from synfundus.storage.label_schema import DEFAULT_LABEL_SCHEMA
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
+from synfundus.shards import worker_pool
+from synfundus.shards.batches import BatchReader
+from synfundus.shards.latents import LatentSource
+from synfundus.shards.loader import BatchLoader, Prefetch, RankSteps
+from synfundus.shards.mixture import MixedPlan
+from synfundus.shards.reader import Arrays, ShardSetReader
+from synfundus.shards.shard_plan import ReadingPlan
 from synfundus.storage.manifest import ShardSet
 
 pytestmark = pytest.mark.timeout(120)

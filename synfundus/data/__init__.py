@@ -1,1 +1,0 @@
-"""Phantoms, fundus geometry, ingestion, the reading order, image and latent readers."""

@@ -1,0 +1,134 @@
+"""Which labels each image of `sample` is asked to have: a plan file, the same labels for all, or none."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+
+from synfundus.errors import ConfigError, DataError
+from synfundus.labels.schema import LabelSchema
+
+LabelRow = dict[str, int | None]
+"""Values by label name, in schema order; None = unknown."""
+
+INDEX_COLUMNS = ("idx", "index", "file", "key")
+"""Columns a plan may have beside its labels; they are not read."""
+
+_UNKNOWN_CELLS = ("", "unknown", "null", "none", "nan")
+
+
+def _refuse_unknown_names(names: Sequence[str], schema: LabelSchema, *, where: str) -> None:
+    foreign = [name for name in names if name not in schema.names]
+    if foreign:
+        raise ConfigError(
+            f"labels asked for that the model does not know: {', '.join(foreign)}; the model knows "
+            f"{', '.join(schema.names)}",
+            where=where,
+        )
+
+
+def _cell(text: str, *, name: str, schema: LabelSchema, where: str) -> int | None:
+    """Return the value of a cell; None = unknown."""
+    if text.strip().lower() in _UNKNOWN_CELLS:
+        return None
+    highest = schema[name].num_values - 1
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= highest:
+        raise DataError(f"label {name} = {text!r} is not one of 0..{highest}, and not empty (unknown)", where=where)
+    return value
+
+
+def read_label_plan(data: bytes, schema: LabelSchema, *, where: str) -> list[LabelRow]:
+    """Read a label plan: a CSV with a header of label names and one row an image.
+
+    Empty cells and labels without a column are unknown.
+
+    Args:
+        data: The file.
+        schema: The model's labels.
+        where: The file's location, for messages.
+
+    Raises:
+        ConfigError: A column the model has no label for; the message names both sides.
+        DataError: No header, no rows, a row of another length or with an impossible value; the row is named.
+    """
+    try:
+        text = data.decode("utf-8-sig")
+        table = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"the label plan is not a CSV in UTF-8: {error}", where=where) from error
+    if not table or not any(cell.strip() for cell in table[0]):
+        raise DataError("the label plan has no header", where=where, hint="name the labels in its first row")
+    header = [cell.strip() for cell in table[0]]
+    if len(set(header)) != len(header):
+        raise DataError(f"the label plan names a column twice: {', '.join(header)}", where=where)
+    columns = [(place, name) for place, name in enumerate(header) if name.lower() not in INDEX_COLUMNS]
+    _refuse_unknown_names([name for _, name in columns], schema, where=where)
+    rows: list[LabelRow] = []
+    for number, cells in enumerate(table[1:], start=2):
+        if not cells:
+            continue
+        row_where = f"{where}, row {number}"
+        if len(cells) != len(header):
+            raise DataError(f"the row has {len(cells)} cells, the header {len(header)}", where=row_where)
+        row: LabelRow = dict.fromkeys(schema.names)
+        row.update({name: _cell(cells[place], name=name, schema=schema, where=row_where) for place, name in columns})
+        rows.append(row)
+    if not rows:
+        raise DataError("the label plan has no rows", where=where)
+    return rows
+
+
+def _common_row(labels: Mapping[str, int | None], schema: LabelSchema) -> LabelRow:
+    _refuse_unknown_names(list(labels), schema, where="sample.label")
+    row: LabelRow = dict.fromkeys(schema.names)
+    for name, value in labels.items():
+        try:
+            row[name] = schema.check_value(name, value)
+        except DataError as error:
+            raise ConfigError(error.message, where="sample.label", hint="give another --label") from error
+    return row
+
+
+def plan_labels(
+    *,
+    plan: bytes | None,
+    labels: Mapping[str, int | None],
+    num_images: int | None,
+    schema: LabelSchema,
+    where: str,
+) -> list[LabelRow]:
+    """Return the label row of every image.
+
+    Args:
+        plan: Label plan, a CSV file; None for none.
+        labels: What every image gets; the rest comes from the plan or is unknown.
+        num_images: Number of images; None = one for each row of the plan.
+        schema: The model's labels.
+        where: The plan's location, for messages.
+
+    Raises:
+        ConfigError: Labels the model does not know, a label that is in the plan and in ``labels``, or no number.
+        DataError: A plan that cannot be read.
+    """
+    common = _common_row(labels, schema)
+    if plan is None:
+        if num_images is None:
+            raise ConfigError("how many images?", where="sample.num_images", hint="give --num-images or --labels")
+        return [dict(common) for _ in range(num_images)]
+    rows = read_label_plan(plan, schema, where=where)
+    twice = [name for name in labels if any(row[name] is not None for row in rows)]
+    if twice:
+        raise ConfigError(f"labels given both by --label and by the plan: {', '.join(twice)}", where=where)
+    if num_images is not None and num_images > len(rows):
+        raise ConfigError(
+            f"{num_images} images were asked for, the label plan has {len(rows)} rows",
+            where=where,
+            hint="leave --num-images out, or add rows",
+        )
+    given = {name: value for name, value in common.items() if value is not None}
+    return [{**row, **given} for row in rows[:num_images]]

@@ -1,0 +1,1 @@
+"""Procedural fundus photographs: the parts one is drawn from."""

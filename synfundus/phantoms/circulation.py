@@ -1,0 +1,92 @@
+"""Paint the vessels, and what diseases do to them as a whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from synfundus.phantoms.canvas import Mask, Rgb, absorb
+from synfundus.phantoms.scene import Scene
+from synfundus.phantoms.vessels import Branches, vessel_tree
+
+_VENOUS = (0.56, 1.08, 0.95)
+_ARTERIAL = (0.20, 0.80, 0.78)
+_REFLEX: Rgb = (-0.14, -0.52, -0.46)
+_SILVER: Rgb = (-0.36, -1.15, -1.05)
+
+
+def occluded_quadrant(scene: Scene) -> int | None:
+    """Return the quadrant of a branch vein occlusion, -1 for a central one, None without any."""
+    if not scene.has("is_rvo"):
+        return None
+    stream = scene.eye_stream("occlusion")
+    if stream.random() < 0.2:
+        return -1
+    return int(stream.choice(4, p=(0.5, 0.34, 0.08, 0.08)))
+
+
+def changed_tree(scene: Scene) -> tuple[Branches, ...]:
+    """Return the eye's vessel tree with narrowed arteries, dilated veins or traction, as its diseases demand."""
+    orders = vessel_tree(scene.seed, scene.sitting.patient, scene.sitting.eye, scene.eye)
+    return tuple(_change(scene, order) for order in orders)
+
+
+def _change(scene: Scene, order: Branches) -> Branches:
+    factor = np.ones(len(order.points))
+    if scene.has("is_htr"):
+        factor = np.where(order.is_artery, factor * 0.66, factor * 1.08)
+    if scene.labels["dr_grade"] >= 3:
+        factor = np.where(order.is_artery, factor, factor * 1.15)
+    blocked = occluded_quadrant(scene)
+    points = order.points
+    if blocked is not None:
+        hit = ~order.is_artery & ((order.quadrant == blocked) | (blocked == -1))
+        factor = np.where(hit, factor * 1.38, factor)
+        x, y = points[..., 0], points[..., 1]
+        sway = np.stack([np.sin(31 * y + 17 * x), np.sin(33 * x - 15 * y)], axis=-1) * 0.013
+        points = points + sway * hit[:, None, None]
+    if scene.has("is_gc"):
+        # The emptied cup leaves the vessels hanging over its nasal edge.
+        away = points - np.array(scene.eye.disc_center)
+        reach = 0.75 * scene.eye.disc_axes[0]
+        near = np.exp(-(away**2).sum(axis=-1) / (2 * reach**2))
+        points = points + (0.5 * scene.eye.disc_axes[0] * near)[..., None] * np.array([1.0, 0.0])
+    if scene.has("is_em"):
+        pull = np.add(scene.eye.fovea_center, (0.05, -0.03)) - points
+        strength = 0.42 * np.exp(-(pull**2).sum(axis=-1) / (2 * 0.26**2))
+        points = points + pull * strength[..., None]
+    return replace(order, points=points, widths=order.widths * factor[:, None])
+
+
+def paint_vessels(scene: Scene) -> None:
+    """Add veins, arteries and the arteries' reflex to the layers of blood."""
+    orders = changed_tree(scene)
+    veins, arteries, reflex = scene.mask(), scene.mask(), scene.mask()
+    hypertensive = scene.has("is_htr")
+    for order in reversed(orders):
+        _draw(veins, order.select(~order.is_artery))
+    for order in reversed(orders):
+        walls = order.select(order.is_artery)
+        if hypertensive:
+            # Thickened walls hide the vein below: arteriovenous nicking.
+            veins.polygons(walls.outlines(1.9 if order is orders[0] else 1.5), 0.0)
+        _draw(arteries, walls)
+    for order in orders[:2]:
+        walls = order.select(order.is_artery)
+        reflex.polygons(walls.outlines(0.55 if hypertensive else 0.36), walls.density)
+    soft = 0.002
+    vein_cover, artery_cover = veins.finish(blur=soft), arteries.finish(blur=soft)
+    scene.blood.append((vein_cover, _VENOUS))
+    scene.blood.append((artery_cover, _ARTERIAL))
+    scene.blood.append((reflex.finish(blur=soft), _SILVER if hypertensive else _REFLEX))
+
+
+def _draw(mask: Mask, branches: Branches) -> None:
+    mask.polygons(branches.outlines(), branches.density)
+
+
+def look_through_blood(scene: Scene) -> None:
+    """Apply all layers of blood at once."""
+    absorb(scene.image, scene.blood)
+    scene.blood = []

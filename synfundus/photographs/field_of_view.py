@@ -1,0 +1,277 @@
+"""Find the circle of retina in a fundus photograph, or say by name why there is none.
+
+A fundus camera images the retina through a round mask, so that a photograph is a disc on black (or, as a slide,
+on an even mount). The rim is the one edge that is dark on its outer side, sharp, and round; vessels, lesions, the
+optic disc, names burned into the margin and slide frames all lack one of the three. That a disc is a retina is not
+decided here: the label ``is_fundus`` is for that. The search runs on a copy of at most
+`WORKING_SIZE_PX`: log-compressed lightness (it makes the rim of an underexposed image as strong an edge as
+that of a bright one), edge points with their normals, circles through random triples whose normals agree,
+a least-squares refinement on the half-height of the rim's radial profiles, and a check of the whole rim.
+
+Coordinates are continuous: pixel (column 0, row 0) covers [0, 1) x [0, 1), so its centre is (0.5, 0.5) and
+a circle scales with its image.
+
+Source: consensus of random samples after Fischler and Bolles 1981, "Random sample consensus"; algebraic
+circle fit after Kasa 1976, "A circle fitting procedure and its error analysis".
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from synfundus.errors import DataError
+from synfundus.photographs.rim import Circle, Floats, View, refine_circle
+from synfundus.seeding import keyed_generator
+
+__all__ = ["Circle", "FieldOfViewError", "NoFieldOfView", "find_field_of_view"]
+
+WORKING_SIZE_PX = 256
+"""Longest side of the copy that is searched."""
+MINIMUM_DIAMETER_PX = 32
+"""Below this nothing of a retina can be seen."""
+MINIMUM_RADIUS_OF_SHORT_SIDE = 0.2
+"""A smaller circle is something in the picture (a coin, an inset), not the field of view of a camera."""
+
+_BLACK_LEVEL = 10.0  # of 255: a frame below it shows nothing
+_EDGE_POINTS = 500
+_TRIPLES = 4000
+_CANDIDATES = 96
+_REFINED = 4
+_MOUNT_AREA = 0.03  # of the picture: the least a slide mount covers
+
+
+class NoFieldOfView(StrEnum):
+    """Why a picture has no usable field of view; the values are the reasons in ``rejects.jsonl``."""
+
+    ALL_BLACK = "all_black"
+    NO_FIELD_OF_VIEW = "no_field_of_view"
+    TOO_SMALL = "too_small"
+
+
+class FieldOfViewError(DataError):
+    """A picture in which no plausible field of view was found.
+
+    Attributes:
+        reason: The name of the rejection.
+    """
+
+    title = "Field of view"
+
+    def __init__(self, reason: NoFieldOfView, message: str) -> None:
+        super().__init__(message)
+        self.args = (reason, message)  # what pickling calls the class with
+        self.reason = reason
+
+
+def find_field_of_view(pixels: NDArray[np.uint8]) -> Circle:
+    """Return the circle that holds the retina.
+
+    The result is a pure function of the pixels.
+
+    Args:
+        pixels: uint8 ``[h, w, 3]`` RGB.
+
+    Raises:
+        FieldOfViewError: With ``reason`` ``all_black``, ``no_field_of_view`` (noise, a flat or natural
+            picture, a page of text) or ``too_small``.
+    """
+    height, width = pixels.shape[:2]
+    if min(height, width) < MINIMUM_DIAMETER_PX:
+        raise FieldOfViewError(
+            NoFieldOfView.TOO_SMALL,
+            f"the picture is {width} x {height} px; a field of view needs {MINIMUM_DIAMETER_PX} px",
+        )
+    copy = _working_copy(pixels)
+    # The brightest channel: red in a photograph of a retina, any in a red-free or tinted one.
+    lightness = _smoothed(copy.max(axis=2))
+    if float(np.percentile(lightness, 96.0)) < _BLACK_LEVEL:
+        raise FieldOfViewError(NoFieldOfView.ALL_BLACK, f"96 % of the picture is below {_BLACK_LEVEL:.0f} of 255")
+    view, best = _search(lightness)
+    if best is None:
+        view, best = _search(_distance_to_mount(copy, lightness))
+    if view is None or best is None:
+        raise FieldOfViewError(NoFieldOfView.NO_FIELD_OF_VIEW, "no round, sharp rim with black outside it")
+    across, down = width / copy.shape[1], height / copy.shape[0]
+    found = Circle(
+        (best.center_x_px + view.left) * across,
+        (best.center_y_px + view.top) * down,
+        best.radius_px * (across + down) / 2,
+        best.inlier_fraction,
+        best.visible_fraction,
+        (best.left_px + view.left) * across,
+        (best.top_px + view.top) * down,
+        (best.right_px + view.left) * across,
+        (best.bottom_px + view.top) * down,
+    )
+    smallest = max(MINIMUM_DIAMETER_PX / 2, MINIMUM_RADIUS_OF_SHORT_SIDE * min(height, width))
+    if found.radius_px < smallest:
+        raise FieldOfViewError(
+            NoFieldOfView.TOO_SMALL,
+            f"the largest circle has a radius of {found.radius_px:.0f} px in a picture of {width} x {height} px",
+        )
+    return found
+
+
+def _view(lightness: Floats) -> View | None:
+    """Strip a light frame and measure the levels; None for a picture without contrast."""
+    dark, bright = np.percentile(lightness, [1.0, 96.0])
+    if bright - dark < _BLACK_LEVEL / 2:
+        return None
+    top, bottom, left, right = _frame_widths(lightness, float(dark + 0.25 * (bright - dark)))
+    lightness = lightness[top : lightness.shape[0] - bottom, left : lightness.shape[1] - right]
+    if min(lightness.shape) < MINIMUM_DIAMETER_PX // 2:
+        return None
+    darkest, bright = np.percentile(lightness, [1.0, 96.0])
+    margin = lightness < darkest + max(0.12 * (bright - darkest), 3.0)
+    dark = float(np.median(lightness[margin]))
+    span = float(bright) - dark
+    difference = np.abs(lightness[2:, 2:] - lightness[:-2, :-2])[margin[2:, 2:] & margin[:-2, :-2]]
+    noise = float(np.median(difference)) if difference.size > 20 else 0.0
+    if span < _BLACK_LEVEL / 2:
+        return None
+    return View(lightness, left, top, dark, span, max(3.0, 4.5 * noise))
+
+
+def _distance_to_mount(copy: NDArray[np.uint8], lightness: Floats) -> Floats:
+    """Return how far each pixel is from the grey of a slide mount ``[h', w']``; zeros if there is no mount.
+
+    An underexposed retina can be darker than the mount around it. In the channel in which the middle of the picture
+    differs most from the mount, and counted away from the mount, it is a disc on black again.
+    """
+    height, width = lightness.shape
+    y, x = np.ogrid[:height, :width]
+    off_middle = np.hypot(x + 0.5 - width / 2, y + 0.5 - height / 2) / min(height, width)
+    flat = np.abs(np.diff(lightness, axis=1, append=0.0)) + np.abs(np.diff(lightness, axis=0, append=0.0)) < 4.0
+    flat &= off_middle > 0.48
+    counts = np.bincount(np.rint(lightness[flat]).astype(int), minlength=256).astype(np.float64)
+    counts[: int(_BLACK_LEVEL)] = 0.0  # black is no mount
+    mount = int(np.convolve(counts, np.ones(3), mode="same").argmax())
+    on_mount = flat & (np.abs(lightness - mount) < 2.0)
+    if on_mount.mean() < _MOUNT_AREA:
+        return np.zeros_like(lightness)
+    channels = np.stack([_smoothed(copy[..., channel]) for channel in range(3)])
+    difference = channels - np.median(channels[:, on_mount], axis=1)[:, None, None]
+    separation = np.median(difference[:, off_middle < 0.3], axis=1)
+    channel = int(np.abs(separation).argmax())
+    return np.asarray(np.maximum(np.sign(separation[channel]) * difference[channel], 0.0))
+
+
+def _frame_widths(lightness: Floats, light: float) -> tuple[int, int, int, int]:
+    """Count the rows and columns at the four sides without a dark pixel: the mount of a slide."""
+    widths = []
+    for axis, reverse in ((1, False), (1, True), (0, False), (0, True)):
+        lines = (lightness > light).mean(axis=axis) > 0.97
+        lines = lines[::-1] if reverse else lines
+        run = len(lines) if lines.all() else int(lines.argmin())
+        widths.append(run if run < 0.25 * len(lines) else 0)
+    return widths[0], widths[1], widths[2], widths[3]
+
+
+def _search(lightness: Floats) -> tuple[View | None, Circle | None]:
+    """Return the view of a picture and the best circle in it, in pixels of the view."""
+    view = _view(lightness)
+    if view is None:
+        return None, None
+    best: Circle | None = None
+    points, normals = _edge_points(view)
+    for candidate in _candidates(points, normals, view.lightness.shape):
+        checked = refine_circle(view, candidate)
+        if checked is not None and (best is None or _rim_length(checked) > _rim_length(best)):
+            best = checked
+            if checked.inlier_fraction > 0.9:
+                break
+    return view, best
+
+
+def _rim_length(circle: Circle) -> float:
+    return circle.radius_px * circle.visible_fraction
+
+
+def _working_copy(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a copy ``[h', w', 3]`` of at most `WORKING_SIZE_PX` a side."""
+    height, width = pixels.shape[:2]
+    factor = max(height, width) / WORKING_SIZE_PX
+    if factor <= 1.0:
+        return pixels
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    size = (max(1, round(width / factor)), max(1, round(height / factor)))
+    return np.asarray(image.resize(size, Image.Resampling.BOX, reducing_gap=2.0))
+
+
+def _smoothed(channel: NDArray[np.uint8]) -> Floats:
+    """Return a binomial 3 x 3 average of ``[h, w]``."""
+    padded = np.pad(channel.astype(np.float64), 1, mode="edge")
+    rows = padded[:-2] + 2 * padded[1:-1] + padded[2:]
+    return np.asarray((rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]) / 16.0)
+
+
+def _edge_points(view: View) -> tuple[Floats, Floats]:
+    """Return edge points ``[n, 2]`` (x, y) and unit normals towards the bright side, at most `_EDGE_POINTS`."""
+    lightness = view.lightness
+    compressed = np.log1p(np.maximum(lightness - view.dark, 0.0) / max(0.05 * view.span, view.floor))
+    grad_y, grad_x = np.gradient(compressed)
+    strength = np.hypot(grad_x, grad_y)
+    rows, columns = np.nonzero(strength > max(0.1, 0.3 * float(np.percentile(strength, 99.0))))
+    unit_x, unit_y = (g[rows, columns] / strength[rows, columns] for g in (grad_x, grad_y))
+    # Keep the crest of each edge: a point is on it if no neighbour along the normal is stronger.
+    height, width = lightness.shape
+    step_x, step_y = np.rint(unit_x).astype(int), np.rint(unit_y).astype(int)
+    crest = np.ones(len(rows), dtype=bool)
+    for sign in (-1, 1):
+        beside = strength[np.clip(rows + sign * step_y, 0, height - 1), np.clip(columns + sign * step_x, 0, width - 1)]
+        crest &= strength[rows, columns] >= beside
+    # A rim has the black of the surround behind it; a vessel or a lesion has retina.
+    behind_y = np.clip(np.rint(rows - 3 * unit_y).astype(int), 0, height - 1)
+    behind_x = np.clip(np.rint(columns - 3 * unit_x).astype(int), 0, width - 1)
+    behind = lightness[behind_y, behind_x]
+    front_y = np.clip(np.rint(rows + 2 * unit_y).astype(int), 0, height - 1)
+    front_x = np.clip(np.rint(columns + 2 * unit_x).astype(int), 0, width - 1)
+    crest &= (behind < view.dark + max(0.2 * view.span, view.floor)) & (
+        lightness[front_y, front_x] - behind > view.floor
+    )
+    chosen = np.flatnonzero(crest)
+    if len(chosen) > _EDGE_POINTS:
+        chosen = keyed_generator(0, "field-of-view", "edges").permutation(chosen)[:_EDGE_POINTS]
+    points = np.stack([columns[chosen] + 0.5, rows[chosen] + 0.5], axis=1)
+    return points, np.stack([unit_x[chosen], unit_y[chosen]], axis=1)
+
+
+def _candidates(points: Floats, normals: Floats, shape: tuple[int, ...]) -> list[Floats]:
+    """Return the circles (x, y, r) that most edge points agree with, best first."""
+    if len(points) < 24:
+        return []
+    triples = keyed_generator(0, "field-of-view", "triples").integers(len(points), size=(_TRIPLES, 3))
+    circles = _circles_through(points[triples])
+    height, width = shape
+    x, y, radius = circles.T
+    usable = (x > 0) & (x < width) & (y > 0) & (y < height) & (radius > 6) & (radius < 0.9 * max(height, width))
+    inward = circles[:, None, :2] - points[triples]
+    with np.errstate(invalid="ignore"):
+        agreement = np.einsum("tkd,tkd->tk", inward, normals[triples]) / radius[:, None]
+    usable &= (agreement > 0.95).all(axis=1)
+    circles = circles[usable][:_CANDIDATES]
+    if not len(circles):
+        return []
+    inward = circles[:, None, :2] - points[None]
+    distance = np.hypot(inward[..., 0], inward[..., 1])
+    on_rim = np.abs(distance - circles[:, 2:]) < np.maximum(1.2, 0.015 * circles[:, 2:])
+    facing = inward[..., 0] * normals[:, 0] + inward[..., 1] * normals[:, 1] > 0.9 * distance
+    votes = (on_rim & facing).sum(axis=1)
+    order = np.argsort(-votes, kind="stable")
+    return [circles[i] for i in order[:_REFINED] if votes[i] >= 12]
+
+
+def _circles_through(triples: Floats) -> Floats:
+    """Return the circles (x, y, r) ``[n, 3]`` through point triples ``[n, 3, 2]``; NaN where collinear."""
+    origin = triples[:, 0]
+    b, c = triples[:, 1] - origin, triples[:, 2] - origin
+    determinant = 2 * (b[:, 0] * c[:, 1] - b[:, 1] * c[:, 0])
+    b2, c2 = (b**2).sum(axis=1), (c**2).sum(axis=1)
+    determinant[np.abs(determinant) < 1e-6] = np.nan
+    x = (c[:, 1] * b2 - b[:, 1] * c2) / determinant
+    y = (b[:, 0] * c2 - c[:, 0] * b2) / determinant
+    return np.stack([origin[:, 0] + x, origin[:, 1] + y, np.hypot(x, y)], axis=1)

@@ -1,0 +1,159 @@
+"""Sets that name several findings of a photograph in columns: AIROGS, RFMiD, BRSET, mBRSET, SynFundus-1M."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from synfundus.photographs.importers.codings import DISEASES, FINDING, GRADE, ONLY_ABSENCE, SIDE, words
+from synfundus.photographs.importers.importer import Cells, Column, Doubt, Importer
+from synfundus.photographs.label_mapping import canonical_cell
+
+AIROGS = Importer(
+    collection="AIROGS",
+    file="challenge_id",
+    suffix=".jpg",
+    labels={"is_gc": (Column("class", {"RG": 1, "NRG": 0}),)},
+    constants={"is_fundus": 1},
+    notes=(
+        (
+            (),
+            "AIROGS and EyePACS come from one screening programme: compare the sets (--compare-with) before one of "
+            "them serves as a test set of the other",
+        ),
+    ),
+)
+"""AIROGS (Rotterdam EyePACS), ``train_labels.csv``: ``challenge_id,class``.
+
+RG is referable glaucoma and NRG is none; an early, not referable case counts as NRG. Photographs that readers could not
+grade were taken out of the training set, so all of it is readable. Retinopathy was not graded. No patient is given.
+"""
+
+_OPTIC_NERVE = ("ODP", "ODE", "AION")
+_OTHER_DISC_SIGNS = ("ODC", "TD", "ODPM", "CB")
+
+RFMID = Importer(
+    collection="RFMiD",
+    file="ID",
+    suffix=".png",
+    labels={
+        "dr_grade": (Column("DR", ONLY_ABSENCE),),
+        "is_amd": (Column("ARMD", FINDING),),
+        "is_em": (Column("ERM", FINDING),),
+        "is_rvo": (Column("BRVO", FINDING), Column("CRVO", FINDING)),
+        "is_aon": (
+            *(Column(code, FINDING) for code in _OPTIC_NERVE),
+            *(Column(code, ONLY_ABSENCE) for code in _OTHER_DISC_SIGNS),
+        ),
+        **{name: (Column("MYA", ONLY_ABSENCE),) for name in ("is_dm", "is_pm")},
+        **{name: (Column("Disease_Risk", ONLY_ABSENCE),) for name in ("is_crp", "is_dme", "is_gc", "is_htr")},
+    },
+    optional=frozenset({"TD", "ODPM", "CB"}),
+)
+"""RFMiD, ``a. RFMiD_Training_Labels.csv`` and its twins: ``ID,Disease_Risk`` and 45 codes of 0 and 1.
+
+All codes were looked for in every photograph, so 0 is an absence:
+
+- `DR` has no grade: 0 is grade 0, 1 leaves the grade open;
+- `ODC` is a cupped disc, a sign and not glaucoma; `HR` is hemorrhagic, not hypertensive retinopathy;
+- `MYA` is any myopia: 1 leaves degenerative and pathologic myopia open;
+- a cupped, tilted, pitted or colobomatous disc leaves anomalies of the optic nerve open, and so does a release without
+  those codes;
+- glaucoma, hypertensive retinopathy, diabetic macular edema and chorioretinal pathology are no codes: they are 0 where
+  `Disease_Risk` is 0, which calls the fundus normal, and unknown elsewhere.
+
+The three parts number their photographs from 1: ``--source`` must be the folder of the one table. No patient is given.
+"""
+
+BRSET = Importer(
+    collection="BRSET",
+    file="image_id",
+    suffix=".jpg",
+    patient="patient_id",
+    aliases={
+        "illumination": ("Illuminaton", "iluminaton", "ilumination", "Illumination"),
+        "drusen": ("drusens",),
+    },
+    optional=frozenset({"illumination", "drusen"}),
+    labels={
+        "dr_grade": (Column("DR_ICDR", GRADE),),
+        "is_amd": (Column("amd", FINDING),),
+        "is_dme": (Column("macular_edema", FINDING),),
+        "is_htr": (Column("hypertensive_retinopathy", FINDING),),
+        "is_rvo": (Column("vascular_occlusion", ONLY_ABSENCE),),
+        **{name: (Column("myopic_fundus", ONLY_ABSENCE),) for name in ("is_dm", "is_pm")},
+        "is_fundus": (Column("quality", words({"adequate": 1, "inadequate": None})),),
+        "eye_side": (Column("exam_eye", {"1": 0, "2": 1, **SIDE}),),
+    },
+    doubts=(Doubt("DR_ICDR", ("", "0"), ("is_dme",), values=(1,)),),
+    notes=(
+        (
+            ("Illuminaton", "ilumination", "Illumination", "drusens"),
+            "this is a BRSET table older than 1.0.2, which revised exam_eye: eye sides may be wrong, use 1.0.2",
+        ),
+    ),
+)
+"""BRSET, ``labels.csv`` (also ``labels_brset.csv``) of versions 1.0.0 to 1.0.2, on PhysioNet.
+
+Version 1.0.2 renamed three columns and revised `exam_eye`. Both generations code 1 as right and 2 as left; sides in
+words are taken too, anything else is a reject. Findings were looked for in every photograph, so 0 is an absence:
+
+- `vascular_occlusion` is of arteries or veins and `myopic_fundus` is any myopia, so 1 leaves the label open;
+- `macular_edema` without retinopathy need not be diabetic, so 1 counts only with a grade above 0;
+- `increased_cup_disc` is a sign and not glaucoma, in a fifth of the photographs: glaucoma stays unknown;
+- `quality` is inadequate as soon as one of four criteria fails, on photographs that were still graded: only "adequate"
+  says that the photograph is readable;
+- `optic_disc`, `vessels` and `macula` mean disease, not readability: not used.
+"""
+
+MBRSET = Importer(
+    collection="mBRSET",
+    file="file",
+    suffix=".jpg",
+    patient="patient",
+    labels={
+        "dr_grade": (Column("final_icdr", GRADE),),
+        "is_dme": (Column("final_edema", {**FINDING, **words({"yes": 1, "no": 0})}),),
+        "is_fundus": (Column("final_quality", words({"yes": 1, "no": 0})),),
+        "eye_side": (Column("laterality", SIDE),),
+    },
+)
+"""mBRSET, ``labels_mbrset.csv``, on PhysioNet: photographs of a handheld camera, all of patients with diabetes.
+
+An edema is therefore taken as diabetic. `final_quality` is a verdict on the whole photograph. Photographs without a
+grade have an empty cell. No other disease was recorded.
+"""
+
+_SYNFUNDUS_PARTS, _SYNFUNDUS_PART_IMAGES = 20, 50_000
+
+
+def _synfundus_photographs(cells: Cells) -> Sequence[Cells]:
+    """Turn a number into the place of the image in the release; a file name stays what it is."""
+    number = canonical_cell(cells["idx"])
+    if number.isascii() and number.isdigit():
+        part = min(_SYNFUNDUS_PARTS - 1, int(number) // _SYNFUNDUS_PART_IMAGES)
+        return ({**cells, "image": f"Part{part}/{number}.png"},)
+    return ({**cells, "image": cells["idx"]},)
+
+
+_SYNFUNDUS_READABLE = ("is_fundus", "is_optic_disc_readable", "is_macular_readable", "is_retinal_region_readable")
+
+SYNFUNDUS_1M = Importer(
+    collection="SynFundus-1M",
+    file="image",
+    suffix=".png",
+    aliases={"idx": ("file_name",)},
+    labels={
+        "dr_grade": (Column("dr_grade", GRADE),),
+        **{name: (Column(name, FINDING),) for name in (*DISEASES[1:], *_SYNFUNDUS_READABLE, "eye_side")},
+    },
+    also=("idx",),
+    optional=frozenset({*_SYNFUNDUS_READABLE, "eye_side"}),
+    derived=frozenset({"image"}),
+    photographs=_synfundus_photographs,
+)
+"""SynFundus-1M, images of the original generator: ``*_gen_cond.csv`` (`idx`) or ``*_annotation*.csv`` (`file_name`).
+
+Columns are named like the labels of the default schema, and every one is the condition that the image was generated
+under: 0 means that absence was asked for. Image i is ``Part{min(19, i // 50000)}/{i}.png``. Some copies lack
+readability columns. The images are synthetic; there are no patients.
+"""

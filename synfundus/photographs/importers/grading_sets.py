@@ -1,0 +1,130 @@
+"""Sets that grade diabetic retinopathy: EyePACS, APTOS 2019, Messidor-2, DDR, IDRiD.
+
+Their readers looked for retinopathy, some also for macular edema. Grade 0 says nothing about glaucoma, macular
+degeneration or any other disease: those stay unknown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from synfundus.photographs.importers.codings import FINDING, GRADE, SIDE
+from synfundus.photographs.importers.file_names import picture_stem, picture_suffix
+from synfundus.photographs.importers.importer import Cells, Column, Doubt, Importer, Source
+from synfundus.photographs.label_table import RecordFault, TableRecord, TableRecords, read_records, text_lines
+
+_DDR_HEADER = ("image", "grade")
+_DDR_LINE = re.compile(r"(?P<image>\S.*?)[\s,;]+(?P<grade>\S+)")
+
+
+def _eyepacs_photographs(cells: Cells) -> Sequence[Cells]:
+    """Take patient and side from ``{patient}_left`` or ``{patient}_right``."""
+    stem = picture_stem(cells["image"].replace("\\", "/").split("/")[-1])
+    patient, _, side = stem.rpartition("_")
+    return ({**cells, "patient in the name": patient, "side in the name": side},)
+
+
+EYEPACS = Importer(
+    collection="EyePACS",
+    file="image",
+    suffix=".jpeg",
+    patient="patient in the name",
+    labels={
+        "dr_grade": (Column("level", GRADE),),
+        "eye_side": (Column("side in the name", SIDE),),
+    },
+    derived=frozenset({"patient in the name", "side in the name"}),
+    photographs=_eyepacs_photographs,
+)
+"""Kaggle "Diabetic Retinopathy Detection", ``trainLabels.csv``: ``image,level``.
+
+One reader graded retinopathy from 0 to 4, also on photographs of poor quality; whether a photograph is readable is not
+said. The name gives patient and eye: a name without ``_left`` or ``_right`` is a reject.
+"""
+
+APTOS2019 = Importer(
+    collection="APTOS 2019",
+    file="id_code",
+    suffix=".png",
+    labels={"dr_grade": (Column("diagnosis", GRADE),)},
+    bare_names=True,
+)
+"""Kaggle "APTOS 2019 Blindness Detection", ``train.csv``: ``id_code,diagnosis``. Neither patient nor eye is given."""
+
+MESSIDOR2 = Importer(
+    collection="Messidor-2",
+    file="image_id",
+    suffix=".jpg",
+    aliases={"image_id": ("id_code",), "adjudicated_dr_grade": ("diagnosis",)},
+    labels={
+        "dr_grade": (Column("adjudicated_dr_grade", GRADE),),
+        "is_dme": (Column("adjudicated_dme", FINDING),),
+        "is_fundus": (Column("adjudicated_gradable", FINDING),),
+    },
+    doubts=(Doubt("adjudicated_gradable", ("0",), ("dr_grade", "is_dme")),),
+)
+"""Messidor-2 with the grades of a panel of retina specialists, ``messidor_data.csv``; also the copy that names the
+first columns ``id_code,diagnosis``.
+
+The panel looked for retinopathy and for referable macular edema in every photograph, so 0 is an absence. What it called
+ungradable is not readable as a whole, and its grades, if any stand there, are not believed. Two photographs each
+belong to one examination, but this table does not say which.
+"""
+
+IDRID = Importer(
+    collection="IDRiD",
+    file="Image name",
+    suffix=".jpg",
+    labels={
+        "dr_grade": (Column("Retinopathy grade", GRADE),),
+        "is_dme": (Column("Risk of macular edema", {"0": 0, "1": None, "2": 1}),),
+    },
+)
+"""IDRiD, part B, ``a. IDRiD_Disease Grading_Training Labels.csv`` and its test twin.
+
+The last column's name ends in a blank, and the training table has empty columns after it. Risk 0 is no hard exudate at
+all, 2 is an exudate near the fovea. Risk 1 is an edema that is not clinically significant: neither of the two, so
+unknown. Training and test photographs have the same names: ``--source`` must be the folder of the one table.
+"""
+
+
+def _ddr_records(source: Source) -> TableRecords:
+    """Read lines of ``name.jpg grade``, or the copy with a header.
+
+    The copy has the header of APTOS 2019; its names have an extension, those of APTOS have none.
+    """
+    lines = [line.strip() for line in text_lines(source.data, where=source.where)]
+    if _ddr_line(next(filter(None, lines), "")).fault:
+        table = read_records(source.data, where=source.where)
+        names = (record.cells[0] for record in table.records if not record.fault)
+        copy = table.header == ("id_code", "diagnosis") and picture_suffix(next(names, ""))
+        return TableRecords(_DDR_HEADER, table.records) if copy else table
+    records = [_ddr_line(text, line) for line, text in enumerate(lines, start=1) if text]
+    return TableRecords(_DDR_HEADER, tuple(records))
+
+
+def _ddr_line(text: str, line: int = 1) -> TableRecord:
+    match = _DDR_LINE.fullmatch(text)
+    if match and picture_suffix(match["image"]):
+        return TableRecord(line, (match["image"], match["grade"]))
+    return TableRecord(line, (), RecordFault("malformed_row", "the line is not a file name and a grade"))
+
+
+DDR = Importer(
+    collection="DDR",
+    file="image",
+    suffix=".jpg",
+    labels={
+        "dr_grade": (Column("grade", {**GRADE, "5": None}),),
+        "is_fundus": (Column("grade", {**dict.fromkeys(GRADE, 1), "5": 0}),),
+    },
+    shape="lines of a file name and a grade, without a header",
+    records=_ddr_records,
+)
+"""DDR (OIA), ``DR_grading/train.txt``, ``valid.txt``, ``test.txt``: lines of ``name.jpg grade``, no header; also the
+copy ``DR_grading.csv`` with ``id_code,diagnosis``.
+
+Grade 5 is "ungradable": the photograph is not readable and has no grade. Every other grade means that it could be
+read. The parts of a file name are not documented as patients, so none is taken from them.
+"""

@@ -1,0 +1,124 @@
+"""The sets that `prepare --importer` knows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from synfundus.errors import ConfigError, DataError
+from synfundus.labels.schema import LabelSchema
+from synfundus.photographs.importers.finding_sets import AIROGS, BRSET, MBRSET, RFMID, SYNFUNDUS_1M
+from synfundus.photographs.importers.grading_sets import APTOS2019, DDR, EYEPACS, IDRID, MESSIDOR2
+from synfundus.photographs.importers.importer import Importer, Source, csv_records, read_photographs
+from synfundus.photographs.importers.named_sets import PALM, REFUGE
+from synfundus.photographs.importers.odir import ODIR5K
+from synfundus.photographs.label_mapping import shown_columns
+from synfundus.photographs.label_table import LabelTable, TableRecords
+
+IMPORTERS: Mapping[str, Importer] = {
+    "airogs": AIROGS,
+    "aptos2019": APTOS2019,
+    "brset": BRSET,
+    "ddr": DDR,
+    "eyepacs": EYEPACS,
+    "idrid": IDRID,
+    "mbrset": MBRSET,
+    "messidor2": MESSIDOR2,
+    "odir5k": ODIR5K,
+    "palm": PALM,
+    "refuge": REFUGE,
+    "rfmid": RFMID,
+    "synfundus1m": SYNFUNDUS_1M,
+}
+"""Importer by the name it is asked for with."""
+
+_FIRST_BYTES = 2**16
+
+
+def read_with_importer(
+    name: str, data: bytes | None, schema: LabelSchema, *, files: Collection[str], where: str
+) -> LabelTable:
+    """Read the table of a known set, or its file names where it has no table.
+
+    Args:
+        name: Key of `IMPORTERS`.
+        data: The table's bytes; None where the set has none.
+        schema: Labels to fill. What the set knows and the schema does not is left out with a warning.
+        files: Names below the source folder: they complete names without extension or folder.
+        where: Location of the table (of the folder, where there is none), for messages.
+
+    Returns:
+        A row or a named reject for every photograph that a record stands for. A file that is not there is left for
+        `match_files` to name.
+
+    Raises:
+        ConfigError: No such importer, or a table where the set has none, or none where it has one.
+        DataError: Not the table of this set.
+    """
+    importer = IMPORTERS.get(name)
+    if importer is None:
+        raise ConfigError(f"unknown importer {name!r}", where=where, hint=f"known: {', '.join(IMPORTERS)}")
+    if importer.has_table and data is None:
+        raise ConfigError(f"{importer.collection} has a label table: none is given", where=where)
+    if not importer.has_table and data is not None:
+        raise ConfigError(
+            f"{importer.collection} has no label table: the file names say the class",
+            where=where,
+            hint="leave the table out",
+        )
+    source = Source(data or b"", files, where)
+    table = importer.records(source)
+    if importer.has_table:
+        _check_header(name, importer, table, source)
+    result = read_photographs(importer, table, schema, files, where=where)
+    if not importer.has_table and not result.rows:
+        raise DataError(
+            f"no file name is one of {importer.collection}", where=where, hint=f"expected: {importer.shape}"
+        )
+    return result
+
+
+def recognise(data: bytes, *, where: str) -> str | None:
+    """Return the importer whose table this could be: the one that finds most of its columns in it, or None."""
+    start = data[:_FIRST_BYTES]
+    source = Source(start[: start.rfind(b"\n") + 1] or start, (), where)
+    found: dict[str, int] = {}
+    for name, importer in IMPORTERS.items():
+        if not importer.has_table:
+            continue
+        try:
+            table = importer.records(source)
+        except DataError:  # what cannot be read as a table is none of this set
+            continue
+        if not importer.missing(table.header) and importer.fits_names(table):
+            found[name] = len(importer.locate(table.header))
+    return max(found, key=lambda name: found[name], default=None)
+
+
+def _check_header(name: str, importer: Importer, table: TableRecords, source: Source) -> None:
+    """Refuse a table that is not of this set, or that is of a set with these columns and more."""
+    missing = importer.missing(table.header)
+    richer = _richer(importer, table.header) if not missing and importer.records is csv_records else None
+    fits = importer.fits_names(table)
+    if not missing and richer is None and fits:
+        return
+    likely = richer or recognise(source.data, where=source.where)
+    hint = f"it looks like {IMPORTERS[likely].collection}: --importer {likely}" if likely not in (None, name) else ""
+    expected = importer.shape or f"columns {', '.join(c for c in importer.columns if c not in importer.optional)}"
+    lacks = "it has the columns of another set besides" if fits else "its names of files have an extension"
+    lacks = f"it lacks {', '.join(missing)}" if missing else lacks
+    raise DataError(
+        f"this is not the table of {importer.collection}: {lacks}; expected {expected}, "
+        f"found columns {shown_columns(table.header)}",
+        where=source.where,
+        hint=hint or "check the importer, or describe the table with a mapping (--mapping)",
+    )
+
+
+def _richer(importer: Importer, header: tuple[str, ...]) -> str | None:
+    """Return a set whose columns are all there and include those of the importer."""
+    here = set(importer.locate(header).values())
+    for name, other in IMPORTERS.items():
+        plain = other.has_table and other.records is csv_records
+        if plain and not other.missing(header) and here < set(other.locate(header).values()):
+            return name
+    return None

@@ -1,0 +1,277 @@
+"""Decide what becomes of every photograph: who is an input, what is there twice, which split, which shard.
+
+All functions are pure. Before anything is decoded, table and folder give the inputs with their random keys; when every
+photograph has been looked at once, duplicates are dropped, what belongs together is joined, and the shards are laid
+out. What is not accepted is in the list of rejects by name.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from synfundus.photographs.label_mapping import PICTURE_SUFFIXES
+from synfundus.photographs.label_table import LabelTable
+from synfundus.seeding import derive_key
+from synfundus.storage.manifest import SPLITS, shard_name
+
+
+@dataclass(frozen=True)
+class Reject:
+    """An input that is not in the set.
+
+    Attributes:
+        source: Name of the photograph (or of the row) for the crosswalk; never written into the set.
+        patient: Patient, or empty.
+        stage: ``table``, ``files``, ``decode``, ``crop`` or ``work``.
+        reason: Name of the rejection.
+        detail: Values, for the crosswalk.
+    """
+
+    source: str
+    patient: str
+    stage: str
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """An input whose file is there.
+
+    Attributes:
+        source: File name below the source folder.
+        patient: Patient as the table gives it, or empty.
+        labels: Values by label name.
+        size_bytes: Size of the file.
+        also_patients: Other patients the table gives for it, in rows that were dropped.
+    """
+
+    source: str
+    patient: str
+    labels: Mapping[str, int | None]
+    size_bytes: int
+    also_patients: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PlannedSample:
+    """A photograph with its key."""
+
+    key: str
+    source: str
+    patient: str
+    labels: Mapping[str, int | None]
+    size_bytes: int
+
+    @property
+    def patient_group(self) -> str:
+        """What must not be divided among splits: the patient, or the photograph where none is known."""
+        return f"patient:{self.patient}" if self.patient else f"photograph:{self.source}"
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """A shard and the samples that go into it."""
+
+    name: str
+    split: str
+    samples: tuple[PlannedSample, ...]
+
+
+def safe_name(name: str) -> str | None:
+    """Return a file name of a table in canonical form, or None if it leaves the source folder."""
+    text = name.replace("\\", "/").removeprefix("./")
+    parts = text.split("/")
+    if not text or text.startswith("/") or "\0" in text or (len(text) > 1 and text[1] == ":"):
+        return None
+    if any(part in ("", ".", "..") for part in parts) or "://" in text:
+        return None
+    return text
+
+
+def is_picture_name(name: str) -> bool:
+    """Whether a file in the source folder counts as an input."""
+    return name.lower().endswith(PICTURE_SUFFIXES) and not any(part.startswith(".") for part in name.split("/"))
+
+
+def match_files(table: LabelTable, files: Mapping[str, int]) -> tuple[list[Photograph], list[Reject]]:
+    """Bring the rows of a table and the files of a folder together.
+
+    Args:
+        table: The label table.
+        files: Size in bytes of every file below the source folder, by name.
+
+    Returns:
+        Photographs in table order, and a reject for each row without a usable file and each picture without a
+        row. Rows + pictures without a row = photographs + rejects. Patients of several rows of one photograph are in
+        `Photograph.also_patients`.
+    """
+    by_form = {_form(name): name for name in sorted(files)}
+    photographs: list[Photograph] = []
+    rejects = [
+        Reject(row.file or f"line {row.line}", row.patient, "table", row.reason, f"line {row.line}: {row.detail}")
+        for row in table.rejected
+    ]
+    line_of: dict[str, int] = {}
+    at: dict[str, int] = {}
+    for row in table.rows:
+        safe = safe_name(row.file)
+        if safe is None:
+            rejects.append(Reject(row.file, row.patient, "table", "unsafe_name", f"line {row.line}"))
+            continue
+        name = by_form.get(_form(safe))
+        if name is None:
+            rejects.append(Reject(row.file, row.patient, "files", "missing_file", f"line {row.line}"))
+        elif name in line_of:
+            first = photographs[at[name]]
+            detail = f"first in line {line_of[name]}"
+            detail += "" if dict(row.labels) == dict(first.labels) else "; other labels"
+            if row.patient and row.patient != first.patient:
+                detail += "; other patient"
+                photographs[at[name]] = replace(first, also_patients=(*first.also_patients, row.patient))
+            rejects.append(Reject(f"{name} (line {row.line})", row.patient, "table", "duplicate_row", detail))
+        else:
+            line_of[name], at[name] = row.line, len(photographs)
+            photographs.append(Photograph(name, row.patient, row.labels, files[name]))
+    mentioned = set(line_of) | {by_form.get(_form(safe_name(row.file) or row.file)) for row in table.rejected}
+    rejects += [
+        Reject(name, "", "files", "not_in_table")
+        for name in sorted(files)
+        if name not in mentioned and is_picture_name(name)
+    ]
+    return photographs, rejects
+
+
+def _form(name: str) -> str:
+    """Return the form in which names are compared: tables and file systems differ in composing accents."""
+    return unicodedata.normalize("NFC", name)
+
+
+def plan_samples(photographs: Iterable[Photograph], secret: bytes) -> list[PlannedSample]:
+    """Give every photograph its key.
+
+    Args:
+        photographs: In the order of the table.
+        secret: Key material of `sample_key`.
+    """
+    shared: dict[tuple[tuple[str, int | None], ...], Mapping[str, int | None]] = {}  # millions of rows, few patterns
+    return [
+        PlannedSample(
+            sample_key(secret, one.source),
+            one.source,
+            one.patient,
+            shared.setdefault(tuple(one.labels.items()), one.labels),
+            one.size_bytes,
+        )
+        for one in photographs
+    ]
+
+
+def drop_duplicates(
+    samples: Sequence[PlannedSample], contents: Mapping[str, tuple[str, str]]
+) -> tuple[list[PlannedSample], list[Reject], list[tuple[PlannedSample, PlannedSample]]]:
+    """Keep the first of photographs whose files, or whose images, are the same byte for byte.
+
+    Args:
+        samples: In the order that decides which is first.
+        contents: Hash of the file and hash of the image, by key.
+
+    Returns:
+        What stays, a reject for each that goes, and the pairs (kept, dropped): their patients belong together.
+    """
+    first: dict[str, PlannedSample] = {}
+    kept, rejects, pairs = [], [], []
+    for sample in samples:
+        file, image = (f"{kind}:{value}" for kind, value in zip(("file", "image"), contents[sample.key], strict=True))
+        known = next((first[name] for name in (file, image) if name in first), None)
+        if known is None:
+            kept.append(sample)
+            first[file] = first[image] = sample
+            continue
+        same = "file" if file in first else "pixels"
+        first.setdefault(file, known)
+        labels = "" if dict(known.labels) == dict(sample.labels) else "; other labels"
+        detail = f"same {same} as {known.source}{labels}"
+        rejects.append(Reject(sample.source, sample.patient, "files", "duplicate_of", detail))
+        pairs.append((known, sample))
+    return kept, rejects, pairs
+
+
+def split_patients(
+    groups: Iterable[str], fractions: tuple[float, float, float], seed: int, *, given: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Assign each patient to train, val or test.
+
+    Patients are ordered by a keyed hash and cut by exact fractions; every split with a fraction gets at least
+    one patient while there are enough.
+
+    Args:
+        groups: Patients, in any order and number of repetitions.
+        fractions: Of train, val, test; they sum to 1.
+        seed: Another seed gives another split.
+        given: Split of those whose split is known; the others make up for them as far as they can.
+    """
+    known = dict(given or {})
+    ordered = sorted(set(groups), key=lambda group: (derive_key(seed, "split", group), group))
+    counts = _apportion(len(ordered), fractions)
+    free = [group for group in ordered if group not in known]
+    if known:
+        taken = Counter(known[group] for group in ordered if group in known)
+        room = [max(count - taken[split], 0) for split, count in zip(SPLITS, counts, strict=True)]
+        counts = _apportion(len(free), [places / sum(room) for places in room] if sum(room) else fractions)
+    names = [split for split, count in zip(SPLITS, counts, strict=True) for _ in range(count)]
+    return {**known, **dict(zip(free, names, strict=True))}
+
+
+def _apportion(total: int, fractions: Sequence[float]) -> list[int]:
+    """Divide ``total`` by fractions: largest remainders, then one each for the empty ones, train paying last."""
+    shares = [total * fraction for fraction in fractions]
+    counts = [int(share + 1e-9) for share in shares]
+    by_remainder = sorted(range(len(shares)), key=lambda i: (counts[i] - shares[i], i))
+    for i in by_remainder[: total - sum(counts)]:
+        counts[i] += 1
+    for i, fraction in enumerate(fractions):
+        largest = max(range(len(counts)), key=lambda j: (counts[j], -j))
+        if fraction > 0 and counts[i] == 0 and counts[largest] > 1:
+            counts[i] += 1
+            counts[largest] -= 1
+    return counts
+
+
+def sample_key(secret: bytes, source: str) -> str:
+    """Return the key of a photograph: unguessable without the secret, the same on a re-run with it.
+
+    26 characters of lower-case base32, 130 bits of HMAC-SHA256.
+    """
+    mac = hmac.new(secret, source.encode("utf-8", "surrogateescape"), hashlib.sha256).digest()
+    return base64.b32encode(mac).decode("ascii").lower()[:26]
+
+
+def plan_shards(samples: Iterable[PlannedSample], splits: Mapping[str, str], *, max_samples: int) -> list[PlannedShard]:
+    """Assign samples to shards of nearly equal size.
+
+    Within a split they are ordered by their random keys: neither the order nor the neighbourhood of samples
+    says anything about the source.
+
+    Args:
+        samples: All that go into the set.
+        splits: Split of each sample by its key.
+        max_samples: Most samples in a shard.
+    """
+    by_split: dict[str, list[PlannedSample]] = {split: [] for split in SPLITS}
+    for sample in samples:
+        by_split[splits[sample.key]].append(sample)
+    shards = []
+    for split, members in by_split.items():
+        members.sort(key=lambda sample: sample.key)
+        number = -(-len(members) // max_samples)
+        for at in range(number):
+            start, end = at * len(members) // number, (at + 1) * len(members) // number
+            shards.append(PlannedShard(shard_name(split, at), split, tuple(members[start:end])))
+    return shards

@@ -1,0 +1,199 @@
+"""Which column of a label table means what: the ``--mapping`` YAML.
+
+::
+
+    source: EyePACS                 # optional: name of the collection, written into every sample
+    file: image                     # column with the file name
+    file_pattern: "{file}.jpeg"     # optional: how a cell becomes a file name below the source folder
+    patient_id: subject             # optional: column; without it every photograph is its own patient
+    eye_side: {column: eye, values: {R: 0, L: 1}}
+    labels:
+      dr_grade: {column: level}     # cells are the label's integers
+      is_gc: {column: class, values: {RG: 1, NRG: 0, "?": null}}   # null = unknown
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from synfundus.errors import ConfigError, DataError
+from synfundus.labels.schema import LabelSchema
+
+FILE_PLACEHOLDER = "{file}"
+DEFAULT_SOURCE = "photographs"
+FILE_COLUMNS = ("file", "image", "filename", "file_name", "path")
+"""Columns that hold the file name where no mapping says so, in order of preference."""
+PATIENT_COLUMN = "patient_id"
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".dcm")
+"""A file in the source folder that ends in one of these is an input, in the table or not."""
+MISSING = frozenset({"", "nan", "na", "n/a", "<na>", "null", "none", "nat"})
+"""What programs write for a missing value, in lower case."""
+
+_INTEGER = re.compile(r"-?\d{1,9}")
+_SHOWN_CHARACTERS = 80
+_SHOWN_COLUMNS, _SHOWN_NAME = 60, 40
+_KEYS = {"source", "file", "file_pattern", "patient_id", "eye_side", "labels"}
+
+
+@dataclass(frozen=True)
+class LabelColumn:
+    """Where a label comes from.
+
+    Attributes:
+        column: Name of the column.
+        values: Label value by cell (None = unknown); without it cells hold the label's integers.
+    """
+
+    column: str
+    values: Mapping[str, int | None] | None = None
+
+
+@dataclass(frozen=True)
+class TableMapping:
+    """What the columns of a label table mean.
+
+    Attributes:
+        file_column: Column with the file name.
+        patient_column: Column with the patient, or None if the table has none.
+        labels: Source of each label the table knows.
+        file_pattern: File name with ``{file}`` for the cell.
+        source: Name of the collection.
+    """
+
+    file_column: str
+    patient_column: str | None
+    labels: Mapping[str, LabelColumn] = field(default_factory=dict)
+    file_pattern: str = FILE_PLACEHOLDER
+    source: str = DEFAULT_SOURCE
+
+    def file_name(self, cell: str) -> str:
+        """Return the file name a cell stands for."""
+        return self.file_pattern.replace(FILE_PLACEHOLDER, cell)
+
+
+def canonical_cell(cell: str) -> str:
+    """Strip a cell, and write whole numbers the same way (``1``, ``1.0`` and ``01`` are one value)."""
+    text = cell.strip()
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    if "_" in text:  # Python reads 1_0 as ten; a table means a name
+        return text
+    return str(int(number)) if abs(number) < 1e15 and number == int(number) else text
+
+
+def shown_columns(header: Sequence[str]) -> str:
+    """Name the columns of a table for a message; the cells of a row that stands where a header should may be a patient.
+
+    A file that is no table at all can have columns of any number and length.
+    """
+    data = re.compile(rf"[-+]?\d[\d.,:/ -]*|.*({'|'.join(map(re.escape, PICTURE_SUFFIXES))})", re.IGNORECASE)
+    if any(data.fullmatch(name) for name in header):
+        return f"{len(header)} cells that look like a row and not like names of columns (is the header missing?)"
+    names = [name[:_SHOWN_NAME] for name in header[:_SHOWN_COLUMNS]]
+    return ", ".join(names) + (f" and {len(header) - len(names)} more" if len(header) > len(names) else "")
+
+
+def default_mapping(header: tuple[str, ...], schema: LabelSchema, *, where: str) -> TableMapping:
+    """Map columns that are named like the labels.
+
+    Raises:
+        DataError: No column holds the file name.
+    """
+    file_column = next((name for name in FILE_COLUMNS if name in header), None)
+    if file_column is None:
+        raise DataError(
+            f"no column for the file name among: {shown_columns(header)}",
+            where=where,
+            hint=f"name it one of {', '.join(FILE_COLUMNS)}, or say which it is with --mapping",
+        )
+    labels = {name: LabelColumn(name) for name in schema.names if name in header}
+    return TableMapping(file_column, PATIENT_COLUMN if PATIENT_COLUMN in header else None, labels)
+
+
+def parse_mapping(document: object, schema: LabelSchema, *, where: str) -> TableMapping:
+    """Check a mapping.
+
+    Args:
+        document: The YAML document in plain values: every scalar is the text that stands there, null is None.
+        schema: Labels there are.
+        where: Location, for messages.
+
+    Raises:
+        ConfigError: A key that is not known, a label or value the schema does not have, a cell that is mapped twice.
+    """
+    if not isinstance(document, dict):
+        raise ConfigError("a mapping is a YAML mapping of what -> column", where=where)
+    extra = sorted(str(key) for key in set(document) - _KEYS)
+    if extra:
+        raise ConfigError(
+            f"unknown keys in the mapping: {', '.join(extra)}", where=where, hint=f"known: {', '.join(sorted(_KEYS))}"
+        )
+    pattern = _text(document, "file_pattern", FILE_PLACEHOLDER, where)
+    if FILE_PLACEHOLDER not in pattern:
+        raise ConfigError(f"file_pattern {pattern!r} does not contain {FILE_PLACEHOLDER}", where=where)
+    entries = document.get("labels") or {}
+    if not isinstance(entries, dict):
+        raise ConfigError("labels must be a mapping of label -> {column, values}", where=where)
+    if "eye_side" in document:
+        if "eye_side" in entries:
+            raise ConfigError("eye_side is given twice: at the top and under labels", where=where)
+        entries = {**entries, "eye_side": document["eye_side"]}
+    labels = {str(name): _label_column(str(name), entry, schema, where) for name, entry in entries.items()}
+    patient = document.get("patient_id")
+    return TableMapping(
+        file_column=_text(document, "file", None, where),
+        patient_column=None if patient is None else _text(document, "patient_id", None, where),
+        labels=labels,
+        file_pattern=pattern,
+        source=_text(document, "source", DEFAULT_SOURCE, where),
+    )
+
+
+def _text(document: Mapping[str, Any], key: str, default: str | None, where: str) -> str:
+    value = document.get(key, default)
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"the mapping needs text for {key!r}, found {_shown(value)}", where=where)
+    return value.strip()
+
+
+def _label_column(name: str, entry: object, schema: LabelSchema, where: str) -> LabelColumn:
+    """Parse what one label comes from: a column name, or ``{column, values}``."""
+    spec = schema[name]
+    if isinstance(entry, str):
+        return LabelColumn(entry.strip())
+    if not isinstance(entry, dict) or set(entry) - {"column", "values"}:
+        raise ConfigError(f"label {name!r} in the mapping must be a column or {{column, values}}", where=where)
+    column = _text(entry, "column", None, where)
+    if entry.get("values") is None:
+        return LabelColumn(column)
+    if not isinstance(entry["values"], dict):
+        raise ConfigError(f"label {name!r}: values must be a mapping of cell -> value", where=where)
+    values: dict[str, int | None] = {}
+    for cell, value in entry["values"].items():
+        canonical = canonical_cell(cell)
+        if not canonical and value is not None:
+            raise ConfigError(f"label {name!r}: an empty cell is unknown and cannot be a value", where=where)
+        if canonical in values:
+            raise ConfigError(f"label {name!r}: the cell {canonical!r} is mapped twice", where=where)
+        values[canonical] = _label_value(name, value, spec.num_values, where)
+    return LabelColumn(column, values)
+
+
+def _label_value(name: str, text: object, num_values: int, where: str) -> int | None:
+    if text is None:
+        return None
+    if not isinstance(text, str) or not _INTEGER.fullmatch(text):
+        raise ConfigError(f"label {name!r}: value {_shown(text)} is neither an integer nor null", where=where)
+    if not 0 <= int(text) < num_values:
+        raise ConfigError(f"label {name!r}: value {text} is not one of 0..{num_values - 1}", where=where)
+    return int(text)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."

@@ -1,0 +1,282 @@
+"""Read a label table: one row a photograph, an empty cell is an unknown label.
+
+What cannot be used ends as a named reject, never as a guess: a value the schema does not have, a row of
+another width, a file named twice.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from synfundus.errors import ConfigError, DataError
+from synfundus.labels.schema import LabelSchema
+from synfundus.photographs.label_mapping import MISSING, TableMapping, canonical_cell, default_mapping, shown_columns
+
+DELIMITERS = (",", ";", "\t")
+_SPREADSHEETS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
+"""How .xlsx and .xls files begin."""
+
+
+@dataclass(frozen=True)
+class RecordFault:
+    """Why a record cannot be used, whatever its columns mean.
+
+    Attributes:
+        reason: Name of the rejection.
+        detail: What was found.
+        file: File the record is about, where that is certain.
+    """
+
+    reason: str
+    detail: str
+    file: str = ""
+
+
+@dataclass(frozen=True)
+class TableRecord:
+    """One record of a table, before anything is known about its columns.
+
+    Attributes:
+        line: First line of the record in the file.
+        cells: One text a column; none if there is a fault.
+        fault: Set if the record cannot be used.
+    """
+
+    line: int
+    cells: tuple[str, ...]
+    fault: RecordFault | None = None
+
+
+@dataclass(frozen=True)
+class TableRecords:
+    """A table as text: stripped column names, and every record that is not blank."""
+
+    header: tuple[str, ...]
+    records: tuple[TableRecord, ...]
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One photograph as the table knows it.
+
+    Attributes:
+        line: Line of the row in the file, for messages.
+        file: File name below the source folder, as the table and the mapping give it.
+        patient: Patient, or empty where the table does not say.
+        labels: Value by label name; None is unknown. Every label of the schema is there.
+    """
+
+    line: int
+    file: str
+    patient: str
+    labels: Mapping[str, int | None]
+
+
+@dataclass(frozen=True)
+class RejectedRow:
+    """A row that cannot be used.
+
+    Attributes:
+        line: Line of the row in the file.
+        file: File name, or empty.
+        patient: Patient, or empty.
+        reason: ``malformed_row``, ``missing_file_name``, ``unknown_label_value``, or ``ambiguous_file`` from an
+            importer that completes names.
+        detail: Column and value.
+    """
+
+    line: int
+    file: str
+    patient: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """A table that was read; rows and rejected rows together are all rows of the file."""
+
+    rows: tuple[TableRow, ...]
+    rejected: tuple[RejectedRow, ...]
+    mapping: TableMapping
+    warnings: tuple[str, ...]
+
+
+def read_label_table(data: bytes, schema: LabelSchema, mapping: TableMapping | None, *, where: str) -> LabelTable:
+    """Read a CSV.
+
+    Args:
+        data: The file: UTF-8 (with or without a byte order mark), separated by comma, semicolon or tab.
+        schema: Labels to look for.
+        mapping: What the columns mean; None takes columns that are named like the labels.
+        where: Location, for messages.
+
+    Raises:
+        DataError: Not UTF-8, no header, no column for the file name.
+        ConfigError: The mapping names a column the table does not have.
+    """
+    table = read_records(data, where=where)
+    mapping = mapping or default_mapping(table.header, schema, where=where)
+    columns = _column_numbers(table.header, mapping, where)
+    rows: list[TableRow] = []
+    rejected: list[RejectedRow] = []
+    for record in table.records:
+        parsed = rejected_record(record) or _parse_row(record.line, record.cells, columns, mapping, schema)
+        if isinstance(parsed, TableRow):
+            rows.append(parsed)
+        else:
+            rejected.append(parsed)
+    return LabelTable(tuple(rows), tuple(rejected), mapping, _warnings(mapping, rows))
+
+
+def rejected_record(record: TableRecord) -> RejectedRow | None:
+    """Return the reject a faulty record ends as, or None for one that can be read on."""
+    if record.fault is None:
+        return None
+    return RejectedRow(record.line, record.fault.file, "", record.fault.reason, record.fault.detail)
+
+
+def read_records(data: bytes, *, where: str) -> TableRecords:
+    """Read a CSV as text. The columns mean nothing yet; a record of another width is a fault, not an error.
+
+    Spreadsheets write columns without a name at the end of the header, and empty cells at the end of a row: neither
+    makes a row too long or too short.
+
+    Args:
+        data: UTF-8, with or without a byte order mark, separated by comma, semicolon or tab.
+        where: Location, for messages.
+
+    Raises:
+        DataError: A spreadsheet, not UTF-8, quotation marks that do not add up, no line at all.
+    """
+    lines = text_lines(data, where=where)
+    first = next((line for line in lines if line.strip()), "")
+    try:
+        delimiter = max(DELIMITERS, key=lambda mark: len(next(csv.reader([first], delimiter=mark), [])))
+        records = _split_records(lines, delimiter)
+    except csv.Error as error:
+        raise DataError(f"the label table is not a CSV: {error}", where=where) from error
+    if not records:
+        raise DataError("the label table is empty", where=where)
+    header = tuple(cell.strip() for cell in records[0][2])
+    checked: list[TableRecord] = []
+    for start, end, cells in records[1:]:
+        swallowed = _swallowed_lines(lines, start, end, delimiter, len(header))
+        checked += swallowed or [_record(start, cells, header)]
+    return TableRecords(header, tuple(checked))
+
+
+def text_lines(data: bytes, *, where: str) -> list[str]:
+    """Return the lines of a table with their line ends, whatever these are.
+
+    Raises:
+        DataError: A spreadsheet, or not UTF-8.
+    """
+    if data.startswith(_SPREADSHEETS):
+        raise DataError("the label table is a spreadsheet", where=where, hint="save the sheet as CSV UTF-8")
+    try:
+        return list(io.StringIO(data.decode("utf-8-sig"), newline=""))
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"the label table is not UTF-8 (byte {error.start})", where=where, hint="save it as CSV UTF-8"
+        ) from error
+
+
+def _split_records(lines: Sequence[str], delimiter: str) -> list[tuple[int, int, list[str]]]:
+    """Return (first line, last line, cells) of each record that is not blank, the header first."""
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    records, start = [], 1
+    for cells in reader:
+        if any(cell.strip() for cell in cells):
+            records.append((start, reader.line_num, cells))
+        start = reader.line_num + 1
+    return records
+
+
+def _swallowed_lines(lines: Sequence[str], start: int, end: int, delimiter: str, width: int) -> list[TableRecord]:
+    """Return a fault for each line of a record that a quotation mark too many joined out of several.
+
+    The joined record can have the right width: taken as one row, it would lose the others without a word.
+    """
+    inner = lines[start:end]
+    if width < 2 or not any(line.count(delimiter) == width - 1 for line in inner):
+        return []
+    fault = RecordFault("malformed_row", f"a quotation mark in line {start} joins lines {start} to {end}")
+    return [TableRecord(line, (), fault) for line in range(start, end + 1) if lines[line - 1].strip()]
+
+
+def _record(line: int, cells: Sequence[str], header: Sequence[str]) -> TableRecord:
+    width = len(header)
+    named = max((at + 1 for at, name in enumerate(header) if name), default=0)
+    if len(cells) < named or any(cell.strip() for cell in cells[width:]):
+        fault = RecordFault("malformed_row", f"{len(cells)} cells under {width} columns")
+        return TableRecord(line, (), fault)
+    return TableRecord(line, (*cells[:width], *[""] * (width - len(cells))))
+
+
+def _column_numbers(header: Sequence[str], mapping: TableMapping, where: str) -> dict[str, int]:
+    """Return the position of each column the mapping uses."""
+    wanted = [mapping.file_column, *(label.column for label in mapping.labels.values())]
+    if mapping.patient_column is not None:
+        wanted.append(mapping.patient_column)
+    numbers = {}
+    for name in wanted:
+        if header.count(name) > 1:
+            raise DataError(f"column {name!r} is there {header.count(name)} times", where=where)
+        if name not in header:
+            raise ConfigError(
+                f"the mapping names column {name!r}, the table has: {shown_columns(header)}",
+                where=where,
+                hint="correct the mapping YAML",
+            )
+        numbers[name] = header.index(name)
+    return numbers
+
+
+def _parse_row(
+    line: int,
+    cells: Sequence[str],
+    columns: Mapping[str, int],
+    mapping: TableMapping,
+    schema: LabelSchema,
+) -> TableRow | RejectedRow:
+    cell = cells[columns[mapping.file_column]].strip()
+    patient = "" if mapping.patient_column is None else cells[columns[mapping.patient_column]].strip()
+    patient = "" if patient.lower() in MISSING else patient
+    if not cell:
+        return RejectedRow(line, "", patient, "missing_file_name", f"column {mapping.file_column} is empty")
+    file = mapping.file_name(cell)
+    labels: dict[str, int | None] = dict.fromkeys(schema.names)
+    for name, source in mapping.labels.items():
+        text = canonical_cell(cells[columns[source.column]])
+        known = _known_values(source.values, schema[name].num_values)
+        if text not in known and text.lower() in MISSING:
+            continue
+        if text not in known:
+            return RejectedRow(line, file, patient, "unknown_label_value", f"{name}: column {source.column} = {text!r}")
+        labels[name] = known[text]
+    return TableRow(line, file, patient, labels)
+
+
+def _known_values(values: Mapping[str, int | None] | None, num_values: int) -> Mapping[str, int | None]:
+    return {str(value): value for value in range(num_values)} if values is None else values
+
+
+def _warnings(mapping: TableMapping, rows: Sequence[TableRow]) -> tuple[str, ...]:
+    """Say what the table lacks."""
+    warnings = []
+    if mapping.patient_column is None:
+        warnings.append(
+            "the table has no patient column: every photograph counts as its own patient, so that two photographs "
+            "of one patient may fall into different splits"
+        )
+    else:
+        without = sum(not row.patient for row in rows)
+        if without:
+            warnings.append(f"{without} rows have no patient: each counts as its own patient")
+    if not mapping.labels:
+        warnings.append("no column holds a label: all labels will be unknown")
+    return tuple(warnings)

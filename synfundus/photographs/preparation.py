@@ -1,0 +1,89 @@
+"""One photograph from file bytes to the pixels and the document of a sample."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synfundus.photographs.burned_text import WORKING_SIZE_PX, BurnedTextError, find_burned_text
+from synfundus.photographs.decode import decode_photograph
+from synfundus.photographs.field_of_view import find_field_of_view
+from synfundus.photographs.ingest import PlannedSample
+from synfundus.photographs.transforms import EYE_SIDE, RIM_SHRINK, crop_to_field_of_view
+
+CROP = {"method": "field-of-view circle", "rim_shrink": RIM_SHRINK, "version": 1}
+"""How images are cropped, for manifests; the version grows when the same photograph gives other pixels."""
+
+TEXT_FLAG = "text_in_image"
+"""Flag, and reason of rejection, of an image with writing inside the field of view."""
+
+BurnedText = Literal["flag", "quarantine", "off"]
+"""What happens to writing inside the field of view: it is flagged, it costs the image its place, or nobody looks."""
+
+
+@dataclass(frozen=True)
+class PreparedPixels:
+    """An image of the set before it is encoded.
+
+    Attributes:
+        pixels: uint8 ``[s, s, 3]``.
+        flags: Names of what a person should look at, e.g. `TEXT_FLAG`.
+    """
+
+    pixels: NDArray[np.uint8]
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """A photograph that is not in the set."""
+
+    sample: PlannedSample
+    stage: str
+    reason: str
+    detail: str
+
+
+def prepare_pixels(data: bytes, *, image_size_px: int, max_pixels: int, burned_text: BurnedText) -> PreparedPixels:
+    """Decode a photograph, crop it to its field of view and look for writing; only pixels go on.
+
+    Args:
+        data: The file.
+        image_size_px: Edge ``s`` of the image.
+        max_pixels: Larger photographs are refused by their header.
+        burned_text: What to do about writing inside the field of view.
+
+    Raises:
+        UndecodableImage: The file is no photograph that can be decoded.
+        FieldOfViewError: There is no field of view in it.
+        BurnedTextError: There is writing inside the field of view, and ``burned_text`` is ``quarantine``.
+    """
+    photograph = decode_photograph(data, max_pixels=max_pixels)
+    circle = find_field_of_view(photograph)
+    pixels = crop_to_field_of_view(photograph, circle, image_size_px)
+    if burned_text == "off":
+        return PreparedPixels(pixels)
+    region = find_burned_text(photograph, circle, size_px=max(image_size_px, WORKING_SIZE_PX))
+    if region is None:
+        return PreparedPixels(pixels)
+    if burned_text == "quarantine":
+        raise BurnedTextError(region)
+    return PreparedPixels(pixels, (TEXT_FLAG,))
+
+
+def sample_document(labels: Mapping[str, int | None], *, collection: str, image_size_px: int, image: bytes) -> bytes:
+    """Return ``KEY.json`` of an image sample: labels and provenance, nothing about the patient."""
+    document = {
+        "labels": dict(labels),
+        "eye_side": labels.get(EYE_SIDE),
+        "source": collection,
+        "size_px": image_size_px,
+        "sha256_image": hashlib.sha256(image).hexdigest(),
+    }
+    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()

@@ -1,0 +1,154 @@
+"""Fundus geometry: crop to the field of view, mask, mirror, and the range a model sees.
+
+Everything here works on numpy arrays; nothing imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from synfundus.errors import DataError
+from synfundus.photographs.rim import Circle
+
+RIM_SHRINK = 0.985
+"""The mask ends this far inside the rim, in units of the radius: names may be written right beside it."""
+EYE_SIDE = "eye_side"
+
+_OVERSAMPLING = 2  # a photograph is averaged down to no less than this many times the target before the last resize
+_LARGEST_CANVAS = 16  # a crop square may exceed the photograph's long side by at most this factor
+
+
+def crop_to_field_of_view(pixels: NDArray[np.uint8], circle: Circle, image_size_px: int) -> NDArray[np.uint8]:
+    """Cut out the square around the field of view and resize it; the circle touches all four sides.
+
+    What lies outside the mask is black before the resize and again after it, so that neither burned-in text nor
+    a slide frame leaves a trace. Where the circle leaves the photograph, the crop is black.
+
+    Args:
+        pixels: uint8 ``[h, w, 3]``.
+        circle: The field of view in pixels of the photograph.
+        image_size_px: Edge ``s`` of the result.
+
+    Returns:
+        uint8 ``[s, s, 3]``.
+
+    Raises:
+        DataError: A circle of which no part lies in the photograph, or one far larger than it.
+    """
+    height, width = pixels.shape[:2]
+    side = 2.0 * circle.radius_px
+    left, top = circle.center_x_px - circle.radius_px, circle.center_y_px - circle.radius_px
+    x0, y0 = int(np.floor(left)), int(np.floor(top))
+    x1, y1 = int(np.ceil(left + side)), int(np.ceil(top + side))
+    inside = (max(x0, 0), max(y0, 0), min(x1, width), min(y1, height))
+    if inside[0] >= inside[2] or inside[1] >= inside[3] or side > _LARGEST_CANVAS * max(height, width):
+        raise DataError(f"the circle {circle} does not lie in a picture of {width} x {height} px")
+    # The border is repeated, not black: a resize must not darken the last rows that show retina.
+    canvas = np.pad(
+        pixels[inside[1] : inside[3], inside[0] : inside[2]],
+        ((inside[1] - y0, y1 - inside[3]), (inside[0] - x0, x1 - inside[2]), (0, 0)),
+        mode="edge",
+    )
+    center_x, center_y, radius = circle.center_x_px - x0, circle.center_y_px - y0, circle.radius_px
+    factor = max(1, int(side // (_OVERSAMPLING * image_size_px)))
+    if factor > 1:
+        canvas = np.array(Image.fromarray(canvas).reduce(factor))
+        center_x, center_y, radius = center_x / factor, center_y / factor, radius / factor
+    # One pixel further in than the final mask: averaging has mixed the rim's neighbours into the rim.
+    visible = _disc(canvas.shape[0], canvas.shape[1], center_x, center_y, radius - 1.0)
+    visible &= _within(canvas.shape[1], factor, circle.left_px - x0, circle.right_px - x0)
+    visible &= _within(canvas.shape[0], factor, circle.top_px - y0, circle.bottom_px - y0)[:, None]
+    _blacken(canvas, visible)
+    image = Image.fromarray(canvas)
+    box = (center_x - radius, center_y - radius, center_x + radius, center_y + radius)
+    resized = image.resize(
+        (image_size_px, image_size_px), Image.Resampling.LANCZOS, box=_clamped(box, image.width, image.height)
+    )
+    mask = fundus_mask(circle, frame_height_px=height, frame_width_px=width, image_size_px=image_size_px)
+    return np.asarray(np.asarray(resized) * mask[..., None], dtype=np.uint8)
+
+
+def _blacken(canvas: NDArray[np.uint8], visible: NDArray[np.bool_]) -> None:
+    """Set what is not visible to black, in place: what is visible of a row is one stretch, so two slices do."""
+    first = np.where(visible.any(axis=1), visible.argmax(axis=1), visible.shape[1])
+    end = visible.shape[1] - visible[:, ::-1].argmax(axis=1)
+    for row, (left, right) in enumerate(zip(first.tolist(), end.tolist(), strict=True)):
+        canvas[row, :left] = 0
+        canvas[row, right:] = 0
+
+
+def fundus_mask(circle: Circle, *, frame_height_px: int, frame_width_px: int, image_size_px: int) -> NDArray[np.bool_]:
+    """Return where a crop shows retina: inside the rim, the photograph and what the camera did not cut off.
+
+    Args:
+        circle: The field of view in pixels of the photograph.
+        frame_height_px: Height of the photograph.
+        frame_width_px: Width of the photograph.
+        image_size_px: Edge ``s`` of the crop.
+
+    Returns:
+        bool ``[s, s]``.
+    """
+    scale = 2.0 * circle.radius_px / image_size_px
+    half = image_size_px / 2
+    mask = _disc(image_size_px, image_size_px, half, half, RIM_SHRINK * half)
+    x0, y0 = circle.center_x_px - circle.radius_px, circle.center_y_px - circle.radius_px
+    # A whole target pixel has to lie in the photograph, otherwise what lies beside it would shine in.
+    edge = scale / 2
+    left, right = max(circle.left_px, 0.0), min(circle.right_px, frame_width_px)
+    top, bottom = max(circle.top_px, 0.0), min(circle.bottom_px, frame_height_px)
+    mask &= _within(image_size_px, scale, left + edge - x0, right - edge - x0)
+    mask &= _within(image_size_px, scale, top + edge - y0, bottom - edge - y0)[:, None]
+    return mask
+
+
+def _within(number: int, scale: float, first: float, end: float) -> NDArray[np.bool_]:
+    """Return which of ``number`` pixels of edge ``scale`` have their centre in [first, end], bool ``[number]``."""
+    centers = (np.arange(number) + 0.5) * scale
+    return np.asarray((centers >= first) & (centers <= end))
+
+
+def _disc(height: int, width: int, center_x: float, center_y: float, radius: float) -> NDArray[np.bool_]:
+    """Return the pixels whose centre lies in a disc, bool ``[height, width]``."""
+    dx = (np.arange(width, dtype=np.float32) + 0.5 - np.float32(center_x)) ** 2
+    dy = (np.arange(height, dtype=np.float32) + 0.5 - np.float32(center_y)) ** 2
+    return np.asarray(dx[None, :] + dy[:, None] < np.float32(max(radius, 0.0) ** 2))
+
+
+def _clamped(box: tuple[float, float, float, float], width: int, height: int) -> tuple[float, float, float, float]:
+    """Keep a box inside an image: averaging by a whole factor can leave it a fraction of a pixel outside."""
+    return max(box[0], 0.0), max(box[1], 0.0), min(box[2], float(width)), min(box[3], float(height))
+
+
+def flip_laterality(
+    pixels: NDArray[np.uint8], labels: Mapping[str, int | None]
+) -> tuple[NDArray[np.uint8], dict[str, int | None]]:
+    """Mirror a photograph left to right and exchange right and left eye; an unknown side stays unknown.
+
+    The macula lies temporal of the disc: a mirrored right eye is a left eye, and never may one be flipped
+    without the other.
+
+    Args:
+        pixels: uint8 ``[h, w, 3]``.
+        labels: Values by label name.
+    """
+    mirrored = np.ascontiguousarray(pixels[:, ::-1])
+    flipped = dict(labels)
+    side = flipped.get(EYE_SIDE)
+    if side is not None:
+        flipped[EYE_SIDE] = 1 - side
+    return mirrored, flipped
+
+
+def to_model_range(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Map 0..255 to [-1, 1], any shape."""
+    return pixels.astype(np.float32) * np.float32(1 / 127.5) - np.float32(1.0)
+
+
+def from_model_range(values: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Map [-1, 1] to 0..255, rounding and clipping; inverse of `to_model_range`."""
+    return np.asarray(np.clip(np.rint((values + 1.0) * 127.5), 0, 255), dtype=np.uint8)

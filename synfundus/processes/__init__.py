@@ -1,0 +1,1 @@
+"""Processes and threads: pools of workers, what they do with signals, who ends with whom."""

@@ -1,0 +1,196 @@
+"""Positions of the run -> arrays of a batch, with a named zero-weight slot for what cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synfundus.errors import CorruptShard, DataError
+from synfundus.processes.daemon_threads import DaemonThreads
+from synfundus.shards.ledger import Quarantined, Tally
+from synfundus.shards.mixture import MixedPlace, MixedPlan
+from synfundus.shards.reader import Arrays
+from synfundus.shards.source import Layout, SampleSource, allocate
+
+Augment = Callable[[NDArray[np.int64], Arrays], Arrays]
+"""(positions, arrays) -> arrays; adds what is drawn per sample."""
+
+_SEARCH_SAMPLES = 256
+_REQUESTS = 8
+
+
+@dataclass(frozen=True)
+class RankBatch:
+    """One rank's part of a global batch.
+
+    Attributes:
+        positions: Positions in the run, ``[n]``.
+        arrays: Named arrays, each ``[n, ...]``.
+        weights: 1 for a good sample, 0 for a slot whose sample was quarantined, ``[n]``.
+        quarantined: The samples behind the zero weights.
+        sets: Number of the set each sample is from, ``[n]``.
+        epochs: Epoch of that set, ``[n]``.
+    """
+
+    positions: NDArray[np.int64]
+    arrays: Arrays
+    weights: NDArray[np.float32]
+    quarantined: tuple[Quarantined, ...]
+    sets: NDArray[np.int64]
+    epochs: NDArray[np.int64]
+
+    def split(self, num_micro_batches: int) -> list[RankBatch]:
+        """Cut into equal micro-batches, in order; quarantined samples are reported with the first."""
+        if num_micro_batches == 1:
+            return [self]
+        pieces = []
+        for number, rows in enumerate(np.split(np.arange(len(self.positions)), num_micro_batches)):
+            arrays = {name: array[rows] for name, array in self.arrays.items()}
+            named = self.quarantined if number == 0 else ()
+            pieces.append(
+                RankBatch(self.positions[rows], arrays, self.weights[rows], named, self.sets[rows], self.epochs[rows])
+            )
+        return pieces
+
+    def tally(self) -> Tally:
+        """Count what was planned and what is delivered, by set and epoch."""
+        counts: dict[tuple[int, int], tuple[int, int]] = {}
+        good = self.weights > 0
+        for number, epoch in {*zip(self.sets.tolist(), self.epochs.tolist(), strict=True)}:
+            rows = (self.sets == number) & (self.epochs == epoch)
+            counts[(number, epoch)] = int(rows.sum()), int((rows & good).sum())
+        return counts
+
+
+class BatchReader:
+    """Reads batches by their positions. Goes to another process by pickling, as a description.
+
+    Args:
+        plan: The order.
+        sources: Samples of each set of the plan.
+        augment: What is drawn per sample; None adds nothing.
+    """
+
+    def __init__(self, plan: MixedPlan, sources: Sequence[SampleSource], *, augment: Augment | None) -> None:
+        self.plan = plan
+        self._sources = tuple(sources)
+        self._augment = augment
+        self._known_good = False
+        self._requests: DaemonThreads | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Go to another process as a description."""
+        return _reader_of, (self.plan, self._sources, self._augment)
+
+    def layout(self) -> Layout:
+        """Return what a batch holds per sample, augmentation included; reads nothing."""
+        arrays = {name: np.zeros_like(array) for name, array in allocate(self._sources[0].layout, 1).items()}
+        if self._augment is not None:
+            arrays = self._augment(np.zeros(1, dtype=np.int64), arrays)
+        return {name: (array.shape[1:], array.dtype) for name, array in arrays.items()}
+
+    def place_name(self, position: int) -> str:
+        """Name the sample at a position."""
+        place = self.plan.locate([position])
+        return self._sources[int(place.set[0])].place_name(int(place.shard[0]), int(place.sample[0]))
+
+    def read(self, positions: NDArray[np.int64]) -> RankBatch:
+        """Read the samples at these positions; what cannot be used becomes a zero-weight slot.
+
+        Raises:
+            DataError: Neither a sample of the batch nor one of the next could be read.
+            StorageError: The disk or the store refused.
+        """
+        place = self.plan.locate(positions)
+        arrays = allocate(self._sources[0].layout, len(positions))
+        weights = np.ones(len(positions), dtype=np.float32)
+        quarantined = []
+        for row, error in self._fill_rows(arrays, place):
+            source = int(place.set[row])
+            weights[row] = 0.0
+            for array in arrays.values():
+                array[row] = 0
+            quarantined.append(
+                Quarantined(
+                    position=int(positions[row]),
+                    place=self._sources[source].place_name(int(place.shard[row]), int(place.sample[row])),
+                    reason=error.message,
+                    kind=error.reason,
+                    set=source,
+                    epoch=int(place.epoch[row]),
+                )
+            )
+        if len(quarantined) == len(positions) and not self._known_good:
+            self._require_one_good_sample(int(positions[-1]) + 1, quarantined)
+        self._known_good = self._known_good or len(quarantined) < len(positions)
+        if self._augment is not None:
+            arrays = self._augment(positions, arrays)
+        return RankBatch(positions, arrays, weights, tuple(quarantined), place.set, place.epoch)
+
+    def _fill_rows(self, arrays: Arrays, place: MixedPlace) -> list[tuple[int, CorruptShard]]:
+        """Read the samples of a batch; returns the rows that cannot be used, in order.
+
+        What is on this machine's disk is read in turn; what has to come from a store is asked for side by side.
+        """
+        for number, source_ahead in enumerate(self._sources):
+            source_ahead.open_ahead(np.unique(place.shard[place.set == number]).tolist())
+        failed, remote = [], []
+        for row, source, shard, sample in _rows(place):
+            if not self._sources[source].is_here(shard):
+                remote.append((arrays, row, source, shard, sample))
+            elif (error := self._fill(arrays, row, source, shard, sample)) is not None:
+                failed.append((row, error))
+        if remote:
+            pool = self._requests or DaemonThreads(_REQUESTS, name="samples")
+            self._requests = pool
+            errors = pool.map(lambda item: self._fill(*item), remote)
+            failed += [(item[1], error) for item, error in zip(remote, errors, strict=True) if error is not None]
+        return sorted(failed, key=lambda item: item[0])
+
+    def _fill(self, arrays: Arrays, row: int, source: int, shard: int, sample: int) -> CorruptShard | None:
+        """Read a sample, once more before it is given up: what came may have been damaged on the way."""
+        try:
+            self._sources[source].fill(arrays, row, shard, sample)
+        except CorruptShard:
+            try:
+                self._sources[source].fill(arrays, row, shard, sample)
+            except CorruptShard as error:
+                return error
+        return None
+
+    def _require_one_good_sample(self, first: int, quarantined: Sequence[Quarantined]) -> None:
+        """Look a little ahead: a set of which nothing can be read is an error at once, not after many empty steps."""
+        arrays = allocate(self._sources[0].layout, 1)
+        for _, source, shard, sample in _rows(self.plan.locate(range(first, first + _SEARCH_SAMPLES))):
+            try:
+                self._sources[source].fill(arrays, 0, shard, sample)
+            except CorruptShard:
+                continue
+            return
+        raise DataError(
+            f"none of the {len(quarantined)} samples of a batch and of the next {_SEARCH_SAMPLES} could be read, "
+            f"first: {quarantined[0].reason}",
+            where=quarantined[0].place,
+        )
+
+    def close(self) -> None:
+        """Close all files."""
+        requests, self._requests = self._requests, None
+        if requests is not None:
+            requests.close()
+        for source in self._sources:
+            source.close()
+
+
+def _reader_of(plan: MixedPlan, sources: Sequence[SampleSource], augment: Augment | None) -> BatchReader:
+    return BatchReader(plan, sources, augment=augment)
+
+
+def _rows(place: MixedPlace) -> Iterator[tuple[int, int, int, int]]:
+    """Yield (row, set, shard, sample)."""
+    rows = range(len(place.set))
+    return zip(rows, place.set.tolist(), place.shard.tolist(), place.sample.tolist(), strict=True)

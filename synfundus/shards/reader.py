@@ -1,0 +1,253 @@
+"""Samples of a shard set by place; their members are decoded by the table in `synfundus.shards.members`.
+
+No tar is ever extracted, and names are data.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synfundus.errors import CorruptShard, StorageError, SynfundusError
+from synfundus.shards.members import decode_image, decode_json, decode_npy
+from synfundus.storage import filesystem
+from synfundus.storage.byte_source import ByteSource, open_byte_source
+from synfundus.storage.cache.object_cache import configured_cache
+from synfundus.storage.cache.shard_cache import ShardCache
+from synfundus.storage.manifest import ShardEntry, ShardSet
+from synfundus.storage.tarshard import TarShardReader
+
+__all__ = [
+    "Arrays",
+    "Members",
+    "SampleDecoder",
+    "ShardSetReader",
+    "decode_image",
+    "decode_json",
+    "decode_npy",
+    "encode_npy",
+    "loss_of",
+    "losses_are_damage",
+]
+
+Arrays = dict[str, NDArray[Any]]
+Members = Mapping[str, bytes]
+MOST_INDEXED_SAMPLES = 4_000_000
+"""How many samples' places a reader remembers, one to two hundred bytes each; whose files are open is another thing."""
+_OPENERS = min(4, max(2, os.cpu_count() or 2))  # each holds the interpreter for part of its time
+_FIRST_LOOK_AGAIN_S = 30.0
+_LAST_LOOK_AGAIN_S = 3600.0
+
+
+def encode_npy(array: NDArray[Any]) -> bytes:
+    """Encode an array as npy, the same bytes for the same array."""
+    stream = io.BytesIO()
+    np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
+    return stream.getvalue()
+
+
+@dataclass(frozen=True)
+class _Lost:
+    """A shard that cannot be used: why, and when to look again, for a disk or a store can recover."""
+
+    error: CorruptShard
+    pause_s: float
+    again_at: float
+
+    @classmethod
+    def after(cls, before: _Lost | None, error: CorruptShard) -> _Lost:
+        """Wait twice as long as the time before."""
+        pause_s = _FIRST_LOOK_AGAIN_S if before is None else min(2 * before.pause_s, _LAST_LOOK_AGAIN_S)
+        return cls(error, pause_s, time.monotonic() + pause_s)
+
+
+class ShardSetReader:
+    """Reads the members of samples of one split by (shard, sample).
+
+    Not shared between processes: each process builds its own.
+    """
+
+    def __init__(self, shard_set: ShardSet, *, split: str) -> None:
+        self._set = shard_set
+        self._split = split
+        self.shards: tuple[ShardEntry, ...] = shard_set.split_shards(split)
+        self._open: OrderedDict[int, TarShardReader] = OrderedDict()
+        self._indexed = 0
+        self._lost: dict[int, _Lost] = {}
+        self._lock = threading.Lock()
+        self._opening: dict[int, threading.Lock] = {}
+        self._cache: ShardCache | None = None
+        self._is_local = filesystem.is_local(shard_set.url)
+        if not self._is_local and (cache := configured_cache()) is not None:
+            self._cache = ShardCache(cache)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Go to another process as a description: it opens its own files and connections."""
+        return _reader_of, (self._set, self._split)
+
+    @property
+    def shard_sizes(self) -> list[int]:
+        """Samples of each shard."""
+        return [shard.num_samples for shard in self.shards]
+
+    def shard(self, number: int) -> TarShardReader:
+        """Return the reader of a shard; may be called by several threads.
+
+        Raises:
+            CorruptShard: Its index is damaged or missing, or its tar is missing; the other shards are not concerned.
+        """
+        reader = self._open.get(number)
+        if reader is None:
+            reader = self._open_once(number)
+        if self._indexed > MOST_INDEXED_SAMPLES // 2:  # soon one has to go: the one used longest ago
+            with self._lock:
+                if number in self._open:
+                    self._open.move_to_end(number)
+        return reader
+
+    def _open_once(self, number: int) -> TarShardReader:
+        """Open a shard while other threads that want it wait: an index of a store is a request or more."""
+        with self._lock:
+            turn = self._opening.setdefault(number, threading.Lock())
+        try:
+            with turn:
+                reader = self._open.get(number)
+                return self._keep(number, self._open_shard(number)) if reader is None else reader
+        finally:
+            with self._lock:
+                self._opening.pop(number, None)
+
+    def _keep(self, number: int, reader: TarShardReader) -> TarShardReader:
+        """Remember a shard's index; forget those used longest ago. Their files close when nobody reads them."""
+        with self._lock:
+            if number not in self._open:
+                self._open[number] = reader
+                self._indexed += len(reader)
+                while self._indexed > MOST_INDEXED_SAMPLES and len(self._open) > 1:
+                    _, oldest = self._open.popitem(last=False)
+                    self._indexed -= len(oldest)
+                    oldest.close()
+            return self._open[number]
+
+    def open_ahead(self, numbers: Iterable[int]) -> None:
+        """Open shards of this machine's disk side by side: a first batch can need hundreds, and each is hashed.
+
+        What cannot be opened is left for the one who reads it.
+        """
+        missing = [number for number in numbers if number not in self._open and number not in self._lost]
+        if len(missing) > 1 and self._is_local:
+            with ThreadPoolExecutor(_OPENERS, thread_name_prefix="shards") as pool:
+                pool.map(self._open_quietly, missing)
+
+    def _open_quietly(self, number: int) -> None:
+        with suppress(CorruptShard, StorageError):
+            self.shard(number)
+
+    def is_here(self, number: int) -> bool:
+        """Whether a shard is read from this machine's disk; False while that is not known yet."""
+        if self._is_local:
+            return True
+        reader = self._open.get(number)
+        return reader is not None and reader.is_here
+
+    def _open_shard(self, number: int) -> TarShardReader:
+        lost = self._lost.get(number)
+        if lost is not None and time.monotonic() < lost.again_at:
+            raise lost.error.with_traceback(None)
+        entry = self.shards[number]
+        try:
+            with losses_are_damage():
+                url = self._set.shard_url(entry)
+                reader = TarShardReader(
+                    url, index_sha256=entry.index_sha256, open_bytes=lambda: self._open_bytes(url, entry)
+                )
+            if len(reader) != entry.num_samples:
+                raise CorruptShard(
+                    f"the index lists {len(reader)} samples, the manifest {entry.num_samples}",
+                    where=reader.tar_url,
+                    reason="index",
+                )
+        except CorruptShard as error:
+            self._lost[number] = _Lost.after(lost, error)
+            raise
+        self._lost.pop(number, None)
+        return reader
+
+    def _open_bytes(self, url: str, entry: ShardEntry) -> ByteSource:
+        if self._cache is None:
+            return open_byte_source(url)
+        return self._cache.source(url, sha256=entry.sha256, size=entry.bytes)
+
+    def read(self, shard: int, sample: int) -> tuple[str, dict[str, bytes]]:
+        """Return (key, members by extension) of a sample.
+
+        Raises:
+            CorruptShard: Bytes that do not match their checksum, or a shard that is not there.
+            StorageError: The disk or the store refused.
+        """
+        with losses_are_damage():
+            reader = self.shard(shard)
+            return reader.index.keys[sample], reader.read(sample)
+
+    def key(self, shard: int, sample: int) -> str:
+        """Return the key of a sample without reading it."""
+        return self.shard(shard).index.keys[sample]
+
+    def place_name(self, shard: int, sample: int) -> str:
+        """Name a sample for messages."""
+        return f"{self._set.shard_url(self.shards[shard])}#{sample}"
+
+    def close(self) -> None:
+        """Close all open shards."""
+        with self._lock:
+            readers = list(self._open.values())
+            self._open.clear()
+            self._indexed = 0
+        for reader in readers:
+            reader.close()
+        if self._cache is not None:
+            self._cache.close()
+
+
+def _reader_of(shard_set: ShardSet, split: str) -> ShardSetReader:
+    return ShardSetReader(shard_set, split=split)
+
+
+@contextmanager
+def losses_are_damage() -> Iterator[None]:
+    """Take what a shard has lost as damage of its samples: they are quarantined, the run goes on.
+
+    That is a file that is not there, and a place of a disk that cannot be read.
+    """
+    try:
+        yield
+    except StorageError as error:
+        raise loss_of(error) from error.__cause__
+
+
+def loss_of(error: StorageError) -> SynfundusError:
+    """Return the damage a failed read stands for, or the failure itself; what `losses_are_damage` raises."""
+    cause = error.__cause__
+    if isinstance(cause, FileNotFoundError):
+        text, reason = "a file of the shard is missing", "missing"
+    elif isinstance(cause, OSError) and cause.errno == errno.EIO:
+        text, reason = "a file of the shard is unreadable", "unreadable"
+    else:
+        return error
+    return CorruptShard(f"{text}: {error.message}", where=error.where, reason=reason)
+
+
+SampleDecoder = Callable[[str, Members, str], Arrays]
+"""(key, members, where) -> named arrays of one sample."""

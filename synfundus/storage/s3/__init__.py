@@ -1,0 +1,1 @@
+"""The object store behind `storage.filesystem`: connection, reads, uploads, faults."""

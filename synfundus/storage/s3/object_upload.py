@@ -1,0 +1,141 @@
+"""Objects of an S3 store: written, and looked at afterwards."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from typing import IO, Any
+
+from synfundus.errors import StorageError
+from synfundus.storage.s3.object_store import SHA256_METADATA, fetch, split, stat
+from synfundus.storage.s3.store_connection import Client, one_deadline, request
+
+PART_BYTES = 32 * 2**20
+"""Objects up to this size are written in one PUT; larger ones in parts of it."""
+_MOST_PARTS = 9_000
+
+
+def put(url: str, content: IO[bytes]) -> str:
+    """Write an object from the start of a stream; it is there completely or not at all. Returns its sha256.
+
+    Raises:
+        StorageError: The store refused, gave no good answer within the deadline, or has other bytes than were sent.
+    """
+    with one_deadline():
+        return _put(url, content)
+
+
+def _put(url: str, content: IO[bytes]) -> str:
+    sha256 = hashlib.file_digest(_at_start(content), "sha256").hexdigest()
+    size = content.tell()
+    _at_start(content)
+    md5 = _put_whole(url, content.read(), sha256) if size <= PART_BYTES else _put_parts(url, content, size, sha256)
+    info = stat(url)
+    if info.size != size or info.sha256 not in {"", sha256}:
+        raise StorageError(
+            f"cannot write: the store has another object than was sent: {info.shown()}, sent were {size} bytes",
+            where=url,
+            hint="two programs may be writing the same object",
+        )
+    if info.etag != md5:  # not every store's tag is an MD5; the content is
+        fetch(url, _Nowhere(), sha256=sha256)
+    return sha256
+
+
+class _Nowhere(io.BytesIO):
+    """Takes bytes and drops them."""
+
+    def write(self, data: Any, /) -> int:  # noqa: ANN401 - any buffer
+        return len(data)
+
+
+def _at_start(content: IO[bytes]) -> Any:  # noqa: ANN401 - hashlib asks for a protocol that typeshed keeps private
+    content.seek(0)
+    return content
+
+
+def _md5(data: bytes) -> Any:  # noqa: ANN401 - the hash type has no public name
+    return hashlib.md5(data, usedforsecurity=False)
+
+
+def _put_whole(url: str, data: bytes, sha256: str) -> str:
+    bucket, key = split(url)
+    md5 = _md5(data)
+
+    async def put_object(client: Client) -> None:
+        await client.put_object(
+            Bucket=bucket,
+            Key=key,
+            Body=data,
+            ContentMD5=base64.b64encode(md5.digest()).decode(),
+            Metadata={SHA256_METADATA: sha256},
+        )
+
+    request("write", url, put_object)
+    return str(md5.hexdigest())
+
+
+def _put_parts(url: str, content: IO[bytes], size: int, sha256: str) -> str:
+    bucket, key = split(url)
+    part_bytes = max(PART_BYTES, -(-size // _MOST_PARTS))
+
+    async def create(client: Client) -> str:
+        answer = await client.create_multipart_upload(Bucket=bucket, Key=key, Metadata={SHA256_METADATA: sha256})
+        return str(answer["UploadId"])
+
+    upload = request("write", url, create)
+    try:
+        digests = b""
+        parts = []
+        for number, data in enumerate(iter(lambda: content.read(part_bytes), b""), start=1):
+            digests += _md5(data).digest()
+            parts.append({"PartNumber": number, "ETag": _put_part(url, upload, number, data)})
+        _complete(url, upload, parts)
+    except BaseException:
+        _abort(url, upload)
+        raise
+    return f"{_md5(digests).hexdigest()}-{len(parts)}"
+
+
+def _put_part(url: str, upload: str, number: int, data: bytes) -> str:
+    bucket, key = split(url)
+
+    async def upload_part(client: Client) -> str:
+        answer = await client.upload_part(
+            Bucket=bucket,
+            Key=key,
+            UploadId=upload,
+            PartNumber=number,
+            Body=data,
+            ContentMD5=base64.b64encode(_md5(data).digest()).decode(),
+        )
+        return str(answer["ETag"])
+
+    return request("write", url, upload_part)
+
+
+def _complete(url: str, upload: str, parts: list[dict[str, Any]]) -> None:
+    bucket, key = split(url)
+
+    async def complete(client: Client) -> None:
+        await client.complete_multipart_upload(
+            Bucket=bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": parts}
+        )
+
+    try:
+        request("write", url, complete)
+    except FileNotFoundError:
+        stat(url)  # a first answer was lost: the upload is done, and `put` checks what is there
+
+
+def _abort(url: str, upload: str) -> None:
+    bucket, key = split(url)
+
+    async def abort(client: Client) -> None:
+        await client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload)
+
+    try:
+        request("stop writing", url, abort)
+    except (StorageError, FileNotFoundError):
+        return  # what ended the upload is the error to report
