@@ -17,7 +17,7 @@ from synfundus.config.schema import OptimConfig, RunConfig
 from synfundus.diffusion.loss import denoising_loss
 from synfundus.diffusion.parametrisation import training_target
 from synfundus.distributed.world import LocalWorld
-from synfundus.jobs import build
+from synfundus.jobs import build, diffusion_setup
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.models.autoencoder import LatentCodec
 from synfundus.models.unet import ConditionalDenoiser
@@ -84,14 +84,14 @@ class BareDiffusion:
 
     def __init__(self, config: RunConfig, latent_shape: tuple[int, int, int]) -> None:
         self._config = config
-        self.network: ConditionalDenoiser = build.denoiser(
-            config, schema=DEFAULT_LABEL_SCHEMA, latent_shape=latent_shape
+        self.network: ConditionalDenoiser = diffusion_setup.denoiser(
+            config.unet, seed=config.seed, schema=DEFAULT_LABEL_SCHEMA, latent_shape=latent_shape
         )
         dtype = build.torch_dtype(config.loop.precision)
         # the kernel `train` chooses: in bf16 on a CPU diffusers' default is slower
         build.attention(self.network.unet, config.launch, dtype=dtype, world=LocalWorld(), console=SilentConsole())
         self._update = BareUpdate(self.network, dtype=dtype, optim=config.optim)
-        self._schedule = build.forward_process(config)
+        self._schedule = diffusion_setup.forward_process(config.diffusion)
         self._images_seen = 0
         channels_last = assumed_channels_last(config.loop)
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format

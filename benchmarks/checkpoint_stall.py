@@ -19,7 +19,7 @@ from synfundus.config.loader import load_config
 from synfundus.distributed.world import World, connect, disconnect, second_channel, torch_device
 from synfundus.jobs import build
 from synfundus.jobs.demo_pace import latent_edge, random_batch, training_step
-from synfundus.training.checkpoint_writer import CheckpointWriter
+from synfundus.training.checkpoints.writer import CheckpointWriter
 
 BATCH = 4
 

@@ -17,7 +17,7 @@ from synfundus.config.loader import load_config
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import connect, disconnect
 from synfundus.jobs import build, encode_latents
-from synfundus.jobs.pixels import pixels_to_tensor
+from synfundus.models.pixels import pixels_to_tensor
 from synfundus.shards.images import ImageDecoder
 from synfundus.shards.reader import ShardSetReader
 from synfundus.storage.manifest import ShardSet

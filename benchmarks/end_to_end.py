@@ -34,7 +34,7 @@ from benchmarks.training_runs import StepConsole, run_config
 from synfundus.config.loader import load_config
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World, connect, disconnect
-from synfundus.jobs import build, encode_latents, phantoms, prepare, train
+from synfundus.jobs import build, diffusion_setup, encode_latents, phantoms, prepare, train
 from synfundus.jobs.demo_pace import latent_edge
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.models.counting import count_network
@@ -131,7 +131,9 @@ def gflops(config: RunConfig) -> tuple[float, float]:
     size, edge, channels = config.prepare.image_size_px, latent_edge(config), config.vae.codec.latent_channels
     with torch.device("meta"):
         encoder = build.codec(config.vae.codec, image_size_px=size, seed=0).autoencoder.encoder
-        network = build.denoiser(config, schema=DEFAULT_LABEL_SCHEMA, latent_shape=(channels, edge, edge))
+        network = diffusion_setup.denoiser(
+            config.unet, seed=config.seed, schema=DEFAULT_LABEL_SCHEMA, latent_shape=(channels, edge, edge)
+        )
         pixels, latents = torch.empty(1, 3, size, size), torch.empty(1, channels, edge, edge)
         place = torch.zeros(1, dtype=torch.int64)
         states = torch.zeros(1, len(DEFAULT_LABEL_SCHEMA.labels), dtype=torch.int64)

@@ -43,7 +43,7 @@ def linked_set(folder: Path, shard: ShardSet, number: int) -> ShardSet:
 def first_batch(url: str) -> float:
     """Return the seconds this process needs inside for a first batch; the caller times the whole process."""
     began = time.perf_counter()
-    from synfundus.jobs.latent_sets import open_latent_sets
+    from synfundus.artifacts.latent_set import open_latent_sets
     from synfundus.jobs.reading import latent_batches
     from synfundus.shards.loader import BatchLoader, Prefetch, RankSteps
 

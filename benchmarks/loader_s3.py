@@ -22,7 +22,7 @@ import webdataset
 
 from benchmarks.loader import BATCH, SHAPE, SHUFFLE_BUFFER
 from benchmarks.measuring import report, write_random_latents
-from synfundus.jobs.latent_sets import open_latent_sets
+from synfundus.artifacts.latent_set import open_latent_sets
 from synfundus.jobs.reading import latent_batches
 from synfundus.shards.loader import BatchLoader, Prefetch, RankSteps
 from synfundus.storage import filesystem

@@ -15,8 +15,8 @@ from synfundus.config.loader import load_config
 from synfundus.distributed.world import Device, has_native_bf16
 from synfundus.jobs import build
 from synfundus.jobs.demo_pace import latent_edge, random_batch, training_step
-from synfundus.training.memory_format import LEAST_GAIN, measure_format
-from synfundus.training.rehearsal import Rehearsal
+from synfundus.training.memory.memory_format import LEAST_GAIN, measure_format
+from synfundus.training.memory.rehearsal import Rehearsal
 
 
 def measure(precision: str, batch: int, pairs: int, device: torch.device) -> None:

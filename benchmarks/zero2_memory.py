@@ -19,7 +19,7 @@ from synfundus.config.loader import load_config
 from synfundus.distributed.world import connect, disconnect, torch_device
 from synfundus.jobs import build
 from synfundus.jobs.demo_pace import latent_edge, random_batch, training_step
-from synfundus.training.footprint import state_bytes
+from synfundus.training.memory.footprint import state_bytes
 
 RANKS = (1, 2, 4)
 WIDTHS = (0.05, 0.1)

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from synfundus.jobs.pipeline_folder import Surroundings, save_pipeline
+from synfundus.artifacts.model import ModelSetup
+from synfundus.artifacts.model_folder import save_pipeline
 from synfundus.labels.schema import LabelSchema, LabelSpec
 from synfundus.models.autoencoder import LatentCodec, build_codec, fingerprint
 from synfundus.models.conditioner import LabelConditioner
@@ -87,5 +88,5 @@ def write_tiny_pipeline(folder: Place, *, seed: int = 0, schema: LabelSchema = S
     }
     around |= {name: value for name, value in changes.items() if name in around}
     arguments |= {name: value for name, value in changes.items() if name not in around}
-    save_pipeline(folder, around=Surroundings(**around), **arguments)
+    save_pipeline(folder, setup=ModelSetup(**around), **arguments)
     return folder

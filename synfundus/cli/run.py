@@ -16,9 +16,8 @@ from synfundus.cli.submit import find_place, submit, value_at
 from synfundus.cli.verbs import COMMON, PROCS, Option, Verb
 from synfundus.config.assets import find_asset
 from synfundus.config.loader import Assignment, LoadedConfig, load_config
-from synfundus.config.precision import WorkingPrecision, settle_precision, slow_precisions
+from synfundus.config.precision import WORKING_PRECISIONS, WorkingPrecision, settle_precision, slow_precisions
 from synfundus.config.schema import RunConfig
-from synfundus.config.weighted import parse_weighted
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.rank_info import RankInfo, rank_info
 from synfundus.distributed.world import LocalWorld, World, connect, disconnect, has_native_bf16, lost_rank
@@ -35,6 +34,7 @@ from synfundus.launch import (
 )
 from synfundus.launch.submission import changed_code
 from synfundus.storage import filesystem
+from synfundus.storage.locations import parse_weighted
 from synfundus.telemetry.console import Console, SilentConsole
 
 UNKNOWN_LABEL = "unknown"
@@ -253,10 +253,11 @@ def _begun(verb: Verb, config: RunConfig, world: World) -> dict[str, WorkingPrec
     run_dir = next((option.path for option in verb.options if option.path.endswith("run_dir") and option.required), "")
     if verb.trains is None or not run_dir:
         return {}
-    from synfundus.jobs.run_directory import begun_precision
+    from synfundus.artifacts.run_folder import begun_precision
 
     found = on_rank_0(lambda: begun_precision(str(value_at(config, run_dir))), world)
-    return {} if found is None else {f"{verb.trains}loop.precision": found}
+    known = next((one for one in WORKING_PRECISIONS if one == found), None)
+    return {} if known is None else {f"{verb.trains}loop.precision": known}
 
 
 def _load(verb: Verb, values: Mapping[str, Any]) -> LoadedConfig:

@@ -13,6 +13,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -42,6 +43,26 @@ Denoiser: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 NoiseScheduler: TypeAlias = DDIMScheduler | DPMSolverMultistepScheduler | EulerDiscreteScheduler | HeunDiscreteScheduler
 Scheduler: TypeAlias = NoiseScheduler | FlowScheduler
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """How latents are drawn.
+
+    Attributes:
+        sampler: Solver.
+        num_steps: Solver steps.
+        guidance_scale: Classifier-free guidance; 1 turns it off.
+        guidance_interval: Part of the steps, from the noisy end, in which guidance acts (arXiv 2404.07724).
+        guidance_rescale: Pull towards the conditional prediction's contrast (arXiv 2305.08891).
+    """
+
+    sampler: SamplerName
+    num_steps: int
+    guidance_scale: float
+    guidance_interval: tuple[float, float]
+    guidance_rescale: float
+
 
 _DIFFUSERS_KIND = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 _HEUN_MAX_SIGMA = 80.0

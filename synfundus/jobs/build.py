@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from synfundus.artifacts.run_folder import SaverSettings
 from synfundus.config.assets import read_ds_file
 from synfundus.config.measured import definite_micro_batch
 from synfundus.config.precision import definite
@@ -19,12 +20,7 @@ from synfundus.config.schema import (
     LoopConfig,
     OptimConfig,
     Precision,
-    RunConfig,
 )
-from synfundus.diffusion.flow import FlowPath, ForwardProcess
-from synfundus.diffusion.flow_time import FlowTime
-from synfundus.diffusion.sampling import scheduler_for
-from synfundus.diffusion.schedule import build_schedule
 from synfundus.distributed.agreement import raise_together
 from synfundus.distributed.determinism import only_deterministic_kernels
 from synfundus.distributed.ds_config import BatchPlan, build_ds_config, check_ds_file, plan_batch
@@ -32,19 +28,17 @@ from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.tensor_cores import set_tf32
 from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import Device, World, notice_board, torch_device
-from synfundus.errors import ConfigError, DataError
-from synfundus.labels.schema import LabelSchema
+from synfundus.errors import ConfigError
 from synfundus.models.attention import AttentionChoice, agreed_attention, apply_attention, choose_attention, head_dims
 from synfundus.models.autoencoder import LatentCodec, build_codec
 from synfundus.models.compilation import compile_blocks, require_compilation
-from synfundus.models.conditioner import LabelConditioner
-from synfundus.models.unet import ConditionalDenoiser, build_unet
 from synfundus.seeding import derive_key
 from synfundus.telemetry.console import Console
 from synfundus.training.ema import ShardedEma
 from synfundus.training.guards import GuardSettings
 from synfundus.training.loop_state import LoopSettings
 from synfundus.training.optim import LrPlan, parameter_groups
+from synfundus.training.step_cost import Kernels
 
 DISCRIMINATOR_CHANNELS = 64
 
@@ -67,111 +61,6 @@ def torch_dtype(precision: Precision) -> torch.dtype:
         ConfigError: It is ``auto``, see `definite`.
     """
     return torch.bfloat16 if definite(precision) == "bf16" else torch.float32
-
-
-def forward_process(config: RunConfig) -> ForwardProcess:
-    """Build the noise schedule, or the flow, of the diffusion section."""
-    section = config.diffusion
-    if section.prediction_type == "flow_velocity":
-        return FlowPath(section.num_train_timesteps)
-    return build_schedule(
-        kind=section.beta_schedule,
-        num_timesteps=section.num_train_timesteps,
-        beta_start=section.beta_start,
-        beta_end=section.beta_end,
-        zero_terminal_snr=section.zero_terminal_snr,
-    )
-
-
-def flow_time(config: RunConfig) -> FlowTime | None:
-    """Return how a flow's times are drawn; None on a noise schedule."""
-    section = config.diffusion
-    if section.prediction_type != "flow_velocity":
-        return None
-    flow = section.flow
-    return FlowTime(density=flow.time_density, location=flow.location, scale=flow.scale, shift=flow.shift)
-
-
-def latent_statistics(config: RunConfig, properties: Mapping[str, Any]) -> tuple[list[float], list[float]]:
-    """Return the mean and spread that training takes from and divides latents by, each ``[c]``.
-
-    ``global`` divides all channels by the root mean square of their standard deviations, so that a channel that says
-    little stays small and does not claim as much of the loss as one that says much.
-
-    Args:
-        config: The run's config.
-        properties: Properties of the latent set.
-    """
-    mean = [float(value) for value in properties["latent_mean"]]
-    std = [float(value) for value in properties["latent_std"]]
-    if config.diffusion.latent_scaling == "global":
-        std = [math.sqrt(sum(value**2 for value in std) / len(std))] * len(std)
-    return mean, std
-
-
-def schedule_settings(config: RunConfig) -> dict[str, Any]:
-    """Return what an exported pipeline needs to rebuild the noise schedule or the flow."""
-    section = config.diffusion
-    if section.prediction_type == "flow_velocity":
-        return {
-            "prediction_type": section.prediction_type,
-            "num_timesteps": section.num_train_timesteps,
-            "shift": section.flow.shift,
-        }
-    return {
-        "schedule_kind": section.beta_schedule,
-        "num_timesteps": section.num_train_timesteps,
-        "beta_start": section.beta_start,
-        "beta_end": section.beta_end,
-        "zero_terminal_snr": section.zero_terminal_snr,
-        "prediction_type": section.prediction_type,
-    }
-
-
-def check_sampler(config: RunConfig) -> None:
-    """Make sure that the sampler of the config can draw from the model of the config, before hours go by.
-
-    Raises:
-        ConfigError: It cannot.
-    """
-    scheduler_for(config.sample.sampler, schedule_settings(config))
-
-
-def denoiser(config: RunConfig, *, schema: LabelSchema, latent_shape: Sequence[int]) -> ConditionalDenoiser:
-    """Build the U-Net and its conditioner with random weights that depend on the seed alone.
-
-    Args:
-        config: The run's config.
-        schema: Labels to condition on.
-        latent_shape: ``(c, lh, lw)``.
-    """
-    section = config.unet
-    channels, height, width = latent_shape
-    if height != width:
-        raise DataError(f"latents of {height} x {width} are not square")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_key(config.seed, "init", "denoiser") % 2**63)
-        unet = build_unet(
-            sample_size=height,
-            latent_channels=channels,
-            block_out_channels=section.block_out_channels,
-            layers_per_block=section.layers_per_block,
-            attention_levels=section.attention_levels,
-            attention_head_dim=section.attention_head_dim,
-            cross_attention_dim=section.cross_attention_dim,
-            pooled_dim=section.cross_attention_dim,
-            norm_num_groups=section.norm_num_groups,
-            transformer_layers_per_block=section.transformer_layers_per_block,
-            dropout=section.dropout,
-            scale_shift_norm=section.scale_shift_norm,
-        )
-        conditioner = LabelConditioner(
-            num_values=schema.num_values,
-            ordinal=schema.ordinal,
-            token_dim=section.cross_attention_dim,
-            pooled_dim=section.cross_attention_dim,
-        )
-    return ConditionalDenoiser(unet=unet, conditioner=conditioner)
 
 
 def codec(section: CodecConfig, *, image_size_px: int, seed: int) -> LatentCodec:
@@ -254,6 +143,13 @@ def compiled(network: nn.Module, loop: LoopConfig, console: Console) -> None:
         console.message(f"{count} blocks are compiled in the first step (loop.compile): minutes, once a machine")
 
 
+def kernels(loop: LoopConfig) -> Kernels:
+    """Return how a step of a loop section, whose precision is settled, is computed."""
+    return Kernels(
+        bf16=definite(loop.precision) == "bf16", tf32=loop.tf32, gradient_checkpointing=loop.gradient_checkpointing
+    )
+
+
 def ds_document(config: LaunchConfig, device: Device) -> dict[str, Any]:
     """Read and check the ds_configs file of a launch section."""
     path, document = read_ds_file(config.ds_config, device=device)
@@ -318,6 +214,15 @@ def loop_settings(loop: LoopConfig, batch: BatchPlan, *, seed: int) -> LoopSetti
             max_rewinds=loop.max_rewinds,
         ),
         max_bad_fraction=loop.max_bad_fraction,
+    )
+
+
+def saver_settings(loop: LoopConfig, launch: LaunchConfig) -> SaverSettings:
+    """Return how a run keeps and writes its checkpoints."""
+    return SaverSettings(
+        keep=loop.keep_checkpoints,
+        behind_the_steps=loop.async_checkpoints,
+        timeout_s=launch.collective_timeout_s,
     )
 
 

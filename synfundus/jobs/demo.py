@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from synfundus.artifacts.autoencoder_folder import find_codec, open_codec
+from synfundus.artifacts.sample_set import PngStore
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World, torch_device
 from synfundus.errors import ConfigError
-from synfundus.jobs import Summary, build, encode_latents, phantoms, prepare, sample, train, train_vae
-from synfundus.jobs.codec_folder import find_codec, open_codec
+from synfundus.jobs import Summary, build, diffusion_setup, encode_latents, phantoms, prepare, sample, train, train_vae
 from synfundus.jobs.demo_judging import (
     LabelledImages,
     held_out_splits,
@@ -39,7 +40,6 @@ from synfundus.jobs.demo_plan import (
     scale_budgets,
 )
 from synfundus.jobs.demo_report import DemoResult, draw_demo, peak_memory_gib, report_document, show_report
-from synfundus.jobs.sample_store import PngStore
 from synfundus.shards.reader import decode_image
 from synfundus.storage import documents, filesystem
 from synfundus.storage.manifest import SPLITS, ShardSet, load_shard_set
@@ -94,7 +94,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         ConfigError: No folder, or one with a demo of other settings; a sampler that cannot draw from the model.
     """
     out = build.require(config.demo.out, flag="--out", key="demo.out")
-    build.check_sampler(config)
+    diffusion_setup.check_sampler(config.sample.sampler, config.diffusion)
     pace = settle_pace(config, out, world, console)
     config = place_stages(scale_budgets(config, pace=pace))
     demo = _Demo(config, out, pace, world, console)

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from synfundus.evaluation.judge import JudgeBudget, evaluate_label_control, train_judge
 from synfundus.evaluation.label_control import Agreement
-from synfundus.jobs.pixels import pixels_to_tensor, tensor_to_pixels
 from synfundus.labels.schema import LabelSchema
 from synfundus.models.autoencoder import LatentCodec
+from synfundus.models.pixels import pixels_to_tensor, tensor_to_pixels
 from synfundus.shards.images import ImageDecoder
 from synfundus.shards.latents import META, label_states
 from synfundus.shards.reader import ShardSetReader, decode_json

@@ -16,7 +16,7 @@ from synfundus.config.measured import assumed_channels_last, assumed_micro_batch
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.ds_config import plan_batch
 from synfundus.distributed.world import World, torch_device
-from synfundus.jobs import build
+from synfundus.jobs import build, diffusion_setup
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.training.step import LatentDiffusionStep
 
@@ -62,10 +62,10 @@ def latent_edge(config: RunConfig) -> int:
 
 def training_step(config: RunConfig, shape: tuple[int, int, int], device: torch.device) -> LatentDiffusionStep:
     """Build the config's step for latents of a shape, normalised already."""
-    denoiser = build.denoiser(config, schema=DEFAULT_LABEL_SCHEMA, latent_shape=shape)
+    denoiser = diffusion_setup.denoiser(config.unet, seed=config.seed, schema=DEFAULT_LABEL_SCHEMA, latent_shape=shape)
     return LatentDiffusionStep(
         denoiser.to(device=device, dtype=build.torch_dtype(config.loop.precision)),
-        schedule=build.forward_process(config),
+        schedule=diffusion_setup.forward_process(config.diffusion),
         prediction_type=config.diffusion.prediction_type,
         min_snr_gamma=config.diffusion.min_snr_gamma,
         latent_mean=[0.0] * shape[0],

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from synfundus.artifacts.run_folder import versions
 from synfundus.config.schema import RunConfig
 from synfundus.evaluation.label_control import HEADLINE_FIGURES, Agreement, agreement_table, headline
 from synfundus.jobs.demo_judging import LabelledImages
 from synfundus.jobs.demo_plan import IMAGES_PER_CONDITION, GenerationPlan, matching_rows
-from synfundus.jobs.run_directory import versions
 from synfundus.labels.schema import LabelSchema
 from synfundus.pictures.sheets import PictureRow, Section, encode_png, titled_rows
 from synfundus.telemetry.console import Console

@@ -26,7 +26,7 @@ from synfundus.distributed.world import World
 from synfundus.jobs import Summary
 from synfundus.models.compiler import missing_for_compilation
 from synfundus.telemetry.console import Console
-from synfundus.training.host_memory import available_memory_bytes
+from synfundus.training.memory.host_memory import available_memory_bytes
 
 Status = Literal["ok", "warn", "fail"]
 

@@ -7,13 +7,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from synfundus.artifacts.checkpoint_model import has_only_checkpoints, load_checkpoint_model, replace_weights
+from synfundus.artifacts.ema_snapshots import FOLDER_NAME, Snapshot, find_snapshots, read_snapshot
+from synfundus.artifacts.model import Model
+from synfundus.artifacts.model_folder import find_pipeline, load_pipeline, resave_pipeline
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World
 from synfundus.errors import CheckpointError, ConfigError
 from synfundus.jobs import Summary, build
-from synfundus.jobs.checkpoint_model import has_only_checkpoints, load_checkpoint_model, replace_weights
-from synfundus.jobs.ema_snapshots import FOLDER_NAME, Snapshot, find_snapshots, read_snapshot
-from synfundus.jobs.pipeline_folder import Pipeline, find_pipeline, load_pipeline, resave_pipeline
 from synfundus.storage import filesystem
 from synfundus.telemetry.console import Console
 from synfundus.training.post_hoc_ema import Combination, Profile, combine
@@ -73,7 +74,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     }
 
 
-def _run_model(run_url: str, console: Console) -> Pipeline:
+def _run_model(run_url: str, console: Console) -> Model:
     """Return the run's model, whose weights are going to be replaced: that of a checkpoint while it has no other."""
     if has_only_checkpoints(run_url):
         return load_checkpoint_model(run_url, name=None, weights="raw", console=console)

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from synfundus import __version__
+from synfundus.artifacts.autoencoder_folder import find_codec, open_codec
+from synfundus.artifacts.latent_sources import LatentSources, save_sources
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.agreement import on_rank_0, raise_together
 from synfundus.distributed.world import World, patient, share_of, torch_device
 from synfundus.errors import ConfigError, DataError
 from synfundus.jobs import Summary, build
-from synfundus.jobs.codec_folder import find_codec, open_codec
 from synfundus.jobs.latent_encoder import (
     RECORD_FORMAT,
     RECORD_VERSION,
@@ -30,7 +31,6 @@ from synfundus.jobs.latent_encoder import (
     read_record,
     record_url,
 )
-from synfundus.jobs.latent_sources import LatentSources, save_sources
 from synfundus.models.autoencoder import LatentCodec
 from synfundus.storage import documents, filesystem
 from synfundus.storage.locations import absolute

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from synfundus.artifacts.checkpoint_model import has_only_checkpoints, load_checkpoint_model, newest_images
+from synfundus.artifacts.model import Model
+from synfundus.artifacts.model_folder import DOCUMENT_NAME, find_pipeline, load_pipeline, resave_pipeline
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World
 from synfundus.errors import ConfigError
 from synfundus.jobs import Summary, build
-from synfundus.jobs.checkpoint_model import has_only_checkpoints, load_checkpoint_model, newest_images
-from synfundus.jobs.pipeline_folder import DOCUMENT_NAME, Pipeline, find_pipeline, load_pipeline, resave_pipeline
 from synfundus.storage import filesystem
 from synfundus.storage.local_folder import UNFINISHED_NAME
 from synfundus.telemetry.console import Console
@@ -44,7 +45,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     }
 
 
-def _model(config: RunConfig, run_url: str, console: Console) -> Pipeline:
+def _model(config: RunConfig, run_url: str, console: Console) -> Model:
     """Return the finished model of a run, or that of a checkpoint where one is asked for or the run has not ended."""
     wanted = config.export
     if wanted.checkpoint is None and wanted.weights == "averaged" and not has_only_checkpoints(run_url):

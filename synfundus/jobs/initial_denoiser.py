@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
+from synfundus.artifacts.model import Model
+from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
 from synfundus.config.schema import RunConfig
 from synfundus.errors import CheckpointError, ConfigError, ManifestMismatch
-from synfundus.jobs import build
+from synfundus.jobs import diffusion_setup
 from synfundus.jobs.foreign_unet import announce, find_foreign_unet, open_foreign_unet
-from synfundus.jobs.pipeline_folder import Pipeline, find_pipeline, load_pipeline
 from synfundus.jobs.reading import latent_shape_of
 from synfundus.jobs.verify_latents import require_same_codec
 from synfundus.labels.schema import difference
@@ -97,7 +98,9 @@ def save_report(start: Start, url: str) -> None:
 
 
 def _fresh(config: RunConfig, latents: ShardSet) -> ConditionalDenoiser:
-    return build.denoiser(config, schema=latents.label_schema, latent_shape=latent_shape_of(latents))
+    return diffusion_setup.denoiser(
+        config.unet, seed=config.seed, schema=latents.label_schema, latent_shape=latent_shape_of(latents)
+    )
 
 
 def _is_ours(location: str) -> bool:
@@ -126,7 +129,7 @@ def _foreign(config: RunConfig, latents: ShardSet, folder: str, console: Console
     return Start(start.denoiser, identity, report)
 
 
-def _require_same_latents(given: Pipeline, latents: ShardSet) -> None:
+def _require_same_latents(given: Model, latents: ShardSet) -> None:
     """Check that a model to start from was trained on latents of this kind.
 
     Raises:

@@ -13,10 +13,10 @@ from synfundus.distributed.world import World
 from synfundus.errors import ConfigError, CorruptShard, DataError, StorageError
 from synfundus.jobs import Summary
 from synfundus.labels.captions import label_caption
+from synfundus.labels.counts import LabelCounts, count_labels
 from synfundus.pictures.inspection import compose_sheet, label_bars, moments_picture, together_map
 from synfundus.pictures.sheets import Pixels, contact_sheet, encode_png
 from synfundus.seeding import keyed_generator
-from synfundus.shards.label_counts import LabelCounts, count_labels
 from synfundus.shards.latents import META
 from synfundus.shards.members import decode_json
 from synfundus.shards.set_survey import SetSurvey, sample_decoder

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from synfundus.config.schema import RunConfig
 from synfundus.errors import CorruptShard, DataError
-from synfundus.jobs.pixels import pixels_to_tensor
 from synfundus.models.autoencoder import LatentCodec
+from synfundus.models.pixels import pixels_to_tensor
 from synfundus.processes.daemon_threads import DaemonThreads
 from synfundus.shards.images import ImageDecoder
 from synfundus.shards.latents import FLIPPED_MOMENTS, META, MOMENTS

@@ -14,19 +14,19 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from synfundus.artifacts.run_folder import RunFolder
 from synfundus.config.measured import definite_channels_last
 from synfundus.config.precision import definite
 from synfundus.config.schema import LaunchConfig, LoopConfig
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World, torch_device
 from synfundus.jobs import build
-from synfundus.jobs.run_directory import RunDirectory
 from synfundus.storage import documents, filesystem
 from synfundus.telemetry.console import Console
-from synfundus.training.footprint import state_bytes
-from synfundus.training.memory_format import measure_format, timed_images
-from synfundus.training.micro_batch import Budget, find_micro_batch
-from synfundus.training.rehearsal import Rehearsal, budget_bytes
+from synfundus.training.memory.footprint import state_bytes
+from synfundus.training.memory.memory_format import measure_format, timed_images
+from synfundus.training.memory.micro_batch import Budget, find_micro_batch
+from synfundus.training.memory.rehearsal import Rehearsal, budget_bytes
 
 NAME = "machine.json"
 FORMAT_NAME = "synfundus-machine"
@@ -57,7 +57,7 @@ def settle_loop(
     launch: LaunchConfig,
     rehearsed: Rehearsed[N],
     *,
-    directory: RunDirectory,
+    directory: RunFolder,
     world: World,
     console: Console,
     section: str,
@@ -95,7 +95,7 @@ class _Search:
         launch: LaunchConfig,
         rehearsed: Rehearsed[Any],
         *,
-        directory: RunDirectory,
+        directory: RunFolder,
         world: World,
         console: Console,
         section: str,

@@ -16,13 +16,12 @@ from synfundus.config.precision import working_precision
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.ds_config import BatchPlan, check_ds_file, plan_batch
 from synfundus.distributed.world import World
-from synfundus.jobs import Summary, build
+from synfundus.jobs import Summary, diffusion_setup
 from synfundus.jobs.demo_pace import latent_edge
-from synfundus.jobs.step_cost import image_flops
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.models.counting import NetworkCount, count_network
 from synfundus.telemetry.console import Console
-from synfundus.training.footprint import (
+from synfundus.training.memory.footprint import (
     GIB,
     GPUS,
     StateBytes,
@@ -33,6 +32,7 @@ from synfundus.training.footprint import (
     step_traffic,
     throughput,
 )
+from synfundus.training.step_cost import image_flops
 
 USABLE = 0.9
 """Part of a GPU's memory that is planned with: CUDA's context, NCCL's buffers and fragments take the rest."""
@@ -156,7 +156,11 @@ def count_denoiser(config: RunConfig) -> NetworkCount:
     shape = _latent_shape(config)
     dtype = torch.bfloat16 if _weight_bytes(config) == 2 else torch.float32
     with torch.device("meta"):
-        denoiser = build.denoiser(config, schema=DEFAULT_LABEL_SCHEMA, latent_shape=shape).to(dtype).train()
+        denoiser = (
+            diffusion_setup.denoiser(config.unet, seed=config.seed, schema=DEFAULT_LABEL_SCHEMA, latent_shape=shape)
+            .to(dtype)
+            .train()
+        )
         if config.loop.gradient_checkpointing:
             denoiser.unet.enable_gradient_checkpointing()
         labels = len(DEFAULT_LABEL_SCHEMA.labels)

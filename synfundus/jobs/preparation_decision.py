@@ -22,6 +22,7 @@ from synfundus.jobs.preparation_look_alikes import (
     look_alikes_within,
 )
 from synfundus.jobs.preparation_plan import InputPlan, samples_per_shard
+from synfundus.labels.counts import LabelCounts, count_labels
 from synfundus.photographs.ingest import (
     PlannedSample,
     PlannedShard,
@@ -32,7 +33,6 @@ from synfundus.photographs.ingest import (
 )
 from synfundus.photographs.near_duplicates import SAME_PICTURE, SEARCH_STEPS, Groups, LookAlike, groups_of
 from synfundus.photographs.preparation import Unusable
-from synfundus.shards.label_counts import LabelCounts, count_labels
 from synfundus.storage.manifest import SPLITS
 from synfundus.telemetry.console import Console
 

@@ -7,16 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from synfundus.config.schema import RunConfig
-from synfundus.jobs import build
-from synfundus.jobs.generation import generate_images
+from synfundus.artifacts.model import ModelSetup, generate_images
+from synfundus.diffusion.sampling import SamplerSettings
 from synfundus.labels.captions import label_caption
 from synfundus.labels.schema import LabelSchema
-from synfundus.models.autoencoder import LatentCodec
 from synfundus.models.unet import ConditionalDenoiser
 from synfundus.pictures.sheets import contact_sheet, encode_png
 from synfundus.seeding import keyed_normal
-from synfundus.storage.manifest import ShardSet
 
 _COLUMNS = 8
 _SEED = 0
@@ -31,11 +28,10 @@ def preview_labels(schema: LabelSchema) -> list[dict[str, int | None]]:
 
 
 def draw_preview(
-    config: RunConfig,
+    setup: ModelSetup,
     *,
     denoisers: Mapping[str, ConditionalDenoiser],
-    codec: LatentCodec,
-    latents: ShardSet,
+    settings: SamplerSettings,
     latent_shape: tuple[int, int, int],
     title: str,
     device: torch.device,
@@ -43,28 +39,24 @@ def draw_preview(
     """Draw a grid from each network, one below the other, and return them as PNG; all are on the CPU afterwards.
 
     Args:
-        config: The run's.
+        setup: What the networks need around them.
         denoisers: Networks by the name of their weights, top to bottom.
-        codec: Turns latents into images.
-        latents: The set trained on: its labels and statistics.
+        settings: Sampler, steps, guidance.
         latent_shape: ``(c, lh, lw)``.
         title: Goes before each name.
         device: Where to compute.
     """
-    rows = preview_labels(latents.label_schema)
-    states = np.array([latents.label_schema.encode(row) for row in rows], dtype=np.int64)
-    mean, std = build.latent_statistics(config, latents.properties)
+    rows = preview_labels(setup.label_schema)
+    states = np.array([setup.label_schema.encode(row) for row in rows], dtype=np.int64)
+    setup.codec.to(device)
     sheets = []
     for name, denoiser in denoisers.items():
         images = generate_images(
-            denoiser=denoiser.to(device),
-            codec=codec.to(device),
-            schedule_settings=build.schedule_settings(config),
-            latent_mean=mean,
-            latent_std=std,
+            setup,
+            denoiser.to(device),
             initial_noise=keyed_normal(_SEED, "preview", range(len(rows)), latent_shape),
             states=states,
-            settings=config.sample,
+            settings=settings,
             device=device,
         )
         denoiser.cpu()
@@ -77,5 +69,5 @@ def draw_preview(
                 title=f"{title}, {name}",
             )
         )
-    codec.cpu()
+    setup.codec.cpu()
     return encode_png(np.concatenate(sheets), text={"synthetic": "yes"}, compress_level=6)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from synfundus.artifacts.latent_set import LatentSets
 from synfundus.config.schema import LoopConfig
 from synfundus.distributed.world import World
-from synfundus.jobs.latent_sets import LatentSets
 from synfundus.shards.batches import Augment, BatchReader
 from synfundus.shards.images import ImageDecoder
 from synfundus.shards.latents import LatentSource

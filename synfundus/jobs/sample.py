@@ -22,16 +22,16 @@ import torch
 from numpy.typing import NDArray
 
 from synfundus import __version__
+from synfundus.artifacts.model import Model
+from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
+from synfundus.artifacts.run_folder import versions
+from synfundus.artifacts.sample_set import PngStore, SampleStore, ShardStore
 from synfundus.config.schema import RunConfig
 from synfundus.diffusion.sampling import scheduler_for
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World, patient, share_of, torch_device
 from synfundus.errors import ConfigError, SynfundusError
-from synfundus.jobs import Summary, build
-from synfundus.jobs.generation import generate_images
-from synfundus.jobs.pipeline_folder import Pipeline, find_pipeline, load_pipeline
-from synfundus.jobs.run_directory import versions
-from synfundus.jobs.sample_store import PngStore, SampleStore, ShardStore
+from synfundus.jobs import Summary, build, diffusion_setup
 from synfundus.labels.captions import label_caption
 from synfundus.labels.plan import LabelRow, plan_labels
 from synfundus.pictures.sheets import contact_sheet, encode_png
@@ -64,7 +64,7 @@ class _Work:
     """
 
     config: RunConfig
-    pipeline: Pipeline
+    pipeline: Model
     rows: Sequence[LabelRow]
     store: SampleStore
     device: torch.device
@@ -118,7 +118,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     return {"out": out, "num_images": len(rows), "num_kept": num_kept, "fingerprint": pipeline.fingerprint}
 
 
-def _store(config: RunConfig, out: str, pipeline: Pipeline, rows: Sequence[LabelRow]) -> SampleStore:
+def _store(config: RunConfig, out: str, pipeline: Model, rows: Sequence[LabelRow]) -> SampleStore:
     if config.sample.format == "png":
         return PngStore(out)
     return ShardStore(
@@ -131,7 +131,7 @@ def _store(config: RunConfig, out: str, pipeline: Pipeline, rows: Sequence[Label
     )
 
 
-def _request(config: RunConfig, pipeline: Pipeline, rows: Sequence[LabelRow]) -> dict[str, Any]:
+def _request(config: RunConfig, pipeline: Model, rows: Sequence[LabelRow]) -> dict[str, Any]:
     """Return what decides the bytes of the images."""
     section = config.sample
     request = {
@@ -232,15 +232,10 @@ def _batch_pixels(work: _Work, batch: int) -> NDArray[np.uint8]:
     images = range(batch * work.batch_size, (batch + 1) * work.batch_size)
     schema, pipeline = work.pipeline.label_schema, work.pipeline
     states = [schema.encode(work.rows[image] if image < len(work.rows) else {}) for image in images]
-    return generate_images(
-        denoiser=pipeline.denoiser,
-        codec=pipeline.codec,
-        schedule_settings=pipeline.schedule_settings,
-        latent_mean=pipeline.latent_mean,
-        latent_std=pipeline.latent_std,
+    return pipeline.generate(
         initial_noise=keyed_normal(work.config.seed, "sample", images, pipeline.latent_shape),
         states=np.array(states, dtype=np.int64),
-        settings=work.config.sample,
+        settings=diffusion_setup.sampler_settings(work.config.sample),
         device=work.device,
     )
 

@@ -8,6 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from synfundus.artifacts.autoencoder_folder import find_codec, open_codec
+from synfundus.artifacts.checkpoint_model import model_parts, replace_weights, save_setup
+from synfundus.artifacts.ema_snapshots import has_snapshots, write_snapshot
+from synfundus.artifacts.latent_set import LatentSets, open_latent_sets
+from synfundus.artifacts.latent_sources import load_sources
+from synfundus.artifacts.model import ModelSetup
+from synfundus.artifacts.model_folder import save_pipeline
+from synfundus.artifacts.run_folder import RunFolder
 from synfundus.config.measured import definite_channels_last
 from synfundus.config.schema import LoopConfig, RunConfig
 from synfundus.diffusion.flow import ForwardProcess
@@ -16,23 +24,14 @@ from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import World, patient, torch_device
 from synfundus.errors import ConfigError
-from synfundus.jobs import Summary, build
-from synfundus.jobs.checkpoint_model import model_parts, replace_weights, save_surroundings, surroundings_of
-from synfundus.jobs.codec_folder import find_codec, open_codec
+from synfundus.jobs import Summary, build, diffusion_setup
 from synfundus.jobs.demo_pace import random_batch
-from synfundus.jobs.ema_snapshots import has_snapshots, write_snapshot
 from synfundus.jobs.initial_denoiser import REPORT_NAME, Start, initial_denoiser, save_report
-from synfundus.jobs.latent_sets import LatentSets, open_latent_sets
-from synfundus.jobs.latent_sources import load_sources
 from synfundus.jobs.measured_start import Rehearsed, settle_loop
-from synfundus.jobs.pipeline_folder import Surroundings, save_pipeline
 from synfundus.jobs.preview import draw_preview
 from synfundus.jobs.reading import latent_batches, latent_shape_of, set_names, training_loader
-from synfundus.jobs.run_directory import RunDirectory
 from synfundus.jobs.run_identity import denoiser_identity
 from synfundus.jobs.start_report import report_start
-from synfundus.jobs.step_cost import denoiser_cost
-from synfundus.jobs.validation import held_out_loss
 from synfundus.jobs.verify_latents import require_same_codec
 from synfundus.models.unet import ConditionalDenoiser, same_architecture
 from synfundus.shards.batches import BatchReader
@@ -44,8 +43,10 @@ from synfundus.training.ema import ShardedEma
 from synfundus.training.loop_state import Periodic, TrainState
 from synfundus.training.post_hoc_ema import Profile
 from synfundus.training.step import LatentDiffusionStep
+from synfundus.training.step_cost import denoiser_cost
 from synfundus.training.stopping import StopFlag
 from synfundus.training.trainer import Trainer
+from synfundus.training.validation import held_out_loss
 
 EYE_SIDE = "eye_side"
 
@@ -83,16 +84,18 @@ def _set_up(config: RunConfig, watchdog: Watchdog, world: World, console: Consol
     codec, fingerprint = open_codec(codec_folder, device=torch.device("cpu"), dtype=torch.float32)
     require_same_codec(latents, fingerprint, where=codec_folder)
     if config.loop.preview_every_images:
-        build.check_sampler(config)
+        diffusion_setup.check_sampler(config.sample.sampler, config.diffusion)
     start = initial_denoiser(config, latents, console)
     build.check_compilation(config.loop, world)
     # the last thing: a start that is refused must not leave its mark on the folder
     identity = denoiser_identity(config, latents) | start.identity
-    directory = RunDirectory(run_url, kind="diffusion", identity=identity, config=config, world=world)
-    around = surroundings_of(config, latents, codec)
+    directory = RunFolder(
+        run_url, kind="diffusion", identity=identity, config=config.model_dump(mode="json"), world=world
+    )
+    setup = diffusion_setup.model_setup(config.diffusion, latents, codec)
     on_rank_0(lambda: save_report(start, directory.path(REPORT_NAME)), world)
-    on_rank_0(lambda: save_surroundings(run_url, around, start.known(latents)), world)
-    return _Training(config, sets, start, around, directory, watchdog, world, console)
+    on_rank_0(lambda: save_setup(run_url, setup, start.known(latents)), world)
+    return _Training(config, sets, start, setup, directory, watchdog, world, console)
 
 
 class _Training:
@@ -103,8 +106,8 @@ class _Training:
         config: RunConfig,
         sets: LatentSets,
         start: Start,
-        around: Surroundings,
-        directory: RunDirectory,
+        setup: ModelSetup,
+        directory: RunFolder,
         watchdog: Watchdog,
         world: World,
         console: Console,
@@ -113,20 +116,20 @@ class _Training:
         self._sets = sets
         self._set = latents = sets.combined
         self._start, denoiser = start, start.denoiser
-        self._around = around if world.rank == 0 else None
+        self._setup = setup if world.rank == 0 else None
         self._directory, self._watchdog = directory, watchdog
         self._world, self._patient = world, patient(world)  # the second while rank 0 validates or draws
         self._flag = StopFlag()
         self._console = console
         self._loop = config.loop
         self._device = torch_device(world)
-        self._schedule: ForwardProcess = build.forward_process(config)
+        self._schedule: ForwardProcess = diffusion_setup.forward_process(config.diffusion)
         self._latent_shape = latent_shape_of(latents)
         self._cost = denoiser_cost(
             denoiser,
             latent_shape=self._latent_shape,
             num_labels=len(latents.label_schema.labels),
-            loop=self._loop,
+            kernels=build.kernels(self._loop),
             world=world,
         )
         build.arithmetic(self._loop, world, console)
@@ -178,7 +181,7 @@ class _Training:
 
     def _step_in(self, denoiser: ConditionalDenoiser, channels_last: bool) -> LatentDiffusionStep:
         section = self._config.diffusion
-        mean, std = build.latent_statistics(self._config, self._set.properties)
+        mean, std = diffusion_setup.latent_statistics(section, self._set.properties)
         return LatentDiffusionStep(
             denoiser,
             schedule=self._schedule,
@@ -201,9 +204,19 @@ class _Training:
                 on_rank_0(self._recall, self._world)
             parts = model_parts(self._start.denoiser)
             saver = self._directory.saver(
-                state, zero=self._zero, average=self._ema, loop=loop, watchdog=self._watchdog, parts=parts
+                state,
+                zero=self._zero,
+                average=self._ema,
+                settings=build.saver_settings(loop, self._config.launch),
+                watchdog=self._watchdog,
+                parts=parts,
             )
-            sinks = self._directory.sinks(resume_images=state.images_seen, console=self._console)
+            sinks = self._directory.sinks(
+                resume_images=state.images_seen,
+                tensorboard=self._config.telemetry.tensorboard,
+                wandb_project=self._config.telemetry.wandb_project,
+                console=self._console,
+            )
             reader = self._batches("train", self._draws(self._config.diffusion.flip))
             loader = training_loader(reader, loop, self._world, start_images=state.images_seen)
 
@@ -273,7 +286,7 @@ class _Training:
         return DiffusionDraws(
             seed=self._config.seed,
             num_timesteps=section.num_train_timesteps,
-            flow_time=build.flow_time(self._config),
+            flow_time=diffusion_setup.flow_time(section),
             label_drop_prob=section.label_drop_prob,
             single_label_drop_prob=section.single_label_drop_prob,
             flip=flip,
@@ -349,12 +362,11 @@ class _Training:
         return filesystem.exists(self._preview_path(state))
 
     def _draw_preview(self, denoisers: Mapping[str, ConditionalDenoiser | None], state: TrainState) -> None:
-        if self._around is not None:
+        if self._setup is not None:
             data = draw_preview(
-                self._config,
+                self._setup,
                 denoisers={name: denoiser for name, denoiser in denoisers.items() if denoiser is not None},
-                codec=self._around.codec,
-                latents=self._set,
+                settings=diffusion_setup.sampler_settings(self._config.sample),
                 latent_shape=self._latent_shape,
                 title=f"{state.images_seen:,} images seen",
                 device=self._device,
@@ -380,13 +392,13 @@ class _Training:
         return summary
 
     def _export(self, denoiser: ConditionalDenoiser | None, summary: Summary) -> None:
-        if denoiser is not None and self._around is not None:
-            self._around.codec.cpu()
+        if denoiser is not None and self._setup is not None:
+            self._setup.codec.cpu()
             figures = {key: value for key, value in summary.items() if key != "export"}
             save_pipeline(
                 self._directory.path("export"),
                 denoiser=denoiser.cpu(),
-                around=self._around,
+                setup=self._setup,
                 training_summary=figures | self._start.known(self._set),
             )
             self._console.message(f"trained on {summary['images_seen']:,} images; exported to {summary['export']}")

@@ -9,6 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from synfundus.artifacts.autoencoder_folder import (
+    CONFIG_NAME,
+    check_codec,
+    codec_parts,
+    find_codec,
+    open_codec,
+    save_codec,
+)
+from synfundus.artifacts.checkpoint_model import replace_weights
+from synfundus.artifacts.run_folder import RunFolder
 from synfundus.config.measured import definite_channels_last
 from synfundus.config.schema import LoopConfig, RunConfig, VaeConfig
 from synfundus.distributed.agreement import on_rank_0
@@ -17,19 +27,14 @@ from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import World, patient, torch_device
 from synfundus.errors import ConfigError, DataError
 from synfundus.jobs import Summary, build
-from synfundus.jobs.checkpoint_model import replace_weights
-from synfundus.jobs.codec_folder import CONFIG_NAME, check_codec, codec_parts, find_codec, open_codec, save_codec
 from synfundus.jobs.measured_start import Rehearsed, settle_loop
-from synfundus.jobs.pixels import pixels_to_tensor, tensor_to_pixels
 from synfundus.jobs.reading import image_batches, set_names, training_loader
-from synfundus.jobs.run_directory import RunDirectory
 from synfundus.jobs.run_identity import autoencoder_identity
 from synfundus.jobs.start_report import report_start
-from synfundus.jobs.step_cost import codec_cost
-from synfundus.jobs.validation import warn_of_damage
 from synfundus.models.autoencoder import LatentCodec
 from synfundus.models.autoencoder_objective import AutoencoderObjective
 from synfundus.models.discriminator import PatchDiscriminator
+from synfundus.models.pixels import pixels_to_tensor, tensor_to_pixels
 from synfundus.models.reconstruction_metrics import psnr, ssim
 from synfundus.pictures.sheets import contact_sheet, encode_png
 from synfundus.shards.ledger import Quarantined
@@ -42,8 +47,10 @@ from synfundus.training.draws import AutoencoderDraws
 from synfundus.training.ema import ShardedEma
 from synfundus.training.loop_state import Periodic, TrainState
 from synfundus.training.step import AutoencoderStep
+from synfundus.training.step_cost import codec_cost
 from synfundus.training.stopping import StopFlag
 from synfundus.training.trainer import Trainer
+from synfundus.training.validation import warn_of_damage
 
 _EVALUATION_PIXELS, _EVALUATION_BATCH = 2**22, 16
 """At most so many at a time: decoded in fp32 a layer of four images of 1,024 px is 4 GiB."""
@@ -71,8 +78,12 @@ def _set_up(config: RunConfig, watchdog: Watchdog, world: World, console: Consol
     if section.init_from and not filesystem.exists(filesystem.join(run_url, "init", CONFIG_NAME)):
         _check_start(find_codec(section.init_from), section)  # a start that is refused leaves no mark on the folder
     build.check_compilation(section.loop, world)
-    directory = RunDirectory(
-        run_url, kind="vae", identity=autoencoder_identity(config, image_set), config=config, world=world
+    directory = RunFolder(
+        run_url,
+        kind="vae",
+        identity=autoencoder_identity(config, image_set),
+        config=config.model_dump(mode="json"),
+        world=world,
     )
     codec = _initial_codec(config, image_set, directory, world, console)
     return _Training(config, image_set, codec, directory, watchdog, world, console)
@@ -113,7 +124,7 @@ def train_images(
 
 
 def _initial_codec(
-    config: RunConfig, image_set: ShardSet, directory: RunDirectory, world: World, console: Console
+    config: RunConfig, image_set: ShardSet, directory: RunFolder, world: World, console: Console
 ) -> LatentCodec:
     """Return the autoencoder a run starts from; kept in the run, so every start begins with the same. Collective."""
     folder = directory.path("init")
@@ -152,7 +163,7 @@ class _Training:
         config: RunConfig,
         image_set: ShardSet,
         codec: LatentCodec,
-        directory: RunDirectory,
+        directory: RunFolder,
         watchdog: Watchdog,
         world: World,
         console: Console,
@@ -169,7 +180,7 @@ class _Training:
         # before kernels are chosen and the engine changes types
         self._untouched = copy.deepcopy(codec) if world.rank == 0 else None
         size = int(image_set.properties["image_size_px"])
-        self._cost = codec_cost(codec, image_size_px=size, loop=self._loop, world=world)
+        self._cost = codec_cost(codec, image_size_px=size, kernels=build.kernels(self._loop), world=world)
         build.arithmetic(self._loop, world, console)
         build.attention(
             codec.autoencoder,
@@ -248,9 +259,19 @@ class _Training:
             state = self._directory.resume(zero=self._zero, average=self._ema, console=self._console)
             parts = codec_parts(self._codec)
             saver = self._directory.saver(
-                state, zero=self._zero, average=self._ema, loop=self._loop, watchdog=self._watchdog, parts=parts
+                state,
+                zero=self._zero,
+                average=self._ema,
+                settings=build.saver_settings(self._loop, self._config.launch),
+                watchdog=self._watchdog,
+                parts=parts,
             )
-            sinks = self._directory.sinks(resume_images=state.images_seen, console=self._console)
+            sinks = self._directory.sinks(
+                resume_images=state.images_seen,
+                tensorboard=self._config.telemetry.tensorboard,
+                wandb_project=self._config.telemetry.wandb_project,
+                console=self._console,
+            )
             loader, every = self._train_loader(state), self._loop.validate_every_images
 
         def save(state: TrainState) -> None:

@@ -7,15 +7,15 @@ import math
 import numpy as np
 import torch
 
+from synfundus.artifacts.autoencoder_folder import find_codec, open_codec
+from synfundus.artifacts.latent_set import open_latent_sets
+from synfundus.artifacts.latent_sources import load_sources
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World, torch_device
 from synfundus.errors import DataError, ManifestMismatch
 from synfundus.jobs import Summary, build
-from synfundus.jobs.codec_folder import find_codec, open_codec
-from synfundus.jobs.latent_sets import open_latent_sets
-from synfundus.jobs.latent_sources import load_sources
-from synfundus.jobs.pixels import pixels_to_tensor
 from synfundus.models.autoencoder import LatentCodec
+from synfundus.models.pixels import pixels_to_tensor
 from synfundus.models.reconstruction_metrics import psnr
 from synfundus.seeding import keyed_generator
 from synfundus.shards.images import ImageDecoder

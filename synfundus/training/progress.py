@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from synfundus.distributed.world import World
-from synfundus.training.footprint import GIB
+from synfundus.training.memory.footprint import GIB
 
 RATE_HALF_LIFE_S = 600.0
 """The rate the remaining time follows from forgets half of what it knew in this time."""

@@ -27,9 +27,9 @@ from synfundus.telemetry.metrics import SumAccumulator, means
 from synfundus.training.ema import ShardedEma
 from synfundus.training.guards import Guard, is_spike, remember
 from synfundus.training.loop_state import Clock, LoopSettings, Periodic, Saver, TrainState
+from synfundus.training.memory.rehearsal import is_out_of_memory
 from synfundus.training.optim import LrPlan
 from synfundus.training.progress import Interval, Meter, StepCost, peak_memory_bytes, standing
-from synfundus.training.rehearsal import is_out_of_memory
 from synfundus.training.stopping import StopFlag, catch_signals
 
 _LAST_SAVE_PATIENCE = 3

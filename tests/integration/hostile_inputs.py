@@ -384,10 +384,9 @@ def write_all(home: Path, canary: Path) -> None:
 
 def _read_set(folder: Path) -> str:
     """Read a set as the loader and as inspect do; say how it ended."""
-    from synfundus.shards.label_counts import count_labels
-
     from synfundus.errors import CorruptShard
     from synfundus.jobs.inspect import open_set
+    from synfundus.labels.counts import count_labels
     from synfundus.shards.images import ImageDecoder
     from synfundus.shards.reader import ShardSetReader
     from synfundus.shards.set_survey import SetSurvey

@@ -95,7 +95,7 @@ def die_inside() -> None:
 
 def arm_save(number: int, delay_s: float) -> None:
     """Die a while after a save has begun, and say so; when it is over by then, right after it."""
-    checkpoint_writer: Any = importlib.import_module("synfundus.training.checkpoint_writer")
+    checkpoint_writer: Any = importlib.import_module("synfundus.training.checkpoints.writer")
     original: Callable[..., str] = checkpoint_writer.write_snapshot
     begun = 0
 
@@ -114,7 +114,7 @@ def arm_save(number: int, delay_s: float) -> None:
 
 def time_saves(log: str) -> None:
     """Add the seconds that each save took to a file."""
-    checkpoint_writer: Any = importlib.import_module("synfundus.training.checkpoint_writer")
+    checkpoint_writer: Any = importlib.import_module("synfundus.training.checkpoints.writer")
     original: Callable[..., str] = checkpoint_writer.write_snapshot
 
     def save(*arguments: Any, **settings: Any) -> str:

@@ -19,17 +19,17 @@ from hostile_inputs import CONFIGS, DOCUMENTS, INDICES, MANIFESTS, MEMBERS, TARS
 from tiny_pipeline import write_tiny_pipeline
 from tiny_sets import tiny_config
 
+from synfundus.artifacts.autoencoder_folder import find_codec, open_codec
+from synfundus.artifacts.model_folder import denoiser_fingerprint, load_pipeline
 from synfundus.cli.app import run_command
 from synfundus.distributed.world import World
 from synfundus.errors import CheckpointError, ManifestMismatch, StorageError, SynfundusError
 from synfundus.jobs import train_vae
-from synfundus.jobs.codec_folder import find_codec, open_codec
-from synfundus.jobs.pipeline_folder import denoiser_fingerprint, load_pipeline
 from synfundus.models.autoencoder import fingerprint
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import SilentConsole
-from synfundus.training.checkpoint_search import MANIFEST_NAME
+from synfundus.training.checkpoints.search import MANIFEST_NAME
 
 SLOWEST_S = 5.0
 MOST_MIB = 500.0

@@ -16,11 +16,12 @@ from test_training_resume import settings, train_here
 from tiny_sets import flip_byte, merged, tiny_config, write_config
 from torch import Tensor
 
+from synfundus.artifacts.checkpoint_model import replace_weights
+from synfundus.artifacts.model import Model
+from synfundus.artifacts.model_folder import load_pipeline
 from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import CheckpointError
 from synfundus.jobs import export
-from synfundus.jobs.checkpoint_model import replace_weights
-from synfundus.jobs.pipeline_folder import Pipeline, load_pipeline
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import SilentConsole
 
@@ -47,7 +48,7 @@ def cut_off(latent_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def exported(run_dir: Path, out: Path, **section: Any) -> Pipeline:
+def exported(run_dir: Path, out: Path, **section: Any) -> Model:
     config = {"train": {"run_dir": str(run_dir)}, "sample": {"out": str(out)}, "export": section}
     export.run(tiny_config(config), LocalWorld(), SilentConsole())
     return load_pipeline(out, device=torch.device("cpu"))

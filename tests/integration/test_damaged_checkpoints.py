@@ -14,7 +14,7 @@ from tiny_sets import flip_byte
 from synfundus.distributed.world import LocalWorld, World
 from synfundus.seeding import keyed_generator
 from synfundus.storage.manifest import ShardSet
-from synfundus.training.checkpoint_search import find_checkpoint
+from synfundus.training.checkpoints.search import find_checkpoint
 
 DAMAGES = 200
 OLDER, NEWER = "images-000000000080", "images-000000000160"

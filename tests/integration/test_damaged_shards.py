@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from damaged_shards import KINDS, Damaged, Original, source_of, write_original
-from synfundus.shards.label_counts import count_labels
 
+from synfundus.labels.counts import count_labels
 from synfundus.shards.batches import BatchReader
 from synfundus.shards.mixture import MixedPlan
 from synfundus.shards.set_survey import SetSurvey

@@ -12,11 +12,11 @@ from test_encode_latents import hashes
 from test_training_resume import settings, train_here
 from tiny_sets import flip_byte, merged, tiny_config, write_config
 
+from synfundus.artifacts.ema_snapshots import find_snapshots, read_snapshot
+from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
 from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import CheckpointError, ConfigError
 from synfundus.jobs import ema, train
-from synfundus.jobs.ema_snapshots import find_snapshots, read_snapshot
-from synfundus.jobs.pipeline_folder import find_pipeline, load_pipeline
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import SilentConsole
 

@@ -17,13 +17,13 @@ import torch
 from rank_processes import run_cli, run_ranks_with_fault
 from tiny_sets import UNEVEN_SHARDS, flip_byte, tiny_config, write_config
 
+from synfundus.artifacts.autoencoder_folder import find_codec, open_codec
+from synfundus.artifacts.latent_sources import SOURCES_NAME, load_sources
 from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import ConfigError, CorruptShard, DataError
 from synfundus.jobs import encode_latents
-from synfundus.jobs.codec_folder import find_codec, open_codec
-from synfundus.jobs.latent_sources import SOURCES_NAME, load_sources
-from synfundus.jobs.pixels import pixels_to_tensor
 from synfundus.models.autoencoder import LatentCodec
+from synfundus.models.pixels import pixels_to_tensor
 from synfundus.shards.images import ImageDecoder
 from synfundus.shards.reader import ShardSetReader, decode_npy
 from synfundus.storage import filesystem

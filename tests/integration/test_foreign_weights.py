@@ -18,11 +18,11 @@ from foreign_models import SCHEDULER, SD2, SD15, SDXL, dc_f32, kl_f8, write_fore
 from rank_processes import run_cli, run_cli_killed_at
 from tiny_sets import tiny_config, write_config
 
+from synfundus.artifacts.model_folder import load_pipeline
 from synfundus.distributed.world import World
 from synfundus.errors import CheckpointError, ConfigError
 from synfundus.jobs import encode_latents, sample, train, train_vae, verify_latents
-from synfundus.jobs.pipeline_folder import load_pipeline
-from synfundus.jobs.pixels import pixels_to_tensor
+from synfundus.models.pixels import pixels_to_tensor
 from synfundus.shards.images import ImageDecoder
 from synfundus.shards.latents import LatentDecoder
 from synfundus.shards.reader import ShardSetReader

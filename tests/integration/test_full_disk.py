@@ -18,7 +18,7 @@ from synfundus.distributed.world import LocalWorld
 from synfundus.errors import StorageError
 from synfundus.seeding import keyed_generator
 from synfundus.storage.manifest import ShardSet
-from synfundus.training.checkpoint_search import find_checkpoint
+from synfundus.training.checkpoints.search import find_checkpoint
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 POINTS = 10

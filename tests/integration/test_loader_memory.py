@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny_sets import write_set
 
-from synfundus.jobs.latent_sets import open_latent_sets
+from synfundus.artifacts.latent_set import open_latent_sets
 from synfundus.jobs.reading import latent_batches
 from synfundus.shards.loader import BatchLoader, Prefetch, RankSteps
 from synfundus.shards.reader import encode_npy

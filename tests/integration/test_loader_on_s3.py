@@ -14,7 +14,7 @@ from fault_proxy import FaultProxy
 from s3_server import S3Server
 from tiny_sets import write_numbered_set
 
-from synfundus.jobs.latent_sets import open_latent_sets
+from synfundus.artifacts.latent_set import open_latent_sets
 from synfundus.jobs.reading import latent_batches
 from synfundus.shards.loader import BatchLoader, Prefetch, RankSteps
 from synfundus.shards.reader import ShardSetReader

@@ -18,8 +18,8 @@ from synfundus.errors import ConfigError, DataError
 from synfundus.jobs import measured_start, train, train_vae
 from synfundus.jobs.measured_start import remembered_format, remembered_size
 from synfundus.storage.manifest import ShardSet
-from synfundus.training.memory_format import FormatChoice
-from synfundus.training.rehearsal import Rehearsal
+from synfundus.training.memory.memory_format import FormatChoice
+from synfundus.training.memory.rehearsal import Rehearsal
 
 SHORT = {"budget_images": 48, "checkpoint_every_images": 24, "validate_every_images": 0}
 HALFWAY, LAST = "images-000000000024", "images-000000000048"

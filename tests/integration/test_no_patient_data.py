@@ -16,9 +16,9 @@ from rank_processes import run_cli
 from tiny_pipeline import tiny_codec
 from tiny_sets import tiny_config
 
+from synfundus.artifacts.autoencoder_folder import save_codec
 from synfundus.distributed.world import LocalWorld
 from synfundus.jobs import encode_latents, prepare
-from synfundus.jobs.codec_folder import save_codec
 from synfundus.phantoms.draw import LABEL_NAMES, draw_phantom
 from synfundus.storage.manifest import REJECTS_NAME, load_shard_set
 from synfundus.storage.tarshard import TarShardReader

@@ -14,10 +14,10 @@ import torch
 from rank_processes import run_cli
 from tiny_sets import UNEVEN_SHARDS, phantom_samples, tiny_config, write_config, write_phantom_set, write_set
 
+from synfundus.artifacts.autoencoder_folder import find_codec, open_codec
 from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import CheckpointError, ConfigError, DataError, ManifestMismatch, SynfundusError
 from synfundus.jobs import encode_latents, sample, train, train_vae
-from synfundus.jobs.codec_folder import find_codec, open_codec
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import SilentConsole

@@ -13,11 +13,11 @@ import webdataset
 from PIL import Image
 from tiny_pipeline import IMAGE_SIZE_PX, SCHEMA, write_tiny_pipeline
 
+from synfundus.artifacts.model_folder import DOCUMENT_NAME
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import ConfigError, DataError, ManifestMismatch, SynfundusError
 from synfundus.jobs import export, sample
-from synfundus.jobs.pipeline_folder import DOCUMENT_NAME
 from synfundus.labels.schema import LabelSchema, LabelSpec
 from synfundus.models.autoencoder import LatentCodec
 from synfundus.storage import filesystem
@@ -225,7 +225,7 @@ def test_shards_hold_the_same_images_and_plain_webdataset_reads_them(model: Path
 def test_shards_do_not_depend_on_ranks_and_are_kept(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("synfundus.jobs.sample_store._SHARD_IMAGES", 2 * BATCH)
+    monkeypatch.setattr("synfundus.artifacts.sample_set._SHARD_IMAGES", 2 * BATCH)
     _sample(model, tmp_path / "one", num_images=18, format="shards")
     assert len(list((tmp_path / "one" / "train").glob("*.tar"))) == 3
     for rank in (0, 1):
@@ -243,7 +243,7 @@ def test_shards_do_not_depend_on_ranks_and_are_kept(
 def test_an_object_store_gets_the_same_files_and_a_stopped_run_goes_on_there(
     model: Path, tmp_path: Path, image_format: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("synfundus.jobs.sample_store._SHARD_IMAGES", 2 * BATCH)
+    monkeypatch.setattr("synfundus.artifacts.sample_set._SHARD_IMAGES", 2 * BATCH)
     _sample(model, tmp_path / "disk", num_images=18, format=image_format)
     out = f"memory://samples-{secrets.token_hex(4)}"
     try:

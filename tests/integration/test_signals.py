@@ -44,7 +44,7 @@ PHASES = {
     "start": Phase("train", "synfundus.distributed.engine:ZeroEngine.__init__", (1,) * POINTS),
     "step": Phase("train", "synfundus.distributed.engine:ZeroEngine.step", (1, 9, 22, 37, 49)),
     "data": Phase("train", "synfundus.shards.loader:BatchLoader._take", (1, 10, 20, 35, 50)),
-    "save": Phase("train", "synfundus.training.checkpoint:_write_all", (1, 2, 3, 4, 5)),
+    "save": Phase("train", "synfundus.training.checkpoints.checkpoint:_write_all", (1, 2, 3, 4, 5)),
     "validation": Phase("train", "synfundus.jobs.train:_Training._validate", (1, 1, 2, 2, 3)),
     "preview": Phase("train", "synfundus.jobs.train:draw_preview", (1, 1, 2, 2, 3)),
     "export": Phase("train", "synfundus.jobs.train:_Training._finish", (1,) * POINTS),

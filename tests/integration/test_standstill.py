@@ -20,7 +20,7 @@ PATIENCE_S = 15.0
 """What the other ranks get after the first has left."""
 STEP = "synfundus.distributed.engine:ZeroEngine.step"
 READ = "synfundus.shards.batches:BatchReader.read"
-WRITE = "synfundus.training.checkpoint:_write_all"
+WRITE = "synfundus.training.checkpoints.checkpoint:_write_all"
 
 
 def command(latent_set: ShardSet, out: Path) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import traffic_probe
 from engine_probe import GLOBAL_BATCH, Network
 from rank_processes import run_ranks
 
-from synfundus.training.footprint import step_traffic
+from synfundus.training.memory.footprint import step_traffic
 
 RANKS = 2
 

@@ -14,7 +14,7 @@ from synfundus.jobs import train_vae
 from synfundus.storage.documents import read_lines
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import SilentConsole
-from synfundus.training.checkpoint_writer import CheckpointWriter
+from synfundus.training.checkpoints.writer import CheckpointWriter
 from synfundus.training.progress import CLOCK_FIGURES
 
 TIMES = CLOCK_FIGURES

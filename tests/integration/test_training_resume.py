@@ -21,7 +21,7 @@ from synfundus.shards.reader import ShardSetReader
 from synfundus.storage.documents import read_lines
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import SilentConsole
-from synfundus.training.checkpoint_search import MANIFEST_NAME
+from synfundus.training.checkpoints.search import MANIFEST_NAME
 from synfundus.training.progress import CLOCK_FIGURES
 
 STEPS = 50

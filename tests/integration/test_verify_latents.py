@@ -11,10 +11,10 @@ import pytest
 import torch
 from tiny_sets import tiny_config, write_phantom_set
 
+from synfundus.artifacts.autoencoder_folder import find_codec, open_codec
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import DataError, ManifestMismatch, SynfundusError
 from synfundus.jobs import encode_latents, verify_latents
-from synfundus.jobs.codec_folder import find_codec, open_codec
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import SilentConsole
 

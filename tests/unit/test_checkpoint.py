@@ -23,12 +23,12 @@ from synfundus.distributed.flat_layout import FlatLayout
 from synfundus.distributed.world import World
 from synfundus.errors import CheckpointError, StorageError
 from synfundus.storage import filesystem
-from synfundus.training import checkpoint
-from synfundus.training.checkpoint import load_checkpoint, take_snapshot, write_snapshot
-from synfundus.training.checkpoint_search import checkpoint_name, find_checkpoint, verify
+from synfundus.training.checkpoints import checkpoint
+from synfundus.training.checkpoints.checkpoint import load_checkpoint, take_snapshot, write_snapshot
+from synfundus.training.checkpoints.host_copy import copy_by_pieces
+from synfundus.training.checkpoints.model_files import ModelPart
+from synfundus.training.checkpoints.search import checkpoint_name, find_checkpoint, verify
 from synfundus.training.ema import ShardedEma
-from synfundus.training.host_copy import copy_by_pieces
-from synfundus.training.model_files import ModelPart
 
 LAYOUT = FlatLayout.of([[("a.weight", (5, 3)), ("b.weight", (4, 2))], [("a.bias", (5,)), ("s", ())]])
 VECTORS = ("master", "exp_avg", "exp_avg_sq", "ema")

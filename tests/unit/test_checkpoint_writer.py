@@ -16,8 +16,8 @@ from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import OwnBoard, World
 from synfundus.errors import StorageError
 from synfundus.storage import filesystem
-from synfundus.training.checkpoint_search import find_checkpoint
-from synfundus.training.checkpoint_writer import CheckpointWriter
+from synfundus.training.checkpoints.search import find_checkpoint
+from synfundus.training.checkpoints.writer import CheckpointWriter
 from synfundus.training.ema import ShardedEma
 
 LAYOUT = FlatLayout.of([[("a", (5, 3)), ("b", (4,))]])

@@ -16,12 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from synfundus.config.loader import list_presets, load_config
 from synfundus.config.run_sections import PlanConfig
 from synfundus.distributed.world import LocalWorld
-from synfundus.jobs import build, plan
-from synfundus.jobs.step_cost import denoiser_cost, image_flops
+from synfundus.jobs import diffusion_setup, plan
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.models.counting import count_network
 from synfundus.telemetry.console import SilentConsole
-from synfundus.training.footprint import (
+from synfundus.training.loop_state import Periodic
+from synfundus.training.memory.footprint import (
     GPUS,
     ImageFlops,
     checkpoint_bytes,
@@ -30,7 +30,7 @@ from synfundus.training.footprint import (
     state_bytes,
     throughput,
 )
-from synfundus.training.loop_state import Periodic
+from synfundus.training.step_cost import Kernels, denoiser_cost, image_flops
 
 
 class Talk(SilentConsole):
@@ -211,12 +211,14 @@ def test_plan_and_run_count_the_same_operations(checkpointing: bool) -> None:
     config = load_config(preset="fundus256", file=None, settings=settings, flags=[]).config
     summary = plan.run(config, LocalWorld(), Talk())
     with torch.device("meta"):
-        denoiser = build.denoiser(config, schema=DEFAULT_LABEL_SCHEMA, latent_shape=(4, 32, 32))
+        denoiser = diffusion_setup.denoiser(
+            config.unet, seed=config.seed, schema=DEFAULT_LABEL_SCHEMA, latent_shape=(4, 32, 32)
+        )
     cost = denoiser_cost(
         denoiser,
         latent_shape=(4, 32, 32),
         num_labels=len(DEFAULT_LABEL_SCHEMA.labels),
-        loop=config.loop,
+        kernels=Kernels(bf16=True, tf32=config.loop.tf32, gradient_checkpointing=checkpointing),
         world=LocalWorld(),
     )
     assert cost is not None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from synfundus.training.host_memory import available_memory_bytes
+from synfundus.training.memory.host_memory import available_memory_bytes
 
 MIB = 2**20
 

@@ -5,9 +5,9 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synfundus.shards.label_counts import count_labels
 
 from synfundus.errors import ConfigError, DataError
+from synfundus.labels.counts import count_labels
 from synfundus.labels.schema import LabelSchema, LabelSpec
 
 SCHEMA = LabelSchema((LabelSpec("dr_grade", 3, ordinal=True), LabelSpec("is_gc", 2), LabelSpec("is_amd", 2)))

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from synfundus.distributed.ds_config import plan_batch
 from synfundus.distributed.world import World
 from synfundus.errors import ConfigError
-from synfundus.training.footprint import GIB
-from synfundus.training.micro_batch import Budget, Finding, Need, candidates, find_micro_batch, forecast
-from synfundus.training.rehearsal import is_out_of_memory
+from synfundus.training.memory.footprint import GIB
+from synfundus.training.memory.micro_batch import Budget, Finding, Need, candidates, find_micro_batch, forecast
+from synfundus.training.memory.rehearsal import is_out_of_memory
 
 Line = tuple[int, int]
 """Bytes of a moment of a pass: what does not grow, and what an image adds."""

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synfundus.config.weighted import parse_weighted
 from synfundus.errors import ConfigError
 from synfundus.shards.mixture import BLOCK_POSITIONS, MixedPlan, shares
 from synfundus.shards.shard_plan import ReadingPlan
+from synfundus.storage.locations import parse_weighted
 
 
 def mixed(sizes: list[list[int]], weights: list[float], *, seed: int = 3) -> MixedPlan:

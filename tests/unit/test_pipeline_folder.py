@@ -17,8 +17,8 @@ from tiny_pipeline import (
     write_tiny_pipeline,
 )
 
+from synfundus.artifacts.model_folder import DOCUMENT_NAME, find_pipeline, load_pipeline
 from synfundus.errors import CheckpointError, ManifestMismatch
-from synfundus.jobs.pipeline_folder import DOCUMENT_NAME, find_pipeline, load_pipeline
 from synfundus.labels.schema import LabelSchema, LabelSpec
 from synfundus.models.autoencoder import fingerprint
 from synfundus.storage import filesystem

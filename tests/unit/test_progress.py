@@ -15,7 +15,7 @@ from torch import nn
 
 from synfundus.distributed.world import World
 from synfundus.models.counting import count_network, meta_copy
-from synfundus.training.footprint import GIB, find_gpu
+from synfundus.training.memory.footprint import GIB, find_gpu
 from synfundus.training.progress import (
     CLOCK_FIGURES,
     RATE_HALF_LIFE_S,

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from synfundus.distributed.world import LocalWorld
-from synfundus.training import rehearsal as module
-from synfundus.training.micro_batch import Budget, Need, find_micro_batch
-from synfundus.training.rehearsal import GPU_RESERVE, HOST_RESERVE, Rehearsal, budget_bytes
+from synfundus.training.memory import rehearsal as module
+from synfundus.training.memory.micro_batch import Budget, Need, find_micro_batch
+from synfundus.training.memory.rehearsal import GPU_RESERVE, HOST_RESERVE, Rehearsal, budget_bytes
 
 WIDTH = 64
 CPU = torch.device("cpu")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from synfundus.artifacts import run_spool
+from synfundus.artifacts.run_spool import RunSpool, SpooledSinks
 from synfundus.errors import StorageError
-from synfundus.jobs import run_spool
-from synfundus.jobs.run_spool import RunSpool, SpooledSinks
 from synfundus.storage import documents, filesystem
 from synfundus.telemetry.sinks import METRICS_NAME, JsonlSink
 

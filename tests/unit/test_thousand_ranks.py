@@ -13,17 +13,17 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
+from synfundus.artifacts.sample_set import PngStore
 from synfundus.config.loader import load_config
 from synfundus.config.schema import LoopConfig
 from synfundus.distributed.ds_config import plan_batch
 from synfundus.distributed.flat_layout import ALIGNMENT, FlatGroup, FlatLayout
 from synfundus.distributed.world import LocalWorld, share_of
 from synfundus.errors import ConfigError, DataError
-from synfundus.jobs import build
+from synfundus.jobs import diffusion_setup
 from synfundus.jobs.encode_latents import plan_tasks
 from synfundus.jobs.preparation_plan import InputPlan
 from synfundus.jobs.reading import training_loader
-from synfundus.jobs.sample_store import PngStore
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.photographs.ingest import PlannedSample
 from synfundus.shards.batches import BatchReader, RankBatch
@@ -32,8 +32,8 @@ from synfundus.shards.mixture import MixedPlan
 from synfundus.shards.reader import Arrays
 from synfundus.shards.shard_plan import ReadingPlan, rank_positions
 from synfundus.storage.manifest import ShardEntry, ShardSet, shard_name
+from synfundus.training.checkpoints.partition_source import PartitionSource, partition_name
 from synfundus.training.optim import parameter_groups
-from synfundus.training.partition_source import PartitionSource, partition_name
 
 WORLDS = (1, 2, 3, 8, 64, 1024)
 GLOBAL_BATCH = 3072
@@ -191,7 +191,9 @@ def fundus1024() -> FlatLayout:
     """The layout of the largest preset's network, on the meta device."""
     config = load_config(preset="fundus1024", file=None, settings=[], flags=[]).config
     with torch.device("meta"):
-        network = build.denoiser(config, schema=DEFAULT_LABEL_SCHEMA, latent_shape=(16, 64, 64))
+        network = diffusion_setup.denoiser(
+            config.unet, seed=config.seed, schema=DEFAULT_LABEL_SCHEMA, latent_shape=(16, 64, 64)
+        )
     groups, _ = parameter_groups(network.named_parameters(), weight_decay=config.optim.weight_decay)
     layout = FlatLayout.of([[(name, parameter.shape) for name, parameter in group] for group in groups])
     assert sum(group.numel for group in layout.groups) == sum(p.numel() for p in network.parameters()) > 5e8

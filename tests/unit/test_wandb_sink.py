@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from synfundus.config.schema import RunConfig
+from synfundus.artifacts.run_folder import RunFolder
 from synfundus.distributed.world import World
 from synfundus.errors import ConfigError
-from synfundus.jobs.run_directory import RunDirectory
 from synfundus.telemetry.console import SilentConsole
 from synfundus.telemetry.wandb_sink import WandbSink
 
@@ -115,10 +114,9 @@ def test_a_run_that_goes_on_is_the_same_run_there(
 ) -> None:
     service = Service()
     monkeypatch.setitem(sys.modules, "wandb", service)
-    config = RunConfig.model_validate({"telemetry": {"wandb_project": "eyes"}})
     for folder in ("a", "a", "b"):
-        directory = RunDirectory(str(tmp_path / folder), kind="vae", identity={}, config=config, world=world)
-        directory.sinks(resume_images=0, console=SilentConsole()).close()
+        directory = RunFolder(str(tmp_path / folder), kind="vae", identity={}, config={}, world=world)
+        directory.sinks(resume_images=0, tensorboard=False, wandb_project="eyes", console=SilentConsole()).close()
     first, again, other = [begun["id"] for begun in service.begun]
     assert first == again
     assert first != other

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from synfundus.distributed.world import World
-from synfundus.training.host_memory import available_memory_bytes
+from synfundus.training.memory.host_memory import available_memory_bytes
 
 N = TypeVar("N", bound=nn.Module)
 

@@ -24,7 +24,10 @@ from synfundus.distributed.gathering import gather_named
 from synfundus.distributed.world import World
 from synfundus.errors import StorageError
 from synfundus.storage import documents, filesystem
-from synfundus.training.checkpoint_search import (
+from synfundus.training.checkpoints.host_copy import host_copy
+from synfundus.training.checkpoints.model_files import ModelPart, model_files
+from synfundus.training.checkpoints.partition_source import PartitionSource, partition_name
+from synfundus.training.checkpoints.search import (
     FORMAT_NAME,
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -35,9 +38,6 @@ from synfundus.training.checkpoint_search import (
     sha256_of,
 )
 from synfundus.training.ema import ShardedEma
-from synfundus.training.host_copy import host_copy
-from synfundus.training.model_files import ModelPart, model_files
-from synfundus.training.partition_source import PartitionSource, partition_name
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from synfundus.distributed.agreement import raise_together
 from synfundus.distributed.world import World
 from synfundus.errors import ConfigError
-from synfundus.training.footprint import GIB
+from synfundus.training.memory.footprint import GIB
 
 
 @dataclass(frozen=True)

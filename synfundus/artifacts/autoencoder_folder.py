@@ -14,7 +14,7 @@ from synfundus.models.autoencoder import LatentCodec, check_codec_folder, identi
 from synfundus.models.weight_files import WEIGHTS_NAME
 from synfundus.storage import filesystem
 from synfundus.storage.local_folder import folder_to_read, folder_to_replace
-from synfundus.training.model_files import ModelPart
+from synfundus.training.checkpoints.model_files import ModelPart
 
 CONFIG_NAME = "config.json"
 _ORIGIN = "_name_or_path"

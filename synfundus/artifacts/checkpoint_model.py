@@ -18,34 +18,28 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from synfundus.config.schema import RunConfig
+from synfundus.artifacts.autoencoder_folder import config_text, forget_origin
+from synfundus.artifacts.model import Model, ModelSetup, latent_shape_of
+from synfundus.artifacts.model_folder import DOCUMENT_NAME as EXPORT_NAME
+from synfundus.artifacts.model_folder import (
+    check_schema,
+    open_unet,
+    read_setup,
+    setup_document,
+)
 from synfundus.distributed.flat_layout import FlatLayout
 from synfundus.distributed.gathering import gather_named
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import CheckpointError
-from synfundus.jobs import build
-from synfundus.jobs.codec_folder import config_text, forget_origin
-from synfundus.jobs.pipeline_folder import DOCUMENT_NAME as EXPORT_NAME
-from synfundus.jobs.pipeline_folder import (
-    Pipeline,
-    Surroundings,
-    check_schema,
-    latent_shape_of,
-    open_unet,
-    read_surroundings,
-    surroundings_document,
-)
-from synfundus.models.autoencoder import LatentCodec
 from synfundus.models.conditioner import CONDITIONER_WEIGHTS_NAME, LabelConditioner
 from synfundus.models.unet import ConditionalDenoiser
 from synfundus.models.weight_files import WEIGHTS_NAME
 from synfundus.storage import documents, filesystem
 from synfundus.storage.local_folder import folder_to_read, folder_to_replace
-from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import Console
-from synfundus.training import checkpoint_search
-from synfundus.training.model_files import ModelPart
-from synfundus.training.partition_source import PartitionSource
+from synfundus.training.checkpoints import search as checkpoint_search
+from synfundus.training.checkpoints.model_files import ModelPart
+from synfundus.training.checkpoints.partition_source import PartitionSource
 
 FOLDER_NAME = "model"
 DOCUMENT_NAME = "surroundings.json"
@@ -63,36 +57,21 @@ def model_parts(denoiser: ConditionalDenoiser) -> tuple[ModelPart, ...]:
     )
 
 
-def surroundings_of(config: RunConfig, latents: ShardSet, codec: LatentCodec) -> Surroundings:
-    """Return what the network of a run will need around it."""
-    mean, std = build.latent_statistics(config, latents.properties)
-    return Surroundings(
-        codec=codec,
-        schedule_settings=build.schedule_settings(config),
-        label_schema=latents.label_schema,
-        latent_mean=tuple(mean),
-        latent_std=tuple(std),
-        image_size_px=int(latents.properties["image_size_px"]),
-        latent_set_identity=latents.identity,
-        vae_fingerprint=str(latents.properties["autoencoder_fingerprint"]),
-    )
-
-
-def save_surroundings(run_url: str, around: Surroundings, training_summary: Mapping[str, Any]) -> None:
+def save_setup(run_url: str, setup: ModelSetup, training_summary: Mapping[str, Any]) -> None:
     """Write what the network of a run needs around it, once; rank 0 calls it.
 
     Args:
         run_url: The run.
-        around: What it is.
+        setup: What it is.
         training_summary: Figures for model cards that are known when a run begins.
     """
     url = filesystem.join(run_url, FOLDER_NAME)
     if filesystem.exists(filesystem.join(url, DOCUMENT_NAME)):
         return
     with folder_to_replace(url, last=(DOCUMENT_NAME,)) as work:
-        around.codec.save_pretrained(work / "vae")
+        setup.codec.save_pretrained(work / "vae")
         forget_origin(work)
-        document = surroundings_document(around) | {"training": dict(training_summary)}
+        document = setup_document(setup) | {"training": dict(training_summary)}
         documents.write_document(str(work / DOCUMENT_NAME), document, format_name=FORMAT_NAME, version=FORMAT_VERSION)
 
 
@@ -110,7 +89,7 @@ def newest_images(run_url: str) -> int:
     return int(names[-1].removeprefix("images-")) if names else 0
 
 
-def load_checkpoint_model(run_url: str, *, name: str | None, weights: Weights, console: Console) -> Pipeline:
+def load_checkpoint_model(run_url: str, *, name: str | None, weights: Weights, console: Console) -> Model:
     """Load the model of a run at a checkpoint, fp32 on the CPU. One process.
 
     Args:
@@ -128,13 +107,13 @@ def load_checkpoint_model(run_url: str, *, name: str | None, weights: Weights, c
         format_name=checkpoint_search.FORMAT_NAME,
         version=checkpoint_search.FORMAT_VERSION,
     )
-    around, summary = _surroundings(run_url)
-    denoiser = _denoiser(found.url, around)
+    setup, summary = _setup(run_url)
+    denoiser = _denoiser(found.url, setup)
     if weights == "averaged":
         replace_weights(denoiser, _averaged(found.url, document), where=found.url)
     console.message(f"{weights} weights at {found.images_seen:,} images, from {found.url}")
-    return Pipeline(
-        **vars(around),
+    return Model(
+        **vars(setup),
         denoiser=denoiser.requires_grad_(False).eval(),
         latent_shape=latent_shape_of(denoiser),
         fingerprint="",
@@ -163,7 +142,7 @@ def _find(run_url: str, name: str | None, console: Console) -> checkpoint_search
     return checkpoint_search.FoundCheckpoint(url, int(name.removeprefix("images-")), ())
 
 
-def _surroundings(run_url: str) -> tuple[Surroundings, dict[str, Any]]:
+def _setup(run_url: str) -> tuple[ModelSetup, dict[str, Any]]:
     url = filesystem.join(run_url, FOLDER_NAME)
     if not filesystem.exists(filesystem.join(url, DOCUMENT_NAME)):
         raise CheckpointError(
@@ -175,12 +154,12 @@ def _surroundings(run_url: str) -> tuple[Surroundings, dict[str, Any]]:
         path = str(folder / DOCUMENT_NAME)
         document = documents.read_document(path, format_name=FORMAT_NAME, version=FORMAT_VERSION)
         try:
-            return read_surroundings(folder, document, where=path), dict(document["training"])
+            return read_setup(folder, document, where=path), dict(document["training"])
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{DOCUMENT_NAME} lacks a field or has a wrong one: {error}", where=url) from error
 
 
-def _denoiser(url: str, around: Surroundings) -> ConditionalDenoiser:
+def _denoiser(url: str, setup: ModelSetup) -> ConditionalDenoiser:
     """Return the network of a checkpoint with its raw weights."""
     if not filesystem.exists(filesystem.join(url, "unet", "config.json")):
         raise CheckpointError(
@@ -195,7 +174,7 @@ def _denoiser(url: str, around: Surroundings) -> ConditionalDenoiser:
         denoiser = ConditionalDenoiser(
             unet=open_unet(Path(unet)), conditioner=LabelConditioner.from_pretrained(conditioner)
         )
-    check_schema(around.label_schema, denoiser.conditioner, where=url)
+    check_schema(setup.label_schema, denoiser.conditioner, where=url)
     return denoiser
 
 

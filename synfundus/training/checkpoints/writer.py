@@ -18,10 +18,10 @@ from typing import Any
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import World
-from synfundus.training.checkpoint import Snapshot, take_snapshot, write_snapshot
-from synfundus.training.checkpoint_search import checkpoint_name
+from synfundus.training.checkpoints.checkpoint import Snapshot, take_snapshot, write_snapshot
+from synfundus.training.checkpoints.model_files import ModelPart
+from synfundus.training.checkpoints.search import checkpoint_name
 from synfundus.training.ema import ShardedEma
-from synfundus.training.model_files import ModelPart
 
 _NICENESS = 10
 """Added to the thread's: a tenth of a core it has to share."""

@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ from diffusers import UNet2DConditionModel
 from diffusers import __version__ as diffusers_version
 
 from synfundus import __version__
+from synfundus.artifacts.autoencoder_folder import forget_origin
+from synfundus.artifacts.model import Model, ModelSetup, latent_shape_of
+from synfundus.artifacts.model_card import model_card
 from synfundus.diffusion.sampling import SamplerName, Scheduler, scheduler_for
 from synfundus.errors import CheckpointError, ManifestMismatch
-from synfundus.jobs.codec_folder import forget_origin
-from synfundus.jobs.model_card import model_card
 from synfundus.labels.schema import LabelSchema
 from synfundus.models.autoencoder import LatentCodec
 from synfundus.models.autoencoder import fingerprint as codec_fingerprint
@@ -42,50 +43,6 @@ FORMAT_VERSION = 1
 _PARTS = ("unet", "vae", "scheduler", "conditioner")
 _STOCK_SAMPLER: SamplerName = "dpmpp"
 _STOCK_FLOW_SAMPLER: SamplerName = "euler"
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What a network needs around it to make images; the same at the start of a run and at its end.
-
-    Attributes:
-        codec: The autoencoder the latents were made with.
-        schedule_settings: What `scheduler_for` takes.
-        label_schema: Labels of the latent set.
-        latent_mean: Per channel, ``[c]``: model latents are ``(latents - mean) / std``.
-        latent_std: Per channel, ``[c]``.
-        image_size_px: Edge of the images.
-        latent_set_identity: Identity of the latent set.
-        vae_fingerprint: Fingerprint the latent set names: sha256 over the autoencoder.
-    """
-
-    codec: LatentCodec
-    schedule_settings: dict[str, Any]
-    label_schema: LabelSchema
-    latent_mean: tuple[float, ...]
-    latent_std: tuple[float, ...]
-    image_size_px: int
-    latent_set_identity: str
-    vae_fingerprint: str
-
-
-@dataclass(frozen=True)
-class Pipeline(Surroundings):
-    """A loaded model with all that is needed to sample from it, in evaluation mode.
-
-    Attributes:
-        denoiser: U-Net and conditioner.
-        latent_shape: ``(c, lh, lw)``.
-        fingerprint: sha256 over U-Net and conditioner; empty for one that is in no pipeline folder.
-        training_summary: Figures of the training run.
-        folder: Where it was loaded from.
-    """
-
-    denoiser: ConditionalDenoiser
-    latent_shape: tuple[int, int, int]
-    fingerprint: str
-    training_summary: dict[str, Any]
-    folder: str
 
 
 def find_pipeline(model: str) -> str:
@@ -180,7 +137,7 @@ def save_pipeline(
     folder: str | Path,
     *,
     denoiser: ConditionalDenoiser,
-    around: Surroundings,
+    setup: ModelSetup,
     training_summary: Mapping[str, Any],
 ) -> str:
     """Write a pipeline folder; one that is there is replaced as a whole. Returns the model's fingerprint.
@@ -188,25 +145,25 @@ def save_pipeline(
     Args:
         folder: Where to write it.
         denoiser: U-Net and conditioner, fp32.
-        around: What the network needs around it.
+        setup: What the network needs around it.
         training_summary: Figures for the model card; no names of patients, files or sources.
 
     Raises:
         ManifestMismatch: Autoencoder or label schema are not those the model was trained with.
     """
-    check_schema(around.label_schema, denoiser.conditioner, where=str(folder))
-    codec = around.codec
+    check_schema(setup.label_schema, denoiser.conditioner, where=str(folder))
+    codec = setup.codec
     with folder_to_replace(str(folder), last=(DOCUMENT_NAME,)) as work:
         denoiser.unet.save_pretrained(work / "unet", safe_serialization=True)
         denoiser.conditioner.save_pretrained(work / "conditioner")
         codec.save_pretrained(work / "vae")
-        flow = around.schedule_settings["prediction_type"] == "flow_velocity"
-        scheduler = scheduler_for(_STOCK_FLOW_SAMPLER if flow else _STOCK_SAMPLER, around.schedule_settings)
+        flow = setup.schedule_settings["prediction_type"] == "flow_velocity"
+        scheduler = scheduler_for(_STOCK_FLOW_SAMPLER if flow else _STOCK_SAMPLER, setup.schedule_settings)
         scheduler.save_pretrained(work / "scheduler")
         forget_origin(work)
-        _check_codec(work / "vae", around.vae_fingerprint, where=str(folder))
+        _check_codec(work / "vae", setup.vae_fingerprint, where=str(folder))
         fingerprint = denoiser_fingerprint(work)
-        document = surroundings_document(around)
+        document = setup_document(setup)
         document["fingerprints"]["model"] = fingerprint
         document |= {
             "latent_shape": latent_shape_of(denoiser),
@@ -217,7 +174,7 @@ def save_pipeline(
         (work / "MODEL_CARD.md").write_text(
             model_card(
                 document,
-                around.label_schema,
+                setup.label_schema,
                 linear_path=codec.linear_path is not None,
                 autoencoder_class=codec.class_name,
             ),
@@ -227,30 +184,28 @@ def save_pipeline(
     return fingerprint
 
 
-def resave_pipeline(folder: str | Path, pipeline: Pipeline) -> str:
+def resave_pipeline(folder: str | Path, pipeline: Model) -> str:
     """Write a loaded pipeline to a folder, with the weights it has now. Returns the model's fingerprint.
 
     Raises:
         ManifestMismatch: As in `save_pipeline`.
     """
-    return save_pipeline(
-        folder, denoiser=pipeline.denoiser, around=pipeline, training_summary=pipeline.training_summary
-    )
+    return save_pipeline(folder, denoiser=pipeline.denoiser, setup=pipeline, training_summary=pipeline.training_summary)
 
 
-def surroundings_document(around: Surroundings) -> dict[str, Any]:
+def setup_document(setup: ModelSetup) -> dict[str, Any]:
     """Return what a JSON document says of a model's surroundings, the autoencoder by its fingerprint."""
     return {
-        "label_schema": around.label_schema.to_document(),
-        "latent_mean": [float(value) for value in around.latent_mean],
-        "latent_std": [float(value) for value in around.latent_std],
-        "image_size_px": around.image_size_px,
-        "schedule": dict(around.schedule_settings),
-        "fingerprints": {"autoencoder": around.vae_fingerprint, "latent_set": around.latent_set_identity},
+        "label_schema": setup.label_schema.to_document(),
+        "latent_mean": [float(value) for value in setup.latent_mean],
+        "latent_std": [float(value) for value in setup.latent_std],
+        "image_size_px": setup.image_size_px,
+        "schedule": dict(setup.schedule_settings),
+        "fingerprints": {"autoencoder": setup.vae_fingerprint, "latent_set": setup.latent_set_identity},
     }
 
 
-def read_surroundings(folder: Path, document: Mapping[str, Any], *, where: str) -> Surroundings:
+def read_setup(folder: Path, document: Mapping[str, Any], *, where: str) -> ModelSetup:
     """Return what a document says, with the autoencoder that lies in ``vae`` beside it.
 
     Raises:
@@ -259,7 +214,7 @@ def read_surroundings(folder: Path, document: Mapping[str, Any], *, where: str) 
     """
     fingerprints = document["fingerprints"]
     _check_codec(folder / "vae", fingerprints["autoencoder"], where=str(folder))
-    return Surroundings(
+    return ModelSetup(
         codec=LatentCodec.from_pretrained(folder / "vae").requires_grad_(False).eval(),
         schedule_settings=dict(document["schedule"]),
         label_schema=LabelSchema.from_document(document["label_schema"], where=where),
@@ -269,12 +224,6 @@ def read_surroundings(folder: Path, document: Mapping[str, Any], *, where: str) 
         latent_set_identity=fingerprints["latent_set"],
         vae_fingerprint=fingerprints["autoencoder"],
     )
-
-
-def latent_shape_of(denoiser: ConditionalDenoiser) -> tuple[int, int, int]:
-    """Return the shape ``(c, lh, lw)`` of the latents a network takes."""
-    config = denoiser.unet.config
-    return int(config.in_channels), int(config.sample_size), int(config.sample_size)
 
 
 def _check_codec(folder: Path, expected: str, *, where: str) -> None:
@@ -319,7 +268,7 @@ def open_unet(folder: Path) -> UNet2DConditionModel:
         raise CheckpointError(f"no usable U-Net here: {error}", where=str(folder)) from error
 
 
-def load_pipeline(folder: str | Path, *, device: torch.device) -> Pipeline:
+def load_pipeline(folder: str | Path, *, device: torch.device) -> Model:
     """Load a pipeline folder and check that its parts belong together.
 
     Args:
@@ -334,7 +283,7 @@ def load_pipeline(folder: str | Path, *, device: torch.device) -> Pipeline:
         return replace(_load_checked(local, device), folder=str(folder))
 
 
-def _load_checked(folder: Path, device: torch.device) -> Pipeline:
+def _load_checked(folder: Path, device: torch.device) -> Model:
     missing = [part for part in _PARTS if not (folder / part).is_dir()]
     if missing or not (folder / DOCUMENT_NAME).is_file():
         missing = missing or [DOCUMENT_NAME]
@@ -350,8 +299,8 @@ def _load_checked(folder: Path, device: torch.device) -> Pipeline:
         ) from error
 
 
-def _load(folder: Path, document: Mapping[str, Any], device: torch.device) -> Pipeline:
-    around = read_surroundings(folder, document, where=str(folder / DOCUMENT_NAME))
+def _load(folder: Path, document: Mapping[str, Any], device: torch.device) -> Model:
+    setup = read_setup(folder, document, where=str(folder / DOCUMENT_NAME))
     found, named = denoiser_fingerprint(folder), document["fingerprints"]["model"]
     if found != named:
         raise ManifestMismatch(
@@ -360,12 +309,12 @@ def _load(folder: Path, document: Mapping[str, Any], device: torch.device) -> Pi
             hint="the files were changed after the export: export the run again",
         )
     conditioner = LabelConditioner.from_pretrained(folder / "conditioner")
-    check_schema(around.label_schema, conditioner, where=str(folder))
+    check_schema(setup.label_schema, conditioner, where=str(folder))
     denoiser = ConditionalDenoiser(unet=open_unet(folder / "unet"), conditioner=conditioner)
-    _check_size(document, denoiser, around.codec, where=str(folder))
-    around.codec.to(device)
-    return Pipeline(
-        **vars(around),
+    _check_size(document, denoiser, setup.codec, where=str(folder))
+    setup.codec.to(device)
+    return Model(
+        **vars(setup),
         denoiser=denoiser.requires_grad_(False).eval().to(device),
         latent_shape=latent_shape_of(denoiser),
         fingerprint=found,

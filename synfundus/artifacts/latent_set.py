@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from synfundus.config.weighted import parse_weighted
 from synfundus.errors import ConfigError, ManifestMismatch
 from synfundus.labels.schema import difference
 from synfundus.shards.mixture import BLOCK_POSITIONS, shares
+from synfundus.storage.locations import parse_weighted
 from synfundus.storage.manifest import ShardSet, load_shard_set
 
 _SAME = ("autoencoder_fingerprint", "moments_shape", "image_size_px", "input_range", "dtype")

@@ -6,6 +6,7 @@ import platform
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -14,14 +15,12 @@ from typing import Any
 import yaml
 
 from synfundus import __version__
-from synfundus.config.precision import WORKING_PRECISIONS, WorkingPrecision
-from synfundus.config.schema import LoopConfig, RunConfig
+from synfundus.artifacts.run_spool import LEDGER_NAME, RunSpool, SpooledSinks
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import World, second_channel
 from synfundus.errors import CheckpointError, ConfigError, NumericalError
-from synfundus.jobs.run_spool import LEDGER_NAME, RunSpool, SpooledSinks
 from synfundus.redaction import redact
 from synfundus.storage import documents, filesystem
 from synfundus.storage.permissions import writers
@@ -29,12 +28,12 @@ from synfundus.telemetry.console import Console
 from synfundus.telemetry.run_files import read_run
 from synfundus.telemetry.sinks import MetricSinks, build_sinks
 from synfundus.telemetry.wandb_sink import WandbSink
-from synfundus.training.checkpoint import load_checkpoint
-from synfundus.training.checkpoint_search import FoundCheckpoint, find_checkpoint
-from synfundus.training.checkpoint_writer import CheckpointWriter
+from synfundus.training.checkpoints.checkpoint import load_checkpoint
+from synfundus.training.checkpoints.model_files import ModelPart
+from synfundus.training.checkpoints.search import FoundCheckpoint, find_checkpoint
+from synfundus.training.checkpoints.writer import CheckpointWriter
 from synfundus.training.ema import ShardedEma
 from synfundus.training.loop_state import TrainState
-from synfundus.training.model_files import ModelPart
 
 FORMAT_NAME = "synfundus-run"
 FORMAT_VERSION = 1
@@ -58,17 +57,32 @@ def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def begun_precision(url: str) -> WorkingPrecision | None:
+def begun_precision(url: str) -> str | None:
     """Return what the run in a folder computes in; None where there is no run yet, or none that says so."""
     path = filesystem.join(url, "run.json")
     if not filesystem.exists(path):
         return None
     found = documents.read_document(path, format_name=FORMAT_NAME, version=FORMAT_VERSION)
     precision = flatten(found).get("identity.precision")
-    return next((known for known in WORKING_PRECISIONS if known == precision), None)
+    return precision if isinstance(precision, str) else None
 
 
-class RunDirectory:
+@dataclass(frozen=True)
+class SaverSettings:
+    """How checkpoints are kept and written.
+
+    Attributes:
+        keep: Checkpoints kept.
+        behind_the_steps: A step only copies the state; the rest is done behind the next ones.
+        timeout_s: Longest wait of a rank for the others.
+    """
+
+    keep: int
+    behind_the_steps: bool
+    timeout_s: float
+
+
+class RunFolder:
     """A run directory.
 
     Collective: opened by all ranks; rank 0 writes.
@@ -77,7 +91,7 @@ class RunDirectory:
         url: The folder.
         kind: ``vae`` or ``diffusion``.
         identity: What must not change between two starts of the same run: architecture, objective, data, seed.
-        config: The resolved config, written to config.yaml.
+        config: The resolved config as a document, written to config.yaml.
         world: The job.
 
     Raises:
@@ -85,7 +99,9 @@ class RunDirectory:
         StorageError: On every rank when rank 0 cannot write there.
     """
 
-    def __init__(self, url: str, *, kind: str, identity: Mapping[str, Any], config: RunConfig, world: World) -> None:
+    def __init__(
+        self, url: str, *, kind: str, identity: Mapping[str, Any], config: Mapping[str, Any], world: World
+    ) -> None:
         self.url = url
         self._world = world
         self._config = config
@@ -110,7 +126,7 @@ class RunDirectory:
             found = documents.read_document(path, format_name=FORMAT_NAME, version=FORMAT_VERSION)
             return _difference(found, wanted)
         documents.write_document(path, wanted, format_name=FORMAT_NAME, version=FORMAT_VERSION)
-        config = yaml.safe_dump(self._config.model_dump(mode="json"), sort_keys=False)
+        config = yaml.safe_dump(dict(self._config), sort_keys=False)
         filesystem.write_bytes(self.path("config.yaml"), config.encode())
         environment = {
             "argv": [redact(text) for text in sys.argv[1:]],
@@ -181,7 +197,7 @@ class RunDirectory:
         *,
         zero: ZeroEngine,
         average: ShardedEma,
-        loop: LoopConfig,
+        settings: SaverSettings,
         watchdog: Watchdog,
         parts: Sequence[ModelPart] = (),
     ) -> CheckpointWriter:
@@ -191,18 +207,17 @@ class RunDirectory:
             state: The place: it is saved already, or the beginning.
             zero: Weights and moments.
             average: Averaged weights.
-            loop: How many are kept, and whether they are written behind the steps.
+            settings: How checkpoints are kept and written.
             watchdog: Ends the job when a save does not end.
             parts: Parts of the network that get a folder diffusers opens.
         """
-        timeout_s = self._config.launch.collective_timeout_s
         return CheckpointWriter(
             self.path("checkpoints"),
             engine=zero,
             ema=average,
-            keep=loop.keep_checkpoints,
+            keep=settings.keep,
             world=self._world,
-            behind=second_channel(self._world, timeout_s=timeout_s) if loop.async_checkpoints else None,
+            behind=second_channel(self._world, timeout_s=settings.timeout_s) if settings.behind_the_steps else None,
             watchdog=watchdog,
             before=self._upload_rows,
             saved_images=state.images_seen,
@@ -227,8 +242,16 @@ class RunDirectory:
             return
         on_rank_0(lambda: self._spool.upload(), world)
 
-    def sinks(self, *, resume_images: int, console: Console) -> MetricSinks:
+    def sinks(
+        self, *, resume_images: int, tensorboard: bool, wandb_project: str | None, console: Console
+    ) -> MetricSinks:
         """Open the metric sinks of this rank. Collective.
+
+        Args:
+            resume_images: Images seen where the run goes on.
+            tensorboard: Write TensorBoard files.
+            wandb_project: Weights & Biases project; None for none.
+            console: Told what the sinks have to say.
 
         Raises:
             ConfigError: On every rank when rank 0 cannot open one.
@@ -237,14 +260,11 @@ class RunDirectory:
 
         def work() -> None:
             nonlocal opened
-            telemetry = self._config.telemetry
             sinks = build_sinks(
                 self._spool.folder,
                 rank=self._world.rank,
-                tensorboard=telemetry.tensorboard,
-                wandb=None
-                if telemetry.wandb_project is None
-                else partial(self._wandb, telemetry.wandb_project, console),
+                tensorboard=tensorboard,
+                wandb=None if wandb_project is None else partial(self._wandb, wandb_project, console),
                 resume_images=resume_images,
             )
             opened = SpooledSinks(sinks.sinks, self._spool)
@@ -264,7 +284,7 @@ class RunDirectory:
             name=self._name(),
             run_id=str(found.get("id")),
             folder=folder,
-            config=self._config.model_dump(mode="json"),
+            config=dict(self._config),
             warn=console.warning,
         )
 

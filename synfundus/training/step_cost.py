@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
-from synfundus.config.schema import LoopConfig
 from synfundus.distributed.world import World
 from synfundus.models.autoencoder import LatentCodec
 from synfundus.models.counting import NetworkCount, count_network, meta_copy
 from synfundus.models.unet import ConditionalDenoiser
-from synfundus.training.footprint import GPUS, ImageFlops, find_gpu
+from synfundus.training.memory.footprint import GPUS, ImageFlops, find_gpu
 from synfundus.training.progress import StepCost
 
 BACKWARD = 2.0
 """Operations of a backward pass, in forward passes."""
 
 
-class _ThereAndBack(nn.Module):
+@dataclass(frozen=True)
+class Kernels:
+    """How a step is computed.
+
+    Attributes:
+        bf16: In bf16 instead of fp32.
+        tf32: fp32 products of a GPU run on tensor cores.
+        gradient_checkpointing: Activations are recomputed in the backward pass.
+    """
+
+    bf16: bool
+    tf32: bool
+    gradient_checkpointing: bool
+
+
+class _Reconstruction(nn.Module):
     """The autoencoder's network from its input to its output; a linear path is left out, and costs next to nothing."""
 
     def __init__(self, codec: LatentCodec) -> None:
@@ -38,7 +54,7 @@ def denoiser_cost(
     *,
     latent_shape: tuple[int, int, int],
     num_labels: int,
-    loop: LoopConfig,
+    kernels: Kernels,
     world: World,
 ) -> StepCost | None:
     """Count U-Net and conditioner on rank 0; None elsewhere.
@@ -47,7 +63,7 @@ def denoiser_cost(
         denoiser: As built: before attention kernels are chosen and the engine takes it.
         latent_shape: ``(c, lh, lw)``.
         num_labels: Labels of the schema.
-        loop: Precision and gradient checkpointing.
+        kernels: How it is computed.
         world: The job.
     """
     if world.rank > 0:
@@ -59,28 +75,28 @@ def denoiser_cost(
             torch.zeros(1, num_labels, dtype=torch.int64),
         )
     shadow = meta_copy(denoiser)
-    if loop.gradient_checkpointing:
+    if kernels.gradient_checkpointing:
         shadow.unet.enable_gradient_checkpointing()
-    return _cost(count_network(shadow, *inputs), loop, world)
+    return _cost(count_network(shadow, *inputs), kernels, world)
 
 
-def codec_cost(codec: LatentCodec, *, image_size_px: int, loop: LoopConfig, world: World) -> StepCost | None:
+def codec_cost(codec: LatentCodec, *, image_size_px: int, kernels: Kernels, world: World) -> StepCost | None:
     """Count the autoencoder on rank 0, without a discriminator; None elsewhere.
 
     Args:
         codec: As built, see `denoiser_cost`.
         image_size_px: Edge of the images.
-        loop: Precision and gradient checkpointing.
+        kernels: How it is computed.
         world: The job.
     """
     if world.rank > 0:
         return None
     edge = image_size_px // codec.block_size_px
     blocks = torch.empty(1, int(codec.autoencoder.config.in_channels), edge, edge, device="meta")
-    shadow = meta_copy(_ThereAndBack(codec))
-    if loop.gradient_checkpointing:
+    shadow = meta_copy(_Reconstruction(codec))
+    if kernels.gradient_checkpointing:
         shadow.autoencoder.enable_gradient_checkpointing()
-    return _cost(count_network(shadow, blocks), loop, world)
+    return _cost(count_network(shadow, blocks), kernels, world)
 
 
 def image_flops(count: NetworkCount) -> ImageFlops:
@@ -89,18 +105,18 @@ def image_flops(count: NetworkCount) -> ImageFlops:
     return ImageFlops(model=model, hardware=model + count.flops_recomputed)
 
 
-def _cost(count: NetworkCount, loop: LoopConfig, world: World) -> StepCost:
+def _cost(count: NetworkCount, kernels: Kernels, world: World) -> StepCost:
     flops = image_flops(count)
     return StepCost(
         flops_per_image=flops.model,
         recomputed=flops.hardware / flops.model,
-        peak_flops=_peak_flops(loop, world),
+        peak_flops=_peak_flops(kernels, world),
     )
 
 
-def _peak_flops(loop: LoopConfig, world: World) -> float | None:
+def _peak_flops(kernels: Kernels, world: World) -> float | None:
     """Return the peak of this rank's GPU in the precision of the run, None where it is not known."""
     if world.device != "cuda":
         return None
     gpu = find_gpu(torch.cuda.get_device_name())
-    return None if gpu is None else GPUS[gpu].peak(weight_bytes=2 if loop.precision == "bf16" else 4, tf32=loop.tf32)
+    return None if gpu is None else GPUS[gpu].peak(weight_bytes=2 if kernels.bf16 else 4, tf32=kernels.tf32)

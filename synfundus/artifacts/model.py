@@ -1,0 +1,133 @@
+"""A model: a network and what it needs around it, and how it turns noise and label states into pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from synfundus.diffusion.sampling import SamplerSettings, sample_latents, scheduler_for
+from synfundus.labels.schema import LabelSchema
+from synfundus.models.autoencoder import LatentCodec
+from synfundus.models.pixels import tensor_to_pixels
+from synfundus.models.unet import ConditionalDenoiser
+
+_DECODED_PIXELS = 2**22
+"""Pixels that are decoded at a time: four images of 1,024 px, for which fp32 activations are 4 GiB a layer."""
+
+
+@dataclass(frozen=True)
+class ModelSetup:
+    """What a network needs around it to make images; the same at the start of a run and at its end.
+
+    Attributes:
+        codec: The autoencoder the latents were made with.
+        schedule_settings: What `scheduler_for` takes.
+        label_schema: Labels of the latent set.
+        latent_mean: Per channel, ``[c]``: model latents are ``(latents - mean) / std``.
+        latent_std: Per channel, ``[c]``.
+        image_size_px: Edge of the images.
+        latent_set_identity: Identity of the latent set.
+        vae_fingerprint: Fingerprint the latent set names: sha256 over the autoencoder.
+    """
+
+    codec: LatentCodec
+    schedule_settings: dict[str, Any]
+    label_schema: LabelSchema
+    latent_mean: tuple[float, ...]
+    latent_std: tuple[float, ...]
+    image_size_px: int
+    latent_set_identity: str
+    vae_fingerprint: str
+
+
+@dataclass(frozen=True)
+class Model(ModelSetup):
+    """A loaded model with all that is needed to sample from it, in evaluation mode.
+
+    Attributes:
+        denoiser: U-Net and conditioner.
+        latent_shape: ``(c, lh, lw)``.
+        fingerprint: sha256 over U-Net and conditioner; empty for one that is in no pipeline folder.
+        training_summary: Figures of the training run.
+        folder: Where it was loaded from.
+    """
+
+    denoiser: ConditionalDenoiser
+    latent_shape: tuple[int, int, int]
+    fingerprint: str
+    training_summary: dict[str, Any]
+    folder: str
+
+    def generate(
+        self,
+        *,
+        initial_noise: NDArray[np.float32],
+        states: NDArray[np.int64],
+        settings: SamplerSettings,
+        device: torch.device,
+    ) -> NDArray[np.uint8]:
+        """Return one image for each row of noise.
+
+        Args:
+            initial_noise: ``[b, c, lh, lw]``.
+            states: Label states, ``[b, k]``.
+            settings: Sampler, steps, guidance.
+            device: Where to compute; the networks are there.
+
+        Returns:
+            uint8 ``[b, h, w, 3]``.
+        """
+        return generate_images(
+            self, self.denoiser, initial_noise=initial_noise, states=states, settings=settings, device=device
+        )
+
+
+@torch.no_grad()
+def generate_images(
+    setup: ModelSetup,
+    denoiser: ConditionalDenoiser,
+    *,
+    initial_noise: NDArray[np.float32],
+    states: NDArray[np.int64],
+    settings: SamplerSettings,
+    device: torch.device,
+) -> NDArray[np.uint8]:
+    """Return one image for each row of noise, from a network that is in no model yet.
+
+    Args:
+        setup: What the network needs around it; its autoencoder decodes in fp32.
+        denoiser: The network.
+        initial_noise: ``[b, c, lh, lw]``.
+        states: Label states, ``[b, k]``.
+        settings: Sampler, steps, guidance.
+        device: Where to compute; the networks are there.
+
+    Returns:
+        uint8 ``[b, h, w, 3]``.
+    """
+    latents = sample_latents(
+        denoiser,
+        initial_noise=torch.from_numpy(initial_noise).to(device),
+        scheduler=scheduler_for(settings.sampler, setup.schedule_settings),
+        num_steps=settings.num_steps,
+        states=torch.from_numpy(states).to(device),
+        guidance_scale=settings.guidance_scale,
+        guidance_interval=settings.guidance_interval,
+        guidance_rescale=settings.guidance_rescale,
+    )
+    mean = torch.tensor(setup.latent_mean, dtype=torch.float32, device=device)[None, :, None, None]
+    std = torch.tensor(setup.latent_std, dtype=torch.float32, device=device)[None, :, None, None]
+    scaled = latents.float() * std + mean
+    edge = setup.codec.downsample_factor * latents.shape[-1]
+    pieces = torch.split(scaled, max(1, _DECODED_PIXELS // edge**2))
+    return np.concatenate([tensor_to_pixels(setup.codec.decode(piece)) for piece in pieces])
+
+
+def latent_shape_of(denoiser: ConditionalDenoiser) -> tuple[int, int, int]:
+    """Return the shape ``(c, lh, lw)`` of the latents a network takes."""
+    config = denoiser.unet.config
+    return int(config.in_channels), int(config.sample_size), int(config.sample_size)

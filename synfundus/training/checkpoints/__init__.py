@@ -1,0 +1,1 @@
+"""Checkpoints of any number of ranks: committed in two phases, found again, resliced."""

@@ -1,0 +1,1 @@
+"""What fits into memory: worked out beforehand, measured at start."""
