@@ -17,10 +17,10 @@ from synfundus.config.schema import OptimConfig, RunConfig
 from synfundus.diffusion.loss import denoising_loss
 from synfundus.diffusion.parametrisation import training_target
 from synfundus.distributed.world import LocalWorld
-from synfundus.jobs import build, diffusion_setup
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.models.autoencoder import LatentCodec
 from synfundus.models.unet import ConditionalDenoiser
+from synfundus.stages import build, diffusion_setup
 from synfundus.telemetry.console import SilentConsole
 from synfundus.training.ema import ema_decay
 from synfundus.training.optim import parameter_groups

@@ -17,8 +17,8 @@ import torch
 from benchmarks.measuring import report
 from synfundus.config.loader import load_config
 from synfundus.distributed.world import World, connect, disconnect, second_channel, torch_device
-from synfundus.jobs import build
-from synfundus.jobs.demo_pace import latent_edge, random_batch, training_step
+from synfundus.stages import build
+from synfundus.stages.demo.pace import latent_edge, random_batch, training_step
 from synfundus.training.checkpoints.writer import CheckpointWriter
 
 BATCH = 4

@@ -22,7 +22,7 @@ from benchmarks.training_runs import StepConsole, run_config, write_codec_and_la
 from synfundus.config.loader import load_config
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World, connect, disconnect
-from synfundus.jobs import train
+from synfundus.stages.train import job as train
 from synfundus.training.ema import ShardedEma
 
 WIDTHS = (0.05, 0.1)

@@ -16,10 +16,11 @@ from benchmarks.measuring import interleaved, rate, report, write_phantom_images
 from synfundus.config.loader import load_config
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import connect, disconnect
-from synfundus.jobs import build, encode_latents
 from synfundus.models.pixels import pixels_to_tensor
 from synfundus.shards.images import ImageDecoder
 from synfundus.shards.reader import ShardSetReader
+from synfundus.stages import build
+from synfundus.stages.encode_latents import job as encode_latents
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import SilentConsole
 

@@ -34,11 +34,15 @@ from benchmarks.training_runs import StepConsole, run_config
 from synfundus.config.loader import load_config
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World, connect, disconnect
-from synfundus.jobs import build, diffusion_setup, encode_latents, phantoms, prepare, train
-from synfundus.jobs.demo_pace import latent_edge
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.models.counting import count_network
 from synfundus.shards.reader import ShardSetReader, decode_json
+from synfundus.stages import build, diffusion_setup
+from synfundus.stages.demo.pace import latent_edge
+from synfundus.stages.encode_latents import job as encode_latents
+from synfundus.stages.phantoms import job as phantoms
+from synfundus.stages.prepare import job as prepare
+from synfundus.stages.train import job as train
 from synfundus.storage.manifest import load_shard_set
 from synfundus.telemetry.console import SilentConsole
 

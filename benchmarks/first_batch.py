@@ -44,8 +44,8 @@ def first_batch(url: str) -> float:
     """Return the seconds this process needs inside for a first batch; the caller times the whole process."""
     began = time.perf_counter()
     from synfundus.artifacts.latent_set import open_latent_sets
-    from synfundus.jobs.reading import latent_batches
     from synfundus.shards.loader import BatchLoader, Prefetch, RankSteps
+    from synfundus.stages.reading import latent_batches
 
     imported = time.perf_counter()
     reader = latent_batches(open_latent_sets([url]), split="train", seed=0, with_flip=False, augment=None)

@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader
 
 from benchmarks.measuring import report, write_random_latents
 from synfundus.artifacts.latent_set import open_latent_sets
-from synfundus.jobs.reading import latent_batches
 from synfundus.shards.loader import BatchLoader, Prefetch, RankSteps
+from synfundus.stages.reading import latent_batches
 from synfundus.storage.manifest import ShardSet
 
 SHAPE = (8, 64, 64)

@@ -23,8 +23,8 @@ import webdataset
 from benchmarks.loader import BATCH, SHAPE, SHUFFLE_BUFFER
 from benchmarks.measuring import report, write_random_latents
 from synfundus.artifacts.latent_set import open_latent_sets
-from synfundus.jobs.reading import latent_batches
 from synfundus.shards.loader import BatchLoader, Prefetch, RankSteps
+from synfundus.stages.reading import latent_batches
 from synfundus.storage import filesystem
 from synfundus.storage.filesystem import StoreSettings
 from synfundus.storage.manifest import ShardSet, load_shard_set

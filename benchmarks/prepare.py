@@ -32,8 +32,8 @@ from PIL import Image
 from benchmarks.measuring import interleaved, rate, report
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld
-from synfundus.jobs import prepare
 from synfundus.phantoms.draw import LABEL_NAMES, draw_phantom
+from synfundus.stages.prepare import job as prepare
 from synfundus.telemetry.console import SilentConsole
 
 NUM_PHANTOMS = 30

@@ -23,7 +23,7 @@ from benchmarks.training_runs import StepConsole, last_lines, run_config, start_
 from synfundus.config.loader import load_config
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import connect, disconnect
-from synfundus.jobs import train
+from synfundus.stages.train import job as train
 
 GOAL = 1.7
 MODULE = "benchmarks.scaling"

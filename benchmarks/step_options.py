@@ -13,8 +13,8 @@ import torch
 from benchmarks.measuring import interleaved, rate, report
 from synfundus.config.loader import load_config
 from synfundus.distributed.world import Device, has_native_bf16
-from synfundus.jobs import build
-from synfundus.jobs.demo_pace import latent_edge, random_batch, training_step
+from synfundus.stages import build
+from synfundus.stages.demo.pace import latent_edge, random_batch, training_step
 from synfundus.training.memory.memory_format import LEAST_GAIN, measure_format
 from synfundus.training.memory.rehearsal import Rehearsal
 

@@ -25,9 +25,9 @@ from benchmarks.training_runs import StepConsole, run_config, write_codec_and_la
 from synfundus.config.loader import load_config
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World, connect, disconnect, has_native_bf16
-from synfundus.jobs import train
-from synfundus.jobs.demo_pace import latent_edge
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
+from synfundus.stages.demo.pace import latent_edge
+from synfundus.stages.train import job as train
 
 STRETCH_STEPS = 3
 NUM_LATENTS = 2048

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from benchmarks.measuring import write_random_latents
 from synfundus.config.schema import RunConfig
-from synfundus.jobs import build
-from synfundus.jobs.demo_pace import latent_edge
+from synfundus.stages import build
+from synfundus.stages.demo.pace import latent_edge
 from synfundus.telemetry.console import Progress, SilentConsole
 
 

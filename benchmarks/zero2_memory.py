@@ -17,8 +17,8 @@ from benchmarks.measuring import report
 from benchmarks.training_runs import last_lines, start_ranks
 from synfundus.config.loader import load_config
 from synfundus.distributed.world import connect, disconnect, torch_device
-from synfundus.jobs import build
-from synfundus.jobs.demo_pace import latent_edge, random_batch, training_step
+from synfundus.stages import build
+from synfundus.stages.demo.pace import latent_edge, random_batch, training_step
 from synfundus.training.memory.footprint import state_bytes
 
 RANKS = (1, 2, 4)

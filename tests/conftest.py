@@ -58,7 +58,7 @@ def world() -> Iterator[World]:
 @pytest.fixture(scope="session")
 def vae_run(image_set: ShardSet, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of train-vae, a few steps long; not to be written to."""
-    from synfundus.jobs import train_vae
+    from synfundus.stages.train_vae import job as train_vae
 
     run_dir = tmp_path_factory.mktemp("vae") / "run"
     config = tiny_config({"vae": {"data": image_set.url, "run_dir": str(run_dir)}})
@@ -69,7 +69,7 @@ def vae_run(image_set: ShardSet, world: World, tmp_path_factory: pytest.TempPath
 @pytest.fixture(scope="session")
 def latent_set(image_set: ShardSet, vae_run: Path, world: World, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     """The image set's latents, mirrored moments included; not to be written to."""
-    from synfundus.jobs import encode_latents
+    from synfundus.stages.encode_latents import job as encode_latents
 
     out = tmp_path_factory.mktemp("latents") / "set"
     config = tiny_config({"encode": {"data": image_set.url, "vae": str(vae_run), "out": str(out), "flip": True}})

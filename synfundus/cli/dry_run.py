@@ -39,7 +39,7 @@ def describe(verb: Verb, loaded: LoadedConfig, plan: LaunchPlan, device: Literal
     if verb.trains is not None:
         text += _training_text(verb, loaded, plan, device)
     if verb.name == "prepare":
-        from synfundus.jobs.preparation_plan import describe_inputs
+        from synfundus.stages.prepare.plan import describe_inputs
 
         text += describe_inputs(loaded.config.prepare, seed=loaded.config.seed)
     text += f"# launch\n{plan.describe()}\n"

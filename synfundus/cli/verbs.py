@@ -50,7 +50,7 @@ class Verb:
         help: First line of its help.
         options: Its own options.
         sections: Top-level keys of the configuration that concern it.
-        module: Module of `synfundus.jobs` that does it.
+        module: Module of `synfundus.stages` that does it.
         distributed: Whether it runs as ranks of a job with a process group.
         host_only: Whether it computes on the host whatever accelerators there are; alone it needs no process group.
         script: Batch script for several nodes; empty when it does not run on several.

@@ -15,11 +15,11 @@ from curves import CurveFile
 from tiny_sets import IMAGE_SIZE_PX, tiny_config, write_set
 
 from synfundus.distributed.world import World
-from synfundus.jobs import train
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.models.autoencoder import build_codec, fingerprint
 from synfundus.seeding import keyed_normal, keyed_uniform
 from synfundus.shards.reader import encode_npy
+from synfundus.stages.train import job as train
 from synfundus.storage.documents import read_lines
 from synfundus.telemetry.console import SilentConsole
 

@@ -19,8 +19,9 @@ from test_loss_curves import BATCH, STEPS, inputs  # noqa: F401 - a fixture
 from tiny_sets import IMAGE_SIZE_PX, encode_png, tiny_config, write_set
 
 from synfundus.distributed.world import World
-from synfundus.jobs import train, train_vae
 from synfundus.seeding import keyed_normal
+from synfundus.stages.train import job as train
+from synfundus.stages.train_vae import job as train_vae
 from synfundus.storage.documents import read_lines
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import SilentConsole

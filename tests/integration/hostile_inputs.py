@@ -385,11 +385,11 @@ def write_all(home: Path, canary: Path) -> None:
 def _read_set(folder: Path) -> str:
     """Read a set as the loader and as inspect do; say how it ended."""
     from synfundus.errors import CorruptShard
-    from synfundus.jobs.inspect import open_set
     from synfundus.labels.counts import count_labels
     from synfundus.shards.images import ImageDecoder
     from synfundus.shards.reader import ShardSetReader
     from synfundus.shards.set_survey import SetSurvey
+    from synfundus.stages.inspect.job import open_set
 
     shard_set = open_set(str(folder))
     decode = ImageDecoder(schema=shard_set.label_schema, image_size_px=64)

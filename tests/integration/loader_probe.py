@@ -12,8 +12,8 @@ import time
 from itertools import islice
 
 from synfundus.artifacts.latent_set import open_latent_sets
-from synfundus.jobs.reading import latent_batches
 from synfundus.shards.loader import BatchLoader, Prefetch, RankSteps
+from synfundus.stages.reading import latent_batches
 
 
 def main() -> None:

@@ -24,8 +24,8 @@ from synfundus.artifacts.model_folder import denoiser_fingerprint, load_pipeline
 from synfundus.cli.app import run_command
 from synfundus.distributed.world import World
 from synfundus.errors import CheckpointError, ManifestMismatch, StorageError, SynfundusError
-from synfundus.jobs import train_vae
 from synfundus.models.autoencoder import fingerprint
+from synfundus.stages.train_vae import job as train_vae
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import SilentConsole

@@ -14,9 +14,17 @@ from tiny_sets import tiny_config, write_config
 
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld, World
-from synfundus.jobs import encode_latents, export, phantoms, plot, sample, train, train_vae, verify_latents, watch
 from synfundus.shards.reader import ShardSetReader
 from synfundus.shards.set_survey import SetSurvey
+from synfundus.stages.encode_latents import job as encode_latents
+from synfundus.stages.export import job as export
+from synfundus.stages.phantoms import job as phantoms
+from synfundus.stages.plot import job as plot
+from synfundus.stages.sample import job as sample
+from synfundus.stages.train import job as train
+from synfundus.stages.train_vae import job as train_vae
+from synfundus.stages.verify_latents import job as verify_latents
+from synfundus.stages.watch import job as watch
 from synfundus.storage import filesystem
 from synfundus.storage.documents import read_lines
 from synfundus.storage.manifest import ShardSet, load_shard_set

@@ -21,7 +21,7 @@ from synfundus.artifacts.model import Model
 from synfundus.artifacts.model_folder import load_pipeline
 from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import CheckpointError
-from synfundus.jobs import export
+from synfundus.stages.export import job as export
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import SilentConsole
 

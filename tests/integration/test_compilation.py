@@ -18,10 +18,10 @@ from tiny_sets import tiny_config, write_config
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.world import World
 from synfundus.errors import ConfigError
-from synfundus.jobs import build
-from synfundus.jobs.demo_pace import random_batch, training_step
 from synfundus.models.compilation import compile_blocks
 from synfundus.models.compiler import missing_for_compilation
+from synfundus.stages import build
+from synfundus.stages.demo.pace import random_batch, training_step
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import SilentConsole
 

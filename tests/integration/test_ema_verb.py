@@ -16,7 +16,8 @@ from synfundus.artifacts.ema_snapshots import find_snapshots, read_snapshot
 from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
 from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import CheckpointError, ConfigError
-from synfundus.jobs import ema, train
+from synfundus.stages.ema import job as ema
+from synfundus.stages.train import job as train
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import SilentConsole
 

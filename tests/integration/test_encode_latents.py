@@ -21,11 +21,11 @@ from synfundus.artifacts.autoencoder_folder import find_codec, open_codec
 from synfundus.artifacts.latent_sources import SOURCES_NAME, load_sources
 from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import ConfigError, CorruptShard, DataError
-from synfundus.jobs import encode_latents
 from synfundus.models.autoencoder import LatentCodec
 from synfundus.models.pixels import pixels_to_tensor
 from synfundus.shards.images import ImageDecoder
 from synfundus.shards.reader import ShardSetReader, decode_npy
+from synfundus.stages.encode_latents import job as encode_latents
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import SilentConsole, SilentProgress
@@ -95,7 +95,7 @@ def test_a_rank_that_is_done_waits_longer_than_a_collective_may_take(
     config = write_config(tmp_path / "run.yaml", {"launch": {"collective_timeout_s": 25}})
     command = ("encode-latents", "--config", config, "--data", image_set.url, "--vae", vae_run)
     for ended in run_ranks_with_fault(
-        "hang:40:synfundus.jobs.latent_encoder:ShardEncoder.encode:1",
+        "hang:40:synfundus.stages.encode_latents.shard_encoder:ShardEncoder.encode:1",
         *(1, *command, "--out", tmp_path / "latents"),
         world_size=2,
         patience_s=5,

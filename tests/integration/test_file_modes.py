@@ -13,7 +13,7 @@ from tiny_sets import tiny_config
 
 from synfundus.distributed.world import World
 from synfundus.errors import CheckpointError
-from synfundus.jobs import train_vae
+from synfundus.stages.train_vae import job as train_vae
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import SilentConsole
 

@@ -16,8 +16,9 @@ from tiny_sets import merged, tiny_config, write_config
 
 from synfundus.distributed.world import World
 from synfundus.errors import ConfigError
-from synfundus.jobs import sample, train
-from synfundus.jobs.demo_pace import measure_pace
+from synfundus.stages.demo.pace import measure_pace
+from synfundus.stages.sample import job as sample
+from synfundus.stages.train import job as train
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import SilentConsole
 

@@ -21,11 +21,15 @@ from tiny_sets import tiny_config, write_config
 from synfundus.artifacts.model_folder import load_pipeline
 from synfundus.distributed.world import World
 from synfundus.errors import CheckpointError, ConfigError
-from synfundus.jobs import encode_latents, sample, train, train_vae, verify_latents
 from synfundus.models.pixels import pixels_to_tensor
 from synfundus.shards.images import ImageDecoder
 from synfundus.shards.latents import LatentDecoder
 from synfundus.shards.reader import ShardSetReader
+from synfundus.stages.encode_latents import job as encode_latents
+from synfundus.stages.sample import job as sample
+from synfundus.stages.train import job as train
+from synfundus.stages.train_vae import job as train_vae
+from synfundus.stages.verify_latents import job as verify_latents
 from synfundus.storage import filesystem
 from synfundus.storage.documents import read_document, read_lines
 from synfundus.storage.manifest import ShardSet, load_shard_set

@@ -8,8 +8,9 @@ from pathlib import Path
 from tiny_sets import UNEVEN_SHARDS, flip_byte, tiny_config
 
 from synfundus.distributed.world import World
-from synfundus.jobs import train, train_vae
 from synfundus.shards.reader import ShardSetReader
+from synfundus.stages.train import job as train
+from synfundus.stages.train_vae import job as train_vae
 from synfundus.storage.documents import read_lines
 from synfundus.storage.manifest import SetKind, ShardSet, load_shard_set
 from synfundus.telemetry.console import SilentConsole

@@ -22,10 +22,10 @@ from tiny_sets import UNEVEN_SHARDS, encode_png, flip_byte, phantom_samples, tin
 from synfundus.cli.app import run_command
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import ConfigError, DataError
-from synfundus.jobs import inspect
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.shards.reader import encode_npy
 from synfundus.shards.set_survey import SetSurvey
+from synfundus.stages.inspect import job as inspect
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardEntry, ShardSet, save_shard_set, shard_name
 from synfundus.storage.tarshard import write_shard

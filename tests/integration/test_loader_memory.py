@@ -12,9 +12,9 @@ import pytest
 from tiny_sets import write_set
 
 from synfundus.artifacts.latent_set import open_latent_sets
-from synfundus.jobs.reading import latent_batches
 from synfundus.shards.loader import BatchLoader, Prefetch, RankSteps
 from synfundus.shards.reader import encode_npy
+from synfundus.stages.reading import latent_batches
 
 SHAPE = (8, 64, 64)
 BATCH = 64

@@ -15,9 +15,9 @@ from s3_server import S3Server
 from tiny_sets import write_numbered_set
 
 from synfundus.artifacts.latent_set import open_latent_sets
-from synfundus.jobs.reading import latent_batches
 from synfundus.shards.loader import BatchLoader, Prefetch, RankSteps
 from synfundus.shards.reader import ShardSetReader
+from synfundus.stages.reading import latent_batches
 from synfundus.storage import filesystem
 from synfundus.storage.filesystem import StoreSettings
 from synfundus.storage.manifest import ShardSet

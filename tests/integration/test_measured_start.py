@@ -15,8 +15,10 @@ from tiny_sets import tiny_config, write_config
 
 from synfundus.distributed.world import World
 from synfundus.errors import ConfigError, DataError
-from synfundus.jobs import measured_start, train, train_vae
-from synfundus.jobs.measured_start import remembered_format, remembered_size
+from synfundus.stages import measured_start
+from synfundus.stages.measured_start import remembered_format, remembered_size
+from synfundus.stages.train import job as train
+from synfundus.stages.train_vae import job as train_vae
 from synfundus.storage.manifest import ShardSet
 from synfundus.training.memory.memory_format import FormatChoice
 from synfundus.training.memory.rehearsal import Rehearsal

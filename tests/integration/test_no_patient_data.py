@@ -18,8 +18,9 @@ from tiny_sets import tiny_config
 
 from synfundus.artifacts.autoencoder_folder import save_codec
 from synfundus.distributed.world import LocalWorld
-from synfundus.jobs import encode_latents, prepare
 from synfundus.phantoms.draw import LABEL_NAMES, draw_phantom
+from synfundus.stages.encode_latents import job as encode_latents
+from synfundus.stages.prepare import job as prepare
 from synfundus.storage.manifest import REJECTS_NAME, load_shard_set
 from synfundus.storage.tarshard import TarShardReader
 from synfundus.telemetry.console import SilentConsole

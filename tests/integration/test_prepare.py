@@ -22,8 +22,10 @@ from PIL.PngImagePlugin import PngInfo
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import ConfigError, DataError
-from synfundus.jobs import Summary, preparation_shards, prepare
 from synfundus.phantoms.draw import LABEL_NAMES, draw_phantom
+from synfundus.stages import Summary
+from synfundus.stages.prepare import job as prepare
+from synfundus.stages.prepare import shards as preparation_shards
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.storage.tarshard import TarShardReader, write_shard
 from synfundus.telemetry.console import SilentConsole

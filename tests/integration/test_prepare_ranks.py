@@ -22,12 +22,14 @@ from written_text import write_text
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import ConfigError, CorruptShard, DataError, StorageError
-from synfundus.jobs import Summary, preparation_chunks, prepare
 from synfundus.phantoms.draw import LABEL_NAMES, draw_phantom
 from synfundus.photographs.ingest import PlannedSample
 from synfundus.photographs.photograph_task import PhotographTask, PreparedPhotograph, prepare_photograph
 from synfundus.photographs.preparation import Unusable
 from synfundus.seeding import keyed_generator
+from synfundus.stages import Summary
+from synfundus.stages.prepare import chunks as preparation_chunks
+from synfundus.stages.prepare import job as prepare
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import load_shard_set
 from synfundus.storage.tarshard import TarShardReader

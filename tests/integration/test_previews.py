@@ -11,7 +11,7 @@ from PIL import Image
 from tiny_sets import tiny_config
 
 from synfundus.distributed.world import World
-from synfundus.jobs import train
+from synfundus.stages.train import job as train
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import SilentConsole
 

@@ -17,8 +17,11 @@ from tiny_sets import UNEVEN_SHARDS, phantom_samples, tiny_config, write_config,
 from synfundus.artifacts.autoencoder_folder import find_codec, open_codec
 from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import CheckpointError, ConfigError, DataError, ManifestMismatch, SynfundusError
-from synfundus.jobs import encode_latents, sample, train, train_vae
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema
+from synfundus.stages.encode_latents import job as encode_latents
+from synfundus.stages.sample import job as sample
+from synfundus.stages.train import job as train
+from synfundus.stages.train_vae import job as train_vae
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import SilentConsole
 

@@ -17,9 +17,10 @@ from synfundus.artifacts.model_folder import DOCUMENT_NAME
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import ConfigError, DataError, ManifestMismatch, SynfundusError
-from synfundus.jobs import export, sample
 from synfundus.labels.schema import LabelSchema, LabelSpec
 from synfundus.models.autoencoder import LatentCodec
+from synfundus.stages.export import job as export
+from synfundus.stages.sample import job as sample
 from synfundus.storage import filesystem
 from synfundus.storage.local_folder import UNFINISHED_NAME
 from synfundus.storage.manifest import load_shard_set

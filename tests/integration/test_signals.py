@@ -45,12 +45,14 @@ PHASES = {
     "step": Phase("train", "synfundus.distributed.engine:ZeroEngine.step", (1, 9, 22, 37, 49)),
     "data": Phase("train", "synfundus.shards.loader:BatchLoader._take", (1, 10, 20, 35, 50)),
     "save": Phase("train", "synfundus.training.checkpoints.checkpoint:_write_all", (1, 2, 3, 4, 5)),
-    "validation": Phase("train", "synfundus.jobs.train:_Training._validate", (1, 1, 2, 2, 3)),
-    "preview": Phase("train", "synfundus.jobs.train:draw_preview", (1, 1, 2, 2, 3)),
-    "export": Phase("train", "synfundus.jobs.train:_Training._finish", (1,) * POINTS),
-    "encode": Phase("encode-latents", "synfundus.jobs.latent_encoder:ShardEncoder._write", (1, 2, 3, 4, 6)),
-    "sample": Phase("sample", "synfundus.jobs.sample:_batch_pixels", (1, 2, 3, 4, 5)),
-    "prepare": Phase("prepare", "synfundus.jobs.preparation_shards:_read_members", (1, 3, 6, 9, 12)),
+    "validation": Phase("train", "synfundus.stages.train.job:_Training._validate", (1, 1, 2, 2, 3)),
+    "preview": Phase("train", "synfundus.stages.train.job:draw_preview", (1, 1, 2, 2, 3)),
+    "export": Phase("train", "synfundus.stages.train.job:_Training._finish", (1,) * POINTS),
+    "encode": Phase(
+        "encode-latents", "synfundus.stages.encode_latents.shard_encoder:ShardEncoder._write", (1, 2, 3, 4, 6)
+    ),
+    "sample": Phase("sample", "synfundus.stages.sample.job:_batch_pixels", (1, 2, 3, 4, 5)),
+    "prepare": Phase("prepare", "synfundus.stages.prepare.shards:_read_members", (1, 3, 6, 9, 12)),
 }
 IN_THE_LOOP = ("step", "data", "save", "validation", "preview")
 """Phases of a training loop, which saves on either signal; elsewhere TERM is not told from that of a failed job."""

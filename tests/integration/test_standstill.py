@@ -92,9 +92,9 @@ def test_data_and_saves_that_stand_still_are_named(
 @pytest.mark.parametrize(
     ("function", "what", "rank"),
     [
-        ("synfundus.jobs.train:initial_denoiser:1", "the start", 0),
-        pytest.param("synfundus.jobs.train:initial_denoiser:1", "the start", 1, marks=pytest.mark.slow),
-        pytest.param("synfundus.jobs.train:_Training._export:1", "the export", 0, marks=pytest.mark.slow),
+        ("synfundus.stages.train.job:initial_denoiser:1", "the start", 0),
+        pytest.param("synfundus.stages.train.job:initial_denoiser:1", "the start", 1, marks=pytest.mark.slow),
+        pytest.param("synfundus.stages.train.job:_Training._export:1", "the export", 0, marks=pytest.mark.slow),
     ],
 )
 def test_a_start_and_an_export_that_stand_still_are_named(
@@ -117,6 +117,12 @@ def test_a_validation_longer_than_a_collective_may_take_is_waited_for(latent_set
     section = settings(latent_set, tmp_path / "out", budget_images=32, validate_every_images=16)
     path = write_config(tmp_path / "run.yaml", {**section, "launch": {"collective_timeout_s": 25}})
     for end in run_ranks_with_fault(
-        "hang:35:synfundus.jobs.train:held_out_loss:1", 0, "train", "--config", str(path), world_size=2, timeout_s=150
+        "hang:35:synfundus.stages.train.job:held_out_loss:1",
+        0,
+        "train",
+        "--config",
+        str(path),
+        world_size=2,
+        timeout_s=150,
     ):
         end.check()

@@ -10,7 +10,7 @@ import pytest
 from tiny_sets import tiny_config
 
 from synfundus.distributed.world import World
-from synfundus.jobs import train_vae
+from synfundus.stages.train_vae import job as train_vae
 from synfundus.storage.documents import read_lines
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import SilentConsole

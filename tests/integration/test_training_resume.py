@@ -16,8 +16,8 @@ from tiny_sets import flip_byte, tiny_config, write_config
 
 from synfundus.distributed.world import World
 from synfundus.errors import CheckpointError
-from synfundus.jobs import train
 from synfundus.shards.reader import ShardSetReader
+from synfundus.stages.train import job as train
 from synfundus.storage.documents import read_lines
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import SilentConsole

@@ -14,7 +14,8 @@ from tiny_sets import tiny_config, write_phantom_set
 from synfundus.artifacts.autoencoder_folder import find_codec, open_codec
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import DataError, ManifestMismatch, SynfundusError
-from synfundus.jobs import encode_latents, verify_latents
+from synfundus.stages.encode_latents import job as encode_latents
+from synfundus.stages.verify_latents import job as verify_latents
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import SilentConsole
 

@@ -11,9 +11,9 @@ from synfundus.config.loader import load_config
 from synfundus.config.measured import assumed_micro_batch
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld
-from synfundus.jobs import demo as demo_job
-from synfundus.jobs.demo_pace import latent_edge, measure_pace
-from synfundus.jobs.demo_plan import REFERENCE_PACE, place_stages, scale_budgets
+from synfundus.stages.demo import job as demo_job
+from synfundus.stages.demo.pace import latent_edge, measure_pace
+from synfundus.stages.demo.plan import REFERENCE_PACE, place_stages, scale_budgets
 from synfundus.telemetry.console import SilentConsole
 
 BEGUN_WITH = 123.5
@@ -45,7 +45,7 @@ def test_the_pace_is_that_of_real_steps_and_leaves_no_trace(tmp_path: Path) -> N
 
 def test_ranks_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LocalWorld, "sum", lambda self, values: [value * self.size for value in values])
-    monkeypatch.setattr("synfundus.jobs.demo_pace._time_step", lambda *_: 0.5)
+    monkeypatch.setattr("synfundus.stages.demo.pace._time_step", lambda *_: 0.5)
     config = _config(tmp_path)
     micro_batch = assumed_micro_batch(config.loop)
     assert measure_pace(config, LocalWorld()) == pytest.approx(micro_batch / 0.5)

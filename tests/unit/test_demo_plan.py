@@ -8,7 +8,9 @@ import pytest
 
 from synfundus.config.loader import load_config
 from synfundus.config.schema import RunConfig
-from synfundus.jobs.demo_plan import (
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema, LabelSpec
+from synfundus.seeding import keyed_generator
+from synfundus.stages.demo.plan import (
     IMAGES_PER_CONDITION,
     REFERENCE_MINUTES,
     REFERENCE_PACE,
@@ -20,8 +22,6 @@ from synfundus.jobs.demo_plan import (
     plan_generation,
     scale_budgets,
 )
-from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema, LabelSpec
-from synfundus.seeding import keyed_generator
 
 
 def _config(minutes: float) -> RunConfig:

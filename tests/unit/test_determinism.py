@@ -13,9 +13,9 @@ import torch.utils.deterministic
 from synfundus.config.schema import LaunchConfig, LoopConfig
 from synfundus.distributed.determinism import only_deterministic_kernels, seed_kernels
 from synfundus.distributed.world import LocalWorld
-from synfundus.jobs import build
 from synfundus.models.attention import AttentionChoice
 from synfundus.models.unet import build_unet
+from synfundus.stages import build
 from synfundus.telemetry.console import SilentConsole
 
 

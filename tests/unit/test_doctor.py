@@ -13,8 +13,8 @@ import pytest
 
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld
-from synfundus.jobs import doctor
 from synfundus.models.compiler import missing_for_compilation
+from synfundus.stages.doctor import job as doctor
 from synfundus.telemetry.console import SilentConsole
 
 TORCH: dict[str, Any] = {"version": "2.13.0+cpu", "cuda": None, "devices": [], "bf16": False}

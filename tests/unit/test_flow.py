@@ -28,8 +28,8 @@ from synfundus.diffusion.parametrisation import (
 )
 from synfundus.diffusion.schedule import build_schedule
 from synfundus.errors import ConfigError
-from synfundus.jobs.foreign_unet import _read_scheduler, scheduler_differences
 from synfundus.shards.reader import Arrays
+from synfundus.stages.train.foreign_unet import _read_scheduler, scheduler_differences
 from synfundus.training.draws import DiffusionDraws
 from synfundus.training.step import LatentDiffusionStep
 

@@ -16,9 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from synfundus.config.loader import list_presets, load_config
 from synfundus.config.run_sections import PlanConfig
 from synfundus.distributed.world import LocalWorld
-from synfundus.jobs import diffusion_setup, plan
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.models.counting import count_network
+from synfundus.stages import diffusion_setup
+from synfundus.stages.plan import job as plan
 from synfundus.telemetry.console import SilentConsole
 from synfundus.training.loop_state import Periodic
 from synfundus.training.memory.footprint import (

@@ -13,8 +13,8 @@ from synfundus.config.data_sections import PhantomsConfig
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import ConfigError
-from synfundus.jobs import phantoms
 from synfundus.phantoms.draw import LABEL_NAMES, draw_phantom
+from synfundus.stages.phantoms import job as phantoms
 from synfundus.telemetry.console import SilentConsole
 
 SIZE_PX = 64

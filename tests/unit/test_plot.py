@@ -13,7 +13,8 @@ from PIL import Image
 
 from synfundus.config.schema import RunConfig
 from synfundus.errors import ConfigError
-from synfundus.jobs import Summary, plot
+from synfundus.stages import Summary
+from synfundus.stages.plot import job as plot
 from synfundus.telemetry.console import SilentConsole
 from synfundus.telemetry.run_files import read_run
 

@@ -15,7 +15,7 @@ from synfundus.config.schema import LoopConfig, RunConfig
 from synfundus.distributed.processor import processor_has_bf16
 from synfundus.distributed.world import Device, LocalWorld, has_native_bf16
 from synfundus.errors import ConfigError
-from synfundus.jobs import build
+from synfundus.stages import build
 from synfundus.storage import documents
 from synfundus.telemetry.console import SilentConsole
 

@@ -12,9 +12,9 @@ from benchmarks import scaling_tables
 from benchmarks.failures import LLAMA_3, Costs, simulate, useful_share, young_interval_h
 from benchmarks.rounding import gradients, relative_error, ring_mean, tree_mean
 from synfundus.distributed.world import LocalWorld
-from synfundus.jobs import plan
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.shards.shard_plan import NUM_STREAMS, ReadingPlan, rank_positions
+from synfundus.stages.plan import job as plan
 from synfundus.storage.manifest import MANIFEST_NAME, ShardEntry, ShardSet, save_shard_set, shard_name
 from synfundus.telemetry.console import SilentConsole
 

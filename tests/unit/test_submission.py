@@ -19,10 +19,10 @@ from synfundus.cli.app import run_command
 from synfundus.config.loader import load_config
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import LaunchError
-from synfundus.jobs import train
 from synfundus.launch.code_version import code_differences, code_version
 from synfundus.launch.plan import slurm_file_name
 from synfundus.launch.submission import Submission, changed_code, freeze, place_submission
+from synfundus.stages.train import job as train
 
 NOON = datetime(2026, 11, 26, 12, 0, 5, tzinfo=UTC)
 ANSWER = "Submitted batch job 4711"

@@ -12,7 +12,7 @@ import torch
 
 from synfundus.distributed.tensor_cores import set_tf32
 from synfundus.distributed.world import LocalWorld
-from synfundus.jobs import build
+from synfundus.stages import build
 from synfundus.telemetry.console import SilentConsole
 
 CUDA: Any = torch.backends.cuda

@@ -20,10 +20,6 @@ from synfundus.distributed.ds_config import plan_batch
 from synfundus.distributed.flat_layout import ALIGNMENT, FlatGroup, FlatLayout
 from synfundus.distributed.world import LocalWorld, share_of
 from synfundus.errors import ConfigError, DataError
-from synfundus.jobs import diffusion_setup
-from synfundus.jobs.encode_latents import plan_tasks
-from synfundus.jobs.preparation_plan import InputPlan
-from synfundus.jobs.reading import training_loader
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.photographs.ingest import PlannedSample
 from synfundus.shards.batches import BatchReader, RankBatch
@@ -31,6 +27,10 @@ from synfundus.shards.loader import RankSteps
 from synfundus.shards.mixture import MixedPlan
 from synfundus.shards.reader import Arrays
 from synfundus.shards.shard_plan import ReadingPlan, rank_positions
+from synfundus.stages import diffusion_setup
+from synfundus.stages.encode_latents.job import plan_tasks
+from synfundus.stages.prepare.plan import InputPlan
+from synfundus.stages.reading import training_loader
 from synfundus.storage.manifest import ShardEntry, ShardSet, shard_name
 from synfundus.training.checkpoints.partition_source import PartitionSource, partition_name
 from synfundus.training.optim import parameter_groups

@@ -1,0 +1,276 @@
+"""`synfundus demo`: the whole chain, through the same jobs as everywhere, in the minutes it is given.
+
+phantoms -> prepare -> train-vae -> encode-latents -> train -> sample, then a judge looks at the result. A stage that is
+done leaves a record in ``stages/``, so a demo that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from synfundus.artifacts.autoencoder_folder import find_codec, open_codec
+from synfundus.artifacts.sample_set import PngStore
+from synfundus.config.schema import RunConfig
+from synfundus.distributed.world import World, torch_device
+from synfundus.errors import ConfigError
+from synfundus.shards.reader import decode_image
+from synfundus.stages import Summary, build, diffusion_setup
+from synfundus.stages.demo.judging import (
+    LabelledImages,
+    held_out_splits,
+    judge_label_control,
+    read_held_out,
+    read_states,
+    read_train,
+    reconstruct,
+)
+from synfundus.stages.demo.pace import measure_pace
+from synfundus.stages.demo.plan import (
+    REFERENCE_PACE,
+    GenerationPlan,
+    label_plan_table,
+    pace_gain,
+    place_stages,
+    plan_generation,
+    scale_budgets,
+)
+from synfundus.stages.demo.report import DemoResult, draw_demo, peak_memory_gib, report_document, show_report
+from synfundus.stages.encode_latents import job as encode_latents
+from synfundus.stages.phantoms import job as phantoms
+from synfundus.stages.prepare import job as prepare
+from synfundus.stages.sample import job as sample
+from synfundus.stages.train import job as train
+from synfundus.stages.train_vae import job as train_vae
+from synfundus.storage import documents, filesystem
+from synfundus.storage.manifest import SPLITS, ShardSet, load_shard_set
+from synfundus.telemetry.console import Console
+
+STAGES_DIR = "stages"
+PICTURE_NAME = "demo.png"
+REPORT_NAME = "demo.json"
+REQUEST_NAME = "request.json"
+_FORMAT = "synfundus-demo"
+_VERSION = 1
+
+Job = Callable[[RunConfig, World, Console], Summary]
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A stage of the chain.
+
+    Attributes:
+        name: The verb.
+        job: What it runs.
+        merit: Its figure of merit, from the summary.
+    """
+
+    name: str
+    job: Job
+    merit: Callable[[Summary], str]
+
+
+def _sampled(summary: Summary) -> str:
+    return f"{summary['num_images']} synthetic images"
+
+
+STAGES = (
+    _Stage("phantoms", phantoms.run, lambda s: f"{s['num_images']} photographs of {s['num_patients']} patients"),
+    _Stage("prepare", prepare.run, lambda s: f"{s['num_samples']} samples, {sum(s['rejects'].values())} rejects"),
+    _Stage("train-vae", train_vae.run, lambda s: f"PSNR {s['psnr_db']:.2f} dB, SSIM {s['ssim']:.3f} (held out)"),
+    _Stage("encode-latents", encode_latents.run, lambda s: f"{s['num_samples']} latents {s['moments_shape']}"),
+    _Stage("train", train.run, lambda s: f"{s['images_seen']:,} images seen, {s['engine']}"),
+    _Stage("sample", sample.run, _sampled),
+)
+
+
+def run(config: RunConfig, world: World, console: Console) -> Summary:
+    """Walk the chain. Collective; resumes by itself.
+
+    Returns:
+        The content of demo.json.
+
+    Raises:
+        ConfigError: No folder, or one with a demo of other settings; a sampler that cannot draw from the model.
+    """
+    out = build.require(config.demo.out, flag="--out", key="demo.out")
+    diffusion_setup.check_sampler(config.sample.sampler, config.diffusion)
+    pace = settle_pace(config, out, world, console)
+    config = place_stages(scale_budgets(config, pace=pace))
+    demo = _Demo(config, out, pace, world, console)
+    demo.claim()
+    for stage in STAGES:
+        if stage.name == "phantoms" and config.demo.source is not None:
+            continue
+        if stage.name == "sample":
+            demo.write_label_plan()
+        demo.run_stage(stage)
+    return demo.finish()
+
+
+def settle_pace(config: RunConfig, out: str, world: World, console: Console) -> float:
+    """Return the pace budgets are cut to: the one a demo that was stopped here began with, or a new one. Collective.
+
+    Args:
+        config: The resolved config.
+        out: The demo's folder.
+        world: The ranks.
+        console: Where the pace is told.
+    """
+    if not config.demo.fit_to_machine:
+        return REFERENCE_PACE
+    url = filesystem.join(out, STAGES_DIR, REQUEST_NAME)
+    begun: float | None = None
+    if world.rank == 0 and filesystem.exists(url):
+        begun = documents.read_document(url, format_name=_FORMAT, version=_VERSION).get("pace_images_per_s")
+    begun = world.all_gather(begun)[0]
+    if begun is not None:
+        return float(begun)
+    pace = measure_pace(config, world)
+    console.message(f"this machine trains {pace:.0f} images/s: the preset's budgets x {pace_gain(pace):.2f}")
+    return pace
+
+
+class _Demo:
+    """One walk through the chain."""
+
+    def __init__(self, config: RunConfig, out: str, pace: float, world: World, console: Console) -> None:
+        self._config = config
+        self._out = out
+        self._world = world
+        self._console = console
+        self._result = DemoResult(minutes=config.demo.minutes, pace_images_per_s=pace, world_size=world.size)
+
+    def _at(self, *parts: str) -> str:
+        return filesystem.join(self._out, *parts)
+
+    def claim(self) -> None:
+        """Make the folder ours. Collective.
+
+        Raises:
+            ConfigError: It holds a demo with other settings.
+        """
+        settings = self._config.model_dump(mode="json", exclude={"launch", "telemetry"})
+        settings["loop"]["num_threads"] = settings["vae"]["loop"]["num_threads"] = 0  # decides nothing but speed
+        digest = hashlib.sha256(documents.dump_json(settings)).hexdigest()
+        problem = ""
+        if self._world.rank == 0:
+            url = self._at(STAGES_DIR, REQUEST_NAME)
+            if filesystem.exists(url):
+                found = documents.read_document(url, format_name=_FORMAT, version=_VERSION)
+                if found.get("settings_sha256") != digest:
+                    problem = f"a demo of {found.get('minutes')} minutes with other settings is there"
+            else:
+                request = {
+                    "settings_sha256": digest,
+                    "minutes": self._config.demo.minutes,
+                    "pace_images_per_s": self._result.pace_images_per_s,
+                    "settings": settings,
+                }
+                documents.write_document(url, request, format_name=_FORMAT, version=_VERSION)
+        problem = self._world.all_gather(problem)[0]
+        if problem:
+            raise ConfigError(problem, where=self._out, hint="give another --out, or remove the folder")
+
+    def run_stage(self, stage: _Stage) -> None:
+        """Run a stage, or take its record. Collective."""
+        url = self._at(STAGES_DIR, f"{stage.name}.json")
+        record: dict[str, Any] | None = None
+        if self._world.rank == 0 and filesystem.exists(url):
+            record = documents.read_document(url, format_name=_FORMAT, version=_VERSION)
+        record = self._world.all_gather(record)[0]
+        if record is None:
+            self._console.message(f"--- {stage.name}")
+            began = time.perf_counter()
+            summary = stage.job(self._config, self._world, self._console)
+            seconds = time.perf_counter() - began
+            record = {"seconds": seconds, "merit": stage.merit(summary), "summary": _plain_figures(summary)}
+            if self._world.rank == 0:
+                documents.write_document(url, record, format_name=_FORMAT, version=_VERSION)
+        self._result.add_stage(stage.name, record["seconds"], record["merit"], record["summary"])
+
+    def _image_set(self) -> ShardSet:
+        return load_shard_set(self._at("images"), kind="images")
+
+    def _generation_plan(self) -> GenerationPlan:
+        image_set = self._image_set()
+        return plan_generation(
+            held_out_states=read_states(image_set, splits=held_out_splits(image_set)),
+            known_states=read_states(image_set, splits=SPLITS),
+            schema=image_set.label_schema,
+            num_control=self._config.demo.num_generated,
+            seed=self._config.seed,
+        )
+
+    def write_label_plan(self) -> None:
+        """Write which labels the model is asked for. Collective."""
+        url = self._at("label-plan.csv")
+        if self._world.rank == 0 and not filesystem.exists(url):
+            plan = self._generation_plan()
+            filesystem.write_bytes(url, label_plan_table(plan.rows, self._image_set().label_schema.names))
+        self._world.barrier()
+
+    def finish(self) -> Summary:
+        """Judge, draw, report: rank 0 works. Collective."""
+        document: Summary = {}
+        if self._world.rank == 0:
+            began = time.perf_counter()
+            picture = self._judge_and_draw()
+            filesystem.write_bytes(self._at(PICTURE_NAME), picture)
+            self._result.add_stage("judge", time.perf_counter() - began, self._result.headline_text(), {})
+            self._result.peak_memory_gib = peak_memory_gib()
+            document = report_document(self._result, self._config)
+            documents.write_document(self._at(REPORT_NAME), document, format_name=_FORMAT, version=_VERSION)
+            show_report(self._result, self._console)
+            self._console.message(f"picture: {self._at(PICTURE_NAME)}   figures: {self._at(REPORT_NAME)}")
+        return self._world.all_gather(document)[0]
+
+    def _judge_and_draw(self) -> bytes:
+        image_set, plan = self._image_set(), self._generation_plan()
+        device = torch_device(self._world)
+        codec, _ = open_codec(find_codec(self._at("vae")), device=device, dtype=build.torch_dtype("fp32"))
+        train_images, held_out = read_train(image_set), read_held_out(image_set)
+        restored = reconstruct(codec, held_out.pixels, device=device)
+        generated = self._generated(plan, image_set)
+        self._result.label_control = judge_label_control(
+            train=train_images,
+            held_out=held_out,
+            held_out_restored=restored,
+            generated=LabelledImages(generated.pixels[: plan.num_control], generated.states[: plan.num_control]),
+            codec=codec,
+            schema=image_set.label_schema,
+            seed=self._config.seed,
+            device=device,
+            console=self._console,
+        )
+        self._result.num_generated = plan.num_control
+        return draw_demo(
+            result=self._result,
+            plan=plan,
+            held_out=held_out,
+            restored=restored,
+            photographs=LabelledImages(
+                np.concatenate([held_out.pixels, train_images.pixels]),
+                np.concatenate([held_out.states, train_images.states]),
+            ),
+            generated=generated.pixels,
+            schema=image_set.label_schema,
+        )
+
+    def _generated(self, plan: GenerationPlan, image_set: ShardSet) -> LabelledImages:
+        store = PngStore(self._at("samples"))
+        images = [decode_image(store.read(number), where=store.file_name(number)) for number in range(len(plan.rows))]
+        states = [image_set.label_schema.encode(row) for row in plan.rows]
+        return LabelledImages(np.stack(images), np.array(states, dtype=np.int64))
+
+
+def _plain_figures(summary: Summary) -> dict[str, Any]:
+    """Return a summary as JSON holds it; a figure that is not finite is left out."""
+    kept = {name: value for name, value in summary.items() if not isinstance(value, float) or np.isfinite(value)}
+    return dict(documents.plain(kept))

@@ -1,0 +1,188 @@
+"""What the demo ends with: a table, demo.json and demo.png."""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synfundus.artifacts.run_folder import versions
+from synfundus.config.schema import RunConfig
+from synfundus.evaluation.label_control import HEADLINE_FIGURES, Agreement, agreement_table, headline
+from synfundus.labels.schema import LabelSchema
+from synfundus.pictures.sheets import PictureRow, Section, encode_png, titled_rows
+from synfundus.stages.demo.judging import LabelledImages
+from synfundus.stages.demo.plan import IMAGES_PER_CONDITION, GenerationPlan, matching_rows
+from synfundus.telemetry.console import Console
+
+_TILE_PX = 128
+_TITLE_WIDTH_PX = 150
+_COMPRESS_LEVEL = 6
+_UNREADABLE_MEAN = 12
+"""Held-out photographs darker than this mean grey value are not shown beside their reconstruction."""
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """One line of the table."""
+
+    name: str
+    seconds: float
+    merit: str
+    summary: dict[str, Any]
+
+
+@dataclass
+class DemoResult:
+    """All figures of a demo.
+
+    Attributes:
+        minutes: What it was given.
+        pace_images_per_s: What the budgets are cut to (`demo_pace.measure_pace`).
+        world_size: Processes.
+        stages: In order.
+        label_control: Agreement by image source.
+        num_generated: Images behind the figures on generated images.
+        peak_memory_gib: Largest resident size of this process and, if larger, of a worker.
+    """
+
+    minutes: float
+    pace_images_per_s: float
+    world_size: int
+    stages: list[StageResult] = field(default_factory=list)
+    label_control: dict[str, Agreement] = field(default_factory=dict)
+    num_generated: int = 0
+    peak_memory_gib: float = 0.0
+
+    def add_stage(self, name: str, seconds: float, merit: str, summary: dict[str, Any]) -> None:
+        """Add a line."""
+        self.stages.append(StageResult(name, seconds, merit, summary))
+
+    def summary_of(self, name: str) -> dict[str, Any]:
+        """Return the summary of a stage; empty if it did not run."""
+        return next((stage.summary for stage in self.stages if stage.name == name), {})
+
+    def headline_text(self) -> str:
+        """Return the figures on generated images in one line."""
+        figures = headline(self.label_control["generated"])
+        shown = [
+            f"{figure.short} {figures[figure.name]:.2f}"
+            for figure in HEADLINE_FIGURES
+            if figures[figure.name] is not None
+        ]
+        return ", ".join(shown) or "no figure defined"
+
+
+def peak_memory_gib() -> float:
+    """Return the largest resident size so far of this process or any of its children, in GiB."""
+    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20
+
+
+def report_document(result: DemoResult, config: RunConfig) -> dict[str, Any]:
+    """Return the content of demo.json."""
+    vae = result.summary_of("train-vae")
+    return {
+        "minutes": result.minutes,
+        "pace_images_per_s": round(result.pace_images_per_s, 1),
+        "seconds": round(sum(stage.seconds for stage in result.stages), 1),
+        "stages": [
+            {"name": stage.name, "seconds": round(stage.seconds, 2), "merit": stage.merit, "summary": stage.summary}
+            for stage in result.stages
+        ],
+        "autoencoder": {name: vae.get(name) for name in ("psnr_db", "ssim", "evaluated_images")},
+        "engine": {name: result.summary_of("train").get(name) for name in ("engine", "zero_stage", "parameters")},
+        "label_control": {
+            source: {
+                "headline": headline(agreement),
+                "labels": {name: figures.to_document() for name, figures in agreement.items()},
+            }
+            for source, agreement in result.label_control.items()
+        },
+        "num_generated": result.num_generated,
+        "peak_memory_gib": round(result.peak_memory_gib, 2),
+        "world_size": result.world_size,
+        "versions": versions(),
+        "seed": config.seed,
+        "budgets": {
+            "phantoms": config.phantoms.num_images if config.demo.source is None else None,
+            "vae_images": config.vae.loop.budget_images,
+            "unet_images": config.loop.budget_images,
+        },
+    }
+
+
+def show_report(result: DemoResult, console: Console) -> None:
+    """Show the two tables: stages, label control."""
+    total = sum(stage.seconds for stage in result.stages)
+    rows = [[stage.name, f"{stage.seconds:.1f}", stage.merit] for stage in result.stages]
+    console.table("demo", ["stage", "seconds", "figure of merit"], [*rows, ["total", f"{total:.1f}", _memory(result)]])
+    columns, lines = agreement_table(result.label_control)
+    console.table(f"label control, {result.num_generated} generated images", columns, lines)
+
+
+def _memory(result: DemoResult) -> str:
+    return f"peak memory {result.peak_memory_gib:.2f} GiB"
+
+
+def _reconstruction_section(
+    result: DemoResult, held_out: LabelledImages, restored: NDArray[np.uint8], *, columns: int
+) -> Section:
+    bright = np.flatnonzero(held_out.pixels.mean(axis=(1, 2, 3)) >= _UNREADABLE_MEAN)
+    chosen = (bright if len(bright) else np.arange(len(held_out)))[:columns]
+    vae = result.summary_of("train-vae")
+    figures = f"PSNR {vae['psnr_db']:.1f} dB, SSIM {vae['ssim']:.3f}" if "psnr_db" in vae else ""
+    return Section(
+        title="Autoencoder",
+        subtitle=f"photographs of held-out patients, and what is left after encoding and decoding · {figures}",
+        column_titles=(),
+        rows=[
+            PictureRow("photograph", [list(held_out.pixels[chosen])]),
+            PictureRow("reconstruction", [list(restored[chosen])]),
+        ],
+    )
+
+
+def draw_demo(
+    *,
+    result: DemoResult,
+    plan: GenerationPlan,
+    held_out: LabelledImages,
+    restored: NDArray[np.uint8],
+    photographs: LabelledImages,
+    generated: NDArray[np.uint8],
+    schema: LabelSchema,
+) -> bytes:
+    """Draw demo.png: reconstructions below originals, then a row for each condition, real beside generated.
+
+    Args:
+        result: Figures for the headings.
+        plan: Which generated image is for what.
+        held_out: Photographs of held-out patients.
+        restored: The same after the autoencoder.
+        photographs: Photographs to choose each row's real images from, held-out ones first.
+        generated: Generated images in the order of the plan ``[n, s, s, 3]``.
+        schema: The labels.
+    """
+    rows = []
+    for number, condition in enumerate(plan.conditions):
+        real = matching_rows(condition.defining, photographs.states, schema)[:IMAGES_PER_CONDITION]
+        images = plan.condition_images(number)
+        rows.append(
+            PictureRow(condition.title, [list(photographs.pixels[real]), [generated[image] for image in images]])
+        )
+    sections = [_reconstruction_section(result, held_out, restored, columns=2 * IMAGES_PER_CONDITION)]
+    if rows:
+        sections.append(
+            Section(
+                title="Label control",
+                subtitle=f"left: photographs with these labels · right: generated for these labels (synthetic) · "
+                f"judged on {result.num_generated} generated images: {result.headline_text()}",
+                column_titles=("photographs", "generated"),
+                rows=rows,
+            )
+        )
+    picture = titled_rows(sections, tile_px=_TILE_PX, title_width_px=_TITLE_WIDTH_PX)
+    return encode_png(picture, text={"synthetic": "in part"}, compress_level=_COMPRESS_LEVEL)

@@ -1,0 +1,108 @@
+"""`synfundus ema`: an average of a length that was not tracked, put together from snapshots of those that were."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from synfundus.artifacts.checkpoint_model import has_only_checkpoints, load_checkpoint_model, replace_weights
+from synfundus.artifacts.ema_snapshots import FOLDER_NAME, Snapshot, find_snapshots, read_snapshot
+from synfundus.artifacts.model import Model
+from synfundus.artifacts.model_folder import find_pipeline, load_pipeline, resave_pipeline
+from synfundus.config.schema import RunConfig
+from synfundus.distributed.world import World
+from synfundus.errors import CheckpointError, ConfigError
+from synfundus.stages import Summary, build
+from synfundus.storage import filesystem
+from synfundus.telemetry.console import Console
+from synfundus.training.post_hoc_ema import Combination, Profile, combine
+
+WORTH_A_WARNING = 0.1
+"""Relative distance of a profile from the wanted one beyond which the average is another one than was asked for."""
+
+
+def run(config: RunConfig, world: World, console: Console) -> Summary:
+    """Put an average together and write it as a model of its own. One process.
+
+    Returns:
+        ``out``, ``fingerprint``, ``sigma_rel``, ``images_seen``, ``snapshots``, ``profile_error``.
+
+    Raises:
+        CheckpointError: No snapshots, damaged ones, or those of another network.
+        ConfigError: A time the run has not reached.
+    """
+    del world
+    section = config.post_hoc
+    run_url = build.require(config.train.run_dir, flag="--run-dir", key="train.run_dir")
+    if section.sigma_rel is None:
+        raise ConfigError("--sigma-rel is missing (post_hoc.sigma_rel)", hint="for example --sigma-rel 0.10")
+    snapshots = find_snapshots(run_url)
+    wanted = _wanted(snapshots, section.sigma_rel, section.at_images)
+    combination = combine([snapshot.profile for snapshot in snapshots], wanted)
+    if combination.error > WORTH_A_WARNING:
+        console.warning(
+            f"with these {len(snapshots)} snapshots the average comes out {combination.error:.0%} away from the one "
+            "asked for; more of them, or widths on both sides of it, come closer"
+        )
+    pipeline = _run_model(run_url, console)
+    weights = _weighted_sum(snapshots, combination, console)
+    replace_weights(pipeline.denoiser, weights, where=filesystem.join(run_url, FOLDER_NAME))
+    name = f"sigma-rel-{wanted.sigma_rel:.4f}-images-{wanted.images_seen:012d}"
+    out = section.out or filesystem.join(run_url, f"export-{name}")
+    told = {
+        "images_seen": wanted.images_seen,
+        "ema_sigma_rel": wanted.sigma_rel,
+        "ema_profile_error": combination.error,
+        "ema_snapshots": len(snapshots),
+        "validation_loss": None,
+        "weights": "averaged",
+    }
+    fingerprint = resave_pipeline(out, replace(pipeline, training_summary={**pipeline.training_summary, **told}))
+    console.message(
+        f"average of width {wanted.sigma_rel:g} at {wanted.images_seen:,} images from {len(snapshots)} snapshots, "
+        f"{combination.error:.1%} from the ideal profile: {out}"
+    )
+    return {
+        "out": out,
+        "fingerprint": fingerprint,
+        "sigma_rel": wanted.sigma_rel,
+        "images_seen": wanted.images_seen,
+        "snapshots": len(snapshots),
+        "profile_error": combination.error,
+    }
+
+
+def _run_model(run_url: str, console: Console) -> Model:
+    """Return the run's model, whose weights are going to be replaced: that of a checkpoint while it has no other."""
+    if has_only_checkpoints(run_url):
+        return load_checkpoint_model(run_url, name=None, weights="raw", console=console)
+    return load_pipeline(find_pipeline(run_url), device=torch.device("cpu"))
+
+
+def _wanted(snapshots: list[Snapshot], sigma_rel: float, at_images: int | None) -> Profile:
+    last = snapshots[-1].profile.images_seen
+    if at_images is not None and at_images > last:
+        raise ConfigError(
+            f"the last snapshot is of {last:,} images; an average at {at_images:,} is not to be had",
+            where="post_hoc.at_images",
+        )
+    return Profile(at_images or last, sigma_rel)
+
+
+def _weighted_sum(snapshots: list[Snapshot], combination: Combination, console: Console) -> dict[str, Tensor]:
+    """Add the snapshots up in float64, one in memory at a time."""
+    total: dict[str, Tensor] = {}
+    with console.progress("reading snapshots", total=len(snapshots), unit="files") as bar:
+        for snapshot, factor in zip(snapshots, combination.factors, strict=True):
+            weights = read_snapshot(snapshot)
+            if total and {name: tensor.shape for name, tensor in weights.items()} != {
+                name: tensor.shape for name, tensor in total.items()
+            }:
+                raise CheckpointError("this snapshot is of another network than the first", where=snapshot.url)
+            for name, tensor in weights.items():
+                share = tensor.double() * float(factor)
+                total[name] = total[name].add_(share) if name in total else share
+            bar.advance()
+    return {name: tensor.float() for name, tensor in total.items()}

@@ -1,0 +1,223 @@
+"""`synfundus encode-latents`: the separate pass that stores posterior moments.
+
+One latent shard per image shard; a rank takes every W-th shard. A finished shard leaves a record with its hashes and
+statistics, so a pass that was stopped goes on where it was, and the manifest is put together from the records in shard
+order: the bytes do not depend on the number of ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from synfundus import __version__
+from synfundus.artifacts.autoencoder_folder import find_codec, open_codec
+from synfundus.artifacts.latent_sources import LatentSources, save_sources
+from synfundus.config.schema import RunConfig
+from synfundus.distributed.agreement import on_rank_0, raise_together
+from synfundus.distributed.world import World, patient, share_of, torch_device
+from synfundus.errors import ConfigError, DataError
+from synfundus.models.autoencoder import LatentCodec
+from synfundus.stages import Summary, build
+from synfundus.stages.encode_latents.shard_encoder import (
+    RECORD_FORMAT,
+    RECORD_VERSION,
+    EncodeTask,
+    ShardEncoder,
+    check_rejects,
+    open_lanes,
+    read_record,
+    record_url,
+)
+from synfundus.storage import documents, filesystem
+from synfundus.storage.locations import absolute
+from synfundus.storage.manifest import (
+    REJECTS_NAME,
+    SPLITS,
+    ShardEntry,
+    ShardSet,
+    is_complete,
+    load_shard_set,
+    save_shard_set,
+)
+from synfundus.storage.shard_index import MAX_JSON_BYTES, MAX_NPY_BYTES, MAX_SAMPLE_BYTES
+from synfundus.telemetry.console import Console
+
+
+def run(config: RunConfig, world: World, console: Console) -> Summary:
+    """Encode every shard of an image set. Collective; resumes by itself.
+
+    Returns:
+        ``num_samples``, ``rejects``, ``latent_shape``, ``identity``.
+
+    Raises:
+        ConfigError: ``--out`` holds latents of something else; the message names both sides.
+        DataError: Moments that fp16 cannot hold, or more damaged images than ``encode.max_bad_fraction`` allows.
+    """
+    section = config.encode
+    image_set = load_shard_set(build.require(section.data, flag="--data", key="encode.data"), kind="images")
+    out = build.require(section.out, flag="--out", key="encode.out")
+    folder = find_codec(build.require(section.vae, flag="--vae", key="encode.vae"))
+    build.tensor_cores(False, world, console)  # fp32, where it is asked for, is what the latents are made in
+    device, dtype = torch_device(world), build.torch_dtype(section.precision)
+    codec, codec_fingerprint = open_codec(folder, device=device, dtype=dtype)
+    build.attention(codec.autoencoder, config.launch, dtype=dtype, world=world, console=console)
+    properties = _properties(config, image_set, codec, codec_fingerprint)
+    complete = _claim(out, properties, world)
+    sources = LatentSources(image_set_url=absolute(image_set.url), autoencoder_url=absolute(str(section.vae)))
+    on_rank_0(lambda: save_sources(out, sources), world)
+    if complete:
+        console.message(f"latents are complete: {out}")
+        return _summary(load_shard_set(out, kind="latents"))
+    tasks = plan_tasks(image_set)
+    mine = share_of(tasks, world)
+    at_the_end = patient(world)
+    with (
+        open_lanes(device) as lanes,
+        console.progress("encoding", total=sum(task.entry.num_samples for task in mine), unit="images") as bar,
+    ):
+        ShardEncoder(config, image_set, codec, out, device, lanes).encode(mine, bar)
+    at_the_end.barrier()
+    limit = section.max_bad_fraction
+    on_rank_0(lambda: _publish(out, tasks, image_set, properties, console, limit), at_the_end)
+    return _summary(load_shard_set(out, kind="latents"))
+
+
+def plan_tasks(image_set: ShardSet) -> list[EncodeTask]:
+    """Return what there is to encode: a task for each shard."""
+    return [
+        EncodeTask(split, number, entry)
+        for split in SPLITS
+        for number, entry in enumerate(image_set.split_shards(split))
+    ]
+
+
+def _properties(config: RunConfig, image_set: ShardSet, codec: LatentCodec, fingerprint: str) -> dict[str, Any]:
+    """Return what a latent set records about how it was made."""
+    size = int(image_set.properties["image_size_px"])
+    edge = size // codec.downsample_factor
+    shape = [2 * codec.latent_channels, edge, edge]
+    member_bytes = 2 * math.prod(shape) + 1024
+    sample_bytes = (1 + config.encode.flip) * member_bytes + MAX_JSON_BYTES
+    if member_bytes > MAX_NPY_BYTES or sample_bytes > MAX_SAMPLE_BYTES:
+        raise ConfigError(
+            f"moments of {shape} take {member_bytes} bytes, more than a member of a shard may have",
+            where="encode.vae",
+            hint="take an autoencoder that makes images smaller, or smaller images",
+        )
+    return {
+        "autoencoder_fingerprint": fingerprint,
+        "image_set_identity": image_set.identity,
+        "image_size_px": size,
+        "crop": image_set.properties.get("crop"),
+        "input_range": [-1.0, 1.0],
+        "flip": config.encode.flip,
+        "dtype": "float16",
+        "moments_shape": shape,
+        "encoder_precision": config.encode.precision,
+        "encoder_batch_size": config.encode.batch_size,
+        "encoder_version": __version__,
+    }
+
+
+def _claim(out: str, properties: dict[str, Any], world: World) -> bool:
+    """Make the folder ours; returns whether it is complete already. Collective."""
+    fault: Exception | None = None
+    answer = "", False
+    if world.rank == 0:
+        try:
+            answer = _claim_here(out, properties)
+        except Exception as error:  # noqa: BLE001 - raised below, on every rank
+            fault = error
+    raise_together(fault, world)
+    problem, complete = world.all_gather(answer)[0]
+    if problem:
+        raise ConfigError(
+            f"this folder holds latents of something else: {problem}", where=out, hint="use another --out"
+        )
+    return complete
+
+
+def _claim_here(out: str, properties: dict[str, Any]) -> tuple[str, bool]:
+    """Write the request, or compare it with the one that is there; returns what is wrong, and whether all is done."""
+    complete = False
+    request_url = filesystem.join(out, "request.json")
+    wanted = documents.plain(properties)
+    if is_complete(out):
+        found = dict(load_shard_set(out, kind="latents").properties)
+        complete = True
+    elif filesystem.exists(request_url):
+        found = documents.read_document(request_url, format_name=RECORD_FORMAT, version=RECORD_VERSION)
+    else:
+        found = wanted
+        documents.write_document(request_url, wanted, format_name=RECORD_FORMAT, version=RECORD_VERSION)
+    changed = [
+        f"{key} is {found.get(key)!r} there, {wanted[key]!r} here" for key in wanted if found.get(key) != wanted[key]
+    ]
+    return "; ".join(changed), complete
+
+
+def _channel_statistics(records: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Combine the train shards' sums into mean and standard deviation of the latents, sampling noise included."""
+    train = [record["statistics"] for record in records if record["entry"]["split"] == "train"]
+    count = sum(statistics["count"] for statistics in train)
+    if count == 0:
+        raise DataError("the train split holds no readable image")
+    first, second, variance = np.sum([np.asarray(statistics["sums"]) for statistics in train], axis=0) / count
+    return {
+        "latent_mean": first.tolist(),
+        "latent_std": np.sqrt(np.maximum(second - first**2 + variance, 1e-12)).tolist(),
+    }
+
+
+def _publish(
+    out: str,
+    tasks: list[EncodeTask],
+    image_set: ShardSet,
+    properties: dict[str, Any],
+    console: Console,
+    max_bad_fraction: float,
+) -> None:
+    """Put the manifest together, check that in = out + rejects, publish, clean up."""
+    records = []
+    for task in tasks:
+        record = read_record(out, task)
+        if record is None:
+            raise DataError(f"shard {task.entry.name} was not encoded", where=out, hint="run the command again")
+        records.append(record)
+    rejects = [reject for record in records for reject in record["rejects"]]
+    kinds = Counter(kind for record in records for kind in record.get("kinds", ["damaged"] * len(record["rejects"])))
+    check_rejects(rejects, image_set, max_bad_fraction)
+    entries = tuple(ShardEntry(**record["entry"]) for record in records)
+    encoded = sum(entry.num_samples for entry in entries)
+    if encoded + len(rejects) != image_set.num_samples():
+        raise DataError(
+            f"{encoded} encoded + {len(rejects)} rejected is not {image_set.num_samples()} images", where=out
+        )
+    documents.write_lines(filesystem.join(out, REJECTS_NAME), rejects)
+    save_shard_set(
+        ShardSet(
+            url=out,
+            kind="latents",
+            label_schema=image_set.label_schema,
+            shards=entries,
+            rejects=dict(sorted(kinds.items())),
+            properties={**properties, **_channel_statistics(records)},
+        )
+    )
+    for task in tasks:
+        filesystem.remove(record_url(out, task))
+    filesystem.remove(filesystem.join(out, "request.json"))
+    console.message(f"{encoded:,} images encoded, {len(rejects)} rejected; latents in {out}")
+
+
+def _summary(latents: ShardSet) -> Summary:
+    return {
+        "num_samples": latents.num_samples(),
+        "rejects": dict(latents.rejects),
+        "moments_shape": latents.properties["moments_shape"],
+        "identity": latents.identity,
+    }

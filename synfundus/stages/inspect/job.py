@@ -1,0 +1,266 @@
+"""`synfundus inspect`: what a shard set holds, as tables, a document and a picture; `--verify` reads every byte."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+
+from synfundus.config.schema import RunConfig
+from synfundus.distributed.world import World
+from synfundus.errors import ConfigError, CorruptShard, DataError, StorageError
+from synfundus.labels.captions import label_caption
+from synfundus.labels.counts import LabelCounts, count_labels
+from synfundus.pictures.inspection import compose_sheet, label_bars, moments_picture, together_map
+from synfundus.pictures.sheets import Pixels, contact_sheet, encode_png
+from synfundus.seeding import keyed_generator
+from synfundus.shards.latents import META
+from synfundus.shards.members import decode_json
+from synfundus.shards.set_survey import SetSurvey, sample_decoder
+from synfundus.stages import Summary
+from synfundus.storage import documents, filesystem
+from synfundus.storage.manifest import (
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    SPLITS,
+    SetKind,
+    ShardEntry,
+    ShardSet,
+    load_shard_set,
+)
+from synfundus.storage.tarshard import TarShardReader
+from synfundus.telemetry.console import Console
+
+REPORT_NAME = "inspect.json"
+SHEET_NAME = "contact_sheet.png"
+REPORT_FORMAT = "synfundus-inspection"
+REPORT_VERSION = 1
+MAX_LISTED_PROBLEMS = 10_000
+_SHOWN_PROBLEMS = 12
+_COLUMNS = 10
+_TILE_PX = 128
+_COMPRESS_LEVEL = 6
+
+
+def open_set(url: str) -> ShardSet:
+    """Open a set of any kind.
+
+    Raises:
+        DataError: No manifest, or one that is not a set's.
+    """
+    where = filesystem.join(url, MANIFEST_NAME)
+    kind: SetKind = "images"
+    if filesystem.exists(where):
+        document = documents.read_document(where, format_name=FORMAT_NAME, version=FORMAT_VERSION)
+        if document.get("kind") not in get_args(SetKind):
+            raise DataError(f"sets of kind {document.get('kind')!r} are not known", where=where)
+        kind = cast(SetKind, document["kind"])
+    return load_shard_set(url, kind=kind)
+
+
+def run(config: RunConfig, world: World, console: Console) -> Summary:
+    """Look into a set.
+
+    Returns:
+        The document written to ``inspect.json``; ``ok`` is false and ``exit_code`` 3 when something is wrong.
+
+    Raises:
+        ConfigError: No set was named.
+        DataError: There is no set.
+    """
+    del world
+    section = config.inspect
+    if section.data is None:
+        raise ConfigError("--data is missing", where="inspect.data", hint="give --data")
+    shard_set = open_set(section.data)
+    survey = SetSurvey(shard_set, verify=section.verify)
+    action = "verifying" if section.verify else "reading labels"
+    with console.progress(action, total=shard_set.num_samples(), unit="samples") as bar:
+        counts = count_labels(survey.label_rows(bar.advance), shard_set.label_schema)
+    if section.verify:
+        survey.check_beside()
+    report = _report(shard_set, survey, counts)
+    out = section.out or "."
+    if section.contact_sheet_images:
+        sheet = _sheet(shard_set, counts, wanted=section.contact_sheet_images, seed=config.seed)
+        marks = {"synthetic": "yes"} if shard_set.kind == "samples" else {}
+        data = encode_png(sheet, text=marks, compress_level=_COMPRESS_LEVEL)
+        filesystem.write_bytes(filesystem.join(out, SHEET_NAME), data)
+    where = filesystem.join(out, REPORT_NAME)
+    documents.write_document(where, report, format_name=REPORT_FORMAT, version=REPORT_VERSION)
+    _tell(console, shard_set, survey, counts, report)
+    console.message(f"written: {where}" + (f", {SHEET_NAME}" if section.contact_sheet_images else ""))
+    return report
+
+
+def _report(shard_set: ShardSet, survey: SetSurvey, counts: LabelCounts) -> dict[str, Any]:
+    problems = survey.problems
+    good = survey.good
+    return {
+        "ok": not problems,
+        "exit_code": DataError.exit_code if problems else 0,
+        "location": shard_set.url,
+        "kind": shard_set.kind,
+        "identity": shard_set.identity,
+        "num_samples": shard_set.num_samples(),
+        "splits": {split: _split_sizes(shard_set.split_shards(split)) for split in _splits(shard_set)},
+        "members": {name: asdict(sizes) for name, sizes in survey.members.items()},
+        "labels": counts.to_document(),
+        "rejects": dict(shard_set.rejects),
+        "properties": dict(shard_set.properties),
+        "verified": survey.verify,
+        "good": good,
+        "damaged": shard_set.num_samples() - good,
+        "damaged_shards": [
+            {"name": report.name, "num_samples": report.num_samples, "good": report.good}
+            for report in survey.reports
+            if report.problems
+        ],
+        "num_problems": len(problems),
+        "problems_by_reason": survey.reasons(),
+        "problems": [asdict(problem) for problem in problems[:MAX_LISTED_PROBLEMS]],
+    }
+
+
+def _splits(shard_set: ShardSet) -> list[str]:
+    named = {shard.split for shard in shard_set.shards}
+    return [*(split for split in SPLITS if split in named), *sorted(named - set(SPLITS))]
+
+
+def _split_sizes(shards: Sequence[ShardEntry]) -> dict[str, int]:
+    sizes = sorted(shard.bytes for shard in shards)
+    return {
+        "num_samples": sum(shard.num_samples for shard in shards),
+        "num_shards": len(shards),
+        "bytes": sum(sizes),
+        "smallest_shard_bytes": sizes[0],
+        "median_shard_bytes": sizes[len(sizes) // 2],
+        "largest_shard_bytes": sizes[-1],
+        "smallest_shard_samples": min(shard.num_samples for shard in shards),
+        "largest_shard_samples": max(shard.num_samples for shard in shards),
+    }
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.1f} TiB"
+
+
+def _tell(console: Console, shard_set: ShardSet, survey: SetSurvey, counts: LabelCounts, report: Summary) -> None:
+    """Show the report to a person."""
+    console.table(
+        f"{shard_set.kind}: {shard_set.num_samples():,} samples, identity {shard_set.identity[:12]}",
+        ("split", "samples", "shards", "bytes", "shard: least", "median", "most"),
+        [
+            (
+                split,
+                *(f"{row[name]:,}" for name in ("num_samples", "num_shards")),
+                *(_size(row[name]) for name in ("bytes", *(f"{at}_shard_bytes" for at in _SHARD_SIZES))),
+            )
+            for split, row in report["splits"].items()
+        ],
+    )
+    console.table(
+        "members",
+        ("extension", "count", "bytes", "least", "mean", "most"),
+        [
+            (
+                f".{name}",
+                f"{sizes.count:,}",
+                *map(_size, (sizes.total_bytes, sizes.smallest_bytes)),
+                *map(_size, (sizes.total_bytes / max(sizes.count, 1), sizes.largest_bytes)),
+            )
+            for name, sizes in survey.members.items()
+        ],
+    )
+    header, *rows = counts.value_rows()
+    console.table(f"labels of {counts.num_samples:,} samples", header, rows)
+    if shard_set.rejects:
+        console.table("rejects", ("reason", "inputs"), [(reason, f"{n:,}") for reason, n in shard_set.rejects.items()])
+    console.table("properties", ("name", "value"), [(name, _short(v)) for name, v in shard_set.properties.items()])
+    for problem in survey.problems[:_SHOWN_PROBLEMS]:
+        console.warning(f"{problem.place}: {problem.reason}")
+    if (hidden := len(survey.problems) - _SHOWN_PROBLEMS) > 0:
+        console.warning(f"and {hidden:,} more problems, all in {REPORT_NAME}")
+    console.message(_verdict(report))
+
+
+_SHARD_SIZES: tuple[Literal["smallest", "median", "largest"], ...] = ("smallest", "median", "largest")
+
+
+def _short(value: object, *, most: int = 100) -> str:
+    text = str(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def _verdict(report: Summary) -> str:
+    total, good = report["num_samples"], report["good"]
+    if not report["verified"]:
+        read = f"the documents of {good:,} of {total:,} samples were read; --verify reads every byte"
+        return read if report["ok"] else f"{read}; {report['num_problems']:,} problems"
+    if report["ok"]:
+        return f"verified: {total:,} samples, every hash matches, every sample decodes"
+    shards = len(report["damaged_shards"])
+    return f"damaged: {good:,} of {total:,} samples are good, problems in {shards} shards ({report['num_problems']:,})"
+
+
+def _sheet(shard_set: ShardSet, counts: LabelCounts, *, wanted: int, seed: int) -> Pixels:
+    """Draw the label table, the co-occurrence, and a keyed choice of samples."""
+    images, captions = _chosen_pictures(shard_set, wanted=wanted, seed=seed) if shard_set.num_samples() else ([], [])
+    upper = [label_bars(counts.values), together_map(counts.together)]
+    if not images:
+        return compose_sheet(upper, None)
+    mark = "synthetic · " if shard_set.kind == "samples" else ""
+    what = "first three channels of the mean" if shard_set.kind == "latents" else "images"
+    title = f"{mark}{what} of {len(images):,} of {shard_set.num_samples():,} samples · {shard_set.identity[:12]}"
+    tile_px = min(_TILE_PX, max(images[0].shape[:2]))
+    return compose_sheet(
+        upper, contact_sheet(images, captions=captions, columns=_COLUMNS, tile_px=tile_px, title=title)
+    )
+
+
+def _chosen_pictures(shard_set: ShardSet, *, wanted: int, seed: int) -> tuple[list[Pixels], list[str]]:
+    """Return pictures and captions of a keyed choice of samples; damaged ones are left out, they are in the report."""
+    total = shard_set.num_samples()
+    chosen = np.sort(keyed_generator(seed, "inspect").choice(total, size=min(wanted, total), replace=False))
+    ends = np.cumsum([shard.num_samples for shard in shard_set.shards])
+    decode = sample_decoder(shard_set)
+    images: list[Pixels] = []
+    captions: list[str] = []
+    for number in np.unique(np.searchsorted(ends, chosen, side="right")).tolist():
+        entry = shard_set.shards[number]
+        first = int(ends[number]) - entry.num_samples
+        rows = chosen[(chosen >= first) & (chosen < first + entry.num_samples)] - first
+        try:
+            reader = TarShardReader(shard_set.shard_url(entry), index_sha256=entry.index_sha256)
+        except (CorruptShard, StorageError):
+            continue
+        for row in rows.tolist():
+            try:
+                members = reader.read(row)
+                arrays = decode(reader.index.keys[row], members, entry.name)
+                labels = decode_json(members[META], where=entry.name)["labels"]
+            except (CorruptShard, StorageError, IndexError):
+                continue
+            images.append(_picture(shard_set, arrays))
+            captions.append(f"{entry.split}: {label_caption(labels)}")
+        reader.close()
+    return images, captions
+
+
+def _picture(shard_set: ShardSet, arrays: dict[str, Any]) -> Pixels:
+    if "pixels" in arrays:
+        pixels: Pixels = arrays["pixels"]
+        return pixels
+    moments = arrays["moments"]
+    channels = moments.shape[0] // 2
+    own = moments[:channels].astype(np.float32)
+    mean = shard_set.properties.get("latent_mean", own.mean(axis=(1, 2)).tolist())
+    std = shard_set.properties.get("latent_std", own.std(axis=(1, 2)).tolist())
+    return moments_picture(moments, mean=mean, std=std, edge_px=_TILE_PX)

@@ -1,0 +1,231 @@
+"""What a training run measures before its first step: the micro-batch memory holds, and the layout that is faster.
+
+What was found is written to `machine.json` of the run, because both change rounding: a run that goes on takes what it
+began with, and ends with the same bits. Another number of ranks or another device makes a new search for the
+micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from synfundus.artifacts.run_folder import RunFolder
+from synfundus.config.measured import definite_channels_last
+from synfundus.config.precision import definite
+from synfundus.config.schema import LaunchConfig, LoopConfig
+from synfundus.distributed.agreement import on_rank_0
+from synfundus.distributed.world import World, torch_device
+from synfundus.stages import build
+from synfundus.storage import documents, filesystem
+from synfundus.telemetry.console import Console
+from synfundus.training.memory.footprint import state_bytes
+from synfundus.training.memory.memory_format import measure_format, timed_images
+from synfundus.training.memory.micro_batch import Budget, find_micro_batch
+from synfundus.training.memory.rehearsal import Rehearsal, budget_bytes
+
+NAME = "machine.json"
+FORMAT_NAME = "synfundus-machine"
+FORMAT_VERSION = 1
+
+N = TypeVar("N", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Rehearsed(Generic[N]):
+    """What is trained, as far as a rehearsal needs it.
+
+    Attributes:
+        network: As it goes to the engine, on the host.
+        make_step: Wraps it in a step module; the second argument says whether memory is NHWC.
+        draw: Makes a batch of so many images, of random content, on the device.
+        num_averages: Averages of the weights.
+    """
+
+    network: N
+    make_step: Callable[[N, bool], nn.Module]
+    draw: Callable[[int], Mapping[str, Tensor]]
+    num_averages: int
+
+
+def settle_loop(
+    loop: LoopConfig,
+    launch: LaunchConfig,
+    rehearsed: Rehearsed[N],
+    *,
+    directory: RunFolder,
+    world: World,
+    console: Console,
+    section: str,
+) -> LoopConfig:
+    """Return the loop section with a definite micro-batch and layout. Collective.
+
+    Args:
+        loop: As configured.
+        launch: DeepSpeed file.
+        rehearsed: What is trained; nothing of it is touched.
+        directory: The run, which remembers what was found.
+        world: The job.
+        console: Where it is said.
+        section: Name of the loop section (``vae.loop``), for messages.
+
+    Raises:
+        ConfigError: Not even one image fits.
+        DataError: What the run remembers is damaged.
+    """
+    if loop.micro_batch_size != "auto" and loop.channels_last != "auto":
+        return loop
+    search = _Search(loop, launch, rehearsed, directory=directory, world=world, console=console, section=section)
+    try:
+        return search.settle()
+    finally:
+        search.rehearsal.close()
+
+
+class _Search:
+    """One search; see `settle_loop`."""
+
+    def __init__(
+        self,
+        loop: LoopConfig,
+        launch: LaunchConfig,
+        rehearsed: Rehearsed[Any],
+        *,
+        directory: RunFolder,
+        world: World,
+        console: Console,
+        section: str,
+    ) -> None:
+        self._loop = loop
+        self._launch = launch
+        self._rehearsed = rehearsed
+        self._url = directory.path(NAME)
+        self._world = world
+        self._console = console
+        self._section = section
+        self._device = torch_device(world)
+        self.rehearsal = Rehearsal(
+            rehearsed.network,
+            make_step=rehearsed.make_step,
+            draw=rehearsed.draw,
+            device=self._device,
+            dtype=build.torch_dtype(loop.precision),
+            images_seen=loop.budget_images,
+        )
+
+    def settle(self) -> LoopConfig:
+        """Take what the run remembers, measure the rest and remember it. Collective."""
+        remembered = on_rank_0(self._read, self._world)
+        known = dict(remembered)
+        loop = self._loop
+        layout = remembered_format(known.get("channels_last"))
+        if loop.channels_last == "auto" and layout is not None:
+            loop = loop.model_copy(update={"channels_last": layout})
+            self._say(f"channels_last {'on' if layout else 'off'}")
+        if loop.micro_batch_size == "auto":
+            loop = self._settle_micro_batch(loop, known)
+        if loop.channels_last == "auto":
+            loop = self._settle_format(loop, known)
+        if known != remembered:
+            on_rank_0(lambda: self._write(known), self._world)
+        return loop
+
+    def _say(self, what: str) -> None:
+        self._console.message(f"{what}, as this run began with ({NAME})")
+
+    def _read(self) -> dict[str, Any]:
+        if not filesystem.exists(self._url):
+            return {}
+        document = documents.read_document(self._url, format_name=FORMAT_NAME, version=FORMAT_VERSION)
+        return {name: document[name] for name in ("micro_batch", "channels_last") if name in document}
+
+    def _write(self, known: Mapping[str, Any]) -> None:
+        documents.write_document(self._url, known, format_name=FORMAT_NAME, version=FORMAT_VERSION)
+
+    def _settle_micro_batch(self, loop: LoopConfig, known: dict[str, Any]) -> LoopConfig:
+        world = self._world
+        share = build.rank_share(loop, world.size)
+        here = {"world_size": world.size, "device": on_rank_0(self._device_name, world)}
+        size = remembered_size(known.get("micro_batch"), here, share=share)
+        if size is not None:
+            self._say(f"micro-batch {size}")
+            return loop.model_copy(update={"micro_batch_size": size})
+        layouts = (True, False) if loop.channels_last == "auto" else (definite_channels_last(loop),)
+        finding = find_micro_batch(
+            share,
+            peak=lambda size: self.rehearsal.peak_bytes(size, layouts),
+            budget=Budget(
+                bytes=budget_bytes(self._device, world),
+                fixed_bytes=self._fixed_bytes(),
+                careful=self._device.type == "cpu",
+            ),
+            world=world,
+            where=f"{self._section}.micro_batch_size",
+        )
+        self._console.message(finding.describe())
+        known["micro_batch"] = {**here, **asdict(finding)}
+        return loop.model_copy(update={"micro_batch_size": finding.size})
+
+    def _settle_format(self, loop: LoopConfig, known: dict[str, Any]) -> LoopConfig:
+        """Have rank 0 measure; the others wait, so that nobody disturbs it. Collective."""
+        most = build.batch_plan(loop, self._world.size).micro_batch_size
+        rehearsal = self.rehearsal
+
+        def work() -> dict[str, Any]:
+            images = most
+            if self._device.type == "cpu":
+                rehearsal.seconds(1, False)
+                images = timed_images(most, one_image_s=rehearsal.seconds(1, False))
+            choice = measure_format(lambda layout: rehearsal.seconds(images, layout))
+            self._console.message(choice.describe())
+            return {**asdict(choice), "images": images}
+
+        measured = on_rank_0(work, self._world)
+        known["channels_last"] = measured
+        return loop.model_copy(update={"channels_last": bool(measured["channels_last"])})
+
+    def _device_name(self) -> str:
+        return torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
+
+    def _fixed_bytes(self) -> int:
+        """Return what the engine and the averages will take of this rank's device."""
+        weight_bytes = 2 if definite(self._loop.precision) == "bf16" else 4
+        parameters = self._rehearsed.network.parameters()
+        states = state_bytes(
+            parameters=sum(parameter.numel() for parameter in parameters),
+            ranks=self._world.size,
+            weight_bytes=weight_bytes,
+            num_averages=self._rehearsed.num_averages,
+        )
+        zero = build.ds_document(self._launch, self._world.device)["zero_optimization"]
+        buckets = int(zero["reduce_bucket_size"]) * weight_bytes
+        offloaded = zero.get("offload_optimizer", {}).get("device") == "cpu" and self._device.type == "cuda"
+        return buckets + (states.weights if offloaded else states.total)
+
+
+def remembered_format(found: object) -> bool | None:
+    """Return the layout a run began with, None where it has to be measured.
+
+    Args:
+        found: The entry of `machine.json`.
+    """
+    layout = found.get("channels_last") if isinstance(found, dict) else None
+    return layout if isinstance(layout, bool) else None
+
+
+def remembered_size(found: object, here: Mapping[str, Any], *, share: int) -> int | None:
+    """Return the micro-batch a run began with, None where it has to be found (again).
+
+    Args:
+        found: The entry of `machine.json`.
+        here: World size and device now.
+        share: Images of a global batch on a rank.
+    """
+    if not isinstance(found, dict) or any(found.get(name) != value for name, value in here.items()):
+        return None
+    size = found.get("size")
+    return size if isinstance(size, int) and size > 0 and share % size == 0 else None

@@ -1,0 +1,200 @@
+"""`synfundus phantoms`: a folder of drawn fundus photographs with a label table and the truth behind it.
+
+The folder looks like what a clinic hands over: ``images/000000.png ...`` and ``labels.csv`` (an empty cell is an
+unknown label). ``truth.jsonl`` beside it says what no clinic knows: every label as it is, and where things are.
+A run that was stopped goes on where it was; the same command again finds everything there.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from synfundus.config.schema import RunConfig
+from synfundus.distributed.world import World
+from synfundus.errors import ConfigError
+from synfundus.phantoms.draw import LABEL_NAMES, draw_phantom
+from synfundus.pictures.image_files import is_complete_png
+from synfundus.pictures.sheets import encode_png
+from synfundus.processes.pool import process_map
+from synfundus.stages import Summary
+from synfundus.storage import documents, filesystem
+from synfundus.telemetry.console import Console
+
+IMAGES_DIR = "images"
+LABELS_NAME = "labels.csv"
+TRUTH_NAME = "truth.jsonl"
+REQUEST_NAME = "phantoms.json"
+_PARTS_DIR = ".parts"
+_FORMAT = "synfundus-phantoms"
+_VERSION = 1
+_CHUNK_IMAGES = 32
+_COMPRESS_LEVEL = 3
+_PNG_TEXT = {"Software": "synfundus phantoms", "Source": "drawn, not photographed"}
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Consecutive photographs one process draws."""
+
+    out: str
+    seed: int
+    image_size_px: int
+    indices: tuple[int, ...]
+
+
+def file_name(index: int) -> str:
+    """Return the name of a photograph below its folder."""
+    return f"{IMAGES_DIR}/{index:06d}.png"
+
+
+def _draw_chunk(chunk: _Chunk) -> list[Row]:
+    """Draw, write and describe the photographs of a chunk; its rows are saved after its last photograph."""
+    rows = []
+    for index in chunk.indices:
+        phantom = draw_phantom(seed=chunk.seed, index=index, image_size_px=chunk.image_size_px)
+        data = encode_png(phantom.pixels, text=_PNG_TEXT, compress_level=_COMPRESS_LEVEL)
+        filesystem.write_bytes(filesystem.join(chunk.out, file_name(index)), data)
+        rows.append(
+            {
+                "index": index,
+                "file": file_name(index),
+                "patient_id": phantom.patient_id,
+                "visit": phantom.visit,
+                "labels": phantom.labels,
+                "true_labels": phantom.true_labels,
+                "truth": asdict(phantom.truth),
+            }
+        )
+    documents.write_lines(filesystem.join(chunk.out, _PARTS_DIR, f"{chunk.indices[0]:06d}.jsonl"), rows)
+    return rows
+
+
+def _known_rows(out: str, num_images: int) -> dict[int, Row]:
+    """Return the rows of photographs an earlier run has finished."""
+    urls = [filesystem.join(out, TRUTH_NAME)]
+    parts = filesystem.join(out, _PARTS_DIR)
+    urls += [filesystem.join(parts, name) for name in filesystem.list_names(parts) if name.endswith(".jsonl")]
+    rows: dict[int, Row] = {}
+    for url in urls:
+        if not filesystem.exists(url):
+            continue
+        for row in documents.read_lines(url):
+            index = int(row["index"])
+            if index < num_images and is_complete_png(filesystem.join(out, file_name(index))):
+                rows[index] = row
+    return rows
+
+
+def _claim(out: str, request: Mapping[str, object]) -> None:
+    """Write down what the folder is for, or refuse a folder that is for something else.
+
+    Raises:
+        ConfigError: The folder holds phantoms of another seed or size.
+    """
+    url = filesystem.join(out, REQUEST_NAME)
+    if filesystem.exists(url):
+        found = documents.read_document(url, format_name=_FORMAT, version=_VERSION)
+        differing = [name for name, value in request.items() if found.get(name) != value]
+        if differing:
+            here = ", ".join(f"{name} {found.get(name)}" for name in differing)
+            asked = ", ".join(f"{name} {request[name]}" for name in differing)
+            raise ConfigError(
+                f"the folder holds phantoms of {here}; asked for is {asked}",
+                where=out,
+                hint="give another --out, or remove the folder",
+            )
+        return
+    filesystem.make_dir(filesystem.join(out, IMAGES_DIR))
+    documents.write_document(url, request, format_name=_FORMAT, version=_VERSION)
+
+
+def label_table(rows: Sequence[Row], names: Sequence[str]) -> bytes:
+    """Return the label table as CSV; an unknown label is an empty cell."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["file", "patient_id", "visit", *names])
+    for row in rows:
+        labels = row["labels"]
+        cells = ["" if labels[name] is None else labels[name] for name in names]
+        writer.writerow([row["file"], row["patient_id"], row["visit"], *cells])
+    return stream.getvalue().encode()
+
+
+def draw_folder(*, out: str, num_images: int, image_size_px: int, seed: int, workers: int, console: Console) -> Summary:
+    """Draw a folder of phantoms; what is there already is kept.
+
+    Args:
+        out: Folder to write.
+        num_images: Photographs 0 .. num_images - 1 of the clinic.
+        image_size_px: Edge of a photograph.
+        seed: Which clinic.
+        workers: Processes; 0 draws in this one.
+        console: Where progress is shown.
+
+    Raises:
+        ConfigError: The folder holds phantoms of another seed or size.
+        LaunchError: A process died twice over the same photographs.
+    """
+    began = time.perf_counter()
+    _claim(out, {"seed": seed, "image_size_px": image_size_px})
+    rows = _known_rows(out, num_images)
+    missing = [index for index in range(num_images) if index not in rows]
+    num_kept = len(rows)
+    chunks = [
+        _Chunk(out, seed, image_size_px, tuple(missing[at : at + _CHUNK_IMAGES]))
+        for at in range(0, len(missing), _CHUNK_IMAGES)
+    ]
+    with (
+        process_map(min(workers, len(chunks)) if len(chunks) > 1 else 0) as mapped,
+        console.progress("drawing phantoms", total=num_images, unit="images", start=num_kept) as progress,
+    ):
+        for drawn in mapped(_draw_chunk, chunks):
+            rows.update((row["index"], row) for row in drawn)
+            progress.advance(len(drawn))
+    ordered = [rows[index] for index in range(num_images)]
+    documents.write_lines(filesystem.join(out, TRUTH_NAME), ordered)
+    filesystem.write_bytes(filesystem.join(out, LABELS_NAME), label_table(ordered, LABEL_NAMES))
+    filesystem.remove(filesystem.join(out, _PARTS_DIR), recursive=True)
+    seconds = time.perf_counter() - began
+    return {
+        "out": out,
+        "num_images": num_images,
+        "num_kept": num_kept,
+        "num_patients": len({row["patient_id"] for row in ordered}),
+        "seconds": round(seconds, 3),
+        "images_per_s": round((num_images - num_kept) / seconds, 1),
+    }
+
+
+def run(config: RunConfig, world: World, console: Console) -> Summary:
+    """Draw the phantoms ``config.phantoms`` asks for; rank 0 works, the others wait.
+
+    Collective: every rank calls it.
+
+    Raises:
+        ConfigError: No output folder, or one that holds other phantoms.
+    """
+    if config.phantoms.out is None:
+        raise ConfigError("phantoms need a folder to be written to", where="phantoms.out", hint="give --out DIR")
+    summary: Summary = {}
+    if world.rank == 0:
+        summary = draw_folder(
+            out=config.phantoms.out,
+            num_images=config.phantoms.num_images,
+            image_size_px=config.phantoms.image_size_px,
+            seed=config.seed,
+            workers=config.phantoms.workers,
+            console=console,
+        )
+        console.message(
+            f"{summary['num_images']} phantoms of {summary['num_patients']} patients in {config.phantoms.out} "
+            f"({summary['num_kept']} were there)"
+        )
+    return world.all_gather(summary)[0]

@@ -1,0 +1,143 @@
+"""`synfundus plot`: curves of one or several runs, from their files, as one PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from synfundus.config.schema import RunConfig
+from synfundus.distributed.world import World
+from synfundus.errors import ConfigError
+from synfundus.pictures.charts import Curve, Panel, draw_curves, spans_decades
+from synfundus.stages import Summary
+from synfundus.storage import filesystem
+from synfundus.telemetry.console import Console
+from synfundus.telemetry.run_files import RunView, read_run, series
+
+DEFAULT_CURVES = (
+    *("loss", "validation_loss", "loss_t0", "loss_t3", "psnr_db", "ssim"),
+    *("grad_norm", "lr", "images_per_s", "data_wait_percent"),
+)
+"""What is drawn where the runs have it, in this order."""
+_TITLES = {
+    "loss": "training loss",
+    "validation_loss": "validation loss, averaged weights, held-out patients",
+    "loss_t0": "loss, least noise (first quarter of the timesteps)",
+    "loss_t3": "loss, most noise (last quarter of the timesteps)",
+    "psnr_db": "PSNR on held-out patients, dB",
+    "ssim": "SSIM on held-out patients",
+    "grad_norm": "gradient norm before clipping",
+    "lr": "learning rate",
+    "images_per_s": "images a second, all ranks",
+    "data_wait_percent": "waiting for data, %",
+}
+_ALWAYS_LINEAR = ("psnr_db", "ssim", "images_per_s", "data_wait_percent")
+
+
+def run(config: RunConfig, world: World, console: Console) -> Summary:
+    """Draw the curves of runs that go on or have ended.
+
+    Returns:
+        ``out``, ``runs``, ``curves`` (names of the panels), ``without_rows`` (runs that have nothing to draw yet).
+
+    Raises:
+        ConfigError: There is no run in a folder, none has a row, or none has a curve that was asked for.
+    """
+    del world
+    options = config.plot
+    views = [_read(url) for url in dict.fromkeys(options.run_dirs)]
+    drawn = [view for view in views if view.rows or view.judged]
+    empty = [view.url for view in views if not (view.rows or view.judged)]
+    for url in empty:
+        console.warning(f"{url} has no row of metrics yet; it is left out")
+    if not drawn:
+        raise ConfigError("no run has a row of metrics yet", where=", ".join(empty), hint="wait for its first row")
+    for view in drawn:
+        _say_what_is_not_finite(view, _keys(drawn, options.curves), console)
+    panels = plan_panels(drawn, options.curves)
+    data = draw_curves(panels, run_names(drawn), heading=_heading(drawn), smoothing=options.smoothing)
+    filesystem.write_bytes(options.out, data)
+    console.message(f"{len(panels)} curves of {len(drawn)} run(s): {options.out}")
+    return {
+        "out": options.out,
+        "runs": [view.url for view in drawn],
+        "curves": _keys(drawn, options.curves),
+        "without_rows": empty,
+    }
+
+
+def _say_what_is_not_finite(view: RunView, keys: Sequence[str], console: Console) -> None:
+    """Count what a curve passes over: metrics.jsonl has null where a figure was not finite."""
+    for key in keys:
+        missing = sum(key in row and row[key] is None for row in (*view.rows, *view.judged))
+        if missing:
+            console.warning(f"{view.url}: {missing} values of {key} are not finite; the curve passes over them")
+
+
+def plan_panels(views: Sequence[RunView], wanted: Sequence[str]) -> list[Panel]:
+    """Return a panel for each curve that any run has.
+
+    Args:
+        views: Runs with rows.
+        wanted: Names in metrics.jsonl; empty for the usual ones.
+
+    Raises:
+        ConfigError: No run has one of those wanted.
+    """
+    panels = []
+    for key in _keys(views, wanted):
+        curves = [Curve(number, points) for number, view in enumerate(views) if (points := _points(view, key))]
+        logarithmic = key not in _ALWAYS_LINEAR and spans_decades(curves)
+        panels.append(Panel(_TITLES.get(key, key), curves, logarithmic=logarithmic))
+    return panels
+
+
+def run_names(views: Sequence[RunView]) -> list[str]:
+    """Return a name for each run: the last part of its location, as many parts as tell it from the others."""
+    parts = [PurePosixPath(view.url.rstrip("/")).parts for view in views]
+    for length in range(1, max(len(part) for part in parts) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        names = [view.name if length == 1 else name for view, name in zip(views, names, strict=True)]
+        if len(set(names)) == len(names):
+            return names
+    return [view.url for view in views]
+
+
+def _read(url: str) -> RunView:
+    if not filesystem.is_dir(url):
+        raise ConfigError(
+            "there is no run", where=url, hint="--run-dir takes the folder of a run of train or train-vae"
+        )
+    return read_run(url)
+
+
+def _points(view: RunView, key: str) -> list[tuple[int, float]]:
+    return series(view.rows, key) or series(view.judged, key)
+
+
+def _keys(views: Sequence[RunView], wanted: Sequence[str]) -> list[str]:
+    """Return the names of the curves to draw."""
+    names = {key for view in views for row in (*view.rows, *view.judged) for key in row} - {"images_seen"}
+    found = {key for key in names if any(_points(view, key) for view in views)}
+    missing = [key for key in wanted if key not in found]
+    if missing:
+        raise ConfigError(
+            f"no run has a curve {', '.join(repr(key) for key in missing)}",
+            where="plot.curves",
+            hint=f"there are {', '.join(sorted(found))}",
+        )
+    keys = list(dict.fromkeys(wanted)) or [key for key in DEFAULT_CURVES if key in found]
+    if not keys:
+        raise ConfigError(
+            "no run has a finite value of a curve that is usually drawn",
+            where=", ".join(view.url for view in views),
+            hint=f"there are {', '.join(sorted(found)) or 'none'}; --curve draws one by name",
+        )
+    return keys
+
+
+def _heading(views: Sequence[RunView]) -> str:
+    kinds = {"vae": "autoencoder", "diffusion": "diffusion", "": "training"}
+    what = " and ".join(dict.fromkeys(kinds.get(view.kind, view.kind) for view in views))
+    furthest = max(view.images_seen for view in views)
+    return f"{what}: {len(views)} run{'s' if len(views) > 1 else ''}, up to {furthest:,} images"

@@ -1,0 +1,228 @@
+"""First stage of `synfundus prepare`: every photograph is read once, chunk by chunk, on all ranks.
+
+A chunk is a stretch of the table. Its images lie encoded in a tar of the work folder under their final keys; a record
+beside it, written last, says where they lie in it, how they look, and which photographs are unusable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synfundus.config.data_sections import PrepareConfig
+from synfundus.errors import DataError
+from synfundus.photographs.crosswalk import write_private
+from synfundus.photographs.ingest import PlannedSample
+from synfundus.photographs.near_duplicates import THUMBNAIL_PX
+from synfundus.photographs.photograph_task import PhotographTask, PreparedPhotograph, name_loss, prepare_photograph
+from synfundus.photographs.preparation import Unusable
+from synfundus.photographs.transforms import EYE_SIDE
+from synfundus.processes.pool import ProcessMap, process_map
+from synfundus.stages.prepare.places import RECORD_FORMAT, RECORD_VERSION, Places
+from synfundus.stages.prepare.plan import InputPlan
+from synfundus.storage import documents, filesystem
+from synfundus.storage.tarshard import TarShardWriter
+from synfundus.telemetry.console import Console, Progress
+
+Span = tuple[int, int, int]
+"""Offset, bytes and crc32 of a member in a tar."""
+
+_THUMBNAIL_BYTES = THUMBNAIL_PX**2
+
+
+@dataclass(frozen=True, slots=True)
+class LookedAt:
+    """A photograph whose image lies in the work folder.
+
+    Attributes:
+        sample: Which one, with its final labels.
+        chunk: Chunk it lies in.
+        spans: Where its members lie in the chunk's tar, json first.
+        file_sha256: Hash of the file.
+        image_sha256: Hash of the encoded image.
+        look: Perceptual hash.
+        flags: Names of what a person should look at.
+    """
+
+    sample: PlannedSample
+    chunk: int
+    spans: tuple[Span, Span]
+    file_sha256: str
+    image_sha256: str
+    look: bytes
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ChunkResults:
+    """What is known after the first stage, in the order of the table.
+
+    Attributes:
+        looked_at: Photographs with an image.
+        thumbnails: Their small copies, uint8 ``[n, 32, 32]``.
+        unusable: The others.
+    """
+
+    looked_at: list[LookedAt]
+    thumbnails: NDArray[np.uint8]
+    unusable: list[Unusable]
+
+
+def pending_chunks(places: Places, num_chunks: int) -> list[int]:
+    """Return the chunks without a record."""
+    there = filesystem.list_files(places.chunks)
+    return [
+        number for number in range(num_chunks) if not {f"{number:06d}.done.json", f"{number:06d}.tar"} <= set(there)
+    ]
+
+
+def prepare_chunks(
+    section: PrepareConfig, places: Places, collection: str, chunks: Sequence[tuple[int, int]], console: Console
+) -> int:
+    """Prepare chunks with a pool of processes; returns the number of photographs.
+
+    Args:
+        section: Options of `prepare`.
+        places: Where things lie.
+        collection: Name of the collection.
+        chunks: Number of each chunk and of the photographs in it.
+        console: Where progress is shown.
+
+    Raises:
+        LaunchError: Processes cannot be started.
+        StorageError: The disk or the store refused.
+    """
+    total = sum(number for _, number in chunks)
+
+    def tasks() -> Iterator[PhotographTask]:
+        for chunk, _ in chunks:
+            for sample in _read_chunk_plan(places, chunk):
+                yield PhotographTask(
+                    sample=sample,
+                    source=places.source,
+                    image_size_px=section.image_size_px,
+                    image_format=section.image_format,
+                    max_pixels=section.max_pixels,
+                    collection=collection,
+                    burned_text=section.burned_text,
+                )
+
+    with (
+        process_map(min(section.workers, total), limit_s=section.photograph_limit_s) as mapped,
+        console.progress("preparing photographs", total=total, unit="images") as progress,
+    ):
+        # one stream over all chunks: no process waits for the end of a chunk
+        results = _results(mapped, tasks(), console)
+        for chunk, num_samples in chunks:
+            _write_chunk(section, places, chunk, num_samples, results, progress)
+    return total
+
+
+def _results(
+    mapped: ProcessMap, tasks: Iterator[PhotographTask], console: Console
+) -> Iterator[PreparedPhotograph | Unusable]:
+    for result in mapped(prepare_photograph, tasks, lost=name_loss):
+        if isinstance(result, Unusable) and result.stage == "work":
+            # by its key: names of files may be names of patients, and logs are read by many
+            console.warning(f"photograph {result.sample.key} is left out, {result.reason}: {result.detail}")
+        yield result
+
+
+def _read_chunk_plan(places: Places, number: int) -> list[PlannedSample]:
+    """Return the samples of a chunk."""
+    return [PlannedSample(**row) for row in documents.read_lines(places.chunk_url(number, "plan.jsonl"))]
+
+
+def _write_chunk(
+    section: PrepareConfig,
+    places: Places,
+    number: int,
+    num_samples: int,
+    results: Iterator[PreparedPhotograph | Unusable],
+    progress: Progress,
+) -> None:
+    """Take the results of a chunk and write its tar, its small copies, and its record last."""
+    rows: list[dict[str, Any]] = []
+    unusable: list[dict[str, Any]] = []
+    thumbnails: list[bytes] = []
+    with filesystem.atomic_write(places.chunk_url(number, "tar")) as stream:
+        writer = TarShardWriter(stream, extensions=("json", section.image_format))
+        for _ in range(num_samples):
+            result = next(results)
+            if isinstance(result, Unusable):
+                reject = {"stage": result.stage, "reason": result.reason, "detail": result.detail}
+                unusable.append({"key": result.sample.key, **reject})
+            else:
+                writer.add(result.sample.key, result.members)
+                thumbnails.append(result.thumbnail)
+                rows.append(_row(result))
+            progress.advance()
+        index, _, _ = writer.finish()
+    for row, spans in zip(rows, np.stack([index.offsets, index.sizes, index.crc32], axis=-1).tolist(), strict=True):
+        row["spans"] = spans
+    write_private(places.chunk_url(number, "thumbnails"), b"".join(thumbnails))
+    record = {"format": RECORD_FORMAT, "schema_version": RECORD_VERSION, "looked_at": rows, "unusable": unusable}
+    write_private(places.chunk_url(number, "done.json"), documents.dump_json(record))
+
+
+def _row(result: PreparedPhotograph) -> dict[str, Any]:
+    """Return what a record keeps of a photograph."""
+    return {
+        "key": result.sample.key,
+        "eye_side": result.sample.labels.get(EYE_SIDE),
+        "file_sha256": result.file_sha256,
+        "image_sha256": result.image_sha256,
+        "look": result.look.hex(),
+        "flags": list(result.flags),
+    }
+
+
+def read_chunks(places: Places, plan: InputPlan, thumbnails: NDArray[np.uint8]) -> ChunkResults:
+    """Read the records of all chunks.
+
+    Args:
+        places: Where they lie.
+        plan: The inputs.
+        thumbnails: uint8 ``[n, 32, 32]`` for at least all inputs; filled from the start.
+
+    Raises:
+        DataError: A chunk is missing, or its record does not fit the inputs.
+    """
+    looked_at: list[LookedAt] = []
+    unusable: list[Unusable] = []
+    pending = pending_chunks(places, plan.num_chunks)
+    if pending:
+        raise DataError(f"chunk {pending[0]} was not prepared", where=places.chunks, hint="run the command again")
+    for number in range(plan.num_chunks):
+        samples = {sample.key: sample for sample in plan.chunk(number)}
+        url = places.chunk_url(number, "done.json")
+        record = documents.read_document(url, format_name=RECORD_FORMAT, version=RECORD_VERSION)
+        first = len(looked_at)
+        looked_at += [_looked_at(samples.pop(row["key"]), number, row) for row in record["looked_at"]]
+        unusable += [Unusable(samples.pop(row.pop("key")), **row) for row in record["unusable"]]
+        data = filesystem.read_bytes(places.chunk_url(number, "thumbnails"))
+        if samples or len(data) != (len(looked_at) - first) * _THUMBNAIL_BYTES:
+            raise DataError("the record does not fit its chunk", where=url, hint=f"remove {places.work}")
+        copies = np.frombuffer(data, dtype=np.uint8)
+        thumbnails[first : len(looked_at)] = copies.reshape(-1, THUMBNAIL_PX, THUMBNAIL_PX)
+    return ChunkResults(looked_at, thumbnails[: len(looked_at)], unusable)
+
+
+def _looked_at(sample: PlannedSample, chunk: int, row: Mapping[str, Any]) -> LookedAt:
+    if sample.labels.get(EYE_SIDE) != row["eye_side"]:
+        labels = {**sample.labels, EYE_SIDE: row["eye_side"]}
+        sample = PlannedSample(**{**asdict(sample), "labels": labels})
+    json_span, image_span = (tuple(span) for span in row["spans"])
+    return LookedAt(
+        sample=sample,
+        chunk=chunk,
+        spans=(json_span, image_span),
+        file_sha256=row["file_sha256"],
+        image_sha256=row["image_sha256"],
+        look=bytes.fromhex(row["look"]),
+        flags=tuple(row["flags"]),
+    )

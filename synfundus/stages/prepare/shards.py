@@ -1,0 +1,211 @@
+"""Third stage of `synfundus prepare`: the shards are put together from the images of the first, on all ranks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from zlib_ng.zlib_ng import crc32
+
+from synfundus.errors import CorruptShard, DataError
+from synfundus.labels.schema import LabelSchema
+from synfundus.photographs.crosswalk import write_private
+from synfundus.shards.latents import label_states
+from synfundus.shards.members import decode_json
+from synfundus.stages.prepare.chunks import LookedAt
+from synfundus.stages.prepare.decision import Decision
+from synfundus.stages.prepare.places import RECORD_FORMAT, RECORD_VERSION, Places
+from synfundus.storage import documents, filesystem
+from synfundus.storage.manifest import SPLITS, ShardEntry
+from synfundus.storage.tarshard import index_url, write_shard
+from synfundus.telemetry.console import Console
+
+_REQUESTS_AT_ONCE = 16
+_SAMPLES_AHEAD = 32
+
+Members = Mapping[str, bytes]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """A shard to put together: its name, its split, how many samples, and the hash of its plan."""
+
+    name: str
+    split: str
+    num_samples: int
+    plan_sha256: str
+
+
+def plan_shard_tasks(places: Places, decision: Decision) -> list[ShardTask]:
+    """Write down which image goes into which shard; returns the shards. What an earlier plan had besides is removed."""
+    looked_at: dict[str, LookedAt] = {one.sample.key: one for one in decision.kept}
+    tasks = []
+    for shard in decision.shards:
+        lines = [
+            documents.dump_line({"key": sample.key, "chunk": one.chunk, "spans": one.spans})
+            for sample in shard.samples
+            for one in (looked_at[sample.key],)
+        ]
+        data = b"".join(lines)
+        write_private(places.shard_url(shard.name, "plan.jsonl"), data)
+        tasks.append(ShardTask(shard.name, shard.split, len(lines), hashlib.sha256(data).hexdigest()))
+    planned = {name for task in tasks for name in (task.name, index_url(task.name))}
+    for name in filesystem.list_files(places.out):
+        if name.startswith(SPLITS) and name not in planned:
+            filesystem.remove(filesystem.join(places.out, name))
+    return tasks
+
+
+def assemble_shards(
+    places: Places, image_format: str, tasks: Sequence[ShardTask], schema: LabelSchema, console: Console
+) -> None:
+    """Put shards together; the record of each is written last.
+
+    Raises:
+        CorruptShard: The work folder was damaged; what is damaged is prepared again by the next run.
+        StorageError: The disk or the store refused.
+    """
+    extensions = ("json", image_format)
+    total = sum(task.num_samples for task in tasks)
+    with console.progress("writing shards", total=total, unit="images") as progress:
+        for task in tasks:
+            if read_shard_record(places, task) is not None:
+                progress.advance(task.num_samples)
+                continue
+            rows = documents.read_lines(places.shard_url(task.name, "plan.jsonl"))
+            with _samples(places, extensions, rows, progress.advance) as samples:
+                states = _StatesOf(samples, schema, task.name)
+                url = filesystem.join(places.out, task.name)
+                files = write_shard(url, states, extensions=extensions, states=states.array)
+            entry = asdict(ShardEntry.of(task.name, task.split, files))
+            record = {"format": RECORD_FORMAT, "schema_version": RECORD_VERSION, "entry": entry}
+            data = documents.dump_json({**record, "plan_sha256": task.plan_sha256})
+            write_private(places.shard_url(task.name, "done.json"), data)
+
+
+class _StatesOf:
+    """Samples on their way into a shard; it remembers the states of their labels, for the index.
+
+    Args:
+        samples: The samples.
+        schema: Labels of the set.
+        where: The shard, for messages.
+    """
+
+    def __init__(self, samples: Iterator[tuple[str, Members]], schema: LabelSchema, where: str) -> None:
+        self._samples = samples
+        self._schema = schema
+        self._where = where
+        self._rows: list[NDArray[np.int64]] = []
+
+    def __iter__(self) -> Iterator[tuple[str, Members]]:
+        for key, members in self._samples:
+            document = decode_json(members["json"], where=f"{self._where}#{key}")
+            self._rows.append(label_states(document, self._schema, where=f"{self._where}#{key}"))
+            yield key, members
+
+    def array(self) -> NDArray[np.int16]:
+        """Return the states of the samples that have passed, ``[n, k]``."""
+        return np.reshape(self._rows, (len(self._rows), len(self._schema.labels))).astype(np.int16)
+
+
+@contextmanager
+def _samples(
+    places: Places, extensions: tuple[str, str], rows: Sequence[Row], advance: Callable[[], None]
+) -> Iterator[Iterator[tuple[str, Members]]]:
+    """Have the samples of a shard in order; those of an object store are asked for ahead of their turn."""
+
+    def read(row: Row) -> tuple[str, Members]:
+        return row["key"], _read_members(places, extensions, row)
+
+    def counted(samples: Iterator[tuple[str, Members]]) -> Iterator[tuple[str, Members]]:
+        for sample in samples:
+            advance()
+            yield sample
+
+    if filesystem.is_local(places.work):
+        yield counted(map(read, rows))
+        return
+    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+        try:
+            yield counted(_ahead(pool, read, rows))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, read: Callable[[Row], tuple[str, Members]], rows: Sequence[Row]
+) -> Iterator[tuple[str, Members]]:
+    pending: deque[Future[tuple[str, Members]]] = deque()
+    for row in rows:
+        pending.append(pool.submit(read, row))
+        if len(pending) >= _SAMPLES_AHEAD:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def _read_members(places: Places, extensions: tuple[str, str], row: Row) -> Members:
+    """Read a sample's members from the tar of its chunk, which lie one after the other.
+
+    Raises:
+        CorruptShard: The bytes are not those that were written. The chunk's record is removed.
+    """
+    spans: list[list[int]] = row["spans"]
+    start = spans[0][0]
+
+    def parts(data: bytes) -> list[bytes]:
+        return [data[offset - start : offset - start + size] for offset, size, _ in spans]
+
+    def wrong(data: bytes) -> str:
+        for (_, size, crc), part in zip(spans, parts(data), strict=True):
+            if len(part) != size or crc32(part) != crc:
+                return f"sample {row['key']} does not match its checksum"
+        return ""
+
+    try:
+        data = filesystem.read_checked(
+            places.chunk_url(row["chunk"], "tar"), start, spans[-1][0] + spans[-1][1] - start, wrong
+        )
+    except CorruptShard as error:
+        filesystem.remove(places.chunk_url(row["chunk"], "done.json"))
+        raise CorruptShard(
+            error.message, where=error.where, hint="run the command again: it prepares this chunk anew"
+        ) from error
+    return dict(zip(extensions, parts(data), strict=True))
+
+
+def read_shard_record(places: Places, task: ShardTask) -> ShardEntry | None:
+    """Return the entry of a finished shard; None if it is unfinished, of another plan, or its tar is not there."""
+    url = places.shard_url(task.name, "done.json")
+    if not filesystem.exists(url):
+        return None
+    record = documents.read_document(url, format_name=RECORD_FORMAT, version=RECORD_VERSION)
+    tar = filesystem.join(places.out, task.name)
+    if record["plan_sha256"] != task.plan_sha256 or not filesystem.exists(tar):
+        return None
+    entry = ShardEntry(**record["entry"])
+    return entry if filesystem.file_size(tar) == entry.bytes else None
+
+
+def finished_entries(places: Places, tasks: Sequence[ShardTask]) -> tuple[ShardEntry, ...]:
+    """Return the entries of all shards.
+
+    Raises:
+        DataError: One is missing.
+    """
+    entries = []
+    for task in tasks:
+        entry = read_shard_record(places, task)
+        if entry is None:
+            raise DataError(f"shard {task.name} was not prepared", where=places.out, hint="run the command again")
+        entries.append(entry)
+    return tuple(entries)

@@ -1,0 +1,299 @@
+"""`synfundus sample`: synthetic images for labels, from any number of ranks, the same bytes each time.
+
+Image ``i`` depends on (seed, i, its labels) and on the batch size: images are generated in canonical batches (image i
+is slot ``i % B`` of batch ``i // B``, the last batch is padded), whole batches go to ranks. So neither the number of
+ranks nor of images, nor where a stopped run goes on, changes a byte. Another batch size can move a value by one grey
+level.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from synfundus import __version__
+from synfundus.artifacts.model import Model
+from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
+from synfundus.artifacts.run_folder import versions
+from synfundus.artifacts.sample_set import PngStore, SampleStore, ShardStore
+from synfundus.config.schema import RunConfig
+from synfundus.diffusion.sampling import scheduler_for
+from synfundus.distributed.agreement import on_rank_0
+from synfundus.distributed.world import World, patient, share_of, torch_device
+from synfundus.errors import ConfigError, SynfundusError
+from synfundus.labels.captions import label_caption
+from synfundus.labels.plan import LabelRow, plan_labels
+from synfundus.pictures.sheets import contact_sheet, encode_png
+from synfundus.seeding import keyed_normal
+from synfundus.shards.reader import decode_image
+from synfundus.stages import Summary, build, diffusion_setup
+from synfundus.storage import documents, filesystem
+from synfundus.telemetry.console import Console
+
+LABELS_NAME = "labels.csv"
+PROVENANCE_NAME = "PROVENANCE.json"
+REQUEST_NAME = "request.json"
+SHEET_NAME = "contact-sheet.png"
+FORMAT_NAME = "synfundus-samples"
+FORMAT_VERSION = 1
+_SHEET_COLUMNS = 8
+_SHEET_TILE_PX = 192
+_COMPRESS_LEVEL = 6
+
+
+@dataclass(frozen=True)
+class _Work:
+    """All a rank needs to generate its part.
+
+    Attributes:
+        config: The resolved config.
+        pipeline: The model.
+        rows: Labels of every image.
+        store: Where images go.
+        device: Where to compute.
+    """
+
+    config: RunConfig
+    pipeline: Model
+    rows: Sequence[LabelRow]
+    store: SampleStore
+    device: torch.device
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a canonical batch."""
+        return self.config.sample.batch_size
+
+    def batch_images(self, batch: int) -> range:
+        """Return the images of a batch, those of the padding left out."""
+        return range(batch * self.batch_size, min((batch + 1) * self.batch_size, len(self.rows)))
+
+
+def run(config: RunConfig, world: World, console: Console) -> Summary:
+    """Generate the images ``config.sample`` asks for. Collective; resumes by itself.
+
+    Returns:
+        ``out``, ``num_images``, ``num_kept`` (were there already, on this rank), ``fingerprint``.
+
+    Raises:
+        CheckpointError: No model.
+        ConfigError: Labels the model does not know, a sampler that cannot draw from it, or a folder that holds
+            something else.
+        DataError: A label plan that cannot be read; the row is named.
+    """
+    section = config.sample
+    out = build.require(section.out, flag="--out", key="sample.out")
+    folder = find_pipeline(build.require(section.model, flag="--model", key="sample.model"))
+    build.tensor_cores(True, world, console)  # images have eight bits
+    device, dtype = torch_device(world), build.torch_dtype(section.precision)
+    pipeline = load_pipeline(folder, device=device)
+    scheduler_for(section.sampler, pipeline.schedule_settings)  # refused before the folder is claimed
+    rows = plan_labels(
+        plan=None if section.labels is None else filesystem.read_bytes(section.labels),
+        labels=section.label,
+        num_images=section.num_images,
+        schema=pipeline.label_schema,
+        where=section.labels or "sample.labels",
+    )
+    request = _request(config, pipeline, rows)
+    _claim(out, request, world)
+    build.attention(pipeline.denoiser.unet, config.launch, dtype=dtype, world=world, console=console)
+    pipeline.denoiser.to(dtype)
+    work = _Work(config, pipeline, rows, _store(config, out, pipeline, rows), device)
+    at_the_end = patient(world)
+    num_kept = _generate(work, world, console)
+    at_the_end.barrier()
+    on_rank_0(lambda: _publish(work, out, request), at_the_end)
+    console.message(f"{len(rows):,} synthetic images in {out} ({num_kept:,} were there)")
+    return {"out": out, "num_images": len(rows), "num_kept": num_kept, "fingerprint": pipeline.fingerprint}
+
+
+def _store(config: RunConfig, out: str, pipeline: Model, rows: Sequence[LabelRow]) -> SampleStore:
+    if config.sample.format == "png":
+        return PngStore(out)
+    return ShardStore(
+        out,
+        rows=rows,
+        schema=pipeline.label_schema,
+        seed=config.seed,
+        image_size_px=pipeline.image_size_px,
+        batch_size=config.sample.batch_size,
+    )
+
+
+def _request(config: RunConfig, pipeline: Model, rows: Sequence[LabelRow]) -> dict[str, Any]:
+    """Return what decides the bytes of the images."""
+    section = config.sample
+    request = {
+        "model_fingerprint": pipeline.fingerprint,
+        "autoencoder_fingerprint": pipeline.vae_fingerprint,
+        "seed": config.seed,
+        "num_images": len(rows),
+        "labels_sha256": hashlib.sha256(_label_table(rows, pipeline.label_schema.names)).hexdigest(),
+        **section.model_dump(
+            mode="json",
+            include={
+                *("sampler", "num_steps", "guidance_scale", "guidance_rescale", "guidance_interval"),
+                *("batch_size", "precision"),
+            },
+        ),
+        "image_format": section.format,
+    }
+    return dict(documents.plain(request))
+
+
+def _claim(out: str, request: dict[str, Any], world: World) -> None:
+    """Make the folder ours. Collective.
+
+    Raises:
+        ConfigError: It holds another request, or something else; the message names both sides.
+    """
+    problem = ""
+    if world.rank == 0:
+        try:
+            problem = _claim_here(out, request)
+        except SynfundusError as error:
+            problem = str(error)
+    problem = world.all_gather(problem)[0]
+    if problem:
+        raise ConfigError(problem, where=out, hint="give another --out, or remove what is there")
+
+
+def _claim_here(out: str, request: dict[str, Any]) -> str:
+    """Write the request, or compare it with the one that is there; returns what is wrong."""
+    url = filesystem.join(out, REQUEST_NAME)
+    if not filesystem.exists(url):
+        names = filesystem.list_names(out)
+        if names:
+            return f"the folder holds something else: {', '.join(names[:5])}"
+        filesystem.make_dir(out)
+        documents.write_document(url, request, format_name=FORMAT_NAME, version=FORMAT_VERSION)
+        return ""
+    found = documents.read_document(url, format_name=FORMAT_NAME, version=FORMAT_VERSION)
+    changed = [
+        f"{name} is {found.get(name)!r} there, {value!r} here"
+        for name, value in request.items()
+        if found.get(name) != value
+    ]
+    return f"the folder holds images of another request: {'; '.join(changed)}" if changed else ""
+
+
+def _generate(work: _Work, world: World, console: Console) -> int:
+    """Generate this rank's units that are not there; returns how many of its images were.
+
+    A unit is compressed and written while the next one is computed: neither waits for the other.
+    """
+    units = share_of(work.store.units(num_images=len(work.rows), batch_size=work.batch_size), world)
+    total = sum(len(work.batch_images(batch)) for unit in units for batch in unit)
+    num_kept = 0
+    unwritten: list[tuple[int, Future[bytes]]] = []
+    with (
+        ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="png") as pool,
+        console.progress("sampling", total=total, unit="images") as bar,
+    ):
+        for unit in units:
+            images = [image for batch in unit for image in work.batch_images(batch)]
+            if work.store.has(images):
+                num_kept += len(images)
+                bar.advance(len(images))
+                continue
+            encoded: list[tuple[int, Future[bytes]]] = []
+            for batch in unit:
+                pixels = _batch_pixels(work, batch)
+                encoded += [
+                    (image, pool.submit(_encode, work, image, pixels[slot]))
+                    for slot, image in enumerate(work.batch_images(batch))
+                ]
+                bar.advance(len(work.batch_images(batch)))
+            _write(work, unwritten)
+            unwritten = encoded
+        _write(work, unwritten)
+    return num_kept
+
+
+def _write(work: _Work, encoded: Sequence[tuple[int, Future[bytes]]]) -> None:
+    """Write a unit, once it is compressed."""
+    if encoded:
+        work.store.write([(image, data.result()) for image, data in encoded])
+
+
+def _batch_pixels(work: _Work, batch: int) -> NDArray[np.uint8]:
+    """Return all slots of a batch ``[B, h, w, 3]``; the padding is noise of its own index, labels unknown."""
+    images = range(batch * work.batch_size, (batch + 1) * work.batch_size)
+    schema, pipeline = work.pipeline.label_schema, work.pipeline
+    states = [schema.encode(work.rows[image] if image < len(work.rows) else {}) for image in images]
+    return pipeline.generate(
+        initial_noise=keyed_normal(work.config.seed, "sample", images, pipeline.latent_shape),
+        states=np.array(states, dtype=np.int64),
+        settings=diffusion_setup.sampler_settings(work.config.sample),
+        device=work.device,
+    )
+
+
+def _encode(work: _Work, image: int, pixels: NDArray[np.uint8]) -> bytes:
+    text = {
+        "synthetic": "yes",
+        "Software": f"synfundus {__version__}",
+        "seed": str(work.config.seed),
+        "index": str(image),
+        "model": work.pipeline.fingerprint,
+        "labels": json.dumps(work.rows[image]),
+    }
+    return encode_png(pixels, text=text, compress_level=_COMPRESS_LEVEL)
+
+
+def _label_table(rows: Sequence[LabelRow], names: Sequence[str], files: Sequence[str] = ()) -> bytes:
+    """Return labels as CSV, an empty cell = unknown; with file names in the first column where given."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow([*(["file"] if files else []), *names])
+    for number, row in enumerate(rows):
+        cells = ["" if row.get(name) is None else row[name] for name in names]
+        writer.writerow([*files[number : number + 1], *cells])
+    return stream.getvalue().encode()
+
+
+def _publish(work: _Work, out: str, request: dict[str, Any]) -> None:
+    """Check that every image is there, then write labels, provenance and contact sheet."""
+    properties = {
+        "synthetic": True,
+        "statement": "Every image of this set was generated by a model; none is a photograph.",
+        **request,
+        "latent_set_identity": work.pipeline.latent_set_identity,
+        "image_size_px": work.pipeline.image_size_px,
+        "noise": "image i: Philox keyed by (seed, 'sample'), counter i",
+        "versions": versions(),
+    }
+    work.store.publish(num_images=len(work.rows), properties=properties)
+    files = [work.store.file_name(image) for image in range(len(work.rows))]
+    table = _label_table(work.rows, work.pipeline.label_schema.names, files)
+    filesystem.write_bytes(filesystem.join(out, LABELS_NAME), table)
+    provenance = filesystem.join(out, PROVENANCE_NAME)
+    documents.write_document(provenance, properties, format_name=FORMAT_NAME, version=FORMAT_VERSION)
+    count = min(work.config.sample.contact_sheet_images, len(work.rows))
+    if count:
+        filesystem.write_bytes(filesystem.join(out, SHEET_NAME), _contact_sheet(work, count))
+
+
+def _contact_sheet(work: _Work, count: int) -> bytes:
+    section = work.config.sample
+    images = [decode_image(work.store.read(image), where=work.store.file_name(image)) for image in range(count)]
+    sheet = contact_sheet(
+        images,
+        captions=[label_caption(row) for row in work.rows[:count]],
+        columns=_SHEET_COLUMNS,
+        tile_px=min(images[0].shape[0], _SHEET_TILE_PX),
+        title=f"synthetic · {count} of {len(work.rows):,} images · {section.sampler}, {section.num_steps} steps, "
+        f"guidance {section.guidance_scale:g}, seed {work.config.seed}",
+    )
+    return encode_png(sheet, text={"synthetic": "yes"}, compress_level=_COMPRESS_LEVEL)

@@ -1,0 +1,149 @@
+"""The network a run of `train` starts from: random by the seed, an exported model's, or a foreign U-Net's weights."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from synfundus.artifacts.model import Model
+from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
+from synfundus.config.schema import RunConfig
+from synfundus.errors import CheckpointError, ConfigError, ManifestMismatch
+from synfundus.labels.schema import difference
+from synfundus.models.unet import ConditionalDenoiser
+from synfundus.seeding import derive_key
+from synfundus.stages import diffusion_setup
+from synfundus.stages.reading import latent_shape_of
+from synfundus.stages.train.foreign_unet import announce, find_foreign_unet, open_foreign_unet
+from synfundus.stages.verify_latents.job import require_same_codec
+from synfundus.storage import documents, filesystem
+from synfundus.storage.manifest import ShardSet
+from synfundus.telemetry.console import Console
+
+REPORT_NAME = "init.json"
+FORMAT_NAME = "synfundus-initial-weights"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from.
+
+    Attributes:
+        denoiser: The network.
+        identity: What of it must not change between two starts of the run.
+        report: What became of foreign weights; None where there are none.
+    """
+
+    denoiser: ConditionalDenoiser
+    identity: dict[str, Any]
+    report: dict[str, Any] | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the foreign weights; empty where there are none."""
+        return str(self.identity.get("init_fingerprint", ""))
+
+    def known(self, latents: ShardSet) -> dict[str, Any]:
+        """Return the figures of a model card that do not depend on the training."""
+        return {
+            "parameters": sum(parameter.numel() for parameter in self.denoiser.parameters()),
+            "training_images": latents.num_samples("train"),
+            **({"started_from": self.fingerprint} if self.fingerprint else {}),
+        }
+
+
+def initial_denoiser(config: RunConfig, latents: ShardSet, console: Console) -> Start:
+    """Return the network a run starts from, the same on every rank and at every start.
+
+    Raises:
+        CheckpointError: There is nothing to start from, or nothing that can be read.
+        ConfigError: Another network than the configured one, or one that cannot be adapted.
+        ManifestMismatch: An exported model of other latents or labels.
+    """
+    init_from = config.train.init_from
+    identity: dict[str, Any] = {"init_from": init_from, "unet": config.unet.model_dump(mode="json")}
+    if not init_from:
+        return Start(_fresh(config, latents), identity)
+    folder = None if _is_ours(init_from) else find_foreign_unet(init_from)
+    if folder is not None:
+        return _foreign(config, latents, folder, console)
+    if not _is_ours(init_from) and filesystem.is_dir(init_from):
+        raise CheckpointError(
+            "no model here to start from",
+            where=init_from,
+            hint="give a run of `synfundus train`, its export, or a folder of a diffusers U-Net (config.json and "
+            "safetensors, also below unet/)",
+        )
+    given = load_pipeline(find_pipeline(init_from), device=torch.device("cpu"))
+    _require_same_latents(given, latents)
+    fresh = _fresh(config, latents)
+    try:
+        fresh.load_state_dict(given.denoiser.state_dict())
+    except RuntimeError as error:
+        raise ConfigError(
+            f"train.init_from holds another network: {str(error).splitlines()[-1].strip()}",
+            where=init_from,
+            hint="configure the same unet section",
+        ) from error
+    return Start(fresh, identity)
+
+
+def save_report(start: Start, url: str) -> None:
+    """Write what became of foreign weights, once; rank 0 calls it."""
+    if start.report is not None and not filesystem.exists(url):
+        documents.write_document(url, start.report, format_name=FORMAT_NAME, version=FORMAT_VERSION)
+
+
+def _fresh(config: RunConfig, latents: ShardSet) -> ConditionalDenoiser:
+    return diffusion_setup.denoiser(
+        config.unet, seed=config.seed, schema=latents.label_schema, latent_shape=latent_shape_of(latents)
+    )
+
+
+def _is_ours(location: str) -> bool:
+    """Whether a location holds a model or run of synfundus, whole or not: those are opened as such or refused."""
+    names = {"synfundus.json", "export", "checkpoints", "run.json"}
+    return any(filesystem.exists(filesystem.join(location, name)) for name in names)
+
+
+def _foreign(config: RunConfig, latents: ShardSet, folder: str, console: Console) -> Start:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_key(config.seed, "init", "denoiser") % 2**63)
+        start = open_foreign_unet(folder, config, schema=latents.label_schema, latent_shape=latent_shape_of(latents))
+    announce(start, folder, config.diffusion, console)
+    identity = {
+        "init_from": config.train.init_from,
+        "init_fingerprint": start.fingerprint,
+        "unet": start.architecture,
+    }
+    report = {
+        "source": config.train.init_from,
+        "fingerprint": start.fingerprint,
+        "architecture": start.architecture,
+        "scheduler": start.scheduler,
+        **asdict(start.adaptation),
+    }
+    return Start(start.denoiser, identity, report)
+
+
+def _require_same_latents(given: Model, latents: ShardSet) -> None:
+    """Check that a model to start from was trained on latents of this kind.
+
+    Raises:
+        ManifestMismatch: Another autoencoder, size or label schema; names both sides.
+    """
+    where, latent_shape = given.folder, latent_shape_of(latents)
+    require_same_codec(latents, given.vae_fingerprint, where=where)
+    if given.latent_shape != latent_shape:
+        raise ManifestMismatch(
+            f"the model to start from takes latents of {given.latent_shape}, those in {latents.url} are {latent_shape}",
+            where=where,
+        )
+    changed = difference(given.label_schema, latents.label_schema)
+    if changed:
+        raise ManifestMismatch(
+            f"the model to start from has other labels than the latents in {latents.url}: {changed}", where=where
+        )

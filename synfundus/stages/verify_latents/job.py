@@ -1,0 +1,111 @@
+"""`synfundus verify-latents`: do the stored moments decode to the photographs they came from?"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from synfundus.artifacts.autoencoder_folder import find_codec, open_codec
+from synfundus.artifacts.latent_set import open_latent_sets
+from synfundus.artifacts.latent_sources import load_sources
+from synfundus.config.schema import RunConfig
+from synfundus.distributed.world import World, torch_device
+from synfundus.errors import DataError, ManifestMismatch
+from synfundus.models.autoencoder import LatentCodec
+from synfundus.models.pixels import pixels_to_tensor
+from synfundus.models.reconstruction_metrics import psnr
+from synfundus.seeding import keyed_generator
+from synfundus.shards.images import ImageDecoder
+from synfundus.shards.latents import LatentDecoder
+from synfundus.shards.reader import ShardSetReader
+from synfundus.stages import Summary, build
+from synfundus.storage.manifest import ShardSet, load_shard_set
+from synfundus.telemetry.console import Console
+
+
+def run(config: RunConfig, world: World, console: Console) -> Summary:
+    """Decode a sample of a latent set and compare with its images.
+
+    Returns:
+        ``psnr_db`` (mean), ``worst_psnr_db``, ``samples``.
+
+    Raises:
+        ManifestMismatch: Another autoencoder, or another image set.
+        DataError: The mean PSNR is below the limit.
+    """
+    latents = open_latent_sets(config.train.latents[:1]).sets[0]
+    folder = find_codec(build.require(config.encode.vae, flag="--vae", key="encode.vae"))
+    build.tensor_cores(False, world, console)
+    codec, fingerprint = open_codec(folder, device=torch_device(world), dtype=torch.float32)
+    require_same_codec(latents, fingerprint, where=folder)
+    images = load_shard_set(config.encode.data or load_sources(latents.url).image_set_url, kind="images")
+    if images.identity != latents.properties["image_set_identity"]:
+        raise ManifestMismatch(
+            f"the latents were made of image set {latents.properties['image_set_identity'][:12]}, "
+            f"at its place is now {images.identity[:12]}",
+            where=images.url,
+        )
+    values = _compare(config, latents, images, codec, console)
+    mean, worst = float(np.mean(values)), float(np.min(values))
+    console.message(f"{len(values)} samples decoded: PSNR {mean:.2f} dB, worst {worst:.2f} dB")
+    if mean < config.encode.verify_min_psnr_db:
+        raise DataError(
+            f"latents decode at {mean:.2f} dB, below encode.verify_min_psnr_db = {config.encode.verify_min_psnr_db}",
+            where=latents.url,
+            hint="encode again, or train the autoencoder longer",
+        )
+    return {"psnr_db": mean, "worst_psnr_db": worst, "samples": len(values)}
+
+
+def require_same_codec(latents: ShardSet, fingerprint: str, *, where: str) -> None:
+    """Check that an autoencoder is the one a latent set was made with.
+
+    Raises:
+        ManifestMismatch: It is not; names both.
+    """
+    expected = str(latents.properties["autoencoder_fingerprint"])
+    if expected != fingerprint:
+        raise ManifestMismatch(
+            f"the latents in {latents.url} were made by autoencoder {expected[:12]}, this one is {fingerprint[:12]}",
+            where=where,
+            hint="give the autoencoder the latents were made with, or encode them again with this one",
+        )
+
+
+def _compare(
+    config: RunConfig, latents: ShardSet, images: ShardSet, codec: LatentCodec, console: Console
+) -> list[float]:
+    """Return the PSNR of a keyed choice of samples."""
+    split = "train"
+    stored, originals = ShardSetReader(latents, split=split), ShardSetReader(images, split=split)
+    _, height, width = latents.properties["moments_shape"]
+    shape = (int(latents.properties["moments_shape"][0]), int(height), int(width))
+    decode_latents = LatentDecoder(schema=latents.label_schema, moments_shape=shape, with_flip=False)
+    decode_image = ImageDecoder(schema=images.label_schema, image_size_px=int(images.properties["image_size_px"]))
+    places = [(shard, sample) for shard, size in enumerate(stored.shard_sizes) for sample in range(size)]
+    count = min(config.encode.verify_samples, len(places))
+    chosen = keyed_generator(config.seed, "verify-latents").permutation(len(places))[:count]
+    index = {
+        key: (shard, sample)
+        for shard, size in enumerate(originals.shard_sizes)
+        for sample in range(size)
+        for key in [originals.key(shard, sample)]
+    }
+    values = []
+    with torch.no_grad(), console.progress("verifying", total=count, unit="samples") as bar:
+        for number in chosen.tolist():
+            shard, sample = places[number]
+            key, members = stored.read(shard, sample)
+            moments = decode_latents(key, members, stored.place_name(shard, sample))["moments"]
+            mean, _ = LatentCodec.split(torch.from_numpy(moments[None].astype(np.float32)))
+            restored = codec.decode(mean.to(next(codec.parameters()).device)).float().clamp(-1, 1).cpu()
+            place = index[key]
+            original = decode_image(*originals.read(*place), originals.place_name(*place))["pixels"]
+            value = float(psnr(restored, pixels_to_tensor(original[None]), data_range=2.0))
+            values.append(value if math.isfinite(value) else 99.0)
+            bar.advance()
+    stored.close()
+    originals.close()
+    return values
