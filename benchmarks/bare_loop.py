@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from synfundus.config.measured import assumed_channels_last
-from synfundus.config.schema import OptimConfig, RunConfig
+from synfundus.config.schema import RunConfig
+from synfundus.config.training import OptimConfig
 from synfundus.diffusion.loss import denoising_loss
 from synfundus.diffusion.parametrisation import training_target
 from synfundus.distributed.world import LocalWorld
@@ -85,15 +86,15 @@ class BareDiffusion:
     def __init__(self, config: RunConfig, latent_shape: tuple[int, int, int]) -> None:
         self._config = config
         self.network: ConditionalDenoiser = diffusion_setup.denoiser(
-            config.unet, seed=config.seed, schema=DEFAULT_LABEL_SCHEMA, latent_shape=latent_shape
+            config.train.unet, seed=config.seed, schema=DEFAULT_LABEL_SCHEMA, latent_shape=latent_shape
         )
-        dtype = build.torch_dtype(config.loop.precision)
+        dtype = build.torch_dtype(config.train.loop.precision)
         # the kernel `train` chooses: in bf16 on a CPU diffusers' default is slower
         build.attention(self.network.unet, config.launch, dtype=dtype, world=LocalWorld(), console=SilentConsole())
-        self._update = BareUpdate(self.network, dtype=dtype, optim=config.optim)
-        self._schedule = diffusion_setup.forward_process(config.diffusion)
+        self._update = BareUpdate(self.network, dtype=dtype, optim=config.train.optim)
+        self._schedule = diffusion_setup.forward_process(config.train.diffusion)
         self._images_seen = 0
-        channels_last = assumed_channels_last(config.loop)
+        channels_last = assumed_channels_last(config.train.loop)
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     def step(self, moments: Tensor, states: Tensor) -> None:
@@ -103,7 +104,7 @@ class BareDiffusion:
             moments: Mean and log-variance of normalised latents, ``[b, 2c, lh, lw]``.
             states: Label states ``[b, k]``.
         """
-        section, size = self._config.diffusion, len(moments)
+        section, size = self._config.train.diffusion, len(moments)
         x0 = LatentCodec.sample_posterior(moments, torch.randn_like(moments[:, : moments.shape[1] // 2]))
         noise = torch.randn_like(x0)
         timestep = torch.randint(0, section.num_train_timesteps, (size,))
@@ -123,7 +124,7 @@ class BareDiffusion:
         )
         torch.autograd.backward(loss)
         self._images_seen += size
-        averages = self._config.ema
+        averages = self._config.train.ema
         self._update(
             ema_decay(
                 batch_images=size,

@@ -30,27 +30,27 @@ class Run:
     def __init__(self, world: World) -> None:
         settings = [
             "launch.device=cpu",
-            "loop.precision=fp32",
-            f"loop.global_batch_size={BATCH}",
-            "unet.block_out_channels=[48, 96, 144, 192]",
-            "unet.attention_head_dim=48",
-            "unet.cross_attention_dim=128",
-            "unet.norm_num_groups=16",
+            "train.loop.precision=fp32",
+            f"train.loop.global_batch_size={BATCH}",
+            "train.unet.block_out_channels=[48, 96, 144, 192]",
+            "train.unet.attention_head_dim=48",
+            "train.unet.cross_attention_dim=128",
+            "train.unet.norm_num_groups=16",
         ]
         self.config = load_config(preset="fundus256", file=None, settings=settings, flags=[]).config
         config, device = self.config, torch_device(world)
-        shape = (config.vae.codec.latent_channels, latent_edge(config), latent_edge(config))
+        shape = (config.train_vae.autoencoder.latent_channels, latent_edge(config), latent_edge(config))
         step = training_step(config, shape, device)
         self.engine = build.engine(
             step,
             step.denoiser,
-            loop=config.loop,
-            optim=config.optim,
+            loop=config.train.loop,
+            optim=config.train.optim,
             launch=config.launch,
-            batch=build.batch_plan(config.loop, world.size),
+            batch=build.batch_plan(config.train.loop, world.size),
             world=world,
         )
-        self.ema = build.ema(config.ema, self.engine)
+        self.ema = build.ema(config.train.ema, self.engine)
         self.images_seen = 0
         self._batch = random_batch(config, BATCH, shape, device)
 
@@ -74,7 +74,7 @@ def writer(run: Run, world: World, folder: str, *, behind: bool) -> CheckpointWr
         keep=2,
         world=world,
         behind=second_channel(world, timeout_s=120.0) if behind else None,
-        watchdog=build.watchdog(run.config.loop, run.config.launch, world),
+        watchdog=build.watchdog(run.config.train.loop, run.config.launch, world),
     )
 
 

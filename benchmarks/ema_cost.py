@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     steps = parser.parse_args().steps
     world = connect(device="cpu", timeout_s=60, num_threads=0)
-    settings = ["diffusion.flip=false", "loop.precision=fp32"]
+    settings = ["train.diffusion.flip=false", "train.loop.precision=fp32"]
     measure("demo", load_config(preset="demo-cpu", file=None, settings=settings, flags=[]).config, world, steps)
     measure("fundus256_sixth", scaling.base_config(BATCH, 1), world, steps)
     disconnect()

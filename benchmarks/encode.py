@@ -50,24 +50,26 @@ def main() -> None:
         image_set = write_phantom_images(
             folder / "images", num_images=NUM_IMAGES, image_size_px=IMAGE_SIZE_PX, shard_samples=256
         )
-        codec = build.codec(config.vae.codec, image_size_px=IMAGE_SIZE_PX, seed=0)
+        codec = build.codec(config.train_vae.autoencoder, image_size_px=IMAGE_SIZE_PX, seed=0)
         codec.save_pretrained(folder / "vae")
         images = decoded_images(image_set)
 
         def ours(number: int) -> float:
             paths = {"data": str(folder / "images"), "vae": str(folder / "vae"), "out": str(folder / f"out-{number}")}
             changes = {**paths, "flip": False}  # the bare loop encodes each image once
-            run_config: RunConfig = config.model_copy(update={"encode": config.encode.model_copy(update=changes)})
+            run_config: RunConfig = config.model_copy(
+                update={"encode": config.encode_latents.model_copy(update=changes)}
+            )
             return rate(lambda: int(encode_latents.run(run_config, world, SilentConsole())["num_samples"]))
 
         def reference(_number: int) -> float:
-            dtype = build.torch_dtype(config.encode.precision)
+            dtype = build.torch_dtype(config.encode_latents.precision)
             bare = codec.eval().requires_grad_(False).to(dtype)
 
             def loop() -> int:
                 with torch.no_grad():
-                    for first in range(0, len(images), config.encode.batch_size):
-                        bare.encode(images[first : first + config.encode.batch_size].to(dtype))
+                    for first in range(0, len(images), config.encode_latents.batch_size):
+                        bare.encode(images[first : first + config.encode_latents.batch_size].to(dtype))
                 return len(images)
 
             return rate(loop)

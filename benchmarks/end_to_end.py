@@ -48,17 +48,17 @@ from synfundus.telemetry.console import SilentConsole
 
 SCALED = (
     "launch.device=cpu",
-    "loop.precision=fp32",
-    "loop.channels_last=true",
-    "encode.precision=fp32",
-    "diffusion.flip=false",
-    "ema.sigma_rel=[]",  # one average, as the reference has
+    "train.loop.precision=fp32",
+    "train.loop.channels_last=true",
+    "encode_latents.precision=fp32",
+    "train.diffusion.flip=false",
+    "train.ema.sigma_rel=[]",  # one average, as the reference has
     "prepare.image_size_px=128",
-    "vae.codec.block_out_channels=[32, 64, 128, 128]",
-    "unet.block_out_channels=[48, 96, 144, 192]",
-    "unet.attention_head_dim=48",
-    "unet.cross_attention_dim=128",
-    "unet.norm_num_groups=16",
+    "train_vae.autoencoder.block_out_channels=[32, 64, 128, 128]",
+    "train.unet.block_out_channels=[48, 96, 144, 192]",
+    "train.unet.attention_head_dim=48",
+    "train.unet.cross_attention_dim=128",
+    "train.unet.norm_num_groups=16",
 )
 
 
@@ -94,10 +94,10 @@ class OnTheFly:
         self._encoder = (
             AutoencoderKL.from_pretrained(folder / "vae", low_cpu_mem_usage=False).eval().requires_grad_(False)
         )
-        self._loop = BareDiffusion(config, (config.vae.codec.latent_channels, edge, edge))
+        self._loop = BareDiffusion(config, (config.train_vae.autoencoder.latent_channels, edge, edge))
         loader: Any = DataLoader(
             Photographs(folder / "images"),
-            batch_size=config.loop.global_batch_size,
+            batch_size=config.train.loop.global_batch_size,
             shuffle=True,
             drop_last=True,
             num_workers=workers,
@@ -132,11 +132,15 @@ class OnTheFly:
 
 def gflops(config: RunConfig) -> tuple[float, float]:
     """Return the GFLOPs of encoding an image, and of its forward and backward pass through the U-Net."""
-    size, edge, channels = config.prepare.image_size_px, latent_edge(config), config.vae.codec.latent_channels
+    size, edge, channels = (
+        config.prepare.image_size_px,
+        latent_edge(config),
+        config.train_vae.autoencoder.latent_channels,
+    )
     with torch.device("meta"):
-        encoder = build.codec(config.vae.codec, image_size_px=size, seed=0).autoencoder.encoder
+        encoder = build.codec(config.train_vae.autoencoder, image_size_px=size, seed=0).autoencoder.encoder
         network = diffusion_setup.denoiser(
-            config.unet, seed=config.seed, schema=DEFAULT_LABEL_SCHEMA, latent_shape=(channels, edge, edge)
+            config.train.unet, seed=config.seed, schema=DEFAULT_LABEL_SCHEMA, latent_shape=(channels, edge, edge)
         )
         pixels, latents = torch.empty(1, 3, size, size), torch.empty(1, channels, edge, edge)
         place = torch.zeros(1, dtype=torch.int64)
@@ -175,7 +179,7 @@ def main() -> None:
     parser.add_argument("--accelerate", action="store_true", help="run the reference under accelerate")
     arguments = parser.parse_args()
     world, batch = connect(device="cpu", timeout_s=60, num_threads=0), arguments.batch
-    sizes = [f"loop.global_batch_size={batch}", f"loop.micro_batch_size={batch}"]
+    sizes = [f"train.loop.global_batch_size={batch}", f"train.loop.micro_batch_size={batch}"]
     base = load_config(preset="fundus256", file=None, settings=[*SCALED, *sizes], flags=[]).config
     for name, config in (
         ("fundus256", load_config(preset="fundus256", file=None, settings=[], flags=[]).config),

@@ -33,20 +33,20 @@ def base_config(per_rank: int, ranks: int) -> RunConfig:
     """Return the run of a number of ranks."""
     settings = [
         "launch.device=cpu",
-        "loop.precision=fp32",
-        "loop.channels_last=true",  # one and two ranks compute the same
-        f"loop.global_batch_size={per_rank * ranks}",
-        f"loop.micro_batch_size={per_rank}",
-        "diffusion.flip=false",
-        "ema.sigma_rel=[]",
-        "unet.block_out_channels=[32, 64, 96, 128]",
-        "unet.attention_head_dim=32",
-        "unet.cross_attention_dim=96",
-        "unet.norm_num_groups=16",
+        "train.loop.precision=fp32",
+        "train.loop.channels_last=true",  # one and two ranks compute the same
+        f"train.loop.global_batch_size={per_rank * ranks}",
+        f"train.loop.micro_batch_size={per_rank}",
+        "train.diffusion.flip=false",
+        "train.ema.sigma_rel=[]",
+        "train.unet.block_out_channels=[32, 64, 96, 128]",
+        "train.unet.attention_head_dim=32",
+        "train.unet.cross_attention_dim=96",
+        "train.unet.norm_num_groups=16",
         # writes smaller files; only its latents' shape matters here
-        "vae.codec.block_out_channels=[8, 8, 8, 8]",
-        "vae.codec.norm_num_groups=4",
-        "vae.codec.mid_block_attention=false",
+        "train_vae.autoencoder.block_out_channels=[8, 8, 8, 8]",
+        "train_vae.autoencoder.norm_num_groups=4",
+        "train_vae.autoencoder.mid_block_attention=false",
     ]
     return load_config(preset="fundus256", file=None, settings=settings, flags=[]).config
 

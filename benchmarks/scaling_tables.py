@@ -94,7 +94,7 @@ def planned(name: str, *, gpus: int, batch: int, images: int = 1) -> dict[str, A
     """Return what `synfundus plan` says of a preset on so many GPUs."""
     nodes, a_node = max(1, gpus // GPUS_A_NODE), min(gpus, GPUS_A_NODE)
     launch = (f"launch.nodes={nodes}", f"launch.procs_per_node={a_node}")
-    config = preset(name, *launch, f"loop.global_batch_size={batch}", f"plan.num_images={images}")
+    config = preset(name, *launch, f"train.loop.global_batch_size={batch}", f"plan.num_images={images}")
     return work_out(config, counted(name))
 
 

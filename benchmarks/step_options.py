@@ -1,4 +1,4 @@
-"""What `loop.channels_last: auto` chooses against the layout it did not choose: images/s through a U-Net.
+"""What `train.loop.channels_last: auto` chooses against the layout it did not choose: images/s through a U-Net.
 
 The choice is made as a run makes it, on a few pairs of steps; afterwards both layouts are timed in turns for longer.
 The goal: what was chosen is not slower than the other by more than the gain that a choice needs.
@@ -21,12 +21,18 @@ from synfundus.training.memory.rehearsal import Rehearsal
 
 def measure(precision: str, batch: int, pairs: int, device: torch.device) -> None:
     """Measure one precision and report."""
-    settings = [f"loop.global_batch_size={batch}", f"loop.micro_batch_size={batch}", f"loop.precision={precision}"]
+    settings = [
+        f"train.loop.global_batch_size={batch}",
+        f"train.loop.micro_batch_size={batch}",
+        f"train.loop.precision={precision}",
+    ]
     config = load_config(preset="demo-cpu", file=None, settings=settings, flags=[]).config
-    shape = (config.vae.codec.latent_channels, latent_edge(config), latent_edge(config))
+    shape = (config.train_vae.autoencoder.latent_channels, latent_edge(config), latent_edge(config))
     steps = {
         layout: training_step(
-            config.model_copy(update={"loop": config.loop.model_copy(update={"channels_last": layout})}), shape, device
+            config.model_copy(update={"loop": config.train.loop.model_copy(update={"channels_last": layout})}),
+            shape,
+            device,
         )
         for layout in (False, True)
     }
@@ -35,7 +41,7 @@ def measure(precision: str, batch: int, pairs: int, device: torch.device) -> Non
         make_step=lambda both, layout: both[int(layout)],
         draw=lambda size: random_batch(config, size, shape, device),
         device=device,
-        dtype=build.torch_dtype(config.loop.precision),
+        dtype=build.torch_dtype(config.train.loop.precision),
         images_seen=0,
     )
     choice = measure_format(lambda layout: rehearsal.seconds(batch, layout))

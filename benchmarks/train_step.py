@@ -37,12 +37,12 @@ class TakeTurns:
     """Lets the bare loop run a stretch after each stretch of ours, and takes the time of both."""
 
     def __init__(self, config: RunConfig) -> None:
-        channels, edge = config.vae.codec.latent_channels, latent_edge(config)
+        channels, edge = config.train_vae.autoencoder.latent_channels, latent_edge(config)
         generator = torch.Generator().manual_seed(0)
         self._loop = BareDiffusion(config, (channels, edge, edge))
         self._moments = torch.randn(NUM_LATENTS, 2 * channels, edge, edge, generator=generator)
         self._states = torch.randint(0, 2, (NUM_LATENTS, len(DEFAULT_LABEL_SCHEMA.names)), generator=generator)
-        self._batch = config.loop.global_batch_size
+        self._batch = config.train.loop.global_batch_size
         self._steps = self._first = 0
         self._began = time.perf_counter()
         self.ours_s: list[float] = []
@@ -94,7 +94,11 @@ def main() -> None:
     arguments = parser.parse_args()
     world = connect(device="cpu", timeout_s=60, num_threads=0)
     batch = arguments.batch
-    sizes = [f"loop.global_batch_size={batch}", f"loop.micro_batch_size={batch}", "diffusion.flip=false"]
+    sizes = [
+        f"train.loop.global_batch_size={batch}",
+        f"train.loop.micro_batch_size={batch}",
+        "train.diffusion.flip=false",
+    ]
     base = load_config(preset="demo-cpu", file=None, settings=sizes, flags=[]).config
     # where bf16 is emulated, its step takes minutes and says nothing
     for precision in ("fp32", "bf16") if has_native_bf16(world.device) else ("fp32",):

@@ -44,21 +44,27 @@ def probe(precision: str) -> None:
     """Measure one rank; rank 0 prints bytes and parameters."""
     world = connect(device="cpu", timeout_s=120, num_threads=1)
     settings = [
-        f"loop.precision={precision}",
-        f"loop.global_batch_size={GLOBAL_BATCH}",
-        f"loop.micro_batch_size={MICRO_BATCH}",
+        f"train.loop.precision={precision}",
+        f"train.loop.global_batch_size={GLOBAL_BATCH}",
+        f"train.loop.micro_batch_size={MICRO_BATCH}",
     ]
     config = load_config(preset="demo-cpu", file=None, settings=settings, flags=[]).config
     _, before = living_bytes()
-    channels, edge = config.vae.codec.latent_channels, latent_edge(config)
+    channels, edge = config.train_vae.autoencoder.latent_channels, latent_edge(config)
     shape, device = (channels, edge, edge), torch_device(world)
     step = training_step(config, shape, device)
     parameters = sum(parameter.numel() for parameter in step.parameters() if parameter.requires_grad)
-    plan = build.batch_plan(config.loop, world.size)
+    plan = build.batch_plan(config.train.loop, world.size)
     engine = build.engine(
-        step, step.denoiser, loop=config.loop, optim=config.optim, launch=config.launch, batch=plan, world=world
+        step,
+        step.denoiser,
+        loop=config.train.loop,
+        optim=config.train.optim,
+        launch=config.launch,
+        batch=plan,
+        world=world,
     )
-    averages = build.ema(config.ema, engine, sigma_rel=WIDTHS)
+    averages = build.ema(config.train.ema, engine, sigma_rel=WIDTHS)
     measured: list[int] = []
     engine._zero.optimizer.register_step_pre_hook(lambda *_: measured.append(living_bytes(before)[0]))
     for _ in range(2):

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Submits the chain prepare -> train-vae -> encode-latents -> train -> sample; each job waits for the one before.
 # usage: slurm/pipeline.sh RUN.yaml [sbatch options]
-# RUN.yaml names every folder (prepare.out, vae.data, vae.run_dir, encode.*, train.*, sample.*); see
+# RUN.yaml names every folder (prepare.out, train_vae.data, train_vae.run_dir, encode.*, train.*, sample.*); see
 # `synfundus VERB --config RUN.yaml --dry-run`. Run it on a login node, not through sbatch.
 set -euo pipefail
 

@@ -69,7 +69,7 @@ def write_snapshot(run_url: str, weights: Mapping[str, Tensor] | None, profile: 
         raise StorageError(
             f"a snapshot of the averages could not be written: {failure}",
             where=filesystem.join(run_url, FOLDER_NAME),
-            hint="free some space, or take fewer: ema.snapshot_every_images",
+            hint="free some space, or take fewer: train.ema.snapshot_every_images",
         )
 
 
@@ -110,7 +110,7 @@ def find_snapshots(run_url: str) -> list[Snapshot]:
         raise CheckpointError(
             "this run has no snapshots of power-function averages",
             where=folder,
-            hint="train with ema.sigma_rel=[0.05,0.1] and ema.snapshot_every_images; it cannot be made up for",
+            hint="set train.ema.sigma_rel=[0.05,0.1] and train.ema.snapshot_every_images for the next run",
         )
     return sorted(found, key=lambda snapshot: (snapshot.profile.images_seen, snapshot.profile.sigma_rel))
 

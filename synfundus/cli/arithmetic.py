@@ -9,7 +9,8 @@ from synfundus.cli.verbs import Verb
 from synfundus.config.assets import read_ds_file
 from synfundus.config.measured import assumed_micro_batch
 from synfundus.config.precision import working_precision
-from synfundus.config.schema import LoopConfig, OptimConfig, RunConfig
+from synfundus.config.schema import RunConfig
+from synfundus.config.training import LoopConfig, OptimConfig
 from synfundus.distributed.ds_config import BatchPlan, build_ds_config, check_ds_file, plan_batch
 from synfundus.distributed.processor import processor_has_bf16
 
@@ -33,7 +34,8 @@ class TrainingPlan:
 
 def training_sections(verb: Verb, config: RunConfig) -> tuple[LoopConfig, OptimConfig]:
     """Return the loop and the optimizer a training verb uses."""
-    return (config.vae.loop, config.vae.optim) if verb.trains == "vae." else (config.loop, config.optim)
+    section = config.train_vae if verb.trains == "train_vae" else config.train
+    return section.loop, section.optim
 
 
 def _likely_bf16(device: Literal["cpu", "cuda"]) -> bool:

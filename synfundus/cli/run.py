@@ -161,7 +161,7 @@ def _joined(verb: Verb, config: RunConfig) -> Iterator[World]:
     if not verb.distributed or (verb.host_only and rank_info(os.environ).world_size == 1):
         yield LocalWorld()
         return
-    loop = config.vae.loop if verb.trains == "vae." else config.loop
+    loop = config.train_vae.loop if verb.trains == "train_vae" else config.train.loop
     world = None
     try:
         world = connect(
@@ -257,7 +257,7 @@ def _begun(verb: Verb, config: RunConfig, world: World) -> dict[str, WorkingPrec
 
     found = on_rank_0(lambda: begun_precision(str(value_at(config, run_dir))), world)
     known = next((one for one in WORKING_PRECISIONS if one == found), None)
-    return {} if known is None else {f"{verb.trains}loop.precision": known}
+    return {} if known is None else {f"{verb.trains}.loop.precision": known}
 
 
 def _load(verb: Verb, values: Mapping[str, Any]) -> LoadedConfig:

@@ -54,7 +54,7 @@ class Verb:
         distributed: Whether it runs as ranks of a job with a process group.
         host_only: Whether it computes on the host whatever accelerators there are; alone it needs no process group.
         script: Batch script for several nodes; empty when it does not run on several.
-        trains: Prefix of the training section (``vae.`` or nothing); None when it does not train.
+        trains: Section of the training it does, ``train_vae`` or ``train``; None when it does not train.
         default_preset: Preset taken when the user names none.
         results_on_stdout: What it says is its result.
     """
@@ -79,7 +79,7 @@ def _needs(option: Option) -> Option:
 COMMON = (
     Option("--preset", "", "Start from a shipped preset: demo-cpu, fundus256, fundus512, fundus1024."),
     Option("--config", "", "Then read this YAML file."),
-    Option("--set", "", "Then set KEY=VALUE, e.g. optim.lr=2e-4 (repeatable).", "list"),
+    Option("--set", "", "Then set KEY=VALUE, e.g. train.optim.lr=2e-4 (repeatable).", "list"),
     Option("--seed", "seed", "Seed of every random draw."),
     Option(
         "--dry-run", "", "Show the resolved values, where each came from and what would start; do nothing.", "switch"
@@ -146,33 +146,35 @@ TRAIN_VAE = Verb(
     "train-vae",
     "Train the autoencoder.",
     (
-        _needs(Option("--data", "vae.data", DATA_HELP, role="input")),
-        _needs(Option("--run-dir", "vae.run_dir", "Folder of the run.", role="output")),
-        Option("--init-from", "vae.init_from", "Start from a diffusers AutoencoderKL or AutoencoderDC.", role="input"),
-        Option("--budget-images", "vae.loop.budget_images", "Images to train on, epochs included."),
-        Option("--micro-batch", "vae.loop.micro_batch_size", MICRO_BATCH_HELP),
+        _needs(Option("--data", "train_vae.data", DATA_HELP, role="input")),
+        _needs(Option("--run-dir", "train_vae.run_dir", "Folder of the run.", role="output")),
+        Option(
+            "--init-from", "train_vae.init_from", "Start from a diffusers AutoencoderKL or AutoencoderDC.", role="input"
+        ),
+        Option("--budget-images", "train_vae.loop.budget_images", "Images to train on, epochs included."),
+        Option("--micro-batch", "train_vae.loop.micro_batch_size", MICRO_BATCH_HELP),
         CACHE,
         *DISTRIBUTED,
     ),
-    ("seed", "vae", "storage", "launch", "telemetry"),
+    ("seed", "train_vae", "storage", "launch", "telemetry"),
     "train_vae",
     distributed=True,
     script="vae.sh",
-    trains="vae.",
+    trains="train_vae",
 )
 ENCODE = Verb(
     "encode-latents",
     "Encode images into posterior moments with a frozen autoencoder.",
     (
-        _needs(Option("--data", "encode.data", DATA_HELP, role="input")),
-        _needs(Option("--vae", "encode.vae", VAE_HELP, role="input")),
-        _needs(Option("--out", "encode.out", "Folder of the latent set to write.", role="output")),
-        Option("--flip", "encode.flip", "Also store the moments of the mirrored image.", "flag"),
-        Option("--batch-size", "encode.batch_size", "Images per forward pass."),
+        _needs(Option("--data", "encode_latents.data", DATA_HELP, role="input")),
+        _needs(Option("--vae", "encode_latents.vae", VAE_HELP, role="input")),
+        _needs(Option("--out", "encode_latents.out", "Folder of the latent set to write.", role="output")),
+        Option("--flip", "encode_latents.flip", "Also store the moments of the mirrored image.", "flag"),
+        Option("--batch-size", "encode_latents.batch_size", "Images per forward pass."),
         CACHE,
         *DISTRIBUTED,
     ),
-    ("seed", "encode", "storage", "launch", "telemetry"),
+    ("seed", "encode_latents", "storage", "launch", "telemetry"),
     "encode_latents",
     distributed=True,
     script="encode_latents.sh",
@@ -181,13 +183,13 @@ VERIFY = Verb(
     "verify-latents",
     "Decode a sample of a latent set and report its PSNR.",
     (
-        _needs(Option("--latents", "train.latents", "Set of latents, written by `encode-latents`.", role="input")),
-        _needs(Option("--vae", "encode.vae", VAE_HELP, role="input")),
-        Option("--data", "encode.data", "Set of images the latents were made of.", role="input"),
+        _needs(Option("--latents", "verify_latents.latents", "Set of latents (`encode-latents`).", role="input")),
+        _needs(Option("--vae", "verify_latents.vae", VAE_HELP, role="input")),
+        Option("--data", "verify_latents.data", "Set of images the latents were made of.", role="input"),
         CACHE,
         DEVICE,
     ),
-    ("seed", "encode", "train", "storage", "launch", "telemetry"),
+    ("seed", "verify_latents", "storage", "launch", "telemetry"),
     "verify_latents",
     distributed=True,
 )
@@ -205,16 +207,16 @@ TRAIN = Verb(
         _needs(Option("--run-dir", "train.run_dir", "Folder of the run.", role="output")),
         Option("--vae", "train.vae", "Autoencoder for previews; default the one the latents name.", role="input"),
         Option("--init-from", "train.init_from", "Start from an exported model or a diffusers U-Net.", role="input"),
-        Option("--budget-images", "loop.budget_images", "Images to train on, epochs included."),
-        Option("--micro-batch", "loop.micro_batch_size", MICRO_BATCH_HELP),
+        Option("--budget-images", "train.loop.budget_images", "Images to train on, epochs included."),
+        Option("--micro-batch", "train.loop.micro_batch_size", MICRO_BATCH_HELP),
         CACHE,
         *DISTRIBUTED,
     ),
-    ("seed", "train", "unet", "diffusion", "loop", "optim", "ema", "storage", "launch", "telemetry"),
+    ("seed", "train", "storage", "launch", "telemetry"),
     "train",
     distributed=True,
     script="ldm.sh",
-    trains="",
+    trains="train",
 )
 SAMPLE = Verb(
     "sample",
@@ -240,24 +242,24 @@ EXPORT = Verb(
     "export",
     "Write a trained model as a diffusers folder; of a checkpoint while the run goes on.",
     (
-        _needs(Option("--run-dir", "train.run_dir", "Run of `train`.", role="input")),
-        _needs(Option("--out", "sample.out", "Folder to write.", role="output")),
+        _needs(Option("--run-dir", "export.run_dir", "Run of `train`.", role="input")),
+        _needs(Option("--out", "export.out", "Folder to write.", role="output")),
         Option("--checkpoint", "export.checkpoint", "images-NNNNNNNNNNNN; default the finished model, or the newest."),
         Option("--weights", "export.weights", "averaged, or raw ones of a checkpoint."),
     ),
-    ("train", "sample", "export"),
+    ("export",),
     "export",
 )
 EMA = Verb(
     "ema",
     "Make a model with a longer or shorter weight average than was tracked.",
     (
-        _needs(Option("--run-dir", "train.run_dir", "Run of `train` with snapshots.", role="input")),
-        _needs(Option("--sigma-rel", "post_hoc.sigma_rel", "Width of the average relative to the run, e.g. 0.10.")),
-        Option("--at-images", "post_hoc.at_images", "Time of the average; default the last snapshot's."),
-        Option("--out", "post_hoc.out", "Folder to write; default below the run.", role="output"),
+        _needs(Option("--run-dir", "ema.run_dir", "Run of `train` with snapshots.", role="input")),
+        _needs(Option("--sigma-rel", "ema.sigma_rel", "Width of the average relative to the run, e.g. 0.10.")),
+        Option("--at-images", "ema.at_images", "Time of the average; default the last snapshot's."),
+        Option("--out", "ema.out", "Folder to write; default below the run.", role="output"),
     ),
-    ("train", "post_hoc"),
+    ("ema",),
     "ema",
 )
 DEMO = Verb(
@@ -273,12 +275,12 @@ DEMO = Verb(
         DEVICE,
     ),
     (
-        *("seed", "demo", "phantoms", "prepare", "vae", "encode", "unet", "diffusion", "loop", "optim", "ema"),
-        *("sample", "launch", "telemetry"),
+        *("seed", "demo", "phantoms", "prepare", "train_vae", "encode_latents", "train", "sample"),
+        *("launch", "telemetry"),
     ),
     "demo",
     distributed=True,
-    trains="",
+    trains="train",
     default_preset="demo-cpu",
 )
 INSPECT = Verb(
@@ -328,7 +330,7 @@ PLAN = Verb(
         Option("--num-images", "plan.num_images", "Images of the set."),
         Option("--price", "plan.price_per_gpu_hour", "What an hour of one GPU costs."),
     ),
-    ("plan", "prepare", "vae", "unet", "loop", "ema", "launch"),
+    ("plan", "prepare", "train_vae", "train", "launch"),
     "plan",
     results_on_stdout=True,
 )

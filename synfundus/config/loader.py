@@ -24,6 +24,22 @@ from synfundus.errors import ConfigError
 from synfundus.redaction import redact, secret_kind
 
 DEFAULT_ORIGIN = "default"
+RENAMED = {
+    "vae.codec": "train_vae.autoencoder",
+    "vae": "train_vae",
+    "encode.verify_samples": "verify_latents.num_samples",
+    "encode.verify_min_psnr_db": "verify_latents.min_psnr_db",
+    "encode": "encode_latents",
+    "unet": "train.unet",
+    "diffusion": "train.diffusion",
+    "loop": "train.loop",
+    "optim": "train.optim",
+    "ema.half_life_images": "train.ema.half_life_images",
+    "ema.rampup_ratio": "train.ema.rampup_ratio",
+    "ema.snapshot_every_images": "train.ema.snapshot_every_images",
+    "post_hoc": "ema",
+}
+"""Keys of version 0.1 by today's: an old one is refused with the new one named."""
 MAX_PROBLEMS = 25
 """More problems than this are counted, not listed."""
 MAX_EXPLAINED = 10
@@ -37,7 +53,7 @@ class Assignment:
     """One value somebody asked for.
 
     Attributes:
-        path: Dotted path in `RunConfig`, such as ``loop.budget_images``.
+        path: Dotted path in `RunConfig`, such as ``train.loop.budget_images``.
         value: Text as the user wrote it, None for null, or a list or mapping of such.
         origin: Who asked, such as ``--nodes`` or ``run.yaml:12``.
     """
@@ -128,17 +144,28 @@ def _suggest(wrong: str, known: Sequence[str]) -> str:
     return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
-def _unknown(path: Sequence[str], section: type[Section], origin: str, *, look: bool) -> str:
+def _renamed(dotted: str) -> str | None:
+    """Return today's name of a key of an earlier version, None where it has none."""
+    for old in sorted(RENAMED, key=len, reverse=True):
+        if dotted == old or dotted.startswith(f"{old}."):
+            return RENAMED[old] + dotted.removeprefix(old)
+    return None
+
+
+def _unknown(path: Sequence[str], section: type[Section], origin: str, *, whole: str = "", look: bool) -> str:
     """Describe a key the schema does not have.
 
     Args:
         path: The key with what it stands under.
         section: The section it is not in.
         origin: Who asked.
+        whole: The path as it was written, where it is longer.
         look: Look for close matches, which takes time that the thousandth problem is not worth.
     """
     *parents, last = path
     prefix = ".".join(parents)
+    if renamed := _renamed(whole or ".".join(path)):
+        return f"unknown key {_show(whole or '.'.join(path))} ({origin}): it is called {renamed} now"
     clause = _suggest(last, list(section.model_fields)) if look else " "
     if not clause:
         everywhere = leaf_fields()
@@ -241,7 +268,7 @@ def _merge_assignment(draft: _Draft, assignment: Assignment) -> None:
         here = parts[: depth + 1]
         info = section.model_fields.get(part)
         if info is None:
-            draft.problems.append(_unknown(here, section, assignment.origin, look=True))
+            draft.problems.append(_unknown(here, section, assignment.origin, whole=assignment.path, look=True))
             return
         nested = section_class(info)
         if nested is not None:
@@ -273,7 +300,7 @@ def parse_setting(text: str) -> Assignment:
     path = path.strip()
     if not equals or not path:
         raise ConfigError(
-            f"{_show(text)} is not of the form KEY=VALUE", where="--set", hint="for example --set optim.lr=2e-4"
+            f"{_show(text)} is not of the form KEY=VALUE", where="--set", hint="for example --set train.optim.lr=2e-4"
         )
     return Assignment(path, None if value.strip() in ("null", "~") else value, "--set")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from synfundus.config.schema import LoopConfig
+from synfundus.config.training import LoopConfig
 from synfundus.errors import ConfigError
 
 

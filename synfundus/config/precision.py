@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from synfundus.config.schema import Precision, RunConfig
+from synfundus.config.schema import RunConfig
+from synfundus.config.training import Precision
 from synfundus.errors import ConfigError
 
 WorkingPrecision = Literal["fp32", "bf16"]
 WORKING_PRECISIONS: tuple[WorkingPrecision, ...] = ("fp32", "bf16")
 
-PRECISION_KEYS = ("vae.loop.precision", "encode.precision", "loop.precision", "sample.precision")
+PRECISION_KEYS = ("train_vae.loop.precision", "encode_latents.precision", "train.loop.precision", "sample.precision")
 """Every option that holds a precision."""
 
 

@@ -21,7 +21,7 @@ def set_tf32(wanted: bool, *, device: Device, option: str = "") -> str | None:
     """Let fp32 matrix products and convolutions use TF32, or forbid it, for the whole process.
 
     Args:
-        wanted: `loop.tf32` in training.
+        wanted: `train.loop.tf32` in training.
         option: Which option said so, for the log.
         device: What the process computes on; on a CPU nothing is touched.
 

@@ -11,16 +11,10 @@ from torch import nn
 
 from synfundus.artifacts.run_folder import SaverSettings
 from synfundus.config.assets import read_ds_file
+from synfundus.config.machine import LaunchConfig
 from synfundus.config.measured import definite_micro_batch
 from synfundus.config.precision import definite
-from synfundus.config.schema import (
-    CodecConfig,
-    EmaConfig,
-    LaunchConfig,
-    LoopConfig,
-    OptimConfig,
-    Precision,
-)
+from synfundus.config.training import AutoencoderConfig, EmaConfig, LoopConfig, OptimConfig, Precision
 from synfundus.distributed.agreement import raise_together
 from synfundus.distributed.determinism import only_deterministic_kernels
 from synfundus.distributed.ds_config import BatchPlan, build_ds_config, check_ds_file, plan_batch
@@ -63,7 +57,7 @@ def torch_dtype(precision: Precision) -> torch.dtype:
     return torch.bfloat16 if definite(precision) == "bf16" else torch.float32
 
 
-def codec(section: CodecConfig, *, image_size_px: int, seed: int) -> LatentCodec:
+def codec(section: AutoencoderConfig, *, image_size_px: int, seed: int) -> LatentCodec:
     """Build an autoencoder with random weights that depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_key(seed, "init", "codec") % 2**63)
@@ -96,7 +90,9 @@ def attention(model: Any, config: LaunchConfig, *, dtype: torch.dtype, world: Wo
         exact = config.attention == "auto" and torch.are_deterministic_algorithms_enabled()
         requested = "sdpa" if exact else config.attention
         if requested == "xformers" and torch.are_deterministic_algorithms_enabled():
-            console.warning("launch.attention=xformers may give other bits each time, whatever loop.deterministic says")
+            console.warning(
+                "launch.attention=xformers may give other bits each time, whatever train.loop.deterministic says"
+            )
         choice = choose_attention(requested=requested, head_dims=widths, dtype=dtype, device=device)
     except ConfigError as error:
         fault = error
@@ -110,7 +106,7 @@ def arithmetic(loop: LoopConfig, world: World, console: Console) -> None:
     """Settle which kernels of a GPU a run computes with; call it before anything is computed."""
     if loop.deterministic and (settled := only_deterministic_kernels(device=world.device)) is not None:
         console.message(settled)
-    tensor_cores(loop.tf32, world, console, option="loop.tf32")
+    tensor_cores(loop.tf32, world, console, option="train.loop.tf32")
 
 
 def tensor_cores(wanted: bool, world: World, console: Console, *, option: str = "") -> None:
@@ -140,7 +136,7 @@ def compiled(network: nn.Module, loop: LoopConfig, console: Console) -> None:
     """Have a network's repeated blocks compiled if the run asks for it, and say it."""
     if loop.compile:
         count = compile_blocks(network, backend="inductor")
-        console.message(f"{count} blocks are compiled in the first step (loop.compile): minutes, once a machine")
+        console.message(f"{count} blocks are compiled in the first step (train.loop.compile): minutes, once a machine")
 
 
 def kernels(loop: LoopConfig) -> Kernels:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from synfundus.artifacts.model import ModelSetup
-from synfundus.config.diffusion_section import DiffusionConfig
-from synfundus.config.schema import SampleConfig, UNetConfig
+from synfundus.config.diffusion import DiffusionConfig, UNetConfig
+from synfundus.config.generation import SampleConfig
 from synfundus.diffusion.flow import FlowPath, ForwardProcess
 from synfundus.diffusion.flow_time import FlowTime
 from synfundus.diffusion.sampling import SamplerName, SamplerSettings, scheduler_for

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from synfundus.artifacts.run_folder import RunFolder
+from synfundus.config.machine import LaunchConfig
 from synfundus.config.measured import definite_channels_last
 from synfundus.config.precision import definite
-from synfundus.config.schema import LaunchConfig, LoopConfig
+from synfundus.config.training import LoopConfig
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World, torch_device
 from synfundus.stages import build
@@ -71,7 +72,7 @@ def settle_loop(
         directory: The run, which remembers what was found.
         world: The job.
         console: Where it is said.
-        section: Name of the loop section (``vae.loop``), for messages.
+        section: Name of the loop section (``train_vae.loop``), for messages.
 
     Raises:
         ConfigError: Not even one image fits.

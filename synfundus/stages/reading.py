@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from synfundus.artifacts.latent_set import LatentSets
-from synfundus.config.schema import LoopConfig
+from synfundus.config.training import LoopConfig
 from synfundus.distributed.world import World
 from synfundus.shards.batches import Augment, BatchReader
 from synfundus.shards.images import ImageDecoder

@@ -90,7 +90,9 @@ def read_run(url: str) -> RunView:
     run = _document(url, "run.json", names)
     kind = str(run.get("kind", ""))
     config = _document(url, "config.yaml", names)
-    loop = (_section(config, "vae") if kind == "vae" else config).get("loop")
+    # sections of the verbs; of runs begun by a version before they had them the second name
+    section = _section(config, "train_vae" if kind == "vae" else "train") or {}
+    loop = section.get("loop") or (_section(config, "vae") if kind == "vae" else config).get("loop")
     budget = trained[-1].get("budget_images") if trained else None
     world_size = _document(url, "environment.json", names).get("world_size")
     return RunView(

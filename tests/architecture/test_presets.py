@@ -96,16 +96,16 @@ def test_research_presets_say_why_and_share_their_batch_over_eight_gpus(preset: 
     assert text.startswith("#")
     assert text.count("#") >= 4
     config = load_config(preset=preset, file=None, settings=[], flags=[]).config
-    for loop in (config.loop, config.vae.loop):
+    for loop in (config.train.loop, config.train_vae.loop):
         plan = plan_batch(
             global_batch_size=loop.global_batch_size, max_micro_batch_size=assumed_micro_batch(loop), world_size=8
         )
         assert plan.micro_batch_size * plan.gradient_accumulation_steps * 8 == loop.global_batch_size
         assert loop.precision == "bf16"
-    factor = 2 ** (len(config.vae.codec.block_out_channels) - 1)
+    factor = 2 ** (len(config.train_vae.autoencoder.block_out_channels) - 1)
     assert config.prepare.image_size_px == int(preset.removeprefix("fundus"))
     latent = config.prepare.image_size_px // factor
-    assert latent % 2 ** (len(config.unet.block_out_channels) - 1) == 0
+    assert latent % 2 ** (len(config.train.unet.block_out_channels) - 1) == 0
 
 
 @pytest.mark.parametrize("preset", list_presets())

@@ -77,30 +77,75 @@ COMMAND_LINES: list[tuple[str, ...]] = [
         (*TRAIN.split(), "--set", setting)
         for setting in (
             *("", "=", "=3", "loop", "loop=3", "loop=", "loop.=3", ".loop=3", "loop..lr=3", "seed.x=1", "seed", " =1"),
-            *("Seed=1", "loop.lr=1", "a" * 10_000 + "=1", "unet.block_out_channels=64,x", "unet.block_out_channels="),
-            *("unet.block_out_channels=[64", "unet.block_out_channels={a: 1}", "unet.attention_levels=1,0,maybe,1"),
             *(
-                "unet.block_out_channels=64,128",
-                "unet.block_out_channels=64,64,64,64,64,64,64",
-                "unet.norm_num_groups=7",
+                "Seed=1",
+                "loop.lr=1",
+                "a" * 10_000 + "=1",
+                "train.unet.block_out_channels=64,x",
+                "train.unet.block_out_channels=",
             ),
-            *("unet.block_out_channels=65,65,65,65", "unet.attention_head_dim=100", "unet.attention_levels=null"),
-            *("diffusion.zero_terminal_snr=true", "diffusion.beta_start=0.5", "diffusion.min_snr_gamma=0"),
-            *("diffusion.prediction_type=eps", "diffusion.prediction_type=EPSILON", "diffusion.beta_schedule=sqrt"),
-            *("diffusion.num_train_timesteps=1", "loop.precision=fp16", "loop.precision=", "loop.keep_checkpoints=1"),
-            *("loop.on_nonfinite=ignore", "loop.channels_last=perhaps", "optim.lr=0", "optim.lr=-1e-4", "optim.lr=nan"),
-            *("optim.lr=inf", "optim.lr=fast", "optim.lr=1e-4,1e-5", "optim.schedule=linear", "optim.eps=0"),
             *(
-                "ema.half_life_images=0",
+                "train.unet.block_out_channels=[64",
+                "train.unet.block_out_channels={a: 1}",
+                "train.unet.attention_levels=1,0,maybe,1",
+            ),
+            *(
+                "train.unet.block_out_channels=64,128",
+                "train.unet.block_out_channels=64,64,64,64,64,64,64",
+                "train.unet.norm_num_groups=7",
+            ),
+            *(
+                "train.unet.block_out_channels=65,65,65,65",
+                "train.unet.attention_head_dim=100",
+                "train.unet.attention_levels=null",
+            ),
+            *(
+                "train.diffusion.zero_terminal_snr=true",
+                "train.diffusion.beta_start=0.5",
+                "train.diffusion.min_snr_gamma=0",
+            ),
+            *(
+                "train.diffusion.prediction_type=eps",
+                "train.diffusion.prediction_type=EPSILON",
+                "train.diffusion.beta_schedule=sqrt",
+            ),
+            *(
+                "train.diffusion.num_train_timesteps=1",
+                "train.loop.precision=fp16",
+                "train.loop.precision=",
+                "train.loop.keep_checkpoints=1",
+            ),
+            *(
+                "train.loop.on_nonfinite=ignore",
+                "train.loop.channels_last=perhaps",
+                "train.optim.lr=0",
+                "train.optim.lr=-1e-4",
+                "train.optim.lr=nan",
+            ),
+            *(
+                "train.optim.lr=inf",
+                "train.optim.lr=fast",
+                "train.optim.lr=1e-4,1e-5",
+                "train.optim.schedule=linear",
+                "train.optim.eps=0",
+            ),
+            *(
+                "train.ema.half_life_images=0",
                 "telemetry.console=loud",
                 "launch.attention=flash",
                 "launch.time_limit=forever",
             ),
             *("launch.time_limit=1:2:3:4", "launch.partition=a b", "launch.partition=a;b", "launch.account=$(id)"),
             *("launch.account=", "launch.ds_config=/no/such.json", "launch.ds_config={file}", "launch.ds_config={dir}"),
-            *("loop.global_batch_size=null", "train.vae=[a, b]", "sample.label=3", "sample.label={a: b}"),
+            *("train.loop.global_batch_size=null", "train.vae=[a, b]", "sample.label=3", "sample.label={a: b}"),
             *("sample.label.dr_grade=1.5", "sample.guidance_interval=0.9,0.1", "sample.guidance_interval=0.5"),
-            *("prepare.splits=0.5,0.5", "vae.codec=3", "launch.nodes=1\n#SBATCH", "train=", "seed=!!python/none ''"),
+            *(
+                "prepare.splits=0.5,0.5",
+                "train_vae.autoencoder=3",
+                "launch.nodes=1\n#SBATCH",
+                "train=",
+                "seed=!!python/none ''",
+            ),
         )
     ),
     # values of named options
@@ -135,7 +180,7 @@ COMMAND_LINES: list[tuple[str, ...]] = [
     *((*DEMO.split(), f"--minutes={value}") for value in ("", "0", "-5", "soon", "nan", "inf", "1e9")),
     (*VERIFY.split(), "--device", "tpu"),
     (*EXPORT.split(), "--seed", "x"),
-    *((*TRAIN.split(), "--set", f"loop.max_bad_fraction={value}") for value in NOT_FRACTIONS),
+    *((*TRAIN.split(), "--set", f"train.loop.max_bad_fraction={value}") for value in NOT_FRACTIONS),
 ]
 
 CONFIG_FILES: list[bytes] = [
@@ -271,7 +316,7 @@ def test_none_of_this_imported_torch_for_its_own_sake() -> None:
     """The same cases in a fresh process: a refusal must not wait for torch."""
     code = (
         "import sys\nfrom synfundus.cli.app import run_command\n"
-        "code = run_command(['train', '--set', 'optim.lr=fast'])\n"
+        "code = run_command(['train', '--set', 'train.optim.lr=fast'])\n"
         "assert code == 2 and 'torch' not in sys.modules and 'deepspeed' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
@@ -282,7 +327,7 @@ def test_none_of_this_imported_torch_for_its_own_sake() -> None:
     [
         ("no-such-verb",),
         ("train",),
-        ("train", "--set", "optim.lr=fast"),
+        ("train", "--set", "train.optim.lr=fast"),
         ("train", "--preset", "none"),
         ("train", "--config", "/no/such.yaml"),
         ("train", "--latents", "{dir}", "--run-dir", "{file}"),

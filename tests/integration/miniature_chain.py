@@ -62,7 +62,7 @@ def command_lines(folder: Path, *, long: bool) -> list[list[str]]:
         ["train-vae", "--data", at["set"], "--run-dir", at["vae"], *config, "--debug"],
     ]  # fmt: skip
     if long:
-        ranks = ["--procs-per-node", "2", "--set", "loop.micro_batch_size=4"]
+        ranks = ["--procs-per-node", "2", "--set", "train.loop.micro_batch_size=4"]
         lines += [
             ["encode-latents", "--data", at["set"], "--vae", at["vae"], "--out", at["latents"], *config, *ranks],
             ["train", "--latents", at["latents"], "--run-dir", at["run"], *config, *ranks],

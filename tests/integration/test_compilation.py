@@ -40,16 +40,16 @@ def trained(world: World, *, backend: str | None, **loop: Any) -> tuple[list[flo
     """Train a few steps; returns losses and the engine."""
     config = tiny_config({**SMALL, "loop": loop})
     step = training_step(config, SHAPE, CPU)
-    if config.loop.gradient_checkpointing:
+    if config.train.loop.gradient_checkpointing:
         step.denoiser.unet.enable_gradient_checkpointing()
     if backend is not None:
         assert compile_blocks(step.denoiser, backend=backend) == 9
-    batch = build.batch_plan(config.loop, world.size)
+    batch = build.batch_plan(config.train.loop, world.size)
     engine = build.engine(
         step,
         step.denoiser,
-        loop=config.loop,
-        optim=config.optim,
+        loop=config.train.loop,
+        optim=config.train.optim,
         launch=config.launch,
         batch=batch,
         world=world,

@@ -23,8 +23,8 @@ from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import SilentConsole
 
 NO_SCHEDULE = {"beta_schedule": "scaled_linear", "zero_terminal_snr": False, "min_snr_gamma": None}
-FLOW = "diffusion.prediction_type=flow_velocity"
-SHIFT = "diffusion.flow.shift=1.5"
+FLOW = "train.diffusion.prediction_type=flow_velocity"
+SHIFT = "train.diffusion.flow.shift=1.5"
 PREVIEWS = {"preview_every_images": 400}
 
 

@@ -105,7 +105,7 @@ def test_where_not_one_image_fits_the_run_says_so_and_starts_nothing(
     monkeypatch.setattr(measured_start, "budget_bytes", lambda device, world: 1000)
     with pytest.raises(ConfigError, match="not even one image fits") as caught:
         run_train(latent_set, tmp_path / "run", world, micro_batch_size="auto")
-    assert caught.value.where == "loop.micro_batch_size"
+    assert caught.value.where == "train.loop.micro_batch_size"
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 

@@ -100,7 +100,7 @@ def test_the_chain_stops_where_a_job_fails(cluster: SlurmCluster, photographs: P
     cluster.wait_for(first, "COMPLETED", timeout_s=PATIENCE_S)
     # not by its exit code: that may be the one of the rank that srun ended for the other's sake
     cluster.wait_for(second, "FAILED", timeout_s=PATIENCE_S)
-    assert "no-such-folder' does not exist (vae.init_from)" in (tmp_path / "synfundus-train-vae.log").read_text()
+    assert "no-such-folder' does not exist (train_vae.init_from)" in (tmp_path / "synfundus-train-vae.log").read_text()
     for job in later:
         ended = cluster.wait_for(job, "CANCELLED", timeout_s=60.0)
         # of a job that never started SLURM shows its end, zero seconds or, for a moment after the end, no start

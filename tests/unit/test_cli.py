@@ -285,11 +285,11 @@ def test_a_dry_run_shows_origins_arithmetic_engine_and_plan_and_starts_nothing(
     calls = job("train")
     settings = [
         "--set",
-        "loop.global_batch_size=48",
+        "train.loop.global_batch_size=48",
         "--set",
-        "loop.micro_batch_size=10",
+        "train.loop.micro_batch_size=10",
         "--set",
-        "loop.budget_images=100",
+        "train.loop.budget_images=100",
     ]
     code = run_command(
         ["train", "--latents", "no/such", "--run-dir", "r", "--procs-per-node", "2", *settings, "--dry-run"]
@@ -312,7 +312,7 @@ def test_a_dry_run_says_that_a_micro_batch_is_found_at_start(
 ) -> None:
     calls = job(verb)
     sizes = ["--procs-per-node", "2", "--micro-batch", "auto", "--set"]
-    sizes.append(f"{'vae.' if verb == 'train-vae' else ''}loop.global_batch_size=48")
+    sizes.append(f"{'vae.' if verb == 'train-vae' else ''}train.loop.global_batch_size=48")
     assert run_command([verb, needed, "no/such", "--run-dir", "r", *sizes, "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert calls == []
@@ -330,7 +330,7 @@ def test_a_micro_batch_is_a_number_or_auto(
     assert run_command(["train", "--latents", "l", "--run-dir", "r", f"--micro-batch={value}"]) == 2
     assert calls == []
     said = capsys.readouterr().err
-    assert said.count("loop.micro_batch_size") == 1
+    assert said.count("train.loop.micro_batch_size") == 1
     assert "Input should be 'auto'" in said
 
 

@@ -47,9 +47,9 @@ def test_ranks_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LocalWorld, "sum", lambda self, values: [value * self.size for value in values])
     monkeypatch.setattr("synfundus.stages.demo.pace._time_step", lambda *_: 0.5)
     config = _config(tmp_path)
-    micro_batch = assumed_micro_batch(config.loop)
+    micro_batch = assumed_micro_batch(config.train.loop)
     assert measure_pace(config, LocalWorld()) == pytest.approx(micro_batch / 0.5)
-    share = config.loop.global_batch_size // 2
+    share = config.train.loop.global_batch_size // 2
     expected = 2 * min(share, micro_batch) / 0.5
     assert measure_pace(config, LocalWorld(rank=0, size=2)) == pytest.approx(expected)
 

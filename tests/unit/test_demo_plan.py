@@ -64,9 +64,9 @@ def test_own_photographs_take_the_place_of_phantoms() -> None:
 def test_every_stage_reads_what_the_one_before_writes() -> None:
     config = place_stages(_config(1))
     assert config.prepare.source == config.phantoms.out
-    assert config.vae.data == config.encode.data == config.prepare.out
-    assert config.encode.vae == config.vae.run_dir
-    assert config.train.latents == (config.encode.out,)
+    assert config.train_vae.data == config.encode_latents.data == config.prepare.out
+    assert config.encode_latents.vae == config.train_vae.run_dir
+    assert config.train.latents == (config.encode_latents.out,)
     assert config.sample.model == config.train.run_dir
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.utils.deterministic
 
-from synfundus.config.schema import LaunchConfig, LoopConfig
+from synfundus.config.machine import LaunchConfig
+from synfundus.config.training import LoopConfig
 from synfundus.distributed.determinism import only_deterministic_kernels, seed_kernels
 from synfundus.distributed.world import LocalWorld
 from synfundus.models.attention import AttentionChoice
@@ -43,7 +44,7 @@ def test_a_gpu_is_asked_for_them_and_it_is_said(monkeypatch: pytest.MonkeyPatch)
     torch.backends.cudnn.benchmark = True
     said = only_deterministic_kernels(device="cuda")
     assert said is not None
-    assert "loop.deterministic" in said
+    assert "train.loop.deterministic" in said
     assert torch.are_deterministic_algorithms_enabled()
     assert not torch.backends.cudnn.benchmark
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"

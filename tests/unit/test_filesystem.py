@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from synfundus.config.data_sections import StorageConfig
+from synfundus.config.machine import StorageConfig
 from synfundus.errors import CorruptShard, StorageError
 from synfundus.storage import filesystem
 from synfundus.storage.checked_read import read_until_right

@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny_pipeline import tiny_denoiser
 
-from synfundus.config.diffusion_section import DiffusionConfig
+from synfundus.config.diffusion import DiffusionConfig
 from synfundus.config.loader import load_config
 from synfundus.config.schema import RunConfig
 from synfundus.diffusion.flow import FlowPath
@@ -192,21 +192,33 @@ def test_min_snr_weighting_of_a_flow_is_refused() -> None:
         min_snr_weight(torch.ones(2), gamma=5.0, prediction_type="flow_velocity")
 
 
-FLOW = "diffusion.prediction_type=flow_velocity"
+FLOW = "train.diffusion.prediction_type=flow_velocity"
 
 
 @pytest.mark.parametrize(
     ("preset", "settings", "words"),
     [
-        (None, [FLOW, "diffusion.zero_terminal_snr=true"], ["flow_velocity: zero_terminal_snr;", "snr=false"]),
-        (None, [FLOW, "diffusion.min_snr_gamma=5"], ["flow_velocity: min_snr_gamma;", "gamma=null"]),
-        (None, [FLOW, "diffusion.beta_schedule=cosine"], ["flow_velocity: beta_schedule;", "schedule=scaled_linear"]),
-        (None, [FLOW, "diffusion.beta_end=0.1"], ["flow_velocity: beta_end;", "diffusion.beta_end=0.012"]),
+        (None, [FLOW, "train.diffusion.zero_terminal_snr=true"], ["flow_velocity: zero_terminal_snr;", "snr=false"]),
+        (None, [FLOW, "train.diffusion.min_snr_gamma=5"], ["flow_velocity: min_snr_gamma;", "gamma=null"]),
+        (
+            None,
+            [FLOW, "train.diffusion.beta_schedule=cosine"],
+            ["flow_velocity: beta_schedule;", "schedule=scaled_linear"],
+        ),
+        (None, [FLOW, "train.diffusion.beta_end=0.1"], ["flow_velocity: beta_end;", "train.diffusion.beta_end=0.012"]),
         ("fundus256", [FLOW], ["zero_terminal_snr, min_snr_gamma;", "preset fundus256"]),
-        (None, ["diffusion.flow.shift=3"], ["prediction_type epsilon: flow.shift;"]),
-        (None, ["diffusion.prediction_type=sample", "diffusion.flow.time_density=uniform"], ["flow.time_density;"]),
-        (None, [FLOW, "diffusion.flow.time_density=uniform", "diffusion.flow.scale=2"], ["uniform: scale;"]),
-        (None, [FLOW, "diffusion.flow.shift=0"], ["diffusion.flow.shift = '0'"]),
+        (None, ["train.diffusion.flow.shift=3"], ["prediction_type epsilon: flow.shift;"]),
+        (
+            None,
+            ["train.diffusion.prediction_type=sample", "train.diffusion.flow.time_density=uniform"],
+            ["flow.time_density;"],
+        ),
+        (
+            None,
+            [FLOW, "train.diffusion.flow.time_density=uniform", "train.diffusion.flow.scale=2"],
+            ["uniform: scale;"],
+        ),
+        (None, [FLOW, "train.diffusion.flow.shift=0"], ["train.diffusion.flow.shift = '0'"]),
     ],
 )
 def test_what_means_nothing_to_the_objective_is_refused_with_both_keys(
@@ -219,8 +231,13 @@ def test_what_means_nothing_to_the_objective_is_refused_with_both_keys(
 
 
 def test_a_flow_goes_through_the_values_a_refusal_names() -> None:
-    undone = ["diffusion.zero_terminal_snr=false", "diffusion.min_snr_gamma=null", FLOW, "diffusion.flow.shift=2"]
-    section = load_config(preset="fundus256", file=None, settings=undone, flags=[]).config.diffusion
+    undone = [
+        "train.diffusion.zero_terminal_snr=false",
+        "train.diffusion.min_snr_gamma=null",
+        FLOW,
+        "train.diffusion.flow.shift=2",
+    ]
+    section = load_config(preset="fundus256", file=None, settings=undone, flags=[]).config.train.diffusion
     assert (section.flow.time_density, section.flow.location, section.flow.scale) == ("logit_normal", 0.0, 1.0)
     again = RunConfig.model_validate({"diffusion": section.model_dump(mode="json")})
     assert again.diffusion == section

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from synfundus.config.loader import list_presets, load_config
-from synfundus.config.run_sections import PlanConfig
+from synfundus.config.machine import PlanConfig
 from synfundus.distributed.world import LocalWorld
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.models.counting import count_network
@@ -208,18 +208,18 @@ def test_what_is_counted_as_recomputed_is_what_a_backward_pass_of_the_u_net_comp
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_plan_and_run_count_the_same_operations(checkpointing: bool) -> None:
-    settings = [f"loop.gradient_checkpointing={str(checkpointing).lower()}", "plan.mfu=0.4"]
+    settings = [f"train.loop.gradient_checkpointing={str(checkpointing).lower()}", "plan.mfu=0.4"]
     config = load_config(preset="fundus256", file=None, settings=settings, flags=[]).config
     summary = plan.run(config, LocalWorld(), Talk())
     with torch.device("meta"):
         denoiser = diffusion_setup.denoiser(
-            config.unet, seed=config.seed, schema=DEFAULT_LABEL_SCHEMA, latent_shape=(4, 32, 32)
+            config.train.unet, seed=config.seed, schema=DEFAULT_LABEL_SCHEMA, latent_shape=(4, 32, 32)
         )
     cost = denoiser_cost(
         denoiser,
         latent_shape=(4, 32, 32),
         num_labels=len(DEFAULT_LABEL_SCHEMA.labels),
-        kernels=Kernels(bf16=True, tf32=config.loop.tf32, gradient_checkpointing=checkpointing),
+        kernels=Kernels(bf16=True, tf32=config.train.loop.tf32, gradient_checkpointing=checkpointing),
         world=LocalWorld(),
     )
     assert cost is not None
@@ -242,12 +242,12 @@ def test_every_preset_is_planned_and_fits_its_gpus(preset: str) -> None:
     assert not talk.warnings
     assert summary["largest_micro_batch_size"] >= summary["micro_batch_size"]
     assert summary["cost"] == pytest.approx(2 * summary["gpu_hours"])
-    assert summary["hours"] * summary["images_per_s"] * 3600 == pytest.approx(config.loop.budget_images)
+    assert summary["hours"] * summary["images_per_s"] * 3600 == pytest.approx(config.train.loop.budget_images)
 
 
 def test_a_micro_batch_that_is_found_at_start_is_planned_as_the_largest_that_fits() -> None:
     def planned(micro: int | str, gpu: str) -> dict[str, Any]:
-        settings = ["loop.global_batch_size=6144", f"loop.micro_batch_size={micro}", f"plan.gpu={gpu}"]
+        settings = ["train.loop.global_batch_size=6144", f"train.loop.micro_batch_size={micro}", f"plan.gpu={gpu}"]
         config = load_config(preset="fundus512", file=None, settings=settings, flags=[]).config
         return plan.run(config, LocalWorld(), Talk())
 
@@ -268,9 +268,9 @@ def test_a_run_in_fp32_is_planned_with_the_peak_of_fp32() -> None:
         config = load_config(preset="fundus512", file=None, settings=given, flags=[]).config
         return float(plan.run(config, LocalWorld(), Talk())["images_per_s"])
 
-    bf16, tf32 = rate("loop.precision=bf16"), rate("loop.precision=fp32")
+    bf16, tf32 = rate("train.loop.precision=bf16"), rate("train.loop.precision=fp32")
     assert tf32 == pytest.approx(bf16 / 2)
-    assert rate("loop.precision=fp32", "loop.tf32=false") == pytest.approx(bf16 / 16)
+    assert rate("train.loop.precision=fp32", "train.loop.tf32=false") == pytest.approx(bf16 / 16)
     for gpu in GPUS.values():
         assert gpu.flops > gpu.tf32_flops >= gpu.fp32_flops
 
@@ -294,13 +294,17 @@ def test_states_that_are_offloaded_are_planned_in_the_memory_of_the_node() -> No
 
 def test_what_does_not_fit_is_said_with_what_would() -> None:
     talk = Talk()
-    settings = ["loop.micro_batch_size=64", "loop.global_batch_size=512", "loop.gradient_checkpointing=false"]
+    settings = [
+        "train.loop.micro_batch_size=64",
+        "train.loop.global_batch_size=512",
+        "train.loop.gradient_checkpointing=false",
+    ]
     config = load_config(preset="fundus512", file=None, settings=[*settings, "plan.gpu=a100-40"], flags=[]).config
     summary = plan.run(config, LocalWorld(), talk)
     assert not summary["fits"]
     largest = summary["largest_micro_batch_size"]
-    assert f"loop.micro_batch_size={largest} fits" in talk.warnings[0]
+    assert f"train.loop.micro_batch_size={largest} fits" in talk.warnings[0]
     assert "gradient_checkpointing" in talk.warnings[0]
-    smaller = ["loop.micro_batch_size=" + str(2 ** (largest.bit_length() - 1)), *settings[1:], "plan.gpu=a100-40"]
+    smaller = ["train.loop.micro_batch_size=" + str(2 ** (largest.bit_length() - 1)), *settings[1:], "plan.gpu=a100-40"]
     again = load_config(preset="fundus512", file=None, settings=smaller, flags=[]).config
     assert plan.run(again, LocalWorld(), Talk())["fits"]

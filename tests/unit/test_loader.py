@@ -56,7 +56,7 @@ def test_each_source_overrides_the_one_before(tmp_path: Path, monkeypatch: pytes
     text = "seed: 2\nsample:\n  num_steps: 2\n  batch_size: 2\n"
     loaded = load(text, "seed=3", "sample.num_steps=3", preset="mine", flags=flags, folder=tmp_path)
     config, origin = loaded.config, loaded.provenance
-    assert (config.seed, config.sample.num_steps, config.sample.batch_size, config.loop.keep_checkpoints) == (
+    assert (config.seed, config.sample.num_steps, config.sample.batch_size, config.train.loop.keep_checkpoints) == (
         4,
         3,
         2,
@@ -65,8 +65,8 @@ def test_each_source_overrides_the_one_before(tmp_path: Path, monkeypatch: pytes
     assert origin["seed"] == "--seed"
     assert origin["sample.num_steps"] == "--set"
     assert origin["sample.batch_size"] == f"{tmp_path / 'run.yaml'}:4"
-    assert origin["loop.keep_checkpoints"] == "preset mine"
-    assert origin["loop.precision"] == "default"
+    assert origin["train.loop.keep_checkpoints"] == "preset mine"
+    assert origin["train.loop.precision"] == "default"
 
 
 def test_the_last_of_two_settings_wins() -> None:
@@ -78,14 +78,16 @@ def test_scalars_take_the_type_of_their_field_and_nothing_is_guessed(tmp_path: P
     config = load(text, folder=tmp_path).config
     assert config.launch.time_limit == "24:00:00"
     assert config.launch.account == "012"
-    assert config.optim.lr == 1e-4
-    assert config.encode.flip is True
+    assert config.train.optim.lr == 1e-4
+    assert config.encode_latents.flip is True
     assert config.seed == 12
 
 
 @pytest.mark.parametrize("value", ["32,64,96,128", "[32, 64, 96, 128]", " 32, 64,96 ,128 "])
 def test_lists_are_written_by_comma_or_in_brackets(value: str) -> None:
-    levels = load(None, f"vae.codec.block_out_channels={value}").config.vae.codec.block_out_channels
+    levels = load(
+        None, f"train_vae.autoencoder.block_out_channels={value}"
+    ).config.train_vae.autoencoder.block_out_channels
     assert levels == (32, 64, 96, 128)
 
 
@@ -95,11 +97,11 @@ def test_mappings_are_written_in_braces_or_key_by_key() -> None:
 
 
 def test_null_means_none_and_quoted_null_means_the_text(tmp_path: Path) -> None:
-    config = load("prepare: {source: 'null', labels: null, out: ~}\n", "vae.data=null", folder=tmp_path).config
+    config = load("prepare: {source: 'null', labels: null, out: ~}\n", "train_vae.data=null", folder=tmp_path).config
     assert config.prepare.source == "null"
     assert config.prepare.labels is None
     assert config.prepare.out is None
-    assert config.vae.data is None
+    assert config.train_vae.data is None
 
 
 def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
@@ -112,8 +114,8 @@ def test_all_problems_are_reported_at_once_with_path_value_and_origin(tmp_path: 
     message = message_of(text, "launch.nodes=0", folder=tmp_path)
     file = tmp_path / "run.yaml"
     assert message.startswith("4 problems:")
-    assert f"loop.precision = 'fp16' ({file}:2): Input should be 'auto', 'bf16' or 'fp32'" in message
-    assert f"loop.budget_images = 'many' ({file}:3)" in message
+    assert f"train.loop.precision = 'fp16' ({file}:2): Input should be 'auto', 'bf16' or 'fp32'" in message
+    assert f"train.loop.budget_images = 'many' ({file}:3)" in message
     assert f"unknown key 'lop' at the top level ({file}:4) (did you mean loop?)" in message
     assert "launch.nodes = '0' (--set): Input should be greater than or equal to 1" in message
 
@@ -122,7 +124,7 @@ def test_all_problems_are_reported_at_once_with_path_value_and_origin(tmp_path: 
     ("setting", "suggestion"),
     [
         ("loop.budget_image=1", "did you mean budget_images?"),
-        ("lr=1", "did you mean vae.optim.lr or optim.lr?"),
+        ("lr=1", "did you mean train_vae.optim.lr or train.optim.lr?"),
         ("optimizer.lr=1", "did you mean optim?"),
         ("sample.steps=1", "did you mean num_steps?"),
     ],
@@ -138,7 +140,7 @@ def test_an_unknown_key_without_a_likeness_lists_the_known_ones() -> None:
 def test_a_rule_over_several_fields_names_where_they_were_set(tmp_path: Path) -> None:
     message = message_of("diffusion:\n  zero_terminal_snr: true\n", folder=tmp_path)
     assert "zero_terminal_snr cannot be trained with prediction_type epsilon" in message
-    assert f"diffusion.zero_terminal_snr ({tmp_path / 'run.yaml'}:2)" in message
+    assert f"train.diffusion.zero_terminal_snr ({tmp_path / 'run.yaml'}:2)" in message
 
 
 @pytest.mark.parametrize(
@@ -202,7 +204,11 @@ def test_an_unknown_preset_lists_the_known_ones() -> None:
 
 
 def test_a_resolved_dump_reads_back_as_the_same_configuration(tmp_path: Path) -> None:
-    settings = ["sample.label={dr_grade: 3, is_gc: null}", "prepare.source=a dir: with #odd 'names'", "vae.data=null"]
+    settings = [
+        "sample.label={dr_grade: 3, is_gc: null}",
+        "prepare.source=a dir: with #odd 'names'",
+        "train_vae.data=null",
+    ]
     loaded = load(None, *settings, "train.run_dir=true", "seed=9", preset="demo-cpu")
     again = load(dump_config(loaded), folder=tmp_path)
     assert again.config == loaded.config
@@ -210,7 +216,7 @@ def test_a_resolved_dump_reads_back_as_the_same_configuration(tmp_path: Path) ->
 
 
 def test_a_dump_names_the_origin_of_each_value_and_can_leave_defaults_out() -> None:
-    loaded = load(None, "loop.budget_images=77")
+    loaded = load(None, "train.loop.budget_images=77")
     text = dump_config(loaded, hide_defaults=True)
     assert text.split() == ["loop:", "budget_images:", "77", "#", "--set"]
 

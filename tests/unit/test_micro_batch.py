@@ -50,7 +50,7 @@ class Device:
 
 def find(device: Device, share: int, *, budget: int, fixed: int = 0, careful: bool, world: World = ALONE) -> Finding:
     return find_micro_batch(
-        share, peak=device.peak, budget=Budget(budget, fixed, careful), world=world, where="loop.micro_batch_size"
+        share, peak=device.peak, budget=Budget(budget, fixed, careful), world=world, where="train.loop.micro_batch_size"
     )
 
 
@@ -177,7 +177,7 @@ def test_an_error_of_one_rank_is_raised_on_all_and_nobody_waits() -> None:
             return size
 
         budget = Budget(GIB, 0, careful=False)
-        return find_micro_batch(16, peak=peak, budget=budget, world=world, where="loop.micro_batch_size")
+        return find_micro_batch(16, peak=peak, budget=budget, world=world, where="train.loop.micro_batch_size")
 
     first, second = run_ranks(2, work)
     assert isinstance(second, ValueError)
@@ -192,7 +192,7 @@ def test_too_little_for_one_image_is_refused_on_every_rank_with_the_option() -> 
     for refusal in refusals:
         assert isinstance(refusal, ConfigError)
         assert "1.0 GiB of 0.0 GiB" in refusal.message
-        assert refusal.where == "loop.micro_batch_size"
+        assert refusal.where == "train.loop.micro_batch_size"
 
 
 @pytest.mark.parametrize(

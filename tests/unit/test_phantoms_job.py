@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from synfundus.config.data_sections import PhantomsConfig
+from synfundus.config.photographs import PhantomsConfig
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import ConfigError

@@ -11,7 +11,8 @@ import torch
 from synfundus.cli import arithmetic, run
 from synfundus.cli.verbs import VERBS
 from synfundus.config.precision import PRECISION_KEYS, definite, settle_precision, slow_precisions
-from synfundus.config.schema import LoopConfig, RunConfig
+from synfundus.config.schema import RunConfig
+from synfundus.config.training import LoopConfig
 from synfundus.distributed.processor import processor_has_bf16
 from synfundus.distributed.world import Device, LocalWorld, has_native_bf16
 from synfundus.errors import ConfigError
@@ -25,9 +26,9 @@ TRAIN = next(verb for verb in VERBS if verb.name == "train")
 def precisions(config: RunConfig) -> dict[str, str]:
     document = config.model_dump()
     return {
-        "vae.loop.precision": document["vae"]["loop"]["precision"],
-        "encode.precision": document["encode"]["precision"],
-        "loop.precision": document["loop"]["precision"],
+        "train_vae.loop.precision": document["vae"]["loop"]["precision"],
+        "encode_latents.precision": document["encode"]["precision"],
+        "train.loop.precision": document["loop"]["precision"],
         "sample.precision": document["sample"]["precision"],
     }
 
@@ -129,7 +130,7 @@ def test_an_emulated_bf16_is_warned_of_and_auto_is_not(monkeypatch: pytest.Monke
     *warned, precision = settled(monkeypatch, config_of("bf16"), LocalWorld(), native=False).warnings
     assert precision == "bf16", "what the user asks for is done"
     assert len(warned) == 1
-    assert warned[0].startswith("loop.precision: bf16, for which this cpu has no instructions"), (
+    assert warned[0].startswith("train.loop.precision: bf16, for which this cpu has no instructions"), (
         "of this verb's options"
     )
     assert settled(monkeypatch, config_of("auto"), LocalWorld(), native=False).warnings == ["fp32"]
@@ -141,7 +142,10 @@ def test_one_rank_without_bf16_decides_for_all(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_bf16_options_are_named_by_section() -> None:
-    assert slow_precisions(config_of("bf16"), sections=("encode", "vae")) == ["vae.loop.precision", "encode.precision"]
+    assert slow_precisions(config_of("bf16"), sections=("encode", "vae")) == [
+        "train_vae.loop.precision",
+        "encode_latents.precision",
+    ]
     assert slow_precisions(config_of("auto"), sections=("encode", "vae", "loop", "sample")) == []
 
 
@@ -170,6 +174,6 @@ def test_a_run_that_goes_on_on_another_processor_computes_as_it_began(
 
 def test_what_the_user_asks_for_is_compared_with_the_run_that_is_there(tmp_path: Path) -> None:
     config = begun_in(tmp_path, "bf16")
-    assert settle_precision(config, native_bf16=True, begun={"loop.precision": "fp32"}).loop.precision == "fp32"
+    assert settle_precision(config, native_bf16=True, begun={"train.loop.precision": "fp32"}).loop.precision == "fp32"
     explicit = RunConfig.model_validate({"loop": {"precision": "bf16"}})
-    assert settle_precision(explicit, native_bf16=True, begun={"loop.precision": "fp32"}).loop.precision == "bf16"
+    assert settle_precision(explicit, native_bf16=True, begun={"train.loop.precision": "fp32"}).loop.precision == "bf16"

@@ -104,7 +104,7 @@ def test_memory_that_runs_out_is_an_answer_and_other_errors_are_not() -> None:
         peak=lambda size: rehearsal.peak_bytes(size, (True, False)),
         budget=Budget(2**40, 0, careful=False),
         world=LocalWorld(),
-        where="loop.micro_batch_size",
+        where="train.loop.micro_batch_size",
     )
     assert finding.size == 4
     assert finding.refused == (8, Need(None, 2**40))

@@ -43,7 +43,7 @@ def test_the_document_has_no_other_table_and_filling_it_changes_nothing_else() -
 
 
 def test_the_tables_say_what_the_verb_says() -> None:
-    launch = ("launch.nodes=2", "launch.procs_per_node=8", "loop.global_batch_size=64")
+    launch = ("launch.nodes=2", "launch.procs_per_node=8", "train.loop.global_batch_size=64")
     said = plan.run(scaling_tables.preset("fundus256", *launch), LocalWorld(), SilentConsole())
     summary = scaling_tables.planned("fundus256", gpus=16, batch=64)
     for key in ("images_per_s", "hours", "traffic_bytes", "checkpoint_bytes", "cost"):

@@ -170,7 +170,7 @@ def test_a_job_reads_what_was_resolved_when_it_was_submitted(
     login_node: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (login_node / "run.yaml").write_text("loop: {budget_images: 777}\nlaunch: {partition: gpu}\n")
-    assert run_command([*TRAIN, "--config", "run.yaml", "--set", "optim.lr=3e-4", "--seed", "9", "--json"]) == 0
+    assert run_command([*TRAIN, "--config", "run.yaml", "--set", "train.optim.lr=3e-4", "--seed", "9", "--json"]) == 0
     said = capsys.readouterr().out
     place = only_submission(login_node / "run" / "submissions")
     assert said.splitlines() == [ANSWER, place.describe()]
@@ -257,7 +257,7 @@ def test_settings_too_long_for_a_file_are_refused_before_sbatch_hears_of_them(
 def test_a_job_that_finds_other_code_says_so(
     login_node: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run_command([*TRAIN, "--set", "loop.global_batch_size=256"]) == 0
+    assert run_command([*TRAIN, "--set", "train.loop.global_batch_size=256"]) == 0
     place = only_submission(login_node / "run" / "submissions")
     monkeypatch.setattr("synfundus.cli.run._joined", lambda *_: _here())
     monkeypatch.setattr(train, "run", lambda *_: {})

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from synfundus.artifacts.sample_set import PngStore
 from synfundus.config.loader import load_config
-from synfundus.config.schema import LoopConfig
+from synfundus.config.training import LoopConfig
 from synfundus.distributed.ds_config import plan_batch
 from synfundus.distributed.flat_layout import ALIGNMENT, FlatGroup, FlatLayout
 from synfundus.distributed.world import LocalWorld, share_of
@@ -192,9 +192,9 @@ def fundus1024() -> FlatLayout:
     config = load_config(preset="fundus1024", file=None, settings=[], flags=[]).config
     with torch.device("meta"):
         network = diffusion_setup.denoiser(
-            config.unet, seed=config.seed, schema=DEFAULT_LABEL_SCHEMA, latent_shape=(16, 64, 64)
+            config.train.unet, seed=config.seed, schema=DEFAULT_LABEL_SCHEMA, latent_shape=(16, 64, 64)
         )
-    groups, _ = parameter_groups(network.named_parameters(), weight_decay=config.optim.weight_decay)
+    groups, _ = parameter_groups(network.named_parameters(), weight_decay=config.train.optim.weight_decay)
     layout = FlatLayout.of([[(name, parameter.shape) for name, parameter in group] for group in groups])
     assert sum(group.numel for group in layout.groups) == sum(p.numel() for p in network.parameters()) > 5e8
     return layout

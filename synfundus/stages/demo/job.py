@@ -100,7 +100,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         ConfigError: No folder, or one with a demo of other settings; a sampler that cannot draw from the model.
     """
     out = build.require(config.demo.out, flag="--out", key="demo.out")
-    diffusion_setup.check_sampler(config.sample.sampler, config.diffusion)
+    diffusion_setup.check_sampler(config.sample.sampler, config.train.diffusion)
     pace = settle_pace(config, out, world, console)
     config = place_stages(scale_budgets(config, pace=pace))
     demo = _Demo(config, out, pace, world, console)
@@ -157,7 +157,8 @@ class _Demo:
             ConfigError: It holds a demo with other settings.
         """
         settings = self._config.model_dump(mode="json", exclude={"launch", "telemetry"})
-        settings["loop"]["num_threads"] = settings["vae"]["loop"]["num_threads"] = 0  # decides nothing but speed
+        for verb in ("train_vae", "train"):
+            settings[verb]["loop"]["num_threads"] = 0  # decides nothing but speed
         digest = hashlib.sha256(documents.dump_json(settings)).hexdigest()
         problem = ""
         if self._world.rank == 0:

@@ -36,12 +36,12 @@ def measure_pace(config: RunConfig, world: World) -> float:
         world: The ranks.
     """
     micro_batch = plan_batch(
-        global_batch_size=config.loop.global_batch_size,
-        max_micro_batch_size=assumed_micro_batch(config.loop),
+        global_batch_size=config.train.loop.global_batch_size,
+        max_micro_batch_size=assumed_micro_batch(config.train.loop),
         world_size=world.size,
     ).micro_batch_size
     device = torch_device(world)
-    channels, edge = config.vae.codec.latent_channels, latent_edge(config)
+    channels, edge = config.train_vae.autoencoder.latent_channels, latent_edge(config)
     step = training_step(config, (channels, edge, edge), device)
     batch = random_batch(config, micro_batch, (channels, edge, edge), device)
     for _ in range(_WARM_UP_STEPS):
@@ -55,22 +55,24 @@ def measure_pace(config: RunConfig, world: World) -> float:
 
 def latent_edge(config: RunConfig) -> int:
     """Return height and width of the latents that the config's autoencoder makes of its images."""
-    codec = config.vae.codec
+    codec = config.train_vae.autoencoder
     halvings = len(codec.block_out_channels) - 1
     return (config.prepare.image_size_px // codec.block_size_px) >> halvings
 
 
 def training_step(config: RunConfig, shape: tuple[int, int, int], device: torch.device) -> LatentDiffusionStep:
     """Build the config's step for latents of a shape, normalised already."""
-    denoiser = diffusion_setup.denoiser(config.unet, seed=config.seed, schema=DEFAULT_LABEL_SCHEMA, latent_shape=shape)
+    denoiser = diffusion_setup.denoiser(
+        config.train.unet, seed=config.seed, schema=DEFAULT_LABEL_SCHEMA, latent_shape=shape
+    )
     return LatentDiffusionStep(
-        denoiser.to(device=device, dtype=build.torch_dtype(config.loop.precision)),
-        schedule=diffusion_setup.forward_process(config.diffusion),
-        prediction_type=config.diffusion.prediction_type,
-        min_snr_gamma=config.diffusion.min_snr_gamma,
+        denoiser.to(device=device, dtype=build.torch_dtype(config.train.loop.precision)),
+        schedule=diffusion_setup.forward_process(config.train.diffusion),
+        prediction_type=config.train.diffusion.prediction_type,
+        min_snr_gamma=config.train.diffusion.min_snr_gamma,
         latent_mean=[0.0] * shape[0],
         latent_std=[1.0] * shape[0],
-        channels_last=assumed_channels_last(config.loop),
+        channels_last=assumed_channels_last(config.train.loop),
     )
 
 
@@ -100,8 +102,8 @@ def random_batch(
 
 def _timesteps(config: RunConfig, count: int, generator: torch.Generator) -> Tensor:
     """Draw timesteps evenly: whole ones, or the fractions of a flow."""
-    end = config.diffusion.num_train_timesteps
-    if config.diffusion.prediction_type == "flow_velocity":
+    end = config.train.diffusion.num_train_timesteps
+    if config.train.diffusion.prediction_type == "flow_velocity":
         return torch.rand(count, generator=generator) * end
     return torch.randint(end, (count,), generator=generator)
 

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from synfundus.config.schema import DemoConfig, LoopConfig, RunConfig
+from synfundus.config.generation import DemoConfig
+from synfundus.config.schema import RunConfig
+from synfundus.config.training import LoopConfig
 from synfundus.labels.schema import LabelSchema
 from synfundus.seeding import keyed_generator
 from synfundus.storage import filesystem
@@ -154,7 +156,7 @@ def scale_budgets(config: RunConfig, *, pace: float) -> RunConfig:
     number = _scaled(config.phantoms.num_images, scale if scale < 1 else math.sqrt(scale), at_least=_MIN_PHANTOMS)
     document["phantoms"]["num_images"] = number
     document["demo"]["num_generated"] = _scaled(config.demo.num_generated, min(scale, 1.0), at_least=_MIN_GENERATED)
-    for section, loop in ((document["vae"], config.vae.loop), (document, config.loop)):
+    for section, loop in ((document["train_vae"], config.train_vae.loop), (document["train"], config.train.loop)):
         section["loop"].update(_scaled_loop(loop, scale))
         section["optim"]["warmup_images"] = round(section["optim"]["warmup_images"] * scale)
         section["ema"]["half_life_images"] *= scale
@@ -177,8 +179,8 @@ def place_stages(config: RunConfig) -> RunConfig:
         mapping=config.demo.mapping if own else None,
         out=at("images"),
     )
-    document["vae"].update(data=at("images"), run_dir=at("vae"))
-    document["encode"].update(data=at("images"), vae=at("vae"), out=at("latents"))
+    document["train_vae"].update(data=at("images"), run_dir=at("vae"))
+    document["encode_latents"].update(data=at("images"), vae=at("vae"), out=at("latents"))
     document["train"].update(latents=at("latents"), run_dir=at("model"))
     document["sample"].update(
         model=at("model"), out=at("samples"), labels=at("label-plan.csv"), num_images=None, label={}, format="png"

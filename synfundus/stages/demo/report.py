@@ -108,8 +108,8 @@ def report_document(result: DemoResult, config: RunConfig) -> dict[str, Any]:
         "seed": config.seed,
         "budgets": {
             "phantoms": config.phantoms.num_images if config.demo.source is None else None,
-            "vae_images": config.vae.loop.budget_images,
-            "unet_images": config.loop.budget_images,
+            "vae_images": config.train_vae.loop.budget_images,
+            "unet_images": config.train.loop.budget_images,
         },
     }
 

@@ -172,10 +172,10 @@ def check_xformers(facts: Mapping[str, Any] | None) -> Check:
 
 
 def check_compiler(missing: str | None) -> Check:
-    """Say whether `loop.compile` can work; nothing else compiles."""
+    """Say whether `train.loop.compile` can work; nothing else compiles."""
     if missing is not None:
-        return Check("compiler", "ok", f"loop.compile is not possible without {missing}; nothing else compiles")
-    return Check("compiler", "ok", "there: loop.compile is possible")
+        return Check("compiler", "ok", f"train.loop.compile is not possible without {missing}; nothing else compiles")
+    return Check("compiler", "ok", "there: train.loop.compile is possible")
 
 
 def check_slurm(versions: Mapping[str, str | None]) -> Check:

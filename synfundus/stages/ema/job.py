@@ -34,10 +34,10 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         ConfigError: A time the run has not reached.
     """
     del world
-    section = config.post_hoc
-    run_url = build.require(config.train.run_dir, flag="--run-dir", key="train.run_dir")
+    section = config.ema
+    run_url = build.require(section.run_dir, flag="--run-dir", key="ema.run_dir")
     if section.sigma_rel is None:
-        raise ConfigError("--sigma-rel is missing (post_hoc.sigma_rel)", hint="for example --sigma-rel 0.10")
+        raise ConfigError("--sigma-rel is missing (ema.sigma_rel)", hint="for example --sigma-rel 0.10")
     snapshots = find_snapshots(run_url)
     wanted = _wanted(snapshots, section.sigma_rel, section.at_images)
     combination = combine([snapshot.profile for snapshot in snapshots], wanted)
@@ -86,7 +86,7 @@ def _wanted(snapshots: list[Snapshot], sigma_rel: float, at_images: int | None) 
     if at_images is not None and at_images > last:
         raise ConfigError(
             f"the last snapshot is of {last:,} images; an average at {at_images:,} is not to be had",
-            where="post_hoc.at_images",
+            where="ema.at_images",
         )
     return Profile(at_images or last, sigma_rel)
 

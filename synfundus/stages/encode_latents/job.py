@@ -55,12 +55,12 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
 
     Raises:
         ConfigError: ``--out`` holds latents of something else; the message names both sides.
-        DataError: Moments that fp16 cannot hold, or more damaged images than ``encode.max_bad_fraction`` allows.
+        DataError: Moments that fp16 cannot hold; more damaged images than ``encode_latents.max_bad_fraction``.
     """
-    section = config.encode
-    image_set = load_shard_set(build.require(section.data, flag="--data", key="encode.data"), kind="images")
-    out = build.require(section.out, flag="--out", key="encode.out")
-    folder = find_codec(build.require(section.vae, flag="--vae", key="encode.vae"))
+    section = config.encode_latents
+    image_set = load_shard_set(build.require(section.data, flag="--data", key="encode_latents.data"), kind="images")
+    out = build.require(section.out, flag="--out", key="encode_latents.out")
+    folder = find_codec(build.require(section.vae, flag="--vae", key="encode_latents.vae"))
     build.tensor_cores(False, world, console)  # fp32, where it is asked for, is what the latents are made in
     device, dtype = torch_device(world), build.torch_dtype(section.precision)
     codec, codec_fingerprint = open_codec(folder, device=device, dtype=dtype)
@@ -101,11 +101,11 @@ def _properties(config: RunConfig, image_set: ShardSet, codec: LatentCodec, fing
     edge = size // codec.downsample_factor
     shape = [2 * codec.latent_channels, edge, edge]
     member_bytes = 2 * math.prod(shape) + 1024
-    sample_bytes = (1 + config.encode.flip) * member_bytes + MAX_JSON_BYTES
+    sample_bytes = (1 + config.encode_latents.flip) * member_bytes + MAX_JSON_BYTES
     if member_bytes > MAX_NPY_BYTES or sample_bytes > MAX_SAMPLE_BYTES:
         raise ConfigError(
             f"moments of {shape} take {member_bytes} bytes, more than a member of a shard may have",
-            where="encode.vae",
+            where="encode_latents.vae",
             hint="take an autoencoder that makes images smaller, or smaller images",
         )
     return {
@@ -114,11 +114,11 @@ def _properties(config: RunConfig, image_set: ShardSet, codec: LatentCodec, fing
         "image_size_px": size,
         "crop": image_set.properties.get("crop"),
         "input_range": [-1.0, 1.0],
-        "flip": config.encode.flip,
+        "flip": config.encode_latents.flip,
         "dtype": "float16",
         "moments_shape": shape,
-        "encoder_precision": config.encode.precision,
-        "encoder_batch_size": config.encode.batch_size,
+        "encoder_precision": config.encode_latents.precision,
+        "encoder_batch_size": config.encode_latents.batch_size,
         "encoder_version": __version__,
     }
 

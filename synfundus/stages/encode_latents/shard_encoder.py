@@ -146,9 +146,9 @@ class ShardEncoder:
         lanes: Lanes,
     ) -> None:
         self._lanes = lanes
-        self._batch_size = config.encode.batch_size
-        self._flip = config.encode.flip
-        self._max_bad_fraction = config.encode.max_bad_fraction
+        self._batch_size = config.encode_latents.batch_size
+        self._flip = config.encode_latents.flip
+        self._max_bad_fraction = config.encode_latents.max_bad_fraction
         self._set = image_set
         self._codec = codec
         self._out = out
@@ -345,7 +345,7 @@ def check_rejects(rejects: Sequence[Mapping[str, str]], image_set: ShardSet, max
     total = image_set.num_samples()
     if len(rejects) > max_bad_fraction * total:
         raise DataError(
-            f"{len(rejects)} of {total} images cannot be used, more than encode.max_bad_fraction = "
+            f"{len(rejects)} of {total} images cannot be used, more than encode_latents.max_bad_fraction = "
             f"{max_bad_fraction:g}; the first, {rejects[0]['name']}: {rejects[0]['reason']}",
             where=image_set.url,
             hint="`synfundus inspect --verify` names what is wrong; when it is mended the same command goes on, and "

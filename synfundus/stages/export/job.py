@@ -17,7 +17,7 @@ from synfundus.telemetry.console import Console
 
 
 def run(config: RunConfig, world: World, console: Console) -> Summary:
-    """Write the model of a run (``train.run_dir``) to a folder of its own (``sample.out``). One process.
+    """Write the model of a run (``export.run_dir``) to a folder (``export.out``). One process.
 
     Returns:
         ``out``, ``fingerprint``, ``autoencoder_fingerprint``, ``image_size_px``.
@@ -27,8 +27,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         ConfigError: The output folder holds something else.
     """
     del world
-    run_url = build.require(config.train.run_dir, flag="--run-dir", key="train.run_dir")
-    out = build.require(config.sample.out, flag="--out", key="sample.out")
+    run_url = build.require(config.export.run_dir, flag="--run-dir", key="export.run_dir")
+    out = build.require(config.export.out, flag="--out", key="export.out")
     names = filesystem.list_names(out)
     if names and not {DOCUMENT_NAME, UNFINISHED_NAME} & set(names):
         raise ConfigError("the folder holds something else", where=out, hint="give another --out")

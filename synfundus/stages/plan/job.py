@@ -64,18 +64,18 @@ def work_out(config: RunConfig, count: NetworkCount) -> Summary:
         ``snapshot_bytes`` (all of a run), ``latent_set_bytes``.
     """
     ranks = config.launch.nodes * (config.launch.procs_per_node or config.launch.gpus_per_node or 1)
-    batch = _batch(config, ranks, most=assumed_micro_batch(config.loop))
-    weight_bytes, averages = _weight_bytes(config), 1 + len(config.ema.sigma_rel)
+    batch = _batch(config, ranks, most=assumed_micro_batch(config.train.loop))
+    weight_bytes, averages = _weight_bytes(config), 1 + len(config.train.ema.sigma_rel)
     network = {"parameters": count.parameters, "ranks": ranks, "weight_bytes": weight_bytes}
     states = state_bytes(**network, num_averages=averages)
-    if config.loop.micro_batch_size == "auto":
+    if config.train.loop.micro_batch_size == "auto":
         batch = _batch(config, ranks, most=max(1, _largest_micro_batch(config, count, states)))
     gpu, flops = GPUS[config.plan.gpu], image_flops(count)
     time = throughput(
         flops=flops,
-        budget_images=config.loop.budget_images,
+        budget_images=config.train.loop.budget_images,
         ranks=ranks,
-        peak_flops=gpu.peak(weight_bytes=weight_bytes, tf32=config.loop.tf32),
+        peak_flops=gpu.peak(weight_bytes=weight_bytes, tf32=config.train.loop.tf32),
         hfu=config.plan.mfu,
     )
     price = config.plan.price_per_gpu_hour
@@ -100,12 +100,12 @@ def work_out(config: RunConfig, count: NetworkCount) -> Summary:
         "checkpoint_bytes": checkpoint_bytes(parameters=count.parameters, num_averages=averages),
         "snapshot_bytes": snapshot_bytes(
             parameters=count.parameters,
-            num_widths=len(config.ema.sigma_rel),
-            budget_images=config.loop.budget_images,
-            every_images=config.ema.snapshot_every_images,
+            num_widths=len(config.train.ema.sigma_rel),
+            budget_images=config.train.loop.budget_images,
+            every_images=config.train.ema.snapshot_every_images,
         ),
         "latent_set_bytes": latent_set_bytes(
-            num_images=config.plan.num_images, latent_shape=_latent_shape(config), with_flip=config.encode.flip
+            num_images=config.plan.num_images, latent_shape=_latent_shape(config), with_flip=config.encode_latents.flip
         ),
     }
 
@@ -144,11 +144,13 @@ def _largest_micro_batch(config: RunConfig, count: NetworkCount, states: StateBy
 
 
 def _batch(config: RunConfig, ranks: int, *, most: int) -> BatchPlan:
-    return plan_batch(global_batch_size=config.loop.global_batch_size, max_micro_batch_size=most, world_size=ranks)
+    return plan_batch(
+        global_batch_size=config.train.loop.global_batch_size, max_micro_batch_size=most, world_size=ranks
+    )
 
 
 def _weight_bytes(config: RunConfig) -> int:
-    return 2 if working_precision(config.loop.precision, native_bf16=True) == "bf16" else 4
+    return 2 if working_precision(config.train.loop.precision, native_bf16=True) == "bf16" else 4
 
 
 def count_denoiser(config: RunConfig) -> NetworkCount:
@@ -157,11 +159,13 @@ def count_denoiser(config: RunConfig) -> NetworkCount:
     dtype = torch.bfloat16 if _weight_bytes(config) == 2 else torch.float32
     with torch.device("meta"):
         denoiser = (
-            diffusion_setup.denoiser(config.unet, seed=config.seed, schema=DEFAULT_LABEL_SCHEMA, latent_shape=shape)
+            diffusion_setup.denoiser(
+                config.train.unet, seed=config.seed, schema=DEFAULT_LABEL_SCHEMA, latent_shape=shape
+            )
             .to(dtype)
             .train()
         )
-        if config.loop.gradient_checkpointing:
+        if config.train.loop.gradient_checkpointing:
             denoiser.unet.enable_gradient_checkpointing()
         labels = len(DEFAULT_LABEL_SCHEMA.labels)
         return count_network(
@@ -174,7 +178,7 @@ def count_denoiser(config: RunConfig) -> NetworkCount:
 
 def _latent_shape(config: RunConfig) -> tuple[int, int, int]:
     edge = latent_edge(config)
-    return (config.vae.codec.latent_channels, edge, edge)
+    return (config.train_vae.autoencoder.latent_channels, edge, edge)
 
 
 def _ds_document(config: RunConfig) -> dict[str, Any]:
@@ -195,7 +199,7 @@ def _gradient_bytes(config: RunConfig) -> int:
 
 def _report(config: RunConfig, console: Console, summary: Summary) -> None:
     memory, ranks = summary["memory"], summary["ranks"]
-    found = ", assumed: found at start" if config.loop.micro_batch_size == "auto" else ""
+    found = ", assumed: found at start" if config.train.loop.micro_batch_size == "auto" else ""
     shape = " x ".join(map(str, _latent_shape(config)))
     console.table(
         f"{config.plan.gpu} x {ranks}",
@@ -228,14 +232,18 @@ def _report(config: RunConfig, console: Console, summary: Summary) -> None:
         [
             ("MFU", f"{summary['mfu']:.1%}", "of the peak: the model's own operations, without what is recomputed"),
             ("rate", f"{summary['images_per_s']:,.0f} images/s", f"{summary['images_per_s'] / ranks:,.1f} a GPU"),
-            ("run", f"{summary['hours']:,.1f} h", f"{config.loop.budget_images:,} images"),
+            ("run", f"{summary['hours']:,.1f} h", f"{config.train.loop.budget_images:,} images"),
             ("GPU hours", f"{summary['gpu_hours']:,.0f}", f"{ranks} GPUs{cost}"),
             (
                 "network",
                 f"{summary['traffic_bytes'] / GIB:.2f} GiB",
                 "a rank sends a step; its time is not in the above",
             ),
-            ("checkpoint", f"{summary['checkpoint_bytes'] / GIB:,.2f} GiB", f"{config.loop.keep_checkpoints} are kept"),
+            (
+                "checkpoint",
+                f"{summary['checkpoint_bytes'] / GIB:,.2f} GiB",
+                f"{config.train.loop.keep_checkpoints} are kept",
+            ),
             *_snapshots(config, summary),
             (
                 "latents",
@@ -246,16 +254,20 @@ def _report(config: RunConfig, console: Console, summary: Summary) -> None:
     )
     if not summary["fits"]:
         largest = summary["largest_micro_batch_size"]
-        advice = f"loop.micro_batch_size={largest} fits" if largest else "not even one image fits"
-        more = "" if config.loop.gradient_checkpointing else "; loop.gradient_checkpointing=true keeps a fraction of it"
+        advice = f"train.loop.micro_batch_size={largest} fits" if largest else "not even one image fits"
+        more = (
+            ""
+            if config.train.loop.gradient_checkpointing
+            else "; train.loop.gradient_checkpointing=true keeps a fraction of it"
+        )
         console.warning(f"{total:.1f} GiB do not fit into {USABLE:.0%} of {device:.0f} GiB: {advice}{more}")
 
 
 def _snapshots(config: RunConfig, summary: Summary) -> list[tuple[str, str, str]]:
     """Return the line about snapshots of averages, for a run that takes any."""
-    if not config.ema.sigma_rel:
+    if not config.train.ema.sigma_rel:
         return []
-    widths = ", ".join(f"{width:g}" for width in config.ema.sigma_rel)
+    widths = ", ".join(f"{width:g}" for width in config.train.ema.sigma_rel)
     return [("snapshots", f"{summary['snapshot_bytes'] / GIB:,.1f} GiB", f"averages of width {widths}; all are kept")]
 
 

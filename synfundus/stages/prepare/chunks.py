@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from synfundus.config.data_sections import PrepareConfig
+from synfundus.config.photographs import PrepareConfig
 from synfundus.errors import DataError
 from synfundus.photographs.crosswalk import write_private
 from synfundus.photographs.ingest import PlannedSample

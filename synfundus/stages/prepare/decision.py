@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from synfundus.config.data_sections import PrepareConfig
+from synfundus.config.photographs import PrepareConfig
 from synfundus.labels.counts import LabelCounts, count_labels
 from synfundus.photographs.ingest import (
     PlannedSample,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, dataclass
 
-from synfundus.config.data_sections import PrepareConfig
+from synfundus.config.photographs import PrepareConfig
 from synfundus.errors import ConfigError, DataError
 from synfundus.photographs.crosswalk import SECRET_NAME, write_private_lines
 from synfundus.stages.prepare.plan import InputPlan

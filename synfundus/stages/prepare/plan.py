@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from synfundus.config.data_sections import PrepareConfig
+from synfundus.config.photographs import PrepareConfig
 from synfundus.config.yaml_text import parse_document
 from synfundus.errors import ConfigError, DataError, SynfundusError
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from synfundus.config.diffusion_section import DiffusionConfig
+from synfundus.config.diffusion import DiffusionConfig
 from synfundus.config.schema import RunConfig
 from synfundus.errors import CheckpointError, SynfundusError
 from synfundus.labels.schema import LabelSchema
@@ -99,7 +99,7 @@ def open_foreign_unet(
             files = find_weights(local, kind=_KIND)
             fingerprint = _fingerprint(local, given, files)
             tensors = read_weights(local, files)
-        unet, adaptation = adapt_unet(given, tensors, latent_shape=latent_shape, dropout=config.unet.dropout)
+        unet, adaptation = adapt_unet(given, tensors, latent_shape=latent_shape, dropout=config.train.unet.dropout)
     except SynfundusError as error:
         error.where = error.where or folder
         raise

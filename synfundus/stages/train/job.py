@@ -17,7 +17,8 @@ from synfundus.artifacts.model import ModelSetup
 from synfundus.artifacts.model_folder import save_pipeline
 from synfundus.artifacts.run_folder import RunFolder
 from synfundus.config.measured import definite_channels_last
-from synfundus.config.schema import LoopConfig, RunConfig
+from synfundus.config.schema import RunConfig
+from synfundus.config.training import LoopConfig
 from synfundus.diffusion.flow import ForwardProcess
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.engine import ZeroEngine
@@ -61,7 +62,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         ManifestMismatch: The latents were made by another autoencoder than the one given, or are not of the kind the
             model to start from was trained on.
     """
-    watchdog = build.watchdog(config.loop, config.launch, world)
+    watchdog = build.watchdog(config.train.loop, config.launch, world)
     with watchdog.running():
         with watchdog.phase("the start"):
             training = _set_up(config, watchdog, world, console)
@@ -74,25 +75,25 @@ def _set_up(config: RunConfig, watchdog: Watchdog, world: World, console: Consol
     sets = open_latent_sets(section.latents)
     latents = sets.combined
     run_url = build.require(section.run_dir, flag="--run-dir", key="train.run_dir")
-    if config.diffusion.flip and not latents.properties["flip"]:
+    if config.train.diffusion.flip and not latents.properties["flip"]:
         raise ConfigError(
-            "diffusion.flip is on, but the latents hold no mirrored moments",
+            "train.diffusion.flip is on, but the latents hold no mirrored moments",
             where=latents.url,
-            hint="encode them with --flip, or turn diffusion.flip off",
+            hint="encode them with --flip, or turn train.diffusion.flip off",
         )
     codec_folder = find_codec(section.vae or load_sources(latents.url).autoencoder_url)
     codec, fingerprint = open_codec(codec_folder, device=torch.device("cpu"), dtype=torch.float32)
     require_same_codec(latents, fingerprint, where=codec_folder)
-    if config.loop.preview_every_images:
-        diffusion_setup.check_sampler(config.sample.sampler, config.diffusion)
+    if config.train.loop.preview_every_images:
+        diffusion_setup.check_sampler(config.sample.sampler, config.train.diffusion)
     start = initial_denoiser(config, latents, console)
-    build.check_compilation(config.loop, world)
+    build.check_compilation(config.train.loop, world)
     # the last thing: a start that is refused must not leave its mark on the folder
     identity = denoiser_identity(config, latents) | start.identity
     directory = RunFolder(
         run_url, kind="diffusion", identity=identity, config=config.model_dump(mode="json"), world=world
     )
-    setup = diffusion_setup.model_setup(config.diffusion, latents, codec)
+    setup = diffusion_setup.model_setup(config.train.diffusion, latents, codec)
     on_rank_0(lambda: save_report(start, directory.path(REPORT_NAME)), world)
     on_rank_0(lambda: save_setup(run_url, setup, start.known(latents)), world)
     return _Training(config, sets, start, setup, directory, watchdog, world, console)
@@ -121,9 +122,9 @@ class _Training:
         self._world, self._patient = world, patient(world)  # the second while rank 0 validates or draws
         self._flag = StopFlag()
         self._console = console
-        self._loop = config.loop
+        self._loop = config.train.loop
         self._device = torch_device(world)
-        self._schedule: ForwardProcess = diffusion_setup.forward_process(config.diffusion)
+        self._schedule: ForwardProcess = diffusion_setup.forward_process(config.train.diffusion)
         self._latent_shape = latent_shape_of(latents)
         self._cost = denoiser_cost(
             denoiser,
@@ -150,12 +151,12 @@ class _Training:
             self._step(denoiser),
             denoiser,
             loop=self._loop,
-            optim=config.optim,
+            optim=config.train.optim,
             launch=config.launch,
             batch=self._batch,
             world=world,
         )
-        self._ema: ShardedEma = build.ema(config.ema, self._zero, sigma_rel=config.ema.sigma_rel)
+        self._ema: ShardedEma = build.ema(config.train.ema, self._zero, sigma_rel=config.train.ema.sigma_rel)
         self._last_row: Mapping[str, float] = {}
         self._validation_loss = float("nan")
 
@@ -169,18 +170,18 @@ class _Training:
         return settle_loop(
             self._loop,
             self._config.launch,
-            Rehearsed(denoiser, self._step_in, draw, num_averages=1 + len(self._config.ema.sigma_rel)),
+            Rehearsed(denoiser, self._step_in, draw, num_averages=1 + len(self._config.train.ema.sigma_rel)),
             directory=self._directory,
             world=self._world,
             console=self._console,
-            section="loop",
+            section="train.loop",
         )
 
     def _step(self, denoiser: ConditionalDenoiser) -> LatentDiffusionStep:
         return self._step_in(denoiser, definite_channels_last(self._loop))
 
     def _step_in(self, denoiser: ConditionalDenoiser, channels_last: bool) -> LatentDiffusionStep:
-        section = self._config.diffusion
+        section = self._config.train.diffusion
         mean, std = diffusion_setup.latent_statistics(section, self._set.properties)
         return LatentDiffusionStep(
             denoiser,
@@ -217,7 +218,7 @@ class _Training:
                 wandb_project=self._config.telemetry.wandb_project,
                 console=self._console,
             )
-            reader = self._batches("train", self._draws(self._config.diffusion.flip))
+            reader = self._batches("train", self._draws(self._config.train.diffusion.flip))
             loader = training_loader(reader, loop, self._world, start_images=state.images_seen)
 
         def write_metrics(row: Mapping[str, float]) -> None:
@@ -236,7 +237,7 @@ class _Training:
             engine=self._zero,
             loader=loader,
             ema=self._ema,
-            lr=build.lr_plan(self._config.optim, self._loop),
+            lr=build.lr_plan(self._config.train.optim, self._loop),
             settings=build.loop_settings(self._loop, self._batch, seed=self._config.seed),
             state=state,
             world=self._world,
@@ -263,7 +264,7 @@ class _Training:
     def _periodic(
         self, save: Callable[[TrainState], None], validate: Callable[[TrainState], None]
     ) -> Sequence[Periodic]:
-        loop, averages = self._loop, self._config.ema
+        loop, averages = self._loop, self._config.train.ema
         every, draw_every = loop.validate_every_images, loop.preview_every_images
         snapshot_every, widths = averages.snapshot_every_images, bool(averages.sigma_rel)
         return [
@@ -282,7 +283,7 @@ class _Training:
             self._validation_loss = judged[-1][1]
 
     def _draws(self, flip: bool) -> DiffusionDraws:
-        section, names = self._config.diffusion, self._set.label_schema.names
+        section, names = self._config.train.diffusion, self._set.label_schema.names
         return DiffusionDraws(
             seed=self._config.seed,
             num_timesteps=section.num_train_timesteps,
@@ -294,7 +295,7 @@ class _Training:
         )
 
     def _batches(self, split: str, draws: DiffusionDraws) -> BatchReader:
-        with_flip = self._config.diffusion.flip and split == "train"
+        with_flip = self._config.train.diffusion.flip and split == "train"
         return latent_batches(self._sets, split=split, seed=self._config.seed, with_flip=with_flip, augment=draws)
 
     def _averaged_denoiser(self) -> ConditionalDenoiser | None:

@@ -64,7 +64,7 @@ def initial_denoiser(config: RunConfig, latents: ShardSet, console: Console) -> 
         ManifestMismatch: An exported model of other latents or labels.
     """
     init_from = config.train.init_from
-    identity: dict[str, Any] = {"init_from": init_from, "unet": config.unet.model_dump(mode="json")}
+    identity: dict[str, Any] = {"init_from": init_from, "unet": config.train.unet.model_dump(mode="json")}
     if not init_from:
         return Start(_fresh(config, latents), identity)
     folder = None if _is_ours(init_from) else find_foreign_unet(init_from)
@@ -99,7 +99,7 @@ def save_report(start: Start, url: str) -> None:
 
 def _fresh(config: RunConfig, latents: ShardSet) -> ConditionalDenoiser:
     return diffusion_setup.denoiser(
-        config.unet, seed=config.seed, schema=latents.label_schema, latent_shape=latent_shape_of(latents)
+        config.train.unet, seed=config.seed, schema=latents.label_schema, latent_shape=latent_shape_of(latents)
     )
 
 
@@ -113,7 +113,7 @@ def _foreign(config: RunConfig, latents: ShardSet, folder: str, console: Console
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_key(config.seed, "init", "denoiser") % 2**63)
         start = open_foreign_unet(folder, config, schema=latents.label_schema, latent_shape=latent_shape_of(latents))
-    announce(start, folder, config.diffusion, console)
+    announce(start, folder, config.train.diffusion, console)
     identity = {
         "init_from": config.train.init_from,
         "init_fingerprint": start.fingerprint,

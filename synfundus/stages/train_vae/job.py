@@ -20,7 +20,8 @@ from synfundus.artifacts.autoencoder_folder import (
 from synfundus.artifacts.checkpoint_model import replace_weights
 from synfundus.artifacts.run_folder import RunFolder
 from synfundus.config.measured import definite_channels_last
-from synfundus.config.schema import LoopConfig, RunConfig, VaeConfig
+from synfundus.config.schema import RunConfig
+from synfundus.config.training import LoopConfig, TrainVaeConfig
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.watchdog import Watchdog
@@ -63,7 +64,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     Returns:
         ``images_seen``, ``psnr_db``, ``ssim``, ``export``.
     """
-    watchdog = build.watchdog(config.vae.loop, config.launch, world)
+    watchdog = build.watchdog(config.train_vae.loop, config.launch, world)
     with watchdog.running():
         with watchdog.phase("the start"):
             training = _set_up(config, watchdog, world, console)
@@ -72,9 +73,9 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
 
 def _set_up(config: RunConfig, watchdog: Watchdog, world: World, console: Console) -> _Training:
     """Open what the run needs and refuse what cannot work. Collective."""
-    section = config.vae
-    image_set = load_shard_set(build.require(section.data, flag="--data", key="vae.data"), kind="images")
-    run_url = build.require(section.run_dir, flag="--run-dir", key="vae.run_dir")
+    section = config.train_vae
+    image_set = load_shard_set(build.require(section.data, flag="--data", key="train_vae.data"), kind="images")
+    run_url = build.require(section.run_dir, flag="--run-dir", key="train_vae.run_dir")
     if section.init_from and not filesystem.exists(filesystem.join(run_url, "init", CONFIG_NAME)):
         _check_start(find_codec(section.init_from), section)  # a start that is refused leaves no mark on the folder
     build.check_compilation(section.loop, world)
@@ -89,7 +90,7 @@ def _set_up(config: RunConfig, watchdog: Watchdog, world: World, console: Consol
     return _Training(config, image_set, codec, directory, watchdog, world, console)
 
 
-def _check_start(folder: str, section: VaeConfig) -> None:
+def _check_start(folder: str, section: TrainVaeConfig) -> None:
     """Refuse a start from weights that cannot be trained as configured.
 
     Raises:
@@ -100,8 +101,8 @@ def _check_start(folder: str, section: VaeConfig) -> None:
     if found == "AutoencoderDC" and section.loop.gradient_checkpointing:
         raise ConfigError(
             "AutoencoderDC cannot recompute its activations",
-            where="vae.loop.gradient_checkpointing",
-            hint="turn it off and use a smaller vae.loop.micro_batch_size",
+            where="train_vae.loop.gradient_checkpointing",
+            hint="turn it off and use a smaller train_vae.loop.micro_batch_size",
         )
 
 
@@ -132,15 +133,15 @@ def _initial_codec(
     def write() -> None:
         if filesystem.exists(filesystem.join(folder, CONFIG_NAME)):
             return  # an autoencoder folder is there as a whole or not at all
-        section = config.vae
+        section = config.train_vae
         if section.init_from:
             codec, _ = open_codec(find_codec(section.init_from), device=torch.device("cpu"), dtype=torch.float32)
         else:
             size = int(image_set.properties["image_size_px"])
-            codec = build.codec(section.codec, image_size_px=size, seed=config.seed)
+            codec = build.codec(section.autoencoder, image_size_px=size, seed=config.seed)
         if codec.linear_path is not None and not section.init_from:
             images = train_images(
-                image_set, split="train", count=section.codec.linear_path_fit_images, seed=config.seed
+                image_set, split="train", count=section.autoencoder.linear_path_fit_images, seed=config.seed
             )
             share = float(codec.linear_path.fit(images).sum())
             console.message(f"linear path fitted: {100 * share:.1f} % of the variance of the training images")
@@ -175,7 +176,7 @@ class _Training:
         self._flag = StopFlag()
         self._figures: Mapping[str, float] = {}
         self._console = console
-        self._loop = config.vae.loop
+        self._loop = config.train_vae.loop
         self._device = torch_device(world)
         # before kernels are chosen and the engine changes types
         self._untouched = copy.deepcopy(codec) if world.rank == 0 else None
@@ -201,12 +202,12 @@ class _Training:
             AutoencoderStep(objective, channels_last=definite_channels_last(self._loop)),
             objective,
             loop=self._loop,
-            optim=config.vae.optim,
+            optim=config.train_vae.optim,
             launch=config.launch,
             batch=self._batch,
             world=world,
         )
-        self._ema: ShardedEma = build.ema(config.vae.ema, self._zero)
+        self._ema: ShardedEma = build.ema(config.train_vae.ema, self._zero)
 
     def _settled(self, objective: AutoencoderObjective) -> LoopConfig:
         """Return the loop section with what is measured at start. Collective."""
@@ -227,11 +228,11 @@ class _Training:
             directory=self._directory,
             world=self._world,
             console=self._console,
-            section="vae.loop",
+            section="train_vae.loop",
         )
 
     def _objective(self, codec: LatentCodec) -> AutoencoderObjective:
-        loss = self._config.vae.loss
+        loss = self._config.train_vae.loss
         discriminator = None
         if loss.adversarial_weight > 0:
             with torch.random.fork_rng(devices=[]):
@@ -291,7 +292,7 @@ class _Training:
             engine=self._zero,
             loader=loader,
             ema=self._ema,
-            lr=build.lr_plan(self._config.vae.optim, self._loop),
+            lr=build.lr_plan(self._config.train_vae.optim, self._loop),
             settings=build.loop_settings(self._loop, self._batch, seed=self._config.seed),
             state=state,
             world=self._world,

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from synfundus.artifacts.autoencoder_folder import find_codec, open_codec
-from synfundus.artifacts.latent_set import open_latent_sets
 from synfundus.artifacts.latent_sources import load_sources
+from synfundus.config.generation import VerifyLatentsConfig
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World, torch_device
 from synfundus.errors import DataError, ManifestMismatch
@@ -35,24 +35,27 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         ManifestMismatch: Another autoencoder, or another image set.
         DataError: The mean PSNR is below the limit.
     """
-    latents = open_latent_sets(config.train.latents[:1]).sets[0]
-    folder = find_codec(build.require(config.encode.vae, flag="--vae", key="encode.vae"))
+    section = config.verify_latents
+    latents = load_shard_set(
+        build.require(section.latents, flag="--latents", key="verify_latents.latents"), kind="latents"
+    )
+    folder = find_codec(build.require(section.vae, flag="--vae", key="verify_latents.vae"))
     build.tensor_cores(False, world, console)
     codec, fingerprint = open_codec(folder, device=torch_device(world), dtype=torch.float32)
     require_same_codec(latents, fingerprint, where=folder)
-    images = load_shard_set(config.encode.data or load_sources(latents.url).image_set_url, kind="images")
+    images = load_shard_set(section.data or load_sources(latents.url).image_set_url, kind="images")
     if images.identity != latents.properties["image_set_identity"]:
         raise ManifestMismatch(
             f"the latents were made of image set {latents.properties['image_set_identity'][:12]}, "
             f"at its place is now {images.identity[:12]}",
             where=images.url,
         )
-    values = _compare(config, latents, images, codec, console)
+    values = _compare(section, config.seed, latents, images, codec, console)
     mean, worst = float(np.mean(values)), float(np.min(values))
     console.message(f"{len(values)} samples decoded: PSNR {mean:.2f} dB, worst {worst:.2f} dB")
-    if mean < config.encode.verify_min_psnr_db:
+    if mean < section.min_psnr_db:
         raise DataError(
-            f"latents decode at {mean:.2f} dB, below encode.verify_min_psnr_db = {config.encode.verify_min_psnr_db}",
+            f"latents decode at {mean:.2f} dB, below verify_latents.min_psnr_db = {section.min_psnr_db}",
             where=latents.url,
             hint="encode again, or train the autoencoder longer",
         )
@@ -75,7 +78,7 @@ def require_same_codec(latents: ShardSet, fingerprint: str, *, where: str) -> No
 
 
 def _compare(
-    config: RunConfig, latents: ShardSet, images: ShardSet, codec: LatentCodec, console: Console
+    section: VerifyLatentsConfig, seed: int, latents: ShardSet, images: ShardSet, codec: LatentCodec, console: Console
 ) -> list[float]:
     """Return the PSNR of a keyed choice of samples."""
     split = "train"
@@ -85,8 +88,8 @@ def _compare(
     decode_latents = LatentDecoder(schema=latents.label_schema, moments_shape=shape, with_flip=False)
     decode_image = ImageDecoder(schema=images.label_schema, image_size_px=int(images.properties["image_size_px"]))
     places = [(shard, sample) for shard, size in enumerate(stored.shard_sizes) for sample in range(size)]
-    count = min(config.encode.verify_samples, len(places))
-    chosen = keyed_generator(config.seed, "verify-latents").permutation(len(places))[:count]
+    count = min(section.num_samples, len(places))
+    chosen = keyed_generator(seed, "verify-latents").permutation(len(places))[:count]
     index = {
         key: (shard, sample)
         for shard, size in enumerate(originals.shard_sizes)

@@ -1,16 +1,17 @@
-"""Options of the objective: what is predicted, on which way from data to noise, and how it is weighted."""
+"""Options of the diffusion model (`train`): network, objective, averages."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from synfundus.config.base import Fraction, PositiveFloat, Section
+from synfundus.config.base import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from synfundus.config.training import EmaConfig, LoopConfig, OptimConfig
 
 
 class FlowConfig(Section):
-    """Times of flow matching (`diffusion.prediction_type=flow_velocity`): 0 is the image, 1 is noise."""
+    """Times of flow matching (`train.diffusion.prediction_type=flow_velocity`): 0 is the image, 1 is noise."""
 
     time_density: Literal["logit_normal", "uniform"] = "logit_normal"
     """Where along the way training looks: most in the middle, or everywhere alike (arXiv 2403.03206, Sec. 3.1)."""
@@ -114,3 +115,83 @@ def _changed(section: Section, names: tuple[str, ...]) -> list[str]:
 def _text(value: object) -> str:
     """Write a value as `--set` takes it."""
     return "null" if value is None else str(value).lower()
+
+
+class UNetConfig(Section):
+    """Architecture of the denoiser (diffusers UNet2DConditionModel)."""
+
+    block_out_channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=6)] = (192, 384, 576, 768)
+    """Width of each level."""
+    layers_per_block: PositiveInt = 2
+    """Residual blocks per level."""
+    attention_levels: tuple[bool, ...] = (False, True, True, True)
+    """Which levels have self- and cross-attention; as many entries as levels."""
+    attention_head_dim: PositiveInt = 64
+    """Channels per attention head."""
+    transformer_layers_per_block: PositiveInt = 1
+    """Transformer layers in an attention block."""
+    norm_num_groups: PositiveInt = 32
+    """Groups of the group norms."""
+    cross_attention_dim: PositiveInt = 512
+    """Width of the label tokens."""
+    dropout: Fraction = 0.0
+    """Dropout in residual blocks."""
+    scale_shift_norm: bool = False
+    """Time and labels scale and shift the normalised features (adaptive group norm) instead of only adding to them."""
+
+    @model_validator(mode="after")
+    def _levels_match(self) -> UNetConfig:
+        if len(self.attention_levels) != len(self.block_out_channels):
+            raise ValueError(
+                f"attention_levels has {len(self.attention_levels)} entries, block_out_channels has "
+                f"{len(self.block_out_channels)}: they must match"
+            )
+        for width in self.block_out_channels:
+            if width % self.norm_num_groups:
+                raise ValueError(f"norm_num_groups {self.norm_num_groups} does not divide the level width {width}")
+        for width, attends in zip(self.block_out_channels, self.attention_levels, strict=True):
+            if attends and width % self.attention_head_dim:
+                raise ValueError(
+                    f"attention_head_dim {self.attention_head_dim} does not divide the level width {width}"
+                )
+        return self
+
+
+SigmaRel = Annotated[float, Field(gt=0.0, le=0.28)]
+
+
+class DiffusionEmaConfig(EmaConfig):
+    """Averages of the denoiser's weights."""
+
+    sigma_rel: tuple[SigmaRel, ...] = ()
+    """Widths of power-function averages kept beside it, for `synfundus ema`; (0.05, 0.1) serves what lies between."""
+    snapshot_every_images: NonNegativeInt = 0
+    """Images between snapshots of those averages (fp32, one file a width); 0 takes one at the end."""
+
+
+class TrainConfig(Section):
+    """Training of the diffusion model (`synfundus train`)."""
+
+    latents: tuple[str, ...] = ()
+    """Set of latents (written by `encode-latents`), or several, each with its share: `A:0.7`, `B:0.3`."""
+    vae: str | None = None
+    """Autoencoder for previews and export; default: the one the latent set names."""
+    run_dir: str | None = None
+    """Folder of the run."""
+    init_from: str | None = None
+    """Weights to start from: an exported model, or a diffusers U-Net, whose architecture replaces `unet`."""
+    unet: UNetConfig = UNetConfig()
+    """Architecture of the denoiser."""
+    diffusion: DiffusionConfig = DiffusionConfig()
+    """Objective."""
+    loop: LoopConfig = LoopConfig()
+    """Budget, batch, precision, intervals."""
+    optim: OptimConfig = OptimConfig()
+    """Optimizer."""
+    ema: DiffusionEmaConfig = DiffusionEmaConfig()
+    """Weight averaging."""
+
+    @field_validator("latents", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return () if value is None else (value,) if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""Options of phantoms, ingestion, inspection and storage."""
+"""Options of what makes, prepares and shows photographs: `phantoms`, `prepare`, `inspect`."""
 
 from __future__ import annotations
 
@@ -86,18 +86,3 @@ class InspectConfig(Section):
     """Read every byte and compare every hash."""
     contact_sheet_images: NonNegativeInt = 64
     """Images on the contact sheet; 0 draws none."""
-
-
-class StorageConfig(Section):
-    """Reading from an object store (endpoint, region and credentials come from the environment)."""
-
-    cache_dir: str | None = None
-    """Local folder for copies of remote shards, shared by the ranks of a node; without it every read is a request."""
-    cache_max_bytes: PositiveInt = 200 * 2**30
-    """Most bytes in the cache; the copies that were not used for longest are removed."""
-    deadline_s: PositiveFloat = 300.0
-    """Longest time spent in vain on one object: failed tries and the pauses between them."""
-    connect_timeout_s: PositiveFloat = 10.0
-    """Longest wait for a connection."""
-    read_timeout_s: PositiveFloat = 30.0
-    """Longest wait for the next bytes of an answer."""
