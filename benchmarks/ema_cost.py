@@ -18,7 +18,7 @@ from unittest import mock
 
 from benchmarks import scaling
 from benchmarks.measuring import report
-from benchmarks.training_runs import StepConsole, run_config, write_codec_and_latents
+from benchmarks.training_runs import StepConsole, changed, run_config, write_codec_and_latents
 from synfundus.config.loader import load_config
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World, connect, disconnect
@@ -31,7 +31,7 @@ BATCH = 16
 
 def measure(name: str, base: RunConfig, world: World, steps: int) -> None:
     """Train a few dozen steps and report."""
-    base = base.model_copy(update={"ema": base.ema.model_copy(update={"sigma_rel": WIDTHS})})
+    base = changed(base, {"train": {"ema": {"sigma_rel": WIDTHS}}})
     updates: list[float] = []
     ends = [time.perf_counter()]
     plain = ShardedEma.update

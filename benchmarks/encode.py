@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from benchmarks.measuring import interleaved, rate, report, write_phantom_images
+from benchmarks.training_runs import changed
 from synfundus.config.loader import load_config
-from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import connect, disconnect
 from synfundus.models.pixels import pixels_to_tensor
 from synfundus.shards.images import ImageDecoder
@@ -56,10 +56,8 @@ def main() -> None:
 
         def ours(number: int) -> float:
             paths = {"data": str(folder / "images"), "vae": str(folder / "vae"), "out": str(folder / f"out-{number}")}
-            changes = {**paths, "flip": False}  # the bare loop encodes each image once
-            run_config: RunConfig = config.model_copy(
-                update={"encode": config.encode_latents.model_copy(update=changes)}
-            )
+            # the bare loop encodes each image once
+            run_config = changed(config, {"encode_latents": {**paths, "flip": False}})
             return rate(lambda: int(encode_latents.run(run_config, world, SilentConsole())["num_samples"]))
 
         def reference(_number: int) -> float:

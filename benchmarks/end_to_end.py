@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.bare_loop import BareDiffusion
 from benchmarks.measuring import report
-from benchmarks.training_runs import StepConsole, run_config
+from benchmarks.training_runs import StepConsole, changed, run_config
 from synfundus.config.loader import load_config
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World, connect, disconnect
@@ -156,12 +156,10 @@ def write_sets(base: RunConfig, folder: Path, world: World, num_images: int) -> 
     changes = {
         "phantoms": {"out": source, "num_images": num_images, "image_size_px": size + 16},
         "prepare": {"source": source, "labels": f"{source}/labels.csv", "out": images},
-        "encode": {"data": images, "vae": str(folder / "vae"), "out": latents},
+        "encode_latents": {"data": images, "vae": str(folder / "vae"), "out": latents},
     }
-    config = base.model_copy(
-        update={name: getattr(base, name).model_copy(update=values) for name, values in changes.items()}
-    )
-    build.codec(base.vae.codec, image_size_px=size, seed=0).save_pretrained(folder / "vae")
+    config = changed(base, changes)
+    build.codec(base.train_vae.autoencoder, image_size_px=size, seed=0).save_pretrained(folder / "vae")
     phantoms.run(config, world, SilentConsole())
     prepare.run(config, world, SilentConsole())
     began = time.perf_counter()

@@ -249,7 +249,7 @@ def sets_table() -> str:
                 number(manifest_bytes(shards) / 1e6),
                 number(plan_bytes(reading_plan(images, samples)) / 1e6),
                 number(images * THUMBNAIL_PX**2 / 1e9),
-                number(preset(name).loop.budget_images / images),
+                number(preset(name).train.loop.budget_images / images),
             ]
         )
     headers = ("images", "latents, GB", "shards", "manifest, MB", "plan of a rank, MB", "small copies of `prepare`, GB")
@@ -273,7 +273,7 @@ def checkpoint_table() -> str:
     for name in PRESETS:
         for gpus in (1, 8, 64, 1024):
             total, stall, behind = save_costs(name, gpus)
-            every = preset(name).loop.checkpoint_every_images / rate(name, gpus)
+            every = preset(name).train.loop.checkpoint_every_images / rate(name, gpus)
             rows.append([name, f"{gpus:,}", number(total / 1e9), number(stall), number(behind), number(every / 60)])
     headers = ("preset", "GPUs", "checkpoint, GB", "the loop stands, s", "written after, s")
     return table((*headers, "the preset saves every, min"), rows)
@@ -290,7 +290,7 @@ def failures_table() -> str:
             best = max(young_interval_h(mean, costs.stall_h), costs.behind_h)
             met = simulate(work_h=24 * SIMULATED_DAYS, interval_h=best, mean_time_h=mean, costs=costs, seed=0)
             images = rate(name, gpus) * 3600
-            own = preset(name).loop.checkpoint_every_images / images
+            own = preset(name).train.loop.checkpoint_every_images / images
             days = met.wall_h / 24
             rows.append(
                 [

@@ -11,6 +11,7 @@ import argparse
 import torch
 
 from benchmarks.measuring import interleaved, rate, report
+from benchmarks.training_runs import changed
 from synfundus.config.loader import load_config
 from synfundus.distributed.world import Device, has_native_bf16
 from synfundus.stages import build
@@ -29,11 +30,7 @@ def measure(precision: str, batch: int, pairs: int, device: torch.device) -> Non
     config = load_config(preset="demo-cpu", file=None, settings=settings, flags=[]).config
     shape = (config.train_vae.autoencoder.latent_channels, latent_edge(config), latent_edge(config))
     steps = {
-        layout: training_step(
-            config.model_copy(update={"loop": config.train.loop.model_copy(update={"channels_last": layout})}),
-            shape,
-            device,
-        )
+        layout: training_step(changed(config, {"train": {"loop": {"channels_last": layout}}}), shape, device)
         for layout in (False, True)
     }
     rehearsal = Rehearsal(

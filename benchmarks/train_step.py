@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.bare_loop import BareDiffusion
 from benchmarks.measuring import report
-from benchmarks.training_runs import StepConsole, run_config, write_codec_and_latents
+from benchmarks.training_runs import StepConsole, changed, run_config, write_codec_and_latents
 from synfundus.config.loader import load_config
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World, connect, disconnect, has_native_bf16
@@ -65,8 +65,8 @@ class TakeTurns:
 
 def measure(base: RunConfig, world: World, precision: str, pairs: int) -> None:
     """Measure one precision and report."""
-    base = base.model_copy(update={"loop": base.loop.model_copy(update={"precision": precision})})
-    batch = base.loop.global_batch_size
+    base = changed(base, {"train": {"loop": {"precision": precision}}})
+    batch = base.train.loop.global_batch_size
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_codec_and_latents(base, folder, sizes=(1024, 1024))

@@ -6,20 +6,33 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 from benchmarks.measuring import write_random_latents
+from synfundus.config.base import Section
 from synfundus.config.schema import RunConfig
 from synfundus.stages import build
 from synfundus.stages.demo.pace import latent_edge
 from synfundus.telemetry.console import Progress, SilentConsole
 
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+def changed(section: AnySection, changes: Mapping[str, Any]) -> AnySection:
+    """Return a section of a config, or a whole one, with other values; a mapping is for the section of its name."""
+    given = {
+        name: changed(getattr(section, name), value) if isinstance(getattr(section, name), Section) else value
+        for name, value in changes.items()
+    }
+    return section.model_copy(update=given)
+
 
 def write_codec_and_latents(base: RunConfig, folder: Path, *, sizes: Sequence[int]) -> None:
     """Write the config's autoencoder, untrained, to ``folder/vae`` and random latents bound to it to ``latents``."""
-    codec = build.codec(base.vae.codec, image_size_px=base.prepare.image_size_px, seed=0)
+    codec = build.codec(base.train_vae.autoencoder, image_size_px=base.prepare.image_size_px, seed=0)
     codec.save_pretrained(folder / "vae")
     edge = latent_edge(base)
     write_random_latents(
@@ -32,23 +45,19 @@ def write_codec_and_latents(base: RunConfig, folder: Path, *, sizes: Sequence[in
 
 def run_config(base: RunConfig, folder: Path, *, name: str, steps: int) -> RunConfig:
     """Return the config with a budget in steps, without checkpoints and previews, in a run directory of its own."""
-    batch = base.loop.global_batch_size
-    loop = base.loop.model_copy(
-        update={
-            "budget_images": steps * batch,
-            "log_every_images": 8 * batch,
-            "checkpoint_every_images": 10**9,
-            "preview_every_images": 0,
-            "validate_every_images": 0,
-            "validation_images": 1,
-            # what is read ahead while the other side of a pair runs is not our time: keep it small
-            "prefetch_batches": 1,
-        }
-    )
-    paths = base.train.model_copy(
-        update={"latents": (str(folder / "latents"),), "vae": str(folder / "vae"), "run_dir": str(folder / name)}
-    )
-    return base.model_copy(update={"loop": loop, "train": paths})
+    batch = base.train.loop.global_batch_size
+    loop = {
+        "budget_images": steps * batch,
+        "log_every_images": 8 * batch,
+        "checkpoint_every_images": 10**9,
+        "preview_every_images": 0,
+        "validate_every_images": 0,
+        "validation_images": 1,
+        # what is read ahead while the other side of a pair runs is not our time: keep it small
+        "prefetch_batches": 1,
+    }
+    paths = {"latents": (str(folder / "latents"),), "vae": str(folder / "vae"), "run_dir": str(folder / name)}
+    return changed(base, {"train": {**paths, "loop": loop}})
 
 
 class _StepProgress:

@@ -61,7 +61,7 @@ def vae_run(image_set: ShardSet, world: World, tmp_path_factory: pytest.TempPath
     from synfundus.stages.train_vae import job as train_vae
 
     run_dir = tmp_path_factory.mktemp("vae") / "run"
-    config = tiny_config({"vae": {"data": image_set.url, "run_dir": str(run_dir)}})
+    config = tiny_config({"train_vae": {"data": image_set.url, "run_dir": str(run_dir)}})
     train_vae.run(config, world, SilentConsole())
     return run_dir
 
@@ -72,8 +72,8 @@ def latent_set(image_set: ShardSet, vae_run: Path, world: World, tmp_path_factor
     from synfundus.stages.encode_latents import job as encode_latents
 
     out = tmp_path_factory.mktemp("latents") / "set"
-    config = tiny_config({"encode": {"data": image_set.url, "vae": str(vae_run), "out": str(out), "flip": True}})
-    encode_latents.run(config, world, SilentConsole())
+    section = {"data": image_set.url, "vae": str(vae_run), "out": str(out), "flip": True}
+    encode_latents.run(tiny_config({"encode_latents": section}), world, SilentConsole())
     return load_shard_set(str(out), kind="latents")
 
 

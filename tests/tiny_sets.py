@@ -24,8 +24,8 @@ UNEVEN_SHARDS: Mapping[str, Sequence[int]] = {"train": (31, 17, 24), "val": (7, 
 Sample = tuple[str, dict[str, bytes]]
 
 TINY: dict[str, Any] = {
-    "vae": {
-        "codec": {
+    "train_vae": {
+        "autoencoder": {
             "latent_channels": 4,
             "block_out_channels": [8, 8, 16, 16],
             "layers_per_block": 1,
@@ -47,35 +47,37 @@ TINY: dict[str, Any] = {
         },
         "optim": {"lr": 1e-3, "warmup_images": 16},
     },
-    "encode": {"batch_size": 8},
-    "unet": {
-        "block_out_channels": [16, 32],
-        "layers_per_block": 1,
-        "attention_levels": [False, True],
-        "attention_head_dim": 16,
-        "norm_num_groups": 4,
-        "cross_attention_dim": 16,
+    "encode_latents": {"batch_size": 8},
+    "train": {
+        "unet": {
+            "block_out_channels": [16, 32],
+            "layers_per_block": 1,
+            "attention_levels": [False, True],
+            "attention_head_dim": 16,
+            "norm_num_groups": 4,
+            "cross_attention_dim": 16,
+        },
+        "diffusion": {
+            "prediction_type": "v_prediction",
+            "beta_schedule": "cosine",
+            "zero_terminal_snr": True,
+            "min_snr_gamma": 5,
+        },
+        "loop": {
+            "budget_images": 400,
+            "global_batch_size": 8,
+            "micro_batch_size": 8,
+            "precision": "fp32",
+            "checkpoint_every_images": 80,
+            "log_every_images": 8,
+            "preview_every_images": 0,
+            "validate_every_images": 160,
+            "validation_images": 12,
+            "num_threads": 1,
+        },
+        "optim": {"lr": 1e-3, "warmup_images": 32},
+        "ema": {"half_life_images": 200},
     },
-    "diffusion": {
-        "prediction_type": "v_prediction",
-        "beta_schedule": "cosine",
-        "zero_terminal_snr": True,
-        "min_snr_gamma": 5,
-    },
-    "loop": {
-        "budget_images": 400,
-        "global_batch_size": 8,
-        "micro_batch_size": 8,
-        "precision": "fp32",
-        "checkpoint_every_images": 80,
-        "log_every_images": 8,
-        "preview_every_images": 0,
-        "validate_every_images": 160,
-        "validation_images": 12,
-        "num_threads": 1,
-    },
-    "optim": {"lr": 1e-3, "warmup_images": 32},
-    "ema": {"half_life_images": 200},
     "sample": {"num_steps": 2, "guidance_scale": 1.5},
     "launch": {"device": "cpu", "collective_timeout_s": 120},
     "telemetry": {"tensorboard": False, "console": "plain"},

@@ -92,7 +92,7 @@ class DiffusionConfig(Section):
         odd = _changed(self, _OF_SCHEDULES)
         if odd:
             fields = DiffusionConfig.model_fields
-            values = " ".join(f"diffusion.{name}={_text(fields[name].default)}" for name in odd)
+            values = " ".join(f"train.diffusion.{name}={_text(fields[name].default)}" for name in odd)
             raise ValueError(
                 f"no meaning with prediction_type flow_velocity: {', '.join(odd)}; a flow has no noise schedule and is "
                 f"weighted by how its times are drawn (flow.time_density). Set {values}"

@@ -20,7 +20,7 @@ COMMAND = [sys.executable, "-m", "synfundus", "watch"]
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     (tmp_path / "run.json").write_text(json.dumps({"kind": "diffusion"}))
-    (tmp_path / "config.yaml").write_text("loop:\n  budget_images: 100\n")
+    (tmp_path / "config.yaml").write_text("train:\n  loop:\n    budget_images: 100\n")
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"images_seen": 40, "loss": 0.5, "images_per_s": 9.0}) + "\n")
     return tmp_path
 

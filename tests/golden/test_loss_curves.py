@@ -107,14 +107,18 @@ def curve(inputs: tuple[Path, Path], run_dir: Path, diffusion: dict[str, Any], w
     latents, vae = inputs
     config = tiny_config(
         {
-            "train": {"latents": str(latents), "vae": str(vae), "run_dir": str(run_dir)},
-            "diffusion": diffusion,
-            "loop": {
-                "budget_images": BATCH * STEPS,
-                "checkpoint_every_images": BATCH * STEPS,
-                "validate_every_images": 0,
-                "validation_images": 8,
-            },
+            "train": {
+                "latents": str(latents),
+                "vae": str(vae),
+                "run_dir": str(run_dir),
+                "diffusion": diffusion,
+                "loop": {
+                    "budget_images": BATCH * STEPS,
+                    "checkpoint_every_images": BATCH * STEPS,
+                    "validate_every_images": 0,
+                    "validation_images": 8,
+                },
+            }
         }
     )
     summary = train.run(config, world, SilentConsole())

@@ -76,7 +76,7 @@ def test_the_loss_of_every_autoencoder_is_the_agreed_one(
     AUTOENCODERS[case]().save_pretrained(tmp_path / "foreign")
     given = {"data": images.url, "run_dir": str(tmp_path / "run"), "init_from": str(tmp_path / "foreign")}
     section = {**given, "loop": loop(global_batch_size=BATCH, log_every_images=BATCH)}
-    summary = train_vae.run(tiny_config({"vae": section}), world, SilentConsole())
+    summary = train_vae.run(tiny_config({"train_vae": section}), world, SilentConsole())
     CURVES.assert_agreed(case, {"loss": losses(tmp_path / "run"), "psnr_db": [float(summary["psnr_db"])]})
 
 
@@ -90,8 +90,8 @@ def test_the_loss_of_every_foreign_unet_is_the_agreed_one(
     latents, vae = inputs
     foreign_unet(UNETS[case]).save_pretrained(tmp_path / "foreign")
     given = {"latents": str(latents), "vae": str(vae), "run_dir": str(tmp_path / "run")}
-    changes = {"train": {**given, "init_from": str(tmp_path / "foreign")}, "loop": loop()}
-    summary = train.run(tiny_config(changes), world, SilentConsole())
+    section = {**given, "init_from": str(tmp_path / "foreign"), "loop": loop()}
+    summary = train.run(tiny_config({"train": section}), world, SilentConsole())
     found = {"loss": losses(tmp_path / "run"), "validation_loss": [float(summary["validation_loss"])]}
     CURVES.assert_agreed(case, found)
 

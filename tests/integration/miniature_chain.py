@@ -28,8 +28,15 @@ PLANTED = (*SECRETS.values(), "feedfacecafebeef0123", "hunter2secret")
 """None of these may be found anywhere afterwards."""
 
 _CHANGES = {
-    "vae": {"loop": {"budget_images": 16, "checkpoint_every_images": 8, "validation_images": 4}},
-    "loop": {"budget_images": 32, "checkpoint_every_images": 16, "validation_images": 4, "validate_every_images": 16},
+    "train_vae": {"loop": {"budget_images": 16, "checkpoint_every_images": 8, "validation_images": 4}},
+    "train": {
+        "loop": {
+            "budget_images": 32,
+            "checkpoint_every_images": 16,
+            "validation_images": 4,
+            "validate_every_images": 16,
+        }
+    },
     "sample": {"contact_sheet_images": 2},
     "telemetry": {"tensorboard": True},
 }
@@ -77,7 +84,7 @@ def refused_lines(folder: Path) -> list[list[str]]:
     """Return command lines that carry secrets where none belong; each must end with an error."""
     secret = SECRETS["AWS_SECRET_ACCESS_KEY"]
     carried = folder / "carried.yaml"
-    carried.write_text(f"telemetry:\n  wandb_project: {SECRETS['WANDB_API_KEY']}\nvae:\n  data: {PASSWORD_URL}\n")
+    carried.write_text(f"telemetry:\n  wandb_project: {SECRETS['WANDB_API_KEY']}\ntrain_vae:\n  data: {PASSWORD_URL}\n")
     train = ["train", "--run-dir", str(folder / "refused"), "--debug"]
     return [
         [*train, "--latents", PASSWORD_URL],

@@ -207,7 +207,7 @@ def test_a_checkpoint_runs_no_code(
             (folder.parent / name).write_bytes(payload)
         else:
             replace_with_hash(folder, name, payload)
-    config = tiny_config({"vae": {"data": image_set.url, "run_dir": str(run_dir)}})
+    config = tiny_config({"train_vae": {"data": image_set.url, "run_dir": str(run_dir)}})
     if name in ("latest", "vae/diffusion_pytorch_model.safetensors"):  # neither is read to go on
         train_vae.run(config, world, SilentConsole())
         return

@@ -61,10 +61,13 @@ def rows(run_dir: str | Path) -> list[dict[str, Any]]:
 def training(latents: str, run_dir: str | Path, **loop: Any) -> dict[str, Any]:
     """Use all that is drawn at random: flips, label drops, dropout."""
     return {
-        "train": {"latents": latents, "run_dir": str(run_dir)},
-        "diffusion": {"flip": True},
-        "unet": {"dropout": 0.1},
-        "loop": {"budget_images": BUDGET, "checkpoint_every_images": 40, "validate_every_images": 80, **loop},
+        "train": {
+            "latents": latents,
+            "run_dir": str(run_dir),
+            "diffusion": {"flip": True},
+            "unet": {"dropout": 0.1},
+            "loop": {"budget_images": BUDGET, "checkpoint_every_images": 40, "validate_every_images": 80, **loop},
+        },
         "telemetry": {"tensorboard": True},
     }
 
@@ -121,14 +124,15 @@ def test_an_autoencoder_and_its_latents_are_the_same(
 ) -> None:
     images, vae, out = (f"{s3_bucket}/{name}" for name in ("images", "vae", "latents"))
     upload(image_set.url, images)
-    train_vae.run(tiny_config({"vae": {"data": images, "run_dir": vae}}), world, SilentConsole())
+    train_vae.run(tiny_config({"train_vae": {"data": images, "run_dir": vae}}), world, SilentConsole())
     final = "checkpoints/images-000000000096"
     assert hashes(vae, below="export/vae") == hashes(vae_run, below="export/vae")
     assert hashes(vae, below=final) == hashes(vae_run, below=final)
     assert rows(vae) == rows(vae_run)
 
-    section = {"data": images, "vae": vae, "out": out, "flip": True, "verify_min_psnr_db": 1.0}
-    config = tiny_config({"encode": section, "train": {"latents": out}})
+    section = {"data": images, "vae": vae, "out": out, "flip": True}
+    checked = {"latents": out, "vae": vae, "min_psnr_db": 1.0}
+    config = tiny_config({"encode_latents": section, "verify_latents": checked})
     encode_latents.run(config, world, SilentConsole())
     assert hashes(out) == hashes(latent_set.url)
     assert verify_latents.run(config, LocalWorld(), SilentConsole())["samples"] > 0
@@ -162,7 +166,7 @@ def test_a_run_killed_between_the_objects_and_the_manifest_ends_with_the_same_bi
         assert hashes(there) == hashes(here)
         assert any(name.endswith((".png", ".tar")) for name in hashes(there))
     export.run(
-        tiny_config({"train": {"run_dir": run_dir}, "sample": {"out": f"{s3_bucket}/model"}}),
+        tiny_config({"export": {"run_dir": run_dir, "out": f"{s3_bucket}/model"}}),
         LocalWorld(),
         SilentConsole(),
     )
@@ -190,7 +194,7 @@ def test_a_pass_that_is_stopped_goes_on_with_what_is_finished(
     image_set: ShardSet, vae_run: Path, latent_set: ShardSet, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images, out = upload(image_set.url, f"{s3_bucket}/images"), f"{s3_bucket}/latents"
-    config = tiny_config({"encode": {"data": images, "vae": str(vae_run), "out": out, "flip": True}})
+    config = tiny_config({"encode_latents": {"data": images, "vae": str(vae_run), "out": out, "flip": True}})
     original = filesystem.write_bytes
     records: list[str] = []
 
@@ -253,7 +257,7 @@ def test_every_verb_killed_at_many_points_ends_as_on_a_disk(
 ) -> None:
     there = {name: f"{s3_bucket}/{name}" for name in ("images", "vae", "latents", "run", "two", "png", "shards")}
     upload(image_set.url, there["images"])
-    config = write_config(tmp_path / "vae.yaml", {"vae": {"data": there["images"], "run_dir": there["vae"]}})
+    config = write_config(tmp_path / "vae.yaml", {"train_vae": {"data": there["images"], "run_dir": there["vae"]}})
     kill_and_finish(
         ("write:vae/run.json", "step:7", "write:images-000000000096/MANIFEST.json"), "train-vae", "--config", config
     )
@@ -300,10 +304,9 @@ def walk_the_chain(root: str, photographs: str, world: World, tmp_path: Path) ->
     loop = {"budget_images": 16, "checkpoint_every_images": 8, "validation_images": 2, "validate_every_images": 0}
     config = tiny_config(
         {
-            "vae": {"data": f"{root}/images", "run_dir": f"{root}/vae", "loop": loop},
-            "encode": {"data": f"{root}/images", "vae": f"{root}/vae", "out": f"{root}/latents"},
-            "train": {"latents": [f"{root}/latents"], "run_dir": f"{root}/run"},
-            "loop": loop,
+            "train_vae": {"data": f"{root}/images", "run_dir": f"{root}/vae", "loop": loop},
+            "encode_latents": {"data": f"{root}/images", "vae": f"{root}/vae", "out": f"{root}/latents"},
+            "train": {"latents": [f"{root}/latents"], "run_dir": f"{root}/run", "loop": loop},
             "sample": {"model": f"{root}/run", "out": f"{root}/samples", "num_images": 2},
         }
     )

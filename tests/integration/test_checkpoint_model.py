@@ -41,7 +41,7 @@ def ended(latent_set: ShardSet, world: World, tmp_path_factory: pytest.TempPathF
 def cut_off(latent_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two ranks that was killed behind its checkpoint at 160 images; not to be written to."""
     folder = tmp_path_factory.mktemp("cut") / "run"
-    averages = {"ema": {"sigma_rel": [0.05, 0.1], "snapshot_every_images": 40}}
+    averages = {"train": {"ema": {"sigma_rel": [0.05, 0.1], "snapshot_every_images": 40}}}
     config = merged(settings(latent_set, folder), averages)
     path = write_config(folder.parent / "run.yaml", config)
     run_ranks_killed_at("settled:23", 0, "train", "--config", path, "--procs-per-node", "2", world_size=2)
@@ -49,8 +49,8 @@ def cut_off(latent_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def exported(run_dir: Path, out: Path, **section: Any) -> Model:
-    config = {"train": {"run_dir": str(run_dir)}, "sample": {"out": str(out)}, "export": section}
-    export.run(tiny_config(config), LocalWorld(), SilentConsole())
+    config = tiny_config({"export": {"run_dir": str(run_dir), "out": str(out), **section}})
+    export.run(config, LocalWorld(), SilentConsole())
     return load_pipeline(out, device=torch.device("cpu"))
 
 

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from rank_processes import clean_environment, run_cli
 from test_training_resume import losses, relative_difference, settings, state_hashes, train_here
-from tiny_sets import tiny_config, write_config
+from tiny_sets import merged, tiny_config, write_config
 
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.world import World
@@ -33,12 +33,13 @@ STEPS = 5
 LAST = "images-000000000080"
 SHAPE = (4, 8, 8)
 CPU = torch.device("cpu")
-SMALL: dict[str, Any] = {"unet": {"block_out_channels": [16], "attention_levels": [True], "dropout": 0.0}}
+UNET: dict[str, Any] = {"block_out_channels": [16], "attention_levels": [True], "dropout": 0.0}
+SMALL = {"train": {"unet": UNET}}
 
 
 def trained(world: World, *, backend: str | None, **loop: Any) -> tuple[list[float], ZeroEngine]:
     """Train a few steps; returns losses and the engine."""
-    config = tiny_config({**SMALL, "loop": loop})
+    config = tiny_config({"train": {"unet": UNET, "loop": loop}})
     step = training_step(config, SHAPE, CPU)
     if config.train.loop.gradient_checkpointing:
         step.denoiser.unet.enable_gradient_checkpointing()
@@ -105,15 +106,15 @@ def test_what_a_gpu_needs_is_looked_for_too() -> None:
 
 def test_a_run_that_does_not_compile_looks_for_no_compiler(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "require_compilation", lambda device: pytest.fail(f"looked for one for {device}"))
-    build.check_compilation(tiny_config().loop, world)
+    build.check_compilation(tiny_config().train.loop, world)
     denoiser = training_step(tiny_config(SMALL), SHAPE, CPU).denoiser
-    build.compiled(denoiser, tiny_config().loop, SilentConsole())
+    build.compiled(denoiser, tiny_config().train.loop, SilentConsole())
     assert not [module for module in denoiser.modules() if module._compiled_call_impl is not None]
 
 
 def compiled_config(latent_set: ShardSet, run_dir: Path, *, dropout: float, compiled: bool) -> dict[str, Any]:
     loop = {"budget_images": 80, "checkpoint_every_images": 40, "validate_every_images": 0, "compile": compiled}
-    return {**settings(latent_set, run_dir, **loop), "unet": {**SMALL["unet"], "dropout": dropout}}
+    return merged(settings(latent_set, run_dir, **loop), {"train": {"unet": {**UNET, "dropout": dropout}}})
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ EMA = {"sigma_rel": [*WIDTHS, 0.07], "snapshot_every_images": 40}
 
 
 def with_averages(latent_set: ShardSet, run_dir: Path) -> dict[str, object]:
-    return merged(settings(latent_set, run_dir), {"ema": EMA})
+    return merged(settings(latent_set, run_dir), {"train": {"ema": EMA}})
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def run_dir(latent_set: ShardSet, world: World, tmp_path_factory: pytest.TempPat
 
 
 def make(run_dir: Path, out: Path, **section: object) -> dict[str, object]:
-    config = tiny_config({"train": {"run_dir": str(run_dir)}, "post_hoc": {"out": str(out), **section}})
+    config = tiny_config({"ema": {"run_dir": str(run_dir), "out": str(out), **section}})
     return ema.run(config, LocalWorld(), SilentConsole())
 
 

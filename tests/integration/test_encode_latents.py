@@ -41,7 +41,7 @@ def encode(
     **section: Any,
 ) -> dict[str, Any]:
     given = {"data": image_set.url, "vae": str(vae_run), "out": str(out), **section}
-    return encode_latents.run(tiny_config({"encode": given}), world or LocalWorld(), console or SilentConsole())
+    return encode_latents.run(tiny_config({"encode_latents": given}), world or LocalWorld(), console or SilentConsole())
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -65,8 +65,11 @@ def test_states_in_host_memory_train_alike_on_a_cpu_and_compile_nothing(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_states_of_a_gpu_run_in_host_memory_are_updated_there(latent_set: ShardSet, tmp_path: Path) -> None:
     changes = {
-        "train": {"latents": latent_set.url, "run_dir": str(tmp_path / "run")},
-        "loop": {"budget_images": 32, "validate_every_images": 0, "validation_images": 4},
+        "train": {
+            "latents": latent_set.url,
+            "run_dir": str(tmp_path / "run"),
+            "loop": {"budget_images": 32, "validate_every_images": 0, "validation_images": 4},
+        },
         "launch": {"device": "cuda", "ds_config": OFFLOAD},
     }
     config = str(write_config(tmp_path / "run.yaml", changes))
@@ -85,8 +88,11 @@ def test_locks_of_builds_that_died_do_not_hold_a_run_on_a_cpu(
         (extensions / name / "lock").touch()
         os.utime(extensions / name / "lock", (0, 0))
     changes = {
-        "train": {"latents": latent_set.url, "run_dir": str(tmp_path / "run")},
-        "loop": {"budget_images": 16, "validate_every_images": 0, "validation_images": 4},
+        "train": {
+            "latents": latent_set.url,
+            "run_dir": str(tmp_path / "run"),
+            "loop": {"budget_images": 16, "validate_every_images": 0, "validation_images": 4},
+        },
         "launch": {"ds_config": ds_config},
     }
     config = str(write_config(tmp_path / "run.yaml", changes))

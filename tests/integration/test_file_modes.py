@@ -72,7 +72,7 @@ def test_checkpoints_everybody_may_write_to_are_refused(
 ) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(vae_run, run_dir)
-    config = tiny_config({"vae": {"data": image_set.url, "run_dir": str(run_dir)}})
+    config = tiny_config({"train_vae": {"data": image_set.url, "run_dir": str(run_dir)}})
     (run_dir / folder).chmod(0o777)
     with pytest.raises(CheckpointError, match="everybody may write") as caught:
         train_vae.run(config, world, SilentConsole())

@@ -30,7 +30,7 @@ PREVIEWS = {"preview_every_images": 400}
 
 def with_flow(latent_set: ShardSet, run_dir: Path, *, shift: float = 1.5, **loop: Any) -> dict[str, Any]:
     flow = {"prediction_type": "flow_velocity", "flow": {"shift": shift}}
-    return merged(settings(latent_set, run_dir, **loop), {"diffusion": {**NO_SCHEDULE, **flow}})
+    return merged(settings(latent_set, run_dir, **loop), {"train": {"diffusion": {**NO_SCHEDULE, **flow}}})
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_a_flow_from_the_command_line_killed_and_resumed_ends_with_the_same_bits
     latent_set: ShardSet, straight: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    without = merged(settings(latent_set, run_dir, **PREVIEWS), {"diffusion": NO_SCHEDULE})
+    without = merged(settings(latent_set, run_dir, **PREVIEWS), {"train": {"diffusion": NO_SCHEDULE}})
     config = write_config(tmp_path / "run.yaml", without)
     command = ("train", "--config", str(config), "--set", FLOW, "--set", SHIFT)
     run_cli_killed_at("settled:14", *command)

@@ -61,7 +61,7 @@ class Talk(SilentConsole):
 
 def encode(image_set: ShardSet, vae: Path, out: Path, world: World, **section: Any) -> ShardSet:
     given = {"data": image_set.url, "vae": str(vae), "out": str(out), **section}
-    encode_latents.run(tiny_config({"encode": given}), world, SilentConsole())
+    encode_latents.run(tiny_config({"encode_latents": given}), world, SilentConsole())
     return load_shard_set(str(out), kind="latents")
 
 
@@ -74,7 +74,7 @@ def train_on(
 def settings(latents: ShardSet, run_dir: Path, **changes: Any) -> dict[str, Any]:
     init_from = changes.pop("init_from", None)
     given = {"latents": latents.url, "run_dir": str(run_dir)} | ({"init_from": str(init_from)} if init_from else {})
-    return {"train": given, "loop": {**SHORT, **changes.pop("loop", {})}, **changes}
+    return {"train": {**given, "loop": {**SHORT, **changes.pop("loop", {})}, **changes}}
 
 
 def read_first(image_set: ShardSet, latents: ShardSet) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:
@@ -127,10 +127,8 @@ def test_a_foreign_autoencoder_goes_through_the_whole_chain(
     sample.run(tiny_config({"sample": given}), world, SilentConsole())
     assert len(list((tmp_path / "samples" / "images").glob("*.png"))) == 2
 
-    checked = {"vae": str(tmp_path / "foreign"), "verify_samples": 4, "verify_min_psnr_db": 0.0}
-    found = verify_latents.run(
-        tiny_config({"train": {"latents": latents.url}, "encode": checked}), world, SilentConsole()
-    )
+    checked = {"latents": latents.url, "vae": str(tmp_path / "foreign"), "num_samples": 4, "min_psnr_db": 0.0}
+    found = verify_latents.run(tiny_config({"verify_latents": checked}), world, SilentConsole())
     assert found["samples"] == 4
 
 
@@ -142,7 +140,7 @@ def test_training_goes_on_from_a_foreign_autoencoder(
     stock.save_pretrained(tmp_path / "foreign")
     changes = {"data": image_set.url, "run_dir": str(tmp_path / "run"), "init_from": str(tmp_path / "foreign")}
     loop = {"budget_images": 48, "checkpoint_every_images": 16, "validation_images": 4}
-    config = tiny_config({"vae": {**changes, "loop": loop}})
+    config = tiny_config({"train_vae": {**changes, "loop": loop}})
     train_vae.run(config, world, SilentConsole())
     rows = [row for row in read_lines(str(tmp_path / "run" / "metrics.jsonl")) if "l1" in row]
     assert rows[-1]["l1"] < rows[0]["l1"]
@@ -188,7 +186,7 @@ def test_autoencoders_that_cannot_be_used_leave_no_mark(image_set: ShardSet, wor
 
     def start(folder: str, loop: Mapping[str, Any]) -> None:
         given = {"data": image_set.url, "run_dir": str(tmp_path / "run"), "init_from": str(tmp_path / folder)}
-        train_vae.run(tiny_config({"vae": {**given, "loop": dict(loop)}}), world, SilentConsole())
+        train_vae.run(tiny_config({"train_vae": {**given, "loop": dict(loop)}}), world, SilentConsole())
 
     with pytest.raises(ConfigError, match="AutoencoderDC cannot recompute its activations"):
         start("dc", {"gradient_checkpointing": True})

@@ -48,7 +48,7 @@ def test_training_says_how_many_held_out_samples_its_loss_is_the_mean_of(
     latent_set: ShardSet, world: World, tmp_path: Path
 ) -> None:
     copy, console = damaged_copy(latent_set, tmp_path / "latents", "latents"), Listening()
-    section = {"train": {"latents": [copy.url], "run_dir": str(tmp_path / "run")}, "loop": LOOP}
+    section = {"train": {"latents": [copy.url], "run_dir": str(tmp_path / "run"), "loop": LOOP}}
     train.run(tiny_config(section), world, console)
     judged = [row for row in read_lines(str(tmp_path / "run" / "metrics.jsonl")) if "validation_loss" in row]
     assert [row["validation_images"] for row in judged] == [HELD_OUT - 1]
@@ -59,7 +59,7 @@ def test_training_says_how_many_held_out_samples_its_loss_is_the_mean_of(
 
 def test_the_autoencoder_is_judged_on_the_rest_and_says_so(image_set: ShardSet, world: World, tmp_path: Path) -> None:
     copy, console = damaged_copy(image_set, tmp_path / "images", "images"), Listening()
-    section = {"vae": {"data": copy.url, "run_dir": str(tmp_path / "run"), "loop": LOOP}}
+    section = {"train_vae": {"data": copy.url, "run_dir": str(tmp_path / "run"), "loop": LOOP}}
     assert train_vae.run(tiny_config(section), world, console)["evaluated_images"] == HELD_OUT - 1
     (said,) = left_out(console)
     assert "val/000000.tar#1" in said

@@ -24,11 +24,9 @@ HOSTS = """
 def test_a_launcher_trains_on_two_ranks(launcher: str, latent_set: ShardSet, tmp_path: Path) -> None:
     """With a comment, an empty line and MPI's words in the host file."""
     (tmp_path / "hosts.txt").write_text(HOSTS)
-    changes = {
-        "train": {"latents": latent_set.url, "run_dir": str(tmp_path / "run")},
-        "loop": {"budget_images": 16, "micro_batch_size": 4, "validate_every_images": 0},
-    }
-    config = write_config(tmp_path / "run.yaml", changes)
+    loop = {"budget_images": 16, "micro_batch_size": 4, "validate_every_images": 0}
+    section = {"latents": latent_set.url, "run_dir": str(tmp_path / "run"), "loop": loop}
+    config = write_config(tmp_path / "run.yaml", {"train": section})
     place = {"HOSTFILE": str(tmp_path / "hosts.txt"), "NODE_RANK": "0", "MASTER_PORT": str(free_port())}
     done = subprocess.run(
         [str(REPOSITORY / "launchers" / launcher), "train", "--config", str(config)],

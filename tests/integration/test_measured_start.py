@@ -40,7 +40,7 @@ def run_vae(image_set: ShardSet, run_dir: Path, world: World, **loop: Any) -> li
     talk = Talk()
     vae = {"data": image_set.url, "run_dir": str(run_dir), "loop": {**SHORT, **loop}}
     loss = {"adversarial_weight": 0.1, "adversarial_start_images": 16}
-    train_vae.run(tiny_config({"vae": {**vae, "loss": loss}}), world, talk)
+    train_vae.run(tiny_config({"train_vae": {**vae, "loss": loss}}), world, talk)
     return talk.lines
 
 

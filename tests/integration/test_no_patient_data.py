@@ -109,7 +109,7 @@ def release(folder: Path, number: int, caplog: pytest.LogCaptureFixture, capfd: 
     prepare.run(tiny_config({"prepare": again}), LocalWorld(), SilentConsole())
     save_codec(tiny_codec(), str(codec))
     encode = {"data": str(images), "vae": str(codec), "out": str(latents), "flip": True}
-    encode_latents.run(tiny_config({"encode": encode}), LocalWorld(), SilentConsole())
+    encode_latents.run(tiny_config({"encode_latents": encode}), LocalWorld(), SilentConsole())
     captured = capfd.readouterr()
     return Released(clinic, images, latents, done.output + caplog.text + captured.out + captured.err)
 

@@ -20,13 +20,14 @@ HEADING_PX = 60
 
 def drawn(latent_set: ShardSet, run_dir: Path, world: World, *, half_life_images: float) -> list[NDArray[np.int16]]:
     """Train for 40 images and return both grids without their headings."""
-    changes: dict[str, Any] = {
-        "train": {"latents": latent_set.url, "run_dir": str(run_dir)},
+    section: dict[str, Any] = {
+        "latents": latent_set.url,
+        "run_dir": str(run_dir),
         "loop": {"budget_images": 40, "preview_every_images": 40},
         "optim": {"lr": 1e-3, "warmup_images": 0},
         "ema": {"half_life_images": half_life_images, "rampup_ratio": 10.0},
     }
-    train.run(tiny_config(changes), world, SilentConsole())
+    train.run(tiny_config({"train": section}), world, SilentConsole())
     with Image.open(run_dir / "previews" / "images-000000000040.png") as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(np.int16)
     return [half[HEADING_PX:] for half in np.split(pixels, 2)]

@@ -30,14 +30,14 @@ FEWER_LABELS = LabelSchema(DEFAULT_LABEL_SCHEMA.labels[:4])
 
 def encode(images: ShardSet, vae: Path, out: Path) -> ShardSet:
     given = {"data": images.url, "vae": str(vae), "out": str(out)}
-    encode_latents.run(tiny_config({"encode": given}), LocalWorld(), SilentConsole())
+    encode_latents.run(tiny_config({"encode_latents": given}), LocalWorld(), SilentConsole())
     return load_shard_set(str(out), kind="latents")
 
 
 def start(latents: ShardSet, run_dir: Path, world: World, **train_section: Any) -> dict[str, Any]:
-    sections = {"train": {"latents": latents.url, "run_dir": str(run_dir), **train_section}}
     loop = {"budget_images": 16, "validation_images": 4}
-    return train.run(tiny_config(sections | {"loop": loop}), world, SilentConsole())
+    section = {"latents": latents.url, "run_dir": str(run_dir), "loop": loop, **train_section}
+    return train.run(tiny_config({"train": section}), world, SilentConsole())
 
 
 def refusal(expected: type[SynfundusError], act: Callable[[], object], *words: str) -> SynfundusError:
@@ -171,9 +171,12 @@ class TestTrain:
     ) -> None:
         config = tiny_config(
             {
-                "train": {"latents": latent_set.url, "run_dir": str(trained)},
-                "optim": {"lr": 0.5},
-                "unet": {"cross_attention_dim": 32},
+                "train": {
+                    "latents": latent_set.url,
+                    "run_dir": str(trained),
+                    "optim": {"lr": 0.5},
+                    "unet": {"cross_attention_dim": 32},
+                }
             }
         )
         refusal(
@@ -193,8 +196,8 @@ class TestTrain:
         )
 
     def test_a_flip_without_mirrored_moments(self, other_codec_latents: ShardSet, world: World, tmp_path: Path) -> None:
-        sections = {"train": {"latents": other_codec_latents.url, "run_dir": str(tmp_path / "run")}}
-        config = tiny_config(sections | {"diffusion": {"flip": True}})
+        given = {"latents": other_codec_latents.url, "run_dir": str(tmp_path / "run")}
+        config = tiny_config({"train": {**given, "diffusion": {"flip": True}}})
         error = refusal(ConfigError, lambda: train.run(config, world, SilentConsole()), "no mirrored moments")
         assert "--flip" in error.hint
 
@@ -215,7 +218,7 @@ class TestTrainVae:
         self, image_set: ShardSet, vae_run: Path, world: World, tmp_path: Path
     ) -> None:
         other = write_phantom_set(tmp_path / "images", seed=9)
-        config = tiny_config({"vae": {"data": other.url, "run_dir": str(vae_run)}})
+        config = tiny_config({"train_vae": {"data": other.url, "run_dir": str(vae_run)}})
         refusal(
             ConfigError,
             lambda: train_vae.run(config, world, SilentConsole()),

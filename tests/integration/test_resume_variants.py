@@ -44,7 +44,7 @@ def test_a_run_in_bf16_that_is_killed_ends_with_the_same_bits(ranks: int, latent
 def autoencoder(image_set: ShardSet, folder: Path, name: str, ranks: int, **loss: Any) -> tuple[str, ...]:
     loop = {**SHORT, "micro_batch_size": 2}
     section = {"data": image_set.url, "run_dir": str(folder / name), "loop": loop, "loss": loss}
-    config = write_config(folder / f"{name}.yaml", {"vae": section})
+    config = write_config(folder / f"{name}.yaml", {"train_vae": section})
     return ("train-vae", "--config", str(config), "--procs-per-node", str(ranks))
 
 

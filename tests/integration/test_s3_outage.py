@@ -97,9 +97,12 @@ def train_through_an_outage(config: Path, run_dir: Path, proxy: FaultProxy, *, a
 
 def settings_of(latents: str, vae: Path, **loop: Any) -> dict[str, Any]:
     return {
-        "train": {"latents": latents, "vae": str(vae)},
+        "train": {
+            "latents": latents,
+            "vae": str(vae),
+            "loop": {"budget_images": BUDGET, "checkpoint_every_images": 80, "validate_every_images": 0, **loop},
+        },
         "storage": {"deadline_s": 300, "connect_timeout_s": 2, "read_timeout_s": 5},
-        "loop": {"budget_images": BUDGET, "checkpoint_every_images": 80, "validate_every_images": 0, **loop},
     }
 
 

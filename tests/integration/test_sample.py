@@ -263,7 +263,7 @@ def test_an_object_store_gets_the_same_files_and_a_stopped_run_goes_on_there(
 
 def test_an_export_samples_the_same_images_as_its_run(model: Path, tmp_path: Path) -> None:
     config = RunConfig.model_validate(
-        {"train": {"run_dir": str(model)}, "sample": {"out": str(tmp_path / "exported")}, "launch": {"device": "cpu"}}
+        {"export": {"run_dir": str(model), "out": str(tmp_path / "exported")}, "launch": {"device": "cpu"}}
     )
     summary = export.run(config, LocalWorld(), SilentConsole())
     _sample(model, tmp_path / "a", num_images=3)
@@ -274,9 +274,7 @@ def test_an_export_samples_the_same_images_as_its_run(model: Path, tmp_path: Pat
 @pytest.mark.usefixtures("memory_store")
 def test_an_export_goes_to_an_object_store_and_over_what_a_kill_left_there(model: Path) -> None:
     out = f"memory://exported-{secrets.token_hex(4)}"
-    config = RunConfig.model_validate(
-        {"train": {"run_dir": str(model)}, "sample": {"out": out}, "launch": {"device": "cpu"}}
-    )
+    config = RunConfig.model_validate({"export": {"run_dir": str(model), "out": out}, "launch": {"device": "cpu"}})
     try:
         first = export.run(config, LocalWorld(), SilentConsole())
         filesystem.remove(f"{out}/{DOCUMENT_NAME}")
@@ -292,7 +290,7 @@ def test_an_export_goes_to_an_object_store_and_over_what_a_kill_left_there(model
 
 def test_an_export_does_not_overwrite_something_else(model: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
-    config = RunConfig.model_validate({"train": {"run_dir": str(model)}, "sample": {"out": str(tmp_path)}})
+    config = RunConfig.model_validate({"export": {"run_dir": str(model), "out": str(tmp_path)}})
     with pytest.raises(ConfigError, match="something else"):
         export.run(config, LocalWorld(), SilentConsole())
     assert (tmp_path / "thesis.tex").read_text() == "x"

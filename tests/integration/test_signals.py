@@ -104,7 +104,7 @@ def job_of(verb: str, out: Path, *, latent_set: ShardSet, image_set: ShardSet, v
         return Job(("train", "--config", str(config)), check)
     if verb == "encode-latents":
         section = {"data": image_set.url, "vae": str(vae_run), "out": str(out), "flip": True}
-        config = write_config(out.with_suffix(".yaml"), {"encode": section})
+        config = write_config(out.with_suffix(".yaml"), {"encode_latents": section})
         return Job(("encode-latents", "--config", str(config)), lambda: assert_same_files(Path(latent_set.url), out))
     command = sample_command if verb == "sample" else prepare_command
     return Job(command(undisturbed, out), lambda: assert_same_files(undisturbed / verb, out))

@@ -57,10 +57,9 @@ def describe_chain(folder: Path, photographs: Path, *, vae: Mapping[str, Any]) -
             "image_size_px": 64,
             "workers": 1,
         },
-        "vae": {"data": at["set"], "run_dir": at["vae"], "loop": shared, **vae},
-        "encode": {"data": at["set"], "vae": at["vae"], "out": at["latents"]},
-        "train": {"latents": at["latents"], "run_dir": at["run"]},
-        "loop": shared,
+        "train_vae": {"data": at["set"], "run_dir": at["vae"], "loop": shared, **vae},
+        "encode_latents": {"data": at["set"], "vae": at["vae"], "out": at["latents"]},
+        "train": {"latents": at["latents"], "run_dir": at["run"], "loop": shared},
         "sample": {"model": at["run"], "out": at["samples"], "num_images": 4, "num_steps": 2},
         "launch": {"device": "cpu"},
     }

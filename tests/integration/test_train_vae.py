@@ -24,7 +24,7 @@ JUDGED = ("psnr_db", "ssim", "evaluated_images")
 def train(image_set: ShardSet, run_dir: Path, world: World, *, every: int) -> list[dict[str, Any]]:
     """Train for 48 images and return the rows of metrics without what depends on the clock."""
     loop = {"budget_images": 48, "checkpoint_every_images": 16, "validate_every_images": every, "validation_images": 4}
-    config = tiny_config({"vae": {"data": image_set.url, "run_dir": str(run_dir), "loop": loop}})
+    config = tiny_config({"train_vae": {"data": image_set.url, "run_dir": str(run_dir), "loop": loop}})
     summary = train_vae.run(config, world, SilentConsole())
     rows = read_lines(str(run_dir / "metrics.jsonl"))
     if every:

@@ -45,11 +45,14 @@ class Talk(SilentConsole):
 def settings(latent_set: ShardSet, run_dir: Path, **loop: Any) -> dict[str, Any]:
     """Use all that is drawn at random: flips, label drops, dropout."""
     return {
-        "train": {"latents": latent_set.url, "run_dir": str(run_dir)},
-        "diffusion": {"flip": True},
-        "unet": {"dropout": 0.1},
-        "optim": {"weight_decay": 0.01},
-        "loop": loop,
+        "train": {
+            "latents": latent_set.url,
+            "run_dir": str(run_dir),
+            "diffusion": {"flip": True},
+            "unet": {"dropout": 0.1},
+            "optim": {"weight_decay": 0.01},
+            "loop": loop,
+        }
     }
 
 
@@ -283,7 +286,7 @@ def one_rank(latent_set: ShardSet, world: World, tmp_path_factory: pytest.TempPa
 
 def without_dropout(config: Mapping[str, Any]) -> dict[str, Any]:
     """Dropout is drawn by rank: the one thing that another number of ranks changes."""
-    return {**config, "unet": {}}
+    return {**config, "train": {**config["train"], "unet": {}}}
 
 
 def test_how_a_global_batch_is_computed_does_not_change_the_losses(
@@ -354,7 +357,7 @@ def test_an_autoencoder_run_that_is_killed_ends_with_the_same_bits(
     image_set: ShardSet, vae_run: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    config = write_config(tmp_path / "run.yaml", {"vae": {"data": image_set.url, "run_dir": str(run_dir)}})
+    config = write_config(tmp_path / "run.yaml", {"train_vae": {"data": image_set.url, "run_dir": str(run_dir)}})
     run_cli_killed_at("settled:9", "train-vae", "--config", config)
     assert rows(run_dir)[-1]["images_seen"] == 64
     ended = run_cli("train-vae", "--config", config).check()

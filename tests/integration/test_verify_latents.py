@@ -21,9 +21,8 @@ from synfundus.telemetry.console import SilentConsole
 
 
 def verify(latents: str, vae: Path, **section: Any) -> dict[str, Any]:
-    given = {"vae": str(vae), "verify_samples": 12, "verify_min_psnr_db": 10.0, **section}
-    config = tiny_config({"train": {"latents": latents}, "encode": given})
-    return verify_latents.run(config, LocalWorld(), SilentConsole())
+    given = {"latents": latents, "vae": str(vae), "num_samples": 12, "min_psnr_db": 10.0, **section}
+    return verify_latents.run(tiny_config({"verify_latents": given}), LocalWorld(), SilentConsole())
 
 
 def test_latents_decode_to_their_images(latent_set: ShardSet, vae_run: Path) -> None:
@@ -39,16 +38,16 @@ def test_images_that_lie_elsewhere_by_now_are_named_on_the_command_line(
     shutil.copytree(image_set.url, tmp_path / "moved")
     (tmp_path / "moved" / "train" / "000000.tar").unlink()
     with pytest.raises(SynfundusError, match=r"moved/train/000000\.tar"):
-        verify(latent_set.url, vae_run, data=str(tmp_path / "moved"), verify_samples=10_000)
+        verify(latent_set.url, vae_run, data=str(tmp_path / "moved"), num_samples=10_000)
 
 
 def test_more_samples_than_there_are_means_all(latent_set: ShardSet, vae_run: Path) -> None:
-    assert verify(latent_set.url, vae_run, verify_samples=10_000)["samples"] == 72
+    assert verify(latent_set.url, vae_run, num_samples=10_000)["samples"] == 72
 
 
 def test_a_psnr_below_the_limit_fails(latent_set: ShardSet, vae_run: Path) -> None:
-    with pytest.raises(DataError, match=r"below encode\.verify_min_psnr_db = 80"):
-        verify(latent_set.url, vae_run, verify_min_psnr_db=80.0)
+    with pytest.raises(DataError, match=r"below verify_latents\.min_psnr_db = 80"):
+        verify(latent_set.url, vae_run, min_psnr_db=80.0)
 
 
 def test_another_autoencoder_is_refused_naming_both(latent_set: ShardSet, vae_run: Path, tmp_path: Path) -> None:
@@ -66,7 +65,7 @@ def test_another_image_set_at_the_place_of_the_first_is_refused(
 ) -> None:
     shutil.copytree(image_set.url, tmp_path / "images")
     given = {"data": str(tmp_path / "images"), "vae": str(vae_run), "out": str(tmp_path / "latents")}
-    encode_latents.run(tiny_config({"encode": given}), LocalWorld(), SilentConsole())
+    encode_latents.run(tiny_config({"encode_latents": given}), LocalWorld(), SilentConsole())
     verify(str(tmp_path / "latents"), vae_run)
     shutil.rmtree(tmp_path / "images")
     other = write_phantom_set(tmp_path / "images", seed=8)
@@ -85,4 +84,4 @@ def test_latents_that_were_exchanged_are_noticed(latent_set: ShardSet, vae_run: 
         )
     assert shards[0]["index_sha256"] != shards[2]["index_sha256"]
     with pytest.raises(DataError, match="does not match the manifest"):
-        verify(str(tmp_path / "latents"), vae_run, verify_samples=200)
+        verify(str(tmp_path / "latents"), vae_run, num_samples=200)

@@ -312,7 +312,7 @@ def test_a_dry_run_says_that_a_micro_batch_is_found_at_start(
 ) -> None:
     calls = job(verb)
     sizes = ["--procs-per-node", "2", "--micro-batch", "auto", "--set"]
-    sizes.append(f"{'vae.' if verb == 'train-vae' else ''}train.loop.global_batch_size=48")
+    sizes.append(f"{verb.replace('-', '_')}.loop.global_batch_size=48")
     assert run_command([verb, needed, "no/such", "--run-dir", "r", *sizes, "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert calls == []

@@ -34,8 +34,9 @@ def row(images: int, **changes: Any) -> dict[str, Any]:
 def write_run(folder: Path, rows: list[dict[str, Any]], *, kind: str = "diffusion", budget: int = 1000) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.json").write_text(json.dumps({"kind": kind}))
-    loop = f"loop:\n  budget_images: {budget}\n"
-    (folder / "config.yaml").write_text(loop + "vae:\n  loop:\n    budget_images: 77\n")
+    (folder / "config.yaml").write_text(
+        f"train:\n  loop:\n    budget_images: {budget}\ntrain_vae:\n  loop:\n    budget_images: 77\n"
+    )
     (folder / "environment.json").write_text(json.dumps({"world_size": 2}))
     if rows:
         (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))

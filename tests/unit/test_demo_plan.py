@@ -45,12 +45,12 @@ def test_the_reference_minutes_on_the_reference_machine_are_the_preset_as_it_sta
 def test_budgets_follow_the_minutes_and_stay_valid(minutes: float) -> None:
     before, after = _config(minutes), scale_budgets(_config(minutes), pace=REFERENCE_PACE)
     scale = minutes / REFERENCE_MINUTES
-    for old, new in ((before.loop, after.loop), (before.vae.loop, after.vae.loop)):
+    for old, new in ((before.train.loop, after.train.loop), (before.train_vae.loop, after.train_vae.loop)):
         assert new.budget_images % new.global_batch_size == 0
         assert abs(new.budget_images - old.budget_images * scale) <= new.global_batch_size
     assert after.demo.num_generated <= before.demo.num_generated
-    assert after.optim.warmup_images < after.loop.budget_images
-    assert after.optim.lr == before.optim.lr
+    assert after.train.optim.warmup_images < after.train.loop.budget_images
+    assert after.train.optim.lr == before.train.optim.lr
 
 
 def test_own_photographs_take_the_place_of_phantoms() -> None:
@@ -144,7 +144,7 @@ def test_the_plan_table_holds_values_and_leaves_unknown_empty() -> None:
 def test_a_faster_machine_trains_on_more_images_in_the_same_minutes() -> None:
     plain = _config(REFERENCE_MINUTES)
     faster = scale_budgets(plain, pace=2.5 * REFERENCE_PACE)
-    for old, new in ((plain.loop, faster.loop), (plain.vae.loop, faster.vae.loop)):
+    for old, new in ((plain.train.loop, faster.train.loop), (plain.train_vae.loop, faster.train_vae.loop)):
         assert abs(new.budget_images - 2.5 * old.budget_images) <= new.global_batch_size
     assert plain.phantoms.num_images < faster.phantoms.num_images < 2 * plain.phantoms.num_images
     assert faster.demo.num_generated == plain.demo.num_generated

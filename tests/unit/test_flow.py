@@ -239,8 +239,8 @@ def test_a_flow_goes_through_the_values_a_refusal_names() -> None:
     ]
     section = load_config(preset="fundus256", file=None, settings=undone, flags=[]).config.train.diffusion
     assert (section.flow.time_density, section.flow.location, section.flow.scale) == ("logit_normal", 0.0, 1.0)
-    again = RunConfig.model_validate({"diffusion": section.model_dump(mode="json")})
-    assert again.diffusion == section
+    again = RunConfig.model_validate({"train": {"diffusion": section.model_dump(mode="json")}})
+    assert again.train.diffusion == section
 
 
 def test_the_identity_of_a_run_without_flow_is_that_from_before_there_was_one() -> None:

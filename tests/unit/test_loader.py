@@ -50,18 +50,14 @@ def test_each_source_overrides_the_one_before(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(
         loader,
         "preset_text",
-        lambda name: "seed: 1\nsample: {num_steps: 1, batch_size: 1}\nloop: {keep_checkpoints: 4}",
+        lambda name: "seed: 1\nsample: {num_steps: 1, batch_size: 1}\ntrain: {loop: {keep_checkpoints: 4}}",
     )
     flags = (Assignment("seed", "4", "--seed"),)
     text = "seed: 2\nsample:\n  num_steps: 2\n  batch_size: 2\n"
     loaded = load(text, "seed=3", "sample.num_steps=3", preset="mine", flags=flags, folder=tmp_path)
     config, origin = loaded.config, loaded.provenance
-    assert (config.seed, config.sample.num_steps, config.sample.batch_size, config.train.loop.keep_checkpoints) == (
-        4,
-        3,
-        2,
-        4,
-    )
+    assert (config.seed, config.sample.num_steps, config.sample.batch_size) == (4, 3, 2)
+    assert config.train.loop.keep_checkpoints == 4
     assert origin["seed"] == "--seed"
     assert origin["sample.num_steps"] == "--set"
     assert origin["sample.batch_size"] == f"{tmp_path / 'run.yaml'}:4"
@@ -74,7 +70,8 @@ def test_the_last_of_two_settings_wins() -> None:
 
 
 def test_scalars_take_the_type_of_their_field_and_nothing_is_guessed(tmp_path: Path) -> None:
-    text = "launch:\n  time_limit: 24:00:00\n  account: 012\noptim:\n  lr: 1e-4\nencode: {flip: yes}\nseed: 012\n"
+    text = "launch:\n  time_limit: 24:00:00\n  account: 012\ntrain: {optim: {lr: 1e-4}}\n"
+    text += "encode_latents: {flip: yes}\nseed: 012\n"
     config = load(text, folder=tmp_path).config
     assert config.launch.time_limit == "24:00:00"
     assert config.launch.account == "012"
@@ -85,10 +82,8 @@ def test_scalars_take_the_type_of_their_field_and_nothing_is_guessed(tmp_path: P
 
 @pytest.mark.parametrize("value", ["32,64,96,128", "[32, 64, 96, 128]", " 32, 64,96 ,128 "])
 def test_lists_are_written_by_comma_or_in_brackets(value: str) -> None:
-    levels = load(
-        None, f"train_vae.autoencoder.block_out_channels={value}"
-    ).config.train_vae.autoencoder.block_out_channels
-    assert levels == (32, 64, 96, 128)
+    config = load(None, f"train_vae.autoencoder.block_out_channels={value}").config
+    assert config.train_vae.autoencoder.block_out_channels == (32, 64, 96, 128)
 
 
 def test_mappings_are_written_in_braces_or_key_by_key() -> None:
@@ -106,26 +101,26 @@ def test_null_means_none_and_quoted_null_means_the_text(tmp_path: Path) -> None:
 
 def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
     assert load("# nothing\n", folder=tmp_path).config == RunConfig()
-    assert load("vae:\n", folder=tmp_path).config == RunConfig()
+    assert load("train_vae:\n", folder=tmp_path).config == RunConfig()
 
 
 def test_all_problems_are_reported_at_once_with_path_value_and_origin(tmp_path: Path) -> None:
-    text = "loop:\n  precision: fp16\n  budget_images: many\nlop: {}\n"
+    text = "train:\n  loop:\n    precision: fp16\n    budget_images: many\n  lop: {}\n"
     message = message_of(text, "launch.nodes=0", folder=tmp_path)
     file = tmp_path / "run.yaml"
     assert message.startswith("4 problems:")
-    assert f"train.loop.precision = 'fp16' ({file}:2): Input should be 'auto', 'bf16' or 'fp32'" in message
-    assert f"train.loop.budget_images = 'many' ({file}:3)" in message
-    assert f"unknown key 'lop' at the top level ({file}:4) (did you mean loop?)" in message
+    assert f"train.loop.precision = 'fp16' ({file}:3): Input should be 'auto', 'bf16' or 'fp32'" in message
+    assert f"train.loop.budget_images = 'many' ({file}:4)" in message
+    assert f"unknown key 'lop' in train ({file}:5) (did you mean loop?)" in message
     assert "launch.nodes = '0' (--set): Input should be greater than or equal to 1" in message
 
 
 @pytest.mark.parametrize(
     ("setting", "suggestion"),
     [
-        ("loop.budget_image=1", "did you mean budget_images?"),
+        ("train.loop.budget_image=1", "did you mean budget_images?"),
         ("lr=1", "did you mean train_vae.optim.lr or train.optim.lr?"),
-        ("optimizer.lr=1", "did you mean optim?"),
+        ("train.optimizer.lr=1", "did you mean optim?"),
         ("sample.steps=1", "did you mean num_steps?"),
     ],
 )
@@ -134,19 +129,19 @@ def test_unknown_keys_come_with_the_closest_known_ones(setting: str, suggestion:
 
 
 def test_an_unknown_key_without_a_likeness_lists_the_known_ones() -> None:
-    assert "known: half_life_images, rampup_ratio" in message_of(None, "ema.zzz=1")
+    assert "known: half_life_images, rampup_ratio" in message_of(None, "train.ema.zzz=1")
 
 
 def test_a_rule_over_several_fields_names_where_they_were_set(tmp_path: Path) -> None:
-    message = message_of("diffusion:\n  zero_terminal_snr: true\n", folder=tmp_path)
+    message = message_of("train:\n  diffusion:\n    zero_terminal_snr: true\n", folder=tmp_path)
     assert "zero_terminal_snr cannot be trained with prediction_type epsilon" in message
-    assert f"train.diffusion.zero_terminal_snr ({tmp_path / 'run.yaml'}:2)" in message
+    assert f"train.diffusion.zero_terminal_snr ({tmp_path / 'run.yaml'}:3)" in message
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("loop:\n\tbudget_images: 1\n", "a tab is used for indentation"),
+        ("train:\n\tvae: a\n", "a tab is used for indentation"),
         ("seed: 1\nseed: 2\n", "the key 'seed' occurs twice, in lines 1 and 2"),
         ("a: &x [1]\nb: *x\n", "anchors and aliases"),
         ("- 1\n", "a list, not a mapping"),
@@ -156,9 +151,9 @@ def test_a_rule_over_several_fields_names_where_they_were_set(tmp_path: Path) ->
         ("a: [1, 2\n", "not valid YAML"),
         ("{" * 50 + "\n", "nested deeper"),
         ("? [1]\n: 2\n", "a key must be a word"),
-        ("vae: 3\n", "is a section"),
+        ("train_vae: 3\n", "is a section"),
         ("seed: {a: 1}\n", "is a mapping where a value belongs"),
-        ('vae: {data: "a\\nb"}\n', "control character or a line break"),
+        ('train_vae: {data: "a\\nb"}\n', "control character or a line break"),
     ],
 )
 def test_files_that_are_not_a_config_are_refused_with_the_line(text: str, expected: str, tmp_path: Path) -> None:
@@ -218,7 +213,7 @@ def test_a_resolved_dump_reads_back_as_the_same_configuration(tmp_path: Path) ->
 def test_a_dump_names_the_origin_of_each_value_and_can_leave_defaults_out() -> None:
     loaded = load(None, "train.loop.budget_images=77")
     text = dump_config(loaded, hide_defaults=True)
-    assert text.split() == ["loop:", "budget_images:", "77", "#", "--set"]
+    assert text.split() == ["train:", "loop:", "budget_images:", "77", "#", "--set"]
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=40))
@@ -232,7 +227,7 @@ def test_any_text_written_as_a_value_reads_back_as_itself(text: str) -> None:
 @pytest.mark.parametrize("line_break", ["\x85", "\u2028", "\u2029"])
 def test_the_name_of_a_file_cannot_add_values_to_a_dump(tmp_path: Path, line_break: str) -> None:
     odd = tmp_path / f"a{line_break}seed: 5"
-    odd.write_text("loop: {budget_images: 77}\n")
+    odd.write_text("train: {loop: {budget_images: 77}}\n")
     loaded = load_config(preset=None, file=str(odd), settings=[], flags=[])
     assert load(dump_config(loaded), folder=tmp_path).config == loaded.config
 

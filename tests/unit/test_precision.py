@@ -26,16 +26,18 @@ TRAIN = next(verb for verb in VERBS if verb.name == "train")
 def precisions(config: RunConfig) -> dict[str, str]:
     document = config.model_dump()
     return {
-        "train_vae.loop.precision": document["vae"]["loop"]["precision"],
-        "encode_latents.precision": document["encode"]["precision"],
-        "train.loop.precision": document["loop"]["precision"],
+        "train_vae.loop.precision": document["train_vae"]["loop"]["precision"],
+        "encode_latents.precision": document["encode_latents"]["precision"],
+        "train.loop.precision": document["train"]["loop"]["precision"],
         "sample.precision": document["sample"]["precision"],
     }
 
 
 def config_of(precision: str) -> RunConfig:
     section = {"precision": precision}
-    return RunConfig.model_validate({"vae": {"loop": section}, "encode": section, "loop": section, "sample": section})
+    training = {"loop": section}
+    sections = {"train_vae": training, "encode_latents": section, "train": training, "sample": section}
+    return RunConfig.model_validate(sections)
 
 
 @dataclass
@@ -122,7 +124,7 @@ def settled(monkeypatch: pytest.MonkeyPatch, config: RunConfig, world: LocalWorl
     console = Listening()
     found = run._with_precision(TRAIN, config, world, console)
     assert "auto" not in precisions(found).values()
-    console.warnings.append(found.loop.precision)
+    console.warnings.append(found.train.loop.precision)
     return console
 
 
@@ -142,11 +144,11 @@ def test_one_rank_without_bf16_decides_for_all(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_bf16_options_are_named_by_section() -> None:
-    assert slow_precisions(config_of("bf16"), sections=("encode", "vae")) == [
+    assert slow_precisions(config_of("bf16"), sections=("encode_latents", "train_vae")) == [
         "train_vae.loop.precision",
         "encode_latents.precision",
     ]
-    assert slow_precisions(config_of("auto"), sections=("encode", "vae", "loop", "sample")) == []
+    assert slow_precisions(config_of("auto"), sections=("encode_latents", "train_vae", "train", "sample")) == []
 
 
 def test_a_dry_run_guesses_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +175,7 @@ def test_a_run_that_goes_on_on_another_processor_computes_as_it_began(
 
 
 def test_what_the_user_asks_for_is_compared_with_the_run_that_is_there(tmp_path: Path) -> None:
-    config = begun_in(tmp_path, "bf16")
-    assert settle_precision(config, native_bf16=True, begun={"train.loop.precision": "fp32"}).loop.precision == "fp32"
-    explicit = RunConfig.model_validate({"loop": {"precision": "bf16"}})
-    assert settle_precision(explicit, native_bf16=True, begun={"train.loop.precision": "fp32"}).loop.precision == "bf16"
+    explicit = RunConfig.model_validate({"train": {"loop": {"precision": "bf16"}}})
+    for config, precision in ((begun_in(tmp_path, "bf16"), "fp32"), (explicit, "bf16")):
+        settled_config = settle_precision(config, native_bf16=True, begun={"train.loop.precision": "fp32"})
+        assert settled_config.train.loop.precision == precision

@@ -169,14 +169,14 @@ def only_submission(folder: Path) -> Submission:
 def test_a_job_reads_what_was_resolved_when_it_was_submitted(
     login_node: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (login_node / "run.yaml").write_text("loop: {budget_images: 777}\nlaunch: {partition: gpu}\n")
+    (login_node / "run.yaml").write_text("train: {loop: {budget_images: 777}}\nlaunch: {partition: gpu}\n")
     assert run_command([*TRAIN, "--config", "run.yaml", "--set", "train.optim.lr=3e-4", "--seed", "9", "--json"]) == 0
     said = capsys.readouterr().out
     place = only_submission(login_node / "run" / "submissions")
     assert said.splitlines() == [ANSWER, place.describe()]
-    (login_node / "run.yaml").write_text("loop: {budget_images: 1}\n")
+    (login_node / "run.yaml").write_text("train: {loop: {budget_images: 1}}\n")
     frozen = load_config(preset=None, file=str(place.config), settings=[], flags=[]).config
-    assert (frozen.loop.budget_images, frozen.optim.lr, frozen.seed) == (777, 3e-4, 9)
+    assert (frozen.train.loop.budget_images, frozen.train.optim.lr, frozen.seed) == (777, 3e-4, 9)
     argv = json.loads(place.argv.read_text())
     assert argv["argv"][0] == "sbatch"
     assert argv["argv"][-3:] == ["--config", str(place.config), "--json"]
