@@ -200,7 +200,7 @@ def _run_here(verb: Verb, config: RunConfig, info: RankInfo, *, file: str | None
             cache_max_bytes=storage.cache_max_bytes,
         )
     )
-    job = importlib.import_module(f"synfundus.stages.{verb.module}")
+    job = importlib.import_module(f"synfundus.stages.{verb.module}.job")
     console = _console(verb, config, info, as_json=as_json)
     if file is not None and info.rank == 0 and (changes := changed_code(file)):
         console.warning(f"this is not the code the job was submitted with: {'; '.join(changes)}")

@@ -53,7 +53,7 @@ def job(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Calls]:
 
         module = types.ModuleType("fake_job")
         module.run = run  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, f"synfundus.stages.{VERB_BY_NAME[verb].module}", module)
+        monkeypatch.setitem(sys.modules, f"synfundus.stages.{VERB_BY_NAME[verb].module}.job", module)
         return calls
 
     return replace
