@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from synfundus.errors import DataError
+from synfundus.evaluation.fit import FitRecipe, fit
 from synfundus.evaluation.label_control import Agreement, LabelPrediction, label_agreement
 from synfundus.labels.schema import UNKNOWN_STATE, LabelSchema, LabelSpec
-from synfundus.seeding import derive_key, keyed_generator, keyed_uniform
+from synfundus.seeding import keyed_generator, keyed_uniform
 
 _WIDTHS = (32, 48, 80)
 _INPUT_CHANNELS = 8
@@ -33,8 +33,6 @@ _ZOOM = 0.05
 _BRIGHTNESS = 0.15
 _CONTRAST = 0.15
 _COLOUR = 0.06
-_WEIGHT_DECAY = 0.02
-_WARMUP = 0.1
 _EVALUATION_BATCH = 128
 
 Pixels = NDArray[np.uint8]
@@ -157,27 +155,6 @@ def _to_images(pixels: Pixels, image_size_px: int) -> Float[Tensor, "b 3 h w"]:
     return images
 
 
-def _learning_rate(progress: float, peak: float) -> float:
-    if progress < _WARMUP:
-        return peak * (progress / _WARMUP)
-    return peak * 0.5 * (1 + math.cos(math.pi * (progress - _WARMUP) / (1 - _WARMUP)))
-
-
-@dataclass(frozen=True)
-class JudgeBudget:
-    """How long a judge is trained.
-
-    Attributes:
-        images: Images shown, repetitions included.
-        batch_size: Images a step.
-        lr: Peak learning rate of AdamW.
-    """
-
-    images: int
-    batch_size: int
-    lr: float
-
-
 def train_judge(
     *,
     pixels: Pixels,
@@ -185,7 +162,7 @@ def train_judge(
     states: NDArray[np.int64],
     schema: LabelSchema,
     image_size_px: int,
-    budget: JudgeBudget,
+    recipe: FitRecipe,
     seed: int,
     on_step: Callable[[int, float], None],
 ) -> Judge:
@@ -197,62 +174,32 @@ def train_judge(
         states: Label states ``[n, k]``; unknown labels do not count in the loss.
         schema: The labels.
         image_size_px: Edge the judge works at.
-        budget: Images, batch, learning rate.
+        recipe: Images to show, batch, learning rate, weight decay.
         seed: Seed of weights, order and augmentation.
         on_step: Called after each step with (images in the step, loss).
 
     Raises:
         DataError: No images, or arrays that do not belong together.
+        NumericalError: The loss is not finite.
     """
     if not len(pixels) or states.shape != (len(pixels), len(schema.labels)):
         raise DataError(f"a judge cannot be trained on images {pixels.shape} with label states {states.shape}")
     if reconstructions is not None and len(reconstructions) != len(pixels):
         raise DataError(f"{len(reconstructions)} reconstructions for {len(pixels)} images")
-    judge = build_judge(schema=schema, image_size_px=image_size_px, seed=seed).train()
+    judge = build_judge(schema=schema, image_size_px=image_size_px, seed=seed)
     targets, masks = _targets(torch.from_numpy(states), schema)
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=budget.lr, weight_decay=_WEIGHT_DECAY)
-    batch = min(budget.batch_size, len(pixels))
-    order_seed = derive_key(seed, "judge.order") % 2**63
-    for step in range(max(1, budget.images // batch)):
-        for group in optimizer.param_groups:
-            group["lr"] = _learning_rate((step + 1) * batch / max(budget.images, batch), budget.lr)
-        positions = np.arange(step * batch, (step + 1) * batch)
-        rows = _rows(positions, len(pixels), order_seed)
+
+    def batch_loss(rows: NDArray[np.int64], positions: NDArray[np.int64]) -> Float[Tensor, ""]:
         chosen = pixels[rows]
         if reconstructions is not None:
             chosen[1::2] = reconstructions[rows[1::2]]
         draws = keyed_uniform(seed, "judge.augment", positions.tolist(), _DRAWS_PER_IMAGE)
-        images = _augment(_to_images(chosen, image_size_px), draws)
-        loss = _step(judge, optimizer, images, targets[rows], masks[rows])
-        on_step(batch, loss)
-    return judge.eval()
+        logits = judge(_augment(_to_images(chosen, image_size_px), draws))
+        losses = functional.binary_cross_entropy_with_logits(logits, targets[rows], reduction="none")
+        return (losses * masks[rows]).sum() / masks[rows].sum().clamp(min=1)
 
-
-def _rows(positions: NDArray[np.int64], num_images: int, seed: int) -> NDArray[np.int64]:
-    """Return the images at these positions: each epoch shows every image once, in a keyed order."""
-    rows = np.empty_like(positions)
-    for epoch in np.unique(positions // num_images):
-        here = positions // num_images == epoch
-        order = keyed_generator(seed, "epoch", index=int(epoch)).permutation(num_images)
-        rows[here] = order[positions[here] % num_images]
-    return rows
-
-
-def _step(
-    judge: Judge,
-    optimizer: torch.optim.Optimizer,
-    images: Float[Tensor, "b 3 h w"],
-    targets: Float[Tensor, "b o"],
-    masks: Float[Tensor, "b o"],
-) -> float:
-    """Take one step; returns the loss over known labels."""
-    logits = judge(images)
-    losses = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    loss = (losses * masks).sum() / masks.sum().clamp(min=1)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    return float(loss.detach())
+    fit(judge, batch_loss, set_size=len(pixels), recipe=recipe, seed=seed, purpose="judge", on_step=on_step)
+    return judge
 
 
 @torch.no_grad()

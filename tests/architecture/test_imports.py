@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -34,6 +35,14 @@ def test_the_import_contracts_hold() -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
     assert done.returncode == 0, done.stdout[-4000:]
     assert "0 broken" in done.stdout
+
+
+def test_networks_are_trained_by_the_engine_and_by_fit_alone() -> None:
+    """ADR-0002: no second training loop for what the product trains, and one loop for the networks that judge."""
+    optimizer = re.compile(r"\btorch\.optim\b|^from torch import .*\boptim\b", re.MULTILINE)
+    sources = (ROOT / "synfundus").rglob("*.py")
+    found = {str(path.relative_to(ROOT)) for path in sources if optimizer.search(path.read_text(encoding="utf-8"))}
+    assert found == {"synfundus/distributed/engine.py", "synfundus/evaluation/fit.py"}
 
 
 def test_the_command_line_imports_nothing_heavy() -> None:

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from synfundus.errors import DataError
+from synfundus.evaluation.fit import FitRecipe
 from synfundus.evaluation.judge import (
     Judge,
-    JudgeBudget,
     build_judge,
     evaluate_label_control,
     predict_labels,
@@ -142,7 +142,7 @@ def _train(*, seed: int, images: int, reconstructions: bool = True) -> Judge:
         states=states,
         schema=SCHEMA,
         image_size_px=SIZE_PX,
-        budget=JudgeBudget(images=images, batch_size=32, lr=6e-3),
+        recipe=FitRecipe(num_samples=images, batch_size=32, lr=6e-3, weight_decay=0.02),
         seed=seed,
         on_step=lambda images, loss: None,
     )
@@ -179,7 +179,7 @@ def test_reconstructions_take_part_in_training() -> None:
             states=states,
             schema=SCHEMA,
             image_size_px=SIZE_PX,
-            budget=JudgeBudget(images=64, batch_size=32, lr=6e-3),
+            recipe=FitRecipe(num_samples=64, batch_size=32, lr=6e-3, weight_decay=0.02),
             seed=0,
             on_step=lambda images, loss: None,
         )
@@ -213,7 +213,7 @@ def test_training_on_nothing_or_on_states_of_other_images_is_refused() -> None:
                 states=bad_states,
                 schema=SCHEMA,
                 image_size_px=SIZE_PX,
-                budget=JudgeBudget(images=8, batch_size=4, lr=1e-3),
+                recipe=FitRecipe(num_samples=8, batch_size=4, lr=1e-3, weight_decay=0.02),
                 seed=0,
                 on_step=lambda images, loss: None,
             )

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from synfundus.evaluation.judge import JudgeBudget, evaluate_label_control, train_judge
+from synfundus.evaluation.fit import FitRecipe
+from synfundus.evaluation.judge import evaluate_label_control, train_judge
 from synfundus.evaluation.label_control import Agreement
 from synfundus.labels.schema import LabelSchema
 from synfundus.models.autoencoder import LatentCodec
@@ -29,6 +30,7 @@ MAX_IMAGES = 8192
 """Most photographs of a kind that are held in memory."""
 _BATCH = 32
 _LR = 6e-3
+_WEIGHT_DECAY = 0.02
 _EPOCHS = 14
 _MIN_BUDGET_IMAGES = 256
 _MAX_BUDGET_IMAGES = 40_000
@@ -147,7 +149,7 @@ def judge_label_control(
             states=train.states,
             schema=schema,
             image_size_px=min(JUDGE_SIZE_PX, train.pixels.shape[1]),
-            budget=JudgeBudget(images=budget_images, batch_size=_BATCH, lr=_LR),
+            recipe=FitRecipe(num_samples=budget_images, batch_size=_BATCH, lr=_LR, weight_decay=_WEIGHT_DECAY),
             seed=seed,
             on_step=lambda images, loss: bar.advance(images, loss=f"{loss:.3f}"),
         )
