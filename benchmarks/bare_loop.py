@@ -19,7 +19,7 @@ from synfundus.diffusion.loss import denoising_loss
 from synfundus.diffusion.parametrisation import training_target
 from synfundus.distributed.world import LocalWorld
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
-from synfundus.models.autoencoder import LatentCodec
+from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.unet import ConditionalDenoiser
 from synfundus.stages import build, diffusion_setup
 from synfundus.telemetry.console import SilentConsole
@@ -105,7 +105,7 @@ class BareDiffusion:
             states: Label states ``[b, k]``.
         """
         section, size = self._config.train.diffusion, len(moments)
-        x0 = LatentCodec.sample_posterior(moments, torch.randn_like(moments[:, : moments.shape[1] // 2]))
+        x0 = LatentAutoencoder.sample_posterior(moments, torch.randn_like(moments[:, : moments.shape[1] // 2]))
         noise = torch.randn_like(x0)
         timestep = torch.randint(0, section.num_train_timesteps, (size,))
         common: dict[str, Any] = {

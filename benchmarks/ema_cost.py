@@ -18,7 +18,7 @@ from unittest import mock
 
 from benchmarks import scaling
 from benchmarks.measuring import report
-from benchmarks.training_runs import StepConsole, changed, run_config, write_codec_and_latents
+from benchmarks.training_runs import StepConsole, changed, run_config, write_autoencoder_and_latents
 from synfundus.config.loader import load_config
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World, connect, disconnect
@@ -42,7 +42,7 @@ def measure(name: str, base: RunConfig, world: World, steps: int) -> None:
         updates.append(time.perf_counter() - began)
 
     with tempfile.TemporaryDirectory() as scratch, mock.patch.object(ShardedEma, "update", timed):
-        write_codec_and_latents(base, Path(scratch), sizes=(512,))
+        write_autoencoder_and_latents(base, Path(scratch), sizes=(512,))
         config = run_config(base, Path(scratch), name="run", steps=steps + 2)
         train.run(config, world, StepConsole(lambda: ends.append(time.perf_counter())))
     whole = [after - before for before, after in pairwise(ends[2:])]

@@ -50,8 +50,8 @@ def main() -> None:
         image_set = write_phantom_images(
             folder / "images", num_images=NUM_IMAGES, image_size_px=IMAGE_SIZE_PX, shard_samples=256
         )
-        codec = build.codec(config.train_vae.autoencoder, image_size_px=IMAGE_SIZE_PX, seed=0)
-        codec.save_pretrained(folder / "vae")
+        autoencoder = build.autoencoder(config.train_vae.autoencoder, image_size_px=IMAGE_SIZE_PX, seed=0)
+        autoencoder.save_pretrained(folder / "vae")
         images = decoded_images(image_set)
 
         def ours(number: int) -> float:
@@ -62,7 +62,7 @@ def main() -> None:
 
         def reference(_number: int) -> float:
             dtype = build.torch_dtype(config.encode_latents.precision)
-            bare = codec.eval().requires_grad_(False).to(dtype)
+            bare = autoencoder.eval().requires_grad_(False).to(dtype)
 
             def loop() -> int:
                 with torch.no_grad():

@@ -138,7 +138,7 @@ def gflops(config: RunConfig) -> tuple[float, float]:
         config.train_vae.autoencoder.latent_channels,
     )
     with torch.device("meta"):
-        encoder = build.codec(config.train_vae.autoencoder, image_size_px=size, seed=0).autoencoder.encoder
+        encoder = build.autoencoder(config.train_vae.autoencoder, image_size_px=size, seed=0).network.encoder
         network = diffusion_setup.denoiser(
             config.train.unet, seed=config.seed, schema=DEFAULT_LABEL_SCHEMA, latent_shape=(channels, edge, edge)
         )
@@ -159,7 +159,7 @@ def write_sets(base: RunConfig, folder: Path, world: World, num_images: int) -> 
         "encode_latents": {"data": images, "vae": str(folder / "vae"), "out": latents},
     }
     config = changed(base, changes)
-    build.codec(base.train_vae.autoencoder, image_size_px=size, seed=0).save_pretrained(folder / "vae")
+    build.autoencoder(base.train_vae.autoencoder, image_size_px=size, seed=0).save_pretrained(folder / "vae")
     phantoms.run(config, world, SilentConsole())
     prepare.run(config, world, SilentConsole())
     began = time.perf_counter()

@@ -78,8 +78,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         sets = {}
-        whole = write_random_latents(folder / "shard", shape=SHAPE, sizes=[SHARD_SAMPLES], codec_folder=None)
-        small = write_random_latents(folder / "small", shape=SHAPE, sizes=[SIZES[0]], codec_folder=None)
+        whole = write_random_latents(folder / "shard", shape=SHAPE, sizes=[SHARD_SAMPLES], autoencoder_folder=None)
+        small = write_random_latents(folder / "small", shape=SHAPE, sizes=[SIZES[0]], autoencoder_folder=None)
         for size in SIZES:
             source, number = (small, 1) if size < SHARD_SAMPLES else (whole, size // SHARD_SAMPLES)
             sets[size] = linked_set(folder / str(size), source, number).url

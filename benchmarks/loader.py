@@ -136,7 +136,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         sizes = [arguments.samples // NUM_SHARDS] * NUM_SHARDS
-        latents = write_random_latents(folder / "latents", shape=SHAPE, sizes=sizes, codec_folder=None)
+        latents = write_random_latents(folder / "latents", shape=SHAPE, sizes=sizes, autoencoder_folder=None)
         raw = statistics.median(raw_rate(latents) for _ in range(PAIRS))
         print(f"  raw sequential read: {raw:.0f} samples/s")
         for workers in arguments.workers:

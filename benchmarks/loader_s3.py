@@ -86,7 +86,7 @@ def main() -> None:
         os.environ.update(s3_environment(server.endpoint))
         try:
             sizes = [NUM_SAMPLES // NUM_SHARDS] * NUM_SHARDS
-            write_random_latents(folder / "latents", shape=SHAPE, sizes=sizes, codec_folder=None)
+            write_random_latents(folder / "latents", shape=SHAPE, sizes=sizes, autoencoder_folder=None)
             url = f"s3://{BUCKET}/latents"
             filesystem.upload_folder(folder / "latents", url, last=["manifest.json"])
             latents = load_shard_set(url, kind="latents")

@@ -62,7 +62,7 @@ def rate(work: Callable[[], int]) -> float:
 
 
 def write_random_latents(
-    folder: Path, *, shape: tuple[int, int, int], sizes: Sequence[int], codec_folder: Path | None
+    folder: Path, *, shape: tuple[int, int, int], sizes: Sequence[int], autoencoder_folder: Path | None
 ) -> ShardSet:
     """Write a latent set of random moments with random labels: ``sizes`` are the samples of its train shards."""
     from synfundus.models.autoencoder import fingerprint  # brings torch, which a worker of `prepare` does not need
@@ -95,7 +95,7 @@ def write_random_latents(
         "image_size_px": 8 * shape[1],
         "latent_mean": [0.0] * channels,
         "latent_std": [1.0] * channels,
-        "autoencoder_fingerprint": "none" if codec_folder is None else fingerprint(codec_folder),
+        "autoencoder_fingerprint": "none" if autoencoder_folder is None else fingerprint(autoencoder_folder),
     }
     return save_shard_set(ShardSet(str(folder), "latents", schema, tuple(shards), {}, properties))
 

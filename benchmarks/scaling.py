@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.measuring import report
-from benchmarks.training_runs import StepConsole, last_lines, run_config, start_ranks, write_codec_and_latents
+from benchmarks.training_runs import StepConsole, last_lines, run_config, start_ranks, write_autoencoder_and_latents
 from synfundus.config.loader import load_config
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import connect, disconnect
@@ -71,7 +71,7 @@ def main() -> None:
     arguments = parser.parse_args()
     per_rank, rates = arguments.per_rank, {"one": [0.0], "two": [0.0], "apart": [0.0]}
     with tempfile.TemporaryDirectory() as scratch:
-        write_codec_and_latents(base_config(per_rank, 1), Path(scratch), sizes=(512,))
+        write_autoencoder_and_latents(base_config(per_rank, 1), Path(scratch), sizes=(512,))
 
         def words(name: str) -> list[str]:
             return ["rank", scratch, name, str(per_rank), str(arguments.steps)]

@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.bare_loop import BareDiffusion
 from benchmarks.measuring import report
-from benchmarks.training_runs import StepConsole, changed, run_config, write_codec_and_latents
+from benchmarks.training_runs import StepConsole, changed, run_config, write_autoencoder_and_latents
 from synfundus.config.loader import load_config
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World, connect, disconnect, has_native_bf16
@@ -69,7 +69,7 @@ def measure(base: RunConfig, world: World, precision: str, pairs: int) -> None:
     batch = base.train.loop.global_batch_size
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        write_codec_and_latents(base, folder, sizes=(1024, 1024))
+        write_autoencoder_and_latents(base, folder, sizes=(1024, 1024))
         turns = TakeTurns(base)
         # the first stretch of both warms up
         config = run_config(base, folder, name="run", steps=(pairs + 1) * STRETCH_STEPS)

@@ -30,16 +30,16 @@ def changed(section: AnySection, changes: Mapping[str, Any]) -> AnySection:
     return section.model_copy(update=given)
 
 
-def write_codec_and_latents(base: RunConfig, folder: Path, *, sizes: Sequence[int]) -> None:
+def write_autoencoder_and_latents(base: RunConfig, folder: Path, *, sizes: Sequence[int]) -> None:
     """Write the config's autoencoder, untrained, to ``folder/vae`` and random latents bound to it to ``latents``."""
-    codec = build.codec(base.train_vae.autoencoder, image_size_px=base.prepare.image_size_px, seed=0)
-    codec.save_pretrained(folder / "vae")
+    autoencoder = build.autoencoder(base.train_vae.autoencoder, image_size_px=base.prepare.image_size_px, seed=0)
+    autoencoder.save_pretrained(folder / "vae")
     edge = latent_edge(base)
     write_random_latents(
         folder / "latents",
-        shape=(2 * codec.latent_channels, edge, edge),
+        shape=(2 * autoencoder.latent_channels, edge, edge),
         sizes=sizes,
-        codec_folder=folder / "vae",
+        autoencoder_folder=folder / "vae",
     )
 
 

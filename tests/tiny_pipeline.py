@@ -10,7 +10,7 @@ import torch
 from synfundus.artifacts.model import ModelSetup
 from synfundus.artifacts.model_folder import save_pipeline
 from synfundus.labels.schema import LabelSchema, LabelSpec
-from synfundus.models.autoencoder import LatentCodec, build_codec, fingerprint
+from synfundus.models.autoencoder import LatentAutoencoder, build_autoencoder, fingerprint
 from synfundus.models.conditioner import LabelConditioner
 from synfundus.models.unet import ConditionalDenoiser, build_unet
 
@@ -50,11 +50,11 @@ def tiny_denoiser(*, seed: int = 0, schema: LabelSchema = SCHEMA) -> Conditional
     return ConditionalDenoiser(unet=unet, conditioner=conditioner).eval()
 
 
-def tiny_codec(*, seed: int = 0, linear_path: bool = False) -> LatentCodec:
+def tiny_autoencoder(*, seed: int = 0, linear_path: bool = False) -> LatentAutoencoder:
     """Return an autoencoder that turns 2 x 8 x 8 latents into 32 px images."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build_codec(
+        return build_autoencoder(
             image_size_px=IMAGE_SIZE_PX,
             block_size_px=1,
             latent_channels=2,
@@ -71,16 +71,16 @@ Place = TypeVar("Place", str, Path)
 
 def write_tiny_pipeline(folder: Place, *, seed: int = 0, schema: LabelSchema = SCHEMA, **changes: Any) -> Place:
     """Export a model with random weights; ``changes`` replace arguments of `save_pipeline` or surroundings."""
-    codec = tiny_codec(seed=seed)
+    autoencoder = tiny_autoencoder(seed=seed)
     around: dict[str, Any] = {
-        "codec": codec,
+        "autoencoder": autoencoder,
         "schedule_settings": SCHEDULE,
         "label_schema": schema,
         "latent_mean": LATENT_MEAN,
         "latent_std": LATENT_STD,
         "image_size_px": IMAGE_SIZE_PX,
         "latent_set_identity": "1" * 64,
-        "vae_fingerprint": fingerprint(codec),
+        "autoencoder_fingerprint": fingerprint(autoencoder),
     }
     arguments: dict[str, Any] = {
         "denoiser": tiny_denoiser(seed=seed, schema=schema),

@@ -10,7 +10,7 @@ import torch
 from diffusers import ConfigMixin
 
 from synfundus.errors import CheckpointError
-from synfundus.models.autoencoder import LatentCodec, check_codec_folder, identity
+from synfundus.models.autoencoder import LatentAutoencoder, check_autoencoder_folder, identity
 from synfundus.models.weight_files import WEIGHTS_NAME
 from synfundus.storage import filesystem
 from synfundus.storage.local_folder import folder_to_read, folder_to_replace
@@ -20,7 +20,7 @@ CONFIG_NAME = "config.json"
 _ORIGIN = "_name_or_path"
 
 
-def find_codec(location: str) -> str:
+def find_autoencoder(location: str) -> str:
     """Return the folder of an autoencoder: in a run of train-vae, in a pipeline folder, or the folder itself.
 
     Raises:
@@ -37,35 +37,35 @@ def find_codec(location: str) -> str:
     )
 
 
-def open_codec(folder: str | Path, *, device: torch.device, dtype: torch.dtype) -> tuple[LatentCodec, str]:
-    """Load an autoencoder for inference; returns (codec, fingerprint)."""
+def open_autoencoder(folder: str | Path, *, device: torch.device, dtype: torch.dtype) -> tuple[LatentAutoencoder, str]:
+    """Load an autoencoder for inference; returns (autoencoder, fingerprint)."""
     with folder_to_read(str(folder)) as local:
-        codec = LatentCodec.from_pretrained(local)
-        own = identity(codec, local)
-    codec.requires_grad_(False)
-    return codec.eval().to(device=device, dtype=dtype), own
+        autoencoder = LatentAutoencoder.from_pretrained(local)
+        own = identity(autoencoder, local)
+    autoencoder.requires_grad_(False)
+    return autoencoder.eval().to(device=device, dtype=dtype), own
 
 
-def check_codec(folder: str) -> dict[str, Any]:
+def check_autoencoder(folder: str) -> dict[str, Any]:
     """Return the config of an autoencoder folder without loading the weights.
 
     Raises:
         CheckpointError: It cannot be used.
     """
     with folder_to_read(folder) as local:
-        return check_codec_folder(local)
+        return check_autoencoder_folder(local)
 
 
-def save_codec(codec: LatentCodec, url: str) -> None:
+def save_autoencoder(autoencoder: LatentAutoencoder, url: str) -> None:
     """Write an autoencoder folder; one that is there is replaced as a whole."""
     with folder_to_replace(url, last=(CONFIG_NAME,)) as work:
-        codec.save_pretrained(work)
+        autoencoder.save_pretrained(work)
         forget_origin(work)
 
 
-def codec_parts(codec: LatentCodec) -> tuple[ModelPart, ...]:
+def autoencoder_parts(autoencoder: LatentAutoencoder) -> tuple[ModelPart, ...]:
     """Return the folder of a checkpoint that holds the autoencoder being trained, raw weights, for diffusers."""
-    return (ModelPart("vae", "codec.autoencoder.", config_text(codec.autoencoder), WEIGHTS_NAME),)
+    return (ModelPart("vae", "codec.autoencoder.", config_text(autoencoder.network), WEIGHTS_NAME),)
 
 
 def config_text(network: ConfigMixin) -> str:

@@ -69,7 +69,7 @@ def save_setup(run_url: str, setup: ModelSetup, training_summary: Mapping[str, A
     if filesystem.exists(filesystem.join(url, DOCUMENT_NAME)):
         return
     with folder_to_replace(url, last=(DOCUMENT_NAME,)) as work:
-        setup.codec.save_pretrained(work / "vae")
+        setup.autoencoder.save_pretrained(work / "vae")
         forget_origin(work)
         document = setup_document(setup) | {"training": dict(training_summary)}
         documents.write_document(str(work / DOCUMENT_NAME), document, format_name=FORMAT_NAME, version=FORMAT_VERSION)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from synfundus.diffusion.sampling import SamplerSettings, sample_latents, scheduler_for
 from synfundus.labels.schema import LabelSchema
-from synfundus.models.autoencoder import LatentCodec
+from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.pixels import tensor_to_pixels
 from synfundus.models.unet import ConditionalDenoiser
 
@@ -24,24 +24,24 @@ class ModelSetup:
     """What a network needs around it to make images; the same at the start of a run and at its end.
 
     Attributes:
-        codec: The autoencoder the latents were made with.
+        autoencoder: The autoencoder the latents were made with.
         schedule_settings: What `scheduler_for` takes.
         label_schema: Labels of the latent set.
         latent_mean: Per channel, ``[c]``: model latents are ``(latents - mean) / std``.
         latent_std: Per channel, ``[c]``.
         image_size_px: Edge of the images.
         latent_set_identity: Identity of the latent set.
-        vae_fingerprint: Fingerprint the latent set names: sha256 over the autoencoder.
+        autoencoder_fingerprint: Fingerprint the latent set names: sha256 over the autoencoder.
     """
 
-    codec: LatentCodec
+    autoencoder: LatentAutoencoder
     schedule_settings: dict[str, Any]
     label_schema: LabelSchema
     latent_mean: tuple[float, ...]
     latent_std: tuple[float, ...]
     image_size_px: int
     latent_set_identity: str
-    vae_fingerprint: str
+    autoencoder_fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,9 @@ def generate_images(
     mean = torch.tensor(setup.latent_mean, dtype=torch.float32, device=device)[None, :, None, None]
     std = torch.tensor(setup.latent_std, dtype=torch.float32, device=device)[None, :, None, None]
     scaled = latents.float() * std + mean
-    edge = setup.codec.downsample_factor * latents.shape[-1]
+    edge = setup.autoencoder.downsample_factor * latents.shape[-1]
     pieces = torch.split(scaled, max(1, _DECODED_PIXELS // edge**2))
-    return np.concatenate([tensor_to_pixels(setup.codec.decode(piece)) for piece in pieces])
+    return np.concatenate([tensor_to_pixels(setup.autoencoder.decode(piece)) for piece in pieces])
 
 
 def latent_shape_of(denoiser: ConditionalDenoiser) -> tuple[int, int, int]:

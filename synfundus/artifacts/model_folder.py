@@ -30,8 +30,8 @@ from synfundus.artifacts.model_card import model_card
 from synfundus.diffusion.sampling import SamplerName, Scheduler, scheduler_for
 from synfundus.errors import CheckpointError, ManifestMismatch
 from synfundus.labels.schema import LabelSchema
-from synfundus.models.autoencoder import LatentCodec
-from synfundus.models.autoencoder import fingerprint as codec_fingerprint
+from synfundus.models.autoencoder import LatentAutoencoder
+from synfundus.models.autoencoder import fingerprint as autoencoder_fingerprint
 from synfundus.models.conditioner import LabelConditioner
 from synfundus.models.unet import ConditionalDenoiser
 from synfundus.storage import documents, filesystem
@@ -108,14 +108,14 @@ def _finite(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     return value
 
 
-def _model_index(codec: LatentCodec, scheduler: Scheduler) -> dict[str, Any]:
+def _model_index(autoencoder: LatentAutoencoder, scheduler: Scheduler) -> dict[str, Any]:
     return {
         "_class_name": "SynfundusPipeline",
         "_diffusers_version": diffusers_version,
         "conditioner": ["synfundus.models.conditioner", "LabelConditioner"],
         "scheduler": ["diffusers", type(scheduler).__name__],
         "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", codec.class_name],
+        "vae": ["diffusers", autoencoder.class_name],
     }
 
 
@@ -152,16 +152,16 @@ def save_pipeline(
         ManifestMismatch: Autoencoder or label schema are not those the model was trained with.
     """
     check_schema(setup.label_schema, denoiser.conditioner, where=str(folder))
-    codec = setup.codec
+    autoencoder = setup.autoencoder
     with folder_to_replace(str(folder), last=(DOCUMENT_NAME,)) as work:
         denoiser.unet.save_pretrained(work / "unet", safe_serialization=True)
         denoiser.conditioner.save_pretrained(work / "conditioner")
-        codec.save_pretrained(work / "vae")
+        autoencoder.save_pretrained(work / "vae")
         flow = setup.schedule_settings["prediction_type"] == "flow_velocity"
         scheduler = scheduler_for(_STOCK_FLOW_SAMPLER if flow else _STOCK_SAMPLER, setup.schedule_settings)
         scheduler.save_pretrained(work / "scheduler")
         forget_origin(work)
-        _check_codec(work / "vae", setup.vae_fingerprint, where=str(folder))
+        _check_autoencoder(work / "vae", setup.autoencoder_fingerprint, where=str(folder))
         fingerprint = denoiser_fingerprint(work)
         document = setup_document(setup)
         document["fingerprints"]["model"] = fingerprint
@@ -170,13 +170,13 @@ def save_pipeline(
             "training": _finite(training_summary),
             "versions": {"synfundus": __version__, "diffusers": diffusers_version, "torch": torch.__version__},
         }
-        (work / "model_index.json").write_bytes(documents.dump_json(_model_index(codec, scheduler)))
+        (work / "model_index.json").write_bytes(documents.dump_json(_model_index(autoencoder, scheduler)))
         (work / "MODEL_CARD.md").write_text(
             model_card(
                 document,
                 setup.label_schema,
-                linear_path=codec.linear_path is not None,
-                autoencoder_class=codec.class_name,
+                linear_path=autoencoder.linear_path is not None,
+                autoencoder_class=autoencoder.class_name,
             ),
             encoding="utf-8",
         )
@@ -201,7 +201,7 @@ def setup_document(setup: ModelSetup) -> dict[str, Any]:
         "latent_std": [float(value) for value in setup.latent_std],
         "image_size_px": setup.image_size_px,
         "schedule": dict(setup.schedule_settings),
-        "fingerprints": {"autoencoder": setup.vae_fingerprint, "latent_set": setup.latent_set_identity},
+        "fingerprints": {"autoencoder": setup.autoencoder_fingerprint, "latent_set": setup.latent_set_identity},
     }
 
 
@@ -213,21 +213,21 @@ def read_setup(folder: Path, document: Mapping[str, Any], *, where: str) -> Mode
         ManifestMismatch: It is another one.
     """
     fingerprints = document["fingerprints"]
-    _check_codec(folder / "vae", fingerprints["autoencoder"], where=str(folder))
+    _check_autoencoder(folder / "vae", fingerprints["autoencoder"], where=str(folder))
     return ModelSetup(
-        codec=LatentCodec.from_pretrained(folder / "vae").requires_grad_(False).eval(),
+        autoencoder=LatentAutoencoder.from_pretrained(folder / "vae").requires_grad_(False).eval(),
         schedule_settings=dict(document["schedule"]),
         label_schema=LabelSchema.from_document(document["label_schema"], where=where),
         latent_mean=tuple(float(value) for value in document["latent_mean"]),
         latent_std=tuple(float(value) for value in document["latent_std"]),
         image_size_px=int(document["image_size_px"]),
         latent_set_identity=fingerprints["latent_set"],
-        vae_fingerprint=fingerprints["autoencoder"],
+        autoencoder_fingerprint=fingerprints["autoencoder"],
     )
 
 
-def _check_codec(folder: Path, expected: str, *, where: str) -> None:
-    found = codec_fingerprint(folder)
+def _check_autoencoder(folder: Path, expected: str, *, where: str) -> None:
+    found = autoencoder_fingerprint(folder)
     if found != expected:
         raise ManifestMismatch(
             f"the autoencoder in the folder is {found[:12]}, the model was trained on latents of {expected[:12]}",
@@ -236,7 +236,7 @@ def _check_codec(folder: Path, expected: str, *, where: str) -> None:
         )
 
 
-def _check_size(document: Mapping[str, Any], denoiser: ConditionalDenoiser, codec: LatentCodec, *, where: str) -> None:
+def _check_size(document: Mapping[str, Any], denoiser: ConditionalDenoiser, factor: int, *, where: str) -> None:
     """Refuse a document of another size than its parts.
 
     Raises:
@@ -247,7 +247,7 @@ def _check_size(document: Mapping[str, Any], denoiser: ConditionalDenoiser, code
         raise ManifestMismatch(
             f"{DOCUMENT_NAME} names latents of {named}, the U-Net was built for {built}", where=where
         )
-    size, made = int(document["image_size_px"]), built[1] * codec.downsample_factor
+    size, made = int(document["image_size_px"]), built[1] * factor
     if size != made:
         raise ManifestMismatch(
             f"{DOCUMENT_NAME} names images of {size} px, U-Net and autoencoder make {made} px", where=where
@@ -311,8 +311,8 @@ def _load(folder: Path, document: Mapping[str, Any], device: torch.device) -> Mo
     conditioner = LabelConditioner.from_pretrained(folder / "conditioner")
     check_schema(setup.label_schema, conditioner, where=str(folder))
     denoiser = ConditionalDenoiser(unet=open_unet(folder / "unet"), conditioner=conditioner)
-    _check_size(document, denoiser, setup.codec, where=str(folder))
-    setup.codec.to(device)
+    _check_size(document, denoiser, setup.autoencoder.downsample_factor, where=str(folder))
+    setup.autoencoder.to(device)
     return Model(
         **vars(setup),
         denoiser=denoiser.requires_grad_(False).eval().to(device),

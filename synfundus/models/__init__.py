@@ -1,1 +1,1 @@
-"""Attention backends, U-Net, latent codec, label conditioner."""
+"""Attention backends, U-Net, latent autoencoder, label conditioner."""

@@ -1,7 +1,7 @@
-"""The codec between pixels and latents: a diffusers autoencoder, ``AutoencoderKL`` optionally around a linear path.
+"""The autoencoder between pixels and latents: a network of diffusers, optionally beside a linear path.
 
 Its files are a stock folder of its class. Where the linear path is on, two more files lie beside them, and what
-``AutoencoderKL.from_pretrained`` opens is the residual network alone.
+``AutoencoderKL.from_pretrained`` opens is the network alone, which then holds only the residual.
 
 ``AutoencoderDC`` has no posterior: an image has one code. Its moments are that code and the lowest log-variance there
 is, which makes the posterior a point for every purpose: a standard deviation of 3e-7.
@@ -44,32 +44,31 @@ _KIND = "autoencoder"
 _ORIGIN = "_name_or_path"
 
 
-class LatentCodec(nn.Module):
+class LatentAutoencoder(nn.Module):
     """Encode images to posterior moments, decode latents to images.
 
-    With a linear path, both sides are its output plus the autoencoder's, whose last convolutions start at zero. An
-    autoencoder of ``3 r^2`` channels instead of 3 sees and draws images as blocks of ``r x r`` pixels.
+    With a linear path, both directions are its output plus the network's, whose last convolutions start at zero. A
+    network of ``3 r^2`` channels instead of 3 sees and draws images as blocks of ``r x r`` pixels.
 
     Args:
-        autoencoder: The network.
+        network: The network of diffusers.
         linear_path: Fitted or to be fitted; None = the stock autoencoder, exactly.
         config_document: The config it was read with, written again word for word; None = what diffusers makes of it.
-            A config of another version of diffusers lacks keys of this one: the codec would get another fingerprint by
-            being copied.
+            A config of another version of diffusers lacks keys of this one: a copy would get another fingerprint.
 
     Raises:
-        ConfigError: Patch size or channels of the linear path are not the autoencoder's.
+        ConfigError: Patch size or channels of the linear path are not the network's.
     """
 
     def __init__(
         self,
         *,
-        autoencoder: AutoencoderKL | AutoencoderDC,
+        network: AutoencoderKL | AutoencoderDC,
         linear_path: LinearPath | None,
         config_document: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.autoencoder = autoencoder
+        self.autoencoder = network  # the prefix of its weights in checkpoints
         self.linear_path = linear_path
         self._config_document = None if config_document is None else dict(config_document)
         if linear_path is not None:
@@ -82,31 +81,36 @@ class LatentCodec(nn.Module):
                 )
 
     @property
+    def network(self) -> AutoencoderKL | AutoencoderDC:
+        """The network of diffusers."""
+        return self.autoencoder
+
+    @property
     def latent_channels(self) -> int:
         """Channels of the latents."""
-        return int(self.autoencoder.config.latent_channels)
+        return int(self.network.config.latent_channels)
 
     @property
     def downsample_factor(self) -> int:
         """Image size over latent size."""
-        if isinstance(self.autoencoder, AutoencoderDC):
-            return int(self.autoencoder.spatial_compression_ratio)
-        return self.block_size_px * int(2 ** (len(self.autoencoder.config.block_out_channels) - 1))
+        if isinstance(self.network, AutoencoderDC):
+            return int(self.network.spatial_compression_ratio)
+        return self.block_size_px * int(2 ** (len(self.network.config.block_out_channels) - 1))
 
     @property
     def block_size_px(self) -> int:
-        """Edge of the pixel blocks the autoencoder works on; 1 for a stock one."""
-        return math.isqrt(int(self.autoencoder.config.in_channels) // 3)
+        """Edge of the pixel blocks the network works on; 1 for a stock one."""
+        return math.isqrt(int(self.network.config.in_channels) // 3)
 
     @property
     def is_exact(self) -> bool:
         """Whether an image has one code instead of a posterior."""
-        return isinstance(self.autoencoder, AutoencoderDC)
+        return isinstance(self.network, AutoencoderDC)
 
     @property
     def class_name(self) -> str:
         """The diffusers class that opens the folder."""
-        return type(self.autoencoder).__name__
+        return type(self.network).__name__
 
     def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c2 lh lw"]:
         """Return the posterior's mean and clamped log-variance, raw.
@@ -131,10 +135,10 @@ class LatentCodec(nn.Module):
 
     def _moments(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
         """Return the network's own mean and log-variance."""
-        if isinstance(self.autoencoder, AutoencoderDC):
-            code: Tensor = self.autoencoder.encode(blocks, return_dict=False)[0]
+        if isinstance(self.network, AutoencoderDC):
+            code: Tensor = self.network.encode(blocks, return_dict=False)[0]
             return code, torch.full_like(code, LOGVAR_RANGE[0])
-        posterior = self.autoencoder.encode(blocks).latent_dist
+        posterior = self.network.encode(blocks).latent_dist
         return posterior.mean, posterior.logvar
 
     def decode(self, latents: Float[Tensor, "b c lh lw"]) -> Float[Tensor, "b 3 h w"]:
@@ -143,7 +147,7 @@ class LatentCodec(nn.Module):
         Args:
             latents: Un-normalised: on the scale :meth:`encode` gives.
         """
-        blocks = self.autoencoder.decode(latents.to(self._dtype), return_dict=False)[0]
+        blocks = self.network.decode(latents.to(self._dtype), return_dict=False)[0]
         pixels = functional.pixel_shuffle(blocks, self.block_size_px)
         if self.linear_path is not None:
             pixels = self.linear_path.decode(latents) + pixels
@@ -163,19 +167,19 @@ class LatentCodec(nn.Module):
 
         Source: Kingma and Welling 2014, "Auto-encoding variational Bayes", Eq. 10.
         """
-        mean, logvar = LatentCodec.split(moments)
+        mean, logvar = LatentAutoencoder.split(moments)
         return mean + torch.exp(0.5 * logvar) * noise
 
     @property
     def _dtype(self) -> torch.dtype:
-        dtype: torch.dtype = next(self.autoencoder.parameters()).dtype
+        dtype: torch.dtype = next(self.network.parameters()).dtype
         return dtype
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a stock folder of the autoencoder, and the linear path's two files beside it where there is one."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.autoencoder.save_pretrained(folder, safe_serialization=True)
+        self.network.save_pretrained(folder, safe_serialization=True)
         if self._config_document is not None:
             text = json.dumps(self._config_document, indent=2, sort_keys=True) + "\n"
             (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
@@ -183,10 +187,10 @@ class LatentCodec(nn.Module):
             self.linear_path.save_pretrained(folder)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> LatentCodec:
+    def from_pretrained(cls, folder: str | Path) -> LatentAutoencoder:
         """Open a folder written by :meth:`save_pretrained`, or any local folder of an autoencoder with safetensors.
 
-        Half-precision and sharded weights are read too; the codec is in fp32. ``scaling_factor`` and ``shift_factor``
+        Half-precision and sharded weights are read too; the result is in fp32. ``scaling_factor`` and ``shift_factor``
         of the config are not applied: moments are raw (ADR-0003).
 
         Raises:
@@ -194,18 +198,18 @@ class LatentCodec(nn.Module):
                 config, or only pickled ones.
         """
         folder = Path(folder)
-        config = check_codec_folder(folder)
-        autoencoder = _open_stock(folder, _CLASSES[config["_class_name"]])
+        config = check_autoencoder_folder(folder)
+        network = _open_stock(folder, _CLASSES[config["_class_name"]])
         with_path = (folder / linear_path_files.CONFIG_NAME).exists()
         return cls(
-            autoencoder=autoencoder,
+            network=network,
             linear_path=LinearPath.from_pretrained(folder) if with_path else None,
             config_document={key: value for key, value in config.items() if key != _ORIGIN},
         )
 
 
 def _open_stock(folder: Path, kind: type[AutoencoderKL] | type[AutoencoderDC]) -> AutoencoderKL | AutoencoderDC:
-    """Open an autoencoder in fp32; weights the files lack would be random and are refused.
+    """Open a network of diffusers in fp32; weights the files lack would be random and are refused.
 
     Raises:
         CheckpointError: Damaged files, or weights that do not fit the config.
@@ -213,7 +217,7 @@ def _open_stock(folder: Path, kind: type[AutoencoderKL] | type[AutoencoderDC]) -
     bar = diffusers_logging.is_progress_bar_enabled()
     diffusers_logging.disable_progress_bar()
     try:
-        autoencoder, info = kind.from_pretrained(
+        network, info = kind.from_pretrained(
             folder,
             use_safetensors=True,
             local_files_only=True,
@@ -232,10 +236,10 @@ def _open_stock(folder: Path, kind: type[AutoencoderKL] | type[AutoencoderDC]) -
             f"no usable {kind.__name__} here: {len(wrong)} weights are not those of the config, first {wrong[0]}",
             where=str(folder),
         )
-    return autoencoder.float()
+    return network.float()
 
 
-def build_codec(
+def build_autoencoder(
     *,
     image_size_px: int,
     block_size_px: int,
@@ -245,7 +249,7 @@ def build_codec(
     norm_num_groups: int,
     mid_block_attention: bool,
     linear_path: bool,
-) -> LatentCodec:
+) -> LatentAutoencoder:
     """Build an autoencoder with random weights.
 
     Args:
@@ -257,7 +261,7 @@ def build_codec(
         layers_per_block: Residual blocks per level on the way in (one more on the way out).
         norm_num_groups: Groups of every group norm.
         mid_block_attention: Whether the middle attends to itself: quadratic in latent positions.
-        linear_path: Add a patch-PCA path, to be fitted with ``codec.linear_path.fit`` before training.
+        linear_path: Add a patch-PCA path, to be fitted with ``autoencoder.linear_path.fit`` before training.
 
     Raises:
         ConfigError: Widths, groups or sizes that do not fit together.
@@ -275,7 +279,7 @@ def build_codec(
         if width % norm_num_groups:
             raise ConfigError(f"a level of {width} channels cannot be split into {norm_num_groups} norm groups")
     levels = len(block_out_channels)
-    autoencoder = AutoencoderKL(
+    network = AutoencoderKL(
         in_channels=3 * block_size_px**2,
         out_channels=3 * block_size_px**2,
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -291,39 +295,39 @@ def build_codec(
     )
     path = LinearPath(patch_size_px=factor, latent_channels=latent_channels) if linear_path else None
     if path is not None:
-        _start_from_zero(autoencoder)
-    return LatentCodec(autoencoder=autoencoder, linear_path=path)
+        _start_from_zero(network)
+    return LatentAutoencoder(network=network, linear_path=path)
 
 
 @torch.no_grad()
-def _start_from_zero(autoencoder: AutoencoderKL) -> None:
+def _start_from_zero(network: AutoencoderKL) -> None:
     """Make mean and pixels zero and the log-variance small: what comes out at first is the linear path's code."""
-    channels = int(autoencoder.config.latent_channels)
-    last_in, last_out = autoencoder.quant_conv, autoencoder.decoder.conv_out
+    channels = int(network.config.latent_channels)
+    last_in, last_out = network.quant_conv, network.decoder.conv_out
     for layer in (last_in, last_out):
         layer.weight.zero_()
         layer.bias.zero_()
     last_in.bias[channels:] = _INITIAL_LOGVAR
 
 
-def fingerprint(codec: LatentCodec | str | Path) -> str:
+def fingerprint(autoencoder: LatentAutoencoder | str | Path) -> str:
     """Return the sha256 over weights and configs: the identity latents are bound to.
 
-    The same for a codec, the folder it was saved to, and the codec read from there. Config keys that begin with an
+    The same for an autoencoder, the folder it was saved to, and what is read from there. Config keys that begin with an
     underscore (library version, path it was read from) do not count.
 
     Args:
-        codec: A codec, or a local folder that holds one.
+        autoencoder: An autoencoder, or a local folder that holds one.
 
     Raises:
         CheckpointError: The folder holds no autoencoder.
     """
-    if isinstance(codec, LatentCodec):
+    if isinstance(autoencoder, LatentAutoencoder):
         with tempfile.TemporaryDirectory() as scratch:
-            codec.save_pretrained(scratch)
+            autoencoder.save_pretrained(scratch)
             return fingerprint(scratch)
-    folder = Path(codec)
-    check_codec_folder(folder)
+    folder = Path(autoencoder)
+    check_autoencoder_folder(folder)
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
         digest.update(path.name.encode() + b"\0")
@@ -339,37 +343,37 @@ def fingerprint(codec: LatentCodec | str | Path) -> str:
     return digest.hexdigest()
 
 
-def identity(codec: LatentCodec, folder: Path) -> str:
-    """Return the fingerprint a codec has that was read from a folder: that of every copy of it.
+def identity(autoencoder: LatentAutoencoder, folder: Path) -> str:
+    """Return the fingerprint of an autoencoder that was read from a folder, which every copy of it has.
 
     A folder of foreign weights can hold them in half precision, in shards, under old names, or twice. Then its files
     are not what a copy holds, and the fingerprint is the copy's.
 
     Args:
-        codec: What was read.
+        autoencoder: What was read.
         folder: Where from.
 
     Raises:
         CheckpointError: The folder holds no autoencoder.
     """
-    return fingerprint(folder) if _is_as_saved(codec, folder) else fingerprint(codec)
+    return fingerprint(folder) if _is_as_saved(autoencoder, folder) else fingerprint(autoencoder)
 
 
-def _is_as_saved(codec: LatentCodec, folder: Path) -> bool:
-    """Whether the folder holds what :meth:`LatentCodec.save_pretrained` writes, and nothing else that counts."""
+def _is_as_saved(autoencoder: LatentAutoencoder, folder: Path) -> bool:
+    """Whether the folder holds what :meth:`LatentAutoencoder.save_pretrained` writes, and nothing else that counts."""
     wanted = {CONFIG_NAME, WEIGHTS_NAME}
-    if codec.linear_path is not None:
+    if autoencoder.linear_path is not None:
         wanted |= {linear_path_files.CONFIG_NAME, linear_path_files.WEIGHTS_NAME}
     if {path.name for path in folder.iterdir() if path.suffix in (".json", ".safetensors")} != wanted:
         return False
-    names = codec.autoencoder.state_dict().keys()
+    names = autoencoder.network.state_dict().keys()
     with safe_open(folder / WEIGHTS_NAME, framework="pt") as weights:
         if weights.metadata() != {"format": "pt"} or weights.offset_keys() != sorted(names):
             return False
         return all(weights.get_slice(name).get_dtype() == "F32" for name in names)
 
 
-def check_codec_folder(folder: Path) -> dict[str, Any]:
+def check_autoencoder_folder(folder: Path) -> dict[str, Any]:
     """Return the config of an autoencoder folder; refuse others before diffusers explains it at length.
 
     Raises:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from synfundus.models.autoencoder import LatentCodec
+from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.discriminator import PatchDiscriminator, discriminator_hinge_loss, generator_hinge_loss
 from synfundus.models.reconstruction_metrics import ssim_map
 
@@ -14,13 +14,13 @@ _PIXEL_RANGE = 2.0
 
 
 class AutoencoderObjective(nn.Module):
-    """Codec, optional discriminator and their joint loss: one module for one engine.
+    """Autoencoder, optional discriminator and their joint loss: one module for one engine.
 
     Generator and discriminator losses are added up. Each reaches only its own parameters: the generator's goes through
     detached discriminator parameters, the discriminator's through a detached reconstruction.
 
     Args:
-        codec: The codec to train.
+        autoencoder: To be trained.
         discriminator: None = no adversarial term.
         l1_weight: Weight of the mean absolute error.
         structural_weight: Weight of ``1 - SSIM``.
@@ -34,7 +34,7 @@ class AutoencoderObjective(nn.Module):
     def __init__(
         self,
         *,
-        codec: LatentCodec,
+        autoencoder: LatentAutoencoder,
         discriminator: PatchDiscriminator | None,
         l1_weight: float,
         structural_weight: float,
@@ -43,7 +43,7 @@ class AutoencoderObjective(nn.Module):
         adversarial_start_images: int,
     ) -> None:
         super().__init__()
-        self.codec = codec
+        self.codec = autoencoder  # the prefix of its weights in checkpoints
         self.discriminator = discriminator
         self.l1_weight = l1_weight
         self.structural_weight = structural_weight
@@ -68,7 +68,7 @@ class AutoencoderObjective(nn.Module):
             weights: Weight of each sample, 0 for a slot without one; None = all 1.
         """
         moments = self.codec.encode(pixels)
-        latents = LatentCodec.sample_posterior(moments, posterior_noise.to(moments.dtype))
+        latents = LatentAutoencoder.sample_posterior(moments, posterior_noise.to(moments.dtype))
         reconstruction = self.codec.decode(latents).float()
         target = pixels.float()
         parts = {
@@ -95,7 +95,7 @@ def kl_divergence(moments: Float[Tensor, "b c2 lh lw"]) -> Float[Tensor, "b"]:
 
     Source: Kingma and Welling 2014, "Auto-encoding variational Bayes", App. B.
     """
-    mean, logvar = LatentCodec.split(moments.float())
+    mean, logvar = LatentAutoencoder.split(moments.float())
     return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).flatten(1).mean(dim=1)
 
 

@@ -24,7 +24,7 @@ from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import Device, World, notice_board, torch_device
 from synfundus.errors import ConfigError
 from synfundus.models.attention import AttentionChoice, agreed_attention, apply_attention, choose_attention, head_dims
-from synfundus.models.autoencoder import LatentCodec, build_codec
+from synfundus.models.autoencoder import LatentAutoencoder, build_autoencoder
 from synfundus.models.compilation import compile_blocks, require_compilation
 from synfundus.seeding import derive_key
 from synfundus.telemetry.console import Console
@@ -57,11 +57,11 @@ def torch_dtype(precision: Precision) -> torch.dtype:
     return torch.bfloat16 if definite(precision) == "bf16" else torch.float32
 
 
-def codec(section: AutoencoderConfig, *, image_size_px: int, seed: int) -> LatentCodec:
+def autoencoder(section: AutoencoderConfig, *, image_size_px: int, seed: int) -> LatentAutoencoder:
     """Build an autoencoder with random weights that depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_key(seed, "init", "codec") % 2**63)
-        return build_codec(
+        return build_autoencoder(
             image_size_px=image_size_px,
             latent_channels=section.latent_channels,
             block_out_channels=section.block_out_channels,

@@ -17,7 +17,7 @@ from synfundus.diffusion.sampling import SamplerName, SamplerSettings, scheduler
 from synfundus.diffusion.schedule import build_schedule
 from synfundus.errors import DataError
 from synfundus.labels.schema import LabelSchema
-from synfundus.models.autoencoder import LatentCodec
+from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.conditioner import LabelConditioner
 from synfundus.models.unet import ConditionalDenoiser, build_unet
 from synfundus.seeding import derive_key
@@ -128,18 +128,18 @@ def denoiser(
     return ConditionalDenoiser(unet=unet, conditioner=conditioner)
 
 
-def model_setup(section: DiffusionConfig, latents: ShardSet, codec: LatentCodec) -> ModelSetup:
+def model_setup(section: DiffusionConfig, latents: ShardSet, autoencoder: LatentAutoencoder) -> ModelSetup:
     """Return what the network of a run will need around it."""
     mean, std = latent_statistics(section, latents.properties)
     return ModelSetup(
-        codec=codec,
+        autoencoder=autoencoder,
         schedule_settings=schedule_settings(section),
         label_schema=latents.label_schema,
         latent_mean=tuple(mean),
         latent_std=tuple(std),
         image_size_px=int(latents.properties["image_size_px"]),
         latent_set_identity=latents.identity,
-        vae_fingerprint=str(latents.properties["autoencoder_fingerprint"]),
+        autoencoder_fingerprint=str(latents.properties["autoencoder_fingerprint"]),
     )
 
 

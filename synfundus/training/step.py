@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from synfundus.diffusion.flow import ForwardProcess
 from synfundus.diffusion.loss import denoising_loss
 from synfundus.diffusion.parametrisation import PredictionType, check_prediction_type, training_target
-from synfundus.models.autoencoder import LatentCodec
+from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.autoencoder_objective import AutoencoderObjective
 from synfundus.models.unet import ConditionalDenoiser
 
@@ -68,7 +68,7 @@ class LatentDiffusionStep(nn.Module):
             images_seen: Images before this step (not used here).
         """
         timestep, noise, weights = batch["timestep"], batch["noise"], batch["weights"]
-        latents = LatentCodec.sample_posterior(batch["moments"], batch["posterior_noise"])
+        latents = LatentAutoencoder.sample_posterior(batch["moments"], batch["posterior_noise"])
         if self._mean.device != latents.device:  # once: each copy would make the host wait for a GPU
             self._mean, self._std = self._mean.to(latents.device), self._std.to(latents.device)
         x0 = (latents - self._mean) / self._std
@@ -105,7 +105,7 @@ class AutoencoderStep(nn.Module):
     """pixels -> reconstruction -> loss.
 
     Args:
-        objective: Codec, optional discriminator and the terms of the loss.
+        objective: Autoencoder, optional discriminator and the terms of the loss.
         channels_last: Hand the network NHWC memory.
     """
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from synfundus.distributed.world import World
-from synfundus.models.autoencoder import LatentCodec
+from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.counting import NetworkCount, count_network, meta_copy
 from synfundus.models.unet import ConditionalDenoiser
 from synfundus.training.memory.footprint import GPUS, ImageFlops, find_gpu
@@ -36,16 +36,16 @@ class Kernels:
 class _Reconstruction(nn.Module):
     """The autoencoder's network from its input to its output; a linear path is left out, and costs next to nothing."""
 
-    def __init__(self, codec: LatentCodec) -> None:
+    def __init__(self, autoencoder: LatentAutoencoder) -> None:
         super().__init__()
-        self.autoencoder = codec.autoencoder
+        self.network = autoencoder.network
 
     def forward(self, blocks: Tensor) -> Tensor:
         """Return the reconstruction."""
-        encoded = self.autoencoder.encode(blocks)
+        encoded = self.network.encode(blocks)
         # a deep-compression autoencoder has no posterior
         latents = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latent
-        restored: Tensor = self.autoencoder.decode(latents, return_dict=False)[0]
+        restored: Tensor = self.network.decode(latents, return_dict=False)[0]
         return restored
 
 
@@ -80,22 +80,24 @@ def denoiser_cost(
     return _cost(count_network(shadow, *inputs), kernels, world)
 
 
-def codec_cost(codec: LatentCodec, *, image_size_px: int, kernels: Kernels, world: World) -> StepCost | None:
+def autoencoder_cost(
+    autoencoder: LatentAutoencoder, *, image_size_px: int, kernels: Kernels, world: World
+) -> StepCost | None:
     """Count the autoencoder on rank 0, without a discriminator; None elsewhere.
 
     Args:
-        codec: As built, see `denoiser_cost`.
+        autoencoder: As built, see `denoiser_cost`.
         image_size_px: Edge of the images.
         kernels: How it is computed.
         world: The job.
     """
     if world.rank > 0:
         return None
-    edge = image_size_px // codec.block_size_px
-    blocks = torch.empty(1, int(codec.autoencoder.config.in_channels), edge, edge, device="meta")
-    shadow = meta_copy(_Reconstruction(codec))
+    edge = image_size_px // autoencoder.block_size_px
+    blocks = torch.empty(1, int(autoencoder.network.config.in_channels), edge, edge, device="meta")
+    shadow = meta_copy(_Reconstruction(autoencoder))
     if kernels.gradient_checkpointing:
-        shadow.autoencoder.enable_gradient_checkpointing()
+        shadow.network.enable_gradient_checkpointing()
     return _cost(count_network(shadow, blocks), kernels, world)
 
 

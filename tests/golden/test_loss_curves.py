@@ -16,7 +16,7 @@ from tiny_sets import IMAGE_SIZE_PX, tiny_config, write_set
 
 from synfundus.distributed.world import World
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
-from synfundus.models.autoencoder import build_codec, fingerprint
+from synfundus.models.autoencoder import build_autoencoder, fingerprint
 from synfundus.seeding import keyed_normal, keyed_uniform
 from synfundus.shards.reader import encode_npy
 from synfundus.stages.train import job as train
@@ -61,7 +61,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("curves")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        codec = build_codec(
+        autoencoder = build_autoencoder(
             image_size_px=IMAGE_SIZE_PX,
             block_size_px=1,
             latent_channels=LATENT_SHAPE[0],
@@ -71,7 +71,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
             mid_block_attention=False,
             linear_path=False,
         )
-    codec.save_pretrained(folder / "vae")
+    autoencoder.save_pretrained(folder / "vae")
     count = sum(sum(sizes) for sizes in SHARDS.values())
     numbers = range(count)
     means = keyed_normal(11, "golden-latents", numbers, LATENT_SHAPE)

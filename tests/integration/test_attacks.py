@@ -19,7 +19,7 @@ from hostile_inputs import CONFIGS, DOCUMENTS, INDICES, MANIFESTS, MEMBERS, TARS
 from tiny_pipeline import write_tiny_pipeline
 from tiny_sets import tiny_config
 
-from synfundus.artifacts.autoencoder_folder import find_codec, open_codec
+from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
 from synfundus.artifacts.model_folder import denoiser_fingerprint, load_pipeline
 from synfundus.cli.app import run_command
 from synfundus.distributed.world import World
@@ -219,21 +219,21 @@ def test_a_checkpoint_runs_no_code(
 @pytest.mark.parametrize("name", ["diffusion_pytorch_model.safetensors", "config.json", "linear_path.safetensors"])
 def test_an_autoencoder_runs_no_code(name: str, payload: bytes, vae_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "vae"
-    shutil.copytree(find_codec(str(vae_run)), folder)
+    shutil.copytree(find_autoencoder(str(vae_run)), folder)
     assert (folder / name).exists()
     (folder / name).write_bytes(payload)
     with pytest.raises(CheckpointError):
-        open_codec(str(folder), device=torch.device("cpu"), dtype=torch.float32)
+        open_autoencoder(str(folder), device=torch.device("cpu"), dtype=torch.float32)
 
 
 def test_pickled_weights_beside_an_autoencoder_are_not_read(payload: bytes, vae_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "vae"
-    shutil.copytree(find_codec(str(vae_run)), folder)
+    shutil.copytree(find_autoencoder(str(vae_run)), folder)
     (folder / "diffusion_pytorch_model.safetensors").unlink()
     for name in ("diffusion_pytorch_model.bin", "pytorch_model.bin", "model.pt", "model.ckpt"):
         (folder / name).write_bytes(payload)
     with pytest.raises(CheckpointError, match="pickled weights are not read"):
-        open_codec(str(folder), device=torch.device("cpu"), dtype=torch.float32)
+        open_autoencoder(str(folder), device=torch.device("cpu"), dtype=torch.float32)
 
 
 @pytest.mark.parametrize(

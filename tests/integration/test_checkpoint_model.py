@@ -69,7 +69,7 @@ def test_the_last_checkpoint_makes_the_model_the_run_exported(ended: Path, tmp_p
     finished = load_pipeline(ended / "export", device=torch.device("cpu"))
     made = exported(ended, tmp_path / "made", checkpoint=LAST)
     assert made.fingerprint == finished.fingerprint
-    assert made.vae_fingerprint == finished.vae_fingerprint
+    assert made.autoencoder_fingerprint == finished.autoencoder_fingerprint
     assert made.latent_mean == finished.latent_mean
     assert made.schedule_settings == finished.schedule_settings
     kept = ("parameters", "training_images", "images_seen")

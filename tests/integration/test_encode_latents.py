@@ -17,11 +17,11 @@ import torch
 from rank_processes import run_cli, run_ranks_with_fault
 from tiny_sets import UNEVEN_SHARDS, flip_byte, tiny_config, write_config
 
-from synfundus.artifacts.autoencoder_folder import find_codec, open_codec
+from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
 from synfundus.artifacts.latent_sources import SOURCES_NAME, load_sources
 from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import ConfigError, CorruptShard, DataError
-from synfundus.models.autoencoder import LatentCodec
+from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.pixels import pixels_to_tensor
 from synfundus.shards.images import ImageDecoder
 from synfundus.shards.reader import ShardSetReader, decode_npy
@@ -144,13 +144,13 @@ def test_a_pass_that_was_stopped_goes_on_and_ends_with_the_same_bytes(
     assert not (out / "manifest.json").exists()
     done = sum(1 for _ in out.rglob("*.tar"))
     encoded: list[int] = []
-    original = LatentCodec.encode
+    original = LatentAutoencoder.encode
 
-    def count(self: LatentCodec, pixels: torch.Tensor) -> torch.Tensor:
+    def count(self: LatentAutoencoder, pixels: torch.Tensor) -> torch.Tensor:
         encoded.append(len(pixels))
         return original(self, pixels)
 
-    monkeypatch.setattr(LatentCodec, "encode", count)
+    monkeypatch.setattr(LatentAutoencoder, "encode", count)
     encode(image_set, vae_run, out)
     assert hashes(out) == hashes(alone)
     sizes = [size for split in UNEVEN_SHARDS.values() for size in split]
@@ -181,7 +181,7 @@ def test_a_finished_set_is_left_alone(
     image_set: ShardSet, vae_run: Path, alone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = hashes(alone)
-    monkeypatch.setattr(LatentCodec, "encode", None)
+    monkeypatch.setattr(LatentAutoencoder, "encode", None)
     summary = encode(image_set, vae_run, alone)
     assert hashes(alone) == before
     assert summary["num_samples"] == 96
@@ -198,7 +198,9 @@ def read_all(shard_set: ShardSet, split: str) -> list[tuple[str, dict[str, bytes
 def test_the_moments_are_the_encoders_in_fp16_and_the_documents_are_unchanged(
     image_set: ShardSet, latent_set: ShardSet, vae_run: Path
 ) -> None:
-    codec, fingerprint = open_codec(find_codec(str(vae_run)), device=torch.device("cpu"), dtype=torch.float32)
+    autoencoder, fingerprint = open_autoencoder(
+        find_autoencoder(str(vae_run)), device=torch.device("cpu"), dtype=torch.float32
+    )
     decode = ImageDecoder(schema=image_set.label_schema, image_size_px=64)
     assert latent_set.properties["autoencoder_fingerprint"] == fingerprint
     assert latent_set.properties["image_set_identity"] == image_set.identity
@@ -210,7 +212,7 @@ def test_the_moments_are_the_encoders_in_fp16_and_the_documents_are_unchanged(
             pixels = pixels_to_tensor(decode(key, image, "x")["pixels"][None])
             for member, source in (("moments.npy", pixels), ("flip.npy", pixels.flip(-1))):
                 with torch.no_grad():
-                    expected = codec.encode(source)[0].numpy()
+                    expected = autoencoder.encode(source)[0].numpy()
                 stored = decode_npy(latent[member], where="x")
                 assert stored.dtype == np.float16
                 np.testing.assert_allclose(stored, expected, rtol=2e-3, atol=2e-3)
@@ -228,15 +230,15 @@ def test_the_encoder_is_frozen_and_in_evaluation_mode(
     image_set: ShardSet, vae_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: set[tuple[bool, bool, bool]] = set()
-    original = LatentCodec.encode
+    original = LatentAutoencoder.encode
 
-    def spy(self: LatentCodec, pixels: torch.Tensor) -> torch.Tensor:
+    def spy(self: LatentAutoencoder, pixels: torch.Tensor) -> torch.Tensor:
         trainable = any(parameter.requires_grad for parameter in self.parameters())
         training = any(module.training for module in self.modules())
         seen.add((training, trainable, torch.is_grad_enabled()))
         return original(self, pixels)
 
-    monkeypatch.setattr(LatentCodec, "encode", spy)
+    monkeypatch.setattr(LatentAutoencoder, "encode", spy)
     encode(image_set, vae_run, tmp_path / "latents")
     assert seen == {(False, False, False)}
 
@@ -357,11 +359,13 @@ def test_another_content_of_out_is_refused_naming_both_sides(
     image_set: ShardSet, vae_run: Path, tmp_path: Path, world: World
 ) -> None:
     other = tmp_path / "vae"
-    codec, mine = open_codec(find_codec(str(vae_run)), device=torch.device("cpu"), dtype=torch.float32)
+    autoencoder, mine = open_autoencoder(
+        find_autoencoder(str(vae_run)), device=torch.device("cpu"), dtype=torch.float32
+    )
     with torch.no_grad():
-        next(codec.autoencoder.parameters()).add_(0.01)
-    codec.save_pretrained(other)
-    _, theirs = open_codec(other, device=torch.device("cpu"), dtype=torch.float32)
+        next(autoencoder.network.parameters()).add_(0.01)
+    autoencoder.save_pretrained(other)
+    _, theirs = open_autoencoder(other, device=torch.device("cpu"), dtype=torch.float32)
     finished, unfinished = tmp_path / "finished", tmp_path / "unfinished"
     encode(image_set, vae_run, finished)
     with pytest.raises(KeyboardInterrupt):
@@ -380,13 +384,13 @@ def test_another_content_of_out_is_refused_naming_both_sides(
 def test_moments_that_fp16_cannot_hold_are_an_error_and_nothing_is_published(
     image_set: ShardSet, vae_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = LatentCodec.encode
+    original = LatentAutoencoder.encode
     for factor in (1e9, float("nan")):
 
-        def diverged(self: LatentCodec, pixels: torch.Tensor, factor: float = factor) -> torch.Tensor:
+        def diverged(self: LatentAutoencoder, pixels: torch.Tensor, factor: float = factor) -> torch.Tensor:
             return original(self, pixels) * factor
 
-        monkeypatch.setattr(LatentCodec, "encode", diverged)
+        monkeypatch.setattr(LatentAutoencoder, "encode", diverged)
         with pytest.raises(DataError, match="do not fit fp16"):
             encode(image_set, vae_run, tmp_path / "latents")
         assert not (tmp_path / "latents" / "manifest.json").exists()

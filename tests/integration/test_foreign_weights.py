@@ -35,7 +35,7 @@ from synfundus.storage.documents import read_document, read_lines
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import SilentConsole
 
-CODECS: dict[str, Callable[[], AutoencoderKL | AutoencoderDC]] = {
+AUTOENCODERS: dict[str, Callable[[], AutoencoderKL | AutoencoderDC]] = {
     "KL, f8, 4 channels": lambda: kl_f8(4),
     "KL, f8, 16 channels": lambda: kl_f8(16),
     "DC, f32, 8 channels": dc_f32,
@@ -92,11 +92,11 @@ def read_first(image_set: ShardSet, latents: ShardSet) -> tuple[torch.Tensor, np
     return pixels, moments
 
 
-@pytest.mark.parametrize("kind", CODECS)
+@pytest.mark.parametrize("kind", AUTOENCODERS)
 def test_a_foreign_autoencoder_goes_through_the_whole_chain(
     kind: str, image_set: ShardSet, world: World, tmp_path: Path
 ) -> None:
-    stock, channels = CODECS[kind](), SHAPES[kind][0]
+    stock, channels = AUTOENCODERS[kind](), SHAPES[kind][0]
     stock.save_pretrained(tmp_path / "foreign" / "vae")
     latents = encode(image_set, tmp_path / "foreign", tmp_path / "latents", world)
     assert tuple(latents.properties["moments_shape"]) == (2 * channels, *SHAPES[kind][1:])
@@ -132,11 +132,11 @@ def test_a_foreign_autoencoder_goes_through_the_whole_chain(
     assert found["samples"] == 4
 
 
-@pytest.mark.parametrize("kind", CODECS)
+@pytest.mark.parametrize("kind", AUTOENCODERS)
 def test_training_goes_on_from_a_foreign_autoencoder(
     kind: str, image_set: ShardSet, world: World, tmp_path: Path
 ) -> None:
-    stock = CODECS[kind]()
+    stock = AUTOENCODERS[kind]()
     stock.save_pretrained(tmp_path / "foreign")
     changes = {"data": image_set.url, "run_dir": str(tmp_path / "run"), "init_from": str(tmp_path / "foreign")}
     loop = {"budget_images": 48, "checkpoint_every_images": 16, "validation_images": 4}
@@ -172,7 +172,7 @@ def test_a_half_precision_autoencoder_with_an_old_config_serves_until_the_export
     latents = encode(image_set, tmp_path / "foreign", tmp_path / "latents", world)
     train_on(latents, tmp_path / "run", world)
     loaded = load_pipeline(tmp_path / "run" / "export", device=torch.device("cpu"))
-    assert loaded.vae_fingerprint == latents.properties["autoencoder_fingerprint"]
+    assert loaded.autoencoder_fingerprint == latents.properties["autoencoder_fingerprint"]
 
 
 def test_autoencoders_that_cannot_be_used_leave_no_mark(image_set: ShardSet, world: World, tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from planted_identity import ASCII_STEM, STEM, Planted, has_token, hits, plant, token_of
 from rank_processes import run_cli
-from tiny_pipeline import tiny_codec
+from tiny_pipeline import tiny_autoencoder
 from tiny_sets import tiny_config
 
-from synfundus.artifacts.autoencoder_folder import save_codec
+from synfundus.artifacts.autoencoder_folder import save_autoencoder
 from synfundus.distributed.world import LocalWorld
 from synfundus.phantoms.draw import LABEL_NAMES, draw_phantom
 from synfundus.stages.encode_latents import job as encode_latents
@@ -101,14 +101,14 @@ def release(folder: Path, number: int, caplog: pytest.LogCaptureFixture, capfd: 
     clinic = write_clinic(folder / "in", number)
     caplog.set_level(logging.DEBUG)
     caplog.clear()
-    images, latents, codec = folder / "images", folder / "latents", folder / "codec"
+    images, latents, autoencoder = folder / "images", folder / "latents", folder / "codec"
     given = {"source": str(clinic.folder), "labels": str(clinic.folder / "labels.csv")}
     line = ["--source", given["source"], "--labels", given["labels"], "--image-size", "64", "--workers", "0"]
     done = run_cli("prepare", *line, "--out", images, "--debug").check()
     again = {**given, "out": str(folder / "again"), "image_size_px": 64, "workers": 0}
     prepare.run(tiny_config({"prepare": again}), LocalWorld(), SilentConsole())
-    save_codec(tiny_codec(), str(codec))
-    encode = {"data": str(images), "vae": str(codec), "out": str(latents), "flip": True}
+    save_autoencoder(tiny_autoencoder(), str(autoencoder))
+    encode = {"data": str(images), "vae": str(autoencoder), "out": str(latents), "flip": True}
     encode_latents.run(tiny_config({"encode_latents": encode}), LocalWorld(), SilentConsole())
     captured = capfd.readouterr()
     return Released(clinic, images, latents, done.output + caplog.text + captured.out + captured.err)

@@ -14,7 +14,7 @@ import torch
 from rank_processes import run_cli
 from tiny_sets import UNEVEN_SHARDS, phantom_samples, tiny_config, write_config, write_phantom_set, write_set
 
-from synfundus.artifacts.autoencoder_folder import find_codec, open_codec
+from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
 from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import CheckpointError, ConfigError, DataError, ManifestMismatch, SynfundusError
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema
@@ -49,21 +49,21 @@ def refusal(expected: type[SynfundusError], act: Callable[[], object], *words: s
 
 
 @pytest.fixture(scope="module")
-def other_vae(vae_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def other_autoencoder(vae_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """An autoencoder that differs in one weight; (folder, fingerprint)."""
     folder = tmp_path_factory.mktemp("vae") / "other"
-    codec, _ = open_codec(find_codec(str(vae_run)), device=torch.device("cpu"), dtype=torch.float32)
+    autoencoder, _ = open_autoencoder(find_autoencoder(str(vae_run)), device=torch.device("cpu"), dtype=torch.float32)
     with torch.no_grad():
-        next(codec.autoencoder.parameters()).add_(0.01)
-    codec.save_pretrained(folder)
-    return folder, open_codec(folder, device=torch.device("cpu"), dtype=torch.float32)[1]
+        next(autoencoder.network.parameters()).add_(0.01)
+    autoencoder.save_pretrained(folder)
+    return folder, open_autoencoder(folder, device=torch.device("cpu"), dtype=torch.float32)[1]
 
 
 @pytest.fixture(scope="module")
-def other_codec_latents(
-    image_set: ShardSet, other_vae: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory
+def other_autoencoder_latents(
+    image_set: ShardSet, other_autoencoder: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory
 ) -> ShardSet:
-    return encode(image_set, other_vae[0], tmp_path_factory.mktemp("latents") / "codec")
+    return encode(image_set, other_autoencoder[0], tmp_path_factory.mktemp("latents") / "codec")
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +98,9 @@ def short(latents: ShardSet) -> str:
 
 class TestTrain:
     def test_an_autoencoder_the_latents_are_not_of(
-        self, latent_set: ShardSet, other_vae: tuple[Path, str], world: World, tmp_path: Path
+        self, latent_set: ShardSet, other_autoencoder: tuple[Path, str], world: World, tmp_path: Path
     ) -> None:
-        folder, fingerprint = other_vae
+        folder, fingerprint = other_autoencoder
         refusal(
             ManifestMismatch,
             lambda: start(latent_set, tmp_path / "run", world, vae=str(folder)),
@@ -109,13 +109,15 @@ class TestTrain:
         assert not (tmp_path / "run").exists(), "a start that is refused leaves no mark"
 
     def test_an_autoencoder_that_was_trained_on_since(
-        self, image_set: ShardSet, vae_run: Path, other_vae: tuple[Path, str], world: World, tmp_path: Path
+        self, image_set: ShardSet, vae_run: Path, other_autoencoder: tuple[Path, str], world: World, tmp_path: Path
     ) -> None:
-        shutil.copytree(find_codec(str(vae_run)), tmp_path / "vae")
+        shutil.copytree(find_autoencoder(str(vae_run)), tmp_path / "vae")
         latents = encode(image_set, tmp_path / "vae", tmp_path / "latents")
         shutil.rmtree(tmp_path / "vae")
-        shutil.copytree(other_vae[0], tmp_path / "vae")
-        refusal(ManifestMismatch, lambda: start(latents, tmp_path / "run", world), short(latents), other_vae[1][:12])
+        shutil.copytree(other_autoencoder[0], tmp_path / "vae")
+        refusal(
+            ManifestMismatch, lambda: start(latents, tmp_path / "run", world), short(latents), other_autoencoder[1][:12]
+        )
 
     @pytest.mark.parametrize("kind", ["codec", "size", "labels"])
     def test_other_latents_in_the_folder_of_a_run(
@@ -128,12 +130,12 @@ class TestTrain:
         assert str(trained) in error.where
 
     def test_a_model_to_start_from_that_is_of_another_autoencoder(
-        self, latent_set: ShardSet, other_codec_latents: ShardSet, trained: Path, world: World, tmp_path: Path
+        self, latent_set: ShardSet, other_autoencoder_latents: ShardSet, trained: Path, world: World, tmp_path: Path
     ) -> None:
         refusal(
             ManifestMismatch,
-            lambda: start(other_codec_latents, tmp_path / "run", world, init_from=str(trained)),
-            *(short(latent_set), short(other_codec_latents)),
+            lambda: start(other_autoencoder_latents, tmp_path / "run", world, init_from=str(trained)),
+            *(short(latent_set), short(other_autoencoder_latents)),
         )
         assert not (tmp_path / "run").exists(), "a start that is refused leaves no mark"
 
@@ -195,8 +197,10 @@ class TestTrain:
             "a set of images is here, a set of latents is needed",
         )
 
-    def test_a_flip_without_mirrored_moments(self, other_codec_latents: ShardSet, world: World, tmp_path: Path) -> None:
-        given = {"latents": other_codec_latents.url, "run_dir": str(tmp_path / "run")}
+    def test_a_flip_without_mirrored_moments(
+        self, other_autoencoder_latents: ShardSet, world: World, tmp_path: Path
+    ) -> None:
+        given = {"latents": other_autoencoder_latents.url, "run_dir": str(tmp_path / "run")}
         config = tiny_config({"train": {**given, "diffusion": {"flip": True}}})
         error = refusal(ConfigError, lambda: train.run(config, world, SilentConsole()), "no mirrored moments")
         assert "--flip" in error.hint
@@ -232,15 +236,15 @@ class TestSample:
         return sample.run(config, LocalWorld(), SilentConsole())
 
     def test_an_autoencoder_the_model_was_not_trained_with(
-        self, trained: Path, latent_set: ShardSet, other_vae: tuple[Path, str], tmp_path: Path
+        self, trained: Path, latent_set: ShardSet, other_autoencoder: tuple[Path, str], tmp_path: Path
     ) -> None:
         shutil.copytree(trained / "export", tmp_path / "model")
         shutil.rmtree(tmp_path / "model" / "vae")
-        shutil.copytree(other_vae[0], tmp_path / "model" / "vae")
+        shutil.copytree(other_autoencoder[0], tmp_path / "model" / "vae")
         refusal(
             ManifestMismatch,
             lambda: self.sample(tmp_path / "model", tmp_path / "out"),
-            *(short(latent_set), other_vae[1][:12]),
+            *(short(latent_set), other_autoencoder[1][:12]),
         )
 
     @pytest.mark.parametrize("part", ["unet", "conditioner"])
@@ -270,14 +274,14 @@ class TestSample:
 
 
 def test_on_the_command_line_a_mismatch_is_one_panel_with_exit_code_3(
-    latent_set: ShardSet, other_vae: tuple[Path, str], tmp_path: Path
+    latent_set: ShardSet, other_autoencoder: tuple[Path, str], tmp_path: Path
 ) -> None:
     config = write_config(tmp_path / "run.yaml")
     ended = run_cli(
         *("train", "--config", config, "--latents", latent_set.url),
-        *("--run-dir", tmp_path / "run", "--vae", other_vae[0]),
+        *("--run-dir", tmp_path / "run", "--vae", other_autoencoder[0]),
     )
     assert ended.returncode == ManifestMismatch.exit_code == 3
     assert short(latent_set) in ended.output
-    assert other_vae[1][:12] in ended.output
+    assert other_autoencoder[1][:12] in ended.output
     assert "Traceback" not in ended.output

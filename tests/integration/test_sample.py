@@ -18,7 +18,7 @@ from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import ConfigError, DataError, ManifestMismatch, SynfundusError
 from synfundus.labels.schema import LabelSchema, LabelSpec
-from synfundus.models.autoencoder import LatentCodec
+from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.stages.export import job as export
 from synfundus.stages.sample import job as sample
 from synfundus.storage import filesystem
@@ -168,9 +168,9 @@ def test_labels_the_model_does_not_know_are_refused_naming_both(model: Path, tmp
 
 def test_an_autoencoder_put_in_from_another_model_is_refused(tmp_path: Path) -> None:
     folder = write_tiny_pipeline(tmp_path / "run" / "export")
-    LatentCodec.from_pretrained(write_tiny_pipeline(tmp_path / "other" / "export", seed=5) / "vae").save_pretrained(
-        folder / "vae"
-    )
+    LatentAutoencoder.from_pretrained(
+        write_tiny_pipeline(tmp_path / "other" / "export", seed=5) / "vae"
+    ).save_pretrained(folder / "vae")
     with pytest.raises(ManifestMismatch):
         _sample(tmp_path / "run", tmp_path / "out")
 

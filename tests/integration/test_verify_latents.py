@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_sets import tiny_config, write_phantom_set
 
-from synfundus.artifacts.autoencoder_folder import find_codec, open_codec
+from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import DataError, ManifestMismatch, SynfundusError
 from synfundus.stages.encode_latents import job as encode_latents
@@ -51,11 +51,13 @@ def test_a_psnr_below_the_limit_fails(latent_set: ShardSet, vae_run: Path) -> No
 
 
 def test_another_autoencoder_is_refused_naming_both(latent_set: ShardSet, vae_run: Path, tmp_path: Path) -> None:
-    codec, mine = open_codec(find_codec(str(vae_run)), device=torch.device("cpu"), dtype=torch.float32)
+    autoencoder, mine = open_autoencoder(
+        find_autoencoder(str(vae_run)), device=torch.device("cpu"), dtype=torch.float32
+    )
     with torch.no_grad():
-        next(codec.autoencoder.parameters()).add_(0.01)
-    codec.save_pretrained(tmp_path / "vae")
-    _, theirs = open_codec(tmp_path / "vae", device=torch.device("cpu"), dtype=torch.float32)
+        next(autoencoder.network.parameters()).add_(0.01)
+    autoencoder.save_pretrained(tmp_path / "vae")
+    _, theirs = open_autoencoder(tmp_path / "vae", device=torch.device("cpu"), dtype=torch.float32)
     with pytest.raises(ManifestMismatch, match=f"{mine[:12]}.*{theirs[:12]}"):
         verify(latent_set.url, tmp_path / "vae")
 

@@ -1,4 +1,4 @@
-"""The codec: a stock autoencoder when plain, a closed-form start when asked, always the same bytes."""
+"""The autoencoder: a stock one when plain, a closed-form start when asked, always the same bytes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 from diffusers import AutoencoderKL
 
 from synfundus.errors import CheckpointError, ConfigError, DataError
-from synfundus.models.autoencoder import LatentCodec, build_codec, fingerprint
+from synfundus.models.autoencoder import LatentAutoencoder, build_autoencoder, fingerprint
 from synfundus.models.autoencoder_objective import AutoencoderObjective, kl_divergence
 from synfundus.models.discriminator import PatchDiscriminator, discriminator_hinge_loss, generator_hinge_loss
 from synfundus.models.linear_path import LinearPath
 from synfundus.models.reconstruction_metrics import psnr, ssim
 
 
-def codec_of(*, linear_path: bool = False, block_size_px: int = 1, seed: int = 0) -> LatentCodec:
+def autoencoder_of(*, linear_path: bool = False, block_size_px: int = 1, seed: int = 0) -> LatentAutoencoder:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return build_codec(
+        return build_autoencoder(
             image_size_px=32,
             block_size_px=block_size_px,
             latent_channels=4,
@@ -39,31 +39,31 @@ def images_of(count: int = 16, size: int = 32, seed: int = 0) -> torch.Tensor:
     return torch.nn.functional.interpolate(coarse, size=(size, size), mode="bicubic").clamp(-1, 1)
 
 
-def fitted_codec() -> LatentCodec:
-    codec = codec_of(linear_path=True)
-    assert codec.linear_path is not None
-    codec.linear_path.fit(images_of(64).chunk(4))
-    return codec
+def fitted_autoencoder() -> LatentAutoencoder:
+    autoencoder = autoencoder_of(linear_path=True)
+    assert autoencoder.linear_path is not None
+    autoencoder.linear_path.fit(images_of(64).chunk(4))
+    return autoencoder
 
 
-def reconstruct(codec: LatentCodec, pixels: torch.Tensor) -> torch.Tensor:
+def reconstruct(autoencoder: LatentAutoencoder, pixels: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return codec.decode(LatentCodec.split(codec.encode(pixels))[0])
+        return autoencoder.decode(LatentAutoencoder.split(autoencoder.encode(pixels))[0])
 
 
-def test_without_the_linear_path_the_codec_is_the_stock_autoencoder_to_the_bit(tmp_path: Path) -> None:
-    codec = codec_of()
-    codec.save_pretrained(tmp_path)
+def test_without_the_linear_path_the_autoencoder_is_the_stock_one_to_the_bit(tmp_path: Path) -> None:
+    autoencoder = autoencoder_of()
+    autoencoder.save_pretrained(tmp_path)
     stock = AutoencoderKL.from_pretrained(tmp_path, use_safetensors=True, low_cpu_mem_usage=False).eval()
     pixels = images_of(2)
     with torch.no_grad():
         posterior = stock.encode(pixels).latent_dist
-        assert torch.equal(codec.encode(pixels), torch.cat([posterior.mean, posterior.logvar], dim=1))
-        assert torch.equal(codec.decode(posterior.mean), stock.decode(posterior.mean).sample)
+        assert torch.equal(autoencoder.encode(pixels), torch.cat([posterior.mean, posterior.logvar], dim=1))
+        assert torch.equal(autoencoder.decode(posterior.mean), stock.decode(posterior.mean).sample)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]
 
 
-def test_a_folder_written_by_diffusers_alone_opens_as_a_codec(tmp_path: Path) -> None:
+def test_a_folder_written_by_diffusers_alone_opens(tmp_path: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         stock = AutoencoderKL(
@@ -76,14 +76,14 @@ def test_a_folder_written_by_diffusers_alone_opens_as_a_codec(tmp_path: Path) ->
             use_post_quant_conv=False,
         ).eval()
     stock.save_pretrained(tmp_path)
-    codec = LatentCodec.from_pretrained(tmp_path).eval()
-    assert (codec.latent_channels, codec.downsample_factor) == (7, 2)
+    autoencoder = LatentAutoencoder.from_pretrained(tmp_path).eval()
+    assert (autoencoder.latent_channels, autoencoder.downsample_factor) == (7, 2)
     with torch.no_grad():
-        assert torch.equal(codec.decode(torch.ones(1, 7, 4, 4)), stock.decode(torch.ones(1, 7, 4, 4)).sample)
+        assert torch.equal(autoencoder.decode(torch.ones(1, 7, 4, 4)), stock.decode(torch.ones(1, 7, 4, 4)).sample)
 
 
 def test_with_the_linear_path_stock_files_still_open_plainly(tmp_path: Path) -> None:
-    fitted_codec().save_pretrained(tmp_path)
+    fitted_autoencoder().save_pretrained(tmp_path)
     AutoencoderKL.from_pretrained(tmp_path, use_safetensors=True, low_cpu_mem_usage=False)
     assert {"linear_path.json", "linear_path.safetensors"} <= {path.name for path in tmp_path.iterdir()}
 
@@ -92,37 +92,37 @@ def test_with_the_linear_path_stock_files_still_open_plainly(tmp_path: Path) -> 
 def test_saved_and_read_back_it_gives_the_same_moments_and_pixels(
     tmp_path: Path, linear_path: bool, block_size_px: int
 ) -> None:
-    codec = codec_of(linear_path=linear_path, block_size_px=block_size_px)
-    if codec.linear_path is not None:
-        codec.linear_path.fit(images_of(64).chunk(4))
-    codec.save_pretrained(tmp_path)
-    back = LatentCodec.from_pretrained(tmp_path).eval()
+    autoencoder = autoencoder_of(linear_path=linear_path, block_size_px=block_size_px)
+    if autoencoder.linear_path is not None:
+        autoencoder.linear_path.fit(images_of(64).chunk(4))
+    autoencoder.save_pretrained(tmp_path)
+    back = LatentAutoencoder.from_pretrained(tmp_path).eval()
     pixels = images_of(2)
-    assert codec.downsample_factor == back.downsample_factor == 4
+    assert autoencoder.downsample_factor == back.downsample_factor == 4
     with torch.no_grad():
-        assert codec.encode(pixels).shape == (2, 8, 8, 8)
-        assert torch.equal(codec.encode(pixels), back.encode(pixels))
-    assert torch.equal(reconstruct(codec, pixels), reconstruct(back, pixels))
+        assert autoencoder.encode(pixels).shape == (2, 8, 8, 8)
+        assert torch.equal(autoencoder.encode(pixels), back.encode(pixels))
+    assert torch.equal(reconstruct(autoencoder, pixels), reconstruct(back, pixels))
 
 
 def test_untrained_with_the_linear_path_it_reconstructs_far_better_than_without() -> None:
     held_out = images_of(8, seed=1)
-    with_path = float(psnr(reconstruct(fitted_codec(), held_out), held_out, data_range=2.0).mean())
-    without = float(psnr(reconstruct(codec_of(), held_out), held_out, data_range=2.0).mean())
+    with_path = float(psnr(reconstruct(fitted_autoencoder(), held_out), held_out, data_range=2.0).mean())
+    without = float(psnr(reconstruct(autoencoder_of(), held_out), held_out, data_range=2.0).mean())
     assert with_path > without + 8
 
 
 def test_untrained_residual_adds_exactly_nothing() -> None:
-    codec, pixels = fitted_codec(), images_of(2)
-    assert codec.linear_path is not None
-    mean, logvar = LatentCodec.split(codec.encode(pixels).detach())
-    assert torch.equal(mean, codec.linear_path.encode(pixels))
+    autoencoder, pixels = fitted_autoencoder(), images_of(2)
+    assert autoencoder.linear_path is not None
+    mean, logvar = LatentAutoencoder.split(autoencoder.encode(pixels).detach())
+    assert torch.equal(mean, autoencoder.linear_path.encode(pixels))
     assert float(logvar.max()) == float(logvar.min()) == -6.0
-    assert torch.equal(codec.decode(mean).detach(), codec.linear_path.decode(mean))
+    assert torch.equal(autoencoder.decode(mean).detach(), autoencoder.linear_path.decode(mean))
 
 
 def test_fitting_twice_gives_the_same_weights_and_latents_of_unit_scale() -> None:
-    first, second = fitted_codec(), fitted_codec()
+    first, second = fitted_autoencoder(), fitted_autoencoder()
     assert first.linear_path is not None
     assert second.linear_path is not None
     for ours, theirs in zip(first.linear_path.buffers(), second.linear_path.buffers(), strict=True):
@@ -139,14 +139,14 @@ def test_more_channels_explain_more_variance_in_falling_order() -> None:
 
 
 def test_the_linear_path_stays_float32_in_a_bfloat16_model() -> None:
-    codec, pixels = fitted_codec(), images_of(2)
-    assert codec.linear_path is not None
-    before = codec.linear_path.encode(pixels)
-    codec.bfloat16()
-    assert {buffer.dtype for buffer in codec.linear_path.buffers()} == {torch.float32}
-    assert torch.equal(codec.linear_path.encode(pixels), before)
-    assert {parameter.dtype for parameter in codec.parameters()} == {torch.bfloat16}
-    assert torch.isfinite(reconstruct(codec, pixels)).all()
+    autoencoder, pixels = fitted_autoencoder(), images_of(2)
+    assert autoencoder.linear_path is not None
+    before = autoencoder.linear_path.encode(pixels)
+    autoencoder.bfloat16()
+    assert {buffer.dtype for buffer in autoencoder.linear_path.buffers()} == {torch.float32}
+    assert torch.equal(autoencoder.linear_path.encode(pixels), before)
+    assert {parameter.dtype for parameter in autoencoder.parameters()} == {torch.bfloat16}
+    assert torch.isfinite(reconstruct(autoencoder, pixels)).all()
 
 
 @pytest.mark.parametrize("images", [[], [torch.full((4, 3, 32, 32), -1.0)]])
@@ -156,40 +156,40 @@ def test_a_linear_path_without_variance_to_fit_is_refused(images: list[torch.Ten
 
 
 def test_the_fingerprint_follows_weights_and_config_and_nothing_else(tmp_path: Path) -> None:
-    codec = fitted_codec()
-    codec.save_pretrained(tmp_path / "a")
-    LatentCodec.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
-    assert fingerprint(codec) == fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
-    others = {fingerprint(codec), fingerprint(codec_of(seed=1)), fingerprint(codec_of(seed=0))}
+    autoencoder = fitted_autoencoder()
+    autoencoder.save_pretrained(tmp_path / "a")
+    LatentAutoencoder.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
+    assert fingerprint(autoencoder) == fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
+    others = {fingerprint(autoencoder), fingerprint(autoencoder_of(seed=1)), fingerprint(autoencoder_of(seed=0))}
     assert len(others) == 3
     with torch.no_grad():
-        assert codec.linear_path is not None
-        codec.linear_path.decode_bias[0] += 1e-3
-    assert fingerprint(codec) not in others
+        assert autoencoder.linear_path is not None
+        autoencoder.linear_path.decode_bias[0] += 1e-3
+    assert fingerprint(autoencoder) not in others
 
 
 def test_folders_that_are_no_autoencoder_are_refused_with_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json and diffusion_pytorch_model\.safetensors missing"):
-        LatentCodec.from_pretrained(tmp_path)
-    codec_of().save_pretrained(tmp_path)
+        LatentAutoencoder.from_pretrained(tmp_path)
+    autoencoder_of().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"_class_name": "AutoencoderDC"}))
     with pytest.raises(CheckpointError, match="AutoencoderDC"):
-        LatentCodec.from_pretrained(tmp_path)
+        LatentAutoencoder.from_pretrained(tmp_path)
 
 
 def test_a_damaged_weights_file_is_refused(tmp_path: Path) -> None:
-    codec_of().save_pretrained(tmp_path)
+    autoencoder_of().save_pretrained(tmp_path)
     (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"\x00" * 100)
     with pytest.raises(CheckpointError):
-        LatentCodec.from_pretrained(tmp_path)
+        LatentAutoencoder.from_pretrained(tmp_path)
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ConfigError, match="34 x 34 px"):
-        codec_of().encode(torch.zeros(1, 3, 34, 34))
+        autoencoder_of().encode(torch.zeros(1, 3, 34, 34))
     with pytest.raises(ConfigError, match="linear path by 8 to 4"):
-        LatentCodec(autoencoder=codec_of().autoencoder, linear_path=LinearPath(patch_size_px=8, latent_channels=4))
+        LatentAutoencoder(network=autoencoder_of().network, linear_path=LinearPath(patch_size_px=8, latent_channels=4))
     with pytest.raises(ConfigError, match="1 to 3 are possible"):
         LinearPath(patch_size_px=1, latent_channels=4)
 
@@ -197,12 +197,12 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
 def test_sampling_the_posterior_scales_the_noise_by_its_standard_deviation() -> None:
     moments = torch.cat([torch.full((1, 2, 4, 4), 3.0), torch.full((1, 2, 4, 4), 2 * float(np.log(0.5)))], dim=1)
     noise = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(LatentCodec.sample_posterior(moments, noise), 3.0 + 0.5 * noise)
+    torch.testing.assert_close(LatentAutoencoder.sample_posterior(moments, noise), 3.0 + 0.5 * noise)
 
 
 def test_kl_divergence_equals_that_of_torch_distributions() -> None:
     moments = torch.randn(3, 8, 4, 4, generator=torch.Generator().manual_seed(0))
-    mean, logvar = LatentCodec.split(moments)
+    mean, logvar = LatentAutoencoder.split(moments)
     posterior = torch.distributions.Normal(mean, torch.exp(0.5 * logvar))
     wanted = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).flatten(1).mean(1)
     torch.testing.assert_close(kl_divergence(moments), wanted)
@@ -240,7 +240,7 @@ def objective_of(*, adversarial: bool = True, start_images: int = 100) -> Autoen
         torch.manual_seed(3)
         discriminator = PatchDiscriminator(base_channels=8, num_layers=2, norm_num_groups=4) if adversarial else None
     return AutoencoderObjective(
-        codec=codec_of(),
+        autoencoder=autoencoder_of(),
         discriminator=discriminator,
         l1_weight=1.0,
         structural_weight=0.25,

@@ -12,7 +12,7 @@ from tiny_pipeline import (
     LATENT_STD,
     SCHEDULE,
     SCHEMA,
-    tiny_codec,
+    tiny_autoencoder,
     tiny_denoiser,
     write_tiny_pipeline,
 )
@@ -50,7 +50,7 @@ def test_what_was_saved_comes_back(exported: Path) -> None:
     assert pipeline.schedule_settings == SCHEDULE
     assert pipeline.training_summary["validation_loss"] is None
     assert not pipeline.denoiser.training
-    assert not pipeline.codec.training
+    assert not pipeline.autoencoder.training
 
 
 def test_stock_diffusers_classes_open_the_parts(exported: Path) -> None:
@@ -68,9 +68,11 @@ def test_nothing_in_the_folder_is_a_pickle(exported: Path) -> None:
 
 
 def test_the_linear_path_travels_with_the_autoencoder_and_the_card_says_so(tmp_path: Path) -> None:
-    codec = tiny_codec(linear_path=True)
-    folder = write_tiny_pipeline(tmp_path / "export", codec=codec, vae_fingerprint=fingerprint(codec))
-    assert load_pipeline(folder, device=CPU).codec.linear_path is not None
+    autoencoder = tiny_autoencoder(linear_path=True)
+    folder = write_tiny_pipeline(
+        tmp_path / "export", autoencoder=autoencoder, autoencoder_fingerprint=fingerprint(autoencoder)
+    )
+    assert load_pipeline(folder, device=CPU).autoencoder.linear_path is not None
     assert "linear path" in (folder / "MODEL_CARD.md").read_text()
 
 
@@ -100,17 +102,17 @@ def test_a_second_export_replaces_the_first_whole(tmp_path: Path) -> None:
 
 def test_an_autoencoder_of_another_run_is_refused_naming_both(exported: Path, tmp_path: Path) -> None:
     folder = _copy(exported, tmp_path / "export")
-    other = tiny_codec(seed=9)
+    other = tiny_autoencoder(seed=9)
     other.save_pretrained(folder / "vae")
     with pytest.raises(ManifestMismatch) as caught:
         load_pipeline(folder, device=CPU)
     assert fingerprint(other)[:12] in str(caught.value)
-    assert fingerprint(tiny_codec())[:12] in str(caught.value)
+    assert fingerprint(tiny_autoencoder())[:12] in str(caught.value)
 
 
 def test_saving_with_an_autoencoder_the_latents_are_not_of_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(ManifestMismatch):
-        write_tiny_pipeline(tmp_path / "export", vae_fingerprint="0" * 64)
+        write_tiny_pipeline(tmp_path / "export", autoencoder_fingerprint="0" * 64)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,7 +13,7 @@ from foreign_models import kl_f8
 from safetensors.torch import save_file
 
 from synfundus.errors import CheckpointError
-from synfundus.models.autoencoder import LatentCodec, fingerprint, identity
+from synfundus.models.autoencoder import LatentAutoencoder, fingerprint, identity
 from synfundus.models.weight_files import WEIGHTS_NAME, find_weights, read_weights
 
 HOW: dict[str, dict[str, Any]] = {
@@ -40,16 +40,16 @@ def test_all_tensors_are_read_in_fp32_however_they_are_stored(how: str, dtype: t
 
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_codec_has_one_identity_however_its_weights_are_stored_and_copied(
+def test_an_autoencoder_has_one_identity_however_its_weights_are_stored_and_copied(
     how: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     kl_f8(4).half().to(dtype).save_pretrained(tmp_path / "foreign", **HOW[how])
     kl_f8(4).half().float().save_pretrained(tmp_path / "plain")
-    codec = LatentCodec.from_pretrained(tmp_path / "foreign")
-    codec.save_pretrained(tmp_path / "copy")
-    own = identity(codec, tmp_path / "foreign")
+    autoencoder = LatentAutoencoder.from_pretrained(tmp_path / "foreign")
+    autoencoder.save_pretrained(tmp_path / "copy")
+    own = identity(autoencoder, tmp_path / "foreign")
     assert own == fingerprint(tmp_path / "copy") == fingerprint(tmp_path / "plain")
-    assert own == identity(LatentCodec.from_pretrained(tmp_path / "copy"), tmp_path / "copy")
+    assert own == identity(LatentAutoencoder.from_pretrained(tmp_path / "copy"), tmp_path / "copy")
 
 
 def test_a_config_of_another_version_is_copied_word_for_word(tmp_path: Path) -> None:
@@ -60,10 +60,10 @@ def test_a_config_of_another_version_is_copied_word_for_word(tmp_path: Path) -> 
     for name in ("force_upcast", "mid_block_add_attention", "use_quant_conv", "latents_mean"):
         del config[name]
     path.write_text(json.dumps({**config, "_name_or_path": "somewhere"}))
-    codec = LatentCodec.from_pretrained(tmp_path / "old")
-    codec.save_pretrained(tmp_path / "new")
+    autoencoder = LatentAutoencoder.from_pretrained(tmp_path / "old")
+    autoencoder.save_pretrained(tmp_path / "new")
     assert json.loads((tmp_path / "new" / "config.json").read_text()) == config
-    assert identity(codec, tmp_path / "old") == fingerprint(tmp_path / "new") == fingerprint(tmp_path / "old")
+    assert identity(autoencoder, tmp_path / "old") == fingerprint(tmp_path / "new") == fingerprint(tmp_path / "old")
 
 
 def test_old_names_of_attention_layers_are_read_and_leave_the_identity(tmp_path: Path) -> None:
@@ -79,8 +79,8 @@ def test_old_names_of_attention_layers_are_read_and_leave_the_identity(tmp_path:
         tensors[name] = tensor
     save_file(tensors, tmp_path / "old" / WEIGHTS_NAME, metadata={"format": "pt"})
     assert any(".proj_attn." in name for name in tensors)
-    codec = LatentCodec.from_pretrained(tmp_path / "old")
-    assert identity(codec, tmp_path / "old") == fingerprint(tmp_path / "new")
+    autoencoder = LatentAutoencoder.from_pretrained(tmp_path / "old")
+    assert identity(autoencoder, tmp_path / "old") == fingerprint(tmp_path / "new")
 
 
 def test_pickled_weights_are_refused_and_never_opened(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_pickled_weights_are_refused_and_never_opened(tmp_path: Path) -> None:
     (tmp_path / WEIGHTS_NAME).unlink()
     (tmp_path / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(CheckpointError, match=r"diffusion_pytorch_model\.bin, a pickle") as caught:
-        LatentCodec.from_pretrained(tmp_path)
+        LatentAutoencoder.from_pretrained(tmp_path)
     assert "save_pretrained" in caught.value.hint
     assert not (tmp_path / "gone-off").exists()
 
@@ -122,7 +122,7 @@ def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
     tensors = {name: one for name, one in model.state_dict().items() if name != "encoder.conv_in.weight"}
     save_file(tensors, tmp_path / WEIGHTS_NAME, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"1 weights are not those of the config, first encoder\.conv_in\.weight"):
-        LatentCodec.from_pretrained(tmp_path)
+        LatentAutoencoder.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -140,4 +140,4 @@ def test_autoencoders_that_cannot_be_used_are_refused_with_the_reason(
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
     with pytest.raises(CheckpointError, match=words):
-        LatentCodec.from_pretrained(tmp_path)
+        LatentAutoencoder.from_pretrained(tmp_path)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from synfundus.artifacts.autoencoder_folder import find_codec, open_codec
+from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
 from synfundus.artifacts.sample_set import PngStore
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World, torch_device
@@ -235,16 +235,18 @@ class _Demo:
     def _judge_and_draw(self) -> bytes:
         image_set, plan = self._image_set(), self._generation_plan()
         device = torch_device(self._world)
-        codec, _ = open_codec(find_codec(self._at("vae")), device=device, dtype=build.torch_dtype("fp32"))
+        autoencoder, _ = open_autoencoder(
+            find_autoencoder(self._at("vae")), device=device, dtype=build.torch_dtype("fp32")
+        )
         train_images, held_out = read_train(image_set), read_held_out(image_set)
-        restored = reconstruct(codec, held_out.pixels, device=device)
+        restored = reconstruct(autoencoder, held_out.pixels, device=device)
         generated = self._generated(plan, image_set)
         self._result.label_control = judge_label_control(
             train=train_images,
             held_out=held_out,
             held_out_restored=restored,
             generated=LabelledImages(generated.pixels[: plan.num_control], generated.states[: plan.num_control]),
-            codec=codec,
+            autoencoder=autoencoder,
             schema=image_set.label_schema,
             seed=self._config.seed,
             device=device,

@@ -14,7 +14,7 @@ from synfundus.evaluation.fit import FitRecipe
 from synfundus.evaluation.judge import evaluate_label_control, train_judge
 from synfundus.evaluation.label_control import Agreement
 from synfundus.labels.schema import LabelSchema
-from synfundus.models.autoencoder import LatentCodec
+from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.pixels import pixels_to_tensor, tensor_to_pixels
 from synfundus.shards.images import ImageDecoder
 from synfundus.shards.latents import META, label_states
@@ -104,12 +104,14 @@ def read_train(image_set: ShardSet) -> LabelledImages:
 
 
 @torch.no_grad()
-def reconstruct(codec: LatentCodec, pixels: NDArray[np.uint8], *, device: torch.device) -> NDArray[np.uint8]:
+def reconstruct(
+    autoencoder: LatentAutoencoder, pixels: NDArray[np.uint8], *, device: torch.device
+) -> NDArray[np.uint8]:
     """Return images ``[n, s, s, 3]`` after encoding and decoding (posterior mean)."""
     restored = np.empty_like(pixels)
     for at in range(0, len(pixels), _BATCH):
-        mean, _ = LatentCodec.split(codec.encode(pixels_to_tensor(pixels[at : at + _BATCH]).to(device)))
-        restored[at : at + _BATCH] = tensor_to_pixels(codec.decode(mean))
+        mean, _ = LatentAutoencoder.split(autoencoder.encode(pixels_to_tensor(pixels[at : at + _BATCH]).to(device)))
+        restored[at : at + _BATCH] = tensor_to_pixels(autoencoder.decode(mean))
     return restored
 
 
@@ -119,7 +121,7 @@ def judge_label_control(
     held_out: LabelledImages,
     held_out_restored: NDArray[np.uint8],
     generated: LabelledImages,
-    codec: LatentCodec,
+    autoencoder: LatentAutoencoder,
     schema: LabelSchema,
     seed: int,
     device: torch.device,
@@ -132,7 +134,7 @@ def judge_label_control(
         held_out: Real photographs of held-out patients.
         held_out_restored: The same after the autoencoder.
         generated: Generated images with the labels they were asked for.
-        codec: The autoencoder, for the reconstructions the judge is trained on.
+        autoencoder: The autoencoder, for the reconstructions the judge is trained on.
         schema: The labels.
         seed: The run's seed.
         device: Where the autoencoder computes; the judge is small and stays on the CPU.
@@ -140,7 +142,7 @@ def judge_label_control(
     """
     restored = train.pixels.copy()
     count = max(1, int(len(train) * _RECONSTRUCTED_SHARE))
-    restored[:count] = reconstruct(codec, train.pixels[:count], device=device)
+    restored[:count] = reconstruct(autoencoder, train.pixels[:count], device=device)
     budget_images = min(max(_EPOCHS * len(train), _MIN_BUDGET_IMAGES), _MAX_BUDGET_IMAGES)
     with console.progress("training the judge", total=budget_images, unit="images") as bar:
         judge = train_judge(

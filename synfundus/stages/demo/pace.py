@@ -55,9 +55,9 @@ def measure_pace(config: RunConfig, world: World) -> float:
 
 def latent_edge(config: RunConfig) -> int:
     """Return height and width of the latents that the config's autoencoder makes of its images."""
-    codec = config.train_vae.autoencoder
-    halvings = len(codec.block_out_channels) - 1
-    return (config.prepare.image_size_px // codec.block_size_px) >> halvings
+    autoencoder = config.train_vae.autoencoder
+    halvings = len(autoencoder.block_out_channels) - 1
+    return (config.prepare.image_size_px // autoencoder.block_size_px) >> halvings
 
 
 def training_step(config: RunConfig, shape: tuple[int, int, int], device: torch.device) -> LatentDiffusionStep:

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from synfundus import __version__
-from synfundus.artifacts.autoencoder_folder import find_codec, open_codec
+from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
 from synfundus.artifacts.latent_sources import LatentSources, save_sources
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.agreement import on_rank_0, raise_together
 from synfundus.distributed.world import World, patient, share_of, torch_device
 from synfundus.errors import ConfigError, DataError
-from synfundus.models.autoencoder import LatentCodec
+from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.stages import Summary, build
 from synfundus.stages.encode_latents.shard_encoder import (
     RECORD_FORMAT,
@@ -60,12 +60,12 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     section = config.encode_latents
     image_set = load_shard_set(build.require(section.data, flag="--data", key="encode_latents.data"), kind="images")
     out = build.require(section.out, flag="--out", key="encode_latents.out")
-    folder = find_codec(build.require(section.vae, flag="--vae", key="encode_latents.vae"))
+    folder = find_autoencoder(build.require(section.vae, flag="--vae", key="encode_latents.vae"))
     build.tensor_cores(False, world, console)  # fp32, where it is asked for, is what the latents are made in
     device, dtype = torch_device(world), build.torch_dtype(section.precision)
-    codec, codec_fingerprint = open_codec(folder, device=device, dtype=dtype)
-    build.attention(codec.autoencoder, config.launch, dtype=dtype, world=world, console=console)
-    properties = _properties(config, image_set, codec, codec_fingerprint)
+    autoencoder, autoencoder_fingerprint = open_autoencoder(folder, device=device, dtype=dtype)
+    build.attention(autoencoder.network, config.launch, dtype=dtype, world=world, console=console)
+    properties = _properties(config, image_set, autoencoder, autoencoder_fingerprint)
     complete = _claim(out, properties, world)
     sources = LatentSources(image_set_url=absolute(image_set.url), autoencoder_url=absolute(str(section.vae)))
     on_rank_0(lambda: save_sources(out, sources), world)
@@ -79,7 +79,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         open_lanes(device) as lanes,
         console.progress("encoding", total=sum(task.entry.num_samples for task in mine), unit="images") as bar,
     ):
-        ShardEncoder(config, image_set, codec, out, device, lanes).encode(mine, bar)
+        ShardEncoder(config, image_set, autoencoder, out, device, lanes).encode(mine, bar)
     at_the_end.barrier()
     limit = section.max_bad_fraction
     on_rank_0(lambda: _publish(out, tasks, image_set, properties, console, limit), at_the_end)
@@ -95,11 +95,13 @@ def plan_tasks(image_set: ShardSet) -> list[EncodeTask]:
     ]
 
 
-def _properties(config: RunConfig, image_set: ShardSet, codec: LatentCodec, fingerprint: str) -> dict[str, Any]:
+def _properties(
+    config: RunConfig, image_set: ShardSet, autoencoder: LatentAutoencoder, fingerprint: str
+) -> dict[str, Any]:
     """Return what a latent set records about how it was made."""
     size = int(image_set.properties["image_size_px"])
-    edge = size // codec.downsample_factor
-    shape = [2 * codec.latent_channels, edge, edge]
+    edge = size // autoencoder.downsample_factor
+    shape = [2 * autoencoder.latent_channels, edge, edge]
     member_bytes = 2 * math.prod(shape) + 1024
     sample_bytes = (1 + config.encode_latents.flip) * member_bytes + MAX_JSON_BYTES
     if member_bytes > MAX_NPY_BYTES or sample_bytes > MAX_SAMPLE_BYTES:

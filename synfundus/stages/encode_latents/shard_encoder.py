@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from synfundus.config.schema import RunConfig
 from synfundus.errors import CorruptShard, DataError
-from synfundus.models.autoencoder import LatentCodec
+from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.pixels import pixels_to_tensor
 from synfundus.processes.daemon_threads import DaemonThreads
 from synfundus.shards.images import ImageDecoder
@@ -140,7 +140,7 @@ class ShardEncoder:
         self,
         config: RunConfig,
         image_set: ShardSet,
-        codec: LatentCodec,
+        autoencoder: LatentAutoencoder,
         out: str,
         device: torch.device,
         lanes: Lanes,
@@ -150,7 +150,7 @@ class ShardEncoder:
         self._flip = config.encode_latents.flip
         self._max_bad_fraction = config.encode_latents.max_bad_fraction
         self._set = image_set
-        self._codec = codec
+        self._autoencoder = autoencoder
         self._out = out
         self._device = device
         self._readers = _readers(image_set)
@@ -215,7 +215,7 @@ class ShardEncoder:
 
     def _write(self, task: EncodeTask, parts: list[_Encoded]) -> None:
         """Write a latent shard, then the record that says so."""
-        statistics = _Statistics(self._codec.latent_channels)
+        statistics = _Statistics(self._autoencoder.latent_channels)
         samples: list[tuple[str, dict[str, bytes]]] = []
         states = [row for part in parts for row in part.states]
         for part in parts:
@@ -305,8 +305,8 @@ class ShardEncoder:
             mirrored = self._moments(np.ascontiguousarray(pixels[:, :, ::-1])) if self._flip else None
             moments = self._moments(pixels)
         else:
-            edge = int(self._set.properties["image_size_px"]) // self._codec.downsample_factor
-            moments = np.empty((0, 2 * self._codec.latent_channels, edge, edge), dtype=np.float16)
+            edge = int(self._set.properties["image_size_px"]) // self._autoencoder.downsample_factor
+            moments = np.empty((0, 2 * self._autoencoder.latent_channels, edge, edge), dtype=np.float16)
             mirrored = moments if self._flip else None
         return _Encoded(decoded.keys, decoded.metas, decoded.states, moments, mirrored, decoded.rejects, decoded.kinds)
 
@@ -316,7 +316,7 @@ class ShardEncoder:
         Raises:
             DataError: A value that fp16 cannot hold.
         """
-        moments = self._codec.encode(pixels_to_tensor(pixels).to(self._device)).float().cpu().numpy()
+        moments = self._autoencoder.encode(pixels_to_tensor(pixels).to(self._device)).float().cpu().numpy()
         if not np.isfinite(moments).all() or np.abs(moments).max() > FP16_MAX:
             raise DataError(
                 f"moments up to {np.abs(moments).max():.3g} do not fit fp16", hint="the autoencoder has diverged"

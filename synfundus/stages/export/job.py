@@ -40,7 +40,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     return {
         "out": out,
         "fingerprint": fingerprint,
-        "autoencoder_fingerprint": pipeline.vae_fingerprint,
+        "autoencoder_fingerprint": pipeline.autoencoder_fingerprint,
         "image_size_px": pipeline.image_size_px,
     }
 

@@ -136,7 +136,7 @@ def _request(config: RunConfig, pipeline: Model, rows: Sequence[LabelRow]) -> di
     section = config.sample
     request = {
         "model_fingerprint": pipeline.fingerprint,
-        "autoencoder_fingerprint": pipeline.vae_fingerprint,
+        "autoencoder_fingerprint": pipeline.autoencoder_fingerprint,
         "seed": config.seed,
         "num_images": len(rows),
         "labels_sha256": hashlib.sha256(_label_table(rows, pipeline.label_schema.names)).hexdigest(),

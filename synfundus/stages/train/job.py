@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from synfundus.artifacts.autoencoder_folder import find_codec, open_codec
+from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
 from synfundus.artifacts.checkpoint_model import model_parts, replace_weights, save_setup
 from synfundus.artifacts.ema_snapshots import has_snapshots, write_snapshot
 from synfundus.artifacts.latent_set import LatentSets, open_latent_sets
@@ -35,7 +35,7 @@ from synfundus.stages.run_identity import denoiser_identity
 from synfundus.stages.start_report import report_start
 from synfundus.stages.train.preview import draw_preview
 from synfundus.stages.train.start import REPORT_NAME, Start, initial_denoiser, save_report
-from synfundus.stages.verify_latents.job import require_same_codec
+from synfundus.stages.verify_latents.job import require_same_autoencoder
 from synfundus.storage import filesystem
 from synfundus.telemetry.console import Console
 from synfundus.telemetry.run_files import read_run, series
@@ -81,9 +81,9 @@ def _set_up(config: RunConfig, watchdog: Watchdog, world: World, console: Consol
             where=latents.url,
             hint="encode them with --flip, or turn train.diffusion.flip off",
         )
-    codec_folder = find_codec(section.vae or load_sources(latents.url).autoencoder_url)
-    codec, fingerprint = open_codec(codec_folder, device=torch.device("cpu"), dtype=torch.float32)
-    require_same_codec(latents, fingerprint, where=codec_folder)
+    autoencoder_folder = find_autoencoder(section.vae or load_sources(latents.url).autoencoder_url)
+    autoencoder, fingerprint = open_autoencoder(autoencoder_folder, device=torch.device("cpu"), dtype=torch.float32)
+    require_same_autoencoder(latents, fingerprint, where=autoencoder_folder)
     if config.train.loop.preview_every_images:
         diffusion_setup.check_sampler(config.sample.sampler, config.train.diffusion)
     start = initial_denoiser(config, latents, console)
@@ -93,7 +93,7 @@ def _set_up(config: RunConfig, watchdog: Watchdog, world: World, console: Consol
     directory = RunFolder(
         run_url, kind="diffusion", identity=identity, config=config.model_dump(mode="json"), world=world
     )
-    setup = diffusion_setup.model_setup(config.train.diffusion, latents, codec)
+    setup = diffusion_setup.model_setup(config.train.diffusion, latents, autoencoder)
     on_rank_0(lambda: save_report(start, directory.path(REPORT_NAME)), world)
     on_rank_0(lambda: save_setup(run_url, setup, start.known(latents)), world)
     return _Training(config, sets, start, setup, directory, watchdog, world, console)
@@ -394,7 +394,7 @@ class _Training:
 
     def _export(self, denoiser: ConditionalDenoiser | None, summary: Summary) -> None:
         if denoiser is not None and self._setup is not None:
-            self._setup.codec.cpu()
+            self._setup.autoencoder.cpu()
             figures = {key: value for key, value in summary.items() if key != "export"}
             save_pipeline(
                 self._directory.path("export"),

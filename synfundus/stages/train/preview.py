@@ -48,7 +48,7 @@ def draw_preview(
     """
     rows = preview_labels(setup.label_schema)
     states = np.array([setup.label_schema.encode(row) for row in rows], dtype=np.int64)
-    setup.codec.to(device)
+    setup.autoencoder.to(device)
     sheets = []
     for name, denoiser in denoisers.items():
         images = generate_images(
@@ -69,5 +69,5 @@ def draw_preview(
                 title=f"{title}, {name}",
             )
         )
-    setup.codec.cpu()
+    setup.autoencoder.cpu()
     return encode_png(np.concatenate(sheets), text={"synthetic": "yes"}, compress_level=6)

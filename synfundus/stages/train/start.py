@@ -17,7 +17,7 @@ from synfundus.seeding import derive_key
 from synfundus.stages import diffusion_setup
 from synfundus.stages.reading import latent_shape_of
 from synfundus.stages.train.foreign_unet import announce, find_foreign_unet, open_foreign_unet
-from synfundus.stages.verify_latents.job import require_same_codec
+from synfundus.stages.verify_latents.job import require_same_autoencoder
 from synfundus.storage import documents, filesystem
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import Console
@@ -136,7 +136,7 @@ def _require_same_latents(given: Model, latents: ShardSet) -> None:
         ManifestMismatch: Another autoencoder, size or label schema; names both sides.
     """
     where, latent_shape = given.folder, latent_shape_of(latents)
-    require_same_codec(latents, given.vae_fingerprint, where=where)
+    require_same_autoencoder(latents, given.autoencoder_fingerprint, where=where)
     if given.latent_shape != latent_shape:
         raise ManifestMismatch(
             f"the model to start from takes latents of {given.latent_shape}, those in {latents.url} are {latent_shape}",

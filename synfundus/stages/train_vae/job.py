@@ -11,11 +11,11 @@ from torch import Tensor
 
 from synfundus.artifacts.autoencoder_folder import (
     CONFIG_NAME,
-    check_codec,
-    codec_parts,
-    find_codec,
-    open_codec,
-    save_codec,
+    autoencoder_parts,
+    check_autoencoder,
+    find_autoencoder,
+    open_autoencoder,
+    save_autoencoder,
 )
 from synfundus.artifacts.checkpoint_model import replace_weights
 from synfundus.artifacts.run_folder import RunFolder
@@ -27,7 +27,7 @@ from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import World, patient, torch_device
 from synfundus.errors import ConfigError, DataError
-from synfundus.models.autoencoder import LatentCodec
+from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.autoencoder_objective import AutoencoderObjective
 from synfundus.models.discriminator import PatchDiscriminator
 from synfundus.models.pixels import pixels_to_tensor, tensor_to_pixels
@@ -48,7 +48,7 @@ from synfundus.training.draws import AutoencoderDraws
 from synfundus.training.ema import ShardedEma
 from synfundus.training.loop_state import Periodic, TrainState
 from synfundus.training.step import AutoencoderStep
-from synfundus.training.step_cost import codec_cost
+from synfundus.training.step_cost import autoencoder_cost
 from synfundus.training.stopping import StopFlag
 from synfundus.training.trainer import Trainer
 from synfundus.training.validation import warn_of_damage
@@ -77,7 +77,9 @@ def _set_up(config: RunConfig, watchdog: Watchdog, world: World, console: Consol
     image_set = load_shard_set(build.require(section.data, flag="--data", key="train_vae.data"), kind="images")
     run_url = build.require(section.run_dir, flag="--run-dir", key="train_vae.run_dir")
     if section.init_from and not filesystem.exists(filesystem.join(run_url, "init", CONFIG_NAME)):
-        _check_start(find_codec(section.init_from), section)  # a start that is refused leaves no mark on the folder
+        _check_start(
+            find_autoencoder(section.init_from), section
+        )  # a start that is refused leaves no mark on the folder
     build.check_compilation(section.loop, world)
     directory = RunFolder(
         run_url,
@@ -86,8 +88,8 @@ def _set_up(config: RunConfig, watchdog: Watchdog, world: World, console: Consol
         config=config.model_dump(mode="json"),
         world=world,
     )
-    codec = _initial_codec(config, image_set, directory, world, console)
-    return _Training(config, image_set, codec, directory, watchdog, world, console)
+    autoencoder = _initial_autoencoder(config, image_set, directory, world, console)
+    return _Training(config, image_set, autoencoder, directory, watchdog, world, console)
 
 
 def _check_start(folder: str, section: TrainVaeConfig) -> None:
@@ -97,7 +99,7 @@ def _check_start(folder: str, section: TrainVaeConfig) -> None:
         CheckpointError: Not an autoencoder that can be used.
         ConfigError: One of a class that cannot recompute activations, which was asked for.
     """
-    found = check_codec(folder)["_class_name"]
+    found = check_autoencoder(folder)["_class_name"]
     if found == "AutoencoderDC" and section.loop.gradient_checkpointing:
         raise ConfigError(
             "AutoencoderDC cannot recompute its activations",
@@ -124,9 +126,9 @@ def train_images(
     reader.close()
 
 
-def _initial_codec(
+def _initial_autoencoder(
     config: RunConfig, image_set: ShardSet, directory: RunFolder, world: World, console: Console
-) -> LatentCodec:
+) -> LatentAutoencoder:
     """Return the autoencoder a run starts from; kept in the run, so every start begins with the same. Collective."""
     folder = directory.path("init")
 
@@ -135,21 +137,23 @@ def _initial_codec(
             return  # an autoencoder folder is there as a whole or not at all
         section = config.train_vae
         if section.init_from:
-            codec, _ = open_codec(find_codec(section.init_from), device=torch.device("cpu"), dtype=torch.float32)
+            autoencoder, _ = open_autoencoder(
+                find_autoencoder(section.init_from), device=torch.device("cpu"), dtype=torch.float32
+            )
         else:
             size = int(image_set.properties["image_size_px"])
-            codec = build.codec(section.autoencoder, image_size_px=size, seed=config.seed)
-        if codec.linear_path is not None and not section.init_from:
+            autoencoder = build.autoencoder(section.autoencoder, image_size_px=size, seed=config.seed)
+        if autoencoder.linear_path is not None and not section.init_from:
             images = train_images(
                 image_set, split="train", count=section.autoencoder.linear_path_fit_images, seed=config.seed
             )
-            share = float(codec.linear_path.fit(images).sum())
+            share = float(autoencoder.linear_path.fit(images).sum())
             console.message(f"linear path fitted: {100 * share:.1f} % of the variance of the training images")
-        save_codec(codec, folder)
+        save_autoencoder(autoencoder, folder)
 
     on_rank_0(write, world)
     with folder_to_read(folder) as local:
-        return LatentCodec.from_pretrained(local)
+        return LatentAutoencoder.from_pretrained(local)
 
 
 def _preview_name(state: TrainState) -> str:
@@ -163,7 +167,7 @@ class _Training:
         self,
         config: RunConfig,
         image_set: ShardSet,
-        codec: LatentCodec,
+        autoencoder: LatentAutoencoder,
         directory: RunFolder,
         watchdog: Watchdog,
         world: World,
@@ -179,22 +183,22 @@ class _Training:
         self._loop = config.train_vae.loop
         self._device = torch_device(world)
         # before kernels are chosen and the engine changes types
-        self._untouched = copy.deepcopy(codec) if world.rank == 0 else None
+        self._untouched = copy.deepcopy(autoencoder) if world.rank == 0 else None
         size = int(image_set.properties["image_size_px"])
-        self._cost = codec_cost(codec, image_size_px=size, kernels=build.kernels(self._loop), world=world)
+        self._cost = autoencoder_cost(autoencoder, image_size_px=size, kernels=build.kernels(self._loop), world=world)
         build.arithmetic(self._loop, world, console)
         build.attention(
-            codec.autoencoder,
+            autoencoder.network,
             config.launch,
             dtype=build.torch_dtype(self._loop.precision),
             world=world,
             console=console,
         )
         if self._loop.gradient_checkpointing:
-            codec.autoencoder.enable_gradient_checkpointing()
-        build.compiled(codec, self._loop, console)
-        self._codec = codec
-        objective = self._objective(codec)
+            autoencoder.network.enable_gradient_checkpointing()
+        build.compiled(autoencoder, self._loop, console)
+        self._autoencoder = autoencoder
+        objective = self._objective(autoencoder)
         self._loop = self._settled(objective)
         self._batch = build.batch_plan(self._loop, world.size)
         self._parameters = sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad)
@@ -211,13 +215,13 @@ class _Training:
 
     def _settled(self, objective: AutoencoderObjective) -> LoopConfig:
         """Return the loop section with what is measured at start. Collective."""
-        size, codec = int(self._set.properties["image_size_px"]), objective.codec
-        edge = size // codec.downsample_factor
+        size, autoencoder = int(self._set.properties["image_size_px"]), objective.autoencoder
+        edge = size // autoencoder.downsample_factor
 
         def draw(count: int) -> Mapping[str, Tensor]:
             generator = torch.Generator().manual_seed(0)
             pixels = torch.randint(256, (count, size, size, 3), generator=generator, dtype=torch.uint8)
-            noise = torch.randn(count, codec.latent_channels, edge, edge, generator=generator)
+            noise = torch.randn(count, autoencoder.latent_channels, edge, edge, generator=generator)
             batch = {"pixels": pixels, "posterior_noise": noise, "weights": torch.ones(count)}
             return {name: tensor.to(self._device) for name, tensor in batch.items()}
 
@@ -231,7 +235,7 @@ class _Training:
             section="train_vae.loop",
         )
 
-    def _objective(self, codec: LatentCodec) -> AutoencoderObjective:
+    def _objective(self, autoencoder: LatentAutoencoder) -> AutoencoderObjective:
         loss = self._config.train_vae.loss
         discriminator = None
         if loss.adversarial_weight > 0:
@@ -241,7 +245,7 @@ class _Training:
                     base_channels=build.DISCRIMINATOR_CHANNELS, num_layers=3, norm_num_groups=16
                 )
         return AutoencoderObjective(
-            codec=codec,
+            autoencoder=autoencoder,
             discriminator=discriminator,
             l1_weight=loss.l1_weight,
             structural_weight=loss.structural_weight,
@@ -258,7 +262,7 @@ class _Training:
         )
         with self._watchdog.phase("the reading of a checkpoint"):
             state = self._directory.resume(zero=self._zero, average=self._ema, console=self._console)
-            parts = codec_parts(self._codec)
+            parts = autoencoder_parts(self._autoencoder)
             saver = self._directory.saver(
                 state,
                 zero=self._zero,
@@ -279,11 +283,11 @@ class _Training:
             saver.save(state.images_seen, state.to_document())
 
         def validate(state: TrainState) -> None:
-            codec = self._averaged_codec()
+            autoencoder = self._averaged_autoencoder()
 
             def work() -> None:
-                if codec is not None:
-                    self._figures = self._evaluate(codec, self._flag.check)
+                if autoencoder is not None:
+                    self._figures = self._evaluate(autoencoder, self._flag.check)
                     sinks.write({"images_seen": state.images_seen, **self._figures})
 
             on_rank_0(work, self._patient)
@@ -322,20 +326,20 @@ class _Training:
             return self._finish(state, self._figures)
 
     def _train_loader(self, state: TrainState) -> BatchLoader:
-        size = int(self._set.properties["image_size_px"]) // self._codec.downsample_factor
-        draws = AutoencoderDraws(seed=self._config.seed, latent_shape=(self._codec.latent_channels, size, size))
+        size = int(self._set.properties["image_size_px"]) // self._autoencoder.downsample_factor
+        draws = AutoencoderDraws(seed=self._config.seed, latent_shape=(self._autoencoder.latent_channels, size, size))
         reader = image_batches(self._set, split="train", seed=self._config.seed, augment=draws)
         return training_loader(reader, self._loop, self._world, start_images=state.images_seen)
 
-    def _averaged_codec(self) -> LatentCodec | None:
-        """Return a codec with the averaged weights in fp32 on rank 0, None elsewhere. Collective."""
+    def _averaged_autoencoder(self) -> LatentAutoencoder | None:
+        """Return a autoencoder with the averaged weights in fp32 on rank 0, None elsewhere. Collective."""
         named = self._zero.gather_named(self._ema.partitions)
         if named is None or self._untouched is None:
             return None
-        codec = copy.deepcopy(self._untouched)
+        autoencoder = copy.deepcopy(self._untouched)
         weights = {name.removeprefix("codec."): tensor for name, tensor in named.items() if name.startswith("codec.")}
-        replace_weights(codec, weights, where=self._directory.url)
-        return codec.eval().requires_grad_(False).to(self._device)
+        replace_weights(autoencoder, weights, where=self._directory.url)
+        return autoencoder.eval().requires_grad_(False).to(self._device)
 
     def _has_validated(self, state: TrainState) -> bool:
         return self._directory.has_judged(state.images_seen, "psnr_db")
@@ -344,20 +348,20 @@ class _Training:
         return filesystem.exists(self._directory.path(_preview_name(state)))
 
     def _preview(self, state: TrainState) -> None:
-        codec = self._averaged_codec()
+        autoencoder = self._averaged_autoencoder()
 
         def work() -> None:
-            if codec is not None:
-                self._draw(codec, _preview_name(state))
+            if autoencoder is not None:
+                self._draw(autoencoder, _preview_name(state))
 
         on_rank_0(work, self._patient)
 
-    def _draw(self, codec: LatentCodec, name: str) -> None:
+    def _draw(self, autoencoder: LatentAutoencoder, name: str) -> None:
         """Draw held-out originals over their reconstructions."""
         images = torch.cat(list(train_images(self._set, split=self._held_out, count=_GRID_IMAGES, seed=0)))
         with torch.no_grad():
-            mean, _ = LatentCodec.split(codec.encode(images.to(self._device)))
-            restored = codec.decode(mean)
+            mean, _ = LatentAutoencoder.split(autoencoder.encode(images.to(self._device)))
+            restored = autoencoder.decode(mean)
         pictures = [*tensor_to_pixels(images), *tensor_to_pixels(restored)]
         sheet = contact_sheet(
             pictures,
@@ -373,11 +377,13 @@ class _Training:
         """The split to judge on: val, or train where the set has no other."""
         return "val" if self._set.num_samples("val") else "train"
 
-    def _evaluate(self, codec: LatentCodec, look_up: Callable[[], None] = lambda: None) -> Mapping[str, float]:
+    def _evaluate(
+        self, autoencoder: LatentAutoencoder, look_up: Callable[[], None] = lambda: None
+    ) -> Mapping[str, float]:
         """Return PSNR and SSIM of reconstructions from the posterior mean, averaged over held-out images.
 
         Args:
-            codec: To be judged.
+            autoencoder: To be judged.
             look_up: Called before every batch; it may raise.
         """
         split, count = self._held_out, self._loop.validation_images
@@ -390,8 +396,8 @@ class _Training:
                 if not len(images):
                     continue
                 target = images.to(self._device)
-                mean, _ = LatentCodec.split(codec.encode(target))
-                restored = codec.decode(mean).float().clamp(-1, 1)
+                mean, _ = LatentAutoencoder.split(autoencoder.encode(target))
+                restored = autoencoder.decode(mean).float().clamp(-1, 1)
                 decibels += float(psnr(restored, target, data_range=2.0).sum())
                 similarity += float(ssim(restored, target, data_range=2.0).sum())
                 number += len(images)
@@ -403,16 +409,16 @@ class _Training:
 
     def _finish(self, state: TrainState, figures: Mapping[str, float]) -> Summary:
         """Export the averaged weights, and judge them on held-out patients unless that was just done. Collective."""
-        codec = self._averaged_codec()
-        figures = on_rank_0(lambda: {} if codec is None else self._export(codec, figures), self._world)
+        autoencoder = self._averaged_autoencoder()
+        figures = on_rank_0(lambda: {} if autoencoder is None else self._export(autoencoder, figures), self._world)
         return {"images_seen": state.images_seen, "export": self._directory.path("export", "vae"), **figures}
 
-    def _export(self, codec: LatentCodec, figures: Mapping[str, float]) -> Mapping[str, float]:
+    def _export(self, autoencoder: LatentAutoencoder, figures: Mapping[str, float]) -> Mapping[str, float]:
         folder = self._directory.path("export", "vae")
-        save_codec(codec.cpu(), folder)
-        codec.to(self._device)
-        figures = figures or self._evaluate(codec)
-        self._draw(codec, "export/reconstructions.png")
+        save_autoencoder(autoencoder.cpu(), folder)
+        autoencoder.to(self._device)
+        figures = figures or self._evaluate(autoencoder)
+        self._draw(autoencoder, "export/reconstructions.png")
         self._console.message(
             f"autoencoder on held-out {self._held_out} images: PSNR {figures['psnr_db']:.2f} dB, "
             f"SSIM {figures['ssim']:.3f}; exported to {folder}"

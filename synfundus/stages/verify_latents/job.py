@@ -7,13 +7,13 @@ import math
 import numpy as np
 import torch
 
-from synfundus.artifacts.autoencoder_folder import find_codec, open_codec
+from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
 from synfundus.artifacts.latent_sources import load_sources
 from synfundus.config.generation import VerifyLatentsConfig
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World, torch_device
 from synfundus.errors import DataError, ManifestMismatch
-from synfundus.models.autoencoder import LatentCodec
+from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.pixels import pixels_to_tensor
 from synfundus.models.reconstruction_metrics import psnr
 from synfundus.seeding import keyed_generator
@@ -39,10 +39,10 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     latents = load_shard_set(
         build.require(section.latents, flag="--latents", key="verify_latents.latents"), kind="latents"
     )
-    folder = find_codec(build.require(section.vae, flag="--vae", key="verify_latents.vae"))
+    folder = find_autoencoder(build.require(section.vae, flag="--vae", key="verify_latents.vae"))
     build.tensor_cores(False, world, console)
-    codec, fingerprint = open_codec(folder, device=torch_device(world), dtype=torch.float32)
-    require_same_codec(latents, fingerprint, where=folder)
+    autoencoder, fingerprint = open_autoencoder(folder, device=torch_device(world), dtype=torch.float32)
+    require_same_autoencoder(latents, fingerprint, where=folder)
     images = load_shard_set(section.data or load_sources(latents.url).image_set_url, kind="images")
     if images.identity != latents.properties["image_set_identity"]:
         raise ManifestMismatch(
@@ -50,7 +50,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
             f"at its place is now {images.identity[:12]}",
             where=images.url,
         )
-    values = _compare(section, config.seed, latents, images, codec, console)
+    values = _compare(section, config.seed, latents, images, autoencoder, console)
     mean, worst = float(np.mean(values)), float(np.min(values))
     console.message(f"{len(values)} samples decoded: PSNR {mean:.2f} dB, worst {worst:.2f} dB")
     if mean < section.min_psnr_db:
@@ -62,7 +62,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     return {"psnr_db": mean, "worst_psnr_db": worst, "samples": len(values)}
 
 
-def require_same_codec(latents: ShardSet, fingerprint: str, *, where: str) -> None:
+def require_same_autoencoder(latents: ShardSet, fingerprint: str, *, where: str) -> None:
     """Check that an autoencoder is the one a latent set was made with.
 
     Raises:
@@ -78,7 +78,12 @@ def require_same_codec(latents: ShardSet, fingerprint: str, *, where: str) -> No
 
 
 def _compare(
-    section: VerifyLatentsConfig, seed: int, latents: ShardSet, images: ShardSet, codec: LatentCodec, console: Console
+    section: VerifyLatentsConfig,
+    seed: int,
+    latents: ShardSet,
+    images: ShardSet,
+    autoencoder: LatentAutoencoder,
+    console: Console,
 ) -> list[float]:
     """Return the PSNR of a keyed choice of samples."""
     split = "train"
@@ -102,8 +107,8 @@ def _compare(
             shard, sample = places[number]
             key, members = stored.read(shard, sample)
             moments = decode_latents(key, members, stored.place_name(shard, sample))["moments"]
-            mean, _ = LatentCodec.split(torch.from_numpy(moments[None].astype(np.float32)))
-            restored = codec.decode(mean.to(next(codec.parameters()).device)).float().clamp(-1, 1).cpu()
+            mean, _ = LatentAutoencoder.split(torch.from_numpy(moments[None].astype(np.float32)))
+            restored = autoencoder.decode(mean.to(next(autoencoder.parameters()).device)).float().clamp(-1, 1).cpu()
             place = index[key]
             original = decode_image(*originals.read(*place), originals.place_name(*place))["pixels"]
             value = float(psnr(restored, pixels_to_tensor(original[None]), data_range=2.0))
