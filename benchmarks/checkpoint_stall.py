@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.measuring import report
 from synfundus.config.loader import load_config
-from synfundus.distributed.world import World, connect, disconnect, second_channel, torch_device
+from synfundus.distributed.world import World, connect, disconnect, new_group, torch_device
 from synfundus.stages import build
 from synfundus.stages.demo.pace import latent_edge, random_batch, training_step
 from synfundus.training.checkpoints.writer import CheckpointWriter
@@ -73,7 +73,7 @@ def writer(run: Run, world: World, folder: str, *, behind: bool) -> CheckpointWr
         ema=run.ema,
         keep=2,
         world=world,
-        behind=second_channel(world, timeout_s=120.0) if behind else None,
+        behind=new_group(world, timeout_s=120.0) if behind else None,
         watchdog=build.watchdog(run.config.train.loop, run.config.launch, world),
     )
 

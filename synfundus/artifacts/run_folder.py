@@ -19,7 +19,7 @@ from synfundus.artifacts.run_spool import LEDGER_NAME, RunSpool, SpooledSinks
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.watchdog import Watchdog
-from synfundus.distributed.world import World, second_channel
+from synfundus.distributed.world import World, new_group
 from synfundus.errors import CheckpointError, ConfigError, NumericalError
 from synfundus.redaction import redact
 from synfundus.storage import documents, filesystem
@@ -217,7 +217,7 @@ class RunFolder:
             ema=average,
             keep=settings.keep,
             world=self._world,
-            behind=second_channel(self._world, timeout_s=settings.timeout_s) if settings.behind_the_steps else None,
+            behind=new_group(self._world, timeout_s=settings.timeout_s) if settings.behind_the_steps else None,
             watchdog=watchdog,
             before=self._upload_rows,
             saved_images=state.images_seen,

@@ -13,7 +13,7 @@ import typer
 
 from synfundus import __version__
 from synfundus.cli.verbs import COMMON, VERBS, Option, Verb
-from synfundus.distributed.stall_mark import leave_mark
+from synfundus.distributed.requeue import request_requeue
 from synfundus.errors import ConfigError, PortTaken, Preempted, Stalled, SynfundusError
 
 INTERRUPTED = 130
@@ -148,7 +148,7 @@ def run_command(arguments: Sequence[str]) -> int:
 
         report_error(error, debug=debug)
         if isinstance(error, Stalled | PortTaken):
-            leave_mark()
+            request_requeue()
         return error.exit_code
 
 

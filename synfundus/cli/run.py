@@ -20,7 +20,7 @@ from synfundus.config.precision import WORKING_PRECISIONS, WorkingPrecision, set
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.rank_info import RankInfo, rank_info
-from synfundus.distributed.world import LocalWorld, World, connect, disconnect, has_native_bf16, lost_rank
+from synfundus.distributed.world import LocalWorld, World, connect, disconnect, has_native_bf16, lost_rank_error
 from synfundus.errors import ConfigError
 from synfundus.launch import (
     LaunchPlan,
@@ -228,7 +228,7 @@ def _run_job(
             config = _with_precision(verb, config, world, console)
         summary: dict[str, Any] = job.run(config, world, console)
     except RuntimeError as error:
-        lost = lost_rank(error, again="the same command goes on from what is there")
+        lost = lost_rank_error(error, hint="the same command goes on from what is there")
         if lost is None:
             raise
         raise lost from error

@@ -1,4 +1,4 @@
-"""Errors that every rank knows: one that fails must not leave the others waiting for it."""
+"""Errors that every rank learns of: a rank that fails must not leave the others waiting."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ T = TypeVar("T")
 
 
 def raise_together(fault: Exception | None, world: World) -> None:
-    """Raise on every rank when one has a fault: its own, or that of the first rank which has one. Collective.
+    """Raise on every rank if any has a fault: its own, else that of the lowest rank with one. Collective.
 
     Args:
-        fault: What went wrong here, if anything.
+        fault: What went wrong on this rank, if anything.
         world: The job.
     """
     _exchange(fault, None, world)
 
 
 def on_rank_0(work: Callable[[], T], world: World) -> T:
-    """Do something on rank 0 alone and return its result on every rank, or raise its error there. Collective.
+    """Run something on rank 0 alone and return its result, or raise its error, on every rank. Collective.
 
     Args:
-        work: May not be collective; its result is small and plain.
+        work: Must not be collective; its result is small and plain.
         world: The job.
     """
     result: T | None = None

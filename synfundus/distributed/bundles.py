@@ -1,8 +1,8 @@
-"""Small parameters end to end in few tensors: ZeRO-2 pays for each tensor in every step, whatever its size.
+"""Many small parameters in a few flat ones: ZeRO-2 does work per tensor in every step, whatever its size.
 
-A U-Net has hundreds of biases and norm scales. Of a small one on a CPU, ZeRO-2's work per tensor took a fifth of a
+A U-Net has hundreds of biases and norm scales. For a small one on a CPU, ZeRO-2's work per tensor took a fifth of a
 step. Here consecutive parameters of an optimizer group share one flat parameter up to a limit; the module computes with
-views of it, and autograd joins the gradients of a bundle in one copy. A tensor above the limit is a bundle of its own,
+views of it, and autograd joins the gradients of a bundle in one copy. A tensor above the limit is a bundle by itself,
 so that gradients are still reduced and freed in pieces during the backward pass. The flat vector that ZeRO-2 partitions
 is the same, element by element, as without bundles.
 """
@@ -21,7 +21,7 @@ NamedParameters = Sequence[tuple[str, nn.Parameter]]
 
 @dataclass(frozen=True)
 class _Piece:
-    """Where a parameter's place in a bundle is used: modules and attribute names, more than one where it is shared."""
+    """A parameter in a bundle: the modules and attribute names that use it, more than one if it is shared."""
 
     owners: tuple[tuple[nn.Module, str], ...]
     shape: torch.Size
@@ -29,10 +29,10 @@ class _Piece:
 
 
 def plan_bundles(sizes: Sequence[int], *, max_elements: int) -> list[range]:
-    """Cut a list of parameters into consecutive runs of at most ``max_elements``; a larger parameter is alone.
+    """Split parameters into consecutive runs of at most ``max_elements``; a larger parameter is a run by itself.
 
     Args:
-        sizes: Elements of each parameter.
+        sizes: Number of elements of each parameter.
         max_elements: Limit of a bundle.
     """
     runs: list[range] = []
@@ -48,7 +48,7 @@ def plan_bundles(sizes: Sequence[int], *, max_elements: int) -> list[range]:
 class BundledModule(nn.Module):
     """A module whose trainable parameters are views of flat ones.
 
-    The module itself is not registered: whoever asks for parameters sees the bundles alone.
+    The module itself is not registered as a submodule: ``parameters()`` returns the bundles alone.
 
     Args:
         module: What is trained.
@@ -84,11 +84,11 @@ class BundledModule(nn.Module):
         return self._module[0]
 
     def bind(self) -> None:
-        """Have the module compute with the bundles as they are now."""
+        """Replace the module's parameters by views of the bundles."""
         for flat, pieces in zip(self.bundles, self._pieces, strict=True):
             views: Sequence[Tensor] = flat.split([piece.size for piece in pieces])
             for view, piece in zip(views, pieces, strict=True):
-                # most are vectors as they are; each view less is a step of autograd less
+                # most are vectors already; each view saved is an autograd node saved
                 shaped = view if len(piece.shape) == 1 else view.view(piece.shape)
                 for owner, name in piece.owners:
                     owner._parameters[name] = shaped  # type: ignore[assignment]  # a view serves as a parameter

@@ -1,6 +1,7 @@
-"""What a step draws on the device, by key; GPU kernels that give the same bits every time, for those who want them.
+"""Keyed seeds for draws on the device; on request, GPU kernels that give the same bits every time.
 
-Several of cuBLAS's, cuDNN's and torch's fastest kernels add numbers in an order that depends on timing. A CPU's do not.
+Several of the fastest kernels of cuBLAS, cuDNN and torch sum numbers in an order that depends on timing; those of a CPU
+do not.
 """
 
 from __future__ import annotations
@@ -17,35 +18,35 @@ _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def only_deterministic_kernels(*, device: Device) -> str | None:
-    """Allow no other kernels from now on, in the whole process; an operation that has none raises RuntimeError.
+    """Allow only deterministic kernels in this process; an operation without one raises RuntimeError.
 
-    Call it before the first product on a GPU: cuBLAS reads its variable then.
+    Call it before the first matrix product on a GPU: cuBLAS reads its variable then.
 
     Args:
-        device: What the process computes on; on a CPU nothing is touched.
+        device: Device the process computes on; on a CPU nothing is changed.
 
     Returns:
-        What holds from now on, fit for a line of a log; None on a CPU.
+        The new setting, for a log line; None on a CPU.
     """
     if device != "cuda":
         return None
     os.environ.setdefault(_WORKSPACE, ":4096:8")
     torch.use_deterministic_algorithms(True)
     settings: Any = torch.utils.deterministic  # a module with a property, which type checkers cannot see
-    settings.fill_uninitialized_memory = False  # it finds bugs, and costs a pass over each tensor
+    settings.fill_uninitialized_memory = False  # helps to find bugs, but costs a pass over each tensor
     torch.backends.cudnn.benchmark = False
     return "only kernels that give the same bits every time (train.loop.deterministic)"
 
 
 def seed_kernels(seed: int, *, device: torch.device) -> None:
-    """Seed what a device's kernels, such as dropout's, draw from.
+    """Seed the generator that a device's kernels, such as dropout, draw from.
 
-    ``torch.manual_seed`` does so for every kind of device; for a kind that is not in use it copies the stack each time,
-    in Python: beside a thread that reads data, 2 ms a step.
+    ``torch.manual_seed`` seeds every kind of device; for one that is not in use it copies the Python stack each time:
+    2 ms a step beside a thread that reads data.
 
     Args:
-        seed: Any whole number; its lower 63 bits count.
-        device: What the process computes on.
+        seed: Any integer; its lower 63 bits count.
+        device: Device the process computes on.
     """
     if device.type == "cuda":
         torch.cuda.manual_seed(seed % 2**63)

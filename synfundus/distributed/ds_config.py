@@ -1,8 +1,8 @@
-"""From a ds_configs file and the run's values to the dictionary DeepSpeed gets. Pure.
+"""Builds DeepSpeed's configuration from a ds_configs file and the run's values. Pure.
 
-A ds_configs file holds ZeRO and communication knobs only. Batch, accumulation, precision and clipping are derived
-here, and a file that sets them, or leaves anything at ``"auto"``, is refused: two sources for one number is how
-trainings go wrong silently.
+A ds_configs file holds settings of ZeRO and communication only. Batch, accumulation, precision and clipping are derived
+here, and a file that sets them, or leaves anything at ``"auto"``, is refused: two sources for one number make a training wrong
+silently.
 """
 
 from __future__ import annotations
@@ -59,17 +59,17 @@ ALLOWED_ZERO_KEYS = frozenset(
         "offload_optimizer",
     }
 )
-"""Keys its ``zero_optimization`` may hold; others are of stage 3, or change what our partitions assume."""
+"""Keys its ``zero_optimization`` may hold; others belong to stage 3, or change what our partitions assume."""
 _BUCKETS = ("reduce_bucket_size", "allgather_bucket_size")
 _MUST_BE_OFF = {
     "overlap_comm": "it has corrupted gradients in several releases of DeepSpeed",
-    "round_robin_gradients": "it puts the weights into another order than checkpoints and exports have",
+    "round_robin_gradients": "it orders the weights differently from checkpoints and exports",
 }
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How a global batch is spread.
+    """How a global batch is split.
 
     Attributes:
         global_batch_size: Images per optimizer step over all ranks.
@@ -85,9 +85,9 @@ class BatchPlan:
 
 
 def plan_batch(*, global_batch_size: int, max_micro_batch_size: int, world_size: int) -> BatchPlan:
-    """Spread a global batch over ranks and accumulation steps.
+    """Split a global batch over ranks and accumulation steps.
 
-    The micro-batch is the largest divisor of a rank's share that is not above ``max_micro_batch_size``.
+    The micro-batch is the largest divisor of a rank's share that does not exceed ``max_micro_batch_size``.
 
     Raises:
         ConfigError: The global batch is not a multiple of the number of ranks.
@@ -109,15 +109,15 @@ def _refuse_auto(node: object, path: str) -> None:
         for key, value in node.items():
             _refuse_auto(value, f"{path}.{key}" if path else str(key))
     elif node == "auto":
-        raise ConfigError(f'{path} is "auto": DeepSpeed would drop it silently', hint="give a value or leave it out")
+        raise ConfigError(f'{path} is "auto": DeepSpeed would drop it silently', hint="set a value or remove the key")
 
 
 def check_ds_file(document: object, *, where: str) -> dict[str, Any]:
-    """Check what a ds_configs file says.
+    """Check the content of a ds_configs file.
 
     Raises:
-        ConfigError: Not an object, owned or unknown keys, ``"auto"``, a ZeRO stage other than 2, buckets without a
-            size, or what would make the training wrong without a word.
+        ConfigError: Not an object, derived or unknown keys, ``"auto"``, a ZeRO stage other than 2, buckets without a
+            size, or a setting that would make the training wrong silently.
     """
     if not isinstance(document, dict):
         raise ConfigError("a DeepSpeed config is a JSON object", where=where)
@@ -145,7 +145,7 @@ def check_ds_file(document: object, *, where: str) -> dict[str, Any]:
         raise ConfigError(
             f"data_types is {types!r}: gradients are accumulated in fp32",
             where=where,
-            hint='leave it out, or write {"grad_accum_dtype": "fp32"}',
+            hint='remove the key, or set it to {"grad_accum_dtype": "fp32"}',
         )
     return document
 
@@ -165,16 +165,16 @@ def _check_zero(zero: Mapping[str, Any], where: str) -> None:
         size = zero.get(key)
         if isinstance(size, bool) or not isinstance(size, int | float) or not 1 <= size < 2**53 or size != int(size):
             raise ConfigError(
-                f"zero_optimization.{key} is {size!r}, it must be a number of elements above 0",
+                f"zero_optimization.{key} is {size!r}; it must be a number of elements above 0",
                 where=where,
-                hint="zero2.json takes 200000000 on GPUs, zero2_cpu.json less",
+                hint="zero2.json uses 200000000 on GPUs, zero2_cpu.json less",
             )
     offload = zero.get("offload_optimizer", {"device": "none"})
     if not isinstance(offload, dict) or offload.get("device") not in {"cpu", "none"}:
         raise ConfigError(
             f"zero_optimization.offload_optimizer is {offload!r}",
             where=where,
-            hint='leave it out, or write {"device": "cpu"} as zero2_offload.json does',
+            hint='remove the key, or set it to {"device": "cpu"} as in zero2_offload.json',
         )
 
 
@@ -183,8 +183,8 @@ def build_ds_config(
 ) -> dict[str, Any]:
     """Return the dictionary for ``deepspeed.initialize``.
 
-    Gradients are accumulated over micro-batches in fp32 whatever the weights are (bf16 sums lose small terms). Over
-    ranks DeepSpeed adds them in the precision of the weights, unless the file sets ``communication_data_type``.
+    Gradients are accumulated over micro-batches in fp32 whatever the precision of the weights (bf16 sums lose small
+    terms). DeepSpeed sums them over ranks in the weights' precision, unless the file sets ``communication_data_type``.
     """
     config = {key: value for key, value in document.items() if key != "comment"}
     config.update(
@@ -193,7 +193,7 @@ def build_ds_config(
         gradient_accumulation_steps=batch.gradient_accumulation_steps,
         gradient_clipping=max_grad_norm,
         steps_per_print=2**31 - 1,
-        timers={"throughput": {"enabled": False, "synchronized": False}},  # it would empty the GPU twice a micro-batch
+        timers={"throughput": {"enabled": False, "synchronized": False}},  # they would synchronise the GPU
         zero_force_ds_cpu_optimizer=False,
         zero_allow_untested_optimizer=True,
     )

@@ -1,8 +1,7 @@
-"""DeepSpeed's ZeRO-2 engine behind what a trainer needs: forward, backward, step, partitions.
+"""DeepSpeed's ZeRO-2 engine with the interface a trainer needs: forward, backward, step, partitions.
 
-The only module that imports deepspeed. One process on a CPU is a DeepSpeed world of one over gloo; there is no
-second engine beside it (ADR-0002). State is exposed as flat fp32 partitions; files are the business of
-`training.checkpoint`.
+The only module that imports deepspeed. One process on a CPU is a DeepSpeed world of one over gloo; there is no second
+engine (ADR-0002). State is exposed as flat fp32 partitions; `training.checkpoints` writes and reads the files.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from synfundus.errors import CheckpointError, LaunchError
 
 MOMENT_NAMES = ("exp_avg", "exp_avg_sq")
 MOST_BUNDLED = 2**20
-"""Most elements of several parameters that ZeRO-2 sees as one."""
+"""Most elements of a bundle of several parameters."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class StepResult:
 
     Attributes:
         grad_norm: Global norm of the gradient before clipping.
-        skipped: The gradient was not finite and the weights were left alone.
+        skipped: The gradient was not finite, so the weights were not updated.
     """
 
     grad_norm: float
@@ -45,8 +44,8 @@ class StepResult:
 def _import_deepspeed(device: str) -> Any:  # noqa: ANN401 - deepspeed is untyped
     """Import deepspeed so that nothing is compiled at start-up and the logs stay quiet.
 
-    On a CPU deepspeed would build a shared-memory extension on first use: it needs a compiler, takes a minute, and a
-    kill during the build leaves a lock every later start waits on. Marking it as not available avoids all of it.
+    On a CPU deepspeed would build a shared-memory extension on first use: this needs a compiler, takes a minute, and a
+    kill during the build leaves a lock that every later start waits on. Marking it as unavailable avoids all of that.
     """
     if device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -57,17 +56,17 @@ def _import_deepspeed(device: str) -> Any:  # noqa: ANN401 - deepspeed is untype
     import deepspeed.ops
 
     _import_muon_uncompiled()
-    if device == "cpu":  # to ask is to probe every extension, which on a GPU starts compilers and prints
+    if device == "cpu":  # a query would probe every extension, which on a GPU starts compilers and prints
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     return deepspeed
 
 
 def _import_muon_uncompiled() -> None:
-    """Import deepspeed's Muon optimizer, as deepspeed does for every optimizer, without torch's compiler.
+    """Import deepspeed's Muon optimizer, which deepspeed imports with any optimizer, without torch's compiler.
 
-    Its functions are decorated with `torch.compile`, which loads inductor, 1.3 to 2 s and 45 MB a rank, for an
-    optimizer that is not used here. While dynamo is told to be off, the decorator leaves the functions as they are.
+    Its functions are decorated with `torch.compile`, which loads inductor (1.3 to 2 s and 45 MB a rank) for an
+    optimizer that is not used here. While dynamo is disabled the decorator leaves the functions as they are.
     """
     previous = os.environ.get("TORCHDYNAMO_DISABLE")
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
@@ -84,15 +83,15 @@ def _import_muon_uncompiled() -> None:
 class ZeroEngine:
     """A module under ZeRO-2.
 
-    Collective: built, stepped and saved by all ranks together.
+    Collective: all ranks build, step and save it together.
 
     Args:
-        module: What is trained; its forward returns ``(loss, metrics)``.
+        module: The module to train; its forward returns ``(loss, metrics)``.
         groups: Optimizer groups as lists of (name, parameter); together all trainable parameters.
         weight_decays: Decay of each group.
         ds_config: Dictionary from `ds_config.build_ds_config`.
         world: The job.
-        lr: Learning rate until `step` gets another.
+        lr: Initial learning rate; `step` sets it.
         betas: AdamW's betas.
         eps: AdamW's epsilon.
     """
@@ -110,12 +109,12 @@ class ZeroEngine:
         eps: float,
     ) -> None:
         deepspeed = _import_deepspeed(world.device)
-        # deepspeed insists on finding it there, and takes it for the number of the GPU
+        # deepspeed requires this variable and uses it as the index of the GPU
         os.environ["LOCAL_RANK"] = str(torch_device(world).index if world.device == "cuda" else world.local_rank)
         self._world = world
         self._accumulation = int(ds_config["gradient_accumulation_steps"])
         self.layout = FlatLayout.of([[(name, p.shape) for name, p in group] for group in groups])
-        # ZeRO makes its fp32 masters from weights already cast to bf16; keep the digits it would lose
+        # ZeRO builds its fp32 masters from weights already cast to bf16; keep the digits this would lose
         exact = {name: p.detach().to("cpu", torch.float32, copy=True) for group in groups for name, p in group}
         if ds_config.get("bf16", {}).get("enabled"):
             module.bfloat16()  # deepspeed casts what it sees, and it sees the bundles
@@ -139,28 +138,28 @@ class ZeroEngine:
         )
         self._check_internals(deepspeed)
         self.load_named(exact)
-        self._bundled.bind()  # lets the memory of the original parameters go
+        self._bundled.bind()  # frees the memory of the original parameters
 
     def _check_internals(self, deepspeed: Any) -> None:  # noqa: ANN401
-        """Make sure the parts of ZeRO this module reaches into look as they did in the pinned version."""
+        """Check that the internals of ZeRO used here look as in the pinned version."""
         masters = self._zero.single_partition_of_fp32_groups
         expected = [group.partition_size(self._world.size) for group in self.layout.groups]
         found = [int(master.numel()) for master in masters]
         if expected != found:
             raise LaunchError(
-                f"deepspeed {deepspeed.__version__} partitions the parameters in another way than expected "
+                f"deepspeed {deepspeed.__version__} partitions the parameters differently than expected "
                 f"({found} instead of {expected} elements a rank)",
                 hint="install the pinned deepspeed version",
             )
 
     @property
     def optimizer_name(self) -> str:
-        """Class name of the optimizer that runs (``DeepSpeedZeroOptimizer``)."""
+        """Class name of the optimizer in use (``DeepSpeedZeroOptimizer``)."""
         return type(self._zero).__name__
 
     @property
     def update_name(self) -> str:
-        """What updates the masters, and where they are when that is not the device (``fused AdamW``)."""
+        """The optimizer that updates the masters, and where they are if not on the device (``fused AdamW``)."""
         inner = self._zero.optimizer
         kind = "fused " if inner.defaults.get("fused") else ""
         elsewhere = self.masters()[0].device.type != self._world.device
@@ -173,7 +172,7 @@ class ZeroEngine:
 
     @property
     def module(self) -> nn.Module:
-        """The module, with its weights in the working precision."""
+        """The module; its weights are in the working precision."""
         return self._bundled.module
 
     def forward(self, *inputs: Any) -> Any:  # noqa: ANN401 - whatever the module returns
@@ -181,11 +180,11 @@ class ZeroEngine:
         return self._engine(*inputs)
 
     def backward(self, loss: Tensor) -> None:
-        """Add a micro-batch's gradient; the engine divides by the number of micro-batches."""
+        """Add a micro-batch's gradient; the engine averages over micro-batches."""
         self._engine.backward(loss)
 
     def step(self, *, lr: float) -> StepResult | None:
-        """Close a micro-batch; at the last of a global batch update the weights and return what happened."""
+        """Finish a micro-batch; after the last of a global batch update the weights and return the result."""
         boundary = bool(self._engine.is_gradient_accumulation_boundary())
         if boundary:
             for group in self._zero.param_groups:
@@ -198,7 +197,7 @@ class ZeroEngine:
         return StepResult(norm, bool(self._zero.overflow))
 
     def masters(self) -> list[Tensor]:
-        """Return this rank's live slices of the fp32 weights, one a group, padding at the end."""
+        """Return this rank's live slices of the fp32 weights, one per group, padding at the end."""
         return [master.detach() for master in self._zero.single_partition_of_fp32_groups]
 
     def _optimizer_state(self, group: int) -> dict[str, Any]:
@@ -210,7 +209,7 @@ class ZeroEngine:
         slices = []
         for number, master in enumerate(self.masters()):
             state = self._optimizer_state(number)
-            # no zeros beside moments that are there: a save must not need a GPU's memory for two vectors more
+            # allocate zeros only where moments are missing: a save must not need GPU memory for two more vectors
             slices.append({name: state[name] if name in state else torch.zeros_like(master) for name in MOMENT_NAMES})
         return slices
 
@@ -222,7 +221,7 @@ class ZeroEngine:
     def load_partitions(
         self, masters: Sequence[Tensor], moments: Sequence[Mapping[str, Tensor]], *, optimizer_steps: int
     ) -> None:
-        """Put saved slices in place and refresh the working weights. Collective."""
+        """Load saved slices and refresh the working weights. Collective."""
         for number, (master, saved) in enumerate(zip(self.masters(), masters, strict=True)):
             master.copy_(saved)
             state = self._optimizer_state(number)
@@ -251,12 +250,12 @@ class ZeroEngine:
         """Join slices of all ranks into full fp32 tensors by name on rank 0; None elsewhere. Collective.
 
         Args:
-            partitions: This rank's slices, one a group.
+            partitions: This rank's slices, one per group.
         """
         named = gather_named(self.layout, partitions, self._world)
         if named is None or self._world.size > 1:
             return named
-        return {name: tensor.clone() for name, tensor in named.items()}  # they may be views of what is trained
+        return {name: tensor.clone() for name, tensor in named.items()}  # they may be views of the trained weights
 
 
 def require_partition(partition: Tensor, size: int, *, where: str) -> Tensor:

@@ -1,8 +1,7 @@
-"""Where each parameter lies in the flat vector that ZeRO-2 partitions. Pure.
+"""The place of each parameter in the flat vector that ZeRO-2 partitions. Pure.
 
-ZeRO lays the parameters of a group end to end, pads the end so that it divides by the number of ranks, and gives
-each rank one equal slice. Without the padding the vector does not depend on the world size, which is what lets a
-checkpoint of 8 ranks be read by 3.
+ZeRO concatenates the parameters of a group, pads the end to a multiple of the number of ranks, and gives each rank one
+equal slice. Without the padding the vector does not depend on the world size, so 3 ranks can read a checkpoint of 8.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class FlatParameter:
 
 @dataclass(frozen=True)
 class FlatGroup:
-    """One optimizer group: parameters end to end."""
+    """One optimizer group: its parameters, concatenated."""
 
     parameters: tuple[FlatParameter, ...]
 
@@ -50,15 +49,15 @@ class FlatGroup:
         return math.ceil(self.numel / multiple) * multiple // world_size
 
     def partition_bounds(self, rank: int, world_size: int) -> tuple[int, int]:
-        """Return (first, end) of a rank's slice in the unpadded vector; an all-padding slice is empty."""
+        """Return (first, end) of a rank's slice in the unpadded vector; a slice of padding alone is empty."""
         size = self.partition_size(world_size)
         return min(rank * size, self.numel), min((rank + 1) * size, self.numel)
 
     def saved_pieces(self, rank: int, world_size: int, *, saved_world_size: int) -> list[tuple[int, int, int]]:
-        """Say which slices of another world size a rank's slice is put together from, in order.
+        """Return which slices of another world size make up a rank's slice, in order.
 
         Returns:
-            (saved rank, first, end), bounds in the unpadded vector: end to end they are `partition_bounds`.
+            (saved rank, first, end), bounds in the unpadded vector: together they cover `partition_bounds`.
         """
         first, end = self.partition_bounds(rank, world_size)
         if first >= end:
@@ -70,13 +69,13 @@ class FlatGroup:
 
 @dataclass(frozen=True)
 class FlatLayout:
-    """All groups."""
+    """All optimizer groups."""
 
     groups: tuple[FlatGroup, ...]
 
     @classmethod
     def of(cls, groups: Sequence[Sequence[tuple[str, Sequence[int]]]]) -> FlatLayout:
-        """Lay out groups of (name, shape) end to end."""
+        """Lay out groups of (name, shape)."""
         laid = []
         for group in groups:
             offset = 0
@@ -89,7 +88,7 @@ class FlatLayout:
         return cls(tuple(laid))
 
     def to_document(self) -> list[list[dict[str, Any]]]:
-        """Return the layout as it stands in a checkpoint's state.json."""
+        """Return the layout as stored in a checkpoint's state.json."""
         return [
             [{"name": p.name, "shape": list(p.shape), "offset": p.offset} for p in group.parameters]
             for group in self.groups
@@ -97,14 +96,14 @@ class FlatLayout:
 
     @classmethod
     def from_document(cls, document: Sequence[Sequence[Mapping[str, Any]]]) -> FlatLayout:
-        """Read a layout back."""
+        """Read the result of `to_document`."""
         return cls.of([[(entry["name"], entry["shape"]) for entry in group] for group in document])
 
     def require_same(self, saved: FlatLayout, *, where: str) -> None:
-        """Check that a checkpoint's layout is this model's.
+        """Check that a checkpoint has this model's layout.
 
         Raises:
-            CheckpointError: Names the first parameter that differs.
+            CheckpointError: It has not; names the first parameter that differs.
         """
         if saved == self:
             return

@@ -1,4 +1,4 @@
-"""Slices of all ranks, joined into the tensors of a network on rank 0."""
+"""Joins the slices of all ranks into the tensors of a network, on rank 0."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def gather_named(layout: FlatLayout, partitions: Sequence[Tensor], world: World)
     """Join slices of all ranks into full fp32 tensors by name on rank 0; None elsewhere. Collective.
 
     Args:
-        layout: Which parameter lies where.
-        partitions: This rank's slices, one a group. Of a single rank on the CPU the result may be views of them.
-        world: The job, or another channel of it.
+        layout: The place of each parameter.
+        partitions: This rank's slices, one per group. With one rank on the CPU the result may be views of them.
+        world: The job, in any of its process groups.
     """
     named: dict[str, Tensor] = {}
     for group, partition in zip(layout.groups, partitions, strict=True):

@@ -1,4 +1,4 @@
-"""What this machine's processor has instructions for, read without torch."""
+"""Which instructions this machine's processor has, read without torch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 
 
 def processor_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Return whether matrix products in bf16 have instructions of their own here; False where Linux does not say.
+    """Return whether the processor has instructions for bf16 matrix products; False if Linux does not say.
 
-    oneDNN computes bf16 on other processors too, with fp32's instructions and conversions around them. With AVX-512
+    On other processors oneDNN computes bf16 with fp32 instructions and conversions around them. With AVX-512
     alone (Skylake to Ice Lake) a training step in bf16 took 2.2 times as long as in fp32, with AVX2 alone sixty times.
 
     Args:

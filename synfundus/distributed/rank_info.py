@@ -1,4 +1,4 @@
-"""Who am I among how many: the only module that reads ranks from the environment."""
+"""Rank and world size of this process: the only module that reads them from the environment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 from synfundus.errors import LaunchError
 
 _INTERACTIVE_STEP = str(0xFFFF_FFFA)
-"""SLURM_STEP_ID in the shell of a salloc whose cluster starts it on a node (LaunchParameters=use_interactive_step)."""
+"""SLURM_STEP_ID in a salloc shell that the cluster starts on a compute node (LaunchParameters=use_interactive_step)."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class RankInfo:
     Attributes:
         rank: 0 .. world_size - 1.
         world_size: Number of processes.
-        local_rank: Number of this process on its node.
+        local_rank: Index of this process on its node.
         local_world_size: Processes on this node.
-        node_rank: Number of the node.
-        source: Which variables said so: ``torchrun``, ``slurm`` or ``single``.
+        node_rank: Index of the node.
+        source: Where the values come from: ``torchrun``, ``slurm`` or ``single``.
     """
 
     rank: int
@@ -35,10 +35,10 @@ class RankInfo:
 
 
 def integer_of(environment: Mapping[str, str], name: str) -> int:
-    """Return the number a variable holds.
+    """Return the integer in a variable.
 
     Raises:
-        LaunchError: It holds something else.
+        LaunchError: It is not an integer.
     """
     text = environment[name]
     try:
@@ -65,13 +65,13 @@ def _tasks_on_node(environment: Mapping[str, str], node: int, *, size: int) -> i
         counts.extend([int(match[1])] * int(match[2] or 1))
     if node >= len(counts):
         raise LaunchError(
-            f"SLURM_NODEID={node}, but SLURM_STEP_TASKS_PER_NODE={text!r} is about {len(counts)}", where="environment"
+            f"SLURM_NODEID={node}, but SLURM_STEP_TASKS_PER_NODE={text!r} lists {len(counts)}", where="environment"
         )
     return counts[node]
 
 
 def _is_task(environment: Mapping[str, str]) -> bool:
-    """Whether srun started this process as one of a job's ranks, not a person's shell or a batch script."""
+    """Whether srun started this process as a rank, not as an interactive shell or a batch script."""
     if not {"SLURM_PROCID", "SLURM_STEP_ID", "SLURM_NTASKS"} <= set(environment):
         return False
     shell = environment["SLURM_NTASKS"] == "1" and "MASTER_ADDR" not in environment  # srun --pty bash
@@ -87,7 +87,7 @@ def rank_info(environment: Mapping[str, str]) -> RankInfo:
     if "RANK" in environment or "WORLD_SIZE" in environment:
         missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in environment]
         if missing:
-            raise LaunchError(f"RANK/WORLD_SIZE are set but {', '.join(missing)} is not", where="environment")
+            raise LaunchError(f"RANK or WORLD_SIZE is set, but {', '.join(missing)} is not", where="environment")
         size = integer_of(environment, "WORLD_SIZE")
         local = integer_of(environment, "LOCAL_RANK") if "LOCAL_RANK" in environment else 0
         local_size = integer_of(environment, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in environment else size

@@ -1,8 +1,8 @@
-"""Whether fp32 products of a GPU may run on its tensor cores, in TF32: 10 bits of mantissa instead of 23, far faster.
+"""Whether fp32 products on a GPU may use tensor cores in TF32: 10 bits of mantissa instead of 23, but far faster.
 
-Only the switches of cuBLAS and cuDNN are turned, never the ones that a CPU's kernels read. By torch's newer names
-alone: the older ones (`allow_tf32`, `set_float32_matmul_precision`) must not be mixed with them, and the last of these
-changes what oneDNN does on a CPU, too.
+Only the settings of cuBLAS and cuDNN are changed, never those a CPU's kernels read, and only by torch's newer names:
+they must not be mixed with the older ones (`allow_tf32`, `set_float32_matmul_precision`), of which the last also
+changes what oneDNN does on a CPU.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ def set_tf32(wanted: bool, *, device: Device, option: str = "") -> str | None:
     """Let fp32 matrix products and convolutions use TF32, or forbid it, for the whole process.
 
     Args:
-        wanted: `train.loop.tf32` in training.
-        option: Which option said so, for the log.
-        device: What the process computes on; on a CPU nothing is touched.
+        wanted: Whether to allow TF32.
+        option: The option it comes from, for the log.
+        device: Device the process computes on; on a CPU nothing is changed.
 
     Returns:
-        What holds from now on, fit for a line of a log; None on a CPU.
+        The new setting, for a log line; None on a CPU.
     """
     if device != "cuda":
         return None
     by = f" ({option})" if option else ""
     precision = "tf32" if wanted else "ieee"
-    # recurrent kernels are not used; set all the same, since torch refuses to answer for a cuDNN that is half set
+    # recurrent kernels are not used, but torch refuses to report a cuDNN setting that differs between the two
     cuda: Any = torch.backends.cuda
     cudnn: Any = torch.backends.cudnn  # torch's type stubs do not know these yet
     for backend in (cuda.matmul, cudnn.conv, cudnn.rnn):

@@ -1,9 +1,9 @@
-"""A thread that looks whether the rank still moves, and ends the job with everybody's stacks when one does not.
+"""A thread that detects a stalled rank and ends the job with the stacks of all ranks.
 
-Whatever can wait for ever says what it waits for: a step for the other ranks, a batch for its shard, a save for the
-disk. When one takes longer than its limit, the rank writes where all its threads stand and puts a notice up for the
-others, which do the same; all exit with 75, so that a batch script queues the job again. A rank whose interpreter is
-held by one C call cannot run this thread: Python's own timer (faulthandler) then writes the stacks, without help.
+Work that could wait forever is registered under a name: a step waits for the other ranks, a batch for its shard, a save
+for the disk. When one exceeds its limit, the rank writes the stacks of all its threads and sets its status, on which
+the other ranks do the same; all exit with 75, so that a batch script requeues the job. A rank whose interpreter is
+blocked by one C call cannot run this thread: Python's own timer (faulthandler) then writes the stacks.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from synfundus.distributed.stall_mark import leave_mark
-from synfundus.distributed.world import NoticeBoard
+from synfundus.distributed.requeue import request_requeue
+from synfundus.distributed.world import StatusStore
 from synfundus.errors import Stalled
 
 T = TypeVar("T")
 PHASE_PATIENCE = 10
-"""Times the limit that what is no step may take: a validation pass, a preview; at most that, a start or an export."""
-_NOTICE = "stalled"
+"""Limit of work that is no step (validation, a preview, a start, an export), as a multiple of the watchdog's."""
+_STATUS = "stalled"
 _STANDARD_ERROR = 2
-"""By its number: whoever has replaced `sys.stderr` need not have given it a file."""
+"""By number: a replacement of `sys.stderr` need not have a file."""
 _MOST_POLL_S = 5.0
 _PATIENCE_S = 3.0
-"""Time for what may hang itself: putting up a notice, naming a sample."""
+"""Time for what may itself hang: setting the status, naming a sample."""
 
 
 @dataclass(frozen=True)
 class _Activity:
-    """Something that should end."""
+    """Work that should end."""
 
     what: Callable[[], str]
     began: float
@@ -52,23 +52,23 @@ class Watchdog:
     Args:
         rank: This rank.
         world_size: Number of ranks.
-        board: Where the ranks leave one another notices.
-        limit_s: Longest time anything may take that does not ask for more; 0 watches nothing.
-        longest_phase_s: Longest time a phase may take: less than the others wait for a rank in it.
+        store: Tells the ranks which of them has stalled.
+        limit_s: Limit of work that asks for no other; 0 turns the watchdog off.
+        longest_phase_s: Upper limit of a phase: below the timeout of the ranks that wait for it.
     """
 
     def __init__(
-        self, *, rank: int, world_size: int, board: NoticeBoard, limit_s: float, longest_phase_s: float = math.inf
+        self, *, rank: int, world_size: int, store: StatusStore, limit_s: float, longest_phase_s: float = math.inf
     ) -> None:
         self._rank = rank
         self._world_size = world_size
-        self._board = board
+        self._store = store
         self._limit_s = limit_s
         self._phase_s = min(PHASE_PATIENCE * limit_s, longest_phase_s)
         self._poll_s = min(_MOST_POLL_S, max(0.05, limit_s / 10))
         self._activities: dict[int, _Activity] = {}
         self._next_number = 0
-        self._notice = ""
+        self._stalled = ""
         self._lock = threading.Lock()
         self._ended = threading.Event()
 
@@ -80,8 +80,8 @@ class Watchdog:
             return
         self._ended.clear()
         watch = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        # apart: the rank that keeps the notices may be the one that stands still, and reading waits for it
-        listen = threading.Thread(target=self._listen, name="watchdog-notices", daemon=True)
+        # a second thread: reading waits for the rank that hosts the store, and that may be the stalled one
+        listen = threading.Thread(target=self._listen, name="watchdog-status", daemon=True)
         watch.start()
         listen.start()
         try:
@@ -93,16 +93,16 @@ class Watchdog:
             listen.join(_PATIENCE_S)  # the store it reads from may be closed next
 
     def expect_end(self, what: Callable[[], str], *, patience: int = 1) -> AbstractContextManager[None]:
-        """Expect the block to end within a limit. Any thread may call it, also several at a time.
+        """Expect the block to end within a limit. Any thread may call it, several at a time too.
 
         Args:
-            what: Says what the block does; asked only when it does not end.
-            patience: Its limit as a multiple of the watchdog's.
+            what: Names the work; called only if it does not end.
+            patience: Limit as a multiple of the watchdog's.
         """
         return self._expect(what, patience * self._limit_s)
 
     def phase(self, what: str) -> AbstractContextManager[None]:
-        """Expect the end of work that is no step and that other ranks wait for, such as a start."""
+        """Expect the block to end within the limit of a phase: work other ranks wait for that is no step."""
         return self._expect(lambda: what, self._phase_s)
 
     @contextlib.contextmanager
@@ -119,30 +119,30 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._ended.wait(self._poll_s):
-            # set again each time: it comes only if this thread is kept from running
+            # set anew in each round: it fires only if this thread cannot run
             faulthandler.dump_traceback_later(self._limit_s + 2 * self._poll_s, exit=True, file=_STANDARD_ERROR)
             name = f"rank {self._rank} of {self._world_size}"
             overdue = self._overdue()
             if overdue is not None:
                 faulthandler.cancel_dump_traceback_later()
                 text = f"no end of {_told(overdue)} after {time.monotonic() - overdue.began:.0f} s"
-                _try(partial(self._post, text))
+                _try(partial(self._set_status, text))
                 self._end(f"{name}: {text}")
-            if self._notice:
+            if self._stalled:
                 faulthandler.cancel_dump_traceback_later()
-                self._end(f"{name} is at: {self._doing()}; it ends because {self._notice}")
+                self._end(f"{name} is at: {self._doing()}; it ends because {self._stalled}")
 
     def _listen(self) -> None:
-        with contextlib.suppress(RuntimeError):  # who keeps the notices is gone: collectives notice that themselves
+        with contextlib.suppress(RuntimeError):  # the store is gone with its rank: collectives notice that themselves
             while not self._ended.wait(self._poll_s):
-                notice = self._board.read(_NOTICE)
-                if notice is not None:
-                    found = json.loads(notice)
-                    self._notice = f"rank {found['rank']} reports {found['text']}"
+                status = self._store.get(_STATUS)
+                if status is not None:
+                    found = json.loads(status)
+                    self._stalled = f"rank {found['rank']} reports {found['text']}"
                     return
 
     def _overdue(self) -> _Activity | None:
-        """Return what has taken too long."""
+        """Return work that has exceeded its limit."""
         now = time.monotonic()
         overdue = [activity for activity in self._current() if now - activity.began > activity.limit_s]
         return overdue[0] if overdue else None
@@ -154,33 +154,33 @@ class Watchdog:
         with self._lock:
             return list(self._activities.values())
 
-    def _post(self, text: str) -> None:
-        self._board.post(_NOTICE, json.dumps({"rank": self._rank, "text": text}))
+    def _set_status(self, text: str) -> None:
+        self._store.set(_STATUS, json.dumps({"rank": self._rank, "text": text}))
 
     def _end(self, headline: str) -> None:
-        """Write the stacks in one piece and leave."""
+        """Write the stacks in one piece and exit."""
         with tempfile.TemporaryFile() as file:
             faulthandler.dump_traceback(file=file, all_threads=True)
             file.seek(0)
             stacks = file.read()
         text = f"Nothing moves\n  {headline}\n  stacks of its threads:\n".encode() + stacks
-        text += b"the same command goes on from the last checkpoint\n"
+        text += b"run the same command again to resume from the last checkpoint\n"
         with contextlib.suppress(OSError):
             os.write(_STANDARD_ERROR, text)
-        _try(leave_mark)
+        _try(request_requeue)
         if self._world_size > 1:
-            # until the others have read the notice, which rank 0 keeps: they would take its end for a fault
+            # until the other ranks have read the status, which rank 0 hosts: its exit would look like a fault to them
             time.sleep(2.5 * self._poll_s)
         os._exit(Stalled.exit_code)
 
 
 def _told(activity: _Activity) -> str:
-    """Say what it is; naming a sample may itself wait for what stands still."""
+    """Name an activity; to name a sample may itself wait for what is stalled."""
     return _try(activity.what) or "something that cannot be named now"
 
 
 def _try(work: Callable[[], T]) -> T | None:
-    """Run something that may fail or never end; None then."""
+    """Run something that may fail or never end; None if it does."""
     results: list[T] = []
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""How the ranks of a job talk to one another.
+"""The ranks of a job and their collectives.
 
 Rank and world size are values everywhere, so rank logic can be tested in one process with `LocalWorld`.
 """
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
-_WEEKS_S = 30.0 * 24 * 3600
+_NO_TIMEOUT_S = 30.0 * 24 * 3600
+"""torch.distributed has no "never": a month stands for it."""
 Device = Literal["cpu", "cuda"]
 
 
@@ -49,26 +50,26 @@ class World(Protocol):
         """What this process computes on."""
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
+        """Wait for all ranks."""
 
     def all_gather(self, value: T) -> list[T]:
         """Return every rank's value, in rank order. For small plain values, not for tensors."""
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Add up lists of numbers over the ranks."""
+        """Sum lists of numbers over the ranks."""
 
     def any(self, flag: bool) -> bool:
         """Whether any rank says yes."""
 
     def gather(self, vector: torch.Tensor) -> torch.Tensor | None:
-        """Return the ranks' vectors ``[n]``, on the CPU and of one length, end to end on rank 0; None elsewhere."""
+        """Return the concatenation of the ranks' CPU vectors ``[n]``, all of one length, on rank 0; None elsewhere."""
 
 
 @dataclass(frozen=True)
 class LocalWorld:
-    """A world without processes: rank ``rank`` of ``size``, alone in its collectives.
+    """A world without communication: each collective sees this rank alone.
 
-    With size 1 it is the real thing; larger sizes serve tests of rank logic.
+    With size 1 it is a complete world; larger sizes are for tests of rank logic.
     """
 
     rank: int = 0
@@ -81,7 +82,7 @@ class LocalWorld:
         """Return at once."""
 
     def all_gather(self, value: T) -> list[T]:
-        """Return the only value there is."""
+        """Return this rank's value alone."""
         return [value]
 
     def sum(self, values: Sequence[float]) -> list[float]:
@@ -93,67 +94,67 @@ class LocalWorld:
         return flag
 
     def gather(self, vector: torch.Tensor) -> torch.Tensor | None:
-        """Return the only vector there is; None on a rank other than 0."""
+        """Return this rank's vector; None on a rank other than 0."""
         return vector if self.rank == 0 else None
 
 
 def share_of(units: Sequence[T], world: World) -> Sequence[T]:
-    """Return the units of work of a rank: every W-th, so that ranks have as many as each other or one less. Pure."""
+    """Return a rank's share of the work: every ``world.size``-th unit, so that shares differ by at most one. Pure."""
     return units[world.rank :: world.size]
 
 
-class NoticeBoard(Protocol):
-    """Texts that any rank can put up and read at any time, without the others taking part."""
+class StatusStore(Protocol):
+    """Texts by name that any rank can set and read at any time; not collective."""
 
-    def post(self, name: str, text: str) -> None:
-        """Put a text up.
+    def set(self, name: str, text: str) -> None:
+        """Set a text.
 
         Raises:
-            RuntimeError: The board is gone.
+            RuntimeError: The store is gone.
         """
 
-    def read(self, name: str) -> str | None:
-        """Return a text, or None while there is none.
+    def get(self, name: str) -> str | None:
+        """Return a text, None while it is not set.
 
         Raises:
-            RuntimeError: The board is gone.
+            RuntimeError: The store is gone.
         """
 
 
 @dataclass(frozen=True)
-class OwnBoard:
-    """The board of a world of one."""
+class LocalStatusStore:
+    """The store of a world of one."""
 
     texts: dict[str, str] = field(default_factory=dict)
 
-    def post(self, name: str, text: str) -> None:
-        """Put a text up."""
+    def set(self, name: str, text: str) -> None:
+        """Set a text."""
         self.texts[name] = text
 
-    def read(self, name: str) -> str | None:
-        """Return a text, or None while there is none."""
+    def get(self, name: str) -> str | None:
+        """Return a text, None while it is not set."""
         return self.texts.get(name)
 
 
 @dataclass(frozen=True)
-class StoreBoard:
-    """A board in torch's key-value store, which rank 0 keeps."""
+class TorchStatusStore:
+    """The store of several ranks: torch's key-value store, which rank 0 hosts."""
 
     store: Any
 
-    def post(self, name: str, text: str) -> None:
-        """Put a text up."""
+    def set(self, name: str, text: str) -> None:
+        """Set a text."""
         self.store.set(f"synfundus/{name}", text)
 
-    def read(self, name: str) -> str | None:
-        """Return a text, or None while there is none."""
+    def get(self, name: str) -> str | None:
+        """Return a text, None while it is not set."""
         key = f"synfundus/{name}"
         return self.store.get(key).decode() if self.store.check([key]) else None
 
 
 @dataclass(frozen=True)
 class TorchWorld:
-    """A world on torch.distributed; the host-side collectives run over gloo also when tensors use NCCL."""
+    """A world on torch.distributed; these collectives use gloo, also when gradients use NCCL."""
 
     rank: int
     size: int
@@ -163,7 +164,7 @@ class TorchWorld:
     group: Any
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
+        """Wait for all ranks."""
         import torch.distributed as dist
 
         dist.barrier(group=self.group)
@@ -177,8 +178,8 @@ class TorchWorld:
         return gathered
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Add up lists of numbers over the ranks, in float64."""
-        if self.size == 1:  # asked in each step
+        """Sum lists of numbers over the ranks, in float64."""
+        if self.size == 1:  # called in every step
             return [float(value) for value in values]
         import torch
         import torch.distributed as dist
@@ -192,13 +193,13 @@ class TorchWorld:
         return self.sum([1.0 if flag else 0.0])[0] > 0
 
     def gather(self, vector: torch.Tensor) -> torch.Tensor | None:
-        """Return the ranks' vectors end to end on rank 0, None elsewhere."""
+        """Return the concatenation of the ranks' vectors on rank 0, None elsewhere."""
         import torch
         import torch.distributed as dist
 
         if self.size == 1:
-            # gloo's thread would open a second OpenMP team, and with more threads than cores libgomp stops spinning at
-            # barriers, which halves the speed of every step that follows
+            # gloo's thread would start a second OpenMP team; with more threads than cores libgomp no longer spins at
+            # barriers, which halves the speed of all later steps
             return vector
         whole = torch.empty(self.size * len(vector), dtype=vector.dtype) if self.rank == 0 else None
         dist.gather(vector, None if whole is None else list(torch.split(whole, len(vector))), dst=0, group=self.group)
@@ -206,16 +207,16 @@ class TorchWorld:
 
 
 def resolve_device(requested: Literal["auto", "cpu", "cuda"]) -> Device:
-    """Decide what to compute on.
+    """Choose the device to compute on.
 
     Raises:
-        LaunchError: CUDA was asked for and is not there.
+        LaunchError: CUDA was requested but is not available.
     """
     import torch
 
     available = torch.cuda.is_available()
     if requested == "cuda" and not available:
-        raise LaunchError("device cuda was asked for, but torch sees no CUDA device", hint="run `synfundus doctor`")
+        raise LaunchError("device cuda was requested, but torch finds no CUDA device", hint="run `synfundus doctor`")
     return "cuda" if available and requested != "cpu" else "cpu"
 
 
@@ -229,33 +230,33 @@ def has_native_bf16(device: Device) -> bool:
 
 
 def _cores(info: RankInfo) -> int:
-    """Return the cores this rank computes with."""
+    """Return how many cores this rank computes with."""
     name = "SLURM_CPUS_PER_TASK"
     task = integer_of(os.environ, name) if info.source == "slurm" and name in os.environ else None
     return own_cores(info.local_world_size, bound=len(os.sched_getaffinity(0)), task=task)
 
 
 def torch_device(world: World) -> torch.device:
-    """Return what this rank computes on."""
+    """Return the device this rank computes on."""
     import torch
 
     return torch.device("cuda", torch.cuda.current_device()) if world.device == "cuda" else torch.device("cpu")
 
 
 def connect(*, device: Literal["auto", "cpu", "cuda"], timeout_s: int, num_threads: int) -> World:
-    """Join the job this process belongs to and return its world.
+    """Join the job's process group and return its world.
 
-    Collective: every process of the job calls it once. A process group exists afterwards, also for one process
-    (DeepSpeed needs it; no port is opened for it).
+    Collective: every process of the job calls it once. A single process gets a process group too (DeepSpeed needs
+    one); no port is opened for it.
 
     Args:
-        device: What to compute on.
+        device: Device to compute on.
         timeout_s: Longest wait for the other ranks, in seconds.
         num_threads: CPU threads of this process; 0 takes `own_cores`.
 
     Raises:
         LaunchError: No such device, ranks on different devices, two on one GPU, or the other ranks do not answer.
-        PortTaken: Where the ranks were to meet is somebody else.
+        PortTaken: Another program uses the rendezvous port.
     """
     import torch
     import torch.distributed as dist
@@ -278,7 +279,7 @@ def connect(*, device: Literal["auto", "cpu", "cuda"], timeout_s: int, num_threa
                     backend, init_method=master, rank=info.rank, world_size=info.world_size, timeout=timeout
                 )
             except (RuntimeError, ValueError) as error:
-                raise _not_joined(error, rank=info.rank, master=master) from error
+                raise _join_error(error, rank=info.rank, master=master) from error
     world = TorchWorld(info.rank, info.world_size, info.local_rank, info.local_world_size, kind, dist.group.WORLD)
     if world.size > 1:
         require_one_device(world.all_gather((socket.gethostname(), kind)))
@@ -287,41 +288,41 @@ def connect(*, device: Literal["auto", "cpu", "cuda"], timeout_s: int, num_threa
     return world
 
 
-def _not_joined(error: Exception, *, rank: int, master: str) -> LaunchError:
-    if any(text in str(error) for text in FOREIGN):
+def _join_error(error: Exception, *, rank: int, master: str) -> LaunchError:
+    if any(text in str(error) for text in _PORT_TAKEN):
         return PortTaken(
-            f"somebody else has the port of {master}, where the ranks were to meet",
-            hint="start it again, with another MASTER_PORT if you give one; a job of slurm/ does so by itself",
+            f"another program uses the rendezvous port, {master}",
+            hint="start the command again, with another MASTER_PORT if you set one; the jobs in slurm/ do so",
         )
-    lost = lost_rank(error, again="start it again")
+    lost = lost_rank_error(error, hint="start the command again")
     return lost or LaunchError(f"rank {rank} could not join the job at {master}: {error}")
 
 
 def disconnect() -> None:
-    """Leave the job; not an error when never joined."""
+    """Leave the process group; does nothing if none was joined."""
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
-def patient(world: World) -> World:
-    """Return the same ranks on a channel that waits for weeks, as after hours in which nobody spoke. Collective.
+def without_timeout(world: World) -> World:
+    """Return the same ranks in a new process group whose collectives do not time out. Collective.
 
-    A rank that ends is noticed all the same: its connection does. One that does not come here is missed on the first
-    channel, by that one's limit.
+    For ranks that work apart for hours. A rank that ends is still noticed, because its connection closes; one that
+    never gets here runs into the first group's timeout.
     """
     if isinstance(world, TorchWorld):
         world.barrier()
-    return second_channel(world, timeout_s=_WEEKS_S)
+    return new_group(world, timeout_s=_NO_TIMEOUT_S)
 
 
-def second_channel(world: World, *, timeout_s: float) -> World:
-    """Return the same ranks on a channel of their own, for a thread beside the one that has the first. Collective.
+def new_group(world: World, *, timeout_s: float) -> World:
+    """Return the same ranks in a new process group, so that another thread can communicate too. Collective.
 
     Args:
         world: The job.
-        timeout_s: Longest wait for the other ranks on it, in seconds.
+        timeout_s: Timeout of the group's collectives, in seconds.
     """
     import torch.distributed as dist
 
@@ -330,36 +331,36 @@ def second_channel(world: World, *, timeout_s: float) -> World:
     return replace(world, group=dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)))
 
 
-def notice_board(world: World) -> NoticeBoard:
-    """Return where the ranks of a job leave one another notices."""
+def status_store(world: World) -> StatusStore:
+    """Return the status store of a job's ranks."""
     if not isinstance(world, TorchWorld) or world.size == 1:
-        return OwnBoard()
+        return LocalStatusStore()
     from torch.distributed.distributed_c10d import _get_default_store
 
-    # a connection of its own: whoever waits on it keeps nobody else from the store
-    return StoreBoard(_get_default_store().clone())  # type: ignore[attr-defined]
+    # a separate connection: a thread that waits on this one blocks no other
+    return TorchStatusStore(_get_default_store().clone())  # type: ignore[attr-defined]
 
 
-LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
-SILENT = ("Timed out", "Socket Timeout", "wait timeout after")
-FOREIGN = ("EADDRINUSE", "Ping failed")
-"""The port is somebody else's: rank 0 cannot listen there, the others are not answered as by a store."""
+_DISCONNECTED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+_TIMED_OUT = ("Timed out", "Socket Timeout", "wait timeout after")
+_PORT_TAKEN = ("EADDRINUSE", "Ping failed")
+"""Another program has the port: rank 0 cannot listen on it, and the other ranks get no answer of a torch store."""
 
 
-def lost_rank(error: BaseException, *, again: str) -> LaunchError | None:
-    """Say what an error of a collective means: another rank has gone, or (Stalled) is there and does not answer.
+def lost_rank_error(error: BaseException, *, hint: str) -> LaunchError | None:
+    """Translate an error of a collective: another rank has ended, or (Stalled) does not answer.
 
     Args:
-        error: Anything.
-        again: What the user can do.
+        error: Any error.
+        hint: What the user can do.
 
     Returns:
-        None when it is no such error.
+        None for every other error.
     """
     if not isinstance(error, RuntimeError) or isinstance(error, RelayedDefect):
         return None
-    if any(text in str(error) for text in SILENT):
-        return Stalled(f"another rank did not answer for launch.collective_timeout_s: {error}", hint=again)
-    if any(text in str(error) for text in LOST):
-        return LaunchError(f"another rank has gone: {error}", hint=f"its own message says why; {again}")
+    if any(text in str(error) for text in _TIMED_OUT):
+        return Stalled(f"another rank did not answer within launch.collective_timeout_s: {error}", hint=hint)
+    if any(text in str(error) for text in _DISCONNECTED):
+        return LaunchError(f"another rank has ended: {error}", hint=f"its own message says why; {hint}")
     return None

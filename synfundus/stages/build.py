@@ -21,7 +21,7 @@ from synfundus.distributed.ds_config import BatchPlan, build_ds_config, check_ds
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.tensor_cores import set_tf32
 from synfundus.distributed.watchdog import Watchdog
-from synfundus.distributed.world import Device, World, notice_board, torch_device
+from synfundus.distributed.world import Device, World, status_store, torch_device
 from synfundus.errors import ConfigError
 from synfundus.models.attention import AttentionChoice, agreed_attention, apply_attention, choose_attention, head_dims
 from synfundus.models.autoencoder import LatentAutoencoder, build_autoencoder
@@ -188,7 +188,7 @@ def watchdog(loop: LoopConfig, launch: LaunchConfig, world: World) -> Watchdog:
     return Watchdog(
         rank=world.rank,
         world_size=world.size,
-        board=notice_board(world),
+        store=status_store(world),
         limit_s=loop.watchdog_s,
         longest_phase_s=longest,
     )

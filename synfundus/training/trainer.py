@@ -16,7 +16,7 @@ from synfundus.distributed.agreement import on_rank_0, raise_together
 from synfundus.distributed.determinism import seed_kernels
 from synfundus.distributed.engine import StepResult, ZeroEngine
 from synfundus.distributed.watchdog import PHASE_PATIENCE, Watchdog
-from synfundus.distributed.world import World, lost_rank, torch_device
+from synfundus.distributed.world import World, lost_rank_error, torch_device
 from synfundus.errors import ConfigError, DataError, Interrupted, Preempted, SynfundusError
 from synfundus.seeding import derive_key
 from synfundus.shards.batches import RankBatch
@@ -40,7 +40,7 @@ limit for itself as well."""
 def _explained(error: RuntimeError, images_seen: int) -> SynfundusError | None:
     """Say what an error of torch means to the user; None where that is not known."""
     again = "the same command goes on from the last checkpoint"
-    if lost := lost_rank(error, again=again):
+    if lost := lost_rank_error(error, hint=again):
         return lost
     if is_out_of_memory(error):
         return ConfigError(

@@ -66,7 +66,7 @@ def test_a_port_that_somebody_has_is_a_reason_to_start_again(latent_set: ShardSe
             check=False,
         )
     assert done.returncode == 75, done.stderr
-    assert "somebody else has the port of" in done.stderr
+    assert "another program uses the rendezvous port" in done.stderr
     assert "Traceback" not in done.stderr
     assert mark.exists(), "the other ranks will have been killed, and SLURM sees their code"
 

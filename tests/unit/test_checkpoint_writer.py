@@ -13,7 +13,7 @@ from fake_engine import ALONE, FakeEngine, Rendezvous, ThreadWorld, run_ranks
 
 from synfundus.distributed.flat_layout import FlatLayout
 from synfundus.distributed.watchdog import Watchdog
-from synfundus.distributed.world import OwnBoard, World
+from synfundus.distributed.world import LocalStatusStore, World
 from synfundus.errors import StorageError
 from synfundus.storage import filesystem
 from synfundus.training.checkpoints.search import find_checkpoint
@@ -21,7 +21,7 @@ from synfundus.training.checkpoints.writer import CheckpointWriter
 from synfundus.training.ema import ShardedEma
 
 LAYOUT = FlatLayout.of([[("a", (5, 3)), ("b", (4,))]])
-WATCHDOG = Watchdog(rank=0, world_size=1, board=OwnBoard(), limit_s=0)
+WATCHDOG = Watchdog(rank=0, world_size=1, store=LocalStatusStore(), limit_s=0)
 
 
 class Gate:

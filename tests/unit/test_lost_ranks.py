@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from synfundus.distributed.world import _not_joined, lost_rank
+from synfundus.distributed.world import _join_error, lost_rank_error
 from synfundus.errors import ErrorReport, LaunchError, PortTaken, Stalled, SynfundusError
 
 
@@ -17,7 +17,7 @@ from synfundus.errors import ErrorReport, LaunchError, PortTaken, Stalled, Synfu
     ],
 )
 def test_a_rank_that_is_silent_is_told_from_one_that_has_gone(text: str, kind: type[SynfundusError]) -> None:
-    found = lost_rank(RuntimeError(text), again="start it again")
+    found = lost_rank_error(RuntimeError(text), hint="start it again")
     assert type(found) is kind
     assert text in str(found)
     assert "start it again" in str(found)
@@ -33,7 +33,7 @@ def test_a_rank_that_is_silent_is_told_from_one_that_has_gone(text: str, kind: t
 )
 def test_other_errors_are_none_of_them(error: Exception) -> None:
     """The last is what another rank has met: its text is a traceback, whatever that quotes."""
-    assert lost_rank(error, again="") is None
+    assert lost_rank_error(error, hint="") is None
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,6 @@ def test_other_errors_are_none_of_them(error: Exception) -> None:
     ],
 )
 def test_ranks_that_do_not_meet_say_why(rank: int, text: str, kind: type[SynfundusError]) -> None:
-    found = _not_joined(RuntimeError(text), rank=rank, master="tcp://node7:16711")
+    found = _join_error(RuntimeError(text), rank=rank, master="tcp://node7:16711")
     assert type(found) is kind
     assert kind is Stalled or "tcp://node7:16711" in str(found)

@@ -127,7 +127,7 @@ def test_a_rank_computes_with_the_cores_that_are_its_own(bound: int, task: int |
 
 def test_two_ranks_on_one_gpu_are_named_with_it() -> None:
     require_own_gpus([("node1", "GPU-a"), ("node1", "GPU-b"), ("node2", "GPU-a")])
-    with pytest.raises(LaunchError, match="ranks 1 and 3 have the same GPU, GPU-b") as caught:
+    with pytest.raises(LaunchError, match="ranks 1 and 3 use the same GPU, GPU-b") as caught:
         require_own_gpus([("node1", "GPU-a"), ("node1", "GPU-b"), ("node2", "GPU-a"), ("node1", "GPU-b")])
     assert caught.value.where == "node1"
 

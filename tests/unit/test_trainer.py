@@ -15,7 +15,7 @@ from tiny_sets import flip_byte, write_numbered_set
 
 from synfundus.distributed.flat_layout import FlatLayout
 from synfundus.distributed.watchdog import Watchdog
-from synfundus.distributed.world import OwnBoard, World
+from synfundus.distributed.world import LocalStatusStore, World
 from synfundus.errors import DataError, NumericalError, Preempted, StorageError
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.shards.batches import BatchReader, RankBatch
@@ -148,7 +148,7 @@ class Run:
                 for name, every, when in periodic
             ],
             saver=self.saves,
-            watchdog=Watchdog(rank=world.rank, world_size=world.size, board=OwnBoard(), limit_s=0),
+            watchdog=Watchdog(rank=world.rank, world_size=world.size, store=LocalStatusStore(), limit_s=0),
             rewind=self._rewind,
             flag=self.flag,
         )

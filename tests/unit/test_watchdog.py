@@ -9,15 +9,15 @@ import time
 import pytest
 
 from synfundus.distributed.watchdog import Watchdog
-from synfundus.distributed.world import OwnBoard
+from synfundus.distributed.world import LocalStatusStore
 
 SCRIPT = """
 import threading, time
 from synfundus.distributed.watchdog import Watchdog
-from synfundus.distributed.world import OwnBoard
+from synfundus.distributed.world import LocalStatusStore
 
-board = OwnBoard()
-watchdog = Watchdog(rank=0, world_size=1, board=board, limit_s=0.5)
+store = LocalStatusStore()
+watchdog = Watchdog(rank=0, world_size=1, store=store, limit_s=0.5)
 with watchdog.running():
     {body}
 print("went on")
@@ -39,7 +39,7 @@ def test_what_takes_too_long_ends_the_process_with_its_name_and_stack() -> None:
 
 def test_a_notice_of_another_rank_ends_the_process_as_well() -> None:
     done = ends(
-        'board.post(\'stalled\', \'{"rank": 3, "text": "no end of the tea after 9 s"}\')\n'
+        'store.set(\'stalled\', \'{"rank": 3, "text": "no end of the tea after 9 s"}\')\n'
         "    with watchdog.expect_end(lambda: 'the cake'): time.sleep(30)"
     )
     assert done.returncode == 75
@@ -66,7 +66,7 @@ def test_what_ends_in_time_or_is_not_watched_goes_on(body: str) -> None:
 
 
 def test_a_phase_may_take_longer_but_no_longer_than_the_others_wait() -> None:
-    body = "board = OwnBoard()\n    with watchdog.phase('the start'): time.sleep(2)"
+    body = "store = LocalStatusStore()\n    with watchdog.phase('the start'): time.sleep(2)"
     assert ends(body).stdout == "went on\n"
     code = SCRIPT.format(body="with watchdog.phase('the start'): time.sleep(30)")
     code = code.replace("limit_s=0.5", "limit_s=0.5, longest_phase_s=1.0")
@@ -76,6 +76,6 @@ def test_a_phase_may_take_longer_but_no_longer_than_the_others_wait() -> None:
 
 
 def test_a_limit_of_nought_watches_nothing() -> None:
-    watchdog = Watchdog(rank=0, world_size=1, board=OwnBoard(), limit_s=0)
+    watchdog = Watchdog(rank=0, world_size=1, store=LocalStatusStore(), limit_s=0)
     with watchdog.running(), watchdog.expect_end(lambda: "the tea"):
         time.sleep(0.3)

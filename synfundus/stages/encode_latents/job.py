@@ -18,7 +18,7 @@ from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoen
 from synfundus.artifacts.latent_sources import LatentSources, save_sources
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.agreement import on_rank_0, raise_together
-from synfundus.distributed.world import World, patient, share_of, torch_device
+from synfundus.distributed.world import World, share_of, torch_device, without_timeout
 from synfundus.errors import ConfigError, DataError
 from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.stages import Summary, build
@@ -74,7 +74,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         return _summary(load_shard_set(out, kind="latents"))
     tasks = plan_tasks(image_set)
     mine = share_of(tasks, world)
-    at_the_end = patient(world)
+    at_the_end = without_timeout(world)
     with (
         open_lanes(device) as lanes,
         console.progress("encoding", total=sum(task.entry.num_samples for task in mine), unit="images") as bar,

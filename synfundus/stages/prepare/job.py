@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from synfundus.config.schema import RunConfig
-from synfundus.distributed.world import World, patient, share_of
+from synfundus.distributed.world import World, share_of, without_timeout
 from synfundus.errors import DataError, SynfundusError
 from synfundus.labels.schema import LabelSchema
 from synfundus.photographs.crosswalk import REJECTS_NAME as NAMED_REJECTS
@@ -174,7 +174,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     section = config.prepare
     places = find_places(section)
     chief = _Chief(config, places, console)
-    world = patient(world)  # a stage may take hours, and one rank longer than another
+    world = without_timeout(world)  # a stage may take hours, and one rank longer than another
     assignment = _from_rank_0(world, chief.begin)
     if assignment.complete:
         console.message(f"the set is complete: {places.out}")

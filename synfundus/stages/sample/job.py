@@ -29,7 +29,7 @@ from synfundus.artifacts.sample_set import PngStore, SampleStore, ShardStore
 from synfundus.config.schema import RunConfig
 from synfundus.diffusion.sampling import scheduler_for
 from synfundus.distributed.agreement import on_rank_0
-from synfundus.distributed.world import World, patient, share_of, torch_device
+from synfundus.distributed.world import World, share_of, torch_device, without_timeout
 from synfundus.errors import ConfigError, SynfundusError
 from synfundus.labels.captions import label_caption
 from synfundus.labels.plan import LabelRow, plan_labels
@@ -110,7 +110,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     build.attention(pipeline.denoiser.unet, config.launch, dtype=dtype, world=world, console=console)
     pipeline.denoiser.to(dtype)
     work = _Work(config, pipeline, rows, _store(config, out, pipeline, rows), device)
-    at_the_end = patient(world)
+    at_the_end = without_timeout(world)
     num_kept = _generate(work, world, console)
     at_the_end.barrier()
     on_rank_0(lambda: _publish(work, out, request), at_the_end)

@@ -23,7 +23,7 @@ from synfundus.diffusion.flow import ForwardProcess
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.watchdog import Watchdog
-from synfundus.distributed.world import World, patient, torch_device
+from synfundus.distributed.world import World, torch_device, without_timeout
 from synfundus.errors import ConfigError
 from synfundus.models.unet import ConditionalDenoiser, same_architecture
 from synfundus.shards.batches import BatchReader
@@ -119,7 +119,10 @@ class _Training:
         self._start, denoiser = start, start.denoiser
         self._setup = setup if world.rank == 0 else None
         self._directory, self._watchdog = directory, watchdog
-        self._world, self._patient = world, patient(world)  # the second while rank 0 validates or draws
+        self._world, self._no_timeout = (
+            world,
+            without_timeout(world),
+        )  # the second while rank 0 validates or draws
         self._flag = StopFlag()
         self._console = console
         self._loop = config.train.loop
@@ -336,7 +339,7 @@ class _Training:
                 console=self._console,
             )
 
-        return on_rank_0(work, self._patient)
+        return on_rank_0(work, self._no_timeout)
 
     def _has_validated(self, state: TrainState) -> bool:
         return self._directory.has_judged(state.images_seen, "validation_loss")
@@ -354,7 +357,7 @@ class _Training:
         """Draw grids with fixed seeds from the averaged and from the raw weights. Collective."""
         weights = {"averaged weights": self._ema.partitions, "raw weights": self._zero.masters()}
         denoisers = {name: self._interruptible(self._denoiser_of(slices)) for name, slices in weights.items()}
-        on_rank_0(lambda: self._draw_preview(denoisers, state), self._patient)
+        on_rank_0(lambda: self._draw_preview(denoisers, state), self._no_timeout)
 
     def _preview_path(self, state: TrainState) -> str:
         return self._directory.path("previews", f"images-{state.images_seen:012d}.png")

@@ -25,7 +25,7 @@ from synfundus.config.training import LoopConfig, TrainVaeConfig
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.watchdog import Watchdog
-from synfundus.distributed.world import World, patient, torch_device
+from synfundus.distributed.world import World, torch_device, without_timeout
 from synfundus.errors import ConfigError, DataError
 from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.autoencoder_objective import AutoencoderObjective
@@ -176,7 +176,10 @@ class _Training:
         self._config = config
         self._set = image_set
         self._directory, self._watchdog = directory, watchdog
-        self._world, self._patient = world, patient(world)  # the second while rank 0 validates or draws
+        self._world, self._no_timeout = (
+            world,
+            without_timeout(world),
+        )  # the second while rank 0 validates or draws
         self._flag = StopFlag()
         self._figures: Mapping[str, float] = {}
         self._console = console
@@ -215,7 +218,7 @@ class _Training:
 
     def _settled(self, objective: AutoencoderObjective) -> LoopConfig:
         """Return the loop section with what is measured at start. Collective."""
-        size, autoencoder = int(self._set.properties["image_size_px"]), objective.autoencoder
+        size, autoencoder = int(self._set.properties["image_size_px"]), objective.codec
         edge = size // autoencoder.downsample_factor
 
         def draw(count: int) -> Mapping[str, Tensor]:
@@ -290,7 +293,7 @@ class _Training:
                     self._figures = self._evaluate(autoencoder, self._flag.check)
                     sinks.write({"images_seen": state.images_seen, **self._figures})
 
-            on_rank_0(work, self._patient)
+            on_rank_0(work, self._no_timeout)
 
         trainer = Trainer(
             engine=self._zero,
@@ -354,7 +357,7 @@ class _Training:
             if autoencoder is not None:
                 self._draw(autoencoder, _preview_name(state))
 
-        on_rank_0(work, self._patient)
+        on_rank_0(work, self._no_timeout)
 
     def _draw(self, autoencoder: LatentAutoencoder, name: str) -> None:
         """Draw held-out originals over their reconstructions."""

@@ -1,4 +1,4 @@
-"""The file by which a batch script learns of a standstill."""
+"""The file that asks a batch script to requeue the job."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from synfundus.cli import app
-from synfundus.distributed.stall_mark import VARIABLE, leave_mark
+from synfundus.distributed.requeue import VARIABLE, request_requeue
 from synfundus.errors import DataError, Stalled
 
 
@@ -17,8 +17,8 @@ def test_the_file_is_left_where_the_script_looks_and_only_for_the_owner(
 ) -> None:
     place = tmp_path / ".stalled-7-0"
     monkeypatch.setenv(VARIABLE, str(place))
-    leave_mark()
-    leave_mark()
+    request_requeue()
+    request_requeue()
     assert place.exists()
     assert stat.S_IMODE(place.stat().st_mode) & 0o077 == 0
 
@@ -26,7 +26,7 @@ def test_the_file_is_left_where_the_script_looks_and_only_for_the_owner(
 @pytest.mark.parametrize("place", ["", "/proc/no/such/folder"])
 def test_without_a_place_to_leave_it_nothing_happens(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, place)
-    leave_mark()
+    request_requeue()
 
 
 @pytest.mark.parametrize(("error", "left"), [(Stalled("nothing moved"), True), (DataError("no such set"), False)])
