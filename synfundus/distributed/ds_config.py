@@ -1,8 +1,8 @@
 """Builds DeepSpeed's configuration from a ds_configs file and the run's values. Pure.
 
 A ds_configs file holds settings of ZeRO and communication only. Batch, accumulation, precision and clipping are derived
-here, and a file that sets them, or leaves anything at ``"auto"``, is refused: two sources for one number make a training wrong
-silently.
+here, and a file that sets them, or leaves anything at ``"auto"``, is refused: with two sources for
+one number, training goes wrong silently.
 """
 
 from __future__ import annotations
