@@ -167,7 +167,7 @@ class RunFolder:
         found = find_checkpoint(self.path("checkpoints"), world=self._world)
         if found is None:
             raise NumericalError(
-                "there is no checkpoint to go back to", where=self.url, hint="lower train.loop.checkpoint_every_images"
+                "there is no checkpoint to go back to", where=self.url, hint="lower checkpoint_every_images"
             )
         self._pass_over(found, console)
         load_checkpoint(found.url, engine=zero, ema=average, world=self._world)

@@ -97,6 +97,13 @@ class PostHocEmaConfig(Section):
     out: str | None = None
     """Folder for the model; by default below the run."""
 
+    @field_validator("sigma_rel", mode="before")
+    @classmethod
+    def _one(cls, value: object) -> object:
+        if isinstance(value, list) or (isinstance(value, str) and ("," in value or "[" in value)):
+            raise ValueError("takes one width; those that training tracks are train.ema.sigma_rel")
+        return value
+
 
 class ExportConfig(Section):
     """Writing the model of a run as a diffusers folder (`synfundus export`)."""

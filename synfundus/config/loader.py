@@ -144,11 +144,13 @@ def _suggest(wrong: str, known: Sequence[str]) -> str:
     return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
-def _renamed(dotted: str) -> str | None:
-    """Return today's name of a key of an earlier version, None where it has none."""
-    for old in sorted(RENAMED, key=len, reverse=True):
-        if dotted == old or dotted.startswith(f"{old}."):
-            return RENAMED[old] + dotted.removeprefix(old)
+def _renamed(key: str) -> tuple[str, str] | None:
+    """Return as much of a key as version 0.1 had, and today's name of that; None if it had nothing of it."""
+    while old := max((old for old in RENAMED if f"{key}.".startswith(f"{old}.")), key=len, default=""):
+        today = RENAMED[old] + key.removeprefix(old)
+        if any(f"{leaf}.".startswith(f"{today}.") for leaf in leaf_fields()):
+            return key, today
+        key = key.rpartition(".")[0]
     return None
 
 
@@ -165,7 +167,7 @@ def _unknown(path: Sequence[str], section: type[Section], origin: str, *, whole:
     *parents, last = path
     prefix = ".".join(parents)
     if renamed := _renamed(whole or ".".join(path)):
-        return f"unknown key {_show(whole or '.'.join(path))} ({origin}): it is called {renamed} now"
+        return f"unknown key {_show(renamed[0])} ({origin}): it is called {renamed[1]} now"
     clause = _suggest(last, list(section.model_fields)) if look else " "
     if not clause:
         everywhere = leaf_fields()
@@ -218,6 +220,11 @@ def _put_leaf(draft: _Draft, path: tuple[str, ...], info: FieldInfo, value: Valu
     draft.leaves[path] = Assignment(dotted, shaped, origin)
 
 
+def _entries(value: Value | dict[str, Entry]) -> dict[str, Entry]:
+    """Return what stands in a section, nothing where the value is no section."""
+    return {key: item for key, item in value.items() if isinstance(item, Entry)} if isinstance(value, dict) else {}
+
+
 def _merge_entries(
     draft: _Draft, entries: Mapping[str, Entry], section: type[Section], path: tuple[str, ...], source: str, lines: bool
 ) -> None:
@@ -226,6 +233,10 @@ def _merge_entries(
         here = (*path, key)
         origin = f"{source}:{entry.line}" if lines else source
         info = section.model_fields.get(key)
+        inside = _entries(entry.value)
+        if info is None and inside and any(old.startswith(f"{'.'.join(here)}.") for old in RENAMED):
+            _merge_entries(draft, inside, Section, here, source, lines)  # one by one: not all have gone one way
+            continue
         if info is None:
             count = len(draft.problems)
             draft.problems.append(
@@ -235,21 +246,13 @@ def _merge_entries(
             )
             continue
         nested = section_class(info)
-        value = entry.value
         if nested is None:
-            _put_leaf(draft, here, info, _plain_value(value), origin)
-        elif isinstance(value, dict):
-            _merge_entries(
-                draft,
-                {name: item for name, item in value.items() if isinstance(item, Entry)},
-                nested,
-                here,
-                source,
-                lines,
-            )
-        elif value is not None:
+            _put_leaf(draft, here, info, _plain_value(entry.value), origin)
+        elif isinstance(entry.value, dict):
+            _merge_entries(draft, inside, nested, here, source, lines)
+        elif entry.value is not None:
             draft.problems.append(
-                f"{'.'.join(here)} = {_show(value)} ({origin}): is a section, it takes keys of its own"
+                f"{'.'.join(here)} = {_show(entry.value)} ({origin}): is a section, it takes keys of its own"
             )
 
 

@@ -35,7 +35,7 @@ def only_deterministic_kernels(*, device: Device) -> str | None:
     settings: Any = torch.utils.deterministic  # a module with a property, which type checkers cannot see
     settings.fill_uninitialized_memory = False  # helps to find bugs, but costs a pass over each tensor
     torch.backends.cudnn.benchmark = False
-    return "only kernels that give the same bits every time (train.loop.deterministic)"
+    return "only kernels that give the same bits every time (deterministic=true)"
 
 
 def seed_kernels(seed: int, *, device: torch.device) -> None:

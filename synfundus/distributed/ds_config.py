@@ -96,7 +96,7 @@ def plan_batch(*, global_batch_size: int, max_micro_batch_size: int, world_size:
         below = global_batch_size // world_size * world_size
         nearest = [str(value) for value in (below, below + world_size) if value > 0]
         raise ConfigError(
-            f"train.loop.global_batch_size {global_batch_size} is not a multiple of {world_size} ranks",
+            f"global_batch_size {global_batch_size} is not a multiple of {world_size} ranks",
             hint=f"nearest: {' or '.join(nearest)}",
         )
     share = global_batch_size // world_size
@@ -126,7 +126,7 @@ def check_ds_file(document: object, *, where: str) -> dict[str, Any]:
         raise ConfigError(
             f"a DeepSpeed config must not set {', '.join(owned)}: synfundus derives them",
             where=where,
-            hint="use train.loop.global_batch_size, train.loop.micro_batch_size, train.loop.precision, optim.*",
+            hint="use global_batch_size, micro_batch_size and precision of the loop section, and the optim section",
         )
     unknown = sorted(set(document) - ALLOWED_KEYS)
     if unknown:

@@ -46,12 +46,10 @@ def require_compilation(device: torch.device) -> None:
     Raises:
         ConfigError: There is no compiler, or what it makes does not run.
     """
-    hint = "install it, or leave train.loop.compile off"
+    hint = "install it, or leave compile off"
     missing = missing_for_compilation("cuda" if device.type == "cuda" else "cpu", os.environ)
     if missing is not None:
-        raise ConfigError(
-            f"train.loop.compile needs {missing}, which is not here", where="train.loop.compile", hint=hint
-        )
+        raise ConfigError(f"torch.compile needs {missing}, which is not here", where="compile=true", hint=hint)
     values = torch.linspace(-1.0, 1.0, 64, device=device).requires_grad_()
     try:
         result = torch.compile(_few_operations, dynamic=False)(values)
@@ -59,7 +57,7 @@ def require_compilation(device: torch.device) -> None:
     except Exception as error:  # whatever a compiler, its headers or a cache folder may do
         raise ConfigError(
             f"torch.compile does not work here: {str(error).strip().splitlines()[0]}",
-            where="train.loop.compile",
+            where="compile=true",
             hint="the compiler and Python's headers must be there, and the temporary folder writable; or leave it off",
         ) from error
 

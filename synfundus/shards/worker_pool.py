@@ -209,7 +209,7 @@ class WorkerPool:
             f"loader worker {number} (process {self._processes[number].pid}) {what}",
             where=f"batch at position {position}, first sample {place}" if position >= 0 else place,
             hint="the same command goes on from the last checkpoint; a worker killed for want of memory needs fewer "
-            "train.loop.workers or a smaller train.loop.prefetch_max_bytes",
+            "workers or a smaller prefetch_max_bytes",
         )
 
     def close(self) -> None:

@@ -90,9 +90,7 @@ def attention(model: Any, config: LaunchConfig, *, dtype: torch.dtype, world: Wo
         exact = config.attention == "auto" and torch.are_deterministic_algorithms_enabled()
         requested = "sdpa" if exact else config.attention
         if requested == "xformers" and torch.are_deterministic_algorithms_enabled():
-            console.warning(
-                "launch.attention=xformers may give other bits each time, whatever train.loop.deterministic says"
-            )
+            console.warning("launch.attention=xformers may give other bits each time, whatever deterministic says")
         choice = choose_attention(requested=requested, head_dims=widths, dtype=dtype, device=device)
     except ConfigError as error:
         fault = error
@@ -106,7 +104,7 @@ def arithmetic(loop: LoopConfig, world: World, console: Console) -> None:
     """Settle which kernels of a GPU a run computes with; call it before anything is computed."""
     if loop.deterministic and (settled := only_deterministic_kernels(device=world.device)) is not None:
         console.message(settled)
-    tensor_cores(loop.tf32, world, console, option="train.loop.tf32")
+    tensor_cores(loop.tf32, world, console, option=f"tf32={str(loop.tf32).lower()}")
 
 
 def tensor_cores(wanted: bool, world: World, console: Console, *, option: str = "") -> None:
@@ -136,7 +134,7 @@ def compiled(network: nn.Module, loop: LoopConfig, console: Console) -> None:
     """Have a network's repeated blocks compiled if the run asks for it, and say it."""
     if loop.compile:
         count = compile_blocks(network, backend="inductor")
-        console.message(f"{count} blocks are compiled in the first step (train.loop.compile): minutes, once a machine")
+        console.message(f"{count} blocks are compiled in the first step (compile=true): minutes, once a machine")
 
 
 def kernels(loop: LoopConfig) -> Kernels:

@@ -107,5 +107,5 @@ class Guard:
         raise NumericalError(
             f"{fault} in the step that ends at {images_seen} images",
             where=f"{key} = {policy}",
-            hint="lower optim.lr or raise optim.warmup_images; the same command resumes at the last checkpoint",
+            hint="lower lr or raise warmup_images; the same command resumes at the last checkpoint",
         )

@@ -45,9 +45,9 @@ def _explained(error: RuntimeError, images_seen: int) -> SynfundusError | None:
     if is_out_of_memory(error):
         return ConfigError(
             f"memory ran out at {images_seen:,} images: {error}",
-            where="train.loop.micro_batch_size",
+            where="micro_batch_size",
             hint="fewer images a forward pass (auto finds the number; the global batch stays), or "
-            "train.loop.gradient_checkpointing=true; in a preview, train.loop.preview_every_images=0",
+            "gradient_checkpointing=true; in a preview, preview_every_images=0",
         )
     return None
 
@@ -264,10 +264,10 @@ class Trainer:
         state.images_seen = after
         self._last_step = result
         if not math.isnan(spike):
-            self._leave_out(settings.guards.on_spike, "train.loop.on_spike", f"a loss of {spike:.4g} is a spike")
+            self._leave_out(settings.guards.on_spike, "on_spike", f"a loss of {spike:.4g} is a spike")
         elif result.skipped or not math.isfinite(result.grad_norm):
             fault = f"the gradient is not finite (norm {result.grad_norm})"
-            self._leave_out(settings.guards.on_nonfinite, "train.loop.on_nonfinite", fault)
+            self._leave_out(settings.guards.on_nonfinite, "on_nonfinite", fault)
         else:
             self._ema.update(self._engine.masters(), batch_images=settings.global_batch_size, images_seen=after)
 
@@ -381,7 +381,7 @@ class Trainer:
         if state.quarantined_images > limit * max(state.images_seen, 1 / max(limit, 1e-12)):
             raise DataError(
                 f"{state.quarantined_images} of {state.images_seen} samples had to be quarantined, more than "
-                f"train.loop.max_bad_fraction = {limit}",
+                f"max_bad_fraction = {limit}",
                 hint="the ledger names them; write the damaged shards again",
             )
 

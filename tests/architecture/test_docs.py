@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import pytest
 
 from synfundus.cli.app import run_command
 from synfundus.cli.verbs import VERBS
-from synfundus.config.loader import leaf_fields
+from synfundus.config.loader import RENAMED, leaf_fields
 from synfundus.config.yaml_text import parse_document
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.photographs.decode import Undecodable
@@ -31,6 +32,8 @@ MAX_ADR_LINES = 40
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+KEY = re.compile(r"(?<![\w./-])[a-z_]+(?:\.[a-z0-9_]+)+")
+FILE_SUFFIXES = (".py", ".sh", ".csv", ".json", ".jsonl", ".yaml", ".png", ".tar", ".key")
 HEADING = re.compile(r"^#{1,6} +(.+?) *$", re.MULTILINE)
 
 
@@ -200,17 +203,34 @@ def test_architecture_names_modules_by_their_path() -> None:
     assert len([code for code in named if code.startswith("synfundus/")]) >= 20
 
 
+def unknown_keys(named: Iterable[str], known: Collection[str]) -> list[str]:
+    """Return those that begin like a key of the configuration, of today or of version 0.1, and are none."""
+    sections = {key.split(".")[0] for key in (*leaf_fields(), *RENAMED)}
+    return [
+        key for key in named if key.split(".")[0] in sections and not key.endswith(FILE_SUFFIXES) and key not in known
+    ]
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_named_configuration_keys_exist(document: Path) -> None:
-    leaves = leaf_fields()
-    sections = {key.split(".")[0] for key in leaves if "." in key}
-    unknown = []
-    for code in inline_code(document):
-        key = code.split("=")[0]
-        named = re.fullmatch(r"[a-z_]+(\.[a-z0-9_]+)+", key)
-        is_file = key.endswith((".py", ".sh", ".csv", ".json", ".jsonl", ".yaml", ".png", ".tar", ".key"))
-        if named and not is_file and key.split(".")[0] in sections and key not in leaves:
-            unknown.append(key)
+    named = [code.split("=")[0] for code in inline_code(document)]
+    assert not unknown_keys([key for key in named if KEY.fullmatch(key)], leaf_fields())
+
+
+def test_configuration_keys_named_in_the_code_exist() -> None:
+    """In messages, hints, tables and docstrings; sections count too, and what f-strings say before a value."""
+    modules = sorted((ROOT / "synfundus").rglob("*.py"))
+    known = {path.relative_to(ROOT / "synfundus").with_suffix("").as_posix().replace("/", ".") for path in modules}
+    known |= {*RENAMED, "demo.control"}  # which names a draw
+    for leaf in leaf_fields():
+        known |= {".".join(leaf.split(".")[:depth]) for depth in range(1, leaf.count(".") + 2)}
+    unknown = [
+        f"{name_of(path)}:{node.lineno}: {key}"
+        for path in modules
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        for key in unknown_keys(KEY.findall(node.value), known)
+    ]
     assert not unknown
 
 

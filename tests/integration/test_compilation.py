@@ -93,7 +93,7 @@ def test_without_a_compiler_a_run_says_so_before_it_starts(
     latent_set: ShardSet, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(ConfigError, match=r"loop\.compile needs a C\+\+ compiler \(no-such-compiler\)"):
+    with pytest.raises(ConfigError, match=r"torch\.compile needs a C\+\+ compiler \(no-such-compiler\)"):
         train_here(latent_set, tmp_path / "run", world, compile=True)
     assert not (tmp_path / "run").exists(), "a start that is refused leaves no mark"
 

@@ -184,7 +184,7 @@ class TestTrain:
         refusal(
             ConfigError,
             lambda: train.run(config, world, SilentConsole()),
-            *("train.optim.lr was 0.001, is 0.5", "train.unet.cross_attention_dim was 16, is 32"),
+            *("optim.lr was 0.001, is 0.5", "unet.cross_attention_dim was 16, is 32"),
         )
 
     def test_the_folder_of_an_autoencoder_run(self, latent_set: ShardSet, vae_run: Path, world: World) -> None:

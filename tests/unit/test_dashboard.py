@@ -54,6 +54,17 @@ def checkpoint(folder: Path, images: int, *, age_s: float = 0.0) -> None:
     os.utime(manifest, (time.time() - age_s,) * 2)
 
 
+@pytest.mark.parametrize(("kind", "budget"), [("diffusion", 1000), ("vae", 77)])
+def test_the_budget_is_that_of_the_runs_kind_also_as_version_0_1_wrote_it(
+    tmp_path: Path, kind: str, budget: int
+) -> None:
+    folder = write_run(tmp_path, [], kind=kind)
+    assert read_run(str(folder)).budget_images == budget
+    loop = "loop:\n  budget_images: 1000\n"
+    (folder / "config.yaml").write_text(f"train:\n  run_dir: a\n{loop}vae:\n  loop:\n    budget_images: 77\n")
+    assert read_run(str(folder)).budget_images == budget
+
+
 def test_a_dashboard_says_how_far_how_well_and_how_fast(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run7", [row(100), {"images_seen": 100, "validation_loss": 0.25}, row(400)])
     checkpoint(folder, 300, age_s=130)

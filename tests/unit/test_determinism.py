@@ -44,7 +44,7 @@ def test_a_gpu_is_asked_for_them_and_it_is_said(monkeypatch: pytest.MonkeyPatch)
     torch.backends.cudnn.benchmark = True
     said = only_deterministic_kernels(device="cuda")
     assert said is not None
-    assert "train.loop.deterministic" in said
+    assert "(deterministic=true)" in said
     assert torch.are_deterministic_algorithms_enabled()
     assert not torch.backends.cudnn.benchmark
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"

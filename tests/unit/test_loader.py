@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,20 @@ from synfundus.config.loader import Assignment, LoadedConfig, fingerprint, leaf_
 from synfundus.config.schema import RunConfig
 from synfundus.config.yaml_text import parse_flow
 from synfundus.errors import ConfigError
+
+
+def old_leaves() -> dict[str, str]:
+    """Return every key of version 0.1 that is called otherwise today, with its name of today."""
+    found = {}
+    for leaf in leaf_fields():
+        moved = [(new, old) for old, new in loader.RENAMED.items() if f"{leaf}.".startswith(f"{new}.")]
+        if moved and leaf not in ("ema.run_dir", "train.ema.sigma_rel"):
+            new, old = max(moved, key=lambda names: len(names[0]))
+            found[old + leaf.removeprefix(new)] = leaf
+    return found
+
+
+OLD_LEAVES = old_leaves()
 
 
 def load(
@@ -130,6 +146,41 @@ def test_unknown_keys_come_with_the_closest_known_ones(setting: str, suggestion:
 
 def test_an_unknown_key_without_a_likeness_lists_the_known_ones() -> None:
     assert "known: half_life_images, rampup_ratio" in message_of(None, "train.ema.zzz=1")
+
+
+def test_todays_names_of_old_keys_exist() -> None:
+    assert all(any(f"{leaf}.".startswith(f"{new}.") for leaf in leaf_fields()) for new in loader.RENAMED.values())
+
+
+def test_the_list_of_old_keys_is_whole() -> None:
+    """As many in each section as version 0.1 had, but for `ema.sigma_rel`, which is a key of another meaning today."""
+    assert Counter(old.split(".")[0] for old in OLD_LEAVES) == {
+        **{"vae": 55, "encode": 9, "unet": 9, "diffusion": 15, "loop": 28, "optim": 9, "ema": 3, "post_hoc": 3}
+    }
+
+
+@pytest.mark.parametrize("old", OLD_LEAVES)
+def test_a_key_of_version_0_1_is_refused_with_todays_name(old: str, tmp_path: Path) -> None:
+    new = OLD_LEAVES[old]
+    assert f"unknown key '{old}' (--set): it is called {new} now" in message_of(None, f"{old}=1")
+    text = "".join(f"{'  ' * depth}{part}:\n" for depth, part in enumerate(old.split(".")))
+    said = re.search(
+        r"unknown key '(\S+)' \(.*\): it is called (\S+) now", message_of(f"{text[:-1]} 1", folder=tmp_path)
+    )
+    assert said is not None
+    below = old.removeprefix(said[1])
+    assert (said[1] + below, said[2] + below) == (old, new), "of a section that moved as a whole the section is named"
+
+
+@pytest.mark.parametrize("value", ["0.05,0.1", "[0.05, 0.1]", "[]"])
+def test_widths_that_training_tracks_are_told_from_the_one_to_make(value: str, tmp_path: Path) -> None:
+    said = "takes one width; those that training tracks are train.ema.sigma_rel"
+    assert said in message_of(None, f"ema.sigma_rel={value}")
+    assert value == "0.05,0.1" or said in message_of(f"ema: {{sigma_rel: {value}}}", folder=tmp_path)
+
+
+def test_an_old_section_does_not_vouch_for_a_key_it_never_had() -> None:
+    assert message_of(None, "loop.\x1b[31m=1").startswith("unknown key 'loop' (--set): it is called train.loop now")
 
 
 def test_a_rule_over_several_fields_names_where_they_were_set(tmp_path: Path) -> None:

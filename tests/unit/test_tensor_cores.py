@@ -40,9 +40,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 @pytest.mark.parametrize(("wanted", "precision"), [(True, "tf32"), (False, "ieee")])
 def test_a_gpu_gets_what_was_asked_for_and_it_is_said(stand_in: SimpleNamespace, wanted: bool, precision: str) -> None:
-    said = set_tf32(wanted, device="cuda", option="train.loop.tf32")
+    said = set_tf32(wanted, device="cuda", option="tf32=true")
     assert said is not None
-    assert said.endswith("(train.loop.tf32)")
+    assert said.endswith("(tf32=true)")
     assert ("TF32 on the tensor cores" in said) is wanted
     assert stand_in.matmul.fp32_precision == stand_in.conv.fp32_precision == precision
 

@@ -318,7 +318,7 @@ def test_a_sample_another_rank_could_not_use_is_named_by_rank_0(shard_set: Shard
 def test_too_many_quarantined_samples_stop_the_run(shard_set: ShardSet) -> None:
     (Path(shard_set.url) / "train" / "000001.idx.npz").write_bytes(b"")
     run = Run(shard_set, max_bad_fraction=0.1)
-    with pytest.raises(DataError, match=r"samples had to be quarantined, more than train.loop.max_bad_fraction = 0\.1"):
+    with pytest.raises(DataError, match=r"samples had to be quarantined, more than max_bad_fraction = 0\.1"):
         run.trainer.fit()
 
 

@@ -29,7 +29,7 @@ def test_an_error_that_is_known_says_what_to_do(error: RuntimeError, kind: type[
 def test_memory_that_ran_out_names_the_option() -> None:
     fault = _explained(torch.OutOfMemoryError("CUDA out of memory"), 1600)
     assert fault is not None
-    assert fault.where == "train.loop.micro_batch_size"
+    assert fault.where == "micro_batch_size"
     assert "1,600 images" in fault.message
 
 
