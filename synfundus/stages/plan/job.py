@@ -198,8 +198,8 @@ def _gradient_bytes(config: RunConfig) -> int:
 
 
 def _report(config: RunConfig, console: Console, summary: Summary) -> None:
-    memory, ranks = summary["memory"], summary["ranks"]
-    found = ", assumed: found at start" if config.train.loop.micro_batch_size == "auto" else ""
+    memory, ranks, loop = summary["memory"], summary["ranks"], config.train.loop
+    found = ", assumed: found at start" if loop.micro_batch_size == "auto" else ""
     shape = " x ".join(map(str, _latent_shape(config)))
     console.table(
         f"{config.plan.gpu} x {ranks}",
@@ -232,18 +232,14 @@ def _report(config: RunConfig, console: Console, summary: Summary) -> None:
         [
             ("MFU", f"{summary['mfu']:.1%}", "of the peak: the model's own operations, without what is recomputed"),
             ("rate", f"{summary['images_per_s']:,.0f} images/s", f"{summary['images_per_s'] / ranks:,.1f} a GPU"),
-            ("run", f"{summary['hours']:,.1f} h", f"{config.train.loop.budget_images:,} images"),
+            ("run", f"{summary['hours']:,.1f} h", f"{loop.budget_images:,} images"),
             ("GPU hours", f"{summary['gpu_hours']:,.0f}", f"{ranks} GPUs{cost}"),
             (
                 "network",
                 f"{summary['traffic_bytes'] / GIB:.2f} GiB",
                 "a rank sends a step; its time is not in the above",
             ),
-            (
-                "checkpoint",
-                f"{summary['checkpoint_bytes'] / GIB:,.2f} GiB",
-                f"{config.train.loop.keep_checkpoints} are kept",
-            ),
+            ("checkpoint", f"{summary['checkpoint_bytes'] / GIB:,.2f} GiB", f"{loop.keep_checkpoints} are kept"),
             *_snapshots(config, summary),
             (
                 "latents",
@@ -255,11 +251,7 @@ def _report(config: RunConfig, console: Console, summary: Summary) -> None:
     if not summary["fits"]:
         largest = summary["largest_micro_batch_size"]
         advice = f"train.loop.micro_batch_size={largest} fits" if largest else "not even one image fits"
-        more = (
-            ""
-            if config.train.loop.gradient_checkpointing
-            else "; train.loop.gradient_checkpointing=true keeps a fraction of it"
-        )
+        more = "" if loop.gradient_checkpointing else "; train.loop.gradient_checkpointing=true keeps a fraction of it"
         console.warning(f"{total:.1f} GiB do not fit into {USABLE:.0%} of {device:.0f} GiB: {advice}{more}")
 
 
