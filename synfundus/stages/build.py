@@ -90,7 +90,7 @@ def attention(model: Any, config: LaunchConfig, *, dtype: torch.dtype, world: Wo
         exact = config.attention == "auto" and torch.are_deterministic_algorithms_enabled()
         requested = "sdpa" if exact else config.attention
         if requested == "xformers" and torch.are_deterministic_algorithms_enabled():
-            console.warning("launch.attention=xformers may give other bits each time, whatever deterministic says")
+            console.warning("launch.attention=xformers may give other bits each time, also with deterministic=true")
         choice = choose_attention(requested=requested, head_dims=widths, dtype=dtype, device=device)
     except ConfigError as error:
         fault = error
