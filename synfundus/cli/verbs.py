@@ -288,7 +288,7 @@ INSPECT = Verb(
     "Look into a shard set: counts, labels, sizes, pictures; check every byte.",
     (
         _needs(Option("--data", "inspect.data", "Set of images, latents or samples.", role="input")),
-        Option("--out", "inspect.out", "Folder for inspect.json and the contact sheet; default here.", role="output"),
+        Option("--out", "inspect.out", "Folder for inspect.json and the contact sheet; default: none.", role="output"),
         Option("--verify", "inspect.verify", "Read every byte and compare every hash.", "flag"),
         Option("--images", "inspect.contact_sheet_images", "Images on the contact sheet; 0 draws none."),
     ),
@@ -312,7 +312,7 @@ PLOT = Verb(
     "Draw curves of one or several runs, from their files, as one PNG.",
     (
         _needs(Option("--run-dir", "plot.run_dirs", "Run of `train` or `train-vae` (repeatable).", "many")),
-        Option("--out", "plot.out", "PNG to write; default curves.png here."),
+        Option("--out", "plot.out", "PNG to write; default curves.png in the run's folder; needed for several runs."),
         Option("--curve", "plot.curves", "Name in metrics.jsonl, e.g. grad_norm; default the usual ones.", "many"),
         Option("--smoothing", "plot.smoothing", "Weight of the past in the strong line, e.g. 0.9; 0 for none."),
     ),

@@ -94,8 +94,8 @@ class PlotConfig(Section):
 
     run_dirs: tuple[str, ...] = ()
     """Folders of runs of `train` or `train-vae`."""
-    out: Annotated[str, Field(pattern=r"(?i)\.png$")] = "curves.png"
-    """PNG to write; an older one is replaced."""
+    out: Annotated[str, Field(pattern=r"(?i)\.png$")] | None = None
+    """PNG to write; an older one is replaced. By default curves.png in the folder of the run."""
     curves: tuple[str, ...] = ()
     """Names in metrics.jsonl, one panel each; by default the usual ones."""
     smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None

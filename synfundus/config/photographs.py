@@ -81,7 +81,7 @@ class InspectConfig(Section):
     data: str | None = None
     """Set of images, latents or samples."""
     out: str | None = None
-    """Folder for inspect.json and the contact sheet; default: the current folder."""
+    """Folder for inspect.json and the contact sheet; by default neither is written."""
     verify: bool = False
     """Read every byte and compare every hash."""
     contact_sheet_images: NonNegativeInt = 64

@@ -40,8 +40,9 @@ ROWS = [{"images_seen": 8 * n, "loss": 2.0 / n, "grad_norm": None, "lr": 1e-4} f
 JUDGED = [{"images_seen": 24, "validation_loss": 0.7}]
 
 
-def draw(*run_dirs: str, out: Path, talk: Talk | None = None, **options: Any) -> Summary:
-    config = RunConfig.model_validate({"plot": {"run_dirs": run_dirs, "out": str(out), **options}})
+def draw(*run_dirs: str, out: Path | None = None, talk: Talk | None = None, **options: Any) -> Summary:
+    place = {} if out is None else {"out": str(out)}
+    config = RunConfig.model_validate({"plot": {"run_dirs": run_dirs, **place, **options}})
     return plot.run(config, ALONE, talk or SilentConsole())
 
 
@@ -81,6 +82,19 @@ def test_values_that_are_not_finite_are_counted_and_a_run_of_nothing_else_is_ref
     nothing = write_run(tmp_path / "nothing", [{"images_seen": 8, "loss": None}])
     with pytest.raises(ConfigError, match="no run has a finite value"):
         draw(nothing, out=tmp_path / "b.png")
+
+
+def test_without_a_place_the_picture_lies_beside_its_run_and_that_of_several_needs_one(tmp_path: Path) -> None:
+    one, other = (write_run(tmp_path / name, ROWS) for name in ("one", "other"))
+    summary = draw(one, one)
+    assert summary["out"] == str(tmp_path / "one" / "curves.png")
+    assert (tmp_path / "one" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ConfigError, match="--out is missing") as caught:
+        draw(one, other)
+    assert "--out FILE.png" in caught.value.hint
+    assert not (tmp_path / "other" / "curves.png").exists()
+    with pytest.raises(ConfigError, match="--run-dir is missing"):
+        draw()
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -65,7 +65,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     """Look into a set.
 
     Returns:
-        The document written to ``inspect.json``; ``ok`` is false and ``exit_code`` 3 when something is wrong.
+        The report, written to ``inspect.json`` with ``--out``; ``ok`` is false and ``exit_code`` 3 when something is
+        wrong.
 
     Raises:
         ConfigError: No set was named.
@@ -83,16 +84,20 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     if section.verify:
         survey.check_beside()
     report = _report(shard_set, survey, counts)
-    out = section.out or "."
-    if section.contact_sheet_images:
-        sheet = _sheet(shard_set, counts, wanted=section.contact_sheet_images, seed=config.seed)
+    images = section.contact_sheet_images
+    if section.out is not None and images:
+        sheet = _sheet(shard_set, counts, wanted=images, seed=config.seed)
         marks = {"synthetic": "yes"} if shard_set.kind == "samples" else {}
         data = encode_png(sheet, text=marks, compress_level=_COMPRESS_LEVEL)
-        filesystem.write_bytes(filesystem.join(out, SHEET_NAME), data)
-    where = filesystem.join(out, REPORT_NAME)
-    documents.write_document(where, report, format_name=REPORT_FORMAT, version=REPORT_VERSION)
+        filesystem.write_bytes(filesystem.join(section.out, SHEET_NAME), data)
+    if section.out is not None:
+        where = filesystem.join(section.out, REPORT_NAME)
+        documents.write_document(where, report, format_name=REPORT_FORMAT, version=REPORT_VERSION)
+        written = f"written: {where}" + (f", {SHEET_NAME}" if images else "")
+    else:
+        written = f"nothing was written; give --out DIR for {REPORT_NAME}" + (" and a contact sheet" if images else "")
     _tell(console, shard_set, survey, counts, report)
-    console.message(f"written: {where}" + (f", {SHEET_NAME}" if section.contact_sheet_images else ""))
+    console.message(written)
     return report
 
 
@@ -187,7 +192,7 @@ def _tell(console: Console, shard_set: ShardSet, survey: SetSurvey, counts: Labe
     for problem in survey.problems[:_SHOWN_PROBLEMS]:
         console.warning(f"{problem.place}: {problem.reason}")
     if (hidden := len(survey.problems) - _SHOWN_PROBLEMS) > 0:
-        console.warning(f"and {hidden:,} more problems, all in {REPORT_NAME}")
+        console.warning(f"and {hidden:,} more problems; --out DIR lists them in {REPORT_NAME}")
     console.message(_verdict(report))
 
 

@@ -31,6 +31,7 @@ _TITLES = {
     "images_per_s": "images a second, all ranks",
     "data_wait_percent": "waiting for data, %",
 }
+PICTURE_NAME = "curves.png"
 _ALWAYS_LINEAR = ("psnr_db", "ssim", "images_per_s", "data_wait_percent")
 
 
@@ -41,11 +42,14 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         ``out``, ``runs``, ``curves`` (names of the panels), ``without_rows`` (runs that have nothing to draw yet).
 
     Raises:
-        ConfigError: There is no run in a folder, none has a row, or none has a curve that was asked for.
+        ConfigError: There is no run in a folder, none has a row, or none has a curve that was asked for; several runs
+            and no place for their picture.
     """
     del world
     options = config.plot
-    views = [_read(url) for url in dict.fromkeys(options.run_dirs)]
+    urls = list(dict.fromkeys(options.run_dirs))
+    out = options.out or _place_beside(urls)
+    views = [_read(url) for url in urls]
     drawn = [view for view in views if view.rows or view.judged]
     empty = [view.url for view in views if not (view.rows or view.judged)]
     for url in empty:
@@ -56,14 +60,27 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         _say_what_is_not_finite(view, _keys(drawn, options.curves), console)
     panels = plan_panels(drawn, options.curves)
     data = draw_curves(panels, run_names(drawn), heading=_heading(drawn), smoothing=options.smoothing)
-    filesystem.write_bytes(options.out, data)
-    console.message(f"{len(panels)} curves of {len(drawn)} run(s): {options.out}")
+    filesystem.write_bytes(out, data)
+    console.message(f"{len(panels)} curves of {len(drawn)} run(s): {out}")
     return {
-        "out": options.out,
+        "out": out,
         "runs": [view.url for view in drawn],
         "curves": _keys(drawn, options.curves),
         "without_rows": empty,
     }
+
+
+def _place_beside(urls: Sequence[str]) -> str:
+    """Return where the picture of a run goes when no place was named."""
+    if not urls:
+        raise ConfigError("--run-dir is missing", where="plot.run_dirs", hint="give --run-dir")
+    if len(urls) > 1:
+        raise ConfigError(
+            f"--out is missing: the picture of {len(urls)} runs belongs in none of their folders",
+            where="plot.out",
+            hint="give --out FILE.png",
+        )
+    return filesystem.join(urls[0], PICTURE_NAME)
 
 
 def _say_what_is_not_finite(view: RunView, keys: Sequence[str], console: Console) -> None:
