@@ -18,7 +18,7 @@ from benchmarks.measuring import report
 from synfundus.config.loader import load_config
 from synfundus.distributed.world import World, connect, disconnect, new_group, torch_device
 from synfundus.stages import build
-from synfundus.stages.demo.pace import latent_edge, random_batch, training_step
+from synfundus.stages.trial_step import latent_shape, random_batch, training_step
 from synfundus.training.checkpoints.writer import CheckpointWriter
 
 BATCH = 4
@@ -39,8 +39,8 @@ class Run:
         ]
         self.config = load_config(preset="fundus256", file=None, settings=settings, flags=[]).config
         config, device = self.config, torch_device(world)
-        shape = (config.train_vae.autoencoder.latent_channels, latent_edge(config), latent_edge(config))
-        step = training_step(config, shape, device)
+        shape = latent_shape(config.train_vae.autoencoder, image_size_px=config.prepare.image_size_px)
+        step = training_step(config.train, shape, device, seed=config.seed)
         self.engine = build.engine(
             step,
             step.denoiser,
@@ -52,7 +52,7 @@ class Run:
         )
         self.ema = build.ema(config.train.ema, self.engine)
         self.images_seen = 0
-        self._batch = random_batch(config, BATCH, shape, device)
+        self._batch = random_batch(config.train.diffusion, BATCH, shape, device)
 
     def step(self) -> float:
         """Train on the batch; returns seconds."""

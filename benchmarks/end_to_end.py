@@ -38,11 +38,11 @@ from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.models.counting import count_network
 from synfundus.shards.reader import ShardSetReader, decode_json
 from synfundus.stages import build, diffusion_setup
-from synfundus.stages.demo.pace import latent_edge
 from synfundus.stages.encode_latents import job as encode_latents
 from synfundus.stages.phantoms import job as phantoms
 from synfundus.stages.prepare import job as prepare
 from synfundus.stages.train import job as train
+from synfundus.stages.trial_step import latent_shape
 from synfundus.storage.manifest import load_shard_set
 from synfundus.telemetry.console import SilentConsole
 
@@ -90,11 +90,11 @@ class OnTheFly:
     """The loop that encodes in the step; one step after each of ours."""
 
     def __init__(self, config: RunConfig, folder: Path, *, workers: int, accelerate: bool) -> None:
-        edge = latent_edge(config)
+        shape = latent_shape(config.train_vae.autoencoder, image_size_px=config.prepare.image_size_px)
         self._encoder = (
             AutoencoderKL.from_pretrained(folder / "vae", low_cpu_mem_usage=False).eval().requires_grad_(False)
         )
-        self._loop = BareDiffusion(config, (config.train_vae.autoencoder.latent_channels, edge, edge))
+        self._loop = BareDiffusion(config, shape)
         loader: Any = DataLoader(
             Photographs(folder / "images"),
             batch_size=config.train.loop.global_batch_size,
@@ -132,17 +132,14 @@ class OnTheFly:
 
 def gflops(config: RunConfig) -> tuple[float, float]:
     """Return the GFLOPs of encoding an image, and of its forward and backward pass through the U-Net."""
-    size, edge, channels = (
-        config.prepare.image_size_px,
-        latent_edge(config),
-        config.train_vae.autoencoder.latent_channels,
-    )
+    size = config.prepare.image_size_px
+    shape = latent_shape(config.train_vae.autoencoder, image_size_px=size)
     with torch.device("meta"):
         encoder = build.autoencoder(config.train_vae.autoencoder, image_size_px=size, seed=0).network.encoder
         network = diffusion_setup.denoiser(
-            config.train.unet, seed=config.seed, schema=DEFAULT_LABEL_SCHEMA, latent_shape=(channels, edge, edge)
+            config.train.unet, seed=config.seed, schema=DEFAULT_LABEL_SCHEMA, latent_shape=shape
         )
-        pixels, latents = torch.empty(1, 3, size, size), torch.empty(1, channels, edge, edge)
+        pixels, latents = torch.empty(1, 3, size, size), torch.empty(1, *shape)
         place = torch.zeros(1, dtype=torch.int64)
         states = torch.zeros(1, len(DEFAULT_LABEL_SCHEMA.labels), dtype=torch.int64)
     encode = count_network(encoder, pixels).flops_forward

@@ -15,7 +15,7 @@ from benchmarks.training_runs import changed
 from synfundus.config.loader import load_config
 from synfundus.distributed.world import Device, has_native_bf16
 from synfundus.stages import build
-from synfundus.stages.demo.pace import latent_edge, random_batch, training_step
+from synfundus.stages.trial_step import latent_shape, random_batch, training_step
 from synfundus.training.memory.memory_format import LEAST_GAIN, measure_format
 from synfundus.training.memory.rehearsal import Rehearsal
 
@@ -28,15 +28,17 @@ def measure(precision: str, batch: int, pairs: int, device: torch.device) -> Non
         f"train.loop.precision={precision}",
     ]
     config = load_config(preset="demo-cpu", file=None, settings=settings, flags=[]).config
-    shape = (config.train_vae.autoencoder.latent_channels, latent_edge(config), latent_edge(config))
+    shape = latent_shape(config.train_vae.autoencoder, image_size_px=config.prepare.image_size_px)
     steps = {
-        layout: training_step(changed(config, {"train": {"loop": {"channels_last": layout}}}), shape, device)
+        layout: training_step(
+            changed(config, {"train": {"loop": {"channels_last": layout}}}).train, shape, device, seed=config.seed
+        )
         for layout in (False, True)
     }
     rehearsal = Rehearsal(
         torch.nn.ModuleList(steps.values()),
         make_step=lambda both, layout: both[int(layout)],
-        draw=lambda size: random_batch(config, size, shape, device),
+        draw=lambda size: random_batch(config.train.diffusion, size, shape, device),
         device=device,
         dtype=build.torch_dtype(config.train.loop.precision),
         images_seen=0,

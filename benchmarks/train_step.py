@@ -26,8 +26,8 @@ from synfundus.config.loader import load_config
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World, connect, disconnect, has_native_bf16
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
-from synfundus.stages.demo.pace import latent_edge
 from synfundus.stages.train import job as train
+from synfundus.stages.trial_step import latent_shape
 
 STRETCH_STEPS = 3
 NUM_LATENTS = 2048
@@ -37,10 +37,10 @@ class TakeTurns:
     """Lets the bare loop run a stretch after each stretch of ours, and takes the time of both."""
 
     def __init__(self, config: RunConfig) -> None:
-        channels, edge = config.train_vae.autoencoder.latent_channels, latent_edge(config)
+        shape = latent_shape(config.train_vae.autoencoder, image_size_px=config.prepare.image_size_px)
         generator = torch.Generator().manual_seed(0)
-        self._loop = BareDiffusion(config, (channels, edge, edge))
-        self._moments = torch.randn(NUM_LATENTS, 2 * channels, edge, edge, generator=generator)
+        self._loop = BareDiffusion(config, shape)
+        self._moments = torch.randn(NUM_LATENTS, 2 * shape[0], *shape[1:], generator=generator)
         self._states = torch.randint(0, 2, (NUM_LATENTS, len(DEFAULT_LABEL_SCHEMA.names)), generator=generator)
         self._batch = config.train.loop.global_batch_size
         self._steps = self._first = 0

@@ -15,7 +15,7 @@ from benchmarks.measuring import write_random_latents
 from synfundus.config.base import Section
 from synfundus.config.schema import RunConfig
 from synfundus.stages import build
-from synfundus.stages.demo.pace import latent_edge
+from synfundus.stages.trial_step import latent_shape
 from synfundus.telemetry.console import Progress, SilentConsole
 
 AnySection = TypeVar("AnySection", bound=Section)
@@ -34,10 +34,10 @@ def write_autoencoder_and_latents(base: RunConfig, folder: Path, *, sizes: Seque
     """Write the config's autoencoder, untrained, to ``folder/vae`` and random latents bound to it to ``latents``."""
     autoencoder = build.autoencoder(base.train_vae.autoencoder, image_size_px=base.prepare.image_size_px, seed=0)
     autoencoder.save_pretrained(folder / "vae")
-    edge = latent_edge(base)
+    channels, height, width = latent_shape(base.train_vae.autoencoder, image_size_px=base.prepare.image_size_px)
     write_random_latents(
         folder / "latents",
-        shape=(2 * autoencoder.latent_channels, edge, edge),
+        shape=(2 * channels, height, width),
         sizes=sizes,
         autoencoder_folder=folder / "vae",
     )

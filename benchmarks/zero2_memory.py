@@ -18,7 +18,7 @@ from benchmarks.training_runs import last_lines, start_ranks
 from synfundus.config.loader import load_config
 from synfundus.distributed.world import connect, disconnect, torch_device
 from synfundus.stages import build
-from synfundus.stages.demo.pace import latent_edge, random_batch, training_step
+from synfundus.stages.trial_step import latent_shape, random_batch, training_step
 from synfundus.training.memory.footprint import state_bytes
 
 RANKS = (1, 2, 4)
@@ -50,9 +50,9 @@ def probe(precision: str) -> None:
     ]
     config = load_config(preset="demo-cpu", file=None, settings=settings, flags=[]).config
     _, before = living_bytes()
-    channels, edge = config.train_vae.autoencoder.latent_channels, latent_edge(config)
-    shape, device = (channels, edge, edge), torch_device(world)
-    step = training_step(config, shape, device)
+    shape = latent_shape(config.train_vae.autoencoder, image_size_px=config.prepare.image_size_px)
+    device = torch_device(world)
+    step = training_step(config.train, shape, device, seed=config.seed)
     parameters = sum(parameter.numel() for parameter in step.parameters() if parameter.requires_grad)
     plan = build.batch_plan(config.train.loop, world.size)
     engine = build.engine(
@@ -69,7 +69,7 @@ def probe(precision: str) -> None:
     engine._zero.optimizer.register_step_pre_hook(lambda *_: measured.append(living_bytes(before)[0]))
     for _ in range(2):
         for _ in range(plan.gradient_accumulation_steps):
-            batch = random_batch(config, plan.micro_batch_size, shape, device)
+            batch = random_batch(config.train.diffusion, plan.micro_batch_size, shape, device)
             loss, _ = engine.forward(batch, 0)
             engine.backward(loss)
             del batch, loss

@@ -21,7 +21,7 @@ from synfundus.errors import ConfigError
 from synfundus.models.compilation import compile_blocks
 from synfundus.models.compiler import missing_for_compilation
 from synfundus.stages import build
-from synfundus.stages.demo.pace import random_batch, training_step
+from synfundus.stages.trial_step import random_batch, training_step
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import SilentConsole
 
@@ -40,7 +40,7 @@ SMALL = {"train": {"unet": UNET}}
 def trained(world: World, *, backend: str | None, **loop: Any) -> tuple[list[float], ZeroEngine]:
     """Train a few steps; returns losses and the engine."""
     config = tiny_config({"train": {"unet": UNET, "loop": loop}})
-    step = training_step(config, SHAPE, CPU)
+    step = training_step(config.train, SHAPE, CPU, seed=config.seed)
     if config.train.loop.gradient_checkpointing:
         step.denoiser.unet.enable_gradient_checkpointing()
     if backend is not None:
@@ -57,7 +57,7 @@ def trained(world: World, *, backend: str | None, **loop: Any) -> tuple[list[flo
     )
     found = []
     for _ in range(STEPS * batch.gradient_accumulation_steps):
-        loss, _ = engine.forward(random_batch(config, batch.micro_batch_size, SHAPE, CPU), 0)
+        loss, _ = engine.forward(random_batch(config.train.diffusion, batch.micro_batch_size, SHAPE, CPU), 0)
         engine.backward(loss)
         engine.step(lr=1e-3)
         found.append(float(loss.detach()))
@@ -81,7 +81,7 @@ def test_blocks_traced_under_the_engine_train_alike(world: World, loop: dict[str
 
 
 def test_compiling_changes_no_name_and_no_copy() -> None:
-    denoiser = training_step(tiny_config(SMALL), SHAPE, CPU).denoiser
+    denoiser = training_step(tiny_config(SMALL).train, SHAPE, CPU, seed=0).denoiser
     names = list(denoiser.state_dict())
     compile_blocks(denoiser, backend="eager")
     assert list(denoiser.state_dict()) == names
@@ -107,7 +107,7 @@ def test_what_a_gpu_needs_is_looked_for_too() -> None:
 def test_a_run_that_does_not_compile_looks_for_no_compiler(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "require_compilation", lambda device: pytest.fail(f"looked for one for {device}"))
     build.check_compilation(tiny_config().train.loop, world)
-    denoiser = training_step(tiny_config(SMALL), SHAPE, CPU).denoiser
+    denoiser = training_step(tiny_config(SMALL).train, SHAPE, CPU, seed=0).denoiser
     build.compiled(denoiser, tiny_config().train.loop, SilentConsole())
     assert not [module for module in denoiser.modules() if module._compiled_call_impl is not None]
 

@@ -62,7 +62,7 @@ def test_looking_at_a_set_leaves_no_file(image_set: ShardSet, look: Look, tmp_pa
 
 def test_comparing_latents_with_their_images_leaves_no_file(latent_set: ShardSet, vae_run: Path, look: Look) -> None:
     before = set(Path(latent_set.url).rglob("*"))
-    look("verify-latents", "--latents", latent_set.url, "--vae", vae_run, "--set", "encode.verify_min_psnr_db=0")
+    look("verify-latents", "--latents", latent_set.url, "--vae", vae_run, "--set", "verify_latents.min_psnr_db=0")
     assert set(Path(latent_set.url).rglob("*")) == before
 
 

@@ -12,8 +12,9 @@ from synfundus.config.measured import assumed_micro_batch
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld
 from synfundus.stages.demo import job as demo_job
-from synfundus.stages.demo.pace import latent_edge, measure_pace
+from synfundus.stages.demo.pace import measure_pace
 from synfundus.stages.demo.plan import REFERENCE_PACE, place_stages, scale_budgets
+from synfundus.stages.trial_step import latent_shape
 from synfundus.telemetry.console import SilentConsole
 
 BEGUN_WITH = 123.5
@@ -70,4 +71,6 @@ def test_without_fitting_nothing_is_measured(tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_latents_measured_on_are_as_large_as_those_trained_on() -> None:
-    assert latent_edge(load_config(preset="demo-cpu", file=None, settings=[], flags=[]).config) == 16
+    config = load_config(preset="demo-cpu", file=None, settings=[], flags=[]).config
+    shape = latent_shape(config.train_vae.autoencoder, image_size_px=config.prepare.image_size_px)
+    assert shape == (config.train_vae.autoencoder.latent_channels, 16, 16)

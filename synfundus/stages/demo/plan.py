@@ -22,7 +22,7 @@ LabelRow = dict[str, int | None]
 REFERENCE_MINUTES = DemoConfig().minutes
 """The preset's budgets are meant for this many minutes."""
 REFERENCE_PACE = 82.0
-"""Images/s of `demo_pace.measure_pace` on the machine the preset's budgets are meant for: two cores with AVX2 alone."""
+"""Images/s of `demo.pace.measure_pace` on the machine the preset's budgets are meant for: two cores with AVX2 alone."""
 _PACE_GAINS = (1.0, 4.0)
 """Least and most that a pace scales budgets by: fewer images do not teach the labels, more gain little."""
 IMAGES_PER_CONDITION = 5
@@ -133,7 +133,7 @@ def pace_gain(pace: float) -> float:
     """Return what a machine's pace scales budgets by.
 
     Args:
-        pace: Images/s of `demo_pace.measure_pace`.
+        pace: Images/s of `demo.pace.measure_pace`.
     """
     least, most = _PACE_GAINS
     return min(max(pace / REFERENCE_PACE, least), most)
@@ -147,7 +147,7 @@ def scale_budgets(config: RunConfig, *, pace: float) -> RunConfig:
 
     Args:
         config: The resolved config.
-        pace: Images/s of `demo_pace.measure_pace`.
+        pace: Images/s of `demo.pace.measure_pace`.
     """
     scale = pace_gain(pace) * config.demo.minutes / REFERENCE_MINUTES
     if scale == 1.0:

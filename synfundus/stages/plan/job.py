@@ -19,7 +19,7 @@ from synfundus.distributed.world import World
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.models.counting import NetworkCount, count_network
 from synfundus.stages import Summary, diffusion_setup
-from synfundus.stages.demo.pace import latent_edge
+from synfundus.stages.trial_step import latent_shape
 from synfundus.telemetry.console import Console
 from synfundus.training.memory.footprint import (
     GIB,
@@ -177,8 +177,7 @@ def count_denoiser(config: RunConfig) -> NetworkCount:
 
 
 def _latent_shape(config: RunConfig) -> tuple[int, int, int]:
-    edge = latent_edge(config)
-    return (config.train_vae.autoencoder.latent_channels, edge, edge)
+    return latent_shape(config.train_vae.autoencoder, image_size_px=config.prepare.image_size_px)
 
 
 def _ds_document(config: RunConfig) -> dict[str, Any]:

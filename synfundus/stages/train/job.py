@@ -28,13 +28,13 @@ from synfundus.errors import ConfigError
 from synfundus.models.unet import ConditionalDenoiser, same_architecture
 from synfundus.shards.batches import BatchReader
 from synfundus.stages import Summary, build, diffusion_setup
-from synfundus.stages.demo.pace import random_batch
 from synfundus.stages.measured_start import Rehearsed, settle_loop
 from synfundus.stages.reading import latent_batches, latent_shape_of, set_names, training_loader
 from synfundus.stages.run_identity import denoiser_identity
 from synfundus.stages.start_report import report_start
 from synfundus.stages.train.preview import draw_preview
 from synfundus.stages.train.start import REPORT_NAME, Start, initial_denoiser, save_report
+from synfundus.stages.trial_step import random_batch
 from synfundus.stages.verify_latents.job import require_same_autoencoder
 from synfundus.storage import filesystem
 from synfundus.telemetry.console import Console
@@ -168,7 +168,9 @@ class _Training:
         num_labels = len(self._set.label_schema.labels)
 
         def draw(count: int) -> Mapping[str, Tensor]:
-            return random_batch(self._config, count, self._latent_shape, self._device, num_labels=num_labels)
+            return random_batch(
+                self._config.train.diffusion, count, self._latent_shape, self._device, num_labels=num_labels
+            )
 
         return settle_loop(
             self._loop,

@@ -1,0 +1,68 @@
+"""A step of the diffusion training on random latents: for measuring how fast it is and what fits into memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from synfundus.config.diffusion import DiffusionConfig, TrainConfig
+from synfundus.config.measured import assumed_channels_last
+from synfundus.config.training import AutoencoderConfig
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
+from synfundus.stages import build, diffusion_setup
+from synfundus.training.step import LatentDiffusionStep
+
+
+def latent_shape(section: AutoencoderConfig, *, image_size_px: int) -> tuple[int, int, int]:
+    """Return the shape ``(c, lh, lw)`` of the latents that an autoencoder makes of square images."""
+    halvings = len(section.block_out_channels) - 1
+    edge = (image_size_px // section.block_size_px) >> halvings
+    return (section.latent_channels, edge, edge)
+
+
+def training_step(
+    section: TrainConfig, shape: tuple[int, int, int], device: torch.device, *, seed: int
+) -> LatentDiffusionStep:
+    """Build the section's step for latents ``(c, lh, lw)``, normalised already, and the default labels."""
+    denoiser = diffusion_setup.denoiser(section.unet, seed=seed, schema=DEFAULT_LABEL_SCHEMA, latent_shape=shape)
+    return LatentDiffusionStep(
+        denoiser.to(device=device, dtype=build.torch_dtype(section.loop.precision)),
+        schedule=diffusion_setup.forward_process(section.diffusion),
+        prediction_type=section.diffusion.prediction_type,
+        min_snr_gamma=section.diffusion.min_snr_gamma,
+        latent_mean=[0.0] * shape[0],
+        latent_std=[1.0] * shape[0],
+        channels_last=assumed_channels_last(section.loop),
+    )
+
+
+def random_batch(
+    section: DiffusionConfig,
+    count: int,
+    shape: tuple[int, int, int],
+    device: torch.device,
+    *,
+    num_labels: int = len(DEFAULT_LABEL_SCHEMA.labels),
+) -> dict[str, Tensor]:
+    """Draw what a step takes, ``count`` samples with all labels unknown; the same at every call."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(channels: int) -> Tensor:
+        return torch.randn(count, channels, *shape[1:], generator=generator).to(device)
+
+    return {
+        "moments": draw(2 * shape[0]),
+        "noise": draw(shape[0]),
+        "posterior_noise": draw(shape[0]),
+        "timestep": _timesteps(section, count, generator).to(device),
+        "states": torch.zeros(count, num_labels, dtype=torch.int64, device=device),
+        "weights": torch.ones(count, device=device),
+    }
+
+
+def _timesteps(section: DiffusionConfig, count: int, generator: torch.Generator) -> Tensor:
+    """Draw timesteps evenly: whole ones, or the fractions of a flow."""
+    end = section.num_train_timesteps
+    if section.prediction_type == "flow_velocity":
+        return torch.rand(count, generator=generator) * end
+    return torch.randint(end, (count,), generator=generator)
