@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from synfundus.artifacts.autoencoder_folder import config_text, forget_origin
 from synfundus.artifacts.model import Model, ModelSetup, latent_shape_of
@@ -33,7 +33,7 @@ from synfundus.distributed.world import LocalWorld
 from synfundus.errors import CheckpointError
 from synfundus.models.conditioner import CONDITIONER_WEIGHTS_NAME, LabelConditioner
 from synfundus.models.unet import ConditionalDenoiser
-from synfundus.models.weight_files import WEIGHTS_NAME
+from synfundus.models.weight_files import WEIGHTS_NAME, replace_weights
 from synfundus.storage import documents, filesystem
 from synfundus.storage.local_folder import folder_to_read, folder_to_replace
 from synfundus.telemetry.console import Console
@@ -189,20 +189,3 @@ def _averaged(url: str, document: Mapping[str, Any]) -> dict[str, Tensor]:
     named = gather_named(layout, whole, LocalWorld())
     assert named is not None
     return named
-
-
-def replace_weights(network: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None:
-    """Put weights, by name, into a network.
-
-    Raises:
-        CheckpointError: They are of another network.
-    """
-    try:
-        missing, unexpected = network.load_state_dict(dict(weights), strict=False)
-    except RuntimeError as error:
-        raise CheckpointError(f"these are the weights of another network: {error}", where=where) from error
-    lacking = sorted(set(missing) - {name for name, _ in network.named_buffers()})
-    if unexpected or lacking:
-        raise CheckpointError(
-            f"these are the weights of another network: it has no {unexpected}, they lack {lacking}", where=where
-        )

@@ -65,6 +65,21 @@ def open_latent_sets(texts: Sequence[str]) -> LatentSets:
     return LatentSets(sets, tuple(weights), combined)
 
 
+def require_same_autoencoder(latents: ShardSet, fingerprint: str, *, where: str) -> None:
+    """Check that an autoencoder is the one a latent set was made with.
+
+    Raises:
+        ManifestMismatch: It is not; names both.
+    """
+    expected = str(latents.properties["autoencoder_fingerprint"])
+    if expected != fingerprint:
+        raise ManifestMismatch(
+            f"the latents in {latents.url} were made by autoencoder {expected[:12]}, this one is {fingerprint[:12]}",
+            where=where,
+            hint="give the autoencoder the latents were made with, or encode them again with this one",
+        )
+
+
 def _require_alike(first: ShardSet, other: ShardSet) -> None:
     where = "train.latents"
     for name in _SAME:

@@ -1,4 +1,4 @@
-"""Folders of diffusers models: which files hold the weights, and reading them without running code.
+"""Folders of diffusers models: which files hold the weights, reading them without running code, putting them to use.
 
 Published folders hold one safetensors file, shards with an index, or a half-precision variant of either. Beside them,
 or alone in old ones, lie pickled weights: unpickling runs what the file says, so those are never read (ADR-0008).
@@ -7,7 +7,7 @@ or alone in old ones, lie pickled weights: unpickling runs what the file says, s
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from synfundus.errors import CheckpointError
 
@@ -132,3 +132,20 @@ def read_weights(folder: Path, files: WeightFiles) -> dict[str, Tensor]:
         for key, tensor in part.items():
             tensors[key] = tensor.to(torch.float32)
     return tensors
+
+
+def replace_weights(network: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None:
+    """Put weights, by name, into a network.
+
+    Raises:
+        CheckpointError: They are of another network.
+    """
+    try:
+        missing, unexpected = network.load_state_dict(dict(weights), strict=False)
+    except RuntimeError as error:
+        raise CheckpointError(f"these are the weights of another network: {error}", where=where) from error
+    lacking = sorted(set(missing) - {name for name, _ in network.named_buffers()})
+    if unexpected or lacking:
+        raise CheckpointError(
+            f"these are the weights of another network: it has no {unexpected}, they lack {lacking}", where=where
+        )

@@ -6,8 +6,8 @@ import numpy as np
 
 from synfundus.errors import CorruptShard
 from synfundus.labels.schema import LabelSchema
-from synfundus.shards.latents import META, label_states
-from synfundus.shards.reader import Arrays, Members, decode_image, decode_json
+from synfundus.shards.members import META, decode_image, decode_json, label_states
+from synfundus.shards.reader import Arrays, Members
 from synfundus.shards.source import Layout
 
 IMAGE_EXTENSIONS = ("png", "webp", "jpg")

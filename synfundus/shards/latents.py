@@ -3,44 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from synfundus.errors import ConfigError, CorruptShard, DataError, StorageError
+from synfundus.errors import CorruptShard, StorageError
 from synfundus.labels.schema import LabelSchema
-from synfundus.shards.reader import Arrays, Members, ShardSetReader, decode_json, decode_npy, encode_npy, loss_of
+from synfundus.shards.members import META, decode_json, decode_npy, label_states
+from synfundus.shards.reader import Arrays, Members, ShardSetReader, encode_npy, loss_of
 from synfundus.shards.source import DecodedSource, Layout, row_bytes
 from synfundus.storage.shard_index import ShardIndex
 from synfundus.storage.tarshard import TarShardReader
 
 MOMENTS = "moments.npy"
 FLIPPED_MOMENTS = "flip.npy"
-META = "json"
 
 _Columns = list[tuple[str, int]]
 """Name of an array and column of an index."""
 _INFINITY = 0x7C00
 _MINUS_INFINITY = 0xFC00
-
-
-def label_states(document: Mapping[str, Any], schema: LabelSchema, *, where: str) -> NDArray[np.int64]:
-    """Return the label states ``[k]`` of a sample's JSON document.
-
-    Raises:
-        CorruptShard: No labels, or labels the schema does not have.
-    """
-    labels = document.get("labels")
-    if not isinstance(labels, dict):
-        raise CorruptShard("a sample's JSON lacks its labels", where=where)
-    if not all(value is None or type(value) is int for value in labels.values()):
-        raise CorruptShard("labels do not fit the schema: a value that is neither a whole number nor null", where=where)
-    try:
-        return np.asarray(schema.encode(labels), dtype=np.int64)
-    except (ConfigError, DataError, TypeError) as error:
-        raise CorruptShard(f"labels do not fit the schema: {error}", where=where) from error
 
 
 class LatentDecoder:

@@ -22,11 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from synfundus.errors import CorruptShard
+from synfundus.errors import ConfigError, CorruptShard, DataError
+from synfundus.labels.schema import LabelSchema
 from synfundus.storage.shard_index import MAX_IMAGE_BYTES, MAX_JSON_BYTES, MAX_NPY_BYTES
 
 Bytes = bytes | memoryview
 """Content of a member."""
+
+META = "json"
+"""The member that holds a sample's document."""
 
 MAX_IMAGE_PIXELS = 4096 * 4096
 """The largest image a set can be prepared with."""
@@ -217,6 +221,23 @@ def decode_json(data: Bytes, *, where: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise CorruptShard("a sample's JSON must be an object", where=where)
     return document
+
+
+def label_states(document: Mapping[str, Any], schema: LabelSchema, *, where: str) -> NDArray[np.int64]:
+    """Return the label states ``[k]`` of a sample's JSON document.
+
+    Raises:
+        CorruptShard: No labels, or labels the schema does not have.
+    """
+    labels = document.get("labels")
+    if not isinstance(labels, dict):
+        raise CorruptShard("a sample's JSON lacks its labels", where=where)
+    if not all(value is None or type(value) is int for value in labels.values()):
+        raise CorruptShard("labels do not fit the schema: a value that is neither a whole number nor null", where=where)
+    try:
+        return np.asarray(schema.encode(labels), dtype=np.int64)
+    except (ConfigError, DataError, TypeError) as error:
+        raise CorruptShard(f"labels do not fit the schema: {error}", where=where) from error
 
 
 def _image_decoder(extension: str) -> Callable[[Bytes, str], NDArray[np.uint8]]:

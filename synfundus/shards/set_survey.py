@@ -18,8 +18,8 @@ import numpy as np
 from synfundus.errors import CorruptShard, DataError, StorageError, SynfundusError
 from synfundus.labels.schema import LabelSchema
 from synfundus.shards.images import ImageDecoder
-from synfundus.shards.latents import META, LatentDecoder, label_states
-from synfundus.shards.members import decode_json
+from synfundus.shards.latents import LatentDecoder
+from synfundus.shards.members import META, decode_json, label_states
 from synfundus.shards.reader import SampleDecoder
 from synfundus.shards.shard_check import KeysSeen, Problem, ShardReport, check_shard, open_shard, states_to_labels
 from synfundus.storage import documents, filesystem

@@ -16,11 +16,11 @@ from test_training_resume import settings, train_here
 from tiny_sets import flip_byte, merged, tiny_config, write_config
 from torch import Tensor
 
-from synfundus.artifacts.checkpoint_model import replace_weights
 from synfundus.artifacts.model import Model
 from synfundus.artifacts.model_folder import load_pipeline
 from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import CheckpointError
+from synfundus.models.weight_files import replace_weights
 from synfundus.stages.export import job as export
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import SilentConsole

@@ -17,8 +17,8 @@ from synfundus.labels.schema import LabelSchema
 from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.pixels import pixels_to_tensor, tensor_to_pixels
 from synfundus.shards.images import ImageDecoder
-from synfundus.shards.latents import META, label_states
-from synfundus.shards.reader import ShardSetReader, decode_json
+from synfundus.shards.members import META, decode_json, label_states
+from synfundus.shards.reader import ShardSetReader
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import Console
 

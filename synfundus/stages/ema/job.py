@@ -7,13 +7,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from synfundus.artifacts.checkpoint_model import has_only_checkpoints, load_checkpoint_model, replace_weights
+from synfundus.artifacts.checkpoint_model import has_only_checkpoints, load_checkpoint_model
 from synfundus.artifacts.ema_snapshots import FOLDER_NAME, Snapshot, find_snapshots, read_snapshot
 from synfundus.artifacts.model import Model
 from synfundus.artifacts.model_folder import find_pipeline, load_pipeline, resave_pipeline
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World
 from synfundus.errors import CheckpointError, ConfigError
+from synfundus.models.weight_files import replace_weights
 from synfundus.stages import Summary, build
 from synfundus.storage import filesystem
 from synfundus.telemetry.console import Console

@@ -24,7 +24,8 @@ from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.pixels import pixels_to_tensor
 from synfundus.processes.daemon_threads import DaemonThreads
 from synfundus.shards.images import ImageDecoder
-from synfundus.shards.latents import FLIPPED_MOMENTS, META, MOMENTS
+from synfundus.shards.latents import FLIPPED_MOMENTS, MOMENTS
+from synfundus.shards.members import META
 from synfundus.shards.reader import ShardSetReader, encode_npy
 from synfundus.storage import documents, filesystem
 from synfundus.storage.manifest import SPLITS, ShardEntry, ShardSet

@@ -16,8 +16,7 @@ from synfundus.labels.counts import LabelCounts, count_labels
 from synfundus.pictures.inspection import compose_sheet, label_bars, moments_picture, together_map
 from synfundus.pictures.sheets import Pixels, contact_sheet, encode_png
 from synfundus.seeding import keyed_generator
-from synfundus.shards.latents import META
-from synfundus.shards.members import decode_json
+from synfundus.shards.members import META, decode_json
 from synfundus.shards.set_survey import SetSurvey, sample_decoder
 from synfundus.stages import Summary
 from synfundus.storage import documents, filesystem

@@ -17,8 +17,7 @@ from zlib_ng.zlib_ng import crc32
 from synfundus.errors import CorruptShard, DataError
 from synfundus.labels.schema import LabelSchema
 from synfundus.photographs.crosswalk import write_private
-from synfundus.shards.latents import label_states
-from synfundus.shards.members import decode_json
+from synfundus.shards.members import decode_json, label_states
 from synfundus.stages.prepare.chunks import LookedAt
 from synfundus.stages.prepare.decision import Decision
 from synfundus.stages.prepare.places import RECORD_FORMAT, RECORD_VERSION, Places

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
-from synfundus.artifacts.checkpoint_model import model_parts, replace_weights, save_setup
+from synfundus.artifacts.checkpoint_model import model_parts, save_setup
 from synfundus.artifacts.ema_snapshots import has_snapshots, write_snapshot
-from synfundus.artifacts.latent_set import LatentSets, open_latent_sets
+from synfundus.artifacts.latent_set import LatentSets, open_latent_sets, require_same_autoencoder
 from synfundus.artifacts.latent_sources import load_sources
 from synfundus.artifacts.model import ModelSetup
 from synfundus.artifacts.model_folder import save_pipeline
@@ -26,6 +26,7 @@ from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import World, torch_device, without_timeout
 from synfundus.errors import ConfigError
 from synfundus.models.unet import ConditionalDenoiser, same_architecture
+from synfundus.models.weight_files import replace_weights
 from synfundus.shards.batches import BatchReader
 from synfundus.stages import Summary, build, diffusion_setup
 from synfundus.stages.measured_start import Rehearsed, settle_loop
@@ -35,7 +36,6 @@ from synfundus.stages.start_report import report_start
 from synfundus.stages.train.preview import draw_preview
 from synfundus.stages.train.start import REPORT_NAME, Start, initial_denoiser, save_report
 from synfundus.stages.trial_step import random_batch
-from synfundus.stages.verify_latents.job import require_same_autoencoder
 from synfundus.storage import filesystem
 from synfundus.telemetry.console import Console
 from synfundus.telemetry.run_files import read_run, series

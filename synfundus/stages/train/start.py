@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from synfundus.artifacts.latent_set import require_same_autoencoder
 from synfundus.artifacts.model import Model
 from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
 from synfundus.config.schema import RunConfig
@@ -17,7 +18,6 @@ from synfundus.seeding import derive_key
 from synfundus.stages import diffusion_setup
 from synfundus.stages.reading import latent_shape_of
 from synfundus.stages.train.foreign_unet import announce, find_foreign_unet, open_foreign_unet
-from synfundus.stages.verify_latents.job import require_same_autoencoder
 from synfundus.storage import documents, filesystem
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import Console

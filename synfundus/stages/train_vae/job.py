@@ -17,7 +17,6 @@ from synfundus.artifacts.autoencoder_folder import (
     open_autoencoder,
     save_autoencoder,
 )
-from synfundus.artifacts.checkpoint_model import replace_weights
 from synfundus.artifacts.run_folder import RunFolder
 from synfundus.config.measured import definite_channels_last
 from synfundus.config.schema import RunConfig
@@ -32,6 +31,7 @@ from synfundus.models.autoencoder_objective import AutoencoderObjective
 from synfundus.models.discriminator import PatchDiscriminator
 from synfundus.models.pixels import pixels_to_tensor, tensor_to_pixels
 from synfundus.models.reconstruction_metrics import psnr, ssim
+from synfundus.models.weight_files import replace_weights
 from synfundus.pictures.sheets import contact_sheet, encode_png
 from synfundus.shards.ledger import Quarantined
 from synfundus.shards.loader import BatchLoader

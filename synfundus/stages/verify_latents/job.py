@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
+from synfundus.artifacts.latent_set import require_same_autoencoder
 from synfundus.artifacts.latent_sources import load_sources
 from synfundus.config.generation import VerifyLatentsConfig
 from synfundus.config.schema import RunConfig
@@ -60,21 +61,6 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
             hint="encode again, or train the autoencoder longer",
         )
     return {"psnr_db": mean, "worst_psnr_db": worst, "samples": len(values)}
-
-
-def require_same_autoencoder(latents: ShardSet, fingerprint: str, *, where: str) -> None:
-    """Check that an autoencoder is the one a latent set was made with.
-
-    Raises:
-        ManifestMismatch: It is not; names both.
-    """
-    expected = str(latents.properties["autoencoder_fingerprint"])
-    if expected != fingerprint:
-        raise ManifestMismatch(
-            f"the latents in {latents.url} were made by autoencoder {expected[:12]}, this one is {fingerprint[:12]}",
-            where=where,
-            hint="give the autoencoder the latents were made with, or encode them again with this one",
-        )
 
 
 def _compare(
