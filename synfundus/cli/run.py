@@ -24,13 +24,13 @@ from synfundus.distributed.world import LocalWorld, World, connect, disconnect, 
 from synfundus.errors import ConfigError
 from synfundus.launch import (
     LaunchPlan,
+    MachineFacts,
     Resources,
-    Surroundings,
+    die_with_launcher,
     execute,
-    leave_on_signals,
-    look_around,
+    exit_on_signals,
+    inspect_machine,
     plan_launch,
-    tie_to_launcher,
 )
 from synfundus.launch.submission import changed_code
 from synfundus.storage import filesystem
@@ -125,7 +125,7 @@ def check_request(verb: Verb, config: RunConfig, *, look: bool) -> None:
         raise ConfigError(message, where=f"synfundus {verb.name}", hint=f"see `synfundus {verb.name} --help`")
 
 
-def plan_verb(verb: Verb, config: RunConfig, arguments: tuple[str, ...], surroundings: Surroundings) -> LaunchPlan:
+def plan_verb(verb: Verb, config: RunConfig, arguments: tuple[str, ...], machine: MachineFacts) -> LaunchPlan:
     """Decide how the verb starts; verbs that take no such option run in one process whatever a shared file says."""
     launch = config.launch
     nodes = launch.nodes if verb.script else 1
@@ -142,16 +142,16 @@ def plan_verb(verb: Verb, config: RunConfig, arguments: tuple[str, ...], surroun
             cpus_per_task=launch.cpus_per_task,
         ),
         script=str(find_asset("slurm", verb.script)) if nodes > 1 else None,
-        surroundings=surroundings,
+        machine=machine,
         submission=find_place(verb, config) if nodes > 1 else None,
     )
 
 
-def likely_device(config: RunConfig, surroundings: Surroundings) -> Literal["cpu", "cuda"]:
+def likely_device(config: RunConfig, machine: MachineFacts) -> Literal["cpu", "cuda"]:
     """Say what the run will compute on, without asking torch."""
     device = config.launch.device
     if device == "auto":
-        return "cuda" if surroundings.visible_gpus else "cpu"
+        return "cuda" if machine.visible_gpus else "cpu"
     return device
 
 
@@ -188,8 +188,8 @@ def _console(verb: Verb, config: RunConfig, info: RankInfo, *, as_json: bool) ->
 
 def _run_here(verb: Verb, config: RunConfig, info: RankInfo, *, file: str | None, as_json: bool) -> int:
     """Run the job in this process."""
-    tie_to_launcher(os.environ)
-    leave_on_signals()
+    die_with_launcher(os.environ)
+    exit_on_signals()
     storage = config.storage
     filesystem.configure(
         filesystem.StoreSettings(
@@ -281,16 +281,16 @@ def run_verb(verb: Verb, values: Mapping[str, Any], arguments: tuple[str, ...]) 
     config = loaded.config
     check_request(verb, config, look=not values["dry_run"])
     info = rank_info(os.environ) if verb.distributed else RankInfo(0, 1, 0, 1, 0, "single")
-    surroundings = look_around(os.environ, is_rank=info.source != "single")
-    plan = plan_verb(verb, config, tuple(text for text in arguments if text != "--dry-run"), surroundings)
+    machine = inspect_machine(os.environ, is_rank=info.source != "single")
+    plan = plan_verb(verb, config, tuple(text for text in arguments if text != "--dry-run"), machine)
     if verb.trains is not None:
         from synfundus.cli.arithmetic import check_training
 
-        check_training(verb, config, world_size=_world_size(plan, info), device=likely_device(config, surroundings))
+        check_training(verb, config, world_size=_world_size(plan, info), device=likely_device(config, machine))
     if values["dry_run"]:
         from synfundus.cli.dry_run import describe
 
-        sys.stdout.write(describe(verb, loaded, plan, likely_device(config, surroundings)))
+        sys.stdout.write(describe(verb, loaded, plan, likely_device(config, machine)))
         return 0
     if plan.kind == "in_process":
         return _run_here(verb, config, info, file=values["config"], as_json=values["json"])

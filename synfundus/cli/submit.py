@@ -13,7 +13,7 @@ from synfundus.config.schema import RunConfig
 from synfundus.errors import ConfigError, LaunchError, SynfundusError
 from synfundus.launch import LaunchPlan, Outcome, execute
 from synfundus.launch.plan import NOT_FROZEN
-from synfundus.launch.submission import Submission, discard, freeze, keep_answer, place_submission
+from synfundus.launch.submission import Submission, discard, freeze, place_submission, record_answer
 from synfundus.redaction import environment_secrets
 from synfundus.storage.locations import is_local, local_path
 
@@ -87,7 +87,7 @@ def submit(loaded: LoadedConfig, plan: LaunchPlan, environment: Mapping[str, str
         outcome = execute(plan, environment)
     except LaunchError as error:
         # kept all the same: an answer that came too late does not mean that there is no job
-        keep_answer(submission, error.message)
+        record_answer(submission, error.message)
         raise
-    keep_answer(submission, outcome.message)
+    record_answer(submission, outcome.message)
     return replace(outcome, message=f"{outcome.message}\n{submission.describe()}")

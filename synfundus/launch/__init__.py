@@ -1,17 +1,17 @@
-"""Who starts whom: `plan_launch` decides and touches nothing, `execute` carries the plan out. Neither imports torch."""
+"""Starting the processes of a job: `plan_launch` decides, `execute` carries the plan out. Neither imports torch."""
 
-from synfundus.launch.plan import LaunchPlan, ProcessPlan, Resources, Surroundings, plan_launch
-from synfundus.launch.processes import Outcome, execute, leave_on_signals, look_around, tie_to_launcher
+from synfundus.launch.plan import LaunchPlan, MachineFacts, ProcessPlan, Resources, plan_launch
+from synfundus.launch.processes import Outcome, die_with_launcher, execute, exit_on_signals, inspect_machine
 
 __all__ = [
     "LaunchPlan",
+    "MachineFacts",
     "Outcome",
     "ProcessPlan",
     "Resources",
-    "Surroundings",
+    "die_with_launcher",
     "execute",
-    "leave_on_signals",
-    "look_around",
+    "exit_on_signals",
+    "inspect_machine",
     "plan_launch",
-    "tie_to_launcher",
 ]

@@ -1,4 +1,4 @@
-"""Which code this is: kept with a job when it is submitted, and compared when the job starts."""
+"""The version of the running code: stored when a job is submitted, compared when the job starts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _installed(package: str) -> str | None:
 
 
 def source_hash(package: Path) -> str:
-    """Return the SHA-256 over all Python and YAML files of a package, with their names."""
+    """Return the SHA-256 of all Python and YAML files of a package and their names."""
     digest = hashlib.sha256()
     for path in sorted(path for path in package.rglob("*") if path.suffix in (".py", ".yaml") and path.is_file()):
         data = path.read_bytes()
@@ -42,7 +42,7 @@ def source_hash(package: Path) -> str:
 
 
 def _git(checkout: Path, *arguments: str) -> str | None:
-    """Return what git answers; None where there is no git, or it does not want to."""
+    """Return the output of git; None without git, or if it fails."""
     try:
         done = subprocess.run(
             ["git", "-C", str(checkout), *arguments],
@@ -58,14 +58,14 @@ def _git(checkout: Path, *arguments: str) -> str | None:
 
 
 def code_version(package: Path = _PACKAGE) -> dict[str, Any]:
-    """Say which code this process runs, without importing any of what it names.
+    """Return the versions of the code this process runs, without importing the packages.
 
     Args:
         package: Folder of the package.
 
     Returns:
-        ``synfundus`` (version), ``source_sha256``, ``python``, ``packages`` (versions, None where one is not
-        installed), and in a checkout ``commit`` and ``dirty`` (both None elsewhere, or without git).
+        ``synfundus`` (version), ``source_sha256``, ``python``, ``packages`` (versions, None if not installed), and
+        ``commit`` and ``dirty`` (None outside a git checkout).
     """
     commit = changes = None
     if (package.parent / ".git").exists():
@@ -82,7 +82,7 @@ def code_version(package: Path = _PACKAGE) -> dict[str, Any]:
 
 
 def code_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Say how the code differs, one clause for each; what either side does not know is no difference."""
+    """Describe the differences, one clause each; a value that one side does not have is no difference."""
     pairs = [(text, then.get(key), now.get(key)) for key, text in _NAMES.items()]
     packages = then.get("packages")
     if isinstance(packages, Mapping):

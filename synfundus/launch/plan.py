@@ -1,6 +1,6 @@
-"""Deciding which processes to start, from what was asked for and what surrounds us. Pure.
+"""Which processes to start, decided from the request and the machine. Pure.
 
-Every process is started from an argument list; no shell string is ever made of a user's values.
+Every process is started from an argument list; no shell string is ever built from a user's values.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ PASSED_ON = (
     *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "AWS_CA_BUNDLE"),
     "SYNFUNDUS_MAX_RESTARTS",
 )
-"""What a batch job inherits: names and places, never keys (they would enter the job record)."""
+"""Environment variables a batch job inherits: names and locations, never keys (SLURM would record them)."""
 SWITCHES = ("--json", "--debug")
-"""What the command line says that is no setting."""
+"""Options of the command line that are not settings."""
 NOT_FROZEN = (
-    "the output lies in an object store: the job reads the settings when it starts, and its log is where sbatch puts it"
+    "the output is in an object store: the job reads the settings when it starts, and sbatch decides where its log goes"
 )
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -34,12 +34,12 @@ _TIME_LIMIT = re.compile(r"([0-9]+-)?[0-9]{1,3}(:[0-9]{2}){0,2}")
 
 @dataclass(frozen=True)
 class Resources:
-    """What a cluster job asks for.
+    """What a cluster job requests.
 
     Attributes:
-        partition: SLURM partition, None for the cluster's default.
-        account: SLURM account, None for the user's default.
-        time_limit: As SLURM writes it.
+        partition: SLURM partition; None for the cluster's default.
+        account: SLURM account; None for the user's default.
+        time_limit: In SLURM's notation.
         gpus_per_node: 0 for CPU nodes.
         cpus_per_task: Cores for each process.
     """
@@ -52,16 +52,16 @@ class Resources:
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What the machine offers, as values.
+class MachineFacts:
+    """What the machine has.
 
     Attributes:
         environment: Environment variables.
-        programs: Which of srun and sbatch are on the PATH.
+        programs: Those of srun and sbatch that are on the PATH.
         visible_gpus: CUDA devices this process may use.
         cores: CPU cores this process may use.
-        python: Interpreter that has synfundus.
-        is_rank: Whether a launcher has already made this process a rank.
+        python: Python interpreter with synfundus installed.
+        is_rank: Whether a launcher started this process as a rank.
     """
 
     environment: Mapping[str, str]
@@ -74,7 +74,7 @@ class Surroundings:
 
 @dataclass(frozen=True)
 class ProcessPlan:
-    """One process to start: arguments, and variables on top of the environment."""
+    """One process to start: its arguments, and variables to add to the environment."""
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
@@ -85,11 +85,11 @@ class LaunchPlan:
     """What will be started.
 
     Attributes:
-        kind: ``in_process`` starts nothing: the verb runs here.
-        processes: Empty for ``in_process``, one per rank for ``local``, one otherwise.
-        world_size: Ranks in the job.
-        reason: Why it is done this way, in words.
-        submission: Where a batch job's settings and log are kept; None keeps nothing.
+        kind: ``in_process`` starts nothing: the verb runs in this process.
+        processes: None for ``in_process``, one per rank for ``local``, one otherwise.
+        world_size: Number of ranks.
+        reason: Why it is started this way, in words.
+        submission: Where a batch job's settings and log are kept; None = nowhere.
     """
 
     kind: LaunchKind
@@ -99,7 +99,7 @@ class LaunchPlan:
     submission: Submission | None = None
 
     def describe(self) -> str:
-        """Write the plan for a person, one process a line."""
+        """Return the plan as text, one process a line."""
         lines = [f"{self.kind}: {self.reason}; {self.world_size} rank(s)"]
         for process in self.processes:
             variables = [f"{name}={value}" for name, value in process.environment.items()]
@@ -124,11 +124,11 @@ def first_host(node_list: str) -> str:
 
 
 def port_of_job(job_id: str, restarts: str = "0") -> int:
-    """Derive the rendezvous port from the job's number, below the range the kernel hands out.
+    """Derive the rendezvous port from the job id, below the range of ephemeral ports.
 
     Args:
-        job_id: SLURM's number of the job.
-        restarts: How often it was requeued: a port that somebody has is not tried twice.
+        job_id: SLURM's id of the job.
+        restarts: How often it was requeued: a port that was in use is not tried again.
 
     Raises:
         LaunchError: Not a number.
@@ -139,9 +139,9 @@ def port_of_job(job_id: str, restarts: str = "0") -> int:
     return 12_000 + (int(job_id) + 97 * int(restarts)) % 18_000
 
 
-def _local_plan(arguments: Sequence[str], ranks: int, surroundings: Surroundings) -> LaunchPlan:
-    threads = surroundings.environment.get("OMP_NUM_THREADS") or str(max(1, surroundings.cores // ranks))
-    command = (surroundings.python, "-m", "synfundus", *arguments)
+def _local_plan(arguments: Sequence[str], ranks: int, machine: MachineFacts) -> LaunchPlan:
+    threads = machine.environment.get("OMP_NUM_THREADS") or str(max(1, machine.cores // ranks))
+    command = (machine.python, "-m", "synfundus", *arguments)
     processes = tuple(
         ProcessPlan(
             command,
@@ -162,10 +162,10 @@ def _local_plan(arguments: Sequence[str], ranks: int, surroundings: Surroundings
 
 
 def slurm_file_name(path: str) -> str:
-    """Write a path as an option of sbatch that is to be taken letter by letter.
+    """Escape a path for a file-name option of sbatch, so that SLURM takes it literally.
 
-    In such an option ``%j`` and the like stand for something else. A backslash takes the letter behind it as it is, and
-    one of them anywhere turns the rest off.
+    SLURM replaces ``%j`` and the like. A backslash makes the next character literal, and one backslash anywhere turns
+    all replacement off.
     """
     if not {"%", "\\"} & set(path):
         return path
@@ -174,7 +174,7 @@ def slurm_file_name(path: str) -> str:
 
 
 def _job_arguments(nodes: int, tasks_per_node: int, resources: Resources) -> list[str]:
-    """Write the options srun and sbatch share. No GPUs have to be said as well: the scripts ask for some."""
+    """Return the options srun and sbatch share. 0 GPUs is passed too: the scripts request some by default."""
     return [
         f"--nodes={nodes}",
         f"--ntasks-per-node={tasks_per_node}",
@@ -184,28 +184,30 @@ def _job_arguments(nodes: int, tasks_per_node: int, resources: Resources) -> lis
 
 
 def _check_resources(resources: Resources, arguments: Sequence[str]) -> None:
-    """Refuse what SLURM or a log could read as something else. The schema checks the same; this is the last gate."""
+    """Refuse values that SLURM or a log could misread. The schema checks the same; this is the last check."""
     partitions = [None] if resources.partition is None else resources.partition.split(",")
     for name in (*partitions, resources.account):
         if name is not None and not _NAME.fullmatch(name):
-            raise LaunchError(f"{name!r} is not a name SLURM takes", where="launch", hint="letters, digits and _ . -")
+            raise LaunchError(f"{name!r} is not a name SLURM accepts", where="launch", hint="letters, digits, _ . -")
     if not _TIME_LIMIT.fullmatch(resources.time_limit):
-        raise LaunchError(f"{resources.time_limit!r} is not a time limit", where="launch.time_limit", hint="24:00:00")
+        raise LaunchError(
+            f"{resources.time_limit!r} is not a time limit", where="launch.time_limit", hint="like 24:00:00"
+        )
     for argument in arguments:
         if any(character in argument for character in "\n\r\0"):
             raise LaunchError(f"the argument {argument!r} contains a line break", where="command line")
 
 
 def _srun_plan(
-    arguments: Sequence[str], nodes: int, tasks_per_node: int, resources: Resources, surroundings: Surroundings
+    arguments: Sequence[str], nodes: int, tasks_per_node: int, resources: Resources, machine: MachineFacts
 ) -> LaunchPlan:
-    environment = surroundings.environment
+    environment = machine.environment
     command = (
         "srun",
         *_job_arguments(nodes, tasks_per_node, resources),
         "--kill-on-bad-exit=1",
         "--export=ALL",
-        surroundings.python,
+        machine.python,
         "-m",
         "synfundus",
         *arguments,
@@ -225,10 +227,10 @@ def _sbatch_plan(
     nodes: int,
     tasks_per_node: int,
     resources: Resources,
-    surroundings: Surroundings,
+    machine: MachineFacts,
     submission: Submission | None,
 ) -> LaunchPlan:
-    kept = [name for name in PASSED_ON if name in surroundings.environment]
+    kept = [name for name in PASSED_ON if name in machine.environment]
     options = [
         *_job_arguments(nodes, tasks_per_node, resources),
         f"--job-name=synfundus-{verb}",
@@ -239,7 +241,7 @@ def _sbatch_plan(
         options.append(f"--partition={resources.partition}")
     if resources.account is not None:
         options.append(f"--account={resources.account}")
-    # the script itself says `synfundus <verb>`
+    # the script itself calls `synfundus <verb>`
     settings = arguments[1:]
     if submission is not None:
         options += [f"--output={slurm_file_name(str(submission.log))}", "--open-mode=append"]
@@ -247,9 +249,9 @@ def _sbatch_plan(
     command = ("sbatch", *options, script, *settings)
     return LaunchPlan(
         "sbatch",
-        (ProcessPlan(command, {"SYNFUNDUS_PYTHON": surroundings.python}),),
+        (ProcessPlan(command, {"SYNFUNDUS_PYTHON": machine.python}),),
         nodes * tasks_per_node,
-        "a batch job, because more than one node was asked for",
+        "a batch job, because more than one node was requested",
         submission,
     )
 
@@ -262,42 +264,42 @@ def plan_launch(
     device: Literal["auto", "cpu", "cuda"],
     resources: Resources,
     script: str | None,
-    surroundings: Surroundings,
+    machine: MachineFacts,
     submission: Submission | None = None,
 ) -> LaunchPlan:
-    """Decide how a verb is started. Pure.
+    """Decide how to start a verb. Pure.
 
     Args:
         arguments: The command line after the program's name; the first is the verb.
-        nodes: Nodes asked for.
-        procs_per_node: Processes a node; None takes one a GPU, or one.
-        device: What to compute on.
-        resources: What a cluster job asks for.
-        script: Batch script of the verb; None when the verb does not run on several nodes.
-        surroundings: What the machine offers.
-        submission: Where a batch job's settings and log are to be kept; None lets the job have the command line itself.
+        nodes: Requested nodes.
+        procs_per_node: Processes per node; None = one per GPU, or one.
+        device: Device to compute on.
+        resources: What a cluster job requests.
+        script: Batch script of the verb; None if the verb does not run on several nodes.
+        machine: What the machine has.
+        submission: Where a batch job's settings and log are kept; None passes the command line itself to the job.
 
     Raises:
-        LaunchError: Several nodes without SLURM, or values SLURM must not see.
+        LaunchError: Several nodes without SLURM, or values SLURM must not get.
     """
-    if surroundings.is_rank:
-        return LaunchPlan("in_process", (), nodes * (procs_per_node or 1), "a launcher made this process a rank")
+    if machine.is_rank:
+        return LaunchPlan("in_process", (), nodes * (procs_per_node or 1), "a launcher started this process as a rank")
     if nodes == 1:
-        ranks = procs_per_node or (surroundings.visible_gpus if device != "cpu" else 0) or 1
+        ranks = procs_per_node or (machine.visible_gpus if device != "cpu" else 0) or 1
         if ranks == 1:
             return LaunchPlan("in_process", (), 1, "one process")
-        return _local_plan(arguments, ranks, surroundings)
+        return _local_plan(arguments, ranks, machine)
     verb = arguments[0]
     if script is None:
-        raise LaunchError(f"`{verb}` does not run on several nodes", where="--nodes", hint="leave --nodes out")
+        raise LaunchError(f"`{verb}` does not run on several nodes", where="--nodes", hint="remove --nodes")
     _check_resources(resources, (*arguments, *([str(submission.folder)] if submission else [])))
     tasks_per_node = procs_per_node or resources.gpus_per_node or 1
-    if "SLURM_JOB_ID" in surroundings.environment and "srun" in surroundings.programs:
-        return _srun_plan(arguments, nodes, tasks_per_node, resources, surroundings)
-    if "sbatch" in surroundings.programs:
-        return _sbatch_plan(verb, arguments, script, nodes, tasks_per_node, resources, surroundings, submission)
+    if "SLURM_JOB_ID" in machine.environment and "srun" in machine.programs:
+        return _srun_plan(arguments, nodes, tasks_per_node, resources, machine)
+    if "sbatch" in machine.programs:
+        return _sbatch_plan(verb, arguments, script, nodes, tasks_per_node, resources, machine, submission)
     raise LaunchError(
-        f"{nodes} nodes were asked for, but neither an allocation nor sbatch is here",
+        f"{nodes} nodes were requested, but there is neither an allocation nor sbatch",
         where="--nodes",
-        hint="run it where SLURM is, or list the hosts and use launchers/torchrun_hostfile.sh",
+        hint="run it on a machine with SLURM, or list the hosts and use launchers/torchrun_hostfile.sh",
     )

@@ -1,4 +1,4 @@
-"""Starting the processes of a plan, handing signals on, and ending together."""
+"""Starts the processes of a plan, forwards signals to them and ends them together."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from types import FrameType
 from typing import NoReturn
 
 from synfundus.errors import LaunchError, Preempted, SynfundusError
-from synfundus.launch.plan import LaunchPlan, ProcessPlan, Surroundings
+from synfundus.launch.plan import LaunchPlan, MachineFacts, ProcessPlan
 
 LAUNCHER_PID = "SYNFUNDUS_LAUNCHER_PID"
-"""Set for local ranks: the process whose end they must not outlive."""
+"""Set for local ranks: the process id of the launcher, which they must not outlive."""
 FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 SIGNALS_TO_SRUN: Mapping[int, int] = {
     signal.SIGTERM: signal.SIGUSR2,
     signal.SIGUSR2: signal.SIGUSR2,
     signal.SIGINT: signal.SIGTERM,
 }
-"""srun hands USR2 on to its tasks. TERM makes it kill them at once, and the first INT only makes it talk."""
+"""srun forwards USR2 to its tasks. TERM makes it kill them at once, and the first INT only prints their state."""
 STOP_GRACE_S = 10.0
-"""Time between SIGTERM and SIGKILL for the other ranks after one has died."""
-LEAVE_TOGETHER_S = 60.0
-"""Time for the other ranks to leave after one has left with the code of a signal or a standstill."""
+"""Time between SIGTERM and SIGKILL for the other ranks after one has failed."""
+EXIT_TOGETHER_S = 60.0
+"""Time for the other ranks to exit after one has exited with 75 (a signal or a stall)."""
 POLL_S = 0.05
 
 
@@ -48,10 +48,10 @@ def count_gpus(environment: Mapping[str, str], *, driver: Path = Path("/proc/dri
     return 0
 
 
-def look_around(environment: Mapping[str, str], *, is_rank: bool) -> Surroundings:
-    """Find out what this machine offers."""
+def inspect_machine(environment: Mapping[str, str], *, is_rank: bool) -> MachineFacts:
+    """Find out what this machine has."""
     programs = frozenset(name for name in ("srun", "sbatch") if shutil.which(name, path=environment.get("PATH")))
-    return Surroundings(
+    return MachineFacts(
         environment=environment,
         programs=programs,
         visible_gpus=count_gpus(environment),
@@ -63,26 +63,26 @@ def look_around(environment: Mapping[str, str], *, is_rank: bool) -> Surrounding
 
 @dataclass(frozen=True)
 class Outcome:
-    """How started processes ended: the exit code to end with, and a sentence where there is something to say."""
+    """How the started processes ended: the exit code to return, and a message, which may be empty."""
 
     exit_code: int
     message: str
 
 
 def free_port() -> int:
-    """Return a TCP port of the loopback interface nobody listens on."""
+    """Return a free TCP port of the loopback interface."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def tie_to_launcher(environment: Mapping[str, str]) -> None:
+def die_with_launcher(environment: Mapping[str, str]) -> None:
     """Let the kernel kill this rank when its launcher dies, so that a restart never meets ranks of the killed run.
 
-    Does nothing for a process that `execute` did not start, and on systems without ``prctl``.
+    Does nothing in a process that `execute` did not start, and on systems without ``prctl``.
 
     Raises:
-        LaunchError: The launcher is gone already.
+        LaunchError: The launcher has already ended.
     """
     launcher = environment.get(LAUNCHER_PID)
     if launcher is None:
@@ -94,22 +94,22 @@ def tie_to_launcher(environment: Mapping[str, str]) -> None:
         raise LaunchError(f"the launcher with process id {launcher} has ended", where="environment")
 
 
-def leave_on_signals() -> None:
-    """Let SIGTERM and SIGUSR2 end this process at once, from here on to its end.
+def exit_on_signals() -> None:
+    """Make SIGTERM and SIGUSR2 end this process at once, from now on.
 
-    For the phases that have nothing to save: what is finished lies on the disk already, and the same command goes on
-    from it, as it does after a kill. A training loop puts a handler of its own in front.
+    For phases with nothing to save: finished work is on disk already, and the same command resumes from it, as it does
+    after a kill. A training loop installs its own handler while it runs.
 
-    A process that is leaving with an error, or after it has saved, keeps that code. Otherwise USR2, which only asks to
-    stop, gives `Preempted`'s, and TERM 143: srun sends TERM to all ranks when one of them has failed, and answers with
-    the highest code; it must not read as a reason to start again.
+    A process that is exiting with an error, or after it has saved, keeps that code. Otherwise USR2, a request to stop,
+    gives `Preempted`'s code, and TERM 143: srun sends TERM to all ranks when one has failed and returns the highest
+    code, which must not look like a reason to requeue.
     """
 
     def leave(number: int, _frame: FrameType | None) -> None:
-        leaving = sys.exc_info()[1]
-        if isinstance(leaving, SynfundusError):
-            os._exit(leaving.exit_code)
-        os.write(2, f"stopped by {signal.Signals(number).name}; start the same command again to go on\n".encode())
+        error = sys.exc_info()[1]
+        if isinstance(error, SynfundusError):
+            os._exit(error.exit_code)
+        os.write(2, f"stopped by {signal.Signals(number).name}; run the same command again to resume\n".encode())
         os._exit(Preempted.exit_code if number == signal.SIGUSR2 else 128 + number)
 
     with contextlib.suppress(ValueError):  # not the main thread: the embedding program handles its signals itself
@@ -118,28 +118,27 @@ def leave_on_signals() -> None:
 
 
 def end_process(code: int) -> NoReturn:
-    """End this process with a code once everything is done, without taking the interpreter apart.
+    """Exit with a code, without the interpreter's finalisation.
 
-    Other threads are waited for, exit handlers run and output is flushed, as at any end. What is left out is the last
-    part: a thread of torch's gloo backend that still releases a tensor while Python is being torn down aborts the
-    process (SIGABRT, "terminate called without an active exception"; pytorch issue 190489), and leaving a process
-    group does not wait for such a thread.
+    Other threads are joined, exit handlers run and output is flushed, as at any exit. Only finalisation is left out: a
+    thread of torch's gloo backend that still releases a tensor during it aborts the process (SIGABRT, "terminate called
+    without an active exception"; pytorch issue 190489), and destroying a process group does not wait for that thread.
     """
-    threading._shutdown()  # type: ignore[attr-defined]  # ends idle pools as well, which joining threads would not
+    threading._shutdown()  # type: ignore[attr-defined]  # ends idle pools too, which joining threads would not
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # its reader has left, or it was closed
+        with contextlib.suppress(OSError, ValueError):  # its reader has gone, or it is closed
             stream.flush()
     os._exit(code)
 
 
 def _exit_code(returncode: int) -> int:
-    """Turn a return code of subprocess into what a shell would report."""
+    """Turn a return code of subprocess into the code a shell would report."""
     return 128 - returncode if returncode < 0 else returncode
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End what still runs: SIGTERM, a while later SIGKILL."""
+    """End the processes that still run: SIGTERM, then SIGKILL after a grace period."""
     for process in processes:
         if process.poll() is None:
             process.terminate()
@@ -154,7 +153,7 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 @contextlib.contextmanager
 def _forwarding(send: Callable[[int], None]) -> Iterator[None]:
-    """Hand the signals a job may get to the ranks while the block runs."""
+    """Forward the signals a job may get to the ranks while the block runs."""
 
     def forward(number: int, frame: FrameType | None) -> None:
         del frame
@@ -169,23 +168,23 @@ def _forwarding(send: Callable[[int], None]) -> Iterator[None]:
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> Outcome:
-    """Wait for all; when one dies of a fault, stop the others. The first fault decides."""
+    """Wait for all processes; when one fails, stop the others. The first failure decides the outcome."""
     codes: dict[int, int] = {}
-    left_at: float | None = None
+    exited_at: float | None = None
     while len(codes) < len(processes):
-        if left_at is not None and time.monotonic() - left_at > LEAVE_TOGETHER_S:
-            staying = [rank for rank in range(len(processes)) if rank not in codes]
-            _stop([processes[rank] for rank in staying])
-            names = ", ".join(map(str, staying))
-            return Outcome(Preempted.exit_code, f"rank {names} did not leave with the others and was stopped")
+        if exited_at is not None and time.monotonic() - exited_at > EXIT_TOGETHER_S:
+            running_ranks = [rank for rank in range(len(processes)) if rank not in codes]
+            _stop([processes[rank] for rank in running_ranks])
+            names = ", ".join(map(str, running_ranks))
+            return Outcome(Preempted.exit_code, f"rank {names} did not exit with the others and was stopped")
         for rank, process in enumerate(processes):
             returncode = process.poll()
             if rank in codes or returncode is None:
                 continue
             codes[rank] = code = _exit_code(returncode)
-            # ranks that save and leave after a signal are waited for: the others are saving as well
-            if code == Preempted.exit_code and left_at is None:
-                left_at = time.monotonic()
+            # after a signal all ranks save and exit: wait for the others
+            if code == Preempted.exit_code and exited_at is None:
+                exited_at = time.monotonic()
             if code not in (0, Preempted.exit_code):
                 running = [other for index, other in enumerate(processes) if index not in codes]
                 _stop(running)
@@ -204,7 +203,7 @@ def execute(plan: LaunchPlan, environment: Mapping[str, str]) -> Outcome:
         environment: What the processes inherit.
 
     Raises:
-        LaunchError: A program cannot be started, or sbatch refuses.
+        LaunchError: A program cannot be started, or sbatch refuses the job.
     """
     if plan.kind == "sbatch":
         return _submit(plan.processes[0], environment)
@@ -220,7 +219,7 @@ def execute(plan: LaunchPlan, environment: Mapping[str, str]) -> Outcome:
         try:
             for process in plan.processes:
                 variables = {**environment, **extra, **process.environment}
-                # a session of its own: a terminal's Ctrl-C reaches the launcher alone, which forwards it once
+                # in a new session: a terminal's Ctrl-C reaches only the launcher, which forwards it once
                 processes.append(subprocess.Popen(process.arguments, env=variables, start_new_session=True))
             return _wait(processes)
         except OSError as error:
@@ -230,7 +229,7 @@ def execute(plan: LaunchPlan, environment: Mapping[str, str]) -> Outcome:
 
 
 def _submit(process: ProcessPlan, environment: Mapping[str, str]) -> Outcome:
-    """Hand a batch job to SLURM."""
+    """Submit a batch job to SLURM."""
     try:
         done = subprocess.run(
             process.arguments, env={**environment, **process.environment}, capture_output=True, text=True, check=False
@@ -239,5 +238,5 @@ def _submit(process: ProcessPlan, environment: Mapping[str, str]) -> Outcome:
         raise LaunchError(f"cannot start sbatch: {error.strerror}") from error
     if done.returncode != 0:
         reason = (done.stderr or done.stdout).strip()
-        raise LaunchError(f"sbatch refused the job: {reason}", where="sbatch", hint="see --dry-run for its arguments")
+        raise LaunchError(f"sbatch refused the job: {reason}", where="sbatch", hint="--dry-run shows its arguments")
     return Outcome(0, done.stdout.strip())

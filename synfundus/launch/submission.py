@@ -1,7 +1,7 @@
-"""What a batch job is submitted with: its settings, the code, the command, kept in a folder the job reads from.
+"""The record of a submitted batch job: its settings, code version and command, in a folder the job reads from.
 
-A job may start days after it was submitted and again after each requeue. It runs from the settings of the moment it
-was submitted; later changes of a run.yaml do not reach it.
+A job may start days after it was submitted, and again after each requeue. It uses the settings as they were when it was
+submitted; later changes of a run.yaml do not affect it.
 """
 
 from __future__ import annotations
@@ -29,46 +29,46 @@ class Submission:
     """Where a submission is kept.
 
     Attributes:
-        folder: Absolute path of a folder of its own.
+        folder: Absolute path of its folder.
     """
 
     folder: Path
 
     @property
     def config(self) -> Path:
-        """The settings the job runs from."""
+        """The job's settings."""
         return self.folder / "config.yaml"
 
     @property
     def code(self) -> Path:
-        """The code it was submitted with."""
+        """The code version it was submitted with."""
         return self.folder / "code.json"
 
     @property
     def argv(self) -> Path:
-        """What sbatch was called with, and what it answered."""
+        """The arguments and the output of sbatch."""
         return self.folder / "argv.json"
 
     @property
     def log(self) -> Path:
-        """What the job says, over all its restarts."""
+        """The job's log, over all restarts."""
         return self.folder / "job.log"
 
     def describe(self) -> str:
-        """Say in one line what is kept where."""
+        """Say in one line which files are kept where."""
         return f"config.yaml, code.json, argv.json and job.log of this submission: {self.folder}"
 
 
 def place_submission(
     output: Path, *, beside: bool, now: datetime, taken: Callable[[Path], bool] = Path.exists
 ) -> Submission:
-    """Choose the folder of a submission: named after the time, below a run, beside a set. Writes nothing.
+    """Choose the folder of a submission, named after the time: inside a run, beside a set. Writes nothing.
 
     Args:
-        output: What the job writes: the folder of a run or of a set.
-        beside: The folder is handed on to others, who need not know paths of this cluster: stay out of it.
+        output: Folder the job writes: of a run or of a set.
+        beside: Put it beside the output: a set is passed on to others, who need not see paths of this cluster.
         now: The time.
-        taken: Whether a folder is there already.
+        taken: Whether a folder already exists.
     """
     output = output.absolute()
     root = output.with_name(f"{output.name}.{_FOLDER}") if beside and output.name else output / _FOLDER
@@ -78,16 +78,16 @@ def place_submission(
 
 
 def freeze(submission: Submission, *, config: str, argv: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Write what a job is about to be submitted with.
+    """Write the record of a job before it is submitted.
 
     Args:
-        submission: Where.
+        submission: Where to write it.
         config: The resolved settings, as YAML.
-        argv: What will be called.
-        environment: Variables set for it, on top of this process's own.
+        argv: The command that will be called.
+        environment: Variables added to this process's own.
 
     Raises:
-        LaunchError: The folder cannot be made, or somebody else made it this very second.
+        LaunchError: The folder cannot be created, or another process has just created it.
     """
     try:
         submission.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -95,9 +95,9 @@ def freeze(submission: Submission, *, config: str, argv: Sequence[str], environm
         submission.config.write_text(config, encoding="utf-8")
     except (OSError, ValueError) as error:
         raise LaunchError(
-            f"the submission cannot be kept: {getattr(error, 'strerror', None) or error}",
+            f"the submission cannot be written: {getattr(error, 'strerror', None) or error}",
             where=str(submission.folder),
-            hint="the run must lie on a file system that this machine and all nodes see",
+            hint="the run must be on a file system that this machine and all nodes share",
         ) from error
     documents.write_document(str(submission.code), code_version(), format_name=CODE_FORMAT, version=FORMAT_VERSION)
     _write_argv(submission, {"argv": list(argv), "environment": dict(environment), "answer": None})
@@ -107,14 +107,14 @@ def _write_argv(submission: Submission, document: documents.Document) -> None:
     documents.write_document(str(submission.argv), document, format_name=ARGV_FORMAT, version=FORMAT_VERSION)
 
 
-def keep_answer(submission: Submission, answer: str) -> None:
-    """Add what sbatch answered: it has the job's number."""
+def record_answer(submission: Submission, answer: str) -> None:
+    """Add the output of sbatch, which holds the job id."""
     found = documents.read_document(str(submission.argv), format_name=ARGV_FORMAT, version=FORMAT_VERSION)
     _write_argv(submission, {**found, "answer": redact(answer)})
 
 
 def discard(submission: Submission) -> None:
-    """Remove a submission that sbatch has not heard of, with the folders that only it needed."""
+    """Remove a submission that never reached sbatch, and the folders created for it."""
     with contextlib.suppress(OSError):
         for path in (submission.config, submission.code, submission.argv):
             path.unlink(missing_ok=True)
@@ -123,10 +123,10 @@ def discard(submission: Submission) -> None:
 
 
 def changed_code(config: str) -> list[str]:
-    """Say how the running code differs from the code a job was submitted with.
+    """Describe how the running code differs from the code a job was submitted with.
 
     Args:
-        config: The configuration file the job runs from; if it is not one of a submission, there is nothing to say.
+        config: Configuration file of the job; empty result if it does not belong to a submission.
     """
     path = Path(config).with_name(Submission(Path()).code.name)
     try:

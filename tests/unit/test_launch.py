@@ -15,11 +15,11 @@ from typing import Literal
 import pytest
 
 from synfundus.errors import LaunchError
-from synfundus.launch import LaunchPlan, ProcessPlan, Resources, Surroundings, execute, plan_launch, processes
+from synfundus.launch import LaunchPlan, MachineFacts, ProcessPlan, Resources, execute, plan_launch, processes
 from synfundus.launch.plan import first_host, port_of_job
 
 RESOURCES = Resources(partition=None, account=None, time_limit="24:00:00", gpus_per_node=8, cpus_per_task=4)
-ALONE = Surroundings(environment={}, programs=frozenset(), visible_gpus=0, cores=8, python="/opt/python", is_rank=False)
+ALONE = MachineFacts(environment={}, programs=frozenset(), visible_gpus=0, cores=8, python="/opt/python", is_rank=False)
 LOGIN_NODE = replace(
     ALONE, programs=frozenset({"sbatch", "srun"}), environment={"PATH": "/bin", "AWS_SECRET_ACCESS_KEY": "x"}
 )
@@ -30,7 +30,7 @@ COMMAND = ("train", "--latents", "l a t", "--nodes", "2")
 
 
 def plan(
-    surroundings: Surroundings,
+    machine: MachineFacts,
     *,
     nodes: int = 1,
     procs: int | None = None,
@@ -46,7 +46,7 @@ def plan(
         device=device,
         resources=resources,
         script=script,
-        surroundings=surroundings,
+        machine=machine,
     )
 
 
@@ -138,9 +138,9 @@ def test_a_verb_without_a_batch_script_refuses_several_nodes() -> None:
     ],
 )
 def test_values_that_slurm_could_misread_are_refused(resources: Resources, arguments: tuple[str, ...]) -> None:
-    for surroundings in (LOGIN_NODE, ALLOCATION):
+    for machine in (LOGIN_NODE, ALLOCATION):
         with pytest.raises(LaunchError):
-            plan(surroundings, nodes=2, resources=resources, arguments=arguments)
+            plan(machine, nodes=2, resources=resources, arguments=arguments)
 
 
 @pytest.mark.parametrize(
@@ -251,12 +251,12 @@ def test_ranks_that_save_and_leave_are_waited_for(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_stays_when_the_others_have_left_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "LEAVE_TOGETHER_S", 0.3)
+    monkeypatch.setattr(processes, "EXIT_TOGETHER_S", 0.3)
     monkeypatch.setattr(processes, "STOP_GRACE_S", 0.3)
     stands_still = "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"
     outcome = execute(python_plan("import sys; sys.exit(75)", stands_still), os.environ)
     assert outcome.exit_code == 75
-    assert "rank 1 did not leave with the others" in outcome.message
+    assert "rank 1 did not exit with the others" in outcome.message
 
 
 WAITS_FOR_USR2 = """
@@ -318,8 +318,8 @@ def test_a_signal_ends_a_process_with_a_code_that_hides_no_error(
     script = f"""
 import pathlib, sys, time
 from synfundus.errors import DataError, Preempted
-from synfundus.launch import leave_on_signals
-leave_on_signals()
+from synfundus.launch import exit_on_signals
+exit_on_signals()
 try:
     {in_flight or "pass"}
 finally:
@@ -331,7 +331,7 @@ finally:
     process.send_signal(sent)
     _, said = process.communicate(timeout=30)
     assert process.returncode == code
-    assert said == ("" if in_flight else f"stopped by {sent.name}; start the same command again to go on\n")
+    assert said == ("" if in_flight else f"stopped by {sent.name}; run the same command again to resume\n")
 
 
 ENDING = """
@@ -360,8 +360,8 @@ def test_a_job_ends_with_everything_done_and_the_interpreter_left_whole() -> Non
 def test_ranks_do_not_outlive_a_killed_launcher(tmp_path: Path) -> None:
     code = """
 import os, pathlib, time
-from synfundus.launch import tie_to_launcher
-tie_to_launcher(os.environ)
+from synfundus.launch import die_with_launcher
+die_with_launcher(os.environ)
 pathlib.Path(os.environ["FOLDER"], str(os.getpid())).touch()
 time.sleep(60)
 """

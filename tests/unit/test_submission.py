@@ -44,7 +44,7 @@ def test_submissions_of_the_same_second_have_folders_of_their_own(tmp_path: Path
     names = [place.folder.name for place in places]
     assert names == ["20261126T120005Z", "20261126T120005Z-2", "20261126T120005Z-3"]
     place = places[-1]
-    with pytest.raises(LaunchError, match="cannot be kept: File exists"):
+    with pytest.raises(LaunchError, match="cannot be written: File exists"):
         freeze(place, config="seed: 2\n", argv=["sbatch"], environment={})
     assert place.config.read_text() == "seed: 1\n"
 
@@ -52,7 +52,7 @@ def test_submissions_of_the_same_second_have_folders_of_their_own(tmp_path: Path
 def test_a_place_nobody_can_write_to_is_a_launch_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     place = place_submission(tmp_path / "file", beside=False, now=NOON)
-    with pytest.raises(LaunchError, match="cannot be kept: Not a directory"):
+    with pytest.raises(LaunchError, match="cannot be written: Not a directory"):
         freeze(place, config="", argv=[], environment={})
 
 
@@ -208,7 +208,7 @@ def test_a_run_in_an_object_store_says_that_nothing_is_kept(
     assert run_command([*TRAIN, "--run-dir", "s3://bucket/run"]) == 0
     said = capsys.readouterr().out
     assert ANSWER in said
-    assert "its log is where sbatch puts it" in said
+    assert "sbatch decides where its log goes" in said
     assert sorted(login_node.rglob("*")) == before
 
 
