@@ -126,12 +126,10 @@ PREPARE = Verb(
         Option("--crosswalk", "prepare.crosswalk", "Folder for the map from keys to source names.", role="output"),
         Option("--burned-text", "prepare.burned_text", "Writing inside the disc: flag, quarantine or off."),
         Option(
-            *(
-                "--compare-with",
-                "prepare.compare_with",
-                "Other set, or its crosswalk: report look-alikes (repeatable).",
-            ),
-            kind="many",
+            "--compare-with",
+            "prepare.compare_with",
+            "Other set, or its crosswalk: report look-alikes (repeatable).",
+            "many",
         ),
         NODES,
         PROCS,
@@ -199,7 +197,9 @@ TRAIN = Verb(
     (
         _needs(
             Option(
-                *("--latents", "train.latents", "Set of latents; several with shares: A:0.7, then B:0.3 (repeatable)."),
+                "--latents",
+                "train.latents",
+                "Set of latents; several with shares: A:0.7, then B:0.3 (repeatable).",
                 kind="many",
                 role="input",
             )

@@ -131,12 +131,10 @@ class WorkerPool:
         self._step = 0
         for number in range(workers):
             ours, theirs = context.Pipe()
+            memory, progress = self._memory[number], self._progress[number]
             process = context.Process(
                 target=_work,
-                args=(
-                    *(theirs, reader, steps, self._memory[number], self._layout, self._progress[number]),
-                    (number, workers),
-                ),
+                args=(theirs, reader, steps, memory, self._layout, progress, (number, workers)),
                 name=f"loader worker {number}",
                 daemon=True,
             )

@@ -100,7 +100,16 @@ def decide(
     }
     shards = tuple(plan_shards(samples, splits, max_samples=samples_per_shard(section)))
     return Decision(
-        *(kept, rows, shards, splits, tuple(results.unusable), tuple(duplicates), same, elsewhere, labels, properties)
+        kept=kept,
+        kept_rows=rows,
+        shards=shards,
+        splits=splits,
+        unusable=tuple(results.unusable),
+        duplicates=tuple(duplicates),
+        same=same,
+        elsewhere=elsewhere,
+        labels=labels,
+        properties=properties,
     )
 
 

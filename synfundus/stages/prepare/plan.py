@@ -180,7 +180,12 @@ def plan_inputs(
         for other in photograph.also_patients
     )
     return InputPlan(
-        *(schema, table.mapping.source, samples, tuple(rejects), properties["num_inputs"], properties),
+        schema=schema,
+        collection=table.mapping.source,
+        samples=samples,
+        rejects=tuple(rejects),
+        num_inputs=properties["num_inputs"],
+        properties=properties,
         warnings=table.warnings,
         same_person=same_person,
     )
