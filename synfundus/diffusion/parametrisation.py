@@ -1,4 +1,4 @@
-"""What the network predicts, and how one kind of prediction becomes another.
+"""What the network predicts.
 
 With ``a = sqrt(alphas_cumprod_t)`` and ``s = sqrt(1 - alphas_cumprod_t)``, ``x_t = a x0 + s noise``, and the velocity
 is ``v = a noise - s x0`` (Salimans and Ho 2022, App. D). From ``x_t`` and any one of ``noise``, ``v`` and ``x0`` the
@@ -62,73 +62,5 @@ def training_target(
         return x0
     if prediction_type == "flow_velocity":
         return noise - x0
-    a, s = _scales(schedule, timestep)
+    a, s = (scale[:, None, None, None] for scale in (schedule.signal_scale(timestep), schedule.noise_scale(timestep)))
     return a * noise - s * x0
-
-
-def to_sample(
-    *,
-    prediction: Float[Tensor, "b c lh lw"],
-    x_t: Float[Tensor, "b c lh lw"],
-    timestep: Real[Tensor, "b"],
-    schedule: ForwardProcess,
-    prediction_type: PredictionType,
-) -> Float[Tensor, "b c lh lw"]:
-    """Return the predicted ``x0``. From epsilon it is not defined where the SNR is zero (the result is infinite)."""
-    a, s = _scales(schedule, timestep)
-    if prediction_type == "sample":
-        return prediction
-    if prediction_type == "v_prediction":
-        return a * x_t - s * prediction
-    if prediction_type == "flow_velocity":
-        return (x_t - s * prediction) / (a + s)
-    return (x_t - s * prediction) / a
-
-
-def to_epsilon(
-    *,
-    prediction: Float[Tensor, "b c lh lw"],
-    x_t: Float[Tensor, "b c lh lw"],
-    timestep: Real[Tensor, "b"],
-    schedule: ForwardProcess,
-    prediction_type: PredictionType,
-) -> Float[Tensor, "b c lh lw"]:
-    """Return the predicted noise; defined at zero SNR for every prediction type."""
-    a, s = _scales(schedule, timestep)
-    if prediction_type == "epsilon":
-        return prediction
-    if prediction_type == "v_prediction":
-        return s * x_t + a * prediction
-    if prediction_type == "flow_velocity":
-        return (x_t + a * prediction) / (a + s)
-    return (x_t - a * prediction) / s
-
-
-def to_velocity(
-    *,
-    prediction: Float[Tensor, "b c lh lw"],
-    x_t: Float[Tensor, "b c lh lw"],
-    timestep: Real[Tensor, "b"],
-    schedule: ForwardProcess,
-    prediction_type: PredictionType,
-) -> Float[Tensor, "b c lh lw"]:
-    """Return the predicted velocity, a flow's on a flow.
-
-    From epsilon it is not defined where the SNR is zero, from a sample not where there is no noise (the result is
-    infinite).
-    """
-    a, s = _scales(schedule, timestep)
-    if prediction_type in ("v_prediction", "flow_velocity"):
-        return prediction
-    if isinstance(schedule, FlowPath):
-        return (x_t - prediction) / s if prediction_type == "sample" else (prediction - x_t) / a
-    if prediction_type == "sample":
-        return (a * x_t - prediction) / s
-    return (prediction - s * x_t) / a
-
-
-def _scales(
-    schedule: ForwardProcess, timestep: Real[Tensor, "b"]
-) -> tuple[Float[Tensor, "b 1 1 1"], Float[Tensor, "b 1 1 1"]]:
-    """Return the signal and the noise scale, ready to multiply latents."""
-    return schedule.signal_scale(timestep)[:, None, None, None], schedule.noise_scale(timestep)[:, None, None, None]

@@ -21,7 +21,7 @@ from synfundus.distributed.bundles import BundledModule
 from synfundus.distributed.flat_layout import FlatLayout
 from synfundus.distributed.gathering import gather_named
 from synfundus.distributed.world import World, torch_device
-from synfundus.errors import CheckpointError, LaunchError
+from synfundus.errors import LaunchError
 
 MOMENT_NAMES = ("exp_avg", "exp_avg_sq")
 MOST_BUNDLED = 2**20
@@ -112,7 +112,6 @@ class ZeroEngine:
         # deepspeed requires this variable and uses it as the index of the GPU
         os.environ["LOCAL_RANK"] = str(torch_device(world).index if world.device == "cuda" else world.local_rank)
         self._world = world
-        self._accumulation = int(ds_config["gradient_accumulation_steps"])
         self.layout = FlatLayout.of([[(name, p.shape) for name, p in group] for group in groups])
         # ZeRO builds its fp32 masters from weights already cast to bf16; keep the digits this would lose
         exact = {name: p.detach().to("cpu", torch.float32, copy=True) for group in groups for name, p in group}
@@ -256,14 +255,3 @@ class ZeroEngine:
         if named is None or self._world.size > 1:
             return named
         return {name: tensor.clone() for name, tensor in named.items()}  # they may be views of the trained weights
-
-
-def require_partition(partition: Tensor, size: int, *, where: str) -> Tensor:
-    """Check the length of a slice read from a file.
-
-    Raises:
-        CheckpointError: Another length.
-    """
-    if partition.numel() != size:
-        raise CheckpointError(f"a partition has {partition.numel()} elements, expected {size}", where=where)
-    return partition

@@ -44,8 +44,3 @@ def label_caption(labels: Mapping[str, int | None]) -> str:
     spoken = {"eye_side", "dr_grade", *_FINDINGS, *_UNREADABLE}
     words += [f"{name}={value}" for name, value in known.items() if name not in spoken and value]
     return ", ".join(words) or "no findings"
-
-
-def label_settings(labels: Mapping[str, int | None]) -> str:
-    """Spell out the known labels as ``name=value``, in order; empty if nothing is known."""
-    return ", ".join(f"{name}={value}" for name, value in labels.items() if value is not None)

@@ -54,11 +54,6 @@ class LabelCounts:
         ]
         return [header, *rows]
 
-    def together_rows(self) -> list[list[str]]:
-        """Return the co-occurrence as a table for people: a header, then one row a label that was ever positive."""
-        found = [label for label, counts in self.together.items() if counts[label]]
-        return [["", *found], *([label, *(str(self.together[label][other]) for other in found)] for label in found)]
-
 
 def count_labels(rows: Iterable[Mapping[str, int | None]], schema: LabelSchema) -> LabelCounts:
     """Count the labels of samples; reads the rows once and keeps none.

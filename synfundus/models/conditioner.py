@@ -17,10 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from synfundus.errors import CheckpointError, ConfigError, DataError
-
-UNKNOWN = 0
-"""The state of a label nobody recorded."""
+from synfundus.errors import CheckpointError, ConfigError
 
 _CONFIG_NAME = "config.json"
 CONDITIONER_WEIGHTS_NAME = "model.safetensors"
@@ -81,39 +78,13 @@ class LabelConditioner(nn.Module):
         """Return the tokens for cross-attention and the pooled vector for the time embedding.
 
         Args:
-            states: 0 = UNKNOWN, value ``v`` is ``v + 1``. Check them with :meth:`check_states` where they enter.
+            states: 0 = UNKNOWN, value ``v`` is ``v + 1``.
         """
         vectors = self.accumulate.to(self.table.dtype) @ self.table
         tokens = vectors[states + self.offsets]
         # The root keeps the sum at the scale of one token for any number of labels.
         pooled: Tensor = self.pool(tokens.sum(dim=1) / math.sqrt(self.num_labels))
         return tokens, pooled
-
-    def null_states(self, batch_size: int) -> Int[Tensor, "b k"]:
-        """Return the states of guidance's unconditional branch: every label UNKNOWN."""
-        return torch.full((batch_size, self.num_labels), UNKNOWN, dtype=torch.int64, device=self.table.device)
-
-    def check_states(self, states: Int[Tensor, "b k"]) -> None:
-        """Refuse states this conditioner has no vector for; for use on the CPU before a batch is moved.
-
-        Raises:
-            DataError: A wrong number of labels, or a state outside ``0 .. num_values``.
-        """
-        if states.ndim != 2 or states.shape[1] != self.num_labels:
-            raise DataError(
-                f"label states have the shape {tuple(states.shape)}, the conditioner wants [b, {self.num_labels}]",
-                hint="the label schema of the data and of the model differ",
-            )
-        limits = torch.tensor(self.num_values, device=states.device)
-        bad = (states < 0) | (states > limits)
-        if bool(bad.any()):
-            row, column = (int(part) for part in bad.nonzero()[0])
-            raise DataError(
-                f"label {column} has the state {int(states[row, column])}; 0 (unknown) to "
-                f"{self.num_values[column]} exist",
-                where=f"row {row} of the batch",
-                hint="the label schema of the data and of the model differ",
-            )
 
     def config_text(self) -> str:
         """Return the content of its ``config.json``."""

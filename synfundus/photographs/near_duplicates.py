@@ -93,15 +93,6 @@ def appearance_of(pixels: NDArray[np.uint8]) -> Appearance:
     return Appearance(int.from_bytes(np.packbits(signs).tobytes(), "big"), steps)
 
 
-def perceptual_hash(pixels: NDArray[np.uint8]) -> int:
-    """Return the hash alone: an integer of `HASH_BITS` bits, 0 for a picture without anything to recognise.
-
-    Args:
-        pixels: uint8 ``[s, s, 3]``, cropped to the field of view, black outside.
-    """
-    return appearance_of(pixels).hash
-
-
 def hash_to_bytes(value: int) -> bytes:
     """Return a hash as `HASH_BYTES` bytes."""
     return value.to_bytes(HASH_BYTES, "big")

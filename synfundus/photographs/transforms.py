@@ -1,11 +1,9 @@
-"""Fundus geometry: crop to the field of view, mask, mirror, and the range a model sees.
+"""Fundus geometry: crop to the field of view and mask.
 
 Everything here works on numpy arrays; nothing imports torch.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,33 +120,3 @@ def _disc(height: int, width: int, center_x: float, center_y: float, radius: flo
 def _clamped(box: tuple[float, float, float, float], width: int, height: int) -> tuple[float, float, float, float]:
     """Keep a box inside an image: averaging by a whole factor can leave it a fraction of a pixel outside."""
     return max(box[0], 0.0), max(box[1], 0.0), min(box[2], float(width)), min(box[3], float(height))
-
-
-def flip_laterality(
-    pixels: NDArray[np.uint8], labels: Mapping[str, int | None]
-) -> tuple[NDArray[np.uint8], dict[str, int | None]]:
-    """Mirror a photograph left to right and exchange right and left eye; an unknown side stays unknown.
-
-    The macula lies temporal of the disc: a mirrored right eye is a left eye, and never may one be flipped
-    without the other.
-
-    Args:
-        pixels: uint8 ``[h, w, 3]``.
-        labels: Values by label name.
-    """
-    mirrored = np.ascontiguousarray(pixels[:, ::-1])
-    flipped = dict(labels)
-    side = flipped.get(EYE_SIDE)
-    if side is not None:
-        flipped[EYE_SIDE] = 1 - side
-    return mirrored, flipped
-
-
-def to_model_range(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Map 0..255 to [-1, 1], any shape."""
-    return pixels.astype(np.float32) * np.float32(1 / 127.5) - np.float32(1.0)
-
-
-def from_model_range(values: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Map [-1, 1] to 0..255, rounding and clipping; inverse of `to_model_range`."""
-    return np.asarray(np.clip(np.rint((values + 1.0) * 127.5), 0, 255), dtype=np.uint8)

@@ -102,10 +102,6 @@ class BatchLoader:
         """Samples of each set that is read."""
         return self._reader.plan.set_sizes
 
-    def read_positions(self, positions: NDArray[np.int64]) -> RankBatch:
-        """Read the samples at any positions, in this process."""
-        return self._reader.read(positions)
-
     def _next(self) -> RankBatch:
         batch = self._reader.read(self._steps.positions(self._step))
         self._step += 1

@@ -240,25 +240,11 @@ def label_states(document: Mapping[str, Any], schema: LabelSchema, *, where: str
         raise CorruptShard(f"labels do not fit the schema: {error}", where=where) from error
 
 
-def _image_decoder(extension: str) -> Callable[[Bytes, str], NDArray[np.uint8]]:
-    return lambda data, where: decode_image(data, where=where, extension=extension)
-
-
-DECODERS: Mapping[str, Callable[[Bytes, str], Any]] = {
-    **{extension: _image_decoder(extension) for extension in IMAGE_FORMATS},
-    "npy": lambda data, where: decode_npy(data, where=where),
-    "json": lambda data, where: decode_json(data, where=where),
-}
-"""Last component of the extension -> decoder; a member of any other kind is never decoded."""
-
-
-def decode_member(extension: str, data: Bytes, *, where: str) -> Any:  # noqa: ANN401 - an array or a document
-    """Decode a member by its extension: ``png``, ``moments.npy`` (its last component counts).
+def check_kind(extension: str, *, where: str) -> None:
+    """Refuse a member that is neither picture, array nor document by its extension, whose last component counts.
 
     Raises:
-        CorruptShard: An extension that is not in `DECODERS`, or a member its decoder refuses.
+        CorruptShard: It is of another kind.
     """
-    decoder = DECODERS.get(extension.rpartition(".")[2])
-    if decoder is None:
-        raise CorruptShard(f"members of kind .{extension} are not decoded", where=where)
-    return decoder(data, where)
+    if extension.rpartition(".")[2] not in (*IMAGE_FORMATS, "npy", "json"):
+        raise CorruptShard(f"a member of kind .{extension} does not belong into a set", where=where)

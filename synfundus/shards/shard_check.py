@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from synfundus.errors import CorruptShard, StorageError
 from synfundus.labels.schema import LabelSchema
 from synfundus.shards.images import IMAGE_EXTENSIONS
-from synfundus.shards.members import DECODERS, decode_json
+from synfundus.shards.members import check_kind, decode_json
 from synfundus.shards.reader import SampleDecoder
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardEntry, ShardSet
@@ -150,8 +150,7 @@ class _Comparison:
         where = f"{self._report.name}#{key}"
         try:
             for extension in members:
-                if extension.rpartition(".")[2] not in DECODERS:
-                    raise CorruptShard(f"a member of kind .{extension} does not belong into a set", where=where)
+                check_kind(extension, where=where)
             arrays = self._decode(key, members, where)
             states = self._index.states
             if states is not None and not np.array_equal(arrays["states"], states[self._rows[key]]):

@@ -83,10 +83,6 @@ class ReadingPlan:
         self._offset_type = np.uint16 if window_samples <= 2**16 else np.int64
         self._windows: OrderedDict[tuple[int, int, int], NDArray[Any]] = OrderedDict()
 
-    def epoch_of(self, position: int) -> int:
-        """Return the epoch a position of the run (images seen) falls into."""
-        return position // self.num_samples
-
     def _epoch(self, epoch: int) -> _EpochOrder:
         order = self._epochs.get(epoch)
         if order is None:

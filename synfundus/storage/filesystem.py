@@ -334,7 +334,7 @@ def remove(url: str, *, recursive: bool = False) -> None:
             return
 
 
-def download_folder(url: str, local: Path, *, last: Sequence[str] = ()) -> dict[str, str]:
+def download_folder(url: str, local: Path) -> dict[str, str]:
     """Copy the files of a folder, hidden ones left out, to a local folder; returns their sha256 by relative name.
 
     Each file is checked as in `fetch` and put in place atomically.
@@ -342,7 +342,6 @@ def download_folder(url: str, local: Path, *, last: Sequence[str] = ()) -> dict[
     Args:
         url: The folder.
         local: Where to; made if it is not there.
-        last: Names to copy after all others, in this order; they must be there.
 
     Raises:
         StorageError: A name that would leave the folder, or the disk or the store refused.
@@ -355,7 +354,7 @@ def download_folder(url: str, local: Path, *, last: Sequence[str] = ()) -> dict[
         with atomic_write(str(local / name)) as stream:
             return fetch(join(url, name), stream)
 
-    return _copy_files(list(list_files(url)), last, copy, where=url)
+    return _copy_files(list(list_files(url)), (), copy, where=url)
 
 
 def upload_folder(local: Path, url: str, *, last: Sequence[str] = ()) -> dict[str, str]:

@@ -409,9 +409,16 @@ def _read_set(folder: Path) -> str:
 
 
 def _decode(path: Path) -> str:
-    from synfundus.shards.members import decode_member
+    from synfundus.shards.members import check_kind, decode_image, decode_json, decode_npy
 
-    decode_member(MEMBERS[path.name][0], path.read_bytes(), where=path.name)
+    extension, data, where = MEMBERS[path.name][0], path.read_bytes(), path.name
+    check_kind(extension, where=where)
+    if extension.endswith("npy"):
+        decode_npy(data, where=where)
+    elif extension == "json":
+        decode_json(data, where=where)
+    else:
+        decode_image(data, where=where, extension=extension)
     return "decoded"
 
 

@@ -16,7 +16,6 @@ from rank_processes import run_ranks
 from torch import Tensor
 
 from synfundus.distributed.world import World
-from synfundus.errors import CheckpointError
 from synfundus.training.optim import parameter_groups
 
 Observed = tuple[dict[str, Any], dict[str, Tensor]]
@@ -239,11 +238,3 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(world: World) ->
             assert torch.equal(now, old), precision
         engine_probe.train_step(engine, world, 1, micro=8)
         assert all(torch.isfinite(master).all() for master in engine.masters())
-
-
-def test_a_partition_of_another_length_is_refused() -> None:
-    from synfundus.distributed.engine import require_partition
-
-    assert require_partition(torch.zeros(4), 4, where="x").numel() == 4
-    with pytest.raises(CheckpointError, match="has 4 elements, expected 5"):
-        require_partition(torch.zeros(4), 5, where="x")

@@ -336,7 +336,7 @@ def test_folders_go_there_and_back_manifest_last(s3_bucket: str, tmp_path: Path)
     hashes = filesystem.upload_folder(source, f"{s3_bucket}/set", last=("manifest.json",))
     assert list(hashes) == ["a.bin", "sub/b.bin", "manifest.json"]
     assert filesystem.list_files(f"{s3_bucket}/set") == filesystem.list_files(str(source))
-    assert filesystem.download_folder(f"{s3_bucket}/set", tmp_path / "copy", last=("manifest.json",)) == hashes
+    assert filesystem.download_folder(f"{s3_bucket}/set", tmp_path / "copy") == hashes
     assert {path.relative_to(tmp_path / "copy").as_posix() for path in (tmp_path / "copy").rglob("*.*")} == set(hashes)
     assert (tmp_path / "copy/sub/b.bin").read_bytes() == b"sub/b.bin" * 100
     with pytest.raises(StorageError, match=r"not in the folder: missing.json"):

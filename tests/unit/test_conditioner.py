@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from synfundus.errors import CheckpointError, ConfigError, DataError
+from synfundus.errors import CheckpointError, ConfigError
 from synfundus.models.conditioner import LabelConditioner
 
 
@@ -61,29 +61,6 @@ def test_nominal_values_share_nothing() -> None:
     torch.autograd.backward(tokens[0, 2].sum())
     assert conditioner.table.grad is not None
     assert int((conditioner.table.grad.abs().sum(dim=1) > 0).sum()) == 1
-
-
-def test_the_null_of_guidance_is_all_unknown() -> None:
-    conditioner = conditioner_of()
-    assert conditioner.null_states(2).tolist() == [[0, 0, 0], [0, 0, 0]]
-
-
-@pytest.mark.parametrize("row", [[6, 0, 0], [-1, 0, 0], [0, 3, 0], [0, 0, 4]])
-def test_states_out_of_range_are_refused_by_label_and_value(row: list[int]) -> None:
-    bad = next(index for index, state in enumerate(row) if state != 0)
-    with pytest.raises(DataError) as refusal:
-        conditioner_of().check_states(torch.tensor([[1, 1, 1], row]))
-    assert f"label {bad} has the state {row[bad]}" in refusal.value.message
-    assert "row 1" in refusal.value.where
-
-
-def test_a_wrong_number_of_labels_is_refused() -> None:
-    with pytest.raises(DataError, match=r"\[b, 3\]"):
-        conditioner_of().check_states(torch.zeros(2, 4, dtype=torch.int64))
-
-
-def test_all_allowed_states_pass_the_check() -> None:
-    conditioner_of().check_states(torch.cartesian_prod(torch.arange(6), torch.arange(3), torch.arange(4)))
 
 
 def test_saved_and_read_back_it_is_the_same(tmp_path: Path) -> None:

@@ -19,13 +19,7 @@ from synfundus.config.schema import RunConfig
 from synfundus.diffusion.flow import FlowPath
 from synfundus.diffusion.flow_time import FlowTime, TimeDensity, shifted
 from synfundus.diffusion.loss import denoising_loss, min_snr_weight
-from synfundus.diffusion.parametrisation import (
-    check_prediction_type,
-    to_epsilon,
-    to_sample,
-    to_velocity,
-    training_target,
-)
+from synfundus.diffusion.parametrisation import check_prediction_type, training_target
 from synfundus.diffusion.schedule import build_schedule
 from synfundus.errors import ConfigError
 from synfundus.shards.reader import Arrays
@@ -74,16 +68,11 @@ def test_time_0_is_the_image_and_time_1_the_noise() -> None:
 def test_a_perfect_prediction_of_any_kind_gives_back_sample_noise_and_velocity() -> None:
     x0, noise = draws()
     velocity = target_of(x0, noise, TIMESTEP)
-    common: dict[str, Any] = {
-        "x_t": PATH.add_noise(x0, noise, TIMESTEP),
-        "timestep": TIMESTEP,
-        "schedule": PATH,
-    }
-    for convert, wanted in ((to_sample, x0), (to_epsilon, noise), (to_velocity, velocity)):
-        found = convert(prediction=velocity, prediction_type="flow_velocity", **common)
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
-    for kind, prediction in (("sample", x0), ("epsilon", noise)):
-        back = to_velocity(prediction=prediction, prediction_type=kind, **common)  # type: ignore[arg-type]
+    x_t = PATH.add_noise(x0, noise, TIMESTEP)
+    a, s = (scale(TIMESTEP)[:, None, None, None] for scale in (PATH.signal_scale, PATH.noise_scale))
+    torch.testing.assert_close(x_t - s * velocity, x0, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(x_t + a * velocity, noise, rtol=1e-5, atol=1e-5)
+    for back in ((x_t - x0) / s, (noise - x_t) / a):
         torch.testing.assert_close(back, velocity, rtol=1e-2, atol=1e-2)
 
 
@@ -91,15 +80,10 @@ def test_a_perfect_prediction_of_any_kind_gives_back_sample_noise_and_velocity()
 def test_at_both_ends_the_velocity_still_gives_sample_and_noise(timestep: float) -> None:
     x0, noise = draws(2)
     ends = torch.full((2,), timestep)
-    common: dict[str, Any] = {
-        "prediction": target_of(x0, noise, ends),
-        "x_t": PATH.add_noise(x0, noise, ends),
-        "timestep": ends,
-        "schedule": PATH,
-        "prediction_type": "flow_velocity",
-    }
-    torch.testing.assert_close(to_sample(**common), x0)
-    torch.testing.assert_close(to_epsilon(**common), noise)
+    x_t, velocity = PATH.add_noise(x0, noise, ends), target_of(x0, noise, ends)
+    a, s = (scale(ends)[:, None, None, None] for scale in (PATH.signal_scale, PATH.noise_scale))
+    torch.testing.assert_close(x_t - s * velocity, x0)
+    torch.testing.assert_close(x_t + a * velocity, noise)
 
 
 def test_uniform_times_are_the_draws_and_logit_normal_ones_have_the_moments_of_their_logit() -> None:

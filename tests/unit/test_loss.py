@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from synfundus.diffusion.loss import denoising_loss, min_snr_weight
-from synfundus.diffusion.parametrisation import NoisePrediction, to_epsilon, to_velocity, training_target
+from synfundus.diffusion.parametrisation import NoisePrediction, training_target
 from synfundus.diffusion.schedule import build_schedule
 
 SCHEDULE = build_schedule(
@@ -41,12 +41,8 @@ def test_without_gamma_it_is_the_mean_squared_error() -> None:
 def test_min_snr_gives_every_prediction_type_the_same_loss_for_the_same_guess() -> None:
     x0, noise, guess = draws()
     x_t = SCHEDULE.add_noise(x0, noise, TIMESTEP)
-    settings = {"x_t": x_t, "timestep": TIMESTEP, "schedule": SCHEDULE, "prediction_type": "sample"}
-    predictions = {
-        "sample": guess,
-        "epsilon": to_epsilon(prediction=guess, **settings),  # type: ignore[arg-type]
-        "v_prediction": to_velocity(prediction=guess, **settings),  # type: ignore[arg-type]
-    }
+    a, s = (scale(TIMESTEP)[:, None, None, None] for scale in (SCHEDULE.signal_scale, SCHEDULE.noise_scale))
+    predictions = {"sample": guess, "epsilon": (x_t - a * guess) / s, "v_prediction": (a * x_t - guess) / s}
     losses = [
         denoising_loss(
             prediction=predictions[kind],

@@ -80,7 +80,8 @@ def test_a_file_is_downloaded_once(cache: ObjectCache, shelf: Shelf) -> None:
     url, digest = shelf.put(1)
     for _ in range(3):
         assert read(cache, url, digest) == content(1)
-    assert cache.local(url, sha256=digest).read_bytes() == content(1)
+    with cache.open(url, sha256=digest) as found:
+        assert found.path.read_bytes() == content(1)
     assert shelf.downloads == 1
 
 

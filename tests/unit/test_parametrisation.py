@@ -11,9 +11,6 @@ from diffusers import DDPMScheduler
 from synfundus.diffusion.parametrisation import (
     NoisePrediction,
     check_prediction_type,
-    to_epsilon,
-    to_sample,
-    to_velocity,
     training_target,
 )
 from synfundus.diffusion.schedule import NoiseSchedule, build_schedule
@@ -37,6 +34,22 @@ def draws(count: int = len(TIMESTEP)) -> tuple[torch.Tensor, torch.Tensor]:
     return x0, noise
 
 
+def scales(schedule: NoiseSchedule, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ``a`` and ``s`` of ``x_t = a x0 + s noise``."""
+    return schedule.signal_scale(timestep)[:, None, None, None], schedule.noise_scale(timestep)[:, None, None, None]
+
+
+def origins(
+    kind: NoisePrediction, given: torch.Tensor, x_t: torch.Tensor, a: torch.Tensor, s: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Solve ``x_t = a x0 + s noise`` and ``v = a noise - s x0`` for (x0, noise), with one of the three given."""
+    if kind == "epsilon":
+        return (x_t - s * given) / a, given
+    if kind == "sample":
+        return given, (x_t - a * given) / s
+    return a * x_t - s * given, s * x_t + a * given
+
+
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])
 @pytest.mark.parametrize("prediction_type", get_args(NoisePrediction))
 def test_a_perfect_prediction_of_any_kind_gives_back_sample_noise_and_velocity(
@@ -47,10 +60,9 @@ def test_a_perfect_prediction_of_any_kind_gives_back_sample_noise_and_velocity(
     x_t = schedule.add_noise(x0, noise, TIMESTEP)
     given = training_target(x0=x0, noise=noise, timestep=TIMESTEP, schedule=schedule, prediction_type=prediction_type)
     velocity = training_target(x0=x0, noise=noise, timestep=TIMESTEP, schedule=schedule, prediction_type="v_prediction")
-    for convert, wanted in ((to_sample, x0), (to_epsilon, noise), (to_velocity, velocity)):
-        found = convert(
-            prediction=given, x_t=x_t, timestep=TIMESTEP, schedule=schedule, prediction_type=prediction_type
-        )
+    a, s = scales(schedule, TIMESTEP)
+    sample, epsilon = origins(prediction_type, given, x_t, a, s)
+    for found, wanted in ((sample, x0), (epsilon, noise), (a * epsilon - s * sample, velocity)):
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
 
 
@@ -61,10 +73,11 @@ def test_at_zero_snr_velocity_and_sample_predictions_still_convert(prediction_ty
     x0, noise = draws(2)
     x_t = schedule.add_noise(x0, noise, timestep)
     given = training_target(x0=x0, noise=noise, timestep=timestep, schedule=schedule, prediction_type=prediction_type)
-    settings = {"x_t": x_t, "timestep": timestep, "schedule": schedule, "prediction_type": prediction_type}
-    torch.testing.assert_close(to_sample(prediction=given, **settings), x0)  # type: ignore[arg-type]
-    torch.testing.assert_close(to_epsilon(prediction=given, **settings), noise)  # type: ignore[arg-type]
-    torch.testing.assert_close(to_velocity(prediction=given, **settings), -x0)  # type: ignore[arg-type]
+    a, s = scales(schedule, timestep)
+    sample, epsilon = origins(prediction_type, given, x_t, a, s)
+    torch.testing.assert_close(sample, x0)
+    torch.testing.assert_close(epsilon, noise)
+    torch.testing.assert_close(a * epsilon - s * sample, -x0)
 
 
 def test_the_velocity_target_equals_that_of_diffusers() -> None:

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from synfundus.errors import DataError
-from synfundus.labels.captions import label_caption, label_settings
+from synfundus.labels.captions import label_caption
 from synfundus.pictures.sheets import PictureRow, Section, contact_sheet, encode_png, titled_rows, wrap_text
 
 TILE_PX = 32
@@ -99,7 +99,3 @@ def test_caption_names_what_is_present_and_leaves_out_what_is_absent_or_unknown(
 def test_caption_tells_unknown_from_no_findings() -> None:
     assert label_caption({"is_gc": None}) == "no labels"
     assert label_caption({"is_gc": 0}) == "no findings"
-
-
-def test_settings_list_known_labels_only() -> None:
-    assert label_settings({"dr_grade": 0, "is_gc": None, "eye_side": 1}) == "dr_grade=0, eye_side=1"

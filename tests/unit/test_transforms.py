@@ -3,8 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from fundus_discs import Disc, Pixels, draw_disc, write_text
-from hypothesis import given
-from hypothesis import strategies as st
 from photographs import retina
 from PIL import Image, ImageDraw
 
@@ -13,10 +11,7 @@ from synfundus.photographs.field_of_view import Circle, find_field_of_view
 from synfundus.photographs.transforms import (
     RIM_SHRINK,
     crop_to_field_of_view,
-    flip_laterality,
-    from_model_range,
     fundus_mask,
-    to_model_range,
 )
 
 
@@ -131,33 +126,3 @@ def test_a_crop_of_a_crop_is_the_crop() -> None:
 def test_a_circle_that_is_not_in_the_picture_is_refused(circle: Circle) -> None:
     with pytest.raises(DataError, match="does not lie in a picture of 100 x 100 px"):
         crop_to_field_of_view(np.zeros((100, 100, 3), dtype=np.uint8), circle, 64)
-
-
-@pytest.mark.parametrize(("side", "expected"), [(0, 1), (1, 0), (None, None)])
-def test_mirroring_exchanges_the_eyes_and_nothing_else(side: int | None, expected: int | None) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    labels = {"eye_side": side, "dr_grade": 3, "is_gc": None}
-    mirrored, flipped = flip_laterality(pixels, labels)
-    np.testing.assert_array_equal(mirrored[:, 0], pixels[:, -1])
-    assert flipped == {"eye_side": expected, "dr_grade": 3, "is_gc": None}
-    back, original = flip_laterality(mirrored, flipped)
-    np.testing.assert_array_equal(back, pixels)
-    assert original == labels
-
-
-def test_mirroring_without_a_known_schema_label_adds_none() -> None:
-    assert flip_laterality(np.zeros((2, 2, 3), dtype=np.uint8), {"is_gc": 1})[1] == {"is_gc": 1}
-
-
-def test_every_level_survives_the_model_range() -> None:
-    levels = np.arange(256, dtype=np.uint8)
-    values = to_model_range(levels)
-    assert values.dtype == np.float32
-    assert (float(values[0]), float(values[255])) == (-1.0, 1.0)
-    np.testing.assert_array_equal(from_model_range(values), levels)
-
-
-@given(st.floats(-10, 10))
-def test_values_beyond_the_model_range_are_clipped(value: float) -> None:
-    level = int(from_model_range(np.array([value]))[0])
-    assert abs(level - min(max((value + 1) * 127.5, 0), 255)) <= 0.5

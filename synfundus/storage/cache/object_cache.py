@@ -131,11 +131,6 @@ class ObjectCache:
                     return found
         raise CacheFull("copies are removed before they are read", where=str(self._folder), hint="take a larger cache")
 
-    def local(self, url: str, *, sha256: str, size: int | None = None) -> Path:
-        """Return the path of a copy as `open` does; nothing keeps it there, so open it at once."""
-        with self.open(url, sha256=sha256, size=size) as found:
-            return found.path
-
     def discard(self, url: str, *, sha256: str) -> None:
         """Remove a copy whose bytes proved wrong after all; the next `open` downloads it again."""
         entry = _Entry(url, sha256)
