@@ -1,20 +1,26 @@
-"""One latent set or several with weights: ``--latents A:0.7 --latents B:0.3``."""
+"""Latent sets: one, or several with weights (``--latents A:0.7 --latents B:0.3``), and what they were made of."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from synfundus.errors import ConfigError, ManifestMismatch
 from synfundus.labels.schema import difference
 from synfundus.shards.mixture import BLOCK_POSITIONS, shares
+from synfundus.storage import documents, filesystem
 from synfundus.storage.locations import parse_weighted
 from synfundus.storage.manifest import ShardSet, load_shard_set
 
+SOURCES_NAME = "sources.json"
+"""Beside the manifest, not in it: the manifest's hash is the set's identity, and the same latents made from a copy of
+the images in another place are the same latents, read in the same order."""
+FORMAT_NAME = "synfundus-latent-sources"
+FORMAT_VERSION = 1
 _SAME = ("autoencoder_fingerprint", "moments_shape", "image_size_px", "input_range", "dtype")
 
 
@@ -102,3 +108,29 @@ def _statistics(sets: Sequence[ShardSet], parts: Sequence[int]) -> dict[str, lis
     mean = (weight * means).sum(axis=0)
     second = (weight * (stds**2 + means**2)).sum(axis=0)
     return {"latent_mean": mean.tolist(), "latent_std": np.sqrt(second - mean**2).tolist()}
+
+
+@dataclass(frozen=True)
+class LatentSources:
+    """Where the images and the autoencoder of a latent set lie, as they were when the latents were encoded.
+
+    Attributes:
+        image_set_url: Folder of the image set.
+        autoencoder_url: Run of train-vae, or folder of the autoencoder.
+    """
+
+    image_set_url: str
+    autoencoder_url: str
+
+
+def save_sources(latents_url: str, sources: LatentSources) -> None:
+    """Write sources.json."""
+    url = filesystem.join(latents_url, SOURCES_NAME)
+    documents.write_document(url, asdict(sources), format_name=FORMAT_NAME, version=FORMAT_VERSION)
+
+
+def load_sources(latents_url: str) -> LatentSources:
+    """Read sources.json."""
+    url = filesystem.join(latents_url, SOURCES_NAME)
+    document = documents.read_document(url, format_name=FORMAT_NAME, version=FORMAT_VERSION)
+    return LatentSources(str(document["image_set_url"]), str(document["autoencoder_url"]))

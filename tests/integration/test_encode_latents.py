@@ -18,7 +18,7 @@ from rank_processes import run_cli, run_ranks_with_fault
 from tiny_sets import UNEVEN_SHARDS, flip_byte, tiny_config, write_config
 
 from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
-from synfundus.artifacts.latent_sources import SOURCES_NAME, load_sources
+from synfundus.artifacts.latent_set import SOURCES_NAME, load_sources
 from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import ConfigError, CorruptShard, DataError
 from synfundus.models.autoencoder import LatentAutoencoder

@@ -15,7 +15,7 @@ import numpy as np
 
 from synfundus import __version__
 from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
-from synfundus.artifacts.latent_sources import LatentSources, save_sources
+from synfundus.artifacts.latent_set import LatentSources, save_sources
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.agreement import on_rank_0, raise_together
 from synfundus.distributed.world import World, share_of, torch_device, without_timeout

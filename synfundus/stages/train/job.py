@@ -11,8 +11,7 @@ from torch import Tensor
 from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
 from synfundus.artifacts.checkpoint_model import model_parts, save_setup
 from synfundus.artifacts.ema_snapshots import has_snapshots, write_snapshot
-from synfundus.artifacts.latent_set import LatentSets, open_latent_sets, require_same_autoencoder
-from synfundus.artifacts.latent_sources import load_sources
+from synfundus.artifacts.latent_set import LatentSets, load_sources, open_latent_sets, require_same_autoencoder
 from synfundus.artifacts.model import ModelSetup
 from synfundus.artifacts.model_folder import save_pipeline
 from synfundus.artifacts.run_folder import RunFolder

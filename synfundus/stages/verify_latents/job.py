@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
-from synfundus.artifacts.latent_set import require_same_autoencoder
-from synfundus.artifacts.latent_sources import load_sources
+from synfundus.artifacts.latent_set import load_sources, require_same_autoencoder
 from synfundus.config.generation import VerifyLatentsConfig
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World, torch_device
