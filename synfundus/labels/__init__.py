@@ -1,1 +1,1 @@
-"""Labels of an image: which there are, how often, how they read, which ones to generate."""
+"""Labels of an image: schema, counts, captions, and plans of what to generate."""

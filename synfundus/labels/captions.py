@@ -1,4 +1,4 @@
-"""Label rows in words, short enough to stand under an image."""
+"""Label rows as short captions under images."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _SIDES = {0: "right", 1: "left"}
 
 
 def label_caption(labels: Mapping[str, int | None]) -> str:
-    """Say what a label row says: the side, the grade, findings that are present, parts that are unreadable.
+    """Describe a label row: the side, the grade, findings that are present, parts that are unreadable.
 
-    Findings known to be absent are not listed; a label outside the default schema stands as ``name=value`` unless it
-    is 0. A row in which nothing is known reads ``no labels``.
+    Findings known to be absent are not listed; a label outside the default schema is written ``name=value`` unless it
+    is 0. A row without known labels gives ``no labels``.
     """
     known = {name: value for name, value in labels.items() if value is not None}
     if not known:
@@ -41,6 +41,6 @@ def label_caption(labels: Mapping[str, int | None]) -> str:
         words.append(f"DR {known['dr_grade']}")
     words += [text for name, text in _FINDINGS.items() if known.get(name) == 1]
     words += [text for name, text in _UNREADABLE.items() if known.get(name) == 0]
-    spoken = {"eye_side", "dr_grade", *_FINDINGS, *_UNREADABLE}
-    words += [f"{name}={value}" for name, value in known.items() if name not in spoken and value]
+    described = {"eye_side", "dr_grade", *_FINDINGS, *_UNREADABLE}
+    words += [f"{name}={value}" for name, value in known.items() if name not in described and value]
     return ", ".join(words) or "no findings"

@@ -1,4 +1,4 @@
-"""Which labels each image of `sample` is asked to have: a plan file, the same labels for all, or none."""
+"""The labels requested for each image of `sample`: from a plan file, the same for all images, or none."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ LabelRow = dict[str, int | None]
 """Values by label name, in schema order; None = unknown."""
 
 INDEX_COLUMNS = ("idx", "index", "file", "key")
-"""Columns a plan may have beside its labels; they are not read."""
+"""Columns a plan may have beside its labels; they are ignored."""
 
 _UNKNOWN_CELLS = ("", "unknown", "null", "none", "nan")
 
 
 def _refuse_unknown_names(names: Sequence[str], schema: LabelSchema, *, where: str) -> None:
-    foreign = [name for name in names if name not in schema.names]
-    if foreign:
+    unknown = [name for name in names if name not in schema.names]
+    if unknown:
         raise ConfigError(
-            f"labels asked for that the model does not know: {', '.join(foreign)}; the model knows "
-            f"{', '.join(schema.names)}",
+            f"the model has no label {', '.join(unknown)}; its labels are {', '.join(schema.names)}",
             where=where,
         )
 
@@ -43,7 +42,7 @@ def _cell(text: str, *, name: str, schema: LabelSchema, where: str) -> int | Non
 
 
 def read_label_plan(data: bytes, schema: LabelSchema, *, where: str) -> list[LabelRow]:
-    """Read a label plan: a CSV with a header of label names and one row an image.
+    """Read a label plan: a CSV with a header of label names and a row per image.
 
     Empty cells and labels without a column are unknown.
 
@@ -53,8 +52,8 @@ def read_label_plan(data: bytes, schema: LabelSchema, *, where: str) -> list[Lab
         where: The file's location, for messages.
 
     Raises:
-        ConfigError: A column the model has no label for; the message names both sides.
-        DataError: No header, no rows, a row of another length or with an impossible value; the row is named.
+        ConfigError: A column that is not a label of the model; the message lists the labels of both.
+        DataError: No header, no rows, or a row of another length or with an invalid value; the message names the row.
     """
     try:
         text = data.decode("utf-8-sig")
@@ -62,11 +61,11 @@ def read_label_plan(data: bytes, schema: LabelSchema, *, where: str) -> list[Lab
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"the label plan is not a CSV in UTF-8: {error}", where=where) from error
     if not table or not any(cell.strip() for cell in table[0]):
-        raise DataError("the label plan has no header", where=where, hint="name the labels in its first row")
+        raise DataError("the label plan has no header", where=where, hint="write the label names into its first row")
     header = [cell.strip() for cell in table[0]]
     if len(set(header)) != len(header):
-        raise DataError(f"the label plan names a column twice: {', '.join(header)}", where=where)
-    columns = [(place, name) for place, name in enumerate(header) if name.lower() not in INDEX_COLUMNS]
+        raise DataError(f"the label plan has a column twice: {', '.join(header)}", where=where)
+    columns = [(column, name) for column, name in enumerate(header) if name.lower() not in INDEX_COLUMNS]
     _refuse_unknown_names([name for _, name in columns], schema, where=where)
     rows: list[LabelRow] = []
     for number, cells in enumerate(table[1:], start=2):
@@ -76,7 +75,7 @@ def read_label_plan(data: bytes, schema: LabelSchema, *, where: str) -> list[Lab
         if len(cells) != len(header):
             raise DataError(f"the row has {len(cells)} cells, the header {len(header)}", where=row_where)
         row: LabelRow = dict.fromkeys(schema.names)
-        row.update({name: _cell(cells[place], name=name, schema=schema, where=row_where) for place, name in columns})
+        row.update({name: _cell(cells[column], name=name, schema=schema, where=row_where) for column, name in columns})
         rows.append(row)
     if not rows:
         raise DataError("the label plan has no rows", where=where)
@@ -105,20 +104,20 @@ def plan_labels(
     """Return the label row of every image.
 
     Args:
-        plan: Label plan, a CSV file; None for none.
-        labels: What every image gets; the rest comes from the plan or is unknown.
-        num_images: Number of images; None = one for each row of the plan.
+        plan: Content of the label plan, a CSV file; None if there is none.
+        labels: Labels of every image; the others come from the plan or are unknown.
+        num_images: Number of images; None = one per row of the plan.
         schema: The model's labels.
         where: The plan's location, for messages.
 
     Raises:
-        ConfigError: Labels the model does not know, a label that is in the plan and in ``labels``, or no number.
+        ConfigError: Labels the model does not have, a label in both the plan and ``labels``, or no number of images.
         DataError: A plan that cannot be read.
     """
     common = _common_row(labels, schema)
     if plan is None:
         if num_images is None:
-            raise ConfigError("how many images?", where="sample.num_images", hint="give --num-images or --labels")
+            raise ConfigError("no number of images", where="sample.num_images", hint="give --num-images or --labels")
         return [dict(common) for _ in range(num_images)]
     rows = read_label_plan(plan, schema, where=where)
     twice = [name for name in labels if any(row[name] is not None for row in rows)]
@@ -126,7 +125,7 @@ def plan_labels(
         raise ConfigError(f"labels given both by --label and by the plan: {', '.join(twice)}", where=where)
     if num_images is not None and num_images > len(rows):
         raise ConfigError(
-            f"{num_images} images were asked for, the label plan has {len(rows)} rows",
+            f"{num_images} images are requested, but the label plan has {len(rows)} rows",
             where=where,
             hint="leave --num-images out, or add rows",
         )

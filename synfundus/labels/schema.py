@@ -1,8 +1,8 @@
-"""The label schema: what is known about a photograph, as data.
+"""The label schema: which labels a photograph can have, as data.
 
-Every public set knows only some of the labels, so each label has an UNKNOWN state beside its values
+Every public set has only some of the labels, so each label has an UNKNOWN state beside its values
 (ADR-0009). The default schema is the fifteen annotations of SynFundus-1M (arXiv 2312.00377) plus the eye
-side; a user can bring another list as YAML.
+side; users can supply another list as YAML.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class LabelSpec:
     Attributes:
         name: Column name.
         num_values: Values are the integers 0 .. num_values - 1.
-        ordinal: Whether neighbouring values resemble each other (a grade).
-        meaning: What the label says, for tables and cards.
+        ordinal: Whether the values are ordered (a grade).
+        meaning: Description, for tables and model cards.
     """
 
     name: str
@@ -47,7 +47,7 @@ class LabelSchema:
         if not names:
             raise ConfigError("a label schema needs at least one label")
         if len(set(names)) != len(names):
-            raise ConfigError(f"a label schema must not name a label twice: {', '.join(names)}")
+            raise ConfigError(f"a label schema must not contain a label twice: {', '.join(names)}")
         for spec in self.labels:
             if spec.num_values < 2:
                 raise ConfigError(f"label {spec.name!r} has {spec.num_values} values, needs 2 or more")
@@ -76,7 +76,7 @@ class LabelSchema:
         raise ConfigError(f"unknown label {name!r}", hint=f"labels of this schema: {', '.join(self.names)}")
 
     def check_value(self, name: str, value: int | None) -> int | None:
-        """Return ``value`` if the label can take it.
+        """Return ``value`` if it is valid for the label.
 
         Raises:
             ConfigError: Unknown label name.
@@ -88,7 +88,7 @@ class LabelSchema:
         return value
 
     def encode(self, labels: Mapping[str, int | None]) -> list[int]:
-        """Turn a mapping of values into states, in order; a label that is missing or None is UNKNOWN."""
+        """Encode values as states, in schema order; a label that is missing or None is UNKNOWN."""
         states = []
         named = 0
         for spec in self.labels:
@@ -106,7 +106,7 @@ class LabelSchema:
         return states
 
     def decode(self, states: Sequence[int]) -> dict[str, int | None]:
-        """Turn states back into values; inverse of `encode`."""
+        """Decode states into values; inverse of `encode`."""
         if len(states) != len(self.labels):
             raise DataError(f"{len(states)} label states for a schema of {len(self.labels)} labels")
         return {
@@ -115,7 +115,7 @@ class LabelSchema:
         }
 
     def to_document(self) -> list[dict[str, object]]:
-        """Return the schema as it stands in manifests and YAML files."""
+        """Return the schema as written to manifests and YAML files."""
         return [
             {"name": s.name, "num_values": s.num_values, "ordinal": s.ordinal, "meaning": s.meaning}
             for s in self.labels
@@ -154,7 +154,7 @@ class LabelSchema:
 
 
 def difference(left: LabelSchema, right: LabelSchema) -> str:
-    """Say in one line how two schemas differ; empty if they encode the same rows."""
+    """Describe in one line how two schemas differ; empty if they encode rows in the same way."""
     if [(s.name, s.num_values) for s in left.labels] == [(s.name, s.num_values) for s in right.labels]:
         return ""
     only_left = sorted(set(left.names) - set(right.names))

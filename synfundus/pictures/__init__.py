@@ -1,1 +1,1 @@
-"""Pictures people look at: contact sheets, charts."""
+"""Contact sheets and charts."""

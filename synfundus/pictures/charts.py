@@ -1,4 +1,4 @@
-"""Curves of runs as one picture, by matplotlib: nothing else of the product imports it."""
+"""Curves of runs in one chart. The only module that imports matplotlib."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 Point = tuple[float, float]
 
-_GROUND = "#16171a"
+_BACKGROUND = "#16171a"
 _PANEL = "#1c1d21"
 _INK = "#d6d8dc"
 _FAINT = "#9699a0"
 _RULE = "#3a3c42"
-# Okabe and Ito's palette, told apart by the colour-blind, without its black and in an order that reads on dark ground
+# Okabe and Ito's colour-blind-safe palette without black, in an order that is readable on a dark background
 _COLOURS = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#f0e442", "#d55e00", "#0072b2", "#d6d8dc")
 _STYLES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
 _PANEL_INCHES = (5.4, 3.1)
@@ -29,7 +29,7 @@ _HEAD_INCHES = 0.62
 _LEGEND_LINE_INCHES = 0.24
 _DPI = 120
 _DECADES_FOR_LOG = 1.0
-_POINTS_LEFT = 50
+_POINTS_AFTER_SMOOTHING = 50
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Curve:
     """One line of a panel.
 
     Attributes:
-        run: Which run it is of, counted from 0; decides its look in every panel.
-        points: (images seen, value), by position, finite.
+        run: Number of the run, from 0; determines colour and line style in every panel.
+        points: (images seen, value), in order, finite.
     """
 
     run: int
@@ -52,7 +52,7 @@ class Panel:
     Attributes:
         title: What is drawn.
         curves: At least one.
-        logarithmic: Whether the values go on a logarithmic axis.
+        logarithmic: Whether the value axis is logarithmic.
     """
 
     title: str
@@ -61,10 +61,10 @@ class Panel:
 
 
 def smooth(points: Sequence[Point], factor: float) -> list[Point]:
-    """Return an exponential average over the points before each, without the bias towards 0 at the start.
+    """Return the exponential moving average of the points, corrected for the bias towards 0 at the start.
 
     Args:
-        points: (x, y), evenly spaced or not; the average is over points.
+        points: (x, y); their spacing in x is ignored.
         factor: Weight of the past, 0 (none) to below 1.
 
     Source: Kingma and Ba 2015 (arXiv 1412.6980), Sec. 3: the bias correction.
@@ -79,24 +79,24 @@ def smooth(points: Sequence[Point], factor: float) -> list[Point]:
 
 
 def usual_smoothing(num_points: int) -> float:
-    """Return a factor that averages over about a fiftieth of a curve; 0 for a short one."""
-    return max(0.0, 1.0 - _POINTS_LEFT / max(num_points, 1))
+    """Return a factor that averages over about a fiftieth of the curve; 0 for a short curve."""
+    return max(0.0, 1.0 - _POINTS_AFTER_SMOOTHING / max(num_points, 1))
 
 
 def spans_decades(curves: Sequence[Curve]) -> bool:
-    """Whether the values are all positive and so far apart that a logarithmic axis shows them better."""
+    """Whether all values are positive and span so many decades that a logarithmic axis shows them better."""
     values = [y for curve in curves for _, y in curve.points]
     return bool(values) and min(values) > 0.0 and math.log10(max(values) / min(values)) > _DECADES_FOR_LOG
 
 
 def draw_curves(panels: Sequence[Panel], run_names: Sequence[str], *, heading: str, smoothing: float | None) -> bytes:
-    """Draw panels below and beside one another and return a PNG; the same pixels for the same arguments.
+    """Draw panels in a grid and return a PNG; the same arguments give the same pixels.
 
     Args:
         panels: At least one.
-        run_names: Name of each run, shown in the legend as it is.
+        run_names: Name of each run, for the legend.
         heading: One line at the top.
-        smoothing: Weight of the past in the strong line, None for the usual one; the values themselves are drawn
+        smoothing: Weight of the past in the bold line, None for `usual_smoothing`; the values themselves are drawn
             faintly behind it.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -106,7 +106,7 @@ def draw_curves(panels: Sequence[Panel], run_names: Sequence[str], *, heading: s
     lines = -(-len(panels) // columns)
     head = _HEAD_INCHES + _LEGEND_LINE_INCHES * len(run_names)
     size = (columns * _PANEL_INCHES[0], lines * _PANEL_INCHES[1] + head)
-    figure = Figure(figsize=size, dpi=_DPI, facecolor=_GROUND, layout="constrained")
+    figure = Figure(figsize=size, dpi=_DPI, facecolor=_BACKGROUND, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(lines, columns, squeeze=False)
     for axes, panel in zip(grid.flat, panels, strict=False):
@@ -117,7 +117,7 @@ def draw_curves(panels: Sequence[Panel], run_names: Sequence[str], *, heading: s
     stream = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a run may have any name
-        figure.savefig(stream, format="png", facecolor=_GROUND, metadata={"Software": None})
+        figure.savefig(stream, format="png", facecolor=_BACKGROUND, metadata={"Software": None})
     return stream.getvalue()
 
 
@@ -126,14 +126,14 @@ def _draw_panel(axes: Axes, panel: Panel, *, smoothing: float | None) -> None:
 
     for curve in panel.curves:
         colour, style = _COLOURS[curve.run % len(_COLOURS)], _STYLES[curve.run // len(_COLOURS) % len(_STYLES)]
-        places = [x for x, _ in curve.points]
+        positions = [x for x, _ in curve.points]
         values = [y for _, y in curve.points]
-        factor = usual_smoothing(len(places)) if smoothing is None else smoothing
-        if factor > 0.0 and len(places) > 1:
-            axes.plot(places, values, color=colour, linewidth=0.7, alpha=0.35)
+        factor = usual_smoothing(len(positions)) if smoothing is None else smoothing
+        if factor > 0.0 and len(positions) > 1:
+            axes.plot(positions, values, color=colour, linewidth=0.7, alpha=0.35)
             values = [y for _, y in smooth(curve.points, factor)]
-        mark = "o" if len(places) == 1 else ""
-        axes.plot(places, values, color=colour, linestyle=style, linewidth=1.5, marker=mark, markersize=4)
+        mark = "o" if len(positions) == 1 else ""
+        axes.plot(positions, values, color=colour, linestyle=style, linewidth=1.5, marker=mark, markersize=4)
     if panel.logarithmic:
         axes.set_yscale("log")
     _plain(axes.set_title(panel.title, color=_INK, fontsize=11, loc="left"))
@@ -147,13 +147,13 @@ def _draw_panel(axes: Axes, panel: Panel, *, smoothing: float | None) -> None:
 
 
 def _write_head(figure: Figure, run_names: Sequence[str], heading: str, *, share: float) -> None:
-    """Write the heading and the legend, one run a line, into the top of the picture."""
+    """Write the heading and the legend, one line per run, at the top of the chart."""
     from matplotlib.lines import Line2D
     from matplotlib.text import Text
 
     engine = figure.get_layout_engine()
     if engine is not None:
-        engine.set(rect=(0.0, 0.0, 1.0, 1.0 - share))  # type: ignore[call-arg]  # the stubs know no engine's options
+        engine.set(rect=(0.0, 0.0, 1.0, 1.0 - share))  # type: ignore[call-arg]  # the stubs lack the options
     height = figure.get_figheight()
     _plain(figure.text(0.012, 1.0 - 0.3 / height, heading, color=_INK, fontsize=13, va="center"))
     for number, name in enumerate(run_names):
@@ -165,6 +165,6 @@ def _write_head(figure: Figure, run_names: Sequence[str], heading: str, *, share
 
 
 def _plain(text: Text) -> Text:
-    """Take dollar signs as they are: matplotlib reads formulas between them."""
+    """Turn off the parsing of formulas between dollar signs."""
     text.set_parse_math(False)
     return text

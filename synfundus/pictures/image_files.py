@@ -1,4 +1,4 @@
-"""PNG files that a stopped run left behind: which of them can be kept."""
+"""Whether a PNG file left by an interrupted command is complete."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 
 def is_complete_png(url: str) -> bool:
-    """Whether a PNG file is there from its first to its last chunk."""
+    """Whether a PNG file exists and has its first and last chunk."""
     if not filesystem.exists(url):
         return False
     size = filesystem.file_size(url)

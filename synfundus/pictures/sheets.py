@@ -1,6 +1,6 @@
-"""Pictures for people: contact sheets and titled rows of images on a dark, neutral ground.
+"""Contact sheets and titled rows of images on a dark, neutral background.
 
-Only pillow and numpy; every function is pure and gives the same pixels for the same arguments.
+Uses only pillow and numpy; all functions are pure: the same arguments give the same pixels.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from synfundus.errors import DataError
 Pixels = NDArray[np.uint8]
 """An RGB image, uint8 ``[h, w, 3]``."""
 
-_GROUND = (22, 23, 26)
+_BACKGROUND = (22, 23, 26)
 _INK = (214, 216, 220)
 _FAINT_INK = (150, 153, 160)
 _RULE = (58, 60, 66)
@@ -40,8 +40,8 @@ class PictureRow:
     """A titled row of images.
 
     Attributes:
-        title: What the row shows; wrapped in the column on the left.
-        groups: Images side by side; a gap separates the groups, which line up with the column titles.
+        title: Text in the left column, wrapped.
+        groups: Images side by side; groups are separated by a gap and aligned with the column titles.
     """
 
     title: str
@@ -49,14 +49,14 @@ class PictureRow:
 
 
 @dataclass(frozen=True)
-class Section:
-    """A headed block of rows.
+class PictureSection:
+    """Rows under a heading.
 
     Attributes:
         title: Heading.
         subtitle: One line below it; may be empty.
-        column_titles: One for each group of the rows; may be empty.
-        rows: Rows whose groups have at most as many images as those of the widest row.
+        column_titles: One per group; may be empty.
+        rows: The rows, top to bottom.
     """
 
     title: str
@@ -78,7 +78,7 @@ def _line_height(size_px: int) -> int:
 
 
 def _split_long(word: str, font: Font, width_px: int) -> list[str]:
-    """Cut a word that is wider than a line."""
+    """Split a word that is wider than a line."""
     pieces, piece = [], ""
     for letter in word:
         if piece and _text_width(font, piece + letter) > width_px:
@@ -89,7 +89,7 @@ def _split_long(word: str, font: Font, width_px: int) -> list[str]:
 
 
 def wrap_text(text: str, *, size_px: int, width_px: int) -> list[str]:
-    """Break a text into lines no wider than ``width_px`` in the default font; a line feed forces a break."""
+    """Wrap a text to lines no wider than ``width_px`` in the default font; a line feed starts a new line."""
     font = _font(size_px)
     lines: list[str] = []
     for paragraph in text.split("\n"):
@@ -116,7 +116,7 @@ def _write(
     ink: tuple[int, int, int],
     centre_in_px: int = 0,
 ) -> None:
-    """Write lines below one another; with ``centre_in_px`` each is centred in a column of that width."""
+    """Draw lines of text; with ``centre_in_px`` each is centred in a column of that width."""
     font = _font(size_px)
     for number, line in enumerate(lines):
         shift = (centre_in_px - _text_width(font, line)) / 2 if centre_in_px else 0.0
@@ -129,7 +129,7 @@ def _check(pixels: Pixels) -> None:
 
 
 def _tile(pixels: Pixels, tile_px: int) -> Image.Image:
-    """Fit an image into a square tile, centred."""
+    """Scale an image to fit a square tile, and centre it."""
     _check(pixels)
     image = Image.fromarray(pixels)
     if image.size != (tile_px, tile_px):
@@ -144,17 +144,17 @@ def _tile(pixels: Pixels, tile_px: int) -> Image.Image:
 def contact_sheet(
     images: Sequence[Pixels], *, captions: Sequence[str], columns: int, tile_px: int, title: str
 ) -> Pixels:
-    """Lay images out in a grid with a caption under each.
+    """Arrange images in a grid, each with a caption below it.
 
     Args:
-        images: RGB images; each is fitted into a square tile.
-        captions: One for each image (empty strings leave no room when all are empty).
-        columns: Images in a row.
+        images: RGB images; each is scaled to fit a square tile.
+        captions: One per image; a row of empty captions takes no space.
+        columns: Images per row.
         tile_px: Edge of a tile.
         title: Heading; empty for none.
 
     Raises:
-        DataError: No image, another number of captions, or an array that is not an RGB image.
+        DataError: No images, a different number of captions, or an array that is not an RGB image.
     """
     if not images or len(captions) != len(images) or columns < 1:
         raise DataError(f"a contact sheet of {len(images)} images, {len(captions)} captions, {columns} columns")
@@ -169,7 +169,7 @@ def contact_sheet(
     row_heights = [
         tile_px + _GAP_PX + (count * _line_height(_CAPTION_SIZE_PX) + _GAP_PX if count else 0) for count in row_lines
     ]
-    sheet = Image.new("RGB", (width, 2 * _MARGIN_PX + heading_px + sum(row_heights) - _GAP_PX), _GROUND)
+    sheet = Image.new("RGB", (width, 2 * _MARGIN_PX + heading_px + sum(row_heights) - _GAP_PX), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     _write(draw, heading, left_px=_MARGIN_PX, top_px=_MARGIN_PX, size_px=_ROW_TITLE_SIZE_PX, ink=_INK)
     for number, (pixels, lines) in enumerate(zip(images, wrapped, strict=True)):
@@ -191,7 +191,7 @@ def contact_sheet(
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the groups of a section's rows stand."""
+    """Positions of the groups of a section's rows."""
 
     tile_px: int
     title_width_px: int
@@ -225,19 +225,19 @@ def _layout(rows: Sequence[PictureRow], *, tile_px: int, title_width_px: int) ->
 
 
 def _draw_row(row: PictureRow, layout: _Layout) -> Image.Image:
-    strip = Image.new("RGB", (layout.width_px, layout.tile_px + _GAP_PX), _GROUND)
+    strip = Image.new("RGB", (layout.width_px, layout.tile_px + _GAP_PX), _BACKGROUND)
     draw = ImageDraw.Draw(strip)
     lines = wrap_text(row.title, size_px=_ROW_TITLE_SIZE_PX, width_px=layout.title_width_px)
     top = (layout.tile_px - len(lines) * _line_height(_ROW_TITLE_SIZE_PX)) // 2
     _write(draw, lines, left_px=_MARGIN_PX, top_px=max(top, 0), size_px=_ROW_TITLE_SIZE_PX, ink=_INK)
     for number, group in enumerate(row.groups):
-        for place, pixels in enumerate(group):
-            left = layout.group_left_px(number) + place * (layout.tile_px + _GAP_PX)
+        for position, pixels in enumerate(group):
+            left = layout.group_left_px(number) + position * (layout.tile_px + _GAP_PX)
             strip.paste(_tile(pixels, layout.tile_px), (left, 0))
     return strip
 
 
-def _draw_head(section: Section, layout: _Layout) -> Image.Image:
+def _draw_head(section: PictureSection, layout: _Layout) -> Image.Image:
     inner = layout.width_px - 2 * _MARGIN_PX
     title = wrap_text(section.title, size_px=_TITLE_SIZE_PX, width_px=inner)
     subtitle = wrap_text(section.subtitle, size_px=_SUBTITLE_SIZE_PX, width_px=inner)
@@ -245,7 +245,7 @@ def _draw_head(section: Section, layout: _Layout) -> Image.Image:
     subtitle_px = len(subtitle) * _line_height(_SUBTITLE_SIZE_PX)
     columns_px = _line_height(_SUBTITLE_SIZE_PX) + _GAP_PX if section.column_titles else 0
     height = _GAP_PX + title_px + subtitle_px + 2 * _GAP_PX + columns_px
-    head = Image.new("RGB", (layout.width_px, height), _GROUND)
+    head = Image.new("RGB", (layout.width_px, height), _BACKGROUND)
     draw = ImageDraw.Draw(head)
     _write(draw, title, left_px=_MARGIN_PX, top_px=_GAP_PX, size_px=_TITLE_SIZE_PX, ink=_INK)
     _write(draw, subtitle, left_px=_MARGIN_PX, top_px=_GAP_PX + title_px, size_px=_SUBTITLE_SIZE_PX, ink=_FAINT_INK)
@@ -259,7 +259,7 @@ def _draw_head(section: Section, layout: _Layout) -> Image.Image:
 
 def _stack(strips: Sequence[Image.Image], *, margin_px: int) -> Image.Image:
     width = max(strip.width for strip in strips)
-    sheet = Image.new("RGB", (width, sum(strip.height for strip in strips) + 2 * margin_px), _GROUND)
+    sheet = Image.new("RGB", (width, sum(strip.height for strip in strips) + 2 * margin_px), _BACKGROUND)
     top = margin_px
     for strip in strips:
         sheet.paste(strip, (0, top))
@@ -267,11 +267,11 @@ def _stack(strips: Sequence[Image.Image], *, margin_px: int) -> Image.Image:
     return sheet
 
 
-def titled_rows(sections: Sequence[Section], *, tile_px: int, title_width_px: int) -> Pixels:
-    """Stack headed sections of titled rows; the groups of a section's rows line up.
+def titled_rows(sections: Sequence[PictureSection], *, tile_px: int, title_width_px: int) -> Pixels:
+    """Stack sections of titled rows; the groups of a section's rows are aligned.
 
     Args:
-        sections: Blocks, top to bottom.
+        sections: Sections, top to bottom.
         tile_px: Edge of an image.
         title_width_px: Width of the column with the row titles.
 
@@ -283,7 +283,7 @@ def titled_rows(sections: Sequence[Section], *, tile_px: int, title_width_px: in
     strips: list[Image.Image] = []
     for section in sections:
         if strips:
-            strips.append(Image.new("RGB", (1, _MARGIN_PX), _GROUND))
+            strips.append(Image.new("RGB", (1, _MARGIN_PX), _BACKGROUND))
         layout = _layout(section.rows, tile_px=tile_px, title_width_px=title_width_px)
         strips.append(_draw_head(section, layout))
         strips.extend(_draw_row(row, layout) for row in section.rows)
@@ -291,12 +291,12 @@ def titled_rows(sections: Sequence[Section], *, tile_px: int, title_width_px: in
 
 
 def encode_png(pixels: Pixels, *, text: Mapping[str, str], compress_level: int) -> bytes:
-    """Encode an RGB image as PNG with tEXt chunks, the same bytes for the same arguments.
+    """Encode an RGB image as PNG with tEXt chunks; the same arguments give the same bytes.
 
     Args:
         pixels: uint8 ``[h, w, 3]``.
-        text: Keyword -> text, Latin-1; written in the order given.
-        compress_level: zlib's, 0 (fast) to 9 (small).
+        text: Keyword -> text, Latin-1; written in this order.
+        compress_level: zlib level, 0 (fast) to 9 (small).
     """
     _check(pixels)
     info = PngInfo()

@@ -1,1 +1,1 @@
-"""Processes and threads: pools of workers, what they do with signals, who ends with whom."""
+"""Worker processes and threads: pools, signals, and exit with the parent."""

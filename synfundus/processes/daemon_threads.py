@@ -1,7 +1,7 @@
-"""Threads for requests to a store, for which nobody waits at the end.
+"""A thread pool that does not delay the exit of the process.
 
-The interpreter waits for the threads of a `concurrent.futures` pool before it exits. A read from a store that is silent
-can take as long as its deadline, which is longer than a cluster's grace time.
+The interpreter waits for the threads of a `concurrent.futures` pool before it exits. A read from a store that does not
+answer can take as long as its deadline, which is longer than a cluster's grace time.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ _Task = tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]
 
 
 class DaemonThreads:
-    """Runs functions in up to so many threads, started when they are needed. For one process.
+    """Runs functions in threads that are started on demand. Not shared between processes.
 
     Args:
-        most: Number of threads.
-        name: What they are called.
+        max_threads: Maximum number of threads.
+        name: Prefix of their names.
     """
 
-    def __init__(self, most: int, *, name: str) -> None:
-        self._most = most
+    def __init__(self, max_threads: int, *, name: str) -> None:
+        self._max_threads = max_threads
         self._name = name
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)
@@ -35,7 +35,7 @@ class DaemonThreads:
         self._is_closed = False
         self._lock = threading.Lock()
 
-    def submit(self, function: Callable[..., T], *arguments: Any) -> Future[T]:  # noqa: ANN401 - the function's own
+    def submit(self, function: Callable[..., T], *arguments: Any) -> Future[T]:  # noqa: ANN401 - passed to the function
         """Run a function in one of the threads.
 
         Raises:
@@ -44,15 +44,15 @@ class DaemonThreads:
         future: Future[T] = Future()
         with self._lock:
             if self._is_closed:
-                raise RuntimeError(f"the threads {self._name} are closed")
+                raise RuntimeError(f"the thread pool {self._name} is closed")
             self._tasks.put((future, function, arguments))
-            if not self._idle.acquire(blocking=False) and self._started < self._most:
+            if not self._idle.acquire(blocking=False) and self._started < self._max_threads:
                 threading.Thread(target=self._serve, name=f"{self._name}-{self._started}", daemon=True).start()
                 self._started += 1
         return future
 
     def map(self, function: Callable[[U], T], items: Iterable[U]) -> list[T]:
-        """Run a function on each item side by side; returns the results in order, or raises the first failure."""
+        """Run a function on all items concurrently; return the results in order, or raise the first error."""
         return [future.result() for future in [self.submit(function, item) for item in items]]
 
     def _serve(self) -> None:
@@ -61,13 +61,13 @@ class DaemonThreads:
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(function(*arguments))
-                except BaseException as error:  # noqa: BLE001 - whoever asks for the result gets it
+                except BaseException as error:  # noqa: BLE001 - raised by result()
                     future.set_exception(error)
-            del task, future, function, arguments  # or the last result lives until the next task
+            del task, future, function, arguments  # or the last result stays in memory until the next task
             self._idle.release()
 
     def close(self) -> None:
-        """Cancel what has not begun; what has ends on its own."""
+        """Cancel tasks that have not started; running ones finish in the background."""
         with self._lock:
             self._is_closed = True
             with suppress(queue.Empty):

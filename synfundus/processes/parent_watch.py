@@ -1,4 +1,4 @@
-"""A worker process that does not outlive the process it works for, whatever it is doing when that is killed."""
+"""Worker processes that exit with their parent, even if it is killed."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import threading
 from multiprocessing.connection import wait
 
 ORPHANED = 70
-"""Exit code of a worker whose parent is gone; nobody is there to read it."""
+"""Exit code of a worker whose parent is gone."""
 
 
 def end_with_parent() -> None:
-    """Have this process end at once when its parent does; to be called first in a worker."""
+    """Exit this process as soon as its parent ends; call it first in a worker."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
 
     def watch() -> None:
         wait([parent.sentinel])
-        # not an exception: the main thread may sit in a decoder, or wait for a store
+        # not an exception: the main thread may be inside a decoder or waiting for a store
         os._exit(ORPHANED)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()

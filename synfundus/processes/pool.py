@@ -1,7 +1,7 @@
 """Ordered results from worker processes, with a bounded number of tasks in memory.
 
-Every worker has a pipe of its own, so that it is known at any time which task it is at. A task whose worker dies or
-does not come back within a time limit is given to a fresh worker once; lost again, it is the caller's to name.
+Every worker has its own pipe, so the main process always knows which task it is working on. A task whose worker dies or
+exceeds the time limit is retried once in a new worker; if it is lost again, the caller decides what to do.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from typing import Any, Generic, TypeVar
 
 from synfundus.errors import LaunchError, SynfundusError
 from synfundus.processes.parent_watch import end_with_parent
-from synfundus.processes.signals import ignore_stops, started_deaf
+from synfundus.processes.signals import ignore_stop_signals, stop_signals_blocked
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _AHEAD_PER_WORKER = 4
-_QUEUED_PER_WORKER = 2  # one in work, one in the pipe: no worker waits for the main process
-_LOSSES_OF_A_TASK = 2
+_QUEUED_PER_WORKER = 2  # one running, one in the pipe: no worker waits for the main process
+_MAX_LOSSES = 2
 _STOP_S = 5.0
-_START_S = 300.0  # an interpreter and its imports, from a busy file system
+_START_S = 300.0  # an interpreter and its imports on a busy file system
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Lost(Generic[T]):
 
     Attributes:
         task: The task.
-        hung: Whether the time limit ended it; otherwise its workers died.
-        detail: How, in words.
+        hung: Whether it exceeded the time limit; otherwise its workers died.
+        detail: What happened, for messages.
     """
 
     task: T
@@ -49,7 +49,7 @@ class Lost(Generic[T]):
 
 @dataclass
 class _Worker:
-    """A process, its pipe, and the numbers of the tasks it was given: the first is in work."""
+    """A process, its pipe, and the numbers of its tasks: the first one is running."""
 
     process: BaseProcess
     pipe: Connection
@@ -60,22 +60,22 @@ class _Worker:
 
 
 def _serve(pipe: Connection) -> None:
-    """Work through what comes in; ends when the main process does."""
+    """Run the tasks that arrive; end with the main process."""
     end_with_parent()
-    ignore_stops()
+    ignore_stop_signals()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         pipe.send(None)
         while (received := pipe.recv()) is not None:
             number, function, task = received
             try:
                 answer: tuple[int, bool, Any] = (number, True, function(task))
-            except Exception as error:  # noqa: BLE001 - handed to the main process, which raises it
+            except Exception as error:  # noqa: BLE001 - sent to the main process, which raises it
                 answer = (number, False, _portable(error))
             pipe.send(answer)
 
 
 def _portable(error: Exception) -> Exception:
-    """Return an error that survives the pipe. Other libraries' errors may not; their texts may quote file names."""
+    """Return an error that can be pickled. Errors of other libraries may not be, and may quote file names."""
     if isinstance(error, SynfundusError):
         return error
     frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -86,8 +86,8 @@ class ProcessMap:
     """Maps a function over tasks; results come in the order of the tasks.
 
     Args:
-        workers: Processes; 0 works in this process.
-        limit_s: Longest time a task may take in a worker, in seconds; None waits for ever.
+        workers: Number of processes; 0 runs the tasks in this process.
+        limit_s: Maximum time per task in a worker, in seconds; None = no limit.
     """
 
     def __init__(self, workers: int, *, limit_s: float | None) -> None:
@@ -101,12 +101,12 @@ class ProcessMap:
         """Yield ``function(task)`` for each task; the function must be importable by name.
 
         Args:
-            function: What is done.
-            tasks: With what.
-            lost: Returns the result of a task that was lost twice; None raises instead.
+            function: Function of one task.
+            tasks: The tasks.
+            lost: Returns the result for a task that was lost twice; None raises instead.
 
         Raises:
-            LaunchError: A worker died or hung twice over one task, and ``lost`` is None.
+            LaunchError: A task was lost twice and ``lost`` is None, or a worker did not start.
         """
         if self._number == 0:
             yield from map(function, tasks)
@@ -114,23 +114,23 @@ class ProcessMap:
         yield from _Run(self, function, iter(tasks), lost).results()
 
     def workers(self) -> list[_Worker]:
-        """Return the processes, started now where they are missing."""
+        """Return the worker processes; start those that are missing."""
         context = multiprocessing.get_context("spawn")
         while len(self._workers) < self._number:
-            mine, theirs = context.Pipe()
+            ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs,), daemon=True)
-            with started_deaf():
+            with stop_signals_blocked():
                 process.start()
             theirs.close()
-            self._workers.append(_Worker(process, mine))
+            self._workers.append(_Worker(process, ours))
         return list(self._workers)
 
     def busy(self) -> list[_Worker]:
-        """Return the processes that have something to do."""
+        """Return the workers that have tasks."""
         return [worker for worker in self._workers if worker.given]
 
     def drop(self, worker: _Worker) -> str:
-        """End a worker, a fresh one comes in its place; returns how the old one ended."""
+        """End a worker, to be replaced by a new one; return how it ended."""
         worker.process.join(timeout=0.1)
         code = worker.process.exitcode
         if code is None:
@@ -144,16 +144,16 @@ class ProcessMap:
 
     @property
     def ahead(self) -> int:
-        """Most tasks handed out whose results were not taken yet."""
+        """Maximum number of tasks sent out whose results were not yielded yet."""
         return _AHEAD_PER_WORKER * self._number
 
     @property
     def limit_s(self) -> float | None:
-        """Longest time a task may take in a worker."""
+        """Maximum time per task in a worker."""
         return self._limit_s
 
     def close(self) -> None:
-        """End the processes: those that work finish in vain, at most for some seconds."""
+        """End the processes; those that do not exit within a few seconds are killed."""
         for worker in self._workers:
             with contextlib.suppress(OSError, ValueError):
                 worker.pipe.send(None)
@@ -177,8 +177,8 @@ class _Run(Generic[T, R]):
         self._function = function
         self._tasks = tasks
         self._lost = lost
-        self._open: dict[int, T] = {}  # handed out, no result yet
-        self._again: deque[int] = deque()
+        self._open: dict[int, T] = {}  # sent out, no result yet
+        self._retries: deque[int] = deque()
         self._losses: dict[int, int] = {}
         self._done: dict[int, R] = {}
         self._next_task = 0
@@ -199,21 +199,21 @@ class _Run(Generic[T, R]):
                 self._collect()
         finally:
             for worker in self._pool.busy():
-                # what is still in work belongs to nobody
+                # results of tasks still running are not wanted any more
                 worker.process.kill()
                 self._pool.drop(worker)
 
     def _hand_out(self) -> None:
-        """Give every worker something to do and something to go on with."""
+        """Give every worker a task to run and one to run next."""
         for depth in range(_QUEUED_PER_WORKER):
             for worker in self._pool.workers():
                 if len(worker.given) == depth and not self._give(worker):
                     return
 
     def _give(self, worker: _Worker) -> bool:
-        """Hand one task to a worker; returns whether there may be more."""
-        if self._again:
-            number = self._again.popleft()
+        """Send a task to a worker; return whether there may be more tasks."""
+        if self._retries:
+            number = self._retries.popleft()
         else:
             if self._exhausted or len(self._open) + len(self._done) >= self._pool.ahead:
                 return False
@@ -228,19 +228,19 @@ class _Run(Generic[T, R]):
         if not worker.given:
             worker.since = time.monotonic()
         worker.given.append(number)
-        # a worker that is dead is noticed when its end is
+        # a dead worker is noticed in _collect
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             worker.pipe.send((number, self._function, self._open[number]))
         return True
 
     def _collect(self) -> None:
-        """Wait until something happens and take it in."""
+        """Wait for a result, the end of a worker or a timeout, and process it."""
         workers, busy = self._pool.workers(), self._pool.busy()
         limit_s = self._pool.limit_s
-        ends = [worker.started + _START_S for worker in workers if not worker.ready]
+        deadlines = [worker.started + _START_S for worker in workers if not worker.ready]
         if limit_s is not None:
-            ends += [worker.since + limit_s for worker in busy if worker.ready]
-        timeout = max(0.0, min(ends) - time.monotonic()) if ends else None
+            deadlines += [worker.since + limit_s for worker in busy if worker.ready]
+        timeout = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
         ready = set(wait([end for w in workers for end in (w.pipe, w.process.sentinel)], timeout))
         for worker in workers:
             if worker.pipe in ready:
@@ -252,7 +252,7 @@ class _Run(Generic[T, R]):
 
     @staticmethod
     def _is_late(worker: _Worker, limit_s: float | None) -> bool:
-        """Whether a worker has not started, or not finished its task, in time."""
+        """Whether a worker exceeded the time to start or the time limit of its task."""
         now = time.monotonic()
         if not worker.ready:
             return now - worker.started > _START_S
@@ -267,46 +267,46 @@ class _Run(Generic[T, R]):
         if received is None:
             worker.ready, worker.since = True, time.monotonic()
             return
-        number, good, value = received
+        number, succeeded, value = received
         worker.given.popleft()
         worker.since = time.monotonic()
         del self._open[number]
-        if not good:
+        if not succeeded:
             raise value
         self._done[number] = value
 
     def _lose(self, worker: _Worker, *, hung: bool) -> None:
-        """Put a fresh worker in the place of one that is gone; its tasks come again."""
+        """Replace a lost worker and retry its tasks."""
         how = self._pool.drop(worker)
         if not worker.ready:
             raise LaunchError(f"a worker process did not start: {how}", hint="use fewer --workers, or 0")
         if not worker.given:
             return
-        self._again.extendleft(reversed(worker.given))
+        self._retries.extendleft(reversed(worker.given))
         number = worker.given[0]
         self._losses[number] = self._losses.get(number, 0) + 1
-        if self._losses[number] < _LOSSES_OF_A_TASK:
+        if self._losses[number] < _MAX_LOSSES:
             return
-        self._again.remove(number)
+        self._retries.remove(number)
         detail = f"no result within {self._pool.limit_s:g} s" if hung else f"its worker process died: {how}"
-        task = Lost(self._open.pop(number), hung, f"{detail}, {_LOSSES_OF_A_TASK} times")
+        task = Lost(self._open.pop(number), hung, f"{detail}, {_MAX_LOSSES} times")
         if self._lost is None:
             raise LaunchError(
                 f"a worker process was lost: {task.detail}",
-                hint="most likely for want of memory: use fewer --workers, or 0",
+                hint="most likely it ran out of memory: use fewer --workers, or 0",
             )
         self._done[number] = self._lost(task)
 
 
 @contextmanager
 def process_map(workers: int, *, limit_s: float | None = None) -> Iterator[ProcessMap]:
-    """Have ``workers`` processes for the block; 0 works in this process.
+    """Provide a pool of worker processes for the block.
 
-    Processes are spawned, not forked: the caller may have threads, which a fork would freeze.
+    Processes are spawned, not forked: a fork is not safe while the caller has threads.
 
     Args:
-        workers: How many.
-        limit_s: Longest time a task may take in a worker, in seconds; None waits for ever.
+        workers: Number of processes; 0 runs the tasks in this process.
+        limit_s: Maximum time per task in a worker, in seconds; None = no limit.
     """
     pool = ProcessMap(workers, limit_s=limit_s)
     try:

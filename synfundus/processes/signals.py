@@ -1,7 +1,7 @@
-"""Worker processes and the signals that stop a job: the rank decides, its workers are deaf to them from birth.
+"""Stop signals in worker processes: only the rank handles them, its workers ignore them from the start.
 
-srun sends a signal to every process of a step, not to the ranks alone. A new interpreter takes a second until it can
-ignore one, and would be ended by it before; what is blocked where a process is started stays blocked in it.
+srun signals every process of a step, not only the ranks. A new interpreter needs a second before it can ignore a
+signal and would be killed by it until then, so signals are blocked while a process is started, which it inherits.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
 @contextlib.contextmanager
-def started_deaf() -> Iterator[None]:
-    """Have processes that are started in the block begin with the signals blocked; this one gets them afterwards."""
+def stop_signals_blocked() -> Iterator[None]:
+    """Start processes in the block with the stop signals blocked; this process receives them afterwards."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
-        # the first start of a process starts this one, too, and lets two of the signals through again
+        # the first start of a process also starts this one, which unblocks two of the signals
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         yield
@@ -27,8 +27,8 @@ def started_deaf() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def ignore_stops() -> None:
-    """Ignore the signals for good; to be called in a worker. Its end is that of its rank."""
+def ignore_stop_signals() -> None:
+    """Ignore the stop signals; call it in a worker, which ends with its rank."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from synfundus.errors import ErrorReport, LaunchError, Stalled
 from synfundus.processes.parent_watch import end_with_parent
-from synfundus.processes.signals import ignore_stops, started_deaf
+from synfundus.processes.signals import ignore_stop_signals, stop_signals_blocked
 from synfundus.shards.batches import BatchReader, RankBatch
 from synfundus.shards.reader import Arrays
 from synfundus.shards.source import Layout
@@ -86,7 +86,7 @@ def _work(
     """Read every n-th step into free slots until the consumer is gone."""
     failed: ErrorReport | None = None
     end_with_parent()
-    ignore_stops()
+    ignore_stop_signals()
     try:
         for step in itertools.count(*numbers):
             slot = connection.recv()
@@ -138,7 +138,7 @@ class WorkerPool:
                 name=f"loader worker {number}",
                 daemon=True,
             )
-            with started_deaf():
+            with stop_signals_blocked():
                 process.start()
             theirs.close()  # so that the end of the worker is the end of the pipe
             self._connections.append(ours)

@@ -161,7 +161,7 @@ def test_a_folder_with_something_else_is_refused(model: Path, tmp_path: Path) ->
 
 
 def test_labels_the_model_does_not_know_are_refused_naming_both(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is_pm; the model knows dr_grade, is_gc, eye_side"):
+    with pytest.raises(ConfigError, match="is_pm; its labels are dr_grade, is_gc, eye_side"):
         _sample(model, tmp_path / "out", label={"is_pm": 1})
     assert not (tmp_path / "out").exists()
 

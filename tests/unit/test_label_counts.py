@@ -23,7 +23,7 @@ def test_values_unknowns_and_findings_together_are_counted() -> None:
         "is_gc": {"0": 0, "1": 2, "unknown": 2},
         "is_amd": {"0": 0, "1": 1, "unknown": 3},
     }
-    assert counts.together == {
+    assert counts.co_occurrence == {
         "dr_grade": {"dr_grade": 2, "is_gc": 1, "is_amd": 1},
         "is_gc": {"dr_grade": 1, "is_gc": 2, "is_amd": 0},
         "is_amd": {"dr_grade": 1, "is_gc": 0, "is_amd": 1},
@@ -73,6 +73,6 @@ def test_counts_add_up_and_the_matrix_is_symmetric(rows: list[dict[str, int | No
     for name in SCHEMA.names:
         assert sum(counts.values[name].values()) == len(rows)
         positives = sum(number for value, number in counts.values[name].items() if value not in ("0", "unknown"))
-        assert counts.together[name][name] == positives
+        assert counts.co_occurrence[name][name] == positives
         for other in SCHEMA.names:
-            assert counts.together[name][other] == counts.together[other][name] <= positives
+            assert counts.co_occurrence[name][other] == counts.co_occurrence[other][name] <= positives

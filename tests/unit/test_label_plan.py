@@ -33,7 +33,7 @@ def test_byte_order_mark_and_blank_lines_do_not_matter() -> None:
 @pytest.mark.parametrize(
     ("text", "kind", "said"),
     [
-        ("is_pm,is_gc\n1,0\n", ConfigError, r"is_pm; the model knows dr_grade, is_gc, eye_side"),
+        ("is_pm,is_gc\n1,0\n", ConfigError, r"is_pm; its labels are dr_grade, is_gc, eye_side"),
         ("is_gc\n0\n1\n7\n", DataError, "row 4"),
         ("is_gc\nyes\n", DataError, "row 2"),
         ("dr_grade\n-1\n", DataError, "row 2"),
@@ -70,7 +70,7 @@ def test_common_labels_join_the_plan() -> None:
     [
         ({"is_gc": 1}, None, "both"),
         ({}, 4, "3 rows"),
-        ({"is_pm": 1}, None, "is_pm; the model knows"),
+        ({"is_pm": 1}, None, "is_pm; its labels are"),
         ({"eye_side": 2}, None, "0..1"),
     ],
 )
@@ -80,5 +80,5 @@ def test_contradictions_are_refused(labels: dict[str, int | None], num_images: i
 
 
 def test_no_number_and_no_plan_is_refused() -> None:
-    with pytest.raises(ConfigError, match="how many"):
+    with pytest.raises(ConfigError, match="no number of images"):
         _plan(None, {}, None)

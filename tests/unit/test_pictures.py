@@ -6,7 +6,7 @@ from PIL import Image
 
 from synfundus.errors import DataError
 from synfundus.labels.captions import label_caption
-from synfundus.pictures.sheets import PictureRow, Section, contact_sheet, encode_png, titled_rows, wrap_text
+from synfundus.pictures.sheets import PictureRow, PictureSection, contact_sheet, encode_png, titled_rows, wrap_text
 
 TILE_PX = 32
 
@@ -70,7 +70,7 @@ def test_wrapping_nothing_gives_no_lines() -> None:
 
 def test_groups_line_up_over_the_rows_of_a_section() -> None:
     rows = [PictureRow("a", [[_flat(101)], [_flat(111)]]), PictureRow("b", [[_flat(121), _flat(131)], [_flat(141)]])]
-    sheet = titled_rows([Section("t", "s", ("x", "y"), rows)], tile_px=TILE_PX, title_width_px=50)
+    sheet = titled_rows([PictureSection("t", "s", ("x", "y"), rows)], tile_px=TILE_PX, title_width_px=50)
     left = {v: int(np.argwhere((sheet == v).all(axis=2))[:, 1].min()) for v in (101, 111, 121, 131, 141)}
     assert left[101] == left[121]
     assert left[111] == left[141] > left[131]
@@ -78,7 +78,7 @@ def test_groups_line_up_over_the_rows_of_a_section() -> None:
 
 def test_a_picture_without_rows_is_refused() -> None:
     with pytest.raises(DataError):
-        titled_rows([Section("t", "", (), [])], tile_px=8, title_width_px=8)
+        titled_rows([PictureSection("t", "", (), [])], tile_px=8, title_width_px=8)
 
 
 def test_png_round_trips_with_its_text_and_the_same_bytes() -> None:

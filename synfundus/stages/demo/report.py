@@ -13,7 +13,7 @@ from synfundus.artifacts.run_folder import versions
 from synfundus.config.schema import RunConfig
 from synfundus.evaluation.label_control import HEADLINE_FIGURES, Agreement, agreement_table, headline
 from synfundus.labels.schema import LabelSchema
-from synfundus.pictures.sheets import PictureRow, Section, encode_png, titled_rows
+from synfundus.pictures.sheets import PictureRow, PictureSection, encode_png, titled_rows
 from synfundus.stages.demo.judging import LabelledImages
 from synfundus.stages.demo.plan import IMAGES_PER_CONDITION, GenerationPlan, matching_rows
 from synfundus.telemetry.console import Console
@@ -129,12 +129,12 @@ def _memory(result: DemoResult) -> str:
 
 def _reconstruction_section(
     result: DemoResult, held_out: LabelledImages, restored: NDArray[np.uint8], *, columns: int
-) -> Section:
+) -> PictureSection:
     bright = np.flatnonzero(held_out.pixels.mean(axis=(1, 2, 3)) >= _UNREADABLE_MEAN)
     chosen = (bright if len(bright) else np.arange(len(held_out)))[:columns]
     vae = result.summary_of("train-vae")
     figures = f"PSNR {vae['psnr_db']:.1f} dB, SSIM {vae['ssim']:.3f}" if "psnr_db" in vae else ""
-    return Section(
+    return PictureSection(
         title="Autoencoder",
         subtitle=f"photographs of held-out patients, and what is left after encoding and decoding · {figures}",
         column_titles=(),
@@ -176,7 +176,7 @@ def draw_demo(
     sections = [_reconstruction_section(result, held_out, restored, columns=2 * IMAGES_PER_CONDITION)]
     if rows:
         sections.append(
-            Section(
+            PictureSection(
                 title="Label control",
                 subtitle=f"left: photographs with these labels · right: generated for these labels (synthetic) · "
                 f"judged on {result.num_generated} generated images: {result.headline_text()}",

@@ -13,7 +13,7 @@ from synfundus.distributed.world import World
 from synfundus.errors import ConfigError, CorruptShard, DataError, StorageError
 from synfundus.labels.captions import label_caption
 from synfundus.labels.counts import LabelCounts, count_labels
-from synfundus.pictures.inspection import compose_sheet, label_bars, moments_picture, together_map
+from synfundus.pictures.inspection import co_occurrence_map, compose_sheet, label_bars, moments_picture
 from synfundus.pictures.sheets import Pixels, contact_sheet, encode_png
 from synfundus.seeding import keyed_generator
 from synfundus.shards.members import META, decode_json
@@ -217,7 +217,7 @@ def _verdict(report: Summary) -> str:
 def _sheet(shard_set: ShardSet, counts: LabelCounts, *, wanted: int, seed: int) -> Pixels:
     """Draw the label table, the co-occurrence, and a keyed choice of samples."""
     images, captions = _chosen_pictures(shard_set, wanted=wanted, seed=seed) if shard_set.num_samples() else ([], [])
-    upper = [label_bars(counts.values), together_map(counts.together)]
+    upper = [label_bars(counts.values), co_occurrence_map(counts.co_occurrence)]
     if not images:
         return compose_sheet(upper, None)
     mark = "synthetic · " if shard_set.kind == "samples" else ""
