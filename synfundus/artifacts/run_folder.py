@@ -313,7 +313,7 @@ def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     if found.get("kind") != wanted["kind"]:
         return f"it is of kind {found.get('kind')!r}, this is {wanted['kind']!r}"
     theirs, mine = flatten(found.get("identity", {})), flatten(wanted["identity"])
-    mine = {key: documents.plain(value) for key, value in mine.items()}
+    mine = {key: documents.as_json(value) for key, value in mine.items()}
     changed = [
         f"{key} was {theirs.get(key, 'absent')!r}, is {mine.get(key, 'absent')!r}"
         for key in sorted(set(theirs) | set(mine))

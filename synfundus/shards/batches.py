@@ -140,7 +140,7 @@ class BatchReader:
             source_ahead.open_ahead(np.unique(place.shard[place.set == number]).tolist())
         failed, remote = [], []
         for row, source, shard, sample in _rows(place):
-            if not self._sources[source].is_here(shard):
+            if not self._sources[source].is_local(shard):
                 remote.append((arrays, row, source, shard, sample))
             elif (error := self._fill(arrays, row, source, shard, sample)) is not None:
                 failed.append((row, error))

@@ -179,9 +179,9 @@ class LatentSource:
         """Open shards that are going to be read, side by side."""
         self._reader.open_ahead(shards)
 
-    def is_here(self, shard: int) -> bool:
+    def is_local(self, shard: int) -> bool:
         """Whether a shard is read from this machine's disk."""
-        return self._reader.is_here(shard)
+        return self._reader.is_local(shard)
 
     def place_name(self, shard: int, sample: int) -> str:
         """Name a sample for messages."""

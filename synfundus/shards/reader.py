@@ -155,12 +155,12 @@ class ShardSetReader:
         with suppress(CorruptShard, StorageError):
             self.shard(number)
 
-    def is_here(self, number: int) -> bool:
+    def is_local(self, number: int) -> bool:
         """Whether a shard is read from this machine's disk; False while that is not known yet."""
         if self._is_local:
             return True
         reader = self._open.get(number)
-        return reader is not None and reader.is_here
+        return reader is not None and reader.is_local
 
     def _open_shard(self, number: int) -> TarShardReader:
         lost = self._lost.get(number)

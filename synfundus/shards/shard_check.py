@@ -21,8 +21,8 @@ from synfundus.shards.members import check_kind, decode_json
 from synfundus.shards.reader import SampleDecoder
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardEntry, ShardSet
-from synfundus.storage.shard_index import MAX_MEMBER_BYTES, MAX_MEMBERS_A_SAMPLE, MAX_SAMPLE_BYTES, ShardIndex
-from synfundus.storage.tar_walk import TarWalk, WalkedMember
+from synfundus.storage.shard_index import MAX_MEMBER_BYTES, MAX_MEMBERS_PER_SAMPLE, MAX_SAMPLE_BYTES, ShardIndex
+from synfundus.storage.tar_walk import TarMember, TarWalk
 from synfundus.storage.tarshard import TarShardReader
 
 SampleVisitor = Callable[[str, Mapping[str, bytes]], None]
@@ -115,7 +115,7 @@ class _Comparison:
         self._met: set[str] = set()
         self._expected_row = 0
 
-    def _check_sample(self, key: str, members: list[WalkedMember], row: int) -> str:
+    def _check_sample(self, key: str, members: list[TarMember], row: int) -> str:
         """Say how a sample differs from the index; empty if it does not."""
         found = {member.extension: (member.offset, len(member.data), member.crc32) for member in members}
         if len(found) != len(members):
@@ -126,7 +126,7 @@ class _Comparison:
                 return _difference(extension, met, (listed[0], listed[1]))
         return f"member .{min(found)} is not in the index" if found else ""
 
-    def add(self, key: str, members: list[WalkedMember]) -> None:
+    def add(self, key: str, members: list[TarMember]) -> None:
         """Compare the members that stood together under one key."""
         row = self._rows.get(key)
         if key in self._met:
@@ -188,15 +188,15 @@ def _check_image_hash(members: Mapping[str, bytes], where: str) -> None:
         raise CorruptShard("the image is not the one its document records (sha256_image)", where=where)
 
 
-def _groups(walk: TarWalk) -> Iterator[tuple[str, list[WalkedMember]]]:
+def _groups(walk: TarWalk) -> Iterator[tuple[str, list[TarMember]]]:
     """Yield members that stand together under one key. What was met of a sample before the walk broke is left out."""
-    members: list[WalkedMember] = []
+    members: list[TarMember] = []
     for member in walk:
         if members and members[0].key != member.key:
             yield members[0].key, members
             members = []
-        if len(members) == MAX_MEMBERS_A_SAMPLE:
-            raise CorruptShard(f"sample {member.key} has more than {MAX_MEMBERS_A_SAMPLE} members", where="")
+        if len(members) == MAX_MEMBERS_PER_SAMPLE:
+            raise CorruptShard(f"sample {member.key} has more than {MAX_MEMBERS_PER_SAMPLE} members", where="")
         members.append(member)
         if sum(len(one.data) for one in members) > MAX_SAMPLE_BYTES:
             raise CorruptShard(f"sample {member.key} has more than {MAX_SAMPLE_BYTES} bytes", where="")

@@ -36,7 +36,7 @@ class SampleSource(Protocol):
     def open_ahead(self, shards: Iterable[int]) -> None:
         """Open shards that are going to be read, side by side."""
 
-    def is_here(self, shard: int) -> bool:
+    def is_local(self, shard: int) -> bool:
         """Whether a shard is read from this machine's disk; otherwise several samples are asked for at once."""
 
     def place_name(self, shard: int, sample: int) -> str:
@@ -80,9 +80,9 @@ class DecodedSource:
         """Open shards that are going to be read, side by side."""
         self._reader.open_ahead(shards)
 
-    def is_here(self, shard: int) -> bool:
+    def is_local(self, shard: int) -> bool:
         """Whether a shard is read from this machine's disk."""
-        return self._reader.is_here(shard)
+        return self._reader.is_local(shard)
 
     def place_name(self, shard: int, sample: int) -> str:
         """Name a sample for messages."""

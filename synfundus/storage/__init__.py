@@ -1,1 +1,1 @@
-"""Files, object stores, on-disk contracts, tar shards."""
+"""Files, object stores, tar shards and manifests."""

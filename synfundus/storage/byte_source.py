@@ -1,7 +1,7 @@
-"""Ranges of bytes of a shard, from a file or from an object store, with the caller's own proof of what came.
+"""Byte ranges of a shard, from a file or an object store, checked by the caller.
 
-A local file is read with ``pread``: no shared position, no mapped pages that would end the process when the file is
-cut under it, and straight into the buffer where the bytes are wanted.
+A local file is read with ``pread``: no shared position, no mapped pages, which would kill the process if the file were
+truncated, and no copy between the file and the caller's buffer.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from synfundus.storage.open_files import OpenFile
 
 
 class ByteSource(Protocol):
-    """Where the bytes of a shard come from."""
+    """Source of the bytes of a shard."""
 
     @property
-    def is_here(self) -> bool:
-        """Whether a read goes to this machine's disk, and not over a network to a store."""
+    def is_local(self) -> bool:
+        """Whether reads use a local file instead of requests to a store."""
 
-    def read(self, start: int, size: int, wrong: Callable[[bytes], str]) -> bytes:
-        """Return a range; ``wrong`` says what is wrong with it, or nothing.
+    def read(self, start: int, size: int, check: Callable[[bytes], str]) -> bytes:
+        """Return a range for which ``check`` returns no problem (an empty string).
 
         Raises:
-            CorruptShard: The bytes do not prove right, however often they are read.
+            CorruptShard: The bytes do not pass the check after repeated reads.
         """
 
-    def read_into(self, start: int, buffers: Sequence[memoryview], wrong: Callable[[], str]) -> None:
-        """Fill buffers with the bytes from an offset on; ``wrong`` looks at them then.
+    def read_into(self, start: int, buffers: Sequence[memoryview], check: Callable[[], str]) -> None:
+        """Fill buffers with the bytes from an offset; ``check`` then returns a problem or an empty string.
 
         Raises:
-            CorruptShard: The bytes do not prove right, however often they are read.
+            CorruptShard: The bytes do not pass the check after repeated reads.
         """
 
     def close(self) -> None:
-        """Give back what is held open."""
+        """Close open files."""
 
 
 def open_byte_source(url: str) -> ByteSource:
@@ -51,9 +51,9 @@ class LocalBytes:
 
     Args:
         path: The file.
-        url: What messages call it.
-        stream: The file, where it is open already.
-        open_stream: Opens it again; None opens the path.
+        url: Its location, for messages.
+        stream: The file, if it is already open.
+        open_stream: Reopens it; None opens the path.
     """
 
     def __init__(
@@ -68,12 +68,12 @@ class LocalBytes:
         self._file = OpenFile(open_stream or (lambda: path.open("rb", buffering=0)), stream)
 
     @property
-    def is_here(self) -> bool:
-        """It is."""
+    def is_local(self) -> bool:
+        """True."""
         return True
 
     def _attempts(self, attempt: Callable[[int], str]) -> None:
-        """Try twice, the second time with the file opened again: a handle can go stale on a shared file system."""
+        """Try twice, the second time with the file reopened: a handle can go stale on a shared file system."""
         for last in (False, True):
             opened = False
             try:
@@ -94,25 +94,25 @@ class LocalBytes:
                     raise CorruptShard(problem, where=self._url, reason="checksum")
             self._file.close()
 
-    def read(self, start: int, size: int, wrong: Callable[[bytes], str]) -> bytes:
-        """Return a range that proved right."""
+    def read(self, start: int, size: int, check: Callable[[bytes], str]) -> bytes:
+        """Return a range that passes the check."""
         data = b""
 
         def attempt(descriptor: int) -> str:
             nonlocal data
             data = os.pread(descriptor, size, start)
-            return wrong(data)
+            return check(data)
 
         self._attempts(attempt)
         return data
 
-    def read_into(self, start: int, buffers: Sequence[memoryview], wrong: Callable[[], str]) -> None:
-        """Fill buffers with bytes that prove right."""
+    def read_into(self, start: int, buffers: Sequence[memoryview], check: Callable[[], str]) -> None:
+        """Fill buffers with bytes that pass the check."""
         size = sum(map(len, buffers))
 
         def attempt(descriptor: int) -> str:
             found = os.preadv(descriptor, buffers, start)
-            return wrong() if found == size else f"{found} of {size} bytes are there"
+            return check() if found == size else f"{found} of {size} bytes are there"
 
         self._attempts(attempt)
 
@@ -122,22 +122,22 @@ class LocalBytes:
 
 
 class RemoteBytes:
-    """Bytes of an object, each range a request of its own."""
+    """Bytes of an object, one request per range."""
 
     def __init__(self, url: str) -> None:
         self._url = url
 
     @property
-    def is_here(self) -> bool:
-        """It is not."""
+    def is_local(self) -> bool:
+        """False."""
         return False
 
-    def read(self, start: int, size: int, wrong: Callable[[bytes], str]) -> bytes:
-        """Return a range that proved right."""
-        return filesystem.read_checked(self._url, start, size, wrong)
+    def read(self, start: int, size: int, check: Callable[[bytes], str]) -> bytes:
+        """Return a range that passes the check."""
+        return filesystem.read_checked(self._url, start, size, check)
 
-    def read_into(self, start: int, buffers: Sequence[memoryview], wrong: Callable[[], str]) -> None:
-        """Fill buffers with bytes that prove right."""
+    def read_into(self, start: int, buffers: Sequence[memoryview], check: Callable[[], str]) -> None:
+        """Fill buffers with bytes that pass the check."""
         size = sum(len(buffer) for buffer in buffers)
 
         def unpack(data: bytes) -> str:
@@ -145,9 +145,9 @@ class RemoteBytes:
             for buffer in buffers:
                 buffer[:] = data[at : at + len(buffer)]
                 at += len(buffer)
-            return wrong()
+            return check()
 
         self.read(start, size, unpack)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to close."""

@@ -1,4 +1,4 @@
-"""Bytes that count only when the caller's own measure says so, read again until it does."""
+"""Read bytes again until they pass the caller's check."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from collections.abc import Callable
 
 from synfundus.errors import CorruptShard
 
-_MOST_READINGS = 16
+_MAX_READINGS = 16
 _SAME_WRONG_BYTES = 3
 
 
-def read_until_right(
-    read: Callable[[], tuple[bytes, str]], size: int, wrong: Callable[[bytes], str], *, where: str
+def read_until_valid(
+    read: Callable[[], tuple[bytes, str]], size: int, check: Callable[[bytes], str], *, where: str
 ) -> bytes:
-    """Read until the bytes prove right.
+    """Read until the bytes pass the check.
 
-    Bytes that come wrong in the same way three times are wrong in the file; bytes that differ from one reading to the
-    next are damaged on their way, and asked for up to 16 times.
+    If the same invalid bytes come three times, the file is damaged; if they differ from read to read, the transfer is
+    damaged, and they are read up to 16 times.
 
     Args:
-        read: Returns (bytes, what tells this version of the file from others; may be empty).
-        size: Number of bytes there must be.
-        wrong: Says what is wrong with the bytes, or nothing. Not asked about bytes of another length.
-        where: The file, for the message.
+        read: Returns (bytes, description of the version of the file; may be empty).
+        size: Expected number of bytes.
+        check: Returns a problem with the bytes or an empty string. Not called if the length differs.
+        where: The file, for messages.
 
     Raises:
-        CorruptShard: The bytes do not prove right; names the file and its version, or both where it was replaced.
+        CorruptShard: The bytes do not pass; names the version of the file, or both versions if it was replaced.
     """
     seen: dict[bytes, int] = {}
     first, now, problem, readings = "", "", "", 0
-    while readings < _MOST_READINGS:
+    while readings < _MAX_READINGS:
         data, now = read()
         readings += 1
-        problem = wrong(data) if len(data) == size else f"{len(data)} bytes are there, {size} were expected"
+        problem = check(data) if len(data) == size else f"{len(data)} bytes were read, {size} were expected"
         if not problem:
             return data
         first = first or now
@@ -42,6 +42,6 @@ def read_until_right(
         if seen[digest] == _SAME_WRONG_BYTES:
             break
     if now != first:
-        problem += f"; the object was replaced meanwhile, it was {first}"
-    facts = f" (now {now})" if now else ""
-    raise CorruptShard(f"{problem}, read {readings} times{facts}", where=where, reason="checksum")
+        problem += f"; the object was replaced in the meantime, it was {first}"
+    version = f" (now {now})" if now else ""
+    raise CorruptShard(f"{problem}, read {readings} times{version}", where=where, reason="checksum")

@@ -13,7 +13,7 @@ Document = dict[str, Any]
 
 
 def dump_json(document: Mapping[str, Any]) -> bytes:
-    """Serialise a document the same way each time: sorted keys, two blanks, a final newline."""
+    """Serialise a document deterministically: sorted keys, indented by two spaces, a final newline."""
     return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
@@ -22,23 +22,23 @@ def dump_line(row: Mapping[str, Any]) -> bytes:
     return (json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def plain(value: Any) -> Any:  # noqa: ANN401 - any JSON value
-    """Return a value as it comes back from JSON (tuples become lists)."""
+def as_json(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """Return a value as JSON would store it (tuples become lists)."""
     return json.loads(json.dumps(value))
 
 
 def write_document(url: str, document: Mapping[str, Any], *, format_name: str, version: int) -> bytes:
-    """Write a document atomically with its format and version; returns the bytes written."""
+    """Write a document atomically with its format and version; return the bytes written."""
     data = dump_json({"format": format_name, "schema_version": version, **document})
     filesystem.write_bytes(url, data)
     return data
 
 
 def parse_document(data: bytes, *, format_name: str, version: int, where: str) -> Document:
-    """Parse a document and check what it claims to be.
+    """Parse a document and check its format and version.
 
     Raises:
-        DataError: Not JSON, another format, or a version this code does not know.
+        DataError: Not JSON, another format, or an unknown version.
     """
     try:
         document = json.loads(data)
@@ -67,7 +67,7 @@ def write_lines(url: str, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_lines(url: str) -> list[Document]:
-    """Read JSON lines; an unfinished last line (a kill while appending) is left out."""
+    """Read JSON lines; an incomplete last line (a kill while appending) is ignored."""
     lines = filesystem.read_bytes(url).split(b"\n")
     rows: list[Document] = []
     for number, line in enumerate(lines):

@@ -7,10 +7,10 @@ from synfundus.storage.s3 import object_store
 
 
 def modified_at(url: str) -> float | None:
-    """Return when a file was last written, in seconds since 1970; None if it is not there or nobody knows.
+    """Return when a file was last written, in seconds since 1970; None if it is missing or the time is unknown.
 
     Raises:
-        StorageError: The store refused, or gave no good answer within the deadline.
+        StorageError: The store refused, or gave no valid answer within the deadline.
     """
     try:
         if filesystem.is_local(url):

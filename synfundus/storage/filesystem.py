@@ -1,8 +1,8 @@
-"""Files on a disk or in an object store, behind one small facade.
+"""Files on a disk or in an object store.
 
-Everything else in the package reads and writes through this module. Locations are plain paths, ``file://`` or
+The rest of the package reads and writes through this module. Locations are plain paths, ``file://`` or
 ``s3://`` URLs. Endpoint, region, profile and credentials of a store come from the environment, a profile or a role;
-never from the config and never from a URL.
+never from the config or a URL.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from synfundus.errors import CorruptShard, StorageError
-from synfundus.storage.checked_read import read_until_right
+from synfundus.storage.checked_read import read_until_valid
 from synfundus.storage.local_files import fsync_dir, walk_files, write_in_place
 from synfundus.storage.locations import ALLOWED_PROTOCOLS, is_local, join, local_path, protocol_of
 from synfundus.storage.s3 import bulk_download, object_store, object_upload, store_connection, store_settings
@@ -38,13 +38,13 @@ _TRANSFERS_AT_ONCE = 8
 
 
 def configure(settings: StoreSettings | None) -> None:
-    """Set deadlines, timeouts and the cache for this process and the ones it starts; None undoes it."""
+    """Set deadlines, timeouts and the cache for this process and its children; None resets them."""
     store_settings.configure(settings)
     forget_connections()
 
 
 def forget_connections() -> None:
-    """Close what this process keeps open to stores; the next call reads the environment again."""
+    """Close the connections of this process to stores; the next call reads the environment again."""
     store_connection.forget()
     bulk_download.forget()
     _filesystem.cache_clear()
@@ -54,12 +54,12 @@ def forget_connections() -> None:
 def _filesystem(protocol: str) -> Any:  # noqa: ANN401 - fsspec is untyped
     import fsspec
 
-    store_connection.silence_loggers()  # a file's name may be a patient's
+    store_connection.silence_loggers()  # a file name may contain a patient's name
     return fsspec.filesystem(protocol)
 
 
 def _resolve(url: str) -> tuple[Any, str]:
-    """Return (fsspec object, its path) for what is not on S3."""
+    """Return (fsspec file system, path) for a location that is not on S3."""
     if protocol_of(url) == "file":
         return _filesystem("file"), str(local_path(url).absolute())
     return _filesystem("memory"), url
@@ -71,22 +71,22 @@ def _on_s3(url: str) -> bool:
 
 @contextmanager
 def storage_errors(action: str, url: str) -> Iterator[None]:
-    """Turn what the operating system and the store raise into a StorageError that names the location."""
+    """Convert errors of the operating system and the store into a StorageError with the location."""
     try:
         yield
     except FileNotFoundError as error:
         raise StorageError(f"cannot {action}: not found", where=url) from error
     except PermissionError as error:
         raise StorageError(
-            f"cannot {action}: permission denied", where=url, hint="check the rights or credentials"
+            f"cannot {action}: permission denied", where=url, hint="check the permissions or credentials"
         ) from error
     except OSError as error:
         detail = error.strerror or type(error).__name__
-        raise StorageError(f"cannot {action}: {detail}{_room(error, url)}", where=url) from error
+        raise StorageError(f"cannot {action}: {detail}{_free_space(error, url)}", where=url) from error
 
 
-def _room(error: OSError, url: str) -> str:
-    """Say how much is free, where a full disk or quota was the reason."""
+def _free_space(error: OSError, url: str) -> str:
+    """Return how much space is free if a full disk or quota was the reason."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not is_local(url):
         return ""
     folder = local_path(url).absolute().parent
@@ -96,10 +96,10 @@ def _room(error: OSError, url: str) -> str:
 
 
 def exists(url: str) -> bool:
-    """Whether a file or folder is there."""
+    """Whether a file or folder exists."""
     if not _on_s3(url):
         filesystem, path = _resolve(url)
-        with storage_errors("look at", url):
+        with storage_errors("access", url):
             return bool(filesystem.exists(path))
     if object_store.split(url)[1]:
         try:
@@ -112,17 +112,17 @@ def exists(url: str) -> bool:
 
 
 def is_dir(url: str) -> bool:
-    """Whether the location is a folder; on an object store, whether anything lies below it."""
+    """Whether the location is a folder; in an object store, whether it contains any objects."""
     if _on_s3(url):
-        return any(True for _ in object_store.list_objects(url, recursive=True, most=2))
+        return any(True for _ in object_store.list_objects(url, recursive=True, limit=2))
     filesystem, path = _resolve(url)
-    with storage_errors("look at", url):
+    with storage_errors("access", url):
         return bool(filesystem.isdir(path))
 
 
 def file_size(url: str) -> int:
     """Return the size of a file in bytes."""
-    with storage_errors("look at", url):
+    with storage_errors("access", url):
         if _on_s3(url):
             return object_store.stat(url).size
         filesystem, path = _resolve(url)
@@ -130,7 +130,7 @@ def file_size(url: str) -> int:
 
 
 def list_names(url: str) -> list[str]:
-    """Return the sorted names in a folder; empty if it is not there."""
+    """Return the sorted names in a folder; empty if it does not exist."""
     if _on_s3(url):
         return sorted({name.rstrip("/") for name, _ in object_store.list_objects(url, recursive=False)})
     filesystem, path = _resolve(url)
@@ -143,10 +143,9 @@ def list_names(url: str) -> list[str]:
 
 
 def list_files(url: str) -> dict[str, int]:
-    """Return the bytes of every file below a folder by relative name, sorted; empty if the folder is not there.
+    """Return the size of every file below a folder by relative name, sorted; empty if the folder does not exist.
 
-    Names that start with a dot, and what lies below folders named so, are left out. A store is asked for one paged
-    listing.
+    Hidden files and folders (names that start with a dot) are left out.
 
     Raises:
         StorageError: A folder cannot be read.
@@ -169,7 +168,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def make_dir(url: str) -> None:
-    """Create a folder and its parents (nothing to do on an object store)."""
+    """Create a folder and its parents (no-op in an object store)."""
     if _on_s3(url):
         return
     filesystem, path = _resolve(url)
@@ -178,7 +177,7 @@ def make_dir(url: str) -> None:
 
 
 def read_bytes(url: str) -> bytes:
-    """Read a whole file; one of an object store is checked as in `fetch`."""
+    """Read a whole file; an object of a store is checked as in `fetch`."""
     with storage_errors("read", url):
         if _on_s3(url):
             return object_store.read_whole(url)
@@ -187,9 +186,9 @@ def read_bytes(url: str) -> bytes:
 
 
 def read_range(url: str, start: int, size: int) -> bytes:
-    """Read ``size`` bytes from offset ``start``; fewer come back only at the end of the file.
+    """Read ``size`` bytes from offset ``start``; fewer are returned only at the end of the file.
 
-    The length is checked, the content cannot be: `read_checked` is for that.
+    Only the length is checked; `read_checked` also checks the content.
     """
     with storage_errors("read", url):
         if not _on_s3(url):
@@ -201,48 +200,48 @@ def read_range(url: str, start: int, size: int) -> bytes:
             return b""
 
 
-def read_checked(url: str, start: int, size: int, wrong: Callable[[bytes], str]) -> bytes:
-    """Read a range that proves right by the caller's own measure; read it again where it does not.
+def read_checked(url: str, start: int, size: int, check: Callable[[bytes], str]) -> bytes:
+    """Read a range until it passes the caller's check.
 
     Args:
         url: The file.
         start: First byte.
         size: Number of bytes.
-        wrong: Says what is wrong with the bytes, or nothing; compares a checksum as a rule. Not asked about bytes of
-            another length.
+        check: Returns a problem with the bytes or an empty string, e.g. after comparing a checksum. Not called if
+            the length differs.
 
     Raises:
-        CorruptShard: The bytes do not prove right, see `read_until_right`.
-        StorageError: The disk or the store refused, or gave no good answer within the deadline.
+        CorruptShard: The bytes do not pass the check, see `read_until_valid`.
+        StorageError: The disk or the store failed, or gave no valid answer within the deadline.
     """
-    with store_connection.one_deadline():
-        return read_until_right(lambda: _read_version(url, start, size), size, wrong, where=url)
+    with store_connection.shared_deadline():
+        return read_until_valid(lambda: _read_version(url, start, size), size, check, where=url)
 
 
 def _read_version(url: str, start: int, size: int) -> tuple[bytes, str]:
-    """Return (bytes, what tells this version of the object from others, empty for a local file)."""
+    """Return (bytes, description of the version of the object; empty for a local file)."""
     if not _on_s3(url):
         return read_range(url, start, size), ""
     with storage_errors("read", url):
         try:
             data, info = object_store.read_range(url, start, size)
         except BeyondEnd:
-            return b"", object_store.stat(url).shown()
-    return data, info.shown()
+            return b"", object_store.stat(url).describe()
+    return data, info.describe()
 
 
 def fetch(url: str, sink: IO[bytes], *, sha256: str = "") -> str:
-    """Copy a whole file to the start of a stream and check it; returns its sha256.
+    """Copy a whole file to the start of a stream and check it; return its sha256.
 
     Args:
         url: The file.
-        sink: Open for writing and seeking; what is in it is replaced.
-        sha256: The hash it must have. Without one, an object of a store must match what was recorded when it was
-            written (its sha256, or the MD5 that is its entity tag), else two readings must agree.
+        sink: Open for writing and seeking; its content is replaced.
+        sha256: Expected hash. Without one, an object of a store must match the hash recorded when it was written (its
+            sha256, or the MD5 in its entity tag), else two reads must agree.
 
     Raises:
-        CorruptShard: The content does not match; the message names both sides.
-        StorageError: The disk or the store refused, or gave no good answer within the deadline.
+        CorruptShard: The content does not match; the message has both hashes.
+        StorageError: The disk or the store failed, or gave no valid answer within the deadline.
     """
     with storage_errors("read", url):
         if _on_s3(url):
@@ -261,8 +260,8 @@ def fetch(url: str, sink: IO[bytes], *, sha256: str = "") -> str:
 def open_read(url: str, *, sha256: str = "") -> IO[bytes]:
     """Open a file for reading; the caller closes it.
 
-    A file of an object store is copied first, checked as in `fetch` (against ``sha256``, if given), and read from the
-    copy: in memory up to 64 MiB, beyond that an unnamed temporary file. A local file is not checked.
+    An object of a store is first copied and checked as in `fetch` (against ``sha256``, if given), and read from the
+    copy: in memory up to 64 MiB, above that in an unnamed temporary file. A local file is not checked.
     """
     if not _on_s3(url):
         filesystem, path = _resolve(url)
@@ -280,20 +279,20 @@ def open_read(url: str, *, sha256: str = "") -> IO[bytes]:
 
 
 def _spool() -> IO[bytes]:
-    """Return a temporary stream that no kill can leave behind."""
+    """Return a temporary stream that leaves no file behind, even after a kill."""
     return tempfile.SpooledTemporaryFile(max_size=_SPOOL_IN_MEMORY_BYTES)
 
 
 @contextmanager
 def atomic_write(url: str) -> Iterator[IO[bytes]]:
-    """Write a file that is there completely or not at all.
+    """Write a file that exists completely or not at all.
 
     Local: temporary name in the same folder, fsync, rename, fsync of the folder. Object store: the content is
-    collected here (in memory up to 64 MiB, then in an unnamed file in ``TMPDIR``) and sent when it is complete,
-    with its hashes; what the store has is compared afterwards.
+    buffered (in memory up to 64 MiB, then in an unnamed file in ``TMPDIR``), sent with its hashes when it is
+    complete, and verified afterwards.
 
     Raises:
-        StorageError: The disk or the store refused; nothing is left under the final name.
+        StorageError: The disk or the store failed; nothing is left under the final name.
     """
     if _on_s3(url):
         with storage_errors("write", url), _spool() as stream:
@@ -319,10 +318,10 @@ def write_bytes(url: str, data: bytes) -> None:
 
 
 def remove(url: str, *, recursive: bool = False) -> None:
-    """Remove a file or, with ``recursive``, a folder; not an error if it is gone."""
+    """Remove a file or, with ``recursive``, a folder; not an error if it does not exist."""
     if _on_s3(url):
         if not object_store.split(url)[1]:
-            raise StorageError("a whole bucket is not removed", where=url)
+            raise StorageError("refusing to remove a whole bucket", where=url)
         below = [name for name, _ in object_store.list_objects(url, recursive=True)] if recursive else []
         object_store.delete([url, *(join(url, name) for name in below)])
         return
@@ -335,22 +334,22 @@ def remove(url: str, *, recursive: bool = False) -> None:
 
 
 def download_folder(url: str, local: Path) -> dict[str, str]:
-    """Copy the files of a folder, hidden ones left out, to a local folder; returns their sha256 by relative name.
+    """Copy a folder without hidden files to a local folder; return the sha256 of each file by relative name.
 
-    Each file is checked as in `fetch` and put in place atomically.
+    Each file is checked as in `fetch` and written atomically.
 
     Args:
         url: The folder.
-        local: Where to; made if it is not there.
+        local: Destination; created if it is missing.
 
     Raises:
-        StorageError: A name that would leave the folder, or the disk or the store refused.
+        StorageError: A name that would leave the folder, or the disk or the store failed.
         CorruptShard: A file does not match its hash.
     """
 
     def copy(name: str) -> str:
         if any(part in {"", ".", ".."} for part in name.split("/")) or not name.isprintable():
-            raise StorageError(f"the name {name!r} is not taken over", where=url)
+            raise StorageError(f"refusing to copy the name {name!r}", where=url)
         with atomic_write(str(local / name)) as stream:
             return fetch(join(url, name), stream)
 
@@ -358,15 +357,15 @@ def download_folder(url: str, local: Path) -> dict[str, str]:
 
 
 def upload_folder(local: Path, url: str, *, last: Sequence[str] = ()) -> dict[str, str]:
-    """Copy the files of a local folder, hidden ones left out, to a folder; returns their sha256 by relative name.
+    """Copy a local folder without hidden files to a folder; return the sha256 of each file by relative name.
 
     Args:
         local: The folder.
-        url: Where to.
-        last: Names to copy after all others, in this order, e.g. the manifest that makes the folder count.
+        url: Destination.
+        last: Names to copy after all others, in this order, e.g. the manifest that marks the folder as complete.
 
     Raises:
-        StorageError: The disk or the store refused, or the store has other bytes than were sent.
+        StorageError: The disk or the store failed, or the store has other bytes than were sent.
     """
 
     def copy(name: str) -> str:
@@ -389,6 +388,6 @@ def _copy_files(names: list[str], last: Sequence[str], copy: Callable[[str], str
         try:
             copied = dict(zip(first, pool.map(copy, first), strict=True))
         except BaseException:
-            pool.shutdown(cancel_futures=True)  # what has not begun is not begun
+            pool.shutdown(cancel_futures=True)
             raise
     return {**copied, **{name: copy(name) for name in last}}

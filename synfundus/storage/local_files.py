@@ -1,4 +1,4 @@
-"""Local files: renames that last, writes that are complete or absent, folders walked to the end."""
+"""Local files: durable renames, atomic writes, recursive listings."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def fsync_dir(folder: Path) -> None:
 
 @contextmanager
 def write_in_place(target: Path) -> Iterator[IO[bytes]]:
-    """Write a file under a temporary name; fsync, rename and fsync of the folder put it in place at the end.
+    """Write a file under a temporary name, then fsync, rename, and fsync of the folder.
 
     Raises:
-        OSError: The disk refused; nothing is left under the final name.
+        OSError: The disk failed; nothing is left under the final name.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
@@ -40,7 +40,7 @@ def write_in_place(target: Path) -> Iterator[IO[bytes]]:
 
 
 def walk_files(root: Path) -> Iterator[tuple[str, int]]:
-    """Yield (name below the folder, bytes) of files; nothing if the folder is not there, hidden folders left out.
+    """Yield (relative name, size) of files, without hidden folders; nothing if the folder does not exist.
 
     Raises:
         OSError: A folder cannot be read.

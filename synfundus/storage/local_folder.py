@@ -1,7 +1,7 @@
-"""Folders that libraries read and write by path, wherever they lie.
+"""Local paths of folders, for libraries that cannot use URLs.
 
-diffusers and safetensors know paths, not URLs. What lies in an object store is copied to a temporary folder that only
-the owner can read and that is gone when the block ends.
+diffusers and safetensors need paths. A folder in an object store is copied to a temporary folder that only the owner
+can read and that is removed when the block ends.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from synfundus.errors import SynfundusError
 from synfundus.storage import filesystem
 
 UNFINISHED_NAME = "UNFINISHED"
-"""Lies in a remote folder while it is replaced."""
+"""Name of a file that exists in a remote folder while it is being replaced."""
 _PREFIX = "synfundus-"
 
 
 @contextmanager
 def folder_to_read(url: str) -> Iterator[Path]:
-    """Give the path of a folder: its own, or that of a copy.
+    """Provide a local path of a folder: its own, or a copy.
 
-    An error raised in the block names the URL, not the copy.
+    Errors raised in the block name the URL, not the copy.
 
     Raises:
         StorageError: The store cannot be read.
@@ -46,17 +46,17 @@ def folder_to_read(url: str) -> Iterator[Path]:
 
 @contextmanager
 def folder_to_replace(url: str, *, last: Sequence[str]) -> Iterator[Path]:
-    """Give an empty folder that takes the place of ``url`` when the block ends well.
+    """Provide an empty folder that replaces ``url`` when the block ends without an error.
 
-    On a disk by a rename. In an object store the old folder is removed first and the new one uploaded, the names in
-    ``last`` at the end: a folder without them is unfinished.
+    On a disk it is renamed. In an object store the old folder is removed, then the new one is uploaded, the names in
+    ``last`` at the end: a folder without them is incomplete.
 
     Args:
         url: The folder to write.
-        last: Names below it that make it complete.
+        last: Names that mark the folder as complete.
 
     Raises:
-        StorageError: The disk or the store refused.
+        StorageError: The disk or the store failed.
     """
     if filesystem.is_local(url):
         with _renamed(filesystem.local_path(url).absolute()) as work:
@@ -77,7 +77,7 @@ def folder_to_replace(url: str, *, last: Sequence[str]) -> Iterator[Path]:
 
 @contextmanager
 def _renamed(target: Path) -> Iterator[Path]:
-    """Give a folder beside ``target`` that is renamed to it."""
+    """Provide a folder beside ``target`` and rename it to ``target`` at the end."""
     filesystem.make_dir(str(target.parent))
     work = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")

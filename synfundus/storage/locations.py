@@ -1,4 +1,4 @@
-"""What a location is: a plain path, ``file://`` or ``s3://``, and nothing that could run code or hold a secret."""
+"""Locations: a plain path, ``file://`` or ``s3://``; anything that could run code or contain a secret is refused."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 from synfundus.errors import ConfigError, StorageError
 
 ALLOWED_PROTOCOLS: tuple[str, ...] = ("file", "s3")
-"""Everything else, ``pipe:`` first of all, is refused. Our tests add ``memory``, which is gone with the process."""
+"""All others, e.g. ``pipe:``, are refused. Tests add ``memory``."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
-_HALF_A_URL = re.compile(r"(file|s3):/?(?!/)", re.IGNORECASE)
+_MALFORMED_URL = re.compile(r"(file|s3):/?(?!/)", re.IGNORECASE)
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""Blanks of other scripts are no control characters: macOS and East Asian names have them."""
+"""Spaces of other scripts are allowed: macOS and East Asian names contain them."""
 _SIGNED = re.compile(r"[?&](X-Amz-|AWSAccessKeyId=|Signature=)", re.IGNORECASE)
 
 
@@ -23,7 +23,7 @@ def protocol_of(url: str) -> str:
     """Return the protocol of a location; a plain path is ``file``.
 
     Raises:
-        StorageError: A protocol that is not on the allow-list, credentials in a URL, a bucket or key that is none.
+        StorageError: A protocol that is not allowed, credentials in a URL, an invalid bucket or key.
     """
     scheme = _SCHEME.match(url) if "://" in url or url.startswith("pipe:") else None
     protocol = scheme[1] if scheme else "file"
@@ -35,7 +35,7 @@ def protocol_of(url: str) -> str:
         )
     if protocol == "s3":
         _check_s3_url(url)
-    elif protocol == "file" and (_HALF_A_URL.match(url) or (scheme and not url.startswith("file:///"))):
+    elif protocol == "file" and (_MALFORMED_URL.match(url) or (scheme and not url.startswith("file:///"))):
         raise StorageError(
             "neither a path nor a URL",
             where=_without_secrets(url),
@@ -45,7 +45,7 @@ def protocol_of(url: str) -> str:
 
 
 def _without_secrets(url: str) -> str:
-    """Return what of a refused URL can be shown."""
+    """Return the part of a refused URL that is safe to print."""
     scheme, separator, rest = url.partition("://")
     return f"{scheme}{separator}..." if separator and ("@" in rest or "?" in rest) else url
 
@@ -55,15 +55,17 @@ def _check_s3_url(url: str) -> None:
     bucket, _, key = url.removeprefix("s3://").partition("/")
     if "@" in bucket or ":" in bucket or _SIGNED.search(url):
         raise StorageError(
-            "credentials must not stand in a location",
+            "a location must not contain credentials",
             where="s3://...",
             hint="give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use a profile",
         )
     if not _BUCKET.fullmatch(bucket):
-        raise StorageError(f"{bucket!r} is not the name of a bucket", where=url, hint="write s3://bucket/path")
+        raise StorageError(f"{bucket!r} is not a valid bucket name", where=url, hint="write s3://bucket/path")
     segments = key.rstrip("/").split("/") if key else []
     if any(segment in {"", ".", ".."} for segment in segments) or _CONTROL.search(key):
-        raise StorageError("a path in a bucket must not hold empty parts, '.', '..' or control characters", where=url)
+        raise StorageError(
+            "a path in a bucket must not contain empty parts, '.', '..' or control characters", where=url
+        )
 
 
 def is_local(url: str) -> bool:
@@ -75,7 +77,7 @@ def local_path(url: str) -> Path:
     """Return the path of a local location.
 
     Raises:
-        StorageError: It is not local, or names the home of somebody who has none.
+        StorageError: It is not local, or ``~name`` is not a user with a home folder.
     """
     if not is_local(url):
         raise StorageError("needs a local path", where=url)
@@ -83,13 +85,11 @@ def local_path(url: str) -> Path:
     try:
         return path.expanduser()
     except RuntimeError as error:
-        raise StorageError(
-            "there is no such home folder", where=url, hint=f"if it is the name of a file, write ./{path}"
-        ) from error
+        raise StorageError("no such home folder", where=url, hint=f"if it is a file name, write ./{path}") from error
 
 
-def absolute(url: str) -> str:
-    """Return a location that means the same in every working folder."""
+def absolute_location(url: str) -> str:
+    """Return a location that does not depend on the working folder."""
     return str(local_path(url).absolute()) if is_local(url) else url
 
 
@@ -99,10 +99,10 @@ def join(url: str, *parts: str) -> str:
 
 
 def parse_weighted(text: str) -> tuple[str, float]:
-    """Split ``URL:WEIGHT``; without a weight it is 1. A folder whose name ends so, ``latents:2024``, is a folder.
+    """Split ``URL:WEIGHT``; the default weight is 1. An existing folder ``latents:2024`` is taken as a folder.
 
     Raises:
-        ConfigError: A weight that is not positive, or a text that means two folders.
+        ConfigError: A weight that is not positive, or a text that matches two folders.
     """
     url, separator, tail = text.rpartition(":")
     try:
@@ -111,8 +111,8 @@ def parse_weighted(text: str) -> tuple[str, float]:
         return text, 1.0
     if not separator or not url:
         return text, 1.0
-    if _is_there(text):
-        if _is_there(url):
+    if _exists_locally(text):
+        if _exists_locally(url):
             raise ConfigError(
                 f"{text} is a folder, and {url} with a weight is another",
                 where="train.latents",
@@ -124,9 +124,9 @@ def parse_weighted(text: str) -> tuple[str, float]:
     return url, weight
 
 
-def _is_there(location: str) -> bool:
-    """Whether a local file or folder of this name can be seen."""
+def _exists_locally(location: str) -> bool:
+    """Whether a local file or folder of this name exists and is accessible."""
     try:
         return Path(location.removeprefix("file://")).expanduser().exists()
-    except (OSError, RuntimeError, ValueError):  # a name that is too long, a folder that is closed, no such home
+    except (OSError, RuntimeError, ValueError):  # a name that is too long, no permission, no such home
         return False

@@ -1,8 +1,8 @@
 """The manifest of a shard set: images, latents or generated samples.
 
 A set is a folder with ``manifest.json``, ``train/ val/ test/`` tar shards with their indices, and
-``rejects.jsonl``. The manifest is written last: a folder without one is unfinished. The sha256 of the
-manifest's own bytes is the set's identity.
+``rejects.jsonl``. The manifest is written last: a folder without one is incomplete. The sha256 of the manifest file
+is the identity of the set.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ FORMAT_VERSION = 1
 SPLITS = ("train", "val", "test")
 
 _SHARD_NAME = re.compile(r"[a-z]+/\d{6,12}\.tar")
-"""A manifest must not lead to files outside its set."""
+"""Shard names must not refer to files outside the set."""
 MAX_SHARD_SAMPLES = 10_000_000
-"""Far above any shard: what is planned for a set takes memory in proportion to its samples."""
+"""Far above any real shard; bounds the memory used to plan the order of a set."""
 
 SetKind = Literal["images", "latents", "samples"]
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard as the manifest lists it.
+    """A shard as listed in the manifest.
 
     Attributes:
-        name: Path of the tar below the set, e.g. ``train/000000.tar``.
+        name: Path of the tar relative to the set, e.g. ``train/000000.tar``.
         split: ``train``, ``val`` or ``test``.
-        num_samples: Samples in it.
+        num_samples: Number of samples.
         bytes: Size of the tar.
         sha256: Hash of the tar.
         index_sha256: Hash of its index.
@@ -54,22 +54,22 @@ class ShardEntry:
 
     @classmethod
     def of(cls, name: str, split: str, files: ShardFiles) -> ShardEntry:
-        """Build the entry of a shard that was just written."""
+        """Return the entry of a written shard."""
         return cls(name, split, files.num_samples, files.tar_bytes, files.tar_sha256, files.index_sha256)
 
 
 @dataclass(frozen=True)
 class ShardSet:
-    """A set that is complete.
+    """A complete shard set.
 
     Attributes:
         url: Its folder.
-        kind: What the samples are.
+        kind: Kind of its samples.
         label_schema: Labels of its samples.
         shards: All shards, in order.
         rejects: Number of rejected inputs by reason.
-        properties: What else this kind of set records (image size, crop, fingerprints, statistics ...).
-        identity: sha256 of the manifest's bytes.
+        properties: Further properties, by kind of set (image size, crop, fingerprints, statistics ...).
+        identity: sha256 of the manifest file.
     """
 
     url: str
@@ -85,16 +85,16 @@ class ShardSet:
         return tuple(shard for shard in self.shards if shard.split == split)
 
     def num_samples(self, split: str | None = None) -> int:
-        """Count the samples of a split, or of all."""
+        """Return the number of samples of a split, or of all splits."""
         return sum(shard.num_samples for shard in self.shards if split in (None, shard.split))
 
     def shard_url(self, shard: ShardEntry) -> str:
-        """Return where a shard lies."""
+        """Return the location of a shard."""
         return filesystem.join(self.url, shard.name)
 
 
 def shard_name(split: str, number: int) -> str:
-    """Return the name of a shard below its set."""
+    """Return the name of a shard relative to its set."""
     return f"{split}/{number:06d}.tar"
 
 
@@ -104,7 +104,7 @@ def is_complete(url: str) -> bool:
 
 
 def save_shard_set(shard_set: ShardSet) -> ShardSet:
-    """Write the manifest, which publishes the set; returns the set with its identity."""
+    """Write the manifest, which completes the set; return the set with its identity."""
     splits = {name: shard_set.num_samples(name) for name in sorted({shard.split for shard in shard_set.shards})}
     document = {
         "kind": shard_set.kind,
@@ -135,7 +135,7 @@ def load_shard_set(url: str, *, kind: SetKind) -> ShardSet:
     """Read the manifest of a set.
 
     Raises:
-        DataError: No manifest (the set is unfinished or the path is wrong), another kind, another version.
+        DataError: No manifest (an incomplete set or a wrong path), another kind, another version.
     """
     manifest_url = filesystem.join(url, MANIFEST_NAME)
     try:
@@ -144,11 +144,11 @@ def load_shard_set(url: str, *, kind: SetKind) -> ShardSet:
         raise DataError(
             f"no shard set of {kind} here: {MANIFEST_NAME} cannot be read",
             where=url,
-            hint="check the path; a set without a manifest is unfinished: run the command that writes it again",
+            hint="check the path; a set without a manifest is incomplete: run the command that writes it again",
         ) from error
     document = documents.parse_document(data, format_name=FORMAT_NAME, version=FORMAT_VERSION, where=manifest_url)
     if document.get("kind") != kind:
-        raise DataError(f"a set of {document.get('kind')} is here, a set of {kind} is needed", where=url)
+        raise DataError(f"this is a set of {document.get('kind')}, a set of {kind} is needed", where=url)
     try:
         shard_set = ShardSet(
             url=url,
@@ -161,7 +161,7 @@ def load_shard_set(url: str, *, kind: SetKind) -> ShardSet:
         if not isinstance(shard_set.rejects, dict) or not isinstance(shard_set.properties, dict):
             raise TypeError("rejects and properties are mappings")
     except (KeyError, TypeError) as error:
-        raise DataError(f"the manifest lacks or adds a field: {error}", where=manifest_url) from error
+        raise DataError(f"the manifest has a missing or unknown field: {error}", where=manifest_url) from error
     for entry in shard_set.shards:
         whole = [number for number in (entry.num_samples, entry.bytes) if type(number) is int and 0 <= number < 2**60]
         if (
@@ -170,5 +170,5 @@ def load_shard_set(url: str, *, kind: SetKind) -> ShardSet:
             or len(whole) < 2
             or entry.num_samples > MAX_SHARD_SAMPLES
         ):
-            raise DataError(f"the manifest lists a shard that cannot be one: {entry.name!r}", where=manifest_url)
+            raise DataError(f"the manifest lists an invalid shard: {entry.name!r}", where=manifest_url)
     return _with_identity(shard_set, data)

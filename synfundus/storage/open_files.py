@@ -1,7 +1,7 @@
-"""The descriptors a process keeps open for its shards: as many as the system allows, and no more.
+"""A bounded pool of open shard files per process.
 
-A set can have more shards than a process may have files. Those read longest ago are closed then, and opened again when
-they are read; their indices stay. A file is never closed while somebody reads from it.
+A set can have more shards than a process may have open files. The least recently read files are then closed, and
+reopened on the next read; their indices stay in memory. A file is never closed during a read.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO
 
-_MOST_OPEN = 4096
-"""Shards; as many descriptors again are left for sockets, pipes and libraries."""
+_MAX_OPEN = 4096
+"""As many descriptors again are left for sockets, pipes and libraries."""
 
 
 class Handle:
-    """An open stream, how many read from it, and whether it is to be closed after the last of them."""
+    """An open stream, its number of readers, and whether it is closed after the last one."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream = stream
@@ -31,49 +31,49 @@ class Handle:
 
 
 class _Pool:
-    """The open files of this process, those used last at the end once there are many."""
+    """The open files of this process, in order of use once the pool is half full."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()  # a reader that the garbage collector ends closes its files wherever we are
+        self.lock = threading.RLock()  # garbage collection of a reader can close its files at any point
         self.open: OrderedDict[OpenFile, Handle] = OrderedDict()
-        self._most = 0
+        self._capacity = 0
 
     @property
     def is_half_full(self) -> bool:
-        """Whether one may have to go soon, and the order of use is worth keeping."""
-        return 2 * len(self.open) > self._most
+        """Whether files may soon have to be closed, so that the order of use matters."""
+        return 2 * len(self.open) > self._capacity
 
     def retire(self, file: OpenFile) -> None:
-        """Close a file, after its readers if it has any; the lock is held."""
+        """Close a file, after its last reader if it has any; the caller holds the lock."""
         handle = self.open.pop(file, None)
         if handle is not None:
             handle.is_retired = True
             if not handle.readers:
                 handle.stream.close()
 
-    def make_room(self, most: int | None = None) -> None:
-        """Close those used longest ago that nobody reads from, until so many are left; the lock is held."""
-        self._most = self._most or _most_open()
-        most = self._most if most is None else most
-        if len(self.open) <= most:
+    def close_idle(self, limit: int | None = None) -> None:
+        """Close the least recently used files without readers until ``limit`` are left; the caller holds the lock."""
+        self._capacity = self._capacity or _pool_capacity()
+        limit = self._capacity if limit is None else limit
+        if len(self.open) <= limit:
             return
         for file, handle in list(self.open.items()):
             if not handle.readers:
                 self.retire(file)
-                if len(self.open) <= most:
+                if len(self.open) <= limit:
                     return
 
 
 _pool = _Pool()
 
 
-def _start_without_files() -> None:
-    """Leave the parent's files to the parent: another thread of it may have held the lock."""
+def _reset_pool() -> None:
+    """Start without the parent's files: one of its threads may have held the lock."""
     global _pool
     _pool = _Pool()
 
 
-os.register_at_fork(after_in_child=_start_without_files)
+os.register_at_fork(after_in_child=_reset_pool)
 
 
 @atexit.register
@@ -84,11 +84,11 @@ def _close_all() -> None:
 
 
 class OpenFile:
-    """A file that is opened when it is read.
+    """A file that is opened on demand.
 
     Args:
         open_stream: Opens it; may be called by several threads.
-        stream: The file, where it is open already.
+        stream: The file, if it is already open.
     """
 
     def __init__(self, open_stream: Callable[[], IO[bytes]], stream: IO[bytes] | None = None) -> None:
@@ -97,7 +97,7 @@ class OpenFile:
             self._keep(stream)
 
     def acquire(self) -> Handle:
-        """Return the open file; it stays open until it is released, once for each time it was acquired.
+        """Return the open file; it stays open until every `acquire` has been matched by a `release`.
 
         Raises:
             OSError: It cannot be opened.
@@ -114,7 +114,7 @@ class OpenFile:
 
     @staticmethod
     def release(handle: Handle) -> None:
-        """Say that one who read is done."""
+        """End a read started with `acquire`."""
         with _pool.lock:
             handle.readers -= 1
             if handle.is_retired and not handle.readers:
@@ -122,7 +122,7 @@ class OpenFile:
 
     @contextmanager
     def descriptor(self) -> Iterator[int]:
-        """Give a descriptor that stays valid within the block; `acquire` and `release` are faster."""
+        """Provide a descriptor that is valid within the block; `acquire` and `release` are faster."""
         handle = self.acquire()
         try:
             yield handle.descriptor
@@ -135,8 +135,8 @@ class OpenFile:
         except OSError as error:
             if error.errno not in {errno.EMFILE, errno.ENFILE}:
                 raise
-        with _pool.lock:  # others of this process hold more than was left for them
-            _pool.make_room(len(_pool.open) // 2)
+        with _pool.lock:  # other code of this process holds more than was left for it
+            _pool.close_idle(len(_pool.open) // 2)
         return self._open_stream()
 
     def _keep(self, stream: IO[bytes], *, readers: int = 0) -> Handle:
@@ -147,19 +147,19 @@ class OpenFile:
             else:  # another thread was faster
                 stream.close()
             handle.readers += readers
-            _pool.make_room()
+            _pool.close_idle()
             return handle
 
     def close(self) -> None:
-        """Close it, after those who are reading; reading opens it again."""
+        """Close the file after its last reader; the next read reopens it."""
         with _pool.lock:
             _pool.retire(self)
 
 
-def _most_open() -> int:
-    """Raise this process's limit of open files as far as is allowed and useful; return how many are for shards."""
+def _pool_capacity() -> int:
+    """Raise the limit of open files as far as allowed and useful; return how many are for shards."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * _MOST_OPEN
+    wanted = 2 * _MAX_OPEN
     if soft != resource.RLIM_INFINITY and soft < wanted:
         raised = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         try:
@@ -168,5 +168,5 @@ def _most_open() -> int:
         except (OSError, ValueError):  # a container may forbid it
             pass
     if soft == resource.RLIM_INFINITY:
-        return _MOST_OPEN
-    return max(8, min(_MOST_OPEN, soft // 2))
+        return _MAX_OPEN
+    return max(8, min(_MAX_OPEN, soft // 2))

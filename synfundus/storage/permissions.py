@@ -1,4 +1,4 @@
-"""Who besides the owner may write to a folder."""
+"""Who else may write to a folder."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from synfundus.storage import filesystem
 
 
 def writers(url: str) -> str:
-    """Say who besides the owner may write to a local folder: ``everybody``, ``its group``, or nobody (empty).
+    """Return who besides the owner may write to a local folder: ``everybody``, ``its group``, or an empty string.
 
-    An object store has rights of its own, which are not looked at.
+    The permissions of an object store are not checked.
     """
     if not filesystem.is_local(url):
         return ""

@@ -1,4 +1,4 @@
-"""The index of a tar shard: where each member of each sample lies, and what proves it."""
+"""The index of a tar shard: offset, size and checksum of each member of each sample."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from synfundus.errors import CorruptShard
 KEY_PATTERN = re.compile(r"^[A-Za-z0-9_-]{1,128}$")
 EXTENSION_PATTERN = re.compile(r"^[a-z0-9]+(\.[a-z0-9]+)*$")
 MAX_JSON_BYTES = 2**20
-"""A sample's document takes about a kilobyte."""
+"""A sample's JSON has about a kilobyte."""
 MAX_IMAGE_BYTES = 2**26
-"""An image of the largest size is smaller than this without any compression."""
+"""More than the largest image without compression."""
 MAX_NPY_BYTES = 2**26
 """Far above the moments of the largest image."""
 MAX_MEMBER_BYTES = max(MAX_JSON_BYTES, MAX_IMAGE_BYTES, MAX_NPY_BYTES)
 MAX_SAMPLE_BYTES = 2**27
-"""All members of a sample together: what is read at once."""
-MAX_MEMBERS_A_SAMPLE = 32
+"""All members of a sample together, which are read at once."""
+MAX_MEMBERS_PER_SAMPLE = 32
 """A sample has two or three."""
 _MAX_KEY_BYTES = 128
 _KEY_BYTES = bytes(code for code in range(256) if re.fullmatch(rb"[A-Za-z0-9_-]", bytes([code])))
-_MOST_BETWEEN_MEMBERS = 4 * 512
-"""Padding, a header for a long name with the name, and a header."""
+_MAX_MEMBER_GAP_BYTES = 4 * 512
+"""Padding, the header and text of a long name, and a header."""
 
 _NPY_PREFIX = 10
-"""Bytes before the text of an npy head of version 1: magic, version, length."""
+"""Bytes before the text of an npy version 1 header: magic, version, length."""
 
 
 def index_url(tar_url: str) -> str:
@@ -47,7 +47,7 @@ def index_url(tar_url: str) -> str:
 
 
 def _wrong_keys(keys: NDArray[np.bytes_]) -> str:
-    """Say what is wrong with keys ``[n]``; empty if nothing. By columns: a first batch may need a million."""
+    """Return a problem with the keys ``[n]``, or an empty string. Vectorised: a first batch may need a million keys."""
     width = keys.dtype.itemsize
     if not len(keys):
         return ""
@@ -56,23 +56,23 @@ def _wrong_keys(keys: NDArray[np.bytes_]) -> str:
         return "a key that is not ASCII"
     others = content.translate(None, delete=_KEY_BYTES)
     if width > _MAX_KEY_BYTES or others.strip(b"\0"):
-        return "a key that is not one"
-    if others:  # numpy fills shorter keys up with zero bytes
+        return "an invalid key"
+    if others:  # numpy pads shorter keys with zero bytes
         padding = np.frombuffer(content, dtype=np.uint8).reshape(len(keys), width) == 0
         if padding[:, 0].any() or (padding[:, :-1] & ~padding[:, 1:]).any():
-            return "a key that is not one"
-    in_order = (keys[1:] > keys[:-1]).all()  # as writers leave them
-    return "" if in_order or len(set(keys.tolist())) == len(keys) else "a key twice"
+            return "an invalid key"
+    in_order = (keys[1:] > keys[:-1]).all()  # the usual case
+    return "" if in_order or len(set(keys.tolist())) == len(keys) else "a duplicate key"
 
 
-def _cap(extension: str) -> int:
-    """Return the most bytes of a member of a kind."""
-    caps = {"json": MAX_JSON_BYTES, "npy": MAX_NPY_BYTES}
-    return caps.get(extension.rpartition(".")[2], MAX_IMAGE_BYTES)
+def _max_bytes(extension: str) -> int:
+    """Return the maximum size of a member by extension."""
+    limits = {"json": MAX_JSON_BYTES, "npy": MAX_NPY_BYTES}
+    return limits.get(extension.rpartition(".")[2], MAX_IMAGE_BYTES)
 
 
-class MemberPlace(NamedTuple):
-    """Where a member lies and what proves it; the offset is -1 where the sample lacks it."""
+class MemberEntry(NamedTuple):
+    """Offset, size and checksum of a member; the offset is -1 if the sample lacks it."""
 
     offset: int
     size: int
@@ -83,13 +83,13 @@ def _stored_arrays(data: bytes) -> dict[str, NDArray[Any]]:
     """Return the arrays of an npz as views of its bytes: a run opens hundreds of indices before its first batch.
 
     Raises:
-        ValueError: It holds something else, or compressed arrays, which could be of any size.
+        ValueError: It contains something else, or compressed arrays, which could have any size.
     """
     arrays: dict[str, NDArray[Any]] = {}
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED:
-                raise ValueError("its arrays are compressed, and could be of any size")
+                raise ValueError("its arrays are compressed and could have any size")
             name_length, extra_length = struct.unpack_from("<HH", data, entry.header_offset + 26)
             begin = entry.header_offset + 30 + name_length + extra_length
             content = memoryview(data)[begin : begin + entry.file_size]
@@ -102,36 +102,36 @@ def _stored_arrays(data: bytes) -> dict[str, NDArray[Any]]:
 def _array(content: memoryview) -> NDArray[Any]:
     """Return the array of an npy file as a view of its bytes."""
     if len(content) < _NPY_PREFIX:
-        raise ValueError("an array without a head")
+        raise ValueError("an array without a header")
     begin = _NPY_PREFIX + struct.unpack_from("<H", content, _NPY_PREFIX - 2)[0]
-    shape, fortran_order, dtype = _npy_head(bytes(content[:begin]))
+    shape, fortran_order, dtype = _npy_header(bytes(content[:begin]))
     flat = np.frombuffer(content, dtype, count=math.prod(shape), offset=begin)
     return flat.reshape(shape, order="F" if fortran_order else "C")
 
 
 @lru_cache(maxsize=256)
-def _npy_head(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Parse the head of an npy file: shape, order, type. The shards of a set mostly have the same."""
-    stream = io.BytesIO(head)
+def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Parse the header of an npy file: shape, order, type. Cached: most shards of a set have the same."""
+    stream = io.BytesIO(header)
     if np.lib.format.read_magic(stream) != (1, 0):
         raise ValueError("an array of another version of the npy format")
     shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
     if dtype.hasobject or any(edge < 0 for edge in shape):
-        raise ValueError("an array of objects, or of a negative size")
+        raise ValueError("an array of objects or of negative size")
     return shape, fortran_order, dtype
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where each member of each sample lies.
+    """Offset, size and checksum of each member of each sample.
 
     Attributes:
         key_array: Sample keys in file order, ASCII, ``[n]``.
         extensions: Member extensions, ``[m]``, e.g. ``("json", "moments.npy")``.
-        offsets: First payload byte of a member, int64 ``[n, m]``; -1 where the sample lacks it.
+        offsets: First payload byte of each member, int64 ``[n, m]``; -1 if the sample lacks it.
         sizes: Payload bytes, int64 ``[n, m]``.
         crc32: Checksums, uint32 ``[n, m]``.
-        states: Label states int16 ``[n, k]``; None where they stand in the JSON members only.
+        states: Label states int16 ``[n, k]``; None if they are only in the JSON members.
     """
 
     key_array: NDArray[np.bytes_]
@@ -146,33 +146,33 @@ class ShardIndex:
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
-        """Sample keys as text, made when they are first asked for."""
+        """Sample keys as text."""
         return tuple(self.key(sample) for sample in range(len(self)))
 
     def key(self, sample: int) -> str:
         """Return the key of a sample."""
         return bytes(self.key_array[sample]).decode("ascii")
 
-    def member(self, sample: int, column: int) -> MemberPlace:
-        """Return the place of a member."""
-        return MemberPlace(
+    def member(self, sample: int, column: int) -> MemberEntry:
+        """Return the entry of a member."""
+        return MemberEntry(
             self.offsets.item(sample, column), self.sizes.item(sample, column), self.crc32.item(sample, column)
         )
 
     def members(self, sample: int) -> Iterator[tuple[str, int, int, int]]:
-        """Yield (extension, offset, size, crc32) of each member a sample has."""
+        """Yield (extension, offset, size, crc32) of each member of a sample."""
         for column, extension in enumerate(self.extensions):
             offset, size, crc = self.member(sample, column)
             if offset >= 0:
                 yield extension, offset, size, crc
 
     def span(self, sample: int) -> tuple[int, int]:
-        """Return (first byte, end byte) of the stretch that holds all members of a sample."""
-        there = [(offset, offset + size) for _, offset, size, _ in self.members(sample)]
-        return min(start for start, _ in there), max(end for _, end in there)
+        """Return (first byte, end byte) of the range that contains all members of a sample."""
+        present = [(offset, offset + size) for _, offset, size, _ in self.members(sample)]
+        return min(start for start, _ in present), max(end for _, end in present)
 
     def to_bytes(self) -> bytes:
-        """Serialise as an npz that is the same, byte for byte, for the same content."""
+        """Serialise as an npz; the same content gives the same bytes."""
         stream = io.BytesIO()
         optional = {} if self.states is None else {"states": self.states}
         np.savez(
@@ -192,59 +192,59 @@ class ShardIndex:
         """Read an index.
 
         Raises:
-            CorruptShard: The bytes are not an index, or one that no writer would write.
+            CorruptShard: The bytes are not a valid index.
         """
         try:
             arrays = _stored_arrays(data)
-            keys = np.asarray(arrays["keys"], dtype=np.bytes_)  # text that is not ASCII is an error
+            keys = np.asarray(arrays["keys"], dtype=np.bytes_)  # non-ASCII text is an error
             extensions = tuple(str(extension) for extension in arrays["extensions"])
             offsets, sizes, crc32 = (arrays[name] for name in ("offsets", "sizes", "crc32"))
             states = arrays.get("states")
         except (ValueError, KeyError, OSError, EOFError, zlib.error) as error:
             raise CorruptShard(f"not a shard index: {error}", where=where, reason="index") from error
         except Exception as error:
-            # zipfile raises its own family on damaged archives, all of them mean the same here
+            # zipfile raises many kinds of errors on damaged archives
             raise CorruptShard(f"not a shard index: {type(error).__name__}", where=where, reason="index") from error
         shape = (len(keys) if keys.ndim == 1 else -1, len(extensions))
         if not offsets.shape == sizes.shape == crc32.shape == shape:
             raise CorruptShard(
-                f"shard index with arrays of {offsets.shape}, expected {shape}", where=where, reason="index"
+                f"shard index with arrays of shape {offsets.shape}, expected {shape}", where=where, reason="index"
             )
         if any(array.dtype.kind not in "iu" for array in (offsets, sizes, crc32)):
-            raise CorruptShard("shard index with something else than integers", where=where, reason="index")
-        places = (offsets.astype(np.int64, copy=False), sizes.astype(np.int64, copy=False))
-        index = cls(keys, extensions, *places, crc32.astype(np.uint32, copy=False), states)
-        if problem := index._implausible():
+            raise CorruptShard("shard index with arrays that are not integers", where=where, reason="index")
+        locations = (offsets.astype(np.int64, copy=False), sizes.astype(np.int64, copy=False))
+        index = cls(keys, extensions, *locations, crc32.astype(np.uint32, copy=False), states)
+        if problem := index._problem():
             raise CorruptShard(f"not a shard index: {problem}", where=where, reason="index")
         return index
 
-    def _implausible(self) -> str:
-        """Say what no writer of shards would write; empty if nothing. An index decides how much is read from where."""
+    def _problem(self) -> str:
+        """Return a problem, or an empty string. An invalid index could make a reader allocate or read too much."""
         if self.key_array.dtype.kind != "S" and len(self):
-            return "its keys are not texts"
+            return "its keys are not byte strings"
         if problem := _wrong_keys(self.key_array.astype(np.bytes_, copy=False)):
             return problem
-        if len(self.extensions) > MAX_MEMBERS_A_SAMPLE:
-            return f"{len(self.extensions)} kinds of members, more than {MAX_MEMBERS_A_SAMPLE}"
+        if len(self.extensions) > MAX_MEMBERS_PER_SAMPLE:
+            return f"{len(self.extensions)} kinds of members, more than {MAX_MEMBERS_PER_SAMPLE}"
         if not all(map(EXTENSION_PATTERN.fullmatch, self.extensions)):
-            return "an extension that is not one"
+            return "an invalid extension"
         states = self.states
         if states is not None and (states.dtype != np.int16 or states.ndim != 2 or len(states) != len(self)):
             return "label states of another shape or type"
-        if len(self) and not self._places_are_sound():
-            return "a sample of no members, or members of impossible sizes or places"
+        if len(self) and not self._members_are_valid():
+            return "a sample without members, or members with invalid sizes or offsets"
         return ""
 
-    def _places_are_sound(self) -> bool:
-        """Whether each sample has members, near each other and of sizes that can be; there is at least one sample."""
+    def _members_are_valid(self) -> bool:
+        """Whether each sample has members with valid sizes, close to each other; there is at least one sample."""
         # column by column: numpy is slow along an axis of two or three
-        starts, ends, room = np.full(len(self), np.iinfo(np.int64).max), np.zeros(len(self), np.int64), 0
+        starts, ends, limits = np.full(len(self), np.iinfo(np.int64).max), np.zeros(len(self), np.int64), 0
         for extension, offsets, sizes in zip(self.extensions, self.offsets.T, self.sizes.T, strict=True):
-            if sizes.min() < 0 or sizes.max() > _cap(extension) or offsets.max() >= 2**60:
+            if sizes.min() < 0 or sizes.max() > _max_bytes(extension) or offsets.max() >= 2**60:
                 return False
-            there = True if offsets.min() >= 0 else offsets >= 0
-            np.minimum(starts, offsets, out=starts, where=there)
-            np.maximum(ends, offsets + sizes, out=ends, where=there)
-            room += (sizes + _MOST_BETWEEN_MEMBERS) * there
-        stretch = ends - starts  # negative where there are no members
-        return bool(stretch.min() >= 0 and stretch.max() <= MAX_SAMPLE_BYTES and (stretch <= room).all())
+            present = True if offsets.min() >= 0 else offsets >= 0
+            np.minimum(starts, offsets, out=starts, where=present)
+            np.maximum(ends, offsets + sizes, out=ends, where=present)
+            limits += (sizes + _MAX_MEMBER_GAP_BYTES) * present
+        spans = ends - starts  # negative if a sample has no members
+        return bool(spans.min() >= 0 and spans.max() <= MAX_SAMPLE_BYTES and (spans <= limits).all())

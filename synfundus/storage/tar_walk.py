@@ -1,8 +1,8 @@
-"""Walking a shard from front to end the way a reader without its index would, and refusing what no writer writes.
+"""Strict sequential reading of a tar shard without its index.
 
-Only plain files with plain names are let through, in ustar headers, long names in GNU's. Links, devices, sparse
-files, PAX headers, and sizes that are negative, in base 256 or beyond the end of the file are named errors. Nothing
-is extracted, and nothing is allocated on the word of a header.
+Only regular files with valid member names in ustar headers are accepted, long names in GNU headers. Links, devices,
+sparse files, PAX headers, and sizes that are negative, in base 256 or beyond the end of the file are errors. Nothing
+is extracted, and no memory is allocated because of an unchecked header.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _ZEROS = bytes(_BLOCK)
 _CHUNK_BYTES = 2**20
 _SIZE_FIELD, _SUM_FIELD, _PREFIX_FIELD = slice(124, 136), slice(148, 156), slice(345, 500)
 _TYPE_BYTE = 156
-_LONGEST_NAME = 512
+_MAX_NAME_BYTES = 512
 _OCTAL = re.compile(rb" *([0-7]{1,11})[ \0]*")
 _MEMBER_NAME = re.compile(r"([A-Za-z0-9_-]{1,128})\.([a-z0-9]+(?:\.[a-z0-9]+)*)")
 _REGULAR = (b"0", b"\0")
-_FOREIGN = {
+_REFUSED_TYPES = {
     b"1": "a hard link",
     b"2": "a symbolic link",
     b"3": "a character device",
@@ -41,8 +41,8 @@ _FOREIGN = {
 
 
 @dataclass(frozen=True)
-class WalkedMember:
-    """A member as it was met: its key and extension, where its payload begins, the payload and its crc32."""
+class TarMember:
+    """A member: its key and extension, the offset of its payload, the payload and its crc32."""
 
     key: str
     extension: str
@@ -56,8 +56,8 @@ class TarWalk:
 
     Args:
         stream: The tar, at its beginning.
-        num_bytes: Length of the file, which no member may reach beyond.
-        max_member_bytes: Most bytes of a member.
+        num_bytes: Length of the file.
+        max_member_bytes: Maximum size of a member.
         where: Location, for messages.
     """
 
@@ -70,7 +70,7 @@ class TarWalk:
         self._position = 0
 
     def _corrupt(self, problem: str, at: int) -> CorruptShard:
-        return CorruptShard(f"the tar cannot be followed beyond byte {at}: {problem}", where=self._where)
+        return CorruptShard(f"the tar is invalid at byte {at}: {problem}", where=self._where)
 
     def _read(self, size: int) -> bytes:
         pieces = []
@@ -82,14 +82,14 @@ class TarWalk:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _header(self) -> tuple[bytes, int] | None:
-        """Return (header, size of its payload), or None at the end of the archive."""
+        """Return (header, payload size), or None at the end of the archive."""
         at = self._position
         header = self._read(_BLOCK)
         if header == _ZEROS:
             self._check_end(at)
             return None
         if len(header) < _BLOCK:
-            raise self._corrupt("it ends without an end mark" if not header else "it is cut within a header", at)
+            raise self._corrupt("it ends without an end mark" if not header else "it is truncated in a header", at)
         stored = _OCTAL.fullmatch(header[_SUM_FIELD])
         if stored is None or int(stored[1], 8) != sum(header) - sum(header[_SUM_FIELD]) + 8 * ord(" "):
             raise self._corrupt("a header does not match its checksum", at)
@@ -99,18 +99,18 @@ class TarWalk:
         return header, int(size[1], 8)
 
     def _check_end(self, at: int) -> None:
-        """Make sure that nothing hides behind the end mark, where a tar reader stops."""
+        """Check that there is no data after the end mark, where tar readers stop."""
         rest = 0
         while piece := self._read(_CHUNK_BYTES):
             rest += len(piece)
             if piece.count(0) != len(piece):
-                raise self._corrupt("there is data behind the end mark", at)
+                raise self._corrupt("there is data after the end mark", at)
         if rest < _BLOCK:
-            raise self._corrupt("it is cut within the end mark", at)
+            raise self._corrupt("it is truncated in the end mark", at)
 
-    def _payload(self, size: int, at: int, most: int) -> bytes:
-        if size > most:
-            raise self._corrupt(f"a member claims {size} bytes, more than {most}", at)
+    def _payload(self, size: int, at: int, max_bytes: int) -> bytes:
+        if size > max_bytes:
+            raise self._corrupt(f"a member claims {size} bytes, more than {max_bytes}", at)
         padding = -size % _BLOCK
         if self._position + size + padding > self._num_bytes:
             raise self._corrupt(f"a member claims {size} bytes, the file ends before", at)
@@ -119,7 +119,7 @@ class TarWalk:
             raise self._corrupt("the padding of a member is not empty", at)
         return data
 
-    def _next(self) -> WalkedMember | None:
+    def _next(self) -> TarMember | None:
         at = self._position
         found = self._header()
         if found is None:
@@ -127,7 +127,7 @@ class TarWalk:
         header, size = found
         name = header[:100].split(b"\0", 1)[0]
         if header[_TYPE_BYTE : _TYPE_BYTE + 1] == b"L":
-            name = self._payload(size, at, _LONGEST_NAME).rstrip(b"\0")
+            name = self._payload(size, at, _MAX_NAME_BYTES).rstrip(b"\0")
             found = self._header()
             if found is None:
                 raise self._corrupt("a long name without a member", at)
@@ -135,25 +135,27 @@ class TarWalk:
         kind = header[_TYPE_BYTE : _TYPE_BYTE + 1]
         text = name.decode("latin-1")
         if kind not in _REGULAR:
-            raise self._corrupt(f"{text[:100]!r} is {_FOREIGN.get(kind, f'of type {kind!r}')}, not a plain file", at)
+            raise self._corrupt(
+                f"{text[:100]!r} is {_REFUSED_TYPES.get(kind, f'of type {kind!r}')}, not a plain file", at
+            )
         match = _MEMBER_NAME.fullmatch(text)
         if match is None or header[_PREFIX_FIELD].strip(b"\0"):
-            raise self._corrupt(f"{text[:200]!r} is not a member's name", at)
+            raise self._corrupt(f"{text[:200]!r} is not a valid member name", at)
         start = self._position
         data = self._payload(size, at, self._max_member_bytes)
-        return WalkedMember(match[1], match[2], start, data, zlib.crc32(data))
+        return TarMember(match[1], match[2], start, data, zlib.crc32(data))
 
-    def __iter__(self) -> Iterator[WalkedMember]:
+    def __iter__(self) -> Iterator[TarMember]:
         """Yield the members in order.
 
         Raises:
-            CorruptShard: The tar ends early, or holds what no shard holds; names the byte where it stands.
+            CorruptShard: The tar is truncated or contains anything else than a shard may; names the byte offset.
         """
         while (member := self._next()) is not None:
             yield member
 
     def finish(self) -> tuple[str, int]:
-        """Read what is left; returns (sha256 of the file, its bytes)."""
+        """Read the rest; return (sha256 of the file, its size)."""
         while self._read(_CHUNK_BYTES):
             pass
         return self._sha256.hexdigest(), self._position

@@ -1,8 +1,8 @@
-"""Tar shards with an index: what plain webdataset reads, plus seek and proof.
+"""Tar shards with an index: readable by plain webdataset, with random access and checksums.
 
-A shard is an ordinary ustar file ``NNNNNN.tar`` (owner, group and time normalised) and ``NNNNNN.idx.npz``
-beside it, which gives for each sample its key and for each of its members offset, size and crc32. The index
-lets a reader fetch any sample without reading what lies before it, and proves what was read.
+A shard is an ordinary ustar file ``NNNNNN.tar`` (owner, group and time normalised) with an index ``NNNNNN.idx.npz``
+beside it: the key of each sample, and offset, size and crc32 of each of its members. With the index a reader reads
+any sample directly and verifies it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from zlib_ng.zlib_ng import crc32
 from synfundus.errors import CorruptShard, DataError, StorageError
 from synfundus.storage import filesystem
 from synfundus.storage.byte_source import ByteSource, open_byte_source
-from synfundus.storage.shard_index import EXTENSION_PATTERN, KEY_PATTERN, MemberPlace, ShardIndex, index_url
+from synfundus.storage.shard_index import EXTENSION_PATTERN, KEY_PATTERN, MemberEntry, ShardIndex, index_url
 
 __all__ = ["KEY_PATTERN", "ShardFiles", "ShardIndex", "TarShardReader", "TarShardWriter", "index_url", "write_shard"]
 
@@ -32,7 +32,7 @@ _INDEX_READINGS = 3
 
 @dataclass(frozen=True)
 class ShardFiles:
-    """What a finished shard consists of, as the manifest records it."""
+    """Size and hashes of a written shard, as recorded in the manifest."""
 
     num_samples: int
     tar_bytes: int
@@ -41,7 +41,7 @@ class ShardFiles:
 
 
 def _member_header(name: str, size: int) -> bytes:
-    """Return a header with owner, group and time normalised; a name ustar cannot hold gets GNU's long-name header."""
+    """Return a header with owner, group and time normalised; long names get a GNU long-name header."""
     info = tarfile.TarInfo(name)
     info.size = size
     info.mode = 0o600
@@ -77,15 +77,15 @@ class TarShardWriter:
         """Append a sample.
 
         Raises:
-            DataError: A key that is malformed or already there, or an extension that was not announced.
+            DataError: An invalid or duplicate key, or an extension that was not declared.
         """
         if not KEY_PATTERN.fullmatch(key):
             raise DataError(f"sample key {key!r} does not match {KEY_PATTERN.pattern}")
         if key in self._seen:
             raise DataError(f"sample key {key!r} twice in one shard")
-        unannounced = set(members) - set(self._extensions)
-        if unannounced or not members:
-            raise DataError(f"sample {key!r} has members {sorted(members)}, announced were {list(self._extensions)}")
+        undeclared = set(members) - set(self._extensions)
+        if undeclared or not members:
+            raise DataError(f"sample {key!r} has members {sorted(members)}, declared are {list(self._extensions)}")
         row = []
         for extension in self._extensions:
             data = members.get(extension)
@@ -102,14 +102,14 @@ class TarShardWriter:
 
     @property
     def num_samples(self) -> int:
-        """Samples written so far."""
+        """Number of samples written so far."""
         return len(self._keys)
 
     def finish(self, states: NDArray[np.int16] | None = None) -> tuple[ShardIndex, str, int]:
-        """Write the end of the archive; returns (index, sha256 of the tar, bytes of the tar).
+        """Write the end of the archive; return (index, sha256 of the tar, size of the tar).
 
         Args:
-            states: Label states of the samples ``[n, k]``, for the index; None leaves them to the JSON members.
+            states: Label states of the samples ``[n, k]``, for the index; None leaves them in the JSON members only.
         """
         self._write(b"\0" * (2 * _BLOCK))
         table = np.array(self._rows, dtype=np.int64).reshape(len(self._keys), len(self._extensions), 3)
@@ -136,9 +136,9 @@ def write_shard(
     Args:
         tar_url: The shard.
         samples: Keys and members.
-        extensions: Of the members, in the order they are written.
-        states: Label states of the samples ``[n, k]``, so that a reader need not parse their JSON, or what returns
-            them once the last sample is written; None leaves them out of the index.
+        extensions: Extensions of the members, in writing order.
+        states: Label states ``[n, k]``, or a function that returns them after the last sample, stored in the index so
+            that readers need not parse JSON; None leaves them out.
     """
     with filesystem.atomic_write(tar_url) as stream:
         writer = TarShardWriter(stream, extensions=extensions)
@@ -151,11 +151,11 @@ def write_shard(
 
 
 def _read_index(url: str, sha256: str | None) -> ShardIndex:
-    """Read an index, as often as it takes to get what the manifest says: it stands for all samples of its shard.
+    """Read an index; retry until it matches the manifest, because all samples of the shard depend on it.
 
     Raises:
-        CorruptShard: Not the index the manifest means.
-        StorageError: It is not there, or cannot be read.
+        CorruptShard: It does not match the manifest.
+        StorageError: It is missing or cannot be read.
     """
     if sha256 is None:
         data = filesystem.read_bytes(url)
@@ -185,12 +185,12 @@ def _read_again_if_wrong(url: str, sha256: str) -> bytes:
 
 
 class TarShardReader:
-    """Reads samples of one shard by number, each member checked against its crc32.
+    """Reads samples of one shard by number; checks each member against its crc32.
 
     Args:
         tar_url: The shard.
-        index_sha256: Hash the manifest records for the index; None skips that check.
-        open_bytes: How to reach the tar's bytes; None reads it where it lies.
+        index_sha256: Hash of the index in the manifest; None skips the check.
+        open_bytes: Returns the source of the tar's bytes; None reads ``tar_url``.
     """
 
     def __init__(
@@ -209,51 +209,51 @@ class TarShardReader:
         """Return the members of a sample by extension.
 
         Raises:
-            CorruptShard: A member is cut or its checksum does not match.
-            StorageError: The disk or the store refused.
+            CorruptShard: A member is truncated or does not match its checksum.
+            StorageError: The disk or the store failed.
         """
         start, end = self.index.span(sample)
-        stretch = self._source().read(start, end - start, lambda data: self._wrong_member(sample, start, data))
+        data = self._source().read(start, end - start, lambda read: self._damaged_member(sample, start, read))
         return {
-            extension: stretch[offset - start : offset - start + size]
+            extension: data[offset - start : offset - start + size]
             for extension, offset, size, _ in self.index.members(sample)
         }
 
-    def _wrong_member(self, sample: int, start: int, stretch: bytes) -> str:
-        """Say which member of a sample does not match its checksum; empty if all do."""
-        view = memoryview(stretch)
+    def _damaged_member(self, sample: int, start: int, data: bytes) -> str:
+        """Name the first member of a sample that does not match its checksum; empty if all match."""
+        view = memoryview(data)
         for extension, offset, size, crc in self.index.members(sample):
-            data = view[offset - start : offset - start + size]
-            if len(data) != size or crc32(data) != crc:
+            member = view[offset - start : offset - start + size]
+            if len(member) != size or crc32(member) != crc:
                 return f"sample {self.index.key(sample)}: member .{extension} does not match its checksum"
         return ""
 
-    def read_into(self, sample: int, place: MemberPlace, buffers: Sequence[memoryview]) -> None:
-        """Read one member of a sample straight into buffers.
+    def read_into(self, sample: int, entry: MemberEntry, buffers: Sequence[memoryview]) -> None:
+        """Read one member of a sample into buffers, without a copy.
 
         Args:
             sample: Number of the sample, for messages.
-            place: Where the index says the member lies.
-            buffers: Writable, together as long as the member; filled one after the other.
+            entry: Entry of the member in the index.
+            buffers: Writable, together as long as the member; filled in order.
 
         Raises:
-            CorruptShard: The bytes do not match their checksum.
+            CorruptShard: The bytes do not match the checksum.
         """
 
-        def wrong() -> str:
+        def check() -> str:
             value = 0
             for buffer in buffers:
                 value = crc32(buffer, value)
-            if value == place.crc32:
+            if value == entry.crc32:
                 return ""
             return f"sample {self.index.key(sample)}: a member does not match its checksum"
 
-        self._source().read_into(place.offset, buffers, wrong)
+        self._source().read_into(entry.offset, buffers, check)
 
     @property
-    def is_here(self) -> bool:
-        """Whether reads go to this machine's disk."""
-        return self._source().is_here
+    def is_local(self) -> bool:
+        """Whether reads use a local file."""
+        return self._source().is_local
 
     def _source(self) -> ByteSource:
         source = self._bytes
@@ -263,7 +263,7 @@ class TarShardReader:
         return source
 
     def close(self) -> None:
-        """Close the file, if it is open, after those who are reading."""
+        """Close the file after its last reader."""
         with self._lock:
             if self._bytes is not None:
                 self._bytes.close()

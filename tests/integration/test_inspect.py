@@ -179,7 +179,7 @@ def test_behind_a_cut_the_samples_are_read_by_the_index(small_set: ShardSet, tmp
     report = verify(small_set.url, tmp_path)
     assert report["good"] == NUM_SAMPLES, "a damaged header hides nothing from a reader with an index"
     assert not report["ok"]
-    assert any("cannot be followed beyond byte" in problem["reason"] for problem in report["problems"])
+    assert any("the tar is invalid at byte" in problem["reason"] for problem in report["problems"])
 
 
 def cut_tail(path: Path) -> None:
@@ -201,10 +201,10 @@ def put_error_document(path: Path) -> None:
     ("change", "words"),
     [
         (cut_tail, "it ends without an end mark"),
-        (append(b"hidden" * 100), "data behind the end mark"),
+        (append(b"hidden" * 100), "data after the end mark"),
         (append(bytes(512)), "the manifest records"),
         (Path.unlink, "cannot be read"),
-        (put_error_document, "cut within a header"),
+        (put_error_document, "truncated in a header"),
     ],
     ids=["cut", "appended", "padded", "missing", "error document"],
 )

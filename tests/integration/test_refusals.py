@@ -194,7 +194,7 @@ class TestTrain:
         refusal(
             DataError,
             lambda: start(image_set, tmp_path / "run", world),
-            "a set of images is here, a set of latents is needed",
+            "this is a set of images, a set of latents is needed",
         )
 
     def test_a_flip_without_mirrored_moments(

@@ -162,7 +162,7 @@ def test_campaign_an_outage_of_a_minute_in_mid_epoch(
         folder = tmp_path / str(workers)
         folder.mkdir()
         outage = check_outage(folder, s3_server, s3_bucket, latent_set, vae_run, away_s=60.0, workers=workers)
-        assert "trying on" in outage.output
+        assert "retrying" in outage.output
         outages.append(outage)
     figures = [{"at": one.began_at, "until": one.ended_at, "seconds": round(one.seconds, 1)} for one in outages]
     print(json.dumps({"name": "store away for 60 s in mid-epoch", "passed": len(outages), "of": 2, "runs": figures}))

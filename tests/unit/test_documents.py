@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from synfundus.errors import DataError, StorageError
 from synfundus.storage.documents import (
+    as_json,
     dump_json,
     dump_line,
     parse_document,
-    plain,
     read_document,
     read_lines,
     write_document,
@@ -56,8 +56,8 @@ def test_numbers_that_json_does_not_know_are_not_written() -> None:
         dump_json({"x": float("nan")})
 
 
-def test_plain_turns_tuples_into_lists() -> None:
-    assert plain({"a": (1, (2, 3))}) == {"a": [1, [2, 3]]}
+def test_as_json_turns_tuples_into_lists() -> None:
+    assert as_json({"a": (1, (2, 3))}) == {"a": [1, [2, 3]]}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from synfundus.config.machine import StorageConfig
 from synfundus.errors import CorruptShard, StorageError
 from synfundus.storage import filesystem
-from synfundus.storage.checked_read import read_until_right
+from synfundus.storage.checked_read import read_until_valid
 from synfundus.storage.filesystem import StoreSettings
 from synfundus.storage.s3 import store_settings
 
@@ -39,7 +39,7 @@ def test_other_protocols_are_refused(url: str) -> None:
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("s3://[abc/x", "not the name of a bucket"),
+        ("s3://[abc/x", "not a valid bucket name"),
         ("file://localhost/x", "neither a path nor a URL"),
         ("file://x", "neither a path nor a URL"),
         ("FILE:///x", "'FILE' is not allowed"),
@@ -198,7 +198,7 @@ def test_a_folder_that_cannot_be_read_is_no_empty_folder(tmp_path: Path) -> None
 
 def test_a_read_is_repeated_until_the_bytes_prove_right() -> None:
     answers = iter([b"short", b"wrong.....", b"worse.....", b"0123456789"])
-    found = read_until_right(lambda: (next(answers), ""), 10, lambda data: "" if data[0] == 48 else "bad", where="x")
+    found = read_until_valid(lambda: (next(answers), ""), 10, lambda data: "" if data[0] == 48 else "bad", where="x")
     assert found == b"0123456789"
 
 
@@ -210,21 +210,21 @@ def test_the_same_wrong_bytes_three_times_are_the_files_own() -> None:
         return b"wrong" if len(asked) != 2 else b"other", "v1"
 
     with pytest.raises(CorruptShard, match=r"bad, read 4 times \(now v1\)") as caught:
-        read_until_right(read, 5, lambda data: "bad", where="s3://b/x")
+        read_until_valid(read, 5, lambda data: "bad", where="s3://b/x")
     assert caught.value.where == "s3://b/x"
 
 
 def test_bytes_that_never_agree_are_not_asked_for_without_end() -> None:
     numbers = iter(range(1000))
     with pytest.raises(CorruptShard, match="read 16 times"):
-        read_until_right(lambda: (b"%03d" % next(numbers), ""), 3, lambda data: "bad", where="x")
+        read_until_valid(lambda: (b"%03d" % next(numbers), ""), 3, lambda data: "bad", where="x")
 
 
 def test_a_checked_read_of_a_local_file(tmp_path: Path) -> None:
     url = str(tmp_path / "x.bin")
     filesystem.write_bytes(url, b"0123456789")
     assert filesystem.read_checked(url, 2, 3, lambda data: "") == b"234"
-    with pytest.raises(CorruptShard, match="1 bytes are there, 3 were expected"):
+    with pytest.raises(CorruptShard, match="1 bytes were read, 3 were expected"):
         filesystem.read_checked(url, 9, 3, lambda data: "")
 
 
@@ -242,7 +242,7 @@ def test_settings_start_as_the_schema_says() -> None:
 
 
 def test_settings_reach_child_processes_through_the_environment(tmp_path: Path) -> None:
-    code = "from synfundus.storage import store_settings; print(store_settings.current())"
+    code = "from synfundus.storage.s3 import store_settings; print(store_settings.current())"
     settings = StoreSettings(5, 4, 3, str(tmp_path), 2)
     try:
         filesystem.configure(settings)

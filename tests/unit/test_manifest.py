@@ -44,18 +44,18 @@ def test_the_manifest_records_totals_and_hashes_of_every_shard(tmp_path: Path) -
         assert entry["index_sha256"] == hashlib.sha256(index.read_bytes()).hexdigest()
 
 
-def test_a_set_without_a_manifest_is_unfinished(tmp_path: Path) -> None:
+def test_a_set_without_a_manifest_is_incomplete(tmp_path: Path) -> None:
     assert not is_complete(str(tmp_path))
     with pytest.raises(DataError, match="no shard set of images here") as caught:
         load_shard_set(str(tmp_path), kind="images")
-    assert "unfinished" in caught.value.hint
+    assert "incomplete" in caught.value.hint
     write_numbered_set(tmp_path, [1])
     assert is_complete(str(tmp_path))
 
 
 def test_a_set_of_another_kind_is_refused_naming_both(tmp_path: Path) -> None:
     write_numbered_set(tmp_path, [1])
-    with pytest.raises(DataError, match="a set of latents is here, a set of images is needed"):
+    with pytest.raises(DataError, match="this is a set of latents, a set of images is needed"):
         load_shard_set(str(tmp_path), kind="images")
 
 
@@ -64,8 +64,8 @@ def test_a_set_of_another_kind_is_refused_naming_both(tmp_path: Path) -> None:
     [
         ({"schema_version": 2}, "has version 2"),
         ({"format": "other"}, "found 'other'"),
-        ({"shards": [{"name": "x"}]}, "lacks or adds a field"),
-        ({"shards": 3}, "lacks or adds a field"),
+        ({"shards": [{"name": "x"}]}, "has a missing or unknown field"),
+        ({"shards": 3}, "has a missing or unknown field"),
         ({"label_schema": 4}, "is a list"),
     ],
 )
@@ -85,7 +85,7 @@ def test_a_manifest_that_lacks_a_field_is_refused_by_its_name(tmp_path: Path, mi
     document = json.loads(path.read_text())
     del document[missing]
     path.write_text(json.dumps(document))
-    with pytest.raises(DataError, match=f"lacks or adds a field: '{missing}'"):
+    with pytest.raises(DataError, match=f"has a missing or unknown field: '{missing}'"):
         load_shard_set(str(tmp_path), kind="latents")
 
 

@@ -191,9 +191,9 @@ def test_no_room_is_an_error_the_reader_can_go_around(cache: ObjectCache, shelf:
         found.close()
     url, digest = shelf.put(12, 11 * SIZE)
     there = sorted(path.name for path in cache._objects.glob("*.copy"))
-    with pytest.raises(CacheFull, match="more than the cache may hold"):
+    with pytest.raises(CacheFull, match="do not fit into the cache"):
         cache.open(url, sha256=digest)
-    assert sorted(path.name for path in cache._objects.glob("*.copy")) == there, "nothing is removed in vain"
+    assert sorted(path.name for path in cache._objects.glob("*.copy")) == there, "nothing is removed for nothing"
 
 
 def test_a_full_disk_counts_as_no_room(cache: ObjectCache, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:

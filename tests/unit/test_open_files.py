@@ -24,7 +24,7 @@ from synfundus.storage.open_files import OpenFile
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[open_files._Pool]:
     monkeypatch.setattr(open_files, "_pool", open_files._Pool())
-    monkeypatch.setattr(open_files, "_most_open", lambda: 3)
+    monkeypatch.setattr(open_files, "_pool_capacity", lambda: 3)
     yield open_files._pool
     for file in list(open_files._pool.open):
         file.close()
@@ -146,7 +146,7 @@ def test_indices_stay_when_files_are_closed(pool: open_files._Pool, tmp_path: Pa
 
 def test_the_limit_is_raised_no_further_than_is_allowed() -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    assert 8 <= open_files._most_open() <= open_files._MOST_OPEN
+    assert 8 <= open_files._pool_capacity() <= open_files._MAX_OPEN
     after = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert after[1] == before[1]
     assert before[0] <= after[0]

@@ -34,8 +34,8 @@ class SlowCopies:
 
 @pytest.fixture
 def copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowCopies]:
-    monkeypatch.setattr(shard_cache, "_FIRST_PATIENCE_S", 0.3)
-    monkeypatch.setattr(shard_cache, "_LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(shard_cache, "_FIRST_WAIT_S", 0.3)
+    monkeypatch.setattr(shard_cache, "_POLL_S", 0.01)
     slow = SlowCopies(frozenset("d"))
     yield slow
     for event in slow.come.values():
@@ -78,7 +78,7 @@ def test_by_the_pace_of_the_others_a_read_waits_or_does_not(
     time.sleep(0.05)
     copies.come["a"].set()
     first.result(5)
-    monkeypatch.setattr(shard_cache, "_LONGEST_WAIT_S", 0.3)
+    monkeypatch.setattr(shard_cache, "_MAX_WAIT_S", 0.3)
     assert waited_s(shards, second) >= 0.25, "one of two took no time, so the other is soon"
     monkeypatch.setattr(shard_cache, "_SOON_S", 1e-6)
     assert waited_s(shards, second) < 0.2, "what is not soon is not waited for"
@@ -96,7 +96,7 @@ def test_a_copy_that_cannot_be_made_ends_the_wait(copies: SlowCopies) -> None:
 
 def wait_for_copy(source: CachedBytes) -> None:
     ends = time.monotonic() + 5
-    while not source.is_here:
+    while not source.is_local:
         assert time.monotonic() < ends
         time.sleep(0.01)
 

@@ -58,7 +58,7 @@ class Numbers:
     def open_ahead(self, shards: Iterable[int]) -> None:
         assert set(shards) <= set(range(len(self.shard_sizes)))
 
-    def is_here(self, shard: int) -> bool:
+    def is_local(self, shard: int) -> bool:
         return True
 
     def place_name(self, shard: int, sample: int) -> str:

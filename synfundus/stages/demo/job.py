@@ -276,4 +276,4 @@ class _Demo:
 def _plain_figures(summary: Summary) -> dict[str, Any]:
     """Return a summary as JSON holds it; a figure that is not finite is left out."""
     kept = {name: value for name, value in summary.items() if not isinstance(value, float) or np.isfinite(value)}
-    return dict(documents.plain(kept))
+    return dict(documents.as_json(kept))

@@ -33,7 +33,7 @@ from synfundus.stages.encode_latents.shard_encoder import (
     record_url,
 )
 from synfundus.storage import documents, filesystem
-from synfundus.storage.locations import absolute
+from synfundus.storage.locations import absolute_location
 from synfundus.storage.manifest import (
     REJECTS_NAME,
     SPLITS,
@@ -67,7 +67,9 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     build.attention(autoencoder.network, config.launch, dtype=dtype, world=world, console=console)
     properties = _properties(config, image_set, autoencoder, autoencoder_fingerprint)
     complete = _claim(out, properties, world)
-    sources = LatentSources(image_set_url=absolute(image_set.url), autoencoder_url=absolute(str(section.vae)))
+    sources = LatentSources(
+        image_set_url=absolute_location(image_set.url), autoencoder_url=absolute_location(str(section.vae))
+    )
     on_rank_0(lambda: save_sources(out, sources), world)
     if complete:
         console.message(f"latents are complete: {out}")
@@ -147,7 +149,7 @@ def _claim_here(out: str, properties: dict[str, Any]) -> tuple[str, bool]:
     """Write the request, or compare it with the one that is there; returns what is wrong, and whether all is done."""
     complete = False
     request_url = filesystem.join(out, "request.json")
-    wanted = documents.plain(properties)
+    wanted = documents.as_json(properties)
     if is_complete(out):
         found = dict(load_shard_set(out, kind="latents").properties)
         complete = True

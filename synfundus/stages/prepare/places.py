@@ -130,7 +130,7 @@ def refuse_difference(places: Places, plan: InputPlan) -> None:
         found = load_shard_set(places.out, kind="images").properties
     except DataError as error:
         raise ConfigError(error.message, where=places.out, hint="give another --out") from error
-    wanted = documents.plain(plan.properties)
+    wanted = documents.as_json(plan.properties)
     if found.get("inputs_sha256") == wanted["inputs_sha256"]:
         return
     changed = [

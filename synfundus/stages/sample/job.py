@@ -149,7 +149,7 @@ def _request(config: RunConfig, pipeline: Model, rows: Sequence[LabelRow]) -> di
         ),
         "image_format": section.format,
     }
-    return dict(documents.plain(request))
+    return dict(documents.as_json(request))
 
 
 def _claim(out: str, request: dict[str, Any], world: World) -> None:

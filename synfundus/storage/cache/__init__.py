@@ -1,1 +1,1 @@
-"""Local copies of remote objects."""
+"""Local copies of remote shards."""

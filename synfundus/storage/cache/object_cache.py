@@ -1,10 +1,10 @@
 """Local copies of remote shards, shared by the processes of a machine and bounded in size.
 
-A copy is kept under the hash of its location and content. It is downloaded under a temporary name, checked against
-its sha256 and put in place by a rename. Locks are ``flock`` locks, which end with their process however it ends: one
-on a number that the copy's name falls on, held while it is downloaded; one on the copy itself, shared by its readers,
-so that what is read is not removed; one on the folder, while room is made. So a kill at any point leaves nothing that
-counts and nobody waiting. The folder must be on a local disk.
+A copy is named by the hash of its location and content. It is downloaded under a temporary name, checked against its
+sha256 and renamed. All locks are ``flock`` locks, which are released when their process ends: a download lock, chosen
+by the name of the copy; a lock on the copy, shared by its readers, so that it is not removed while it is read; a lock
+on the folder while space is freed. A kill at any point leaves no invalid copy and no process waiting. The folder must
+be on a local disk.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from synfundus.storage.s3 import store_settings
 
 _DOWNLOAD_LOCKS = 4096
 _POLL_S = 0.05
-_LOOK_EVERY_S = 1.0
-_MOST_ROUNDS = 8
+_PROGRESS_CHECK_S = 1.0
+_MAX_ROUNDS = 8
 _COPY, _RECORD, _PART = ".copy", ".json", ".part"
 
 
 class CacheFull(StorageError):
-    """There is no room for a copy: it is larger than the cache, or what is there is being read. Read the store."""
+    """No space for a copy: it is larger than the cache, or the others are being read. Read from the store instead."""
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """A copy's name and what must be in it."""
+    """The location and content hash of a copy, and its name."""
 
     url: str
     sha256: str
@@ -52,10 +52,10 @@ class _Entry:
 
 
 class CachedFile:
-    """A copy that stays while this is open.
+    """An open copy; it is not removed while it is open.
 
     Attributes:
-        path: Where it lies; for memory maps and ``pread``. Do not write to it.
+        path: Its path, for memory maps and ``pread``. Do not write to it.
         stream: Open for reading.
     """
 
@@ -72,34 +72,34 @@ class CachedFile:
         self.close()
 
     def close(self) -> None:
-        """Let the copy go; it may be removed from now on."""
-        self.stream.close()  # which gives up the shared lock
+        """Close the copy; it may be removed afterwards."""
+        self.stream.close()  # releases the shared lock
 
 
 class ObjectCache:
     """Copies of remote files in a local folder.
 
     Args:
-        folder: Made if it is not there, for this user alone.
-        max_bytes: Most bytes of copies; those used longest ago are removed for new ones.
+        folder: Created if it is missing, for this user only.
+        max_bytes: Maximum size of all copies; the least recently used are removed for new ones.
 
     Raises:
-        StorageError: The folder cannot be made, or others may write to it.
+        StorageError: The folder cannot be created, or others may write to it.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder = folder.absolute()
         self._max_bytes = max_bytes
-        self._proved: dict[str, tuple[int, int, int]] = {}
+        self._verified: dict[str, tuple[int, int, int]] = {}
         with self._disk_errors():
             for part in (self._folder, self._objects, self._locks):
                 part.mkdir(mode=0o700, parents=True, exist_ok=True)
-            facts = self._folder.stat()
-        if facts.st_uid != os.geteuid() or facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            status = self._folder.stat()
+        if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise StorageError(
-                "the cache folder belongs to somebody else, or others may write to it",
+                "the cache folder belongs to another user, or others may write to it",
                 where=str(self._folder),
-                hint="take a folder of your own: chmod 700",
+                hint="use your own folder, with chmod 700",
             )
 
     @property
@@ -111,30 +111,30 @@ class ObjectCache:
         return self._folder / "locks"
 
     def open(self, url: str, *, sha256: str, size: int | None = None) -> CachedFile:
-        """Return an open copy of a file; downloaded if it is not there, proved once in each process.
+        """Return an open copy of a file; downloaded if missing, verified once per process.
 
         Args:
             url: The file.
-            sha256: The hash it must have.
-            size: Its bytes, if known.
+            sha256: Its expected hash.
+            size: Its size in bytes, if known.
 
         Raises:
             CorruptShard: The file in the store does not have this hash.
-            CacheFull: There is no room for it.
-            StorageError: The disk or the store refused.
+            CacheFull: There is no space for it.
+            StorageError: The disk or the store failed.
         """
         entry = _Entry(url, sha256)
         with self._disk_errors():
-            for _ in range(_MOST_ROUNDS):
-                found = self._open_proved(entry) or self._fill(entry, size)
+            for _ in range(_MAX_ROUNDS):
+                found = self._open_verified(entry) or self._fill(entry, size)
                 if found is not None:
                     return found
-        raise CacheFull("copies are removed before they are read", where=str(self._folder), hint="take a larger cache")
+        raise CacheFull("copies are removed before they are read", where=str(self._folder), hint="use a larger cache")
 
     def discard(self, url: str, *, sha256: str) -> None:
-        """Remove a copy whose bytes proved wrong after all; the next `open` downloads it again."""
+        """Remove a copy that turned out to be damaged; the next `open` downloads it again."""
         entry = _Entry(url, sha256)
-        self._proved.pop(entry.name, None)
+        self._verified.pop(entry.name, None)
         with self._disk_errors():
             self._path(entry, _COPY).unlink(missing_ok=True)
             self._path(entry, _RECORD).unlink(missing_ok=True)
@@ -142,8 +142,8 @@ class ObjectCache:
     def _path(self, entry: _Entry, suffix: str) -> Path:
         return self._objects / f"{entry.name}{suffix}"
 
-    def _open_proved(self, entry: _Entry) -> CachedFile | None:
-        """Open a copy that is whole and right; one that is not is removed."""
+    def _open_verified(self, entry: _Entry) -> CachedFile | None:
+        """Open a copy if it is valid; remove it if it is not."""
         path = self._path(entry, _COPY)
         try:
             found = open_shared(path)
@@ -151,13 +151,13 @@ class ObjectCache:
             return None
         try:
             descriptor = found.stream.fileno()
-            facts = os.fstat(descriptor)
-            if facts.st_nlink and self._is_right(entry, found.stream, facts):
-                os.utime(descriptor, ns=(time.time_ns(), facts.st_mtime_ns))  # last use; the system may not keep it
+            status = os.fstat(descriptor)
+            if status.st_nlink and self._is_valid(entry, found.stream, status):
+                os.utime(descriptor, ns=(time.time_ns(), status.st_mtime_ns))  # last use; not all mounts record it
                 found.stream.seek(0)
                 return found
             with suppress(FileNotFoundError):
-                if path.stat().st_ino == facts.st_ino:
+                if path.stat().st_ino == status.st_ino:
                     path.unlink()
         except BaseException:
             found.close()
@@ -165,18 +165,18 @@ class ObjectCache:
         found.close()
         return None
 
-    def _is_right(self, entry: _Entry, stream: IO[bytes], facts: os.stat_result) -> bool:
-        if self._proved.get(entry.name) == _mark(facts):
+    def _is_valid(self, entry: _Entry, stream: IO[bytes], status: os.stat_result) -> bool:
+        if self._verified.get(entry.name) == _identity(status):
             return True
-        if _read_record(self._path(entry, _RECORD)) != _record(facts):
+        if _read_record(self._path(entry, _RECORD)) != _record(status):
             return False
         if hashlib.file_digest(stream, "sha256").hexdigest() != entry.sha256:  # type: ignore[arg-type]
             return False
-        self._proved[entry.name] = _mark(facts)
+        self._verified[entry.name] = _identity(status)
         return True
 
     def _fill(self, entry: _Entry, size: int | None) -> CachedFile | None:
-        """Download a copy and return it open; None if another process did so meanwhile."""
+        """Download a copy and return it open; None if another process did so in the meantime."""
         with self._download_lock(entry):
             if self._path(entry, _COPY).exists():
                 return None
@@ -184,28 +184,28 @@ class ObjectCache:
 
     @contextmanager
     def _download_lock(self, entry: _Entry) -> Iterator[None]:
-        """Wait for the turn to download; go ahead without it when whoever has it brings no bytes for a deadline.
+        """Hold the download lock; continue without it if its holder downloads nothing within the deadline.
 
-        Two downloads of one copy are a waste and no harm: the rename makes either of them whole.
+        Two downloads of one copy are wasteful but safe: each is complete when it is renamed.
         """
         number = int(entry.name[:8], 16) % _DOWNLOAD_LOCKS
-        patience_s = store_settings.current().deadline_s
+        deadline_s = store_settings.current().deadline_s
         with _open_private(self._locks / f"{number:03x}") as lock:
-            before, since, looked = -1, time.monotonic(), 0.0
+            before, since, checked = -1, time.monotonic(), 0.0
             while not _try_lock(lock):
                 time.sleep(_POLL_S)
                 now = time.monotonic()
-                if now - looked < _LOOK_EVERY_S:
+                if now - checked < _PROGRESS_CHECK_S:
                     continue
-                looked, progress = now, self._bytes_so_far(entry)
+                checked, progress = now, self._bytes_so_far(entry)
                 if progress != before:
                     before, since = progress, now
-                elif now - since > patience_s:
+                elif now - since > deadline_s:
                     break
             yield
 
     def _bytes_so_far(self, entry: _Entry) -> int:
-        return sum(facts.st_size for path, facts in self._files(_PART) if path.name.startswith(entry.name))
+        return sum(status.st_size for path, status in self._files(_PART) if path.name.startswith(entry.name))
 
     def _download(self, entry: _Entry, size: int) -> CachedFile:
         part, stream = self._reserve(entry, size)
@@ -213,60 +213,60 @@ class ObjectCache:
             with stream:
                 filesystem.fetch(entry.url, stream, sha256=entry.sha256)
                 stream.flush()
-                facts = os.fstat(stream.fileno())
-                # the record first: a copy without one does not count
-                _write_record(self._path(entry, _RECORD), facts)
-                fcntl.flock(stream, fcntl.LOCK_SH)  # readers need not wait for this process to go on
+                status = os.fstat(stream.fileno())
+                # the record first: a copy without one is not valid
+                _write_record(self._path(entry, _RECORD), status)
+                fcntl.flock(stream, fcntl.LOCK_SH)  # so that readers need not wait for this process
                 part.replace(self._path(entry, _COPY))
-                self._proved[entry.name] = _mark(facts)
+                self._verified[entry.name] = _identity(status)
                 return open_shared(self._path(entry, _COPY))
         finally:
             part.unlink(missing_ok=True)
 
     def _reserve(self, entry: _Entry, size: int) -> tuple[Path, IO[bytes]]:
-        """Make room and take it: the name of a part says how large it will be, its lock that its writer lives."""
+        """Free and reserve space; the name of a part contains its final size, its lock marks its writer as alive."""
         part = self._objects / f"{entry.name}.{size}.{secrets.token_hex(4)}{_PART}"
         with _open_private(self._folder / "room.lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            self._remove_what_kills_left()
-            self._make_room(size)
+            self._remove_leftovers()
+            self._free_space(size)
             stream = _open_private(part)
             fcntl.flock(stream, fcntl.LOCK_EX)
         return part, stream
 
-    def _make_room(self, size: int) -> None:
-        if size > self._max_bytes:  # before anything is removed in vain
+    def _free_space(self, size: int) -> None:
+        if size > self._max_bytes:  # before anything is removed for nothing
             raise CacheFull(
-                f"{size} bytes are more than the cache may hold ({self._max_bytes})",
+                f"{size} bytes do not fit into the cache ({self._max_bytes} bytes)",
                 where=str(self._folder),
                 hint="raise storage.cache_max_bytes",
             )
         copies = sorted(self._files(_COPY), key=lambda item: item[1].st_atime_ns)
-        used = sum(facts.st_size for _, facts in copies)
+        used = sum(status.st_size for _, status in copies)
         used += sum(int(path.name.split(".")[1]) for path, _ in self._files(_PART))
-        for path, facts in copies:
+        for path, status in copies:
             if used + size <= self._max_bytes and size <= self._free_bytes():
                 return
             if _remove_if_idle(path):
                 path.with_suffix(_RECORD).unlink(missing_ok=True)
-                used -= facts.st_size
+                used -= status.st_size
         if used + size > self._max_bytes or size > self._free_bytes():
             raise CacheFull(
-                f"no room for {size} bytes: {used} of {self._max_bytes} are in use, the disk has {self._free_bytes()}",
+                f"no space for {size} bytes: {used} of {self._max_bytes} are in use, the disk has {self._free_bytes()}",
                 where=str(self._folder),
-                hint="raise storage.cache_max_bytes, or take a larger disk",
+                hint="raise storage.cache_max_bytes, or use a larger disk",
             )
 
     def _free_bytes(self) -> int:
         return shutil.disk_usage(self._folder).free
 
-    def _remove_what_kills_left(self) -> None:
-        """Remove parts without a living writer, and records whose copy did not follow."""
+    def _remove_leftovers(self) -> None:
+        """Remove parts whose writer was killed, and records without a copy."""
         for path, _ in self._files(_PART):
             _remove_if_idle(path)
-        under_way = {path.name.split(".")[0] for path, _ in self._files(_PART)}
+        in_progress = {path.name.split(".")[0] for path, _ in self._files(_PART)}
         for path, _ in self._files(_RECORD):
-            if path.stem not in under_way and not path.with_suffix(_COPY).exists():
+            if path.stem not in in_progress and not path.with_suffix(_COPY).exists():
                 path.unlink(missing_ok=True)
 
     def _files(self, suffix: str) -> list[tuple[Path, os.stat_result]]:
@@ -291,7 +291,7 @@ class ObjectCache:
 
 
 def configured_cache() -> ObjectCache | None:
-    """Return the cache that the settings ask for, or None.
+    """Return the configured cache, or None.
 
     Raises:
         StorageError: Its folder cannot be used.
@@ -305,7 +305,7 @@ def _open_private(path: Path) -> IO[bytes]:
 
 
 def open_shared(path: Path) -> CachedFile:
-    """Open a file under a shared lock; it may have been removed before the lock was there."""
+    """Open a file with a shared lock; it may have been removed before the lock was acquired."""
     stream = path.open("rb")
     fcntl.flock(stream, fcntl.LOCK_SH)
     return CachedFile(path, stream)
@@ -320,7 +320,7 @@ def _try_lock(stream: IO[bytes]) -> bool:
 
 
 def _remove_if_idle(path: Path) -> bool:
-    """Remove a file nobody holds a lock on; returns whether it is gone."""
+    """Remove a file unless it is locked; return whether it is gone."""
     try:
         with path.open("rb") as stream:
             if not _try_lock(stream):
@@ -331,12 +331,12 @@ def _remove_if_idle(path: Path) -> bool:
     return True
 
 
-def _mark(facts: os.stat_result) -> tuple[int, int, int]:
-    return facts.st_ino, facts.st_size, facts.st_mtime_ns
+def _identity(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _record(facts: os.stat_result) -> dict[str, int]:
-    return {"size": facts.st_size, "mtime_ns": facts.st_mtime_ns}
+def _record(status: os.stat_result) -> dict[str, int]:
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
 def _read_record(path: Path) -> object:
@@ -346,7 +346,7 @@ def _read_record(path: Path) -> object:
         return None
 
 
-def _write_record(path: Path, facts: os.stat_result) -> None:
+def _write_record(path: Path, status: os.stat_result) -> None:
     with _open_private(path) as stream:
         stream.truncate()
-        stream.write(json.dumps(_record(facts)).encode())
+        stream.write(json.dumps(_record(status)).encode())

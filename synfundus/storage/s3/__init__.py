@@ -1,1 +1,1 @@
-"""The object store behind `storage.filesystem`: connection, reads, uploads, faults."""
+"""Object stores (S3) for `storage.filesystem`: connection, reads, uploads, faults."""

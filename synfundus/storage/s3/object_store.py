@@ -1,9 +1,9 @@
-"""Objects of an S3 store: read, listed and removed, each answer checked against what was asked.
+"""Read, list and remove objects of an S3 store; every answer is checked against the request.
 
-A store's transport notices a cut connection. It does not notice a body that is short or altered while its headers
-agree with it. So a range must have the length that was asked for, a whole object must match a hash: the sha256 that
-is written beside it as metadata, or the MD5 that is the entity tag of a plain upload. Where there is neither (another
-writer's upload in parts, a key of KMS) each stretch is read until two readings agree.
+The transport notices a closed connection, but not a body that is short or altered while its headers agree with it. So
+a range must have the requested length, and a whole object must match a hash: the sha256 in its metadata, or the MD5 in
+the entity tag of a plain upload. If it has neither (a multipart upload of another program, KMS encryption), each chunk
+is read until two reads agree.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from typing import IO, Any
 
 from synfundus.errors import CorruptShard, StorageError
 from synfundus.storage.s3 import bulk_download
-from synfundus.storage.s3.store_connection import Client, one_deadline, request
+from synfundus.storage.s3.store_connection import Client, request, shared_deadline
 from synfundus.storage.s3.store_faults import BeyondEnd, ObjectChanged, WrongAnswer
 
 CHUNK_BYTES = 16 * 2**20
-"""Most bytes of one GET."""
-_MOST_ROUNDS = 6
-_MOST_READS_FOR_TWO_EQUAL = 12
-_MOST_KEYS_PER_REQUEST = 1_000
+"""Maximum size of one GET."""
+_MAX_ROUNDS = 6
+_MAX_READS_UNTIL_EQUAL = 12
+_MAX_KEYS_PER_REQUEST = 1_000
 SHA256_METADATA = "synfundus-sha256"
-"""Where a writer records the hash of an object."""
+"""Metadata key for the hash of an object."""
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """What the store says about an object.
+    """Metadata of an object.
 
     Attributes:
         size: Bytes.
         etag: Its entity tag, which changes with the content.
-        sha256: What its writer recorded; empty if nothing.
-        md5: What the entity tag says; empty if it is none (uploaded in parts, encrypted).
-        modified: When it was written; None if the store does not say.
+        sha256: Recorded by its writer; empty if it was not.
+        md5: From the entity tag; empty if that is not an MD5 (multipart upload, encryption).
+        modified: When it was written; None if unknown.
     """
 
     size: int
@@ -50,8 +50,8 @@ class ObjectInfo:
     md5: str
     modified: datetime | None
 
-    def shown(self) -> str:
-        """Return the facts that tell two versions of an object apart."""
+    def describe(self) -> str:
+        """Return what distinguishes this version of the object from others."""
         written = f", written {self.modified:%Y-%m-%d %H:%M:%S %Z}" if self.modified else ""
         return f"{self.size} bytes, etag {self.etag}{written}"
 
@@ -76,13 +76,13 @@ def _info(answer: dict[str, Any], size: int) -> ObjectInfo:
 
 
 def read_range(url: str, start: int, size: int, *, etag: str = "") -> tuple[bytes, ObjectInfo]:
-    """Return (bytes, facts of the object); fewer bytes than asked for only at the end of the object.
+    """Return (bytes, metadata of the object); fewer bytes than requested only at the end of the object.
 
     Raises:
-        StorageError: The store refused, or gave no good answer within the deadline.
-        FileNotFoundError: The object is not there.
+        StorageError: The store refused, or gave no valid answer within the deadline.
+        FileNotFoundError: The object does not exist.
         BeyondEnd: ``start`` is not before the end of the object.
-        ObjectChanged: It does not have ``etag`` any more.
+        ObjectChanged: Its entity tag is no longer ``etag``.
     """
     bucket, key = split(url)
     condition = {"IfMatch": f'"{etag}"'} if etag else {}
@@ -98,9 +98,9 @@ def read_range(url: str, start: int, size: int, *, etag: str = "") -> tuple[byte
 
 def _checked_range(answer: dict[str, Any], data: bytes, start: int, size: int) -> tuple[bytes, ObjectInfo]:
     stated = _CONTENT_RANGE.fullmatch(str(answer.get("ContentRange", "")))
-    if stated is None:  # a whole object, from a store that does not know ranges
+    if stated is None:  # a whole object, from a store that does not support ranges
         if len(data) != int(answer.get("ContentLength", -1)):
-            raise WrongAnswer("the answer has another length than it states")
+            raise WrongAnswer("the length of the answer differs from its header")
         if start >= len(data):
             raise BeyondEnd
         return data[start : start + size], _info(answer, len(data))
@@ -112,13 +112,13 @@ def _checked_range(answer: dict[str, Any], data: bytes, start: int, size: int) -
 
 
 def stat(url: str) -> ObjectInfo:
-    """Return what the store says about an object.
+    """Return the metadata of an object.
 
-    It asks for one byte rather than for the headers alone: a refusal without a body does not say its reason.
+    Requests one byte instead of only the headers: the reason of a refusal is in the body.
 
     Raises:
-        StorageError: The store refused, or gave no good answer within the deadline.
-        FileNotFoundError: The object is not there.
+        StorageError: The store refused, or gave no valid answer within the deadline.
+        FileNotFoundError: The object does not exist.
     """
     bucket, key = split(url)
     try:
@@ -129,7 +129,7 @@ def stat(url: str) -> ObjectInfo:
             answer = await client.head_object(Bucket=bucket, Key=key)
             return _info(answer, int(answer["ContentLength"]))
 
-        return request("look at", url, head)
+        return request("access", url, head)
 
 
 def read_whole(url: str) -> bytes:
@@ -140,36 +140,36 @@ def read_whole(url: str) -> bytes:
 
 
 def fetch(url: str, sink: IO[bytes], *, sha256: str = "") -> str:
-    """Copy a whole object to the start of a stream and check it; returns its sha256.
+    """Copy a whole object to the start of a stream and check it; return its sha256.
 
     Args:
         url: The object.
-        sink: Open for writing and seeking; what is in it is replaced.
-        sha256: The hash it must have; if empty, the one its writer recorded, else the MD5 of its entity tag, else
-            two readings must agree.
+        sink: Open for writing and seeking; its content is replaced.
+        sha256: Expected hash; if empty, the one recorded by its writer, else the MD5 in its entity tag, else two reads
+            must agree.
 
     Raises:
-        CorruptShard: The content does not match, whatever is tried; the message names both sides.
-        StorageError: The store refused, or gave no good answer within the deadline.
-        FileNotFoundError: The object is not there.
+        CorruptShard: The content does not match after repeated reads; the message has both hashes.
+        StorageError: The store refused, or gave no valid answer within the deadline.
+        FileNotFoundError: The object does not exist.
     """
-    if sha256 and _fetch_straight(url, sink, sha256):
+    if sha256 and _fetch_fast(url, sink, sha256):
         return sha256
     problem, rounds, confirmed = "", 0, ""
-    with one_deadline():
-        # wrong content is bounded by rounds, not by the deadline: a large object over a slow line gets them all
-        while rounds < _MOST_ROUNDS:
+    with shared_deadline():
+        # wrong content is retried by rounds, not by the deadline: a large object on a slow network gets them all
+        while rounds < _MAX_ROUNDS:
             sink.seek(0)
             sink.truncate()
             try:
-                info, found, md5 = _copy_chunks(url, sink, twice=rounds > 0, proof=sha256)
+                info, found, md5 = _copy_chunks(url, sink, twice=rounds > 0, expected_sha256=sha256)
             except ObjectChanged:
-                problem = "it was replaced again and again while it was read"
+                problem = "it was replaced repeatedly while it was read"
             else:
-                problem = _unlike(url, info, found, md5, sha256)
+                problem = _mismatch(url, info, found, md5, sha256)
                 if not problem:
                     return found
-                if confirmed == found:  # the object itself is so
+                if confirmed == found:  # the object itself is damaged
                     rounds += 1
                     break
                 confirmed = found if rounds > 0 else ""
@@ -179,45 +179,45 @@ def fetch(url: str, sink: IO[bytes], *, sha256: str = "") -> str:
     )
 
 
-def _unlike(url: str, info: ObjectInfo, found: str, md5: str, sha256: str) -> str:
-    """Say how what came differs from what is expected; empty if it does not.
+def _mismatch(url: str, info: ObjectInfo, found: str, md5: str, sha256: str) -> str:
+    """Describe how the content differs from its expected hash; empty if it matches.
 
     Raises:
-        CorruptShard: The store has another object than the one that is wanted.
+        CorruptShard: The store has another object than the expected one.
     """
     expected = sha256 or info.sha256
     if expected and info.sha256 not in {"", expected}:
         raise CorruptShard(
-            f"another object than the one recorded: sha256 {info.sha256} instead of {expected} ({info.shown()})",
+            f"another object than the one recorded: sha256 {info.sha256} instead of {expected} ({info.describe()})",
             where=url,
         )
     if expected:
-        return "" if found == expected else f"sha256 {found} instead of {expected} ({info.shown()})"
-    return "" if md5 == (info.md5 or md5) else f"MD5 {md5} instead of {info.md5} ({info.shown()})"
+        return "" if found == expected else f"sha256 {found} instead of {expected} ({info.describe()})"
+    return "" if md5 == (info.md5 or md5) else f"MD5 {md5} instead of {info.md5} ({info.describe()})"
 
 
-def _fetch_straight(url: str, sink: IO[bytes], sha256: str) -> bool:
-    """Try the fast way once; returns whether it brought what was asked for."""
+def _fetch_fast(url: str, sink: IO[bytes], sha256: str) -> bool:
+    """Try the fast download once; return whether the content is right."""
     sink.seek(0)
     sink.truncate()
-    return bulk_download.copy_straight(*split(url), sink) == sha256
+    return bulk_download.try_download(*split(url), sink) == sha256
 
 
-def _copy_chunks(url: str, sink: IO[bytes], *, twice: bool, proof: str) -> tuple[ObjectInfo, str, str]:
-    """Copy an object; returns (facts, sha256, MD5).
+def _copy_chunks(url: str, sink: IO[bytes], *, twice: bool, expected_sha256: str) -> tuple[ObjectInfo, str, str]:
+    """Copy an object; return (metadata, sha256, MD5).
 
     Args:
         url: The object.
-        sink: Where to.
-        twice: A chunk counts when two readings of it agree; so it does where nothing else proves the object.
-        proof: The sha256 the caller expects; the MD5 is of use only without one, and would take longer than the rest.
+        sink: Destination.
+        twice: Read each chunk until two reads agree; always done if the object has no hash.
+        expected_sha256: Expected by the caller; the MD5, which is slow, is computed only without it.
     """
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     info, position = None, 0
     while info is None or position < info.size:
         try:
             data, info = read_range(url, position, CHUNK_BYTES, etag=info.etag if info else "")
-            if twice or not (proof or info.sha256 or info.md5):
+            if twice or not (expected_sha256 or info.sha256 or info.md5):
                 data = _read_agreed(url, position, CHUNK_BYTES, etag=info.etag, first=data)
         except BeyondEnd:
             data, info = b"", stat(url)
@@ -225,39 +225,39 @@ def _copy_chunks(url: str, sink: IO[bytes], *, twice: bool, proof: str) -> tuple
                 raise ObjectChanged(url) from None
         sink.write(data)
         sha256.update(data)
-        if not proof:
+        if not expected_sha256:
             md5.update(data)
         position += len(data)
     return info, sha256.hexdigest(), md5.hexdigest()
 
 
 def _read_agreed(url: str, start: int, size: int, *, etag: str, first: bytes) -> bytes:
-    """Read a range until two readings agree, the first one included."""
+    """Read a range until two reads agree; ``first`` is the first of them."""
     seen = {hashlib.sha256(first).digest()}
-    for _ in range(_MOST_READS_FOR_TWO_EQUAL - 1):
-        data, _facts = read_range(url, start, size, etag=etag)
+    for _ in range(_MAX_READS_UNTIL_EQUAL - 1):
+        data, _ = read_range(url, start, size, etag=etag)
         digest = hashlib.sha256(data).digest()
         if digest in seen:
             return data
         seen.add(digest)
-    raise CorruptShard(f"bytes {start} to {start + size} are different at each reading", where=url)
+    raise CorruptShard(f"bytes {start} to {start + size} differ at each read", where=url)
 
 
 def list_objects(
-    url: str, *, recursive: bool, most: int = 0, page_keys: int = _MOST_KEYS_PER_REQUEST
+    url: str, *, recursive: bool, limit: int = 0, page_keys: int = _MAX_KEYS_PER_REQUEST
 ) -> Iterator[tuple[str, int]]:
-    """Yield (name below the folder, bytes) page by page; without ``recursive`` folders come as ``name/``, 0 bytes."""
+    """Yield (relative name, size) page by page; without ``recursive`` folders come as ``name/`` with size 0."""
     bucket, key = split(url)
     prefix = f"{key}/" if key else ""
     token: dict[str, str] = {}
-    limits: dict[str, Any] = {} if recursive else {"Delimiter": "/"}
-    limits["MaxKeys"] = most or page_keys
+    options: dict[str, Any] = {} if recursive else {"Delimiter": "/"}
+    options["MaxKeys"] = limit or page_keys
     while True:
 
         async def page(client: Client, token: dict[str, str] = token) -> dict[str, Any]:
-            answer: dict[str, Any] = await client.list_objects_v2(Bucket=bucket, Prefix=prefix, **limits, **token)
-            if "IsTruncated" not in answer:  # a page of a proxy, which would pass for an empty folder
-                raise WrongAnswer("the answer is no listing")
+            answer: dict[str, Any] = await client.list_objects_v2(Bucket=bucket, Prefix=prefix, **options, **token)
+            if "IsTruncated" not in answer:  # a page of a proxy, which would look like an empty folder
+                raise WrongAnswer("the answer is not a listing")
             return answer
 
         answer = request("list", url, page)
@@ -267,15 +267,15 @@ def list_objects(
             name = str(entry["Key"])[len(prefix) :]
             if name and not name.endswith("/"):
                 yield name, int(entry["Size"])
-        if most or not answer.get("IsTruncated"):
+        if limit or not answer.get("IsTruncated"):
             return
         token = {"ContinuationToken": str(answer["NextContinuationToken"])}
 
 
 def delete(urls: list[str]) -> None:
-    """Remove objects of one bucket; not an error if they are gone."""
-    for first in range(0, len(urls), _MOST_KEYS_PER_REQUEST):
-        batch = urls[first : first + _MOST_KEYS_PER_REQUEST]
+    """Remove objects of one bucket; not an error if they do not exist."""
+    for first in range(0, len(urls), _MAX_KEYS_PER_REQUEST):
+        batch = urls[first : first + _MAX_KEYS_PER_REQUEST]
         bucket = split(batch[0])[0]
         keys = [{"Key": split(url)[1]} for url in batch]
 
@@ -288,5 +288,5 @@ def delete(urls: list[str]) -> None:
         refused = request("remove", batch[0], delete_objects)
         if refused:
             raise StorageError(
-                f"cannot remove {len(refused)} of {len(batch)} objects", where=batch[0], hint="check the rights"
+                f"cannot remove {len(refused)} of {len(batch)} objects", where=batch[0], hint="check the permissions"
             )

@@ -1,4 +1,4 @@
-"""Objects of an S3 store: written, and looked at afterwards."""
+"""Write objects of an S3 store and verify them afterwards."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import IO, Any
 
 from synfundus.errors import StorageError
 from synfundus.storage.s3.object_store import SHA256_METADATA, fetch, split, stat
-from synfundus.storage.s3.store_connection import Client, one_deadline, request
+from synfundus.storage.s3.store_connection import Client, request, shared_deadline
 
 PART_BYTES = 32 * 2**20
-"""Objects up to this size are written in one PUT; larger ones in parts of it."""
-_MOST_PARTS = 9_000
+"""Objects up to this size are written in one PUT; larger ones in parts of this size."""
+_MAX_PARTS = 9_000
 
 
 def put(url: str, content: IO[bytes]) -> str:
-    """Write an object from the start of a stream; it is there completely or not at all. Returns its sha256.
+    """Write an object from the start of a stream, completely or not at all; return its sha256.
 
     Raises:
-        StorageError: The store refused, gave no good answer within the deadline, or has other bytes than were sent.
+        StorageError: The store refused, gave no valid answer within the deadline, or has other bytes than were sent.
     """
-    with one_deadline():
+    with shared_deadline():
         return _put(url, content)
 
 
@@ -34,17 +34,17 @@ def _put(url: str, content: IO[bytes]) -> str:
     info = stat(url)
     if info.size != size or info.sha256 not in {"", sha256}:
         raise StorageError(
-            f"cannot write: the store has another object than was sent: {info.shown()}, sent were {size} bytes",
+            f"cannot write: the store has another object ({info.describe()}) than was sent ({size} bytes)",
             where=url,
             hint="two programs may be writing the same object",
         )
-    if info.etag != md5:  # not every store's tag is an MD5; the content is
-        fetch(url, _Nowhere(), sha256=sha256)
+    if info.etag != md5:  # the entity tag is not an MD5 in every store: check the content
+        fetch(url, _DiscardingSink(), sha256=sha256)
     return sha256
 
 
-class _Nowhere(io.BytesIO):
-    """Takes bytes and drops them."""
+class _DiscardingSink(io.BytesIO):
+    """Discards what is written."""
 
     def write(self, data: Any, /) -> int:  # noqa: ANN401 - any buffer
         return len(data)
@@ -78,7 +78,7 @@ def _put_whole(url: str, data: bytes, sha256: str) -> str:
 
 def _put_parts(url: str, content: IO[bytes], size: int, sha256: str) -> str:
     bucket, key = split(url)
-    part_bytes = max(PART_BYTES, -(-size // _MOST_PARTS))
+    part_bytes = max(PART_BYTES, -(-size // _MAX_PARTS))
 
     async def create(client: Client) -> str:
         answer = await client.create_multipart_upload(Bucket=bucket, Key=key, Metadata={SHA256_METADATA: sha256})
@@ -126,7 +126,7 @@ def _complete(url: str, upload: str, parts: list[dict[str, Any]]) -> None:
     try:
         request("write", url, complete)
     except FileNotFoundError:
-        stat(url)  # a first answer was lost: the upload is done, and `put` checks what is there
+        stat(url)  # the first answer was lost: the upload is complete, and `put` checks the object
 
 
 def _abort(url: str, upload: str) -> None:
@@ -138,4 +138,4 @@ def _abort(url: str, upload: str) -> None:
     try:
         request("stop writing", url, abort)
     except (StorageError, FileNotFoundError):
-        return  # what ended the upload is the error to report
+        return  # report the error that ended the upload, not this one

@@ -1,7 +1,7 @@
-"""What an object store's refusal means: wait and ask again, not there, or stop and say what to check.
+"""Classify faults of an object store: retry, not found, or stop and say what to check.
 
-Nothing of a server's answer but its error code gets into a message, and chains of exceptions are cut: answers quote
-key ids, signatures and signed requests.
+Messages contain only the error code of an answer, and exceptions are not chained: answers quote key ids, signatures
+and signed requests.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault in words that are safe to print.
+    """A fault, with text that is safe to print.
 
     Attributes:
         verdict: What to do about it.
         text: What happened.
         hint: What the user can check.
-        overloaded: The store asks for fewer requests.
+        overloaded: Whether the store asks for fewer requests.
     """
 
     verdict: Verdict
@@ -45,7 +45,7 @@ class Fault:
 
 
 class WrongAnswer(OSError):
-    """An answer whose length or range is not what was asked for; asked again."""
+    """An answer with another length or range than requested; the request is retried."""
 
 
 class BeyondEnd(Exception):
@@ -58,20 +58,20 @@ class ObjectChanged(Exception):
 
 _CHECK_CREDENTIALS = (
     "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or the role of this machine; "
-    "`synfundus doctor` says which of them it sees"
+    "`synfundus doctor` shows which of them it finds"
 )
-_CHECK_RIGHTS = (
-    "check the rights of these credentials for this bucket; without the right to list, "
-    "a store answers the same for objects that do not exist"
+_CHECK_PERMISSIONS = (
+    "check the permissions of these credentials for this bucket; without the permission to list, "
+    "a store gives the same answer for objects that do not exist"
 )
-_LOG_IN_AGAIN = "get new credentials (a new AWS_SESSION_TOKEN, a new login of the profile) and start the same command"
+_LOG_IN_AGAIN = "get new credentials (a new AWS_SESSION_TOKEN, a new login of the profile) and run the command again"
 
-_STOPS: dict[str, tuple[str, str]] = {
+_FINAL_CODES: dict[str, tuple[str, str]] = {
     "InvalidAccessKeyId": ("the store does not know this access key", _CHECK_CREDENTIALS),
-    "SignatureDoesNotMatch": ("the secret key does not belong to the access key", _CHECK_CREDENTIALS),
+    "SignatureDoesNotMatch": ("the secret key does not match the access key", _CHECK_CREDENTIALS),
     "AuthorizationHeaderMalformed": ("the request was signed for another region", "check AWS_DEFAULT_REGION"),
-    "AccessDenied": ("access denied", _CHECK_RIGHTS),
-    "AllAccessDisabled": ("access denied", _CHECK_RIGHTS),
+    "AccessDenied": ("access denied", _CHECK_PERMISSIONS),
+    "AllAccessDisabled": ("access denied", _CHECK_PERMISSIONS),
     "AccountProblem": ("the store refuses this account", _CHECK_CREDENTIALS),
     "NotSignedUp": ("the store refuses this account", _CHECK_CREDENTIALS),
     "NoSuchBucket": ("the bucket does not exist", "check the bucket's name and AWS_ENDPOINT_URL"),
@@ -79,9 +79,9 @@ _STOPS: dict[str, tuple[str, str]] = {
     "IllegalLocationConstraintException": ("the bucket is in another region", "check AWS_DEFAULT_REGION"),
     "RequestTimeTooSkewed": ("the clocks of this machine and of the store differ", "set this machine's clock"),
     "InvalidObjectState": ("the object is archived", "restore it from the archive first"),
-    "403": ("access denied", _CHECK_RIGHTS),
+    "403": ("access denied", _CHECK_PERMISSIONS),
 }
-_RENEWABLE = {
+_RENEWABLE_CODES = {
     "ExpiredToken",
     "ExpiredTokenException",
     "TokenRefreshRequired",
@@ -123,25 +123,25 @@ _PRINTABLE_CODE = re.compile(r"^[A-Za-z0-9.]{1,64}$")
 
 
 def endpoint_name() -> str:
-    """Return the host that requests go to, without anything secret in it."""
+    """Return the host of the store, without secrets."""
     url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if not url:
         return "AWS S3"
     return urlsplit(url).netloc.rsplit("@", 1)[-1] or "AWS_ENDPOINT_URL"
 
 
-def judge(error: BaseException) -> Fault:
-    """Say what a fault means; what is not known to be final is worth another try."""
+def classify(error: BaseException) -> Fault:
+    """Classify a fault; what is not known to be final is retried."""
     response: Any = getattr(error, "response", None)
     if isinstance(response, dict) and "Error" in response:
-        return _judge_answer(response)
+        return _classify_answer(response)
     names = {kind.__name__ for kind in type(error).__mro__}
     for name, text in _CREDENTIAL_ERRORS.items():
         if name in names:
             verdict = Verdict.RENEW if "retriev" in name.lower() or "SSO" in name else Verdict.STOP
             return Fault(verdict, text, _CHECK_CREDENTIALS)
     if isinstance(error, RecursionError):
-        return Fault(Verdict.STOP, *_STOPS["PermanentRedirect"])
+        return Fault(Verdict.STOP, *_FINAL_CODES["PermanentRedirect"])
     if "_InvalidEndpoint" in names:
         return Fault(Verdict.STOP, "the address of the store is not valid", "check AWS_ENDPOINT_URL")
     if "SSLError" in names and "CERTIFICATE_VERIFY_FAILED" in str(error):
@@ -163,21 +163,21 @@ _CONNECTION_FAULTS = {
     "AioReadTimeoutError": "no bytes in time",
     "FSTimeoutError": "no answer in time",
     "TimeoutError": "no answer in time",
-    "IncompleteReadError": "the answer was cut",
-    "ResponseStreamingError": "the answer was cut",
-    "ClientPayloadError": "the answer was cut",
-    "ResponseParserError": "an answer that is not S3",
+    "IncompleteReadError": "the answer was truncated",
+    "ResponseStreamingError": "the answer was truncated",
+    "ClientPayloadError": "the answer was truncated",
+    "ResponseParserError": "not an S3 answer",
 }
 
 
-def _judge_answer(response: dict[str, Any]) -> Fault:
+def _classify_answer(response: dict[str, Any]) -> Fault:
     code = str(response["Error"].get("Code", ""))
     status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) or 0)
     shown = f"{code} ({status})" if _PRINTABLE_CODE.match(code) else str(status)
-    if code in _RENEWABLE:
+    if code in _RENEWABLE_CODES:
         return Fault(Verdict.RENEW, f"the credentials have expired: {shown}", _LOG_IN_AGAIN)
-    if code in _STOPS:
-        text, hint = _STOPS[code]
+    if code in _FINAL_CODES:
+        text, hint = _FINAL_CODES[code]
         return Fault(Verdict.STOP, f"{text}: {shown}", hint)
     if code in {"NoSuchKey", "404", "NotFound", "NoSuchUpload"}:
         return Fault(Verdict.NOT_FOUND, shown)
@@ -189,10 +189,10 @@ def _judge_answer(response: dict[str, Any]) -> Fault:
         overloaded = status in {429, 503} or code.startswith(("SlowDown", "Throttling"))
         return Fault(Verdict.RETRY, shown, overloaded=overloaded)
     if status in {401, 403}:
-        return Fault(Verdict.STOP, f"access denied: {shown}", _CHECK_RIGHTS)
+        return Fault(Verdict.STOP, f"access denied: {shown}", _CHECK_PERMISSIONS)
     return Fault(Verdict.STOP, f"the store refuses the request: {shown}", "check the location and AWS_ENDPOINT_URL")
 
 
-def stop(action: str, url: str, fault: Fault) -> StorageError:
-    """Return the error that ends a request which cannot succeed."""
+def final_error(action: str, url: str, fault: Fault) -> StorageError:
+    """Return the error of a request that cannot succeed."""
     return StorageError(f"cannot {action}: {fault.text}", where=url, hint=f"{fault.hint} (endpoint: {endpoint_name()})")

@@ -1,4 +1,4 @@
-"""How patient an object store is dealt with: values handed over once by the job, inherited by child processes."""
+"""Timeouts and cache of object stores: set once by the job, inherited by child processes."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from dataclasses import asdict, dataclass, fields
 from synfundus.errors import StorageError
 
 SETTINGS_VARIABLE = "SYNFUNDUS_STORAGE"
-"""Environment variable that carries the settings to child processes, however they are started. It holds no secrets."""
+"""Environment variable that passes the settings to child processes. It contains no secrets."""
 
 
 @dataclass(frozen=True)
 class StoreSettings:
-    """What the section ``storage`` of the config says, as values.
+    """The ``storage`` section of the config, as plain values.
 
     Attributes:
-        deadline_s: Longest time that may be spent in vain on one object.
-        connect_timeout_s: Longest wait for a connection.
-        read_timeout_s: Longest wait for the next bytes of an answer.
-        cache_dir: Local folder for copies of remote shards; None reads from the store each time.
-        cache_max_bytes: Most bytes in that folder.
+        deadline_s: Maximum time of failed attempts per object.
+        connect_timeout_s: Maximum wait for a connection.
+        read_timeout_s: Maximum wait for the next bytes of an answer.
+        cache_dir: Local folder for copies of remote shards; None disables the cache.
+        cache_max_bytes: Maximum size of that folder.
     """
 
     deadline_s: float
@@ -36,13 +36,13 @@ class StoreSettings:
 
 
 UNCONFIGURED = StoreSettings(300.0, 10.0, 30.0, None, 200 * 2**30)
-"""Used until `configure` is called; a test keeps it equal to the defaults of the schema."""
+"""Used until `configure` is called; a test checks that it equals the defaults of the schema."""
 
 _configured: StoreSettings | None = None
 
 
 def configure(settings: StoreSettings | None) -> None:
-    """Set how stores are dealt with, for this process and the ones it starts; None goes back to the start."""
+    """Set the settings of this process and its children; None resets them."""
     global _configured
     _configured = settings
     if settings is None:
@@ -55,7 +55,7 @@ def current() -> StoreSettings:
     """Return the settings in force: configured here, or inherited through the environment.
 
     Raises:
-        StorageError: The environment variable does not hold settings.
+        StorageError: The environment variable does not contain settings.
     """
     global _configured
     if _configured is None and SETTINGS_VARIABLE in os.environ:
@@ -69,7 +69,7 @@ def _parse(text: str) -> StoreSettings:
         return StoreSettings(**{field.name: document[field.name] for field in fields(StoreSettings)})
     except (ValueError, KeyError, TypeError) as error:
         raise StorageError(
-            "not the settings that a parent process passes on",
+            "not the settings that a parent process passes",
             where=SETTINGS_VARIABLE,
             hint="unset this variable; settings come from the section `storage` of the config",
         ) from error
