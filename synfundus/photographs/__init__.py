@@ -1,1 +1,1 @@
-"""Photographs as patients' files are: tables, decoding, field of view, crops, text in the picture, look-alikes."""
+"""Photographs: label tables, decoding, field of view, crops, burned-in text, near-duplicates."""

@@ -1,8 +1,8 @@
 """Read a picture file's size and orientation from its bytes, and drop metadata before a decoder sees them.
 
-Pillow parses metadata while it opens a file: texts are inflated, EXIF entries are copied one by one, and a crafted
-file makes that cost far more than its own length. So JPEG and PNG files are cut down to what makes pixels, and a TIFF
-directory is checked before it is handed over. Every loop here is bounded in steps.
+Pillow parses metadata while it opens a file: texts are inflated, EXIF entries are copied one by one, and in a crafted
+file this can cost far more than its length. So JPEG and PNG files are reduced to what decoding needs, and a TIFF
+directory is checked before it is decoded. All loops are bounded.
 
 Source: ITU-T T.81 annex B (JPEG markers), PNG third edition section 5, TIFF 6.0 section 2, RFC 9649 (WebP), CIPA
 DC-008 (EXIF orientation).
@@ -17,11 +17,11 @@ from dataclasses import dataclass
 
 from synfundus.photographs.undecodable import Undecodable, UndecodableImage, check_size
 
-_MAX_PARTS = 2000  # segments of a JPEG header, chunks of a PNG or WebP; and one more for each KiB: the usual one has 8
+_MAX_PARTS = 2000  # JPEG header segments or PNG and WebP chunks, plus one per KiB of the file; usually 8
 _MAX_SCANS = 100  # a progressive JPEG has about ten
-_FULL_SIZE_SCANS = 20  # as many at the largest allowed size
+_FULL_SIZE_SCANS = 20  # at the largest allowed size
 _MAX_TAGS = 4096
-_MAX_TAG_VALUES = 200_000  # numbers in a TIFF tag: a colour map of 16 bit has 196,608
+_MAX_TAG_VALUES = 200_000  # values in a TIFF tag: a 16-bit colour map has 196,608
 _SMALL_TILE_PIXELS = 2**22
 _XMP_BYTES = 2**18
 
@@ -34,42 +34,42 @@ _TIFF_DIRECTORIES = (0x8769, 0x8825, 0xA005)  # EXIF, GPS, interoperability: Pil
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 _XMP_SEGMENT = b"http://ns.adobe.com/xap/1.0/\0"
-_XMP_TEXT = b"XML:com.adobe.xmp\0\0"  # keyword, and no compression
+_XMP_TEXT = b"XML:com.adobe.xmp\0\0"  # keyword, uncompressed
 
 
 @dataclass(frozen=True, slots=True)
 class BarePicture:
-    """A picture file without what is not pixels.
+    """A picture file without metadata.
 
     Attributes:
         data: The file for the decoder.
-        orientation: EXIF orientation 1 to 8 that is still to be applied.
+        orientation: EXIF orientation 1 to 8, not yet applied.
     """
 
     data: bytes
     orientation: int = 1
 
 
-def bare_picture(data: bytes, known: str, *, max_pixels: int) -> BarePicture:
-    """Check a file by its header and drop its metadata.
+def bare_picture(data: bytes, file_format: str, *, max_pixels: int) -> BarePicture:
+    """Check a file by its header and remove its metadata.
 
     Args:
         data: The file.
-        known: Its format: ``JPEG``, ``PNG``, ``TIFF``, ``WEBP`` or ``BMP``.
+        file_format: ``JPEG``, ``PNG``, ``TIFF``, ``WEBP`` or ``BMP``.
         max_pixels: Larger pictures are refused.
 
     Raises:
         UndecodableImage: Too many pixels or scans.
         ValueError: The header cannot be read.
-        struct.error: It ends early.
+        struct.error: The header is truncated.
     """
-    if known == "JPEG":
+    if file_format == "JPEG":
         return _bare_jpeg(data, max_pixels)
-    if known == "PNG":
+    if file_format == "PNG":
         return _bare_png(data, max_pixels)
-    if known == "WEBP":
+    if file_format == "WEBP":
         return _check_webp(data, max_pixels)
-    if known == "TIFF":
+    if file_format == "TIFF":
         _check_tiff(data, max_pixels)
     else:
         _check_bmp(data, max_pixels)
@@ -77,7 +77,7 @@ def bare_picture(data: bytes, known: str, *, max_pixels: int) -> BarePicture:
 
 
 def _bare_jpeg(data: bytes, max_pixels: int) -> BarePicture:
-    """Keep what decoding needs; JFIF and Adobe markers are kept because they say what the samples mean."""
+    """Keep what decoding needs, including JFIF and Adobe markers, which define the colour space."""
     kept = [b"\xff\xd8"]
     pixels, orientation, from_xmp, scan_at = 0, None, None, -1
     for code, start, end in _jpeg_segments(data):
@@ -93,7 +93,7 @@ def _bare_jpeg(data: bytes, max_pixels: int) -> BarePicture:
             orientation = exif_orientation(data[payload_at + 6 : end])
         elif code == 0xE1 and data.startswith(_XMP_SEGMENT, payload_at):
             from_xmp = from_xmp or _xmp_orientation(data[payload_at:end])
-        if _makes_pixels(code, data[payload_at : payload_at + 5]):
+        if _is_needed(code, data[payload_at : payload_at + 5]):
             kept.append(data[start:end])
     if pixels == 0 or scan_at < 0:
         raise ValueError("no frame header before the first scan")
@@ -102,12 +102,12 @@ def _bare_jpeg(data: bytes, max_pixels: int) -> BarePicture:
     return BarePicture(whole, orientation or from_xmp or 1)
 
 
-def _makes_pixels(code: int, begins: bytes) -> bool:
-    """Whether a JPEG segment is needed for decoding: not an application's, not a comment."""
+def _is_needed(code: int, payload_start: bytes) -> bool:
+    """Whether decoding needs a JPEG segment: no comment, no segment of another application."""
     if code == 0xE0:
-        return begins == b"JFIF\0"
+        return payload_start == b"JFIF\0"
     if code == 0xEE:
-        return begins == b"Adobe"
+        return payload_start == b"Adobe"
     return not 0xE1 <= code <= 0xEF and code != 0xFE
 
 
@@ -115,7 +115,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield (marker code, start, end) up to the first scan.
 
     Raises:
-        ValueError: The file ends, or has too many segments.
+        ValueError: The file is truncated or has too many segments.
     """
     at = 2
     allowed = _MAX_PARTS + len(data) // 1024
@@ -140,7 +140,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _check_scans(data: bytes, scan_at: int, pixels: int, max_pixels: int) -> None:
-    """Refuse a JPEG with more scans than any encoder makes: each costs a pass over all pixels.
+    """Refuse a JPEG with more scans than any encoder writes: each costs a pass over all pixels.
 
     Raises:
         UndecodableImage: With reason ``too_many_scans``.
@@ -160,7 +160,7 @@ def _check_scans(data: bytes, scan_at: int, pixels: int, max_pixels: int) -> Non
 
 
 def _bare_png(data: bytes, max_pixels: int) -> BarePicture:
-    """Keep the chunks that make pixels; of an animated file that is the default picture."""
+    """Keep the chunks that decoding needs; of an animated file the default picture."""
     kept: list[tuple[int, int]] = []
     orientation, from_xmp, at = None, None, 8
     for _ in range(_MAX_PARTS + len(data) // 1024):
@@ -184,7 +184,7 @@ def _bare_png(data: bytes, max_pixels: int) -> BarePicture:
         if name == b"IEND":
             break
     else:
-        raise ValueError("more chunks than any picture of this length has")
+        raise ValueError("too many chunks for the length of the file")
     if kept == [(8, len(data))]:
         return BarePicture(data, orientation or from_xmp or 1)
     view = memoryview(data)
@@ -192,7 +192,7 @@ def _bare_png(data: bytes, max_pixels: int) -> BarePicture:
 
 
 def _check_webp(data: bytes, max_pixels: int) -> BarePicture:
-    """Check the canvas, which a decoder would allocate at once, and look for the orientation."""
+    """Check the canvas, which a decoder allocates first, and read the orientation."""
     name = data[12:16]
     if name == b"VP8X":
         width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
@@ -224,9 +224,9 @@ def _check_bmp(data: bytes, max_pixels: int) -> None:
 
 
 def _check_tiff(data: bytes, max_pixels: int) -> None:
-    """Check what Pillow and libtiff would allocate: the tags' values, the picture, one tile.
+    """Check the sizes that Pillow and libtiff would allocate: tag values, the picture, one tile.
 
-    The values of a directory may lie on top of each other, so that a small file can ask for gigabytes.
+    The values of a directory may overlap, so a small file can request gigabytes.
     """
     order = "<" if data[:2] == b"II" else ">"
     big = data[2:4] in (b"+\0", b"\0+")
@@ -248,10 +248,10 @@ def _check_tiff(data: bytes, max_pixels: int) -> None:
 
 
 def _tiff_directory(data: bytes, at: int, order: str, *, big: bool) -> tuple[dict[int, int], int]:
-    """Return the single numbers of a directory by tag, and the bytes all its values need.
+    """Return the single-value tags of a directory, and the total bytes of all its values.
 
     Raises:
-        ValueError: More tags, or more numbers in one, than any photograph has.
+        ValueError: More tags, or more values in a tag, than any photograph has.
     """
     (number,) = struct.unpack_from(order + ("Q" if big else "H"), data, at)
     if number > _MAX_TAGS:
@@ -272,9 +272,9 @@ def _tiff_directory(data: bytes, at: int, order: str, *, big: bool) -> tuple[dic
 
 
 def exif_orientation(exif: bytes) -> int | None:
-    """Return the orientation 1 to 8 of EXIF data, None if it says none or cannot be read.
+    """Return the orientation 1 to 8 of EXIF data; None if it is missing or cannot be read.
 
-    Only the entries of the first directory are looked at; no value is copied.
+    Only the first directory is read; no values are copied.
     """
     exif = exif.removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])

@@ -1,12 +1,12 @@
-"""Find writing inside the field of view: names, dates and numbers that a camera or a program drew over the retina.
+"""Find burned-in text inside the field of view: names, dates and numbers that a camera or program drew on the retina.
 
-Writing is sharper than any optics: a stroke rises from its surroundings within one or two pixels. So what stands out
-from the mean of its 7 x 7 neighbourhood is cut into connected shapes, and shapes of like height that stand side by
-side on a common line, top or bottom, are counted. That is done at two thresholds in the working copy and at one in a
-copy of half the size, where heavy strokes of large letters count as sharp. No text is read.
+Text is sharper than the optics: a stroke rises from its background within one or two pixels. Pixels that differ from
+the mean of their 7 x 7 neighbourhood are grouped into connected shapes, and shapes of similar height side by side with
+a common top or bottom line are counted. This is done at two thresholds in the working copy and at one in a copy of
+half the size, where the heavy strokes of large letters are sharp. No text is read.
 
-The thresholds were set on phantoms with and without rendered text, and on one real photograph; see
-docs/privacy.md for what they reach on others.
+The thresholds were set on phantoms with and without rendered text, and on one real photograph; docs/privacy.md gives
+the rates on others.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ from synfundus.photographs.rim import Circle
 _Integers = NDArray[np.int64]
 
 WORKING_SIZE_PX = 512
-"""Least diameter of the copy that is searched, where the photograph has as much."""
+"""Minimum diameter of the working copy, if the photograph is that large."""
 
 _SEARCHES = ((1, ((28, 4), (18, 6))), (2, ((28, 5),)))
-"""Reduction of the copy; then levels by which ink stands out, and how many aligned shapes count as writing."""
+"""Reduction of the copy; then thresholds in levels, each with the number of aligned shapes that count as text."""
 
 _NEIGHBOURHOOD = ImageFilter.BoxBlur(3)
-_RIM_MARGIN_PX = 7  # the black outside must not reach into a neighbourhood
+_RIM_MARGIN_PX = 7  # keeps the black outside out of the neighbourhoods
 _MAX_SHAPES = 1000
 _HEIGHTS_PX = (4, 80)
-_LEAST_INK_PX = 6
-_WIDEST = 8.0  # heights: small letters run into each other
-_WIDEST_GAP = 1.4  # heights: a blank
+_MIN_INK_PX = 6
+_MAX_WIDTH = 8.0  # heights: small letters merge
+_MAX_GAP = 1.4  # heights: a space
 _HEIGHT_RATIO = 2.5  # a capital and a small letter
-_ALIGNED = 0.15  # heights between the tops or the bottoms of neighbours
-_ON_LINE = 0.12  # heights between a shape's top or bottom and that of its line
-_NARROWEST_LINE = 2.0  # heights
-_TALLEST_LINE = 2.5  # heights
+_ALIGNED = 0.15  # heights: offset between the tops or bottoms of neighbours
+_ON_LINE = 0.12  # heights: offset of a shape's top or bottom from its line
+_MIN_LINE_WIDTH = 2.0  # heights
+_MAX_LINE_HEIGHT = 2.5  # heights
 
 
 @dataclass(frozen=True, slots=True)
 class TextRegion:
-    """Where writing was found, in pixels of the photograph.
+    """A region with text, in pixels of the photograph.
 
     Attributes:
         left_px: First column.
         top_px: First row.
         right_px: End of the last column.
         bottom_px: End of the last row.
-        num_shapes: How many aligned shapes.
+        num_shapes: Number of aligned shapes.
     """
 
     left_px: float
@@ -62,27 +62,27 @@ class TextRegion:
 
 
 class BurnedTextError(DataError):
-    """A photograph with writing inside its field of view.
+    """A photograph with text inside its field of view.
 
     Attributes:
-        region: Where.
+        region: Where the text is.
     """
 
     title = "Burned-in text"
 
     def __init__(self, region: TextRegion) -> None:
         super().__init__(
-            f"{region.num_shapes} shapes in a line, like writing, at x {region.left_px:.0f} to {region.right_px:.0f}, "
+            f"{region.num_shapes} aligned shapes, like text, at x {region.left_px:.0f} to {region.right_px:.0f}, "
             f"y {region.top_px:.0f} to {region.bottom_px:.0f} px"
         )
-        self.args = (region,)  # what pickling calls the class with
+        self.args = (region,)  # arguments for unpickling
         self.region = region
 
 
 def find_burned_text(pixels: NDArray[np.uint8], circle: Circle, *, size_px: int = WORKING_SIZE_PX) -> TextRegion | None:
-    """Return the line that looks most like writing inside the field of view, or None.
+    """Return the line inside the field of view that looks most like text, or None.
 
-    Finds lines that are about level, of letters between 7 and 80 px in the working copy. A pure function of the pixels.
+    Finds roughly horizontal lines of letters between 7 and 80 px in the working copy. A pure function of the pixels.
 
     Args:
         pixels: uint8 ``[h, w, 3]``, the photograph.
@@ -101,9 +101,9 @@ def find_burned_text(pixels: NDArray[np.uint8], circle: Circle, *, size_px: int 
     for reduction, thresholds in _SEARCHES:
         reduced = copy if reduction == 1 else copy.reduce(reduction)
         step = scale * reduction
-        difference = _standing_out(reduced, _inside(reduced.height, reduced.width, circle, left, top, step))
-        for levels, least in thresholds:
-            for found, box in _lines_of_shapes(difference, levels, least):
+        difference = _local_difference(reduced, _inside(reduced.height, reduced.width, circle, left, top, step))
+        for levels, min_shapes in thresholds:
+            for found, box in _lines_of_shapes(difference, levels, min_shapes):
                 if best is None or found > best[0]:
                     x0, y0, x1, y1 = (edge * step for edge in box)
                     best = found, (left + x0, top + y0, left + x1, top + y1)
@@ -111,7 +111,7 @@ def find_burned_text(pixels: NDArray[np.uint8], circle: Circle, *, size_px: int 
 
 
 def _inside(height: int, width: int, circle: Circle, left: int, top: int, step: float) -> NDArray[np.bool_]:
-    """Return which pixels of a copy show retina, away from the rim, bool ``[height, width]``."""
+    """Return which pixels of a copy show retina, with a margin to the rim, bool ``[height, width]``."""
     x = left + (np.arange(width, dtype=np.float32) + 0.5) * step
     y = top + (np.arange(height, dtype=np.float32) + 0.5) * step
     margin = _RIM_MARGIN_PX * step
@@ -122,56 +122,60 @@ def _inside(height: int, width: int, circle: Circle, left: int, top: int, step: 
     return np.asarray(disc & across & down[:, None])
 
 
-def _standing_out(copy: Image.Image, inside: NDArray[np.bool_]) -> NDArray[np.int16]:
-    """Return by how many levels each pixel differs from the mean of its neighbourhood; 0 outside the disc."""
+def _local_difference(copy: Image.Image, inside: NDArray[np.bool_]) -> NDArray[np.int16]:
+    """Return the difference of each pixel from the mean of its neighbourhood, in levels; 0 outside the disc."""
     lightness = np.asarray(copy, dtype=np.int16)
     return (lightness - np.asarray(copy.filter(_NEIGHBOURHOOD), dtype=np.int16)) * inside
 
 
 def _lines_of_shapes(
-    difference: NDArray[np.int16], levels: int, least: int
+    difference: NDArray[np.int16], levels: int, min_shapes: int
 ) -> list[tuple[int, tuple[float, float, float, float]]]:
-    """Return (number of aligned shapes, box) of each line of ``least`` light shapes or more, then of dark ones."""
+    """Return (number of aligned shapes, box) of each line of at least ``min_shapes`` light, then dark shapes."""
     lines = []
     for ink in (difference > levels, difference < -levels):
         shapes = _glyph_like(_shapes(ink))
         while len(shapes) > _MAX_SHAPES:
-            # Grain or a texture; writing that can be read stands out from it.
+            # Noise or texture: raise the threshold; legible text has more contrast.
             levels = levels * 3 // 2
             shapes = _glyph_like(_shapes((difference > levels) | (difference < -levels)))
-        lines += _lines(shapes, least)
+        lines += _lines(shapes, min_shapes)
     return lines
 
 
 def _glyph_like(shapes: _Integers) -> _Integers:
     height, width = shapes[:, 3] - shapes[:, 1], shapes[:, 2] - shapes[:, 0]
     usable = (height >= _HEIGHTS_PX[0]) & (height <= _HEIGHTS_PX[1])
-    return shapes[usable & (width <= _WIDEST * height) & (shapes[:, 4] >= _LEAST_INK_PX)]
+    return shapes[usable & (width <= _MAX_WIDTH * height) & (shapes[:, 4] >= _MIN_INK_PX)]
 
 
-def _lines(shapes: _Integers, least: int) -> list[tuple[int, tuple[float, float, float, float]]]:
-    """Join neighbours of like height and a common top or bottom; returns (aligned shapes, box) of each line."""
-    if len(shapes) < least:
+def _lines(shapes: _Integers, min_shapes: int) -> list[tuple[int, tuple[float, float, float, float]]]:
+    """Join neighbours of similar height and common top or bottom; return (aligned shapes, box) of each line."""
+    if len(shapes) < min_shapes:
         return []
     left, top, right, bottom, _ = shapes.T
     height = bottom - top
     taller = np.maximum(height[:, None], height)
     gap = left - right[:, None]
     between_tops, between_bottoms = np.abs(top - top[:, None]), np.abs(bottom - bottom[:, None])
-    beside = (gap <= _WIDEST_GAP * taller) & (gap >= -0.3 * taller) & (left > left[:, None])
+    beside = (gap <= _MAX_GAP * taller) & (gap >= -0.3 * taller) & (left > left[:, None])
     beside &= taller <= _HEIGHT_RATIO * np.minimum(height[:, None], height)
     beside &= np.minimum(between_tops, between_bottoms) <= np.maximum(_ALIGNED * taller, 1.01)
     beside &= np.maximum(between_tops, between_bottoms) <= 0.6 * taller + 1
     one, other = np.nonzero(beside)
     line_of = _connected(len(shapes), one, other)
     lines = []
-    for line in np.flatnonzero(np.bincount(line_of) >= least):
+    for line in np.flatnonzero(np.bincount(line_of) >= min_shapes):
         members = shapes[line_of == line]
         size = float(np.percentile(members[:, 3] - members[:, 1], 75))
         near = max(_ON_LINE * size, 1.01)
         aligned = max(int((np.abs(edge - np.median(edge)) <= near).sum()) for edge in (members[:, 1], members[:, 3]))
         box = (*members[:, :2].min(axis=0).tolist(), *members[:, 2:4].max(axis=0).tolist())
-        if aligned >= least and box[2] - box[0] >= _NARROWEST_LINE * size and box[3] - box[1] < _TALLEST_LINE * size:
+        if (
+            aligned >= min_shapes
+            and box[2] - box[0] >= _MIN_LINE_WIDTH * size
+            and box[3] - box[1] < _MAX_LINE_HEIGHT * size
+        ):
             lines.append((aligned, box))
     return lines
 
@@ -179,8 +183,8 @@ def _lines(shapes: _Integers, least: int) -> list[tuple[int, tuple[float, float,
 def _shapes(ink: NDArray[np.bool_]) -> _Integers:
     """Return left, top, right, bottom and number of pixels of each connected shape, int64 ``[n, 5]``.
 
-    Pixels that touch at a corner are connected. The runs of each row are joined with the runs they touch in the
-    next: far fewer steps than pixel by pixel.
+    Pixels that touch at a corner are connected. Runs of each row are joined with the touching runs of the next, which
+    takes far fewer steps than joining pixels.
     """
     height, width = ink.shape
     framed = np.zeros((height, width + 2), dtype=np.int8)
@@ -189,7 +193,7 @@ def _shapes(ink: NDArray[np.bool_]) -> _Integers:
     starts, ends = np.flatnonzero(change == 1), np.flatnonzero(change == -1)
     row = starts // (width + 1)
     start, end = starts % (width + 1), ends % (width + 1)
-    # Runs are in reading order, so those of the next row that a run touches are neighbours in the list.
+    # Runs are in reading order, so the runs of the next row that touch a run are consecutive.
     stride = width + 2
     first = np.searchsorted(row * stride + end, (row + 1) * stride + start, side="left")
     last = np.searchsorted(row * stride + start, (row + 1) * stride + end, side="right")
@@ -208,7 +212,7 @@ def _shapes(ink: NDArray[np.bool_]) -> _Integers:
 
 
 def _connected(number: int, one: _Integers, other: _Integers) -> _Integers:
-    """Return for each of ``number`` things the smallest it is joined with, through any number of pairs."""
+    """Return the connected component of each of ``number`` elements, as its smallest member."""
     label = np.arange(number)
     while True:
         smaller = np.minimum(label[one], label[other])

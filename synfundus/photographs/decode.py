@@ -1,7 +1,7 @@
-"""Decode photographs from unknown hands, and encode the images of a set.
+"""Decode untrusted photographs, and encode the images of a set.
 
-A file is untrusted: its format is one of a short list, its size is read from the header before a single
-pixel is decoded, and whatever is wrong with it ends as a named reason, never as a crash or a grey image.
+The format of a file must be in a short list, its size is checked in the header before any pixel is decoded, and any
+fault becomes a named reason, never a crash or a grey image.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
-"""Formats that are decoded; every other decoder of Pillow stays out of reach."""
+"""Formats that are decoded; no other decoder of Pillow is ever called."""
 
 ImageFormat = Literal["png", "webp"]
 
@@ -44,7 +44,7 @@ _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"MM\0+", "TIFF"),
     (b"BM", "BMP"),
 )
-_FOREIGN_SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
+_UNSUPPORTED_SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"GIF8", "GIF"),
     (0, b"%PDF", "PDF"),
     (0, b"8BPS", "Photoshop"),
@@ -70,13 +70,13 @@ def decode_photograph(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
     """Decode a JPEG, PNG, TIFF, WebP, BMP or DICOM file to RGB, upright.
 
     CMYK, palette, grey and 16-bit images are converted (16 bit by scaling, not by clipping); transparency is
-    composited on black; the EXIF orientation is applied; of several frames the first counts. Metadata are dropped
-    before a decoder sees the file, so that they can neither cost nor leak anything.
+    composited on black; the EXIF orientation is applied; only the first frame is used. Metadata are removed before a
+    decoder sees the file, so they cannot cost time or leak.
 
     Args:
         data: The file.
-        max_pixels: Larger pictures are refused by their header, before anything is decoded. Pillow's own
-            guard (about 179 million pixels) holds besides.
+        max_pixels: Larger pictures are refused by their header, before decoding. Pillow's own limit (about 179 million
+            pixels) also applies.
 
     Returns:
         uint8 ``[h, w, 3]``.
@@ -85,43 +85,43 @@ def decode_photograph(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
         UndecodableImage: With a reason from `Undecodable`.
     """
     if data[128:132] == b"DICM":
-        from synfundus.photographs.dicom import decode_dicom  # what it needs is optional, and slow to import
+        from synfundus.photographs.dicom import decode_dicom  # its dependency is optional and slow to import
 
         return decode_dicom(data, max_pixels=max_pixels)
     return decode_picture(data, _sniff(data), max_pixels=max_pixels)
 
 
-def decode_picture(data: bytes, known: str, *, max_pixels: int) -> NDArray[np.uint8]:
-    """Decode a file of a known format of `FORMATS`; see `decode_photograph`."""
-    # Another library may have switched it on; half a photograph is none.
+def decode_picture(data: bytes, file_format: str, *, max_pixels: int) -> NDArray[np.uint8]:
+    """Decode a file whose format, one of `FORMATS`, is known; see `decode_photograph`."""
+    # Another library may have enabled it; truncated photographs are refused.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
-    # Where a program logs at debug level, Pillow quotes the tags of the files it opens.
+    # At debug level, Pillow logs the tags of the files it opens.
     logging.getLogger("PIL").setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        # Pillow warns about odd metadata and about sizes that are judged here.
+        # Pillow warns about odd metadata, and about sizes that are checked here.
         warnings.simplefilter("ignore")
         try:
-            bare = bare_picture(data, known, max_pixels=max_pixels)
-            with Image.open(io.BytesIO(bare.data), formats=(known,)) as image:
+            bare = bare_picture(data, file_format, max_pixels=max_pixels)
+            with Image.open(io.BytesIO(bare.data), formats=(file_format,)) as image:
                 image.load()
                 method = _ORIENTATIONS.get(bare.orientation)
                 return _to_rgb(image if method is None else image.transpose(method))
         except Image.DecompressionBombError as error:
             raise UndecodableImage(Undecodable.TOO_MANY_PIXELS, str(error)) from error
         except UnidentifiedImageError as error:
-            reason = Undecodable.TRUNCATED if _is_cut(data, known) else Undecodable.DAMAGED
-            raise UndecodableImage(reason, f"the header of this {known} file cannot be read") from error
+            reason = Undecodable.TRUNCATED if _is_truncated(data, file_format) else Undecodable.DAMAGED
+            raise UndecodableImage(reason, f"the header of this {file_format} file cannot be read") from error
         except DECODER_ERRORS as error:
-            cut = "truncat" in str(error).lower() or _is_cut(data, known)
-            reason = Undecodable.TRUNCATED if cut else Undecodable.DAMAGED
-            raise UndecodableImage(reason, f"{known} file: {error}") from error
+            truncated = "truncat" in str(error).lower() or _is_truncated(data, file_format)
+            reason = Undecodable.TRUNCATED if truncated else Undecodable.DAMAGED
+            raise UndecodableImage(reason, f"{file_format} file: {error}") from error
 
 
 def _sniff(data: bytes) -> str:
     """Return the format by its first bytes.
 
     Raises:
-        UndecodableImage: Empty, a format that is not supported, or no picture at all.
+        UndecodableImage: Empty, an unsupported format, or not a picture.
     """
     if not data:
         raise UndecodableImage(Undecodable.EMPTY_FILE, "the file is empty")
@@ -130,21 +130,21 @@ def _sniff(data: bytes) -> str:
             return name
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
-    for offset, signature, name in _FOREIGN_SIGNATURES:
+    for offset, signature, name in _UNSUPPORTED_SIGNATURES:
         if data[offset : offset + len(signature)] == signature:
             raise UndecodableImage(Undecodable.UNSUPPORTED_FORMAT, f"{name} is not one of {', '.join(FORMATS)}, DICOM")
-    raise UndecodableImage(Undecodable.NOT_AN_IMAGE, "the file does not begin like any picture")
+    raise UndecodableImage(Undecodable.NOT_AN_IMAGE, "the file does not start like a picture")
 
 
-def _is_cut(data: bytes, known: str) -> bool:
+def _is_truncated(data: bytes, file_format: str) -> bool:
     """Whether the end of the file is missing."""
-    if known == "JPEG":
+    if file_format == "JPEG":
         return b"\xff\xd9" not in data[-1024:]
-    if known == "PNG":
+    if file_format == "PNG":
         return b"IEND" not in data[-1024:]
-    if known == "WEBP":
+    if file_format == "WEBP":
         return len(data) < 12 or len(data) < int.from_bytes(data[4:8], "little") + 8
-    if known == "BMP":
+    if file_format == "BMP":
         return len(data) < 6 or len(data) < int.from_bytes(data[2:6], "little")
     return len(data) < 8
 
@@ -165,16 +165,16 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """Encode uint8 ``[h, w, 3]`` as PNG without any metadata; the same pixels give the same bytes."""
+    """Encode uint8 ``[h, w, 3]`` as PNG without metadata; the same pixels give the same bytes."""
     stream = io.BytesIO()
-    # runs alone: on the filtered rows of a photograph a search for longer matches costs four times the time and finds
-    # nothing (1,200 px phantoms at 512 px: 21 ms and 221 KB, without 83 ms and 228 KB)
+    # run-length only: searching for longer matches in photographs takes four times as long and saves nothing
+    # (1,200 px phantoms at 512 px: 21 ms and 221 KB, with the search 83 ms and 228 KB)
     Image.fromarray(pixels).save(stream, format="PNG", compress_level=6, compress_type=zlib.Z_RLE)
     return stream.getvalue()
 
 
 def encode_image(pixels: NDArray[np.uint8], image_format: ImageFormat) -> bytes:
-    """Encode uint8 ``[h, w, 3]`` without loss and without metadata as PNG or WebP."""
+    """Encode uint8 ``[h, w, 3]`` losslessly and without metadata as PNG or WebP."""
     if image_format == "png":
         return encode_png(pixels)
     stream = io.BytesIO()

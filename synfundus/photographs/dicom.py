@@ -1,10 +1,9 @@
-"""Take the pixels of a DICOM photograph, and nothing else of it.
+"""Read the pixels of a DICOM photograph, and nothing else.
 
-The header is read for what the pixels need (size, colour, bits, transfer syntax), for the kind of object, and, where
-a caller asks, for the side of the eye. Nothing of it goes on: every attribute that PS3.15 annex E lists for removal,
-and every other one, stays behind with the file. pydicom reads the header and decodes uncompressed and RLE frames;
-JPEG frames go to the same decoder as JPEG files. Reading a header is bounded in steps and bytes, and the size it
-states is judged before the pixel data are touched.
+The header is read for what the pixels need (size, colour, bits, transfer syntax), the SOP class, and, on request, the
+side of the eye. No attribute is kept, neither those that PS3.15 annex E lists for removal nor any other. pydicom reads
+the header and decodes uncompressed and RLE frames; JPEG frames go to the same decoder as JPEG files. Reading a header
+is bounded in steps and bytes, and its image size is checked before the pixel data are read.
 
 Source: DICOM PS3.3 C.7.6.3 (image pixel module), PS3.5 A.4 (encapsulated frames), PS3.15 E (attributes to remove).
 """
@@ -39,7 +38,7 @@ _CLASSES = {
     "1.2.840.10008.5.1.4.1.1.7.3": "Multi-frame Grayscale Word Secondary Capture Image Storage",
     "1.2.840.10008.5.1.4.1.1.7.4": "Multi-frame True Color Secondary Capture Image Storage",
 }
-"""SOP classes that can hold a fundus photograph."""
+"""SOP classes that can contain a fundus photograph."""
 
 _IMPLICIT_LITTLE, _EXPLICIT_BIG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
 _NATIVE = (_IMPLICIT_LITTLE, "1.2.840.10008.1.2.1", _EXPLICIT_BIG)
@@ -64,17 +63,17 @@ _IMAGE_PIXEL_TAGS = (
     *(0x00281101, 0x00281102, 0x00281103),  # palette: numbers of entries
     *(0x00281201, 0x00281202, 0x00281203),  # palette: entries
 )
-_WANTED = (_SOP_CLASS, _LATERALITY, _IMAGE_LATERALITY, *_IMAGE_PIXEL_TAGS, *_EXTENDED_OFFSETS)
+_READ_TAGS = (_SOP_CLASS, _LATERALITY, _IMAGE_LATERALITY, *_IMAGE_PIXEL_TAGS, *_EXTENDED_OFFSETS)
 
-_HEADER_READS = 10_000  # a header of an eye camera takes hundreds; two reads an element
-_HEADER_BYTES = 64 * 2**20  # previews and private blocks lie before the pixels
+_HEADER_READS = 10_000  # the header of an eye camera needs hundreds; two reads per element
+_HEADER_BYTES = 64 * 2**20  # previews and private blocks come before the pixels
 _VALUE_BYTES = 2**20  # the largest palette has 128 KiB
 _FRAGMENT_READS = 100_000
 _PYDICOM_HINT = "pip install 'synfundus[dicom]'"
 
 
 class _BoundedBytes(io.BytesIO):
-    """A file in memory that refuses endless reading; a crafted header cannot keep a process busy."""
+    """A file in memory with bounded reads, so that a crafted header cannot keep a process busy."""
 
     def __init__(self, data: bytes, *, reads: int, value_bytes: int, end: int) -> None:
         super().__init__(data)
@@ -89,13 +88,13 @@ class _BoundedBytes(io.BytesIO):
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """What is read before the pixels.
+    """The header before the pixel data.
 
     Attributes:
-        dataset: The attributes of `_WANTED` alone.
+        dataset: Only the attributes of `_READ_TAGS`.
         syntax: Transfer syntax UID.
-        pixels_at: Where the pixel data begin in the file, or None without any.
-        pixels_bytes: Their declared length; None where it is undefined, as for compressed frames.
+        pixels_at: Offset of the pixel data in the file; None if there are none.
+        pixels_bytes: Their declared length; None if undefined, as for compressed frames.
     """
 
     dataset: Dataset
@@ -107,7 +106,7 @@ class _Header:
         """Return an attribute as an integer.
 
         Raises:
-            UndecodableImage: It is missing or no number.
+            UndecodableImage: It is missing or not a number.
         """
         value = self.dataset.get(keyword)
         if value is None or value == "":
@@ -120,7 +119,7 @@ class _Header:
 def decode_dicom(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
     """Decode the first frame of a DICOM photograph to RGB.
 
-    Values are scaled from the bits stored to 8; windows and colour profiles are not applied.
+    Values are scaled from BitsStored to 8 bits; windows and colour profiles are not applied.
 
     Args:
         data: The file.
@@ -130,10 +129,9 @@ def decode_dicom(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
         uint8 ``[h, w, 3]``.
 
     Raises:
-        UndecodableImage: Not a photograph, compressed in a way that is not supported, cut, damaged, or pydicom is
-            not installed.
+        UndecodableImage: Not a photograph, an unsupported compression, truncated, damaged, or pydicom is not installed.
     """
-    with _damage_named():
+    with _undecodable_errors():
         header = _read_header(data)
         _check_kind(header)
         if header.pixels_at is None:
@@ -151,12 +149,12 @@ def decode_dicom(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
 
 
 def dicom_eye_side(data: bytes) -> int | None:
-    """Return the side a DICOM file states, 0 right and 1 left, from Image Laterality or Laterality.
+    """Return the eye side of a DICOM file, 0 right and 1 left, from Image Laterality or Laterality.
 
-    None for other files, for both sides or neither, for headers that cannot be read, and without pydicom.
+    None for other files, for both or no side, for unreadable headers, and without pydicom.
     """
     try:
-        with _damage_named():
+        with _undecodable_errors():
             dataset = _read_header(data).dataset
             for keyword in ("ImageLaterality", "Laterality"):
                 side = {"R": 0, "L": 1}.get(str(dataset.get(keyword, "")).strip())
@@ -169,8 +167,8 @@ def dicom_eye_side(data: bytes) -> int | None:
 
 @lru_cache(maxsize=1)
 def _reader_errors() -> tuple[type[Exception], ...]:
-    """Return what decoders and pydicom raise on damaged bytes; some of its errors are of no known kind."""
-    known = (*DECODER_ERRORS, RuntimeError)  # too deep, or no decoder got through
+    """Return what decoders and pydicom raise on damaged bytes; some pydicom errors have no common base class."""
+    known = (*DECODER_ERRORS, RuntimeError)  # recursion too deep, or no decoder succeeded
     try:
         from pydicom.errors import BytesLengthException, InvalidDicomError
     except ImportError:
@@ -179,8 +177,8 @@ def _reader_errors() -> tuple[type[Exception], ...]:
 
 
 @contextmanager
-def _damage_named() -> Iterator[None]:
-    """Turn what pydicom and Pillow raise into a named reason, without the header's values in a message or warning."""
+def _undecodable_errors() -> Iterator[None]:
+    """Convert errors of pydicom and Pillow into a named reason, without header values in messages or warnings."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -195,10 +193,10 @@ def _damage_named() -> Iterator[None]:
 
 
 def _read_header(data: bytes) -> _Header:
-    """Read the wanted attributes up to the pixel data.
+    """Read the attributes of `_READ_TAGS` up to the pixel data.
 
     Raises:
-        UndecodableImage: No DICOM file, or pydicom is not installed.
+        UndecodableImage: Not a DICOM file, or pydicom is not installed.
     """
     try:
         from pydicom.filereader import read_dataset
@@ -206,10 +204,10 @@ def _read_header(data: bytes) -> _Header:
         raise UndecodableImage(
             Undecodable.DICOM_SUPPORT_MISSING, f"reading DICOM files needs pydicom: {_PYDICOM_HINT}"
         ) from error
-    # Its messages quote values, and values are names.
+    # Its messages quote values, which may be names.
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
     if data[128:132] != b"DICM":
-        raise UndecodableImage(Undecodable.NOT_AN_IMAGE, "the file is no DICOM file")
+        raise UndecodableImage(Undecodable.NOT_AN_IMAGE, "the file is not a DICOM file")
     stream = _BoundedBytes(data, reads=_HEADER_READS, value_bytes=_VALUE_BYTES, end=_HEADER_BYTES)
     stream.seek(132)
     meta = read_dataset(
@@ -221,7 +219,7 @@ def _read_header(data: bytes) -> _Header:
     )
     syntax = str(meta.get("TransferSyntaxUID", ""))
     if syntax not in (*_NATIVE, _RLE, _JPEG_BASELINE):
-        # Among them the deflated one, which pydicom would inflate without a bound.
+        # This includes deflate, which pydicom would inflate without a limit.
         raise UndecodableImage(
             Undecodable.UNSUPPORTED_TRANSFER_SYNTAX,
             f"DICOM pixels as {_registered_name(syntax)}; supported are uncompressed, RLE and JPEG baseline",
@@ -229,7 +227,7 @@ def _read_header(data: bytes) -> _Header:
     found: list[tuple[int, int]] = []
 
     def at_pixel_data(tag: int, _vr: str | None, length: int) -> bool:
-        number = int(tag)  # pydicom's own comparisons take a fifth of the time of a header
+        number = int(tag)  # comparisons of pydicom tags would take a fifth of the time
         if number == _PIXEL_DATA:
             found.append((stream.tell(), length))
         return number >= _PIXEL_DATA
@@ -239,7 +237,7 @@ def _read_header(data: bytes) -> _Header:
         syntax == _IMPLICIT_LITTLE,
         syntax != _EXPLICIT_BIG,
         stop_when=at_pixel_data,
-        specific_tags=list(_WANTED),
+        specific_tags=list(_READ_TAGS),
     )
     if _SOP_CLASS not in dataset and "MediaStorageSOPClassUID" in meta:
         dataset.SOPClassUID = meta.MediaStorageSOPClassUID
@@ -248,18 +246,18 @@ def _read_header(data: bytes) -> _Header:
 
 
 def _registered_name(uid: str) -> str:
-    """Return the name of a UID in the standard; what is not registered is not repeated."""
+    """Return the standard name of a UID; unregistered UIDs are not quoted."""
     from pydicom.uid import UID
 
     name = UID(uid).name
-    return "something that is not registered" if name == uid else str(name)
+    return "an unregistered UID" if name == uid else str(name)
 
 
 def _check_kind(header: _Header) -> None:
     sop_class = str(header.dataset.get("SOPClassUID", ""))
     if sop_class not in _CLASSES:
         raise UndecodableImage(
-            Undecodable.UNSUPPORTED_DICOM_CLASS, f"{_registered_name(sop_class)} is no photograph that is accepted"
+            Undecodable.UNSUPPORTED_DICOM_CLASS, f"{_registered_name(sop_class)} is not an accepted kind of photograph"
         )
 
 
@@ -267,7 +265,7 @@ def _check_pixel_layout(header: _Header) -> str:
     """Return the photometric interpretation.
 
     Raises:
-        UndecodableImage: Colours or bits that have no defined conversion.
+        UndecodableImage: Colours or bits without a defined conversion.
     """
     colour = str(header.dataset.get("PhotometricInterpretation", ""))
     samples, allocated = header.number("SamplesPerPixel"), header.number("BitsAllocated")
@@ -290,7 +288,7 @@ def _native_frame(data: bytes, header: _Header, colour: str) -> bytes:
     """Return the bytes of the first uncompressed frame.
 
     Raises:
-        UndecodableImage: The pixel data are shorter than the header says.
+        UndecodableImage: The pixel data are shorter than the header states.
     """
     samples = 2 if colour == "YBR_FULL_422" else header.number("SamplesPerPixel")
     size = header.number("Rows") * header.number("Columns") * samples * header.number("BitsAllocated") // 8
@@ -299,12 +297,12 @@ def _native_frame(data: bytes, header: _Header, colour: str) -> bytes:
     if declared is None or declared < total:
         raise UndecodableImage(Undecodable.DAMAGED, f"the pixel data have {declared} bytes and need {total}")
     if len(data) - at < total:
-        raise UndecodableImage(Undecodable.TRUNCATED, f"{len(data) - at} bytes of {total} of the pixel data are there")
+        raise UndecodableImage(Undecodable.TRUNCATED, f"only {len(data) - at} of {total} bytes of the pixel data exist")
     return data[at : at + size]
 
 
 def _first_frame(data: bytes, header: _Header) -> bytes:
-    """Return the bytes of the first compressed frame, its fragments joined."""
+    """Return the bytes of the first compressed frame, with its fragments joined."""
     from pydicom.encaps import get_frame
 
     if header.pixels_bytes is not None:
@@ -318,10 +316,10 @@ def _first_frame(data: bytes, header: _Header) -> bytes:
 
 
 def _rle_frame(data: bytes, header: _Header) -> bytes:
-    """Return the first RLE frame as pydicom wants it.
+    """Return the first RLE frame, encapsulated for pydicom.
 
     Raises:
-        UndecodableImage: It is longer than any encoder makes it: unpacking would need 64 times that in memory.
+        UndecodableImage: It is longer than any encoder writes; decoding would need 64 times its size in memory.
     """
     from pydicom.encaps import encapsulate
 
@@ -333,7 +331,7 @@ def _rle_frame(data: bytes, header: _Header) -> bytes:
 
 
 def _decode_frame(frame: bytes, header: _Header) -> NDArray[np.unsignedinteger]:
-    """Decode one frame to ``[h, w]`` or ``[h, w, 3]`` of the bits stored, in the file's colours."""
+    """Decode a frame to ``[h, w]`` or ``[h, w, 3]`` with BitsStored bits, in the colour space of the file."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.pixels.utils import pixel_array
     from pydicom.uid import UID
@@ -368,7 +366,7 @@ def _to_rgb(frame: NDArray[np.unsignedinteger], header: _Header, colour: str) ->
 
 
 def _to_8_bit(values: NDArray[np.unsignedinteger], bits: int) -> NDArray[np.uint8]:
-    """Scale from ``bits`` to 8, rounding; 8 bits stay as they are."""
+    """Scale from ``bits`` to 8 bits with rounding; 8-bit values are unchanged."""
     if bits == 8 and values.dtype == np.uint8:
         return np.ascontiguousarray(values)
     largest = 2**bits - 1
@@ -384,17 +382,17 @@ def _decode_jpeg_frame(frame: bytes, colour: str, rows: int, columns: int) -> ND
     """Decode a JPEG frame to uint8 ``[h, w, 3]``.
 
     Raises:
-        UndecodableImage: It has another size or other samples than the header says.
+        UndecodableImage: Its size or samples differ from the header.
     """
     with Image.open(io.BytesIO(frame), formats=("JPEG",)) as image:
         expected = "L" if colour.startswith("MONOCHROME") else "RGB"
         if image.size != (columns, rows) or image.mode != expected:
             raise UndecodableImage(
                 Undecodable.DAMAGED,
-                f"a frame of {image.size} {image.mode}, the header says {(columns, rows)} {expected}",
+                f"a frame of {image.size} {image.mode}, the header states {(columns, rows)} {expected}",
             )
         if colour == "RGB" and not {"adobe_transform", "jfif"} & set(image.info):
-            # The decoder would take unmarked samples for YCbCr and convert them.
+            # The decoder would assume YCbCr for unmarked samples and convert them.
             image.draft("YCbCr", image.size)
         values = np.array(image)
     return _grey_to_rgb(values, colour) if values.ndim == 2 else values

@@ -1,12 +1,12 @@
-"""Find the circle of retina in a fundus photograph, or say by name why there is none.
+"""Find the circle of retina in a fundus photograph, or give the reason why there is none.
 
-A fundus camera images the retina through a round mask, so that a photograph is a disc on black (or, as a slide,
-on an even mount). The rim is the one edge that is dark on its outer side, sharp, and round; vessels, lesions, the
-optic disc, names burned into the margin and slide frames all lack one of the three. That a disc is a retina is not
-decided here: the label ``is_fundus`` is for that. The search runs on a copy of at most
-`WORKING_SIZE_PX`: log-compressed lightness (it makes the rim of an underexposed image as strong an edge as
-that of a bright one), edge points with their normals, circles through random triples whose normals agree,
-a least-squares refinement on the half-height of the rim's radial profiles, and a check of the whole rim.
+A fundus camera images the retina through a round mask, so a photograph is a disc on black (or, as a slide, on a uniform
+mount). Only the rim is dark on its outer side, sharp, and round; vessels, lesions, the optic disc, text burned into the
+margin and slide frames each lack one of the three. Whether a disc is a retina is not decided here, but by the label
+``is_fundus``. The search runs on a copy of at most `WORKING_SIZE_PX`: log-compressed lightness (which makes the rim of
+an underexposed image as strong an edge as that of a bright one), edge points with their normals, circles through random
+triples whose normals agree, a least-squares refinement on the half-height of the rim's radial profiles, and a check of
+the whole rim.
 
 Coordinates are continuous: pixel (column 0, row 0) covers [0, 1) x [0, 1), so its centre is (0.5, 0.5) and
 a circle scales with its image.
@@ -30,18 +30,18 @@ from synfundus.seeding import keyed_generator
 __all__ = ["Circle", "FieldOfViewError", "NoFieldOfView", "find_field_of_view"]
 
 WORKING_SIZE_PX = 256
-"""Longest side of the copy that is searched."""
+"""Maximum side of the working copy."""
 MINIMUM_DIAMETER_PX = 32
-"""Below this nothing of a retina can be seen."""
+"""Below this no retina is visible."""
 MINIMUM_RADIUS_OF_SHORT_SIDE = 0.2
-"""A smaller circle is something in the picture (a coin, an inset), not the field of view of a camera."""
+"""A smaller circle is an object in the picture (a coin, an inset), not the field of view of a camera."""
 
-_BLACK_LEVEL = 10.0  # of 255: a frame below it shows nothing
+_BLACK_LEVEL = 10.0  # of 255: darker pictures show nothing
 _EDGE_POINTS = 500
 _TRIPLES = 4000
 _CANDIDATES = 96
 _REFINED = 4
-_MOUNT_AREA = 0.03  # of the picture: the least a slide mount covers
+_MOUNT_AREA = 0.03  # share of the picture: minimum area of a slide mount
 
 
 class NoFieldOfView(StrEnum):
@@ -56,21 +56,19 @@ class FieldOfViewError(DataError):
     """A picture in which no plausible field of view was found.
 
     Attributes:
-        reason: The name of the rejection.
+        reason: Reason of the rejection.
     """
 
     title = "Field of view"
 
     def __init__(self, reason: NoFieldOfView, message: str) -> None:
         super().__init__(message)
-        self.args = (reason, message)  # what pickling calls the class with
+        self.args = (reason, message)  # arguments for unpickling
         self.reason = reason
 
 
 def find_field_of_view(pixels: NDArray[np.uint8]) -> Circle:
-    """Return the circle that holds the retina.
-
-    The result is a pure function of the pixels.
+    """Return the circle that contains the retina, a pure function of the pixels.
 
     Args:
         pixels: uint8 ``[h, w, 3]`` RGB.
@@ -86,7 +84,7 @@ def find_field_of_view(pixels: NDArray[np.uint8]) -> Circle:
             f"the picture is {width} x {height} px; a field of view needs {MINIMUM_DIAMETER_PX} px",
         )
     copy = _working_copy(pixels)
-    # The brightest channel: red in a photograph of a retina, any in a red-free or tinted one.
+    # The brightest channel: red in a photograph of a retina, any channel in a red-free or tinted one.
     lightness = _smoothed(copy.max(axis=2))
     if float(np.percentile(lightness, 96.0)) < _BLACK_LEVEL:
         raise FieldOfViewError(NoFieldOfView.ALL_BLACK, f"96 % of the picture is below {_BLACK_LEVEL:.0f} of 255")
@@ -117,7 +115,7 @@ def find_field_of_view(pixels: NDArray[np.uint8]) -> Circle:
 
 
 def _view(lightness: Floats) -> View | None:
-    """Strip a light frame and measure the levels; None for a picture without contrast."""
+    """Remove a light frame and measure the levels; None for a picture without contrast."""
     dark, bright = np.percentile(lightness, [1.0, 96.0])
     if bright - dark < _BLACK_LEVEL / 2:
         return None
@@ -137,10 +135,10 @@ def _view(lightness: Floats) -> View | None:
 
 
 def _distance_to_mount(copy: NDArray[np.uint8], lightness: Floats) -> Floats:
-    """Return how far each pixel is from the grey of a slide mount ``[h', w']``; zeros if there is no mount.
+    """Return the distance of each pixel from the grey of a slide mount ``[h', w']``; zeros if there is no mount.
 
     An underexposed retina can be darker than the mount around it. In the channel in which the middle of the picture
-    differs most from the mount, and counted away from the mount, it is a disc on black again.
+    differs most from the mount, the distance from the mount shows it as a disc on black.
     """
     height, width = lightness.shape
     y, x = np.ogrid[:height, :width]
@@ -148,7 +146,7 @@ def _distance_to_mount(copy: NDArray[np.uint8], lightness: Floats) -> Floats:
     flat = np.abs(np.diff(lightness, axis=1, append=0.0)) + np.abs(np.diff(lightness, axis=0, append=0.0)) < 4.0
     flat &= off_middle > 0.48
     counts = np.bincount(np.rint(lightness[flat]).astype(int), minlength=256).astype(np.float64)
-    counts[: int(_BLACK_LEVEL)] = 0.0  # black is no mount
+    counts[: int(_BLACK_LEVEL)] = 0.0  # black is not a mount
     mount = int(np.convolve(counts, np.ones(3), mode="same").argmax())
     on_mount = flat & (np.abs(lightness - mount) < 2.0)
     if on_mount.mean() < _MOUNT_AREA:
@@ -161,7 +159,7 @@ def _distance_to_mount(copy: NDArray[np.uint8], lightness: Floats) -> Floats:
 
 
 def _frame_widths(lightness: Floats, light: float) -> tuple[int, int, int, int]:
-    """Count the rows and columns at the four sides without a dark pixel: the mount of a slide."""
+    """Count the rows and columns without dark pixels at the four sides: the mount of a slide."""
     widths = []
     for axis, reverse in ((1, False), (1, True), (0, False), (0, True)):
         lines = (lightness > light).mean(axis=axis) > 0.97
@@ -192,7 +190,7 @@ def _rim_length(circle: Circle) -> float:
 
 
 def _working_copy(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return a copy ``[h', w', 3]`` of at most `WORKING_SIZE_PX` a side."""
+    """Return a copy ``[h', w', 3]`` of at most `WORKING_SIZE_PX` per side."""
     height, width = pixels.shape[:2]
     factor = max(height, width) / WORKING_SIZE_PX
     if factor <= 1.0:
@@ -217,14 +215,14 @@ def _edge_points(view: View) -> tuple[Floats, Floats]:
     strength = np.hypot(grad_x, grad_y)
     rows, columns = np.nonzero(strength > max(0.1, 0.3 * float(np.percentile(strength, 99.0))))
     unit_x, unit_y = (g[rows, columns] / strength[rows, columns] for g in (grad_x, grad_y))
-    # Keep the crest of each edge: a point is on it if no neighbour along the normal is stronger.
+    # Non-maximum suppression: keep points without a stronger neighbour along the normal.
     height, width = lightness.shape
     step_x, step_y = np.rint(unit_x).astype(int), np.rint(unit_y).astype(int)
     crest = np.ones(len(rows), dtype=bool)
     for sign in (-1, 1):
         beside = strength[np.clip(rows + sign * step_y, 0, height - 1), np.clip(columns + sign * step_x, 0, width - 1)]
         crest &= strength[rows, columns] >= beside
-    # A rim has the black of the surround behind it; a vessel or a lesion has retina.
+    # Behind a rim is the black surround; behind a vessel or a lesion is retina.
     behind_y = np.clip(np.rint(rows - 3 * unit_y).astype(int), 0, height - 1)
     behind_x = np.clip(np.rint(columns - 3 * unit_x).astype(int), 0, width - 1)
     behind = lightness[behind_y, behind_x]
@@ -241,7 +239,7 @@ def _edge_points(view: View) -> tuple[Floats, Floats]:
 
 
 def _candidates(points: Floats, normals: Floats, shape: tuple[int, ...]) -> list[Floats]:
-    """Return the circles (x, y, r) that most edge points agree with, best first."""
+    """Return the circles (x, y, r) with the most votes of edge points, best first."""
     if len(points) < 24:
         return []
     triples = keyed_generator(0, "field-of-view", "triples").integers(len(points), size=(_TRIPLES, 3))

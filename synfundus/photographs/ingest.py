@@ -1,8 +1,8 @@
-"""Decide what becomes of every photograph: who is an input, what is there twice, which split, which shard.
+"""Decide about every photograph: inputs, duplicates, splits, shards.
 
-All functions are pure. Before anything is decoded, table and folder give the inputs with their random keys; when every
-photograph has been looked at once, duplicates are dropped, what belongs together is joined, and the shards are laid
-out. What is not accepted is in the list of rejects by name.
+All functions are pure. Before anything is decoded, table and folder give the inputs and their random keys; after every
+photograph has been read once, duplicates are dropped, patients are assigned to splits, and shards are planned. All
+other inputs become rejects with a reason.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Reject:
     """An input that is not in the set.
 
     Attributes:
-        source: Name of the photograph (or of the row) for the crosswalk; never written into the set.
+        source: Name of the photograph (or the row), for the crosswalk; never written into the set.
         patient: Patient, or empty.
         stage: ``table``, ``files``, ``decode``, ``crop`` or ``work``.
-        reason: Name of the rejection.
+        reason: Reason of the rejection.
         detail: Values, for the crosswalk.
     """
 
@@ -42,14 +42,14 @@ class Reject:
 
 @dataclass(frozen=True)
 class Photograph:
-    """An input whose file is there.
+    """An input whose file exists.
 
     Attributes:
-        source: File name below the source folder.
-        patient: Patient as the table gives it, or empty.
+        source: File name relative to the source folder.
+        patient: Patient as given by the table, or empty.
         labels: Values by label name.
         size_bytes: Size of the file.
-        also_patients: Other patients the table gives for it, in rows that were dropped.
+        also_patients: Other patients in dropped rows of the same photograph.
     """
 
     source: str
@@ -71,13 +71,13 @@ class PlannedSample:
 
     @property
     def patient_group(self) -> str:
-        """What must not be divided among splits: the patient, or the photograph where none is known."""
+        """The unit that stays in one split: the patient, or the photograph if no patient is known."""
         return f"patient:{self.patient}" if self.patient else f"photograph:{self.source}"
 
 
 @dataclass(frozen=True)
 class PlannedShard:
-    """A shard and the samples that go into it."""
+    """A shard and its samples."""
 
     name: str
     split: str
@@ -85,7 +85,7 @@ class PlannedShard:
 
 
 def safe_name(name: str) -> str | None:
-    """Return a file name of a table in canonical form, or None if it leaves the source folder."""
+    """Return a file name of the table in canonical form, or None if it leaves the source folder."""
     text = name.replace("\\", "/").removeprefix("./")
     parts = text.split("/")
     if not text or text.startswith("/") or "\0" in text or (len(text) > 1 and text[1] == ":"):
@@ -101,18 +101,18 @@ def is_picture_name(name: str) -> bool:
 
 
 def match_files(table: LabelTable, files: Mapping[str, int]) -> tuple[list[Photograph], list[Reject]]:
-    """Bring the rows of a table and the files of a folder together.
+    """Match the rows of a table with the files of a folder.
 
     Args:
         table: The label table.
-        files: Size in bytes of every file below the source folder, by name.
+        files: Size in bytes of every file in the source folder, by name.
 
     Returns:
         Photographs in table order, and a reject for each row without a usable file and each picture without a
-        row. Rows + pictures without a row = photographs + rejects. Patients of several rows of one photograph are in
+        row. Rows + pictures without a row = photographs + rejects. Further patients of a photograph are in
         `Photograph.also_patients`.
     """
-    by_form = {_form(name): name for name in sorted(files)}
+    by_form = {_normal_form(name): name for name in sorted(files)}
     photographs: list[Photograph] = []
     rejects = [
         Reject(row.file or f"line {row.line}", row.patient, "table", row.reason, f"line {row.line}: {row.detail}")
@@ -125,7 +125,7 @@ def match_files(table: LabelTable, files: Mapping[str, int]) -> tuple[list[Photo
         if safe is None:
             rejects.append(Reject(row.file, row.patient, "table", "unsafe_name", f"line {row.line}"))
             continue
-        name = by_form.get(_form(safe))
+        name = by_form.get(_normal_form(safe))
         if name is None:
             rejects.append(Reject(row.file, row.patient, "files", "missing_file", f"line {row.line}"))
         elif name in line_of:
@@ -139,7 +139,7 @@ def match_files(table: LabelTable, files: Mapping[str, int]) -> tuple[list[Photo
         else:
             line_of[name], at[name] = row.line, len(photographs)
             photographs.append(Photograph(name, row.patient, row.labels, files[name]))
-    mentioned = set(line_of) | {by_form.get(_form(safe_name(row.file) or row.file)) for row in table.rejected}
+    mentioned = set(line_of) | {by_form.get(_normal_form(safe_name(row.file) or row.file)) for row in table.rejected}
     rejects += [
         Reject(name, "", "files", "not_in_table")
         for name in sorted(files)
@@ -148,19 +148,21 @@ def match_files(table: LabelTable, files: Mapping[str, int]) -> tuple[list[Photo
     return photographs, rejects
 
 
-def _form(name: str) -> str:
-    """Return the form in which names are compared: tables and file systems differ in composing accents."""
+def _normal_form(name: str) -> str:
+    """Return a name in the form used for comparison: tables and file systems encode accents differently."""
     return unicodedata.normalize("NFC", name)
 
 
 def plan_samples(photographs: Iterable[Photograph], secret: bytes) -> list[PlannedSample]:
-    """Give every photograph its key.
+    """Assign each photograph its key.
 
     Args:
-        photographs: In the order of the table.
-        secret: Key material of `sample_key`.
+        photographs: In table order.
+        secret: Secret for `sample_key`.
     """
-    shared: dict[tuple[tuple[str, int | None], ...], Mapping[str, int | None]] = {}  # millions of rows, few patterns
+    shared: dict[
+        tuple[tuple[str, int | None], ...], Mapping[str, int | None]
+    ] = {}  # saves memory: millions of rows, few label patterns
     return [
         PlannedSample(
             sample_key(secret, one.source),
@@ -176,14 +178,14 @@ def plan_samples(photographs: Iterable[Photograph], secret: bytes) -> list[Plann
 def drop_duplicates(
     samples: Sequence[PlannedSample], contents: Mapping[str, tuple[str, str]]
 ) -> tuple[list[PlannedSample], list[Reject], list[tuple[PlannedSample, PlannedSample]]]:
-    """Keep the first of photographs whose files, or whose images, are the same byte for byte.
+    """Drop photographs whose file, or encoded image, equals an earlier one byte for byte.
 
     Args:
-        samples: In the order that decides which is first.
+        samples: In the order that decides which one is kept.
         contents: Hash of the file and hash of the image, by key.
 
     Returns:
-        What stays, a reject for each that goes, and the pairs (kept, dropped): their patients belong together.
+        Kept samples, a reject for each dropped one, and the pairs (kept, dropped), whose patients share a split.
     """
     first: dict[str, PlannedSample] = {}
     kept, rejects, pairs = [], [], []
@@ -208,14 +210,14 @@ def split_patients(
 ) -> dict[str, str]:
     """Assign each patient to train, val or test.
 
-    Patients are ordered by a keyed hash and cut by exact fractions; every split with a fraction gets at least
-    one patient while there are enough.
+    Patients are ordered by a keyed hash and divided by exact fractions; every split with a positive fraction gets at
+    least one patient if there are enough.
 
     Args:
-        groups: Patients, in any order and number of repetitions.
-        fractions: Of train, val, test; they sum to 1.
+        groups: Patients, in any order, repetitions allowed.
+        fractions: Fractions of train, val and test; their sum is 1.
         seed: Another seed gives another split.
-        given: Split of those whose split is known; the others make up for them as far as they can.
+        given: Predefined splits of some patients; the others are assigned to reach the fractions as far as possible.
     """
     known = dict(given or {})
     ordered = sorted(set(groups), key=lambda group: (derive_key(seed, "split", group), group))
@@ -223,8 +225,8 @@ def split_patients(
     free = [group for group in ordered if group not in known]
     if known:
         taken = Counter(known[group] for group in ordered if group in known)
-        room = [max(count - taken[split], 0) for split, count in zip(SPLITS, counts, strict=True)]
-        counts = _apportion(len(free), [places / sum(room) for places in room] if sum(room) else fractions)
+        missing = [max(count - taken[split], 0) for split, count in zip(SPLITS, counts, strict=True)]
+        counts = _apportion(len(free), [count / sum(missing) for count in missing] if sum(missing) else fractions)
     names = [split for split, count in zip(SPLITS, counts, strict=True) for _ in range(count)]
     return {**known, **dict(zip(free, names, strict=True))}
 
@@ -245,7 +247,7 @@ def _apportion(total: int, fractions: Sequence[float]) -> list[int]:
 
 
 def sample_key(secret: bytes, source: str) -> str:
-    """Return the key of a photograph: unguessable without the secret, the same on a re-run with it.
+    """Return the key of a photograph: unpredictable without the secret, the same for the same secret.
 
     26 characters of lower-case base32, 130 bits of HMAC-SHA256.
     """
@@ -256,13 +258,12 @@ def sample_key(secret: bytes, source: str) -> str:
 def plan_shards(samples: Iterable[PlannedSample], splits: Mapping[str, str], *, max_samples: int) -> list[PlannedShard]:
     """Assign samples to shards of nearly equal size.
 
-    Within a split they are ordered by their random keys: neither the order nor the neighbourhood of samples
-    says anything about the source.
+    Samples of a split are ordered by their random keys, so their order reveals nothing about the source.
 
     Args:
-        samples: All that go into the set.
-        splits: Split of each sample by its key.
-        max_samples: Most samples in a shard.
+        samples: All samples of the set.
+        splits: Split of each sample by key.
+        max_samples: Maximum samples per shard.
     """
     by_split: dict[str, list[PlannedSample]] = {split: [] for split in SPLITS}
     for sample in samples:

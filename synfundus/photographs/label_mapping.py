@@ -1,10 +1,10 @@
-"""Which column of a label table means what: the ``--mapping`` YAML.
+"""The meaning of the columns of a label table: the ``--mapping`` YAML.
 
 ::
 
     source: EyePACS                 # optional: name of the collection, written into every sample
     file: image                     # column with the file name
-    file_pattern: "{file}.jpeg"     # optional: how a cell becomes a file name below the source folder
+    file_pattern: "{file}.jpeg"     # optional: file name in the source folder, from the cell
     patient_id: subject             # optional: column; without it every photograph is its own patient
     eye_side: {column: eye, values: {R: 0, L: 1}}
     labels:
@@ -25,12 +25,12 @@ from synfundus.labels.schema import LabelSchema
 FILE_PLACEHOLDER = "{file}"
 DEFAULT_SOURCE = "photographs"
 FILE_COLUMNS = ("file", "image", "filename", "file_name", "path")
-"""Columns that hold the file name where no mapping says so, in order of preference."""
+"""Default columns of the file name, in order of preference."""
 PATIENT_COLUMN = "patient_id"
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".dcm")
-"""A file in the source folder that ends in one of these is an input, in the table or not."""
+"""A file in the source folder with one of these suffixes is an input, listed in the table or not."""
 MISSING = frozenset({"", "nan", "na", "n/a", "<na>", "null", "none", "nat"})
-"""What programs write for a missing value, in lower case."""
+"""Spellings of a missing value, in lower case."""
 
 _INTEGER = re.compile(r"-?\d{1,9}")
 _SHOWN_CHARACTERS = 80
@@ -40,11 +40,11 @@ _KEYS = {"source", "file", "file_pattern", "patient_id", "eye_side", "labels"}
 
 @dataclass(frozen=True)
 class LabelColumn:
-    """Where a label comes from.
+    """The source of a label.
 
     Attributes:
         column: Name of the column.
-        values: Label value by cell (None = unknown); without it cells hold the label's integers.
+        values: Label value by cell (None = unknown); if it is None, cells contain the integers of the label.
     """
 
     column: str
@@ -53,12 +53,12 @@ class LabelColumn:
 
 @dataclass(frozen=True)
 class TableMapping:
-    """What the columns of a label table mean.
+    """The meaning of the columns of a label table.
 
     Attributes:
         file_column: Column with the file name.
         patient_column: Column with the patient, or None if the table has none.
-        labels: Source of each label the table knows.
+        labels: Source of each label in the table.
         file_pattern: File name with ``{file}`` for the cell.
         source: Name of the collection.
     """
@@ -70,64 +70,64 @@ class TableMapping:
     source: str = DEFAULT_SOURCE
 
     def file_name(self, cell: str) -> str:
-        """Return the file name a cell stands for."""
+        """Return the file name for a cell."""
         return self.file_pattern.replace(FILE_PLACEHOLDER, cell)
 
 
 def canonical_cell(cell: str) -> str:
-    """Strip a cell, and write whole numbers the same way (``1``, ``1.0`` and ``01`` are one value)."""
+    """Strip a cell and normalise whole numbers (``1``, ``1.0`` and ``01`` are one value)."""
     text = cell.strip()
     try:
         number = float(text)
     except ValueError:
         return text
-    if "_" in text:  # Python reads 1_0 as ten; a table means a name
+    if "_" in text:  # Python parses 1_0 as ten; in a table it is a name
         return text
     return str(int(number)) if abs(number) < 1e15 and number == int(number) else text
 
 
 def shown_columns(header: Sequence[str]) -> str:
-    """Name the columns of a table for a message; the cells of a row that stands where a header should may be a patient.
+    """List the columns of a table for a message, shortened.
 
-    A file that is no table at all can have columns of any number and length.
+    If the header is missing, nothing is quoted: the cells may identify a patient.
     """
     data = re.compile(rf"[-+]?\d[\d.,:/ -]*|.*({'|'.join(map(re.escape, PICTURE_SUFFIXES))})", re.IGNORECASE)
     if any(data.fullmatch(name) for name in header):
-        return f"{len(header)} cells that look like a row and not like names of columns (is the header missing?)"
+        return f"{len(header)} cells that look like data, not column names (is the header missing?)"
     names = [name[:_SHOWN_NAME] for name in header[:_SHOWN_COLUMNS]]
     return ", ".join(names) + (f" and {len(header) - len(names)} more" if len(header) > len(names) else "")
 
 
 def default_mapping(header: tuple[str, ...], schema: LabelSchema, *, where: str) -> TableMapping:
-    """Map columns that are named like the labels.
+    """Map columns with the names of labels.
 
     Raises:
-        DataError: No column holds the file name.
+        DataError: No column has the file name.
     """
     file_column = next((name for name in FILE_COLUMNS if name in header), None)
     if file_column is None:
         raise DataError(
             f"no column for the file name among: {shown_columns(header)}",
             where=where,
-            hint=f"name it one of {', '.join(FILE_COLUMNS)}, or say which it is with --mapping",
+            hint=f"name it one of {', '.join(FILE_COLUMNS)}, or give it in a --mapping",
         )
     labels = {name: LabelColumn(name) for name in schema.names if name in header}
     return TableMapping(file_column, PATIENT_COLUMN if PATIENT_COLUMN in header else None, labels)
 
 
-def parse_mapping(document: object, schema: LabelSchema, *, where: str) -> TableMapping:
-    """Check a mapping.
+def parse_table_mapping(document: object, schema: LabelSchema, *, where: str) -> TableMapping:
+    """Check and convert a mapping.
 
     Args:
-        document: The YAML document in plain values: every scalar is the text that stands there, null is None.
-        schema: Labels there are.
+        document: The parsed YAML; scalars are text, null is None.
+        schema: The label schema.
         where: Location, for messages.
 
     Raises:
-        ConfigError: A key that is not known, a label or value the schema does not have, a cell that is mapped twice.
+        ConfigError: An unknown key, a label or value the schema does not have, a cell that is mapped twice.
     """
     if not isinstance(document, dict):
-        raise ConfigError("a mapping is a YAML mapping of what -> column", where=where)
+        raise ConfigError("a mapping is a YAML mapping of keys to columns", where=where)
     extra = sorted(str(key) for key in set(document) - _KEYS)
     if extra:
         raise ConfigError(
@@ -162,7 +162,7 @@ def _text(document: Mapping[str, Any], key: str, default: str | None, where: str
 
 
 def _label_column(name: str, entry: object, schema: LabelSchema, where: str) -> LabelColumn:
-    """Parse what one label comes from: a column name, or ``{column, values}``."""
+    """Parse the source of a label: a column name, or ``{column, values}``."""
     spec = schema[name]
     if isinstance(entry, str):
         return LabelColumn(entry.strip())

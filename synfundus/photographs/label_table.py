@@ -1,7 +1,7 @@
-"""Read a label table: one row a photograph, an empty cell is an unknown label.
+"""Read a label table: one row per photograph; an empty cell is an unknown label.
 
-What cannot be used ends as a named reject, never as a guess: a value the schema does not have, a row of
-another width, a file named twice.
+Invalid rows become rejects with a reason, never guesses: a value the schema does not have, a row of another width, a
+file that is listed twice.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from synfundus.photographs.label_mapping import MISSING, TableMapping, canonical
 
 DELIMITERS = (",", ";", "\t")
 _SPREADSHEETS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
-"""How .xlsx and .xls files begin."""
+"""First bytes of .xlsx and .xls files."""
 
 
 @dataclass(frozen=True)
 class RecordFault:
-    """Why a record cannot be used, whatever its columns mean.
+    """Why a record is invalid, independent of the meaning of its columns.
 
     Attributes:
-        reason: Name of the rejection.
+        reason: Reason of the rejection.
         detail: What was found.
-        file: File the record is about, where that is certain.
+        file: The file of the record, if it is certain.
     """
 
     reason: str
@@ -37,12 +37,12 @@ class RecordFault:
 
 @dataclass(frozen=True)
 class TableRecord:
-    """One record of a table, before anything is known about its columns.
+    """A record of a table, before its columns are interpreted.
 
     Attributes:
         line: First line of the record in the file.
-        cells: One text a column; none if there is a fault.
-        fault: Set if the record cannot be used.
+        cells: One text per column; empty if there is a fault.
+        fault: Set if the record is invalid.
     """
 
     line: int
@@ -52,7 +52,7 @@ class TableRecord:
 
 @dataclass(frozen=True)
 class TableRecords:
-    """A table as text: stripped column names, and every record that is not blank."""
+    """A table as text: stripped column names, and all records that are not blank."""
 
     header: tuple[str, ...]
     records: tuple[TableRecord, ...]
@@ -60,13 +60,13 @@ class TableRecords:
 
 @dataclass(frozen=True)
 class TableRow:
-    """One photograph as the table knows it.
+    """A photograph as described by the table.
 
     Attributes:
         line: Line of the row in the file, for messages.
-        file: File name below the source folder, as the table and the mapping give it.
-        patient: Patient, or empty where the table does not say.
-        labels: Value by label name; None is unknown. Every label of the schema is there.
+        file: File name relative to the source folder, from table and mapping.
+        patient: Patient, or empty if unknown.
+        labels: Value by label name, for all labels of the schema; None is unknown.
     """
 
     line: int
@@ -77,14 +77,14 @@ class TableRow:
 
 @dataclass(frozen=True)
 class RejectedRow:
-    """A row that cannot be used.
+    """An invalid row.
 
     Attributes:
         line: Line of the row in the file.
         file: File name, or empty.
         patient: Patient, or empty.
         reason: ``malformed_row``, ``missing_file_name``, ``unknown_label_value``, or ``ambiguous_file`` from an
-            importer that completes names.
+            importer that completes file names.
         detail: Column and value.
     """
 
@@ -97,7 +97,7 @@ class RejectedRow:
 
 @dataclass(frozen=True)
 class LabelTable:
-    """A table that was read; rows and rejected rows together are all rows of the file."""
+    """A parsed table; rows and rejected rows together are all rows of the file."""
 
     rows: tuple[TableRow, ...]
     rejected: tuple[RejectedRow, ...]
@@ -110,13 +110,13 @@ def read_label_table(data: bytes, schema: LabelSchema, mapping: TableMapping | N
 
     Args:
         data: The file: UTF-8 (with or without a byte order mark), separated by comma, semicolon or tab.
-        schema: Labels to look for.
-        mapping: What the columns mean; None takes columns that are named like the labels.
+        schema: The label schema.
+        mapping: Meaning of the columns; None uses columns with the names of labels.
         where: Location, for messages.
 
     Raises:
         DataError: Not UTF-8, no header, no column for the file name.
-        ConfigError: The mapping names a column the table does not have.
+        ConfigError: The mapping has a column the table does not have.
     """
     table = read_records(data, where=where)
     mapping = mapping or default_mapping(table.header, schema, where=where)
@@ -133,24 +133,24 @@ def read_label_table(data: bytes, schema: LabelSchema, mapping: TableMapping | N
 
 
 def rejected_record(record: TableRecord) -> RejectedRow | None:
-    """Return the reject a faulty record ends as, or None for one that can be read on."""
+    """Return the reject of an invalid record, or None for a valid one."""
     if record.fault is None:
         return None
     return RejectedRow(record.line, record.fault.file, "", record.fault.reason, record.fault.detail)
 
 
 def read_records(data: bytes, *, where: str) -> TableRecords:
-    """Read a CSV as text. The columns mean nothing yet; a record of another width is a fault, not an error.
+    """Read a CSV as text, without interpreting columns; a record of another width gets a fault.
 
-    Spreadsheets write columns without a name at the end of the header, and empty cells at the end of a row: neither
-    makes a row too long or too short.
+    Unnamed columns at the end of the header and empty cells at the end of a row, as written by spreadsheets, are not
+    counted.
 
     Args:
         data: UTF-8, with or without a byte order mark, separated by comma, semicolon or tab.
         where: Location, for messages.
 
     Raises:
-        DataError: A spreadsheet, not UTF-8, quotation marks that do not add up, no line at all.
+        DataError: A spreadsheet, not UTF-8, unbalanced quotation marks, or an empty file.
     """
     lines = text_lines(data, where=where)
     first = next((line for line in lines if line.strip()), "")
@@ -164,13 +164,13 @@ def read_records(data: bytes, *, where: str) -> TableRecords:
     header = tuple(cell.strip() for cell in records[0][2])
     checked: list[TableRecord] = []
     for start, end, cells in records[1:]:
-        swallowed = _swallowed_lines(lines, start, end, delimiter, len(header))
-        checked += swallowed or [_record(start, cells, header)]
+        joined = _joined_lines(lines, start, end, delimiter, len(header))
+        checked += joined or [_record(start, cells, header)]
     return TableRecords(header, tuple(checked))
 
 
 def text_lines(data: bytes, *, where: str) -> list[str]:
-    """Return the lines of a table with their line ends, whatever these are.
+    """Return the lines of a table with any kind of line ends.
 
     Raises:
         DataError: A spreadsheet, or not UTF-8.
@@ -196,10 +196,10 @@ def _split_records(lines: Sequence[str], delimiter: str) -> list[tuple[int, int,
     return records
 
 
-def _swallowed_lines(lines: Sequence[str], start: int, end: int, delimiter: str, width: int) -> list[TableRecord]:
-    """Return a fault for each line of a record that a quotation mark too many joined out of several.
+def _joined_lines(lines: Sequence[str], start: int, end: int, delimiter: str, width: int) -> list[TableRecord]:
+    """Return a fault for each line of a record that a stray quotation mark joined from several lines.
 
-    The joined record can have the right width: taken as one row, it would lose the others without a word.
+    The joined record can have the right width: accepted as one row, it would silently drop the others.
     """
     inner = lines[start:end]
     if width < 2 or not any(line.count(delimiter) == width - 1 for line in inner):
@@ -225,10 +225,10 @@ def _column_numbers(header: Sequence[str], mapping: TableMapping, where: str) ->
     numbers = {}
     for name in wanted:
         if header.count(name) > 1:
-            raise DataError(f"column {name!r} is there {header.count(name)} times", where=where)
+            raise DataError(f"column {name!r} occurs {header.count(name)} times", where=where)
         if name not in header:
             raise ConfigError(
-                f"the mapping names column {name!r}, the table has: {shown_columns(header)}",
+                f"the mapping needs column {name!r}, the table has: {shown_columns(header)}",
                 where=where,
                 hint="correct the mapping YAML",
             )
@@ -266,17 +266,17 @@ def _known_values(values: Mapping[str, int | None] | None, num_values: int) -> M
 
 
 def _warnings(mapping: TableMapping, rows: Sequence[TableRow]) -> tuple[str, ...]:
-    """Say what the table lacks."""
+    """Return warnings about missing columns and patients."""
     warnings = []
     if mapping.patient_column is None:
         warnings.append(
-            "the table has no patient column: every photograph counts as its own patient, so that two photographs "
-            "of one patient may fall into different splits"
+            "the table has no patient column: every photograph counts as its own patient, so two photographs "
+            "of one patient may be in different splits"
         )
     else:
         without = sum(not row.patient for row in rows)
         if without:
             warnings.append(f"{without} rows have no patient: each counts as its own patient")
     if not mapping.labels:
-        warnings.append("no column holds a label: all labels will be unknown")
+        warnings.append("no column contains a label: all labels will be unknown")
     return tuple(warnings)

@@ -1,9 +1,9 @@
-"""Photographs that look the same: a perceptual hash finds candidates, a small copy of the picture decides.
+"""Near-duplicate photographs: a perceptual hash finds candidates, the correlation of thumbnails decides.
 
-All fundus photographs share their round black surround and the fall of light from the middle to the rim, so that plain
-hashes of whole pictures collide. Here the surround is out of play, a smooth surface is subtracted, and what is left
-(vessels, disc, macula, lesions) is judged. The hash gives a short list without comparing every picture with every
-other; a pair counts only if the small copies correlate by at least `SAME_PICTURE`.
+All fundus photographs share the round black surround and the vignetting, so ordinary hashes of whole pictures collide.
+Here the surround is masked, a smooth surface is subtracted, and the residual (vessels, disc, macula, lesions) is
+hashed. The hash gives candidates without comparing all pairs; a pair is a near-duplicate only if the thumbnails
+correlate by at least `MIN_SIMILARITY`.
 
 Source: signs of low DCT coefficients as a picture hash after Zauner 2010, "Implementation and benchmarking of
 perceptual image hash functions"; search by random subsets of bits after Indyk and Motwani 1998, "Approximate nearest
@@ -24,22 +24,22 @@ from PIL import Image
 from synfundus.seeding import keyed_generator
 
 THUMBNAIL_PX = 32
-"""Edge of the small copy."""
+"""Edge of the thumbnail."""
 HASH_BITS = 256
 """Bits of a hash."""
 HASH_BYTES = HASH_BITS // 8
-SAME_PICTURE = 0.97
-"""Least correlation of two small copies of one picture. Different eyes of 3,000 phantoms reached 0.926; two sittings of
-one eye from the same direction can reach 0.98, and count as one picture."""
+MIN_SIMILARITY = 0.97
+"""Minimum correlation of the thumbnails of near-duplicates. Different eyes of 3,000 phantoms reached 0.926; two
+sittings of one eye from the same direction can reach 0.98, and count as one picture."""
 
-_RADIUS = 0.9  # of the crop's half edge: what is compared; the mask's own rim and its resampling stay out
-_LEAST_CONTRAST = 1.0  # of 255, root mean square: below it there is nothing to recognise
-_STEPS_PER_DEVIATION = 24.0  # of the stored small copy
-_MOST_DIFFERENT_BITS = 56
+_RADIUS = 0.9  # of half the crop's edge: excludes the rim of the mask and its resampling
+_MIN_CONTRAST = 1.0  # of 255, root mean square: below it nothing is recognisable
+_STEPS_PER_DEVIATION = 24.0  # of the stored thumbnail
+_MAX_DIFFERENT_BITS = 56
 _TABLES = 32
 SEARCH_STEPS = 2 * _TABLES
-"""How often `near_duplicates` reports progress."""
-_CROWD = 256  # most partners of one hash in one table
+"""Number of progress steps of `near_duplicates`."""
+_MAX_PARTNERS = 256  # of one hash in one table
 _BLOCK_PAIRS = 2**21
 _BLOCK_CHECKS = 4096
 
@@ -49,26 +49,26 @@ Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Appearance:
-    """How a picture looks, small enough to keep.
+class PerceptualHash:
+    """The perceptual hash of a picture, with its thumbnail.
 
     Attributes:
-        hash: `HASH_BITS` bits; 0 for a picture without anything to recognise, which is compared with nothing.
+        bits: `HASH_BITS` bits; 0 for a picture without recognisable content, which is never a near-duplicate.
         thumbnail: uint8 ``[32, 32]``: 128 is the smooth surface, 24 steps are a standard deviation.
     """
 
-    hash: int
+    bits: int
     thumbnail: NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class LookAlike:
-    """Two pictures that look the same.
+class NearDuplicate:
+    """A pair of near-duplicate pictures.
 
     Attributes:
-        first: Row of the one.
+        first: Row of one picture.
         second: Row of the other.
-        similarity: Correlation of their small copies.
+        similarity: Correlation of their thumbnails.
         mirrored: Whether one is the mirror image of the other.
     """
 
@@ -78,28 +78,28 @@ class LookAlike:
     mirrored: bool
 
 
-def appearance_of(pixels: NDArray[np.uint8]) -> Appearance:
-    """Return hash and small copy of an image of a set.
+def perceptual_hash(pixels: NDArray[np.uint8]) -> PerceptualHash:
+    """Return the perceptual hash and the thumbnail of an image of a set.
 
     Args:
         pixels: uint8 ``[s, s, 3]``, cropped to the field of view, black outside.
     """
-    relief = _relief(pixels)
-    if relief is None:
-        return Appearance(0, np.full((THUMBNAIL_PX, THUMBNAIL_PX), 128, dtype=np.uint8))
-    steps = np.clip(np.rint(128.0 + _STEPS_PER_DEVIATION * relief), 0, 255).astype(np.uint8)
+    residual = _residual(pixels)
+    if residual is None:
+        return PerceptualHash(0, np.full((THUMBNAIL_PX, THUMBNAIL_PX), 128, dtype=np.uint8))
+    steps = np.clip(np.rint(128.0 + _STEPS_PER_DEVIATION * residual), 0, 255).astype(np.uint8)
     cosines, rows, columns = _basis()
-    signs = (cosines @ relief @ cosines.T)[rows, columns] > 0
-    return Appearance(int.from_bytes(np.packbits(signs).tobytes(), "big"), steps)
+    signs = (cosines @ residual @ cosines.T)[rows, columns] > 0
+    return PerceptualHash(int.from_bytes(np.packbits(signs).tobytes(), "big"), steps)
 
 
-def hash_to_bytes(value: int) -> bytes:
-    """Return a hash as `HASH_BYTES` bytes."""
-    return value.to_bytes(HASH_BYTES, "big")
+def hash_to_bytes(bits: int) -> bytes:
+    """Return the bits of a hash as `HASH_BYTES` bytes."""
+    return bits.to_bytes(HASH_BYTES, "big")
 
 
-def _relief(pixels: NDArray[np.uint8]) -> NDArray[np.float64] | None:
-    """Return what stands out from the smooth surface, in standard deviations ``[32, 32]``; None if nothing does."""
+def _residual(pixels: NDArray[np.uint8]) -> NDArray[np.float64] | None:
+    """Return the residual from the smooth surface in standard deviations ``[32, 32]``; None without contrast."""
     grey = Image.fromarray(pixels).convert("L")
     box = grey.getbbox()
     if box is None:
@@ -107,7 +107,7 @@ def _relief(pixels: NDArray[np.uint8]) -> NDArray[np.float64] | None:
     edge = pixels.shape[0] / THUMBNAIL_PX
     small = np.asarray(grey.convert("F").resize((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BOX), dtype=np.float64)
     centers = np.arange(THUMBNAIL_PX) + 0.5
-    # a camera that cuts the disc straight leaves black bars: they are surround too
+    # straight cuts of the camera leave black bars, which are masked like the surround
     columns = (centers - 1.0 >= box[0] / edge) & (centers + 1.0 <= box[2] / edge)
     rows = (centers - 1.0 >= box[1] / edge) & (centers + 1.0 <= box[3] / edge)
     surface, disc = _surface()
@@ -117,13 +117,13 @@ def _relief(pixels: NDArray[np.uint8]) -> NDArray[np.float64] | None:
     terms = surface[shown.ravel()]
     values = small[shown]
     weights = np.linalg.solve(terms.T @ terms + 1e-6 * np.eye(terms.shape[1]), terms.T @ values)
-    left = values - terms @ weights
-    deviation = float(np.sqrt(np.mean(left**2)))
-    if deviation < _LEAST_CONTRAST:
+    difference = values - terms @ weights
+    deviation = float(np.sqrt(np.mean(difference**2)))
+    if deviation < _MIN_CONTRAST:
         return None
-    relief = np.zeros_like(small)
-    relief[shown] = left / deviation
-    return relief
+    residual = np.zeros_like(small)
+    residual[shown] = difference / deviation
+    return residual
 
 
 @lru_cache(maxsize=1)
@@ -132,7 +132,7 @@ def _surface() -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     axis = (np.arange(THUMBNAIL_PX) + 0.5) / THUMBNAIL_PX * 2.0 - 1.0
     y, x = np.meshgrid(axis, axis, indexing="ij")
     square = x**2 + y**2
-    # the even powers of the radius: vignetting, the same in every picture of a camera
+    # even powers of the radius model vignetting, which is the same in every picture of a camera
     terms = np.stack([np.ones_like(x), x, y, x**2, y**2, x * y, square**2, square**3], axis=-1)
     return terms.reshape(-1, terms.shape[-1]), square < _RADIUS**2
 
@@ -148,7 +148,7 @@ def _basis() -> tuple[NDArray[np.float64], Rows, Rows]:
 
 
 def mirrored_hashes(hashes: Bits) -> Bits:
-    """Return the hashes of the mirror images: the sign of every odd horizontal coefficient is the other.
+    """Return the hashes of the mirror images: the signs of odd horizontal coefficients are inverted.
 
     Args:
         hashes: uint8 ``[n, 32]``.
@@ -164,26 +164,26 @@ def near_duplicates(
     others: Bits | None = None,
     other_thumbnails: Callable[[Rows], NDArray[np.uint8]] | None = None,
     advance: Callable[[], None] = lambda: None,
-) -> list[LookAlike]:
-    """Find the pictures that look the same, plain or mirrored.
+) -> list[NearDuplicate]:
+    """Find near-duplicates, plain or mirrored.
 
-    Within one set the pairs are enough to hold every group together: what hangs together already is not compared
-    again, so that a crowd of copies costs little. The search misses pairs with a probability that grows with the
-    number of different bits; whatever is found was compared on the small copies. Memory is bounded by the hashes
-    and some blocks of pairs.
+    Within one set only enough pairs to connect each group are returned: pictures that are already connected are not
+    compared again, so groups of many copies cost little. The probability to miss a pair grows with the number of
+    different bits; every pair found was confirmed by its thumbnails. Memory is bounded by the hashes and some blocks
+    of pairs.
 
     Args:
         hashes: uint8 ``[n, 32]``.
-        thumbnails: Returns the small copies ``[k, 32, 32]`` of rows ``[k]``.
-        others: Another set's hashes ``[m, 32]``; None looks for pairs within ``hashes``.
+        thumbnails: Returns the thumbnails ``[k, 32, 32]`` of rows ``[k]``.
+        others: Hashes of another set ``[m, 32]``; None searches for pairs within ``hashes``.
         other_thumbnails: The same for ``others``.
-        advance: Called `SEARCH_STEPS` times on the way.
+        advance: Called `SEARCH_STEPS` times during the search.
     """
     rows = np.flatnonzero(hashes.any(axis=1))
     partner_rows = rows if others is None else np.flatnonzero(others.any(axis=1))
     words = hashes[rows]
     partner_words = words if others is None else others[partner_rows]
-    found: list[LookAlike] = []
+    found: list[NearDuplicate] = []
     groups: Groups[int] = Groups()
     for mirrored in (False, True):
         right = mirrored_hashes(partner_words) if mirrored else partner_words
@@ -198,15 +198,15 @@ def near_duplicates(
                 continue
             copies = (other_thumbnails or thumbnails)(block[:, 1])
             similar = similarity(thumbnails(block[:, 0]), copies[:, :, ::-1] if mirrored else copies)
-            for row in np.flatnonzero(similar >= SAME_PICTURE):
-                pair = LookAlike(int(block[row, 0]), int(block[row, 1]), float(similar[row]), mirrored)
+            for row in np.flatnonzero(similar >= MIN_SIMILARITY):
+                pair = NearDuplicate(int(block[row, 0]), int(block[row, 1]), float(similar[row]), mirrored)
                 found.append(pair)
                 groups.join((pair.first, pair.second) if others is None else ())
     return sorted(found, key=lambda pair: (pair.first, pair.second, pair.mirrored))
 
 
 def similarity(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Return the correlation of small copies ``[k, 32, 32]`` with their partners, ``[k]``, in [-1, 1]."""
+    """Return the correlation of thumbnails ``[k, 32, 32]`` with their partners, ``[k]``, in [-1, 1]."""
     a = left.reshape(len(left), -1).astype(np.float64) - 128.0
     b = right.reshape(len(right), -1).astype(np.float64) - 128.0
     norms = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
@@ -214,13 +214,13 @@ def similarity(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> NDArray[np.
 
 
 def _candidates(hashes: Bits, partners: Bits | None, *, ordered: bool, advance: Callable[[], None]) -> Rows:
-    """Return pairs of rows ``[k, 2]`` that agree in some subset of bits and differ in few, each once, sorted.
+    """Return unique sorted pairs of rows ``[k, 2]`` that agree in some subset of bits and differ in few bits.
 
     Args:
         hashes: ``[n, 32]``.
-        partners: ``[m, 32]``; None looks for pairs within ``hashes``.
-        ordered: Keep pairs whose first row is the smaller one; for partners that are the same pictures.
-        advance: Called once a table.
+        partners: ``[m, 32]``; None searches for pairs within ``hashes``.
+        ordered: Keep only pairs whose first row is smaller, if partners are the same pictures.
+        advance: Called once per table.
     """
     right = hashes if partners is None else partners
     size = max(len(hashes), len(right), 1)
@@ -231,10 +231,10 @@ def _candidates(hashes: Bits, partners: Bits | None, *, ordered: bool, advance: 
         bits = keyed_generator(0, "near-duplicates", table).permutation(HASH_BITS)[:width]
         keys = _keys(hashes, bits)
         new = [codes]
-        # the more pictures, the more bits have to agree: pairs by chance stay in proportion to the pictures
+        # more pictures need more equal bits: chance pairs stay proportional to the number of pictures
         for first, second in _joined(keys, None if partners is None else _keys(right, bits)):
             near = np.bitwise_count(words[first] ^ right_words[second]).sum(axis=1, dtype=np.int64)
-            kept = near <= _MOST_DIFFERENT_BITS
+            kept = near <= _MAX_DIFFERENT_BITS
             first, second = first[kept], second[kept]
             if ordered and partners is None:
                 first, second = np.minimum(first, second), np.maximum(first, second)
@@ -255,7 +255,7 @@ def _keys(hashes: Bits, bits: Rows) -> NDArray[np.uint32]:
 
 
 def _joined(keys: NDArray[np.uint32], partner_keys: NDArray[np.uint32] | None) -> Iterator[tuple[Rows, Rows]]:
-    """Yield blocks of rows with equal keys; without ``partner_keys`` each pair within ``keys`` comes once."""
+    """Yield blocks of rows with equal keys; without ``partner_keys`` each pair within ``keys`` is yielded once."""
     rows = np.argsort(keys, kind="stable")
     wanted = keys[rows]
     if partner_keys is None:
@@ -265,7 +265,7 @@ def _joined(keys: NDArray[np.uint32], partner_keys: NDArray[np.uint32] | None) -
         partner_rows = np.argsort(partner_keys, kind="stable")
         found = partner_keys[partner_rows]
         starts = np.searchsorted(found, wanted, side="left")
-    counts = np.minimum(np.searchsorted(found, wanted, side="right") - starts, _CROWD)
+    counts = np.minimum(np.searchsorted(found, wanted, side="right") - starts, _MAX_PARTNERS)
     ends = np.cumsum(counts)
     at = 0
     while at < len(rows):
@@ -279,13 +279,13 @@ def _joined(keys: NDArray[np.uint32], partner_keys: NDArray[np.uint32] | None) -
 
 
 class Groups(Generic[T]):
-    """Which things belong together: a union-find. The smallest member stands for its group."""
+    """Disjoint groups (union-find); the smallest member represents its group."""
 
     def __init__(self) -> None:
         self._parent: dict[T, T] = {}
 
     def find(self, member: T) -> T:
-        """Return the member that stands for the group of ``member``."""
+        """Return the representative of the group of ``member``."""
         root = member
         while (parent := self._parent.get(root, root)) != root:
             root = parent
@@ -294,14 +294,14 @@ class Groups(Generic[T]):
         return root
 
     def join(self, members: Iterable[T]) -> None:
-        """Put things into one group."""
+        """Merge the groups of members."""
         roots = sorted({self.find(member) for member in members})
         for other in roots[1:]:
             self._parent[other] = roots[0]
 
 
-def groups_of(pairs: Sequence[LookAlike]) -> list[list[int]]:
-    """Return the rows that hang together by pairs, each group sorted, in the order of their first rows."""
+def groups_of(pairs: Sequence[NearDuplicate]) -> list[list[int]]:
+    """Return the groups of rows connected by pairs, each sorted, in the order of their first rows."""
     groups: Groups[int] = Groups()
     for pair in pairs:
         groups.join((pair.first, pair.second))

@@ -1,4 +1,4 @@
-"""What a worker process does with one photograph: read it once, and return all that is kept of it."""
+"""The task of a worker process: read a photograph once and return everything that is kept."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from synfundus.photographs.decode import ImageFormat, UndecodableImage, encode_i
 from synfundus.photographs.dicom import dicom_eye_side
 from synfundus.photographs.field_of_view import FieldOfViewError
 from synfundus.photographs.ingest import PlannedSample
-from synfundus.photographs.near_duplicates import appearance_of, hash_to_bytes
+from synfundus.photographs.near_duplicates import hash_to_bytes, perceptual_hash
 from synfundus.photographs.preparation import (
     TEXT_FLAG,
     BurnedText,
@@ -28,7 +28,7 @@ from synfundus.storage import filesystem
 KILLED_THE_WORKER = "killed_the_worker"
 TOOK_TOO_LONG = "took_too_long"
 
-_BYTES_PER_PIXEL = 8  # the most a photograph needs without compression: four channels of 16 bit
+_BYTES_PER_PIXEL = 8  # maximum of an uncompressed photograph: four channels of 16 bits
 _METADATA_BYTES = 64 * 2**20
 
 
@@ -37,13 +37,13 @@ class PhotographTask:
     """One photograph for a worker.
 
     Attributes:
-        sample: Which one.
+        sample: The photograph.
         source: Folder of the photographs.
-        image_size_px: Edge of the images.
-        image_format: How they are stored.
+        image_size_px: Edge of the image.
+        image_format: Format of the image.
         max_pixels: Larger photographs are refused by their header.
         collection: Name of the collection, written into every sample.
-        burned_text: What to do about writing inside the field of view.
+        burned_text: What to do about text inside the field of view.
     """
 
     sample: PlannedSample
@@ -57,16 +57,16 @@ class PhotographTask:
 
 @dataclass(frozen=True)
 class PreparedPhotograph:
-    """All that is kept of a photograph.
+    """Everything that is kept of a photograph.
 
     Attributes:
-        sample: Which one; its labels are those of the table and, where that has no side, the side the file states.
-        members: Contents of the sample by extension.
-        flags: Names of what a person should look at.
+        sample: The photograph; its labels are from the table, an unknown eye side from the DICOM file.
+        members: Members of the sample by extension.
+        flags: Reasons for a person to check it.
         file_sha256: Hash of the file.
         image_sha256: Hash of the encoded image.
-        look: Perceptual hash, `near_duplicates.HASH_BYTES` bytes.
-        thumbnail: Small copy, row by row.
+        perceptual_hash: `near_duplicates.HASH_BYTES` bytes.
+        thumbnail: Thumbnail, row by row.
     """
 
     sample: PlannedSample
@@ -74,7 +74,7 @@ class PreparedPhotograph:
     flags: tuple[str, ...]
     file_sha256: str
     image_sha256: str
-    look: bytes
+    perceptual_hash: bytes
     thumbnail: bytes
 
 
@@ -82,7 +82,7 @@ def prepare_photograph(task: PhotographTask) -> PreparedPhotograph | Unusable:
     """Prepare one photograph; for a process pool.
 
     Raises:
-        StorageError: The disk or store failed in a way that is not this file's fault.
+        StorageError: The disk or the store failed, independent of this file.
     """
     limit = task.max_pixels * _BYTES_PER_PIXEL + _METADATA_BYTES
     if task.sample.size_bytes > limit:
@@ -115,21 +115,19 @@ def _read(task: PhotographTask) -> bytes | Unusable:
         return Unusable(task.sample, "files", "damaged_in_store", error.message)
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
-            return Unusable(task.sample, "files", "missing_file", "it was there when the run began")
+            return Unusable(task.sample, "files", "missing_file", "it existed when the run began")
         if isinstance(error.__cause__, PermissionError | IsADirectoryError):
             return Unusable(task.sample, "files", "unreadable_file", error.message)
-        # the name of the file may be the name of a patient: messages get the key
-        which = (
-            "the file *.plan.jsonl with this key, in work/chunks of the crosswalk folder, says which photograph it is"
-        )
-        hint = f"{error.hint}; {which}" if error.hint else which
+        # the file name may contain the name of a patient: messages use the key
+        where_to_look = "search *.plan.jsonl in work/chunks of the crosswalk folder for this key"
+        hint = f"{error.hint}; {where_to_look}" if error.hint else where_to_look
         raise StorageError(error.message, where=f"photograph {task.sample.key}", hint=hint) from None
 
 
 def _finish(task: PhotographTask, data: bytes, prepared: PreparedPixels) -> PreparedPhotograph:
     sample = with_eye_side(task.sample, data)
     image = encode_image(prepared.pixels, task.image_format)
-    look = appearance_of(prepared.pixels)
+    hashed = perceptual_hash(prepared.pixels)
     document = sample_document(sample.labels, collection=task.collection, image_size_px=task.image_size_px, image=image)
     return PreparedPhotograph(
         sample=sample,
@@ -137,20 +135,20 @@ def _finish(task: PhotographTask, data: bytes, prepared: PreparedPixels) -> Prep
         flags=prepared.flags,
         file_sha256=hashlib.sha256(data).hexdigest(),
         image_sha256=hashlib.sha256(image).hexdigest(),
-        look=hash_to_bytes(look.hash),
-        thumbnail=look.thumbnail.tobytes(),
+        perceptual_hash=hash_to_bytes(hashed.bits),
+        thumbnail=hashed.thumbnail.tobytes(),
     )
 
 
 def with_eye_side(sample: PlannedSample, data: bytes) -> PlannedSample:
-    """Return a sample with the side of the eye its DICOM file states, where the table does not know it."""
+    """Return a sample with the eye side of its DICOM file if the table does not have it."""
     if sample.labels.get(EYE_SIDE, 0) is not None or data[128:132] != b"DICM":
         return sample
     labels = {**sample.labels, EYE_SIDE: dicom_eye_side(data)}
     return PlannedSample(sample.key, sample.source, sample.patient, labels, sample.size_bytes)
 
 
-def name_loss(lost: Lost[PhotographTask]) -> Unusable:
-    """Return the reject for a photograph that took its worker with it."""
+def reject_of_lost(lost: Lost[PhotographTask]) -> Unusable:
+    """Return the reject of a photograph whose worker died or hung."""
     reason = TOOK_TOO_LONG if lost.hung else KILLED_THE_WORKER
     return Unusable(lost.task.sample, "work", reason, lost.detail)

@@ -1,4 +1,4 @@
-"""One photograph from file bytes to the pixels and the document of a sample."""
+"""From the bytes of a photograph to the pixels and the JSON document of a sample."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from synfundus.photographs.ingest import PlannedSample
 from synfundus.photographs.transforms import EYE_SIDE, RIM_SHRINK, crop_to_field_of_view
 
 CROP = {"method": "field-of-view circle", "rim_shrink": RIM_SHRINK, "version": 1}
-"""How images are cropped, for manifests; the version grows when the same photograph gives other pixels."""
+"""How images are cropped, for manifests; the version changes if the same photograph gives other pixels."""
 
 TEXT_FLAG = "text_in_image"
-"""Flag, and reason of rejection, of an image with writing inside the field of view."""
+"""Flag, and reject reason, of an image with text inside the field of view."""
 
 BurnedText = Literal["flag", "quarantine", "off"]
-"""What happens to writing inside the field of view: it is flagged, it costs the image its place, or nobody looks."""
+"""What to do about text inside the field of view: flag the image, reject it, or do not search for text."""
 
 
 @dataclass(frozen=True)
 class PreparedPixels:
-    """An image of the set before it is encoded.
+    """An image of the set before encoding.
 
     Attributes:
         pixels: uint8 ``[s, s, 3]``.
-        flags: Names of what a person should look at, e.g. `TEXT_FLAG`.
+        flags: Reasons for a person to check it, e.g. `TEXT_FLAG`.
     """
 
     pixels: NDArray[np.uint8]
@@ -42,7 +42,7 @@ class PreparedPixels:
 
 @dataclass(frozen=True)
 class Unusable:
-    """A photograph that is not in the set."""
+    """A photograph that cannot be used, and why."""
 
     sample: PlannedSample
     stage: str
@@ -51,18 +51,18 @@ class Unusable:
 
 
 def prepare_pixels(data: bytes, *, image_size_px: int, max_pixels: int, burned_text: BurnedText) -> PreparedPixels:
-    """Decode a photograph, crop it to its field of view and look for writing; only pixels go on.
+    """Decode a photograph, crop it to its field of view and search for text; only pixels are kept.
 
     Args:
         data: The file.
         image_size_px: Edge ``s`` of the image.
         max_pixels: Larger photographs are refused by their header.
-        burned_text: What to do about writing inside the field of view.
+        burned_text: What to do about text inside the field of view.
 
     Raises:
-        UndecodableImage: The file is no photograph that can be decoded.
-        FieldOfViewError: There is no field of view in it.
-        BurnedTextError: There is writing inside the field of view, and ``burned_text`` is ``quarantine``.
+        UndecodableImage: The file cannot be decoded.
+        FieldOfViewError: It has no field of view.
+        BurnedTextError: There is text inside the field of view, and ``burned_text`` is ``quarantine``.
     """
     photograph = decode_photograph(data, max_pixels=max_pixels)
     circle = find_field_of_view(photograph)
@@ -78,7 +78,7 @@ def prepare_pixels(data: bytes, *, image_size_px: int, max_pixels: int, burned_t
 
 
 def sample_document(labels: Mapping[str, int | None], *, collection: str, image_size_px: int, image: bytes) -> bytes:
-    """Return ``KEY.json`` of an image sample: labels and provenance, nothing about the patient."""
+    """Return ``KEY.json`` of an image sample: labels and provenance, but nothing about the patient."""
     document = {
         "labels": dict(labels),
         "eye_side": labels.get(EYE_SIDE),

@@ -1,4 +1,4 @@
-"""Measure the rim of a field of view: where light falls to black along the rays of a candidate circle.
+"""Measure the rim of a field of view: where lightness falls to black along the rays of a candidate circle.
 
 Coordinates are continuous: pixel (column 0, row 0) covers [0, 1) x [0, 1), so its centre is (0.5, 0.5) and
 a circle scales with its image.
@@ -16,10 +16,10 @@ Floats = NDArray[np.float64]
 
 _RIM_ANGLES = 144
 _RIM_REACH = np.linspace(0.84, 1.12, 57)  # radii of a profile across the rim, in units of the radius
-_MINIMUM_RIM_AGREEMENT = 0.7  # of the angles at which there is retina just inside the rim
-_MAXIMUM_CONTRADICTION = 0.15  # of all angles: a hard edge inside the circle that is no straight cut
-_NEAREST_CUT = 0.35  # radii from the centre: nearer than that no camera cuts
-_LIT_BESIDE_CUT = 0.8  # of a line inside a straight cut
+_MINIMUM_RIM_AGREEMENT = 0.7  # of the angles with retina just inside the rim
+_MAXIMUM_CONTRADICTION = 0.15  # of all angles: hard edges inside the circle that are not straight cuts
+_NEAREST_CUT = 0.35  # radii from the centre: cameras do not cut closer
+_LIT_BESIDE_CUT = 0.8  # of a row or column just inside a straight cut
 _MINIMUM_RIM_ANGLES = 11  # of _RIM_ANGLES: a disc cut at four sides shows four short arcs
 
 
@@ -32,10 +32,10 @@ class Circle:
         center_y_px: Continuous row of the centre.
         radius_px: Radius of the rim at half height.
         inlier_fraction: Share of the visible rim that lies on the circle, in [0, 1].
-        visible_fraction: Share of the full circumference at which a rim was seen, in [0, 1].
-        left_px: First column with retina where the camera cut the disc off straight; -inf where it did not.
+        visible_fraction: Share of the circumference with a visible rim, in [0, 1].
+        left_px: First column with retina if the camera cut the disc straight; -inf if it did not.
         top_px: The same for the first row.
-        right_px: End of the last column with retina; inf where the disc is not cut.
+        right_px: End of the last column with retina; inf if the disc is not cut.
         bottom_px: The same for the last row.
     """
 
@@ -52,7 +52,7 @@ class Circle:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The working copy without a light slide frame, and the levels that edges are judged by.
+    """The working copy without a light slide frame, and its levels.
 
     Attributes:
         lightness: ``[h', w']``, 0-255.
@@ -60,7 +60,7 @@ class View:
         top: Rows removed at the top.
         dark: Level of the black surround.
         span: From `dark` to the bright parts.
-        floor: A difference that is more than noise.
+        floor: Smallest difference above noise.
     """
 
     lightness: Floats
@@ -72,7 +72,7 @@ class View:
 
 
 def refine_circle(view: View, circle: Floats) -> Circle | None:
-    """Fit the circle to the half-height of its rim; return it only if the visible rim agrees with it."""
+    """Fit the circle to the half-height of its rim; return None if the visible rim does not agree with it."""
     for tolerance in (0.04, 0.02, 0.01):
         rim = _rim(view, circle)
         on_rim = rim.on_circle(tolerance)
@@ -96,19 +96,19 @@ def refine_circle(view: View, circle: Floats) -> Circle | None:
 
 @dataclass(frozen=True, slots=True)
 class RimProfiles:
-    """What the profiles across a circle's rim show, one entry an angle."""
+    """Radial profiles across the rim of a circle, one entry per angle."""
 
     cosine: Floats
     sine: Floats
-    in_frame: NDArray[np.bool_]  # the circle passes inside the picture here
-    retina_inside: NDArray[np.bool_]  # there is light just inside the circle
-    sharp: NDArray[np.bool_]  # light falls to black within a few per cent of the radius
-    radius: Floats  # where it falls through half its height, px
+    in_frame: NDArray[np.bool_]  # the circle is inside the picture
+    retina_inside: NDArray[np.bool_]  # lit just inside the circle
+    sharp: NDArray[np.bool_]  # falls to black within a few per cent of the radius
+    radius: Floats  # position of the half-height, px
     contrast: Floats  # height of the fall
     expected_radius: float
 
     def on_circle(self, tolerance: float) -> NDArray[np.bool_]:
-        """Return at which angles the rim lies on the circle, within a share of its radius or 0.8 px."""
+        """Return the angles at which the rim lies on the circle, within a share of its radius or 0.8 px."""
         off = np.abs(self.radius - self.expected_radius)
         return np.asarray(self.sharp & (off < max(tolerance * self.expected_radius, 0.8)))
 
@@ -124,14 +124,14 @@ def _rim(view: View, circle: Floats) -> RimProfiles:
     y = circle[1] + sine[:, None] * reach - 0.5
     inside = (x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5)
     profile = _bilinear(lightness, x, y)
-    # Levels beside the rim: far enough to be past its blur, near enough to miss a text or a frame.
+    # Levels beside the rim: far enough to avoid its blur, near enough to avoid text or a frame.
     inner = np.median(profile[:, 12:25], axis=1)  # .90 to .96 of the radius
     beyond = np.where(inside, profile, np.inf)[:, 35:46]  # 1.01 to 1.06
     outer = np.where(np.isfinite(beyond).any(axis=1), beyond.min(axis=1), np.inf)
     half = (inner + np.where(np.isfinite(outer), outer, 0.0)) / 2
     above = profile > half[:, None]
     falls = above[:, :-1] & ~above[:, 1:] & inside[:, 1:]
-    # Of several falls the one nearest to the circle.
+    # Of several falls use the one nearest to the circle.
     cost = np.where(falls, np.abs(_RIM_REACH[:-1] - 1.0), np.inf)
     at = cost.argmin(axis=1)
     row = np.arange(_RIM_ANGLES)
@@ -139,7 +139,7 @@ def _rim(view: View, circle: Floats) -> RimProfiles:
     part = np.clip((upper - half) / np.maximum(upper - lower, 1e-9), 0.0, 1.0)
     step = reach[1] - reach[0]
     contrast = inner - outer
-    # Light that fades (a shadowed edge, a lamp on a wall) has no rim: most of the fall lies within +- 3 %.
+    # A gradual fall (a shadow, a lamp on a wall) is not a rim: most of the fall must lie within +- 3 %.
     aside = int(np.ceil(max(0.03 * circle[2], 1.8) / step))
     before = profile[row, np.maximum(at - aside, 0)]
     after = profile[row, np.minimum(at + aside, len(reach) - 1)]
@@ -179,15 +179,15 @@ def _least_squares_circle(x: Floats, y: Floats, weight: Floats) -> Floats:
 def _is_round_and_filled(
     view: View, circle: Floats, rimless: NDArray[np.bool_], cuts: tuple[float, float, float, float]
 ) -> bool:
-    """Whether the circle is lit, and dark only where light fades or the disc is cut straight.
+    """Whether the circle is lit, and dark only in gradual shadows or beyond straight cuts.
 
-    A drawn ring is not lit; an ellipse or a polygon ends in hard edges inside the circle that its extreme
-    rows and columns do not explain.
+    A drawn ring is not lit; an ellipse or a polygon has hard edges inside the circle that are not at its extreme rows
+    and columns.
     """
     height, width = view.lightness.shape
     left, top, right, bottom = cuts
     y, x = np.ogrid[:height, :width]
-    # What is lit beyond a straight cut is a name.
+    # Light beyond a straight cut is text.
     window = (x >= left - 1) & (x <= right + 1) & (y >= top - 1) & (y <= bottom + 1)
     lit = window & (view.lightness > view.dark + max(0.1 * view.span, view.floor))
     within = (x + 0.5 - circle[0]) ** 2 + (y + 0.5 - circle[1]) ** 2 < (0.95 * circle[2]) ** 2
@@ -217,10 +217,10 @@ def _is_round_and_filled(
 
 
 def _straight_cuts(view: View, circle: Floats) -> tuple[float, float, float, float]:
-    """Find where the camera cut the disc off straight inside the picture: (left, top, right, bottom), +-inf if not.
+    """Find straight cuts of the disc by the camera: (left, top, right, bottom), +-inf without a cut.
 
-    The black beyond such a cut lies within the circle, and names are often written there. Going outwards from the
-    centre, a cut is the first row or column of which most is as dark as the surround.
+    The black beyond a cut is inside the circle, and often contains text. Going outwards from the centre, a cut is the
+    first row or column that is mostly as dark as the surround.
     """
     height, width = view.lightness.shape
     y, x = np.ogrid[:height, :width]
@@ -234,8 +234,8 @@ def _straight_cuts(view: View, circle: Floats) -> tuple[float, float, float, flo
         black = (share < 0.5) & (length > 3) & (np.abs(distance) > _NEAREST_CUT * circle[2])
         before, after = np.flatnonzero(black & (distance < 0)), np.flatnonzero(black & (distance > 0))
         first, end = -math.inf, math.inf
-        # Sharp: three lines further in nearly all is lit, where a shadow would fade. And one line further in than
-        # the black: the line between is half light, half dark.
+        # A sharp cut: three lines further in, nearly all is lit, unlike in a shadow. The edge is placed one line inside
+        # the black, because the line between is half lit.
         if len(before) and share[min(before[-1] + 3, len(share) - 1)] > _LIT_BESIDE_CUT:
             first = before[-1] + 2.0
         if len(after) and share[max(after[0] - 3, 0)] > _LIT_BESIDE_CUT:

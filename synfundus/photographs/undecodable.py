@@ -1,4 +1,4 @@
-"""Names for what is wrong with a file that should be a photograph."""
+"""Reasons why a file cannot be decoded as a photograph."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DECODER_ERRORS = (
     struct.error,
     zlib.error,
 )
-"""What decoders raise on damaged bytes."""
+"""Errors of decoders on damaged bytes."""
 
 
 class Undecodable(StrEnum):
@@ -43,17 +43,17 @@ class Undecodable(StrEnum):
 
 
 class UndecodableImage(DataError):
-    """A file that is not a photograph this program can decode.
+    """A file that cannot be decoded as a photograph.
 
     Attributes:
-        reason: The name of the rejection.
+        reason: Reason of the rejection.
     """
 
     title = "Image file"
 
     def __init__(self, reason: Undecodable, message: str) -> None:
         super().__init__(message)
-        self.args = (reason, message)  # what pickling calls the class with
+        self.args = (reason, message)  # arguments for unpickling
         self.reason = reason
 
 

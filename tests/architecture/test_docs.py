@@ -20,7 +20,7 @@ from synfundus.config.yaml_text import parse_document
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.photographs.decode import Undecodable
 from synfundus.photographs.field_of_view import NoFieldOfView
-from synfundus.photographs.label_mapping import parse_mapping
+from synfundus.photographs.label_mapping import parse_table_mapping
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -291,7 +291,9 @@ def test_formats_document_lists_every_reason_to_refuse_a_photograph() -> None:
 def test_the_example_of_a_mapping_is_one() -> None:
     examples = [block.text for block in blocks(ROOT / "docs" / "formats.md") if block.language == "yaml"]
     assert len(examples) == 1
-    mapping = parse_mapping(parse_document(examples[0], where="docs"), DEFAULT_LABEL_SCHEMA, where="docs/formats.md")
+    mapping = parse_table_mapping(
+        parse_document(examples[0], where="docs"), DEFAULT_LABEL_SCHEMA, where="docs/formats.md"
+    )
     assert mapping.labels["is_gc"].values == {"RG": 1, "NRG": 0, "?": None}
 
 

@@ -111,7 +111,7 @@ def test_what_happens_to_writing_is_as_asked(phantoms: list[Phantom]) -> None:
     assert prepare_pixels(data, burned_text="flag", **given).flags == (TEXT_FLAG,)
     assert prepare_pixels(data, burned_text="off", **given).flags == ()
     assert prepare_pixels(clean, burned_text="quarantine", **given).flags == ()
-    with pytest.raises(BurnedTextError, match="shapes in a line, like writing") as caught:
+    with pytest.raises(BurnedTextError, match="aligned shapes, like text") as caught:
         prepare_pixels(data, burned_text="quarantine", **given)
     copy = pickle.loads(pickle.dumps(caught.value))
     assert (str(copy), copy.region) == (str(caught.value), caught.value.region)

@@ -5,7 +5,7 @@ import pytest
 from synfundus.config.yaml_text import parse_document
 from synfundus.errors import ConfigError, DataError
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema, LabelSpec
-from synfundus.photographs.label_mapping import canonical_cell, parse_mapping
+from synfundus.photographs.label_mapping import canonical_cell, parse_table_mapping
 from synfundus.photographs.label_table import LabelTable, read_label_table
 
 SCHEMA = LabelSchema((LabelSpec("dr_grade", 5, ordinal=True), LabelSpec("is_gc", 2), LabelSpec("eye_side", 2)))
@@ -13,7 +13,9 @@ SCHEMA = LabelSchema((LabelSpec("dr_grade", 5, ordinal=True), LabelSpec("is_gc",
 
 def read(text: str, mapping: str | None = None, schema: LabelSchema = SCHEMA) -> LabelTable:
     parsed = (
-        None if mapping is None else parse_mapping(parse_document(mapping, where="map.yaml"), schema, where="map.yaml")
+        None
+        if mapping is None
+        else parse_table_mapping(parse_document(mapping, where="map.yaml"), schema, where="map.yaml")
     )
     return read_label_table(text.encode(), schema, parsed, where="t.csv")
 
@@ -157,7 +159,7 @@ def test_one_column_can_feed_two_labels() -> None:
         ("# " + "x" * 300_000, "more than"),
         ("{file: f, labels: {is_gc: {column: c, extra: 1}}}", "must be a column or"),
         ("{file: f, eye_side: e, labels: {eye_side: e}}", "given twice"),
-        ("{file: nowhere}", "the mapping names column 'nowhere', the table has: f, g"),
+        ("{file: nowhere}", "the mapping needs column 'nowhere', the table has: f, g"),
     ],
 )
 def test_a_mapping_that_cannot_work_is_refused_with_its_reason(mapping: str, message: str) -> None:
@@ -178,7 +180,7 @@ def test_words_that_yaml_would_read_as_true_and_false_are_cells_like_others() ->
         (b"\n\n", "empty"),
         (b"name,grade\na,1\n", "no column for the file name among: name, grade"),
         ("file,größe\na,1\n".encode("latin-1"), "not UTF-8 (byte 7)"),
-        (b"file,file\na,b\n", "column 'file' is there 2 times"),
+        (b"file,file\na,b\n", "column 'file' occurs 2 times"),
         (b'file,x\n"a,1\n' + b"x" * 200_000, "not a CSV"),
         (b'file,x\n"a"b,1\n', "not a CSV"),
         (b"PK\x03\x04...", "save the sheet as CSV UTF-8"),

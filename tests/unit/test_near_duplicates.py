@@ -15,16 +15,16 @@ from synfundus.phantoms.draw import draw_phantom
 from synfundus.photographs.field_of_view import find_field_of_view
 from synfundus.photographs.near_duplicates import (
     HASH_BITS,
-    SAME_PICTURE,
+    MIN_SIMILARITY,
     SEARCH_STEPS,
-    Appearance,
     Groups,
-    LookAlike,
-    appearance_of,
+    NearDuplicate,
+    PerceptualHash,
     groups_of,
     hash_to_bytes,
     mirrored_hashes,
     near_duplicates,
+    perceptual_hash,
 )
 from synfundus.photographs.transforms import crop_to_field_of_view
 from synfundus.seeding import keyed_generator
@@ -66,22 +66,22 @@ CHANGES: dict[str, Change] = {
 }
 
 
-def table_of(looks: list[Appearance]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    hashes = np.frombuffer(b"".join(hash_to_bytes(look.hash) for look in looks), dtype=np.uint8)
-    return hashes.reshape(-1, HASH_BITS // 8), np.stack([look.thumbnail for look in looks])
+def table_of(hashed: list[PerceptualHash]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    hashes = np.frombuffer(b"".join(hash_to_bytes(one.bits) for one in hashed), dtype=np.uint8)
+    return hashes.reshape(-1, HASH_BITS // 8), np.stack([one.thumbnail for one in hashed])
 
 
-def search(looks: list[Appearance]) -> list[LookAlike]:
-    hashes, thumbnails = table_of(looks)
+def search(hashed: list[PerceptualHash]) -> list[NearDuplicate]:
+    hashes, thumbnails = table_of(hashed)
     return near_duplicates(hashes, lambda rows: thumbnails[rows])
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 def test_a_changed_copy_is_found_among_others(change: Change) -> None:
     originals = [photograph(index, 200) for index in range(12)]
-    looks = [appearance_of(cropped(pixels)) for pixels in originals]
-    looks += [appearance_of(cropped(change(pixels))) for pixels in originals]
-    found = {(pair.first, pair.second) for pair in search(looks)}
+    hashed = [perceptual_hash(cropped(pixels)) for pixels in originals]
+    hashed += [perceptual_hash(cropped(change(pixels))) for pixels in originals]
+    found = {(pair.first, pair.second) for pair in search(hashed)}
     expected = {(index, index + 12) for index in range(12)}
     assert found <= expected
     assert len(found) >= 11
@@ -89,15 +89,15 @@ def test_a_changed_copy_is_found_among_others(change: Change) -> None:
 
 def test_a_mirrored_copy_is_found_and_called_mirrored() -> None:
     originals = [cropped(photograph(index, 200)) for index in range(6)]
-    looks = [appearance_of(pixels) for pixels in (*originals, np.ascontiguousarray(originals[3][:, ::-1]))]
-    (pair,) = search(looks)
+    hashed = [perceptual_hash(pixels) for pixels in (*originals, np.ascontiguousarray(originals[3][:, ::-1]))]
+    (pair,) = search(hashed)
     assert (pair.first, pair.second, pair.mirrored) == (3, 6, True)
-    assert pair.similarity > SAME_PICTURE
+    assert pair.similarity > MIN_SIMILARITY
 
 
 def test_mirroring_a_picture_mirrors_its_hash() -> None:
     pixels = cropped(photograph(2, 200))
-    plain, mirrored = table_of([appearance_of(pixels), appearance_of(np.ascontiguousarray(pixels[:, ::-1]))])[0]
+    plain, mirrored = table_of([perceptual_hash(pixels), perceptual_hash(np.ascontiguousarray(pixels[:, ::-1]))])[0]
     different = int(np.bitwise_count(mirrored_hashes(plain[None])[0] ^ mirrored).sum())
     assert different <= 4  # rounding turns coefficients next to nothing
 
@@ -108,40 +108,40 @@ def test_the_black_surround_is_out_of_play() -> None:
     masked = pixels.copy()
     grid = np.arange(64) + 0.5 - 32
     masked[np.hypot(grid[:, None], grid) > 0.95 * 32] = 0
-    left, right = appearance_of(pixels), appearance_of(masked)
-    assert int.bit_count(left.hash ^ right.hash) <= 6
+    left, right = perceptual_hash(pixels), perceptual_hash(masked)
+    assert int.bit_count(left.bits ^ right.bits) <= 6
 
 
 def test_a_picture_with_nothing_to_recognise_is_compared_with_nothing() -> None:
     flat = np.zeros((64, 64, 3), dtype=np.uint8)
     grid = np.arange(64) + 0.5 - 32
     flat[np.hypot(grid[:, None], grid) < 31] = (90, 40, 20)
-    assert appearance_of(flat).hash == 0
-    assert appearance_of(np.zeros_like(flat)).hash == 0
-    assert search([appearance_of(flat), appearance_of(flat)]) == []
+    assert perceptual_hash(flat).bits == 0
+    assert perceptual_hash(np.zeros_like(flat)).bits == 0
+    assert search([perceptual_hash(flat), perceptual_hash(flat)]) == []
 
 
 @pytest.mark.parametrize("number", [300, pytest.param(2000, marks=pytest.mark.slow)])
 def test_no_two_eyes_look_the_same(number: int, capsys: pytest.CaptureFixture[str]) -> None:
-    looks, eyes = [], []
+    hashed, eyes = [], []
     for index in range(number):
         phantom = draw_phantom(seed=21, index=index, image_size_px=96)
-        looks.append(appearance_of(cropped(phantom.pixels)))
+        hashed.append(perceptual_hash(cropped(phantom.pixels)))
         eyes.append((phantom.patient_id, phantom.true_labels["eye_side"]))
     # two sittings of one eye may be as alike as copies: they belong together anyway
-    found = [pair for pair in search(looks) if eyes[pair.first] != eyes[pair.second]]
+    found = [pair for pair in search(hashed) if eyes[pair.first] != eyes[pair.second]]
     if number >= 2000:
         with capsys.disabled():
             wrong = {row for pair in found for row in (pair.first, pair.second)}
             line = {"name": "distinct_eyes_alone", "passed": number - len(wrong), "of": number}
             print("\n" + json.dumps(line))
     assert found == []
-    assert len({look.hash for look in looks}) == number
+    assert len({one.bits for one in hashed}) == number
 
 
 def test_pairs_across_two_sets_and_progress() -> None:
-    looks = [appearance_of(cropped(photograph(index))) for index in range(10)]
-    ours, theirs = table_of(looks[:6]), table_of([looks[8], looks[2], looks[9]])
+    hashed = [perceptual_hash(cropped(photograph(index))) for index in range(10)]
+    ours, theirs = table_of(hashed[:6]), table_of([hashed[8], hashed[2], hashed[9]])
     steps = []
     found = near_duplicates(
         ours[0],

@@ -18,7 +18,7 @@ from synfundus.errors import DataError
 from synfundus.photographs.crosswalk import write_private
 from synfundus.photographs.ingest import PlannedSample
 from synfundus.photographs.near_duplicates import THUMBNAIL_PX
-from synfundus.photographs.photograph_task import PhotographTask, PreparedPhotograph, name_loss, prepare_photograph
+from synfundus.photographs.photograph_task import PhotographTask, PreparedPhotograph, prepare_photograph, reject_of_lost
 from synfundus.photographs.preparation import Unusable
 from synfundus.photographs.transforms import EYE_SIDE
 from synfundus.processes.pool import ProcessMap, process_map
@@ -125,7 +125,7 @@ def prepare_chunks(
 def _results(
     mapped: ProcessMap, tasks: Iterator[PhotographTask], console: Console
 ) -> Iterator[PreparedPhotograph | Unusable]:
-    for result in mapped(prepare_photograph, tasks, lost=name_loss):
+    for result in mapped(prepare_photograph, tasks, lost=reject_of_lost):
         if isinstance(result, Unusable) and result.stage == "work":
             # by its key: names of files may be names of patients, and logs are read by many
             console.warning(f"photograph {result.sample.key} is left out, {result.reason}: {result.detail}")
@@ -176,7 +176,7 @@ def _row(result: PreparedPhotograph) -> dict[str, Any]:
         "eye_side": result.sample.labels.get(EYE_SIDE),
         "file_sha256": result.file_sha256,
         "image_sha256": result.image_sha256,
-        "look": result.look.hex(),
+        "look": result.perceptual_hash.hex(),
         "flags": list(result.flags),
     }
 

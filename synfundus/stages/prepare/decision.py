@@ -23,7 +23,7 @@ from synfundus.photographs.ingest import (
     plan_shards,
     split_patients,
 )
-from synfundus.photographs.near_duplicates import SAME_PICTURE, SEARCH_STEPS, Groups, LookAlike, groups_of
+from synfundus.photographs.near_duplicates import MIN_SIMILARITY, SEARCH_STEPS, Groups, NearDuplicate, groups_of
 from synfundus.photographs.preparation import Unusable
 from synfundus.stages.prepare.chunks import ChunkResults, LookedAt
 from synfundus.stages.prepare.look_alikes import OtherSet, SeenElsewhere, look_alikes_elsewhere, look_alikes_within
@@ -55,7 +55,7 @@ class Decision:
     splits: dict[str, str]
     unusable: tuple[Unusable, ...]
     duplicates: tuple[Reject, ...]
-    same: tuple[LookAlike, ...]
+    same: tuple[NearDuplicate, ...]
     elsewhere: tuple[SeenElsewhere, ...]
     labels: LabelCounts
     properties: dict[str, Any]
@@ -120,7 +120,7 @@ def _compare(
     results: ChunkResults,
     others: Sequence[OtherSet],
     console: Console,
-) -> tuple[tuple[LookAlike, ...], tuple[SeenElsewhere, ...]]:
+) -> tuple[tuple[NearDuplicate, ...], tuple[SeenElsewhere, ...]]:
     """Look for photographs that look the same, in the set and in others."""
     searches = section.near_duplicates + len(others)
     if not searches or not kept:
@@ -161,12 +161,12 @@ def _num_patients(samples: Sequence[PlannedSample], splits: dict[str, str]) -> d
 
 
 def _look_alike_counts(
-    kept: Sequence[LookedAt], same: Sequence[LookAlike], elsewhere: Sequence[SeenElsewhere], splits: dict[str, str]
+    kept: Sequence[LookedAt], same: Sequence[NearDuplicate], elsewhere: Sequence[SeenElsewhere], splits: dict[str, str]
 ) -> dict[str, Any]:
     groups = groups_of(same)
     across = [group for group in groups if len({kept[row].sample.patient_group for row in group}) > 1]
     return {
-        "threshold": SAME_PICTURE,
+        "threshold": MIN_SIMILARITY,
         "groups": len(groups),
         "photographs": sum(map(len, groups)),
         "groups_across_patients": len(across),

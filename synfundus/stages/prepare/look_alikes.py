@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from synfundus.errors import ConfigError
 from synfundus.photographs.crosswalk import CROSSWALK_NAME, private_file
-from synfundus.photographs.near_duplicates import HASH_BYTES, THUMBNAIL_PX, LookAlike, near_duplicates
+from synfundus.photographs.near_duplicates import HASH_BYTES, THUMBNAIL_PX, NearDuplicate, near_duplicates
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import SPLITS
 
@@ -148,7 +148,7 @@ def _reader(thumbnails: NDArray[np.uint8]) -> Callable[[Rows], NDArray[np.uint8]
 
 def look_alikes_within(
     looks: Sequence[bytes], thumbnails: NDArray[np.uint8], advance: Callable[[], None]
-) -> list[LookAlike]:
+) -> list[NearDuplicate]:
     """Return the pairs of photographs that look the same."""
     return near_duplicates(stack_hashes(looks), _reader(thumbnails), advance=advance)
 

@@ -18,7 +18,7 @@ from synfundus.errors import ConfigError, DataError, SynfundusError
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema
 from synfundus.photographs.importers import read_with_importer
 from synfundus.photographs.ingest import PlannedSample, Reject, match_files, plan_samples
-from synfundus.photographs.label_mapping import TableMapping, parse_mapping
+from synfundus.photographs.label_mapping import TableMapping, parse_table_mapping
 from synfundus.photographs.label_table import LabelTable, read_label_table
 from synfundus.photographs.preparation import CROP
 from synfundus.storage import filesystem
@@ -98,7 +98,7 @@ def _load_mapping(url: str | None, schema: LabelSchema) -> TableMapping | None:
     if url is None:
         return None
     document = parse_document(_read_text(url, "mapping", "prepare.mapping"), where=url)
-    return parse_mapping(document, schema, where=url)
+    return parse_table_mapping(document, schema, where=url)
 
 
 def _read_table(section: PrepareConfig, schema: LabelSchema, files: Mapping[str, int]) -> LabelTable:

@@ -17,7 +17,7 @@ from synfundus.photographs.crosswalk import (
 )
 from synfundus.photographs.crosswalk import REJECTS_NAME as NAMED_REJECTS
 from synfundus.photographs.ingest import Reject, sample_key
-from synfundus.photographs.near_duplicates import LookAlike
+from synfundus.photographs.near_duplicates import NearDuplicate
 from synfundus.stages.prepare.chunks import ChunkResults
 from synfundus.stages.prepare.decision import Decision
 from synfundus.stages.prepare.look_alikes import LOOKS_NAME, OtherSet, SeenElsewhere, save_looks
@@ -78,7 +78,7 @@ def _who(decision: Decision, row: int) -> Line:
     }
 
 
-def _within(decision: Decision, pair: LookAlike) -> Line:
+def _within(decision: Decision, pair: NearDuplicate) -> Line:
     other = {f"other_{name}": value for name, value in _who(decision, pair.second).items()}
     measure = {"similarity": round(pair.similarity, 4), "mirrored": pair.mirrored}
     return {"kind": "within", **_who(decision, pair.first), **other, **measure}
