@@ -53,11 +53,11 @@ def test_an_unknown_importer_is_refused_with_the_known_ones() -> None:
 
 
 def test_a_table_is_asked_for_exactly_where_the_set_has_one() -> None:
-    with pytest.raises(ConfigError, match="EyePACS has a label table: none is given"):
+    with pytest.raises(ConfigError, match="EyePACS has a label table, but none is given"):
         read("eyepacs", None)
     with pytest.raises(ConfigError, match="REFUGE has no label table"):
         read("refuge", b"image,level\n")
-    with pytest.raises(DataError, match="no file name is one of PALM"):
+    with pytest.raises(DataError, match="no file name is like those of PALM"):
         read_with_importer("palm", None, DEFAULT_LABEL_SCHEMA, files=["a.png", "b.txt"], where="folder")
 
 
@@ -125,7 +125,7 @@ def test_a_schema_of_the_user_gets_what_it_has_and_a_warning_for_the_rest() -> N
 
 
 def test_a_needed_column_that_is_there_twice_is_refused() -> None:
-    with pytest.raises(DataError, match="column 'level' is there 2 times"):
+    with pytest.raises(DataError, match="column 'level' occurs 2 times"):
         read("eyepacs", b"image,level,level\n1_left,2,3\n")
 
 

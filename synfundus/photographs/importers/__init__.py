@@ -1,7 +1,7 @@
-"""Label tables of public fundus sets as they are published: what each set knows, and what it leaves unknown.
+"""Importers of the published label tables of public fundus sets: which labels each set has, and which are unknown.
 
-`registry` lists the sets; `importer` says what an importer is and reads a table with one; the other modules describe
-sets. How to add one: docs/importers.md.
+`registry` lists the sets; `importer` defines importers and reads a table with one; the other modules describe sets.
+How to add one: docs/importers.md.
 """
 
 from synfundus.photographs.importers.importer import Importer

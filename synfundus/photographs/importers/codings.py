@@ -1,4 +1,4 @@
-"""Codings that several sets share, and the labels that a normal fundus settles."""
+"""Codings shared by several sets, and the labels that are 0 in a normal fundus."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ GRADE: Mapping[str, int | None] = {"0": 0, "1": 1, "2": 2, "3": 3, "4": 4}
 """The international scale of diabetic retinopathy: none, mild, moderate, severe, proliferative."""
 
 FINDING: Mapping[str, int | None] = {"0": 0, "1": 1}
-"""Looked for in every photograph: absent or present."""
+"""Searched for in every photograph: absent or present."""
 
 ONLY_ABSENCE: Mapping[str, int | None] = {"0": 0, "1": None}
-"""A wider finding: without it the label is 0, with it the label stays open."""
+"""A broader finding: if it is absent, the label is 0; if it is present, the label is unknown."""
 
 SIDE: Mapping[str, int | None] = {
     **dict.fromkeys(("right", "Right", "RIGHT", "R", "r", "OD"), 0),
     **dict.fromkeys(("left", "Left", "LEFT", "L", "l", "OS"), 1),
 }
-"""Eye side in words."""
+"""Names of the eye sides."""
 
 DISEASES = (
     "dr_grade",
@@ -32,9 +32,9 @@ DISEASES = (
     "is_pm",
     "is_rvo",
 )
-"""Labels that are 0 where readers called the whole fundus normal."""
+"""Labels that are 0 if readers called the whole fundus normal."""
 
 
 def words(values: Mapping[str, int | None]) -> Mapping[str, int | None]:
-    """Return a coding by words with its spellings: lower case, upper case, capitalised."""
+    """Return a coding with its words in lower case, upper case and capitalised."""
     return {form: value for word, value in values.items() for form in (word.lower(), word.upper(), word.capitalize())}

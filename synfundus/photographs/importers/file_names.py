@@ -1,4 +1,4 @@
-"""Find the file a table means: tables leave out extensions and folders, and change case."""
+"""Find the file for a name in a table, which may lack extension and folders, or differ in case."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from synfundus.photographs.label_mapping import PICTURE_SUFFIXES
 
 
 class FileIndex:
-    """The files below the source folder, found by name, by name in another case, or by name without extension.
+    """The files of the source folder, found by name, ignoring case, or without extension.
 
     Args:
-        files: Names below the source folder, with ``/`` between folders.
+        files: Names relative to the source folder, with ``/`` between folders.
     """
 
     def __init__(self, files: Collection[str]) -> None:
         self._files: Collection[str] = files if isinstance(files, Set | Mapping) else frozenset(files)
 
     def find(self, cell: str) -> tuple[str, ...]:
-        """Return the files a cell can mean: none if it is missing, several if the cell is ambiguous.
+        """Return the files that match a cell: none if the file is missing, several if the cell is ambiguous.
 
-        A cell that names folders only means files in such folders: ``train/7.png`` is not ``test/7.png``. A cell
-        that leaves the source folder means no file.
+        A cell with folders only matches files in these folders: ``train/7.png`` is not ``test/7.png``. A cell that
+        leaves the source folder matches nothing.
         """
         name = safe_name(cell)
         if name is None:
@@ -52,13 +52,13 @@ class FileIndex:
 
 
 def picture_stem(name: str) -> str:
-    """Return a file name without the extension of a picture; any other dot belongs to the name."""
+    """Return a file name without its picture extension; other dots are part of the name."""
     suffix = picture_suffix(name)
     return name[: len(name) - len(suffix)]
 
 
 def picture_suffix(name: str) -> str:
-    """Return the extension of a picture as it is written, or empty text."""
+    """Return the picture extension of a file name, case kept, or an empty string."""
     lower = name.lower()
     suffix = next((suffix for suffix in PICTURE_SUFFIXES if lower.endswith(suffix)), "")
     return name[len(name) - len(suffix) :]
@@ -74,7 +74,7 @@ def _split(name: str) -> tuple[tuple[str, ...], str]:
 
 
 def _in_folders(names: Sequence[str], folders: tuple[str, ...]) -> tuple[str, ...]:
-    """Keep the names whose folders end like the given ones, or the other way round."""
+    """Keep names whose folders end with the given ones, or vice versa."""
     return tuple(name for name in names if _ends_alike(_split(_folded(name))[0], folders))
 
 

@@ -1,4 +1,4 @@
-"""Sets that name several findings of a photograph in columns: AIROGS, RFMiD, BRSET, mBRSET, SynFundus-1M."""
+"""Sets with a column per finding: AIROGS, RFMiD, BRSET, mBRSET, SynFundus-1M."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ AIROGS = Importer(
     notes=(
         (
             (),
-            "AIROGS and EyePACS come from one screening programme: compare the sets (--compare-with) before one of "
-            "them serves as a test set of the other",
+            "AIROGS and EyePACS come from the same screening programme: compare the sets (--compare-with) before "
+            "using one of them as a test set for the other",
         ),
     ),
 )
 """AIROGS (Rotterdam EyePACS), ``train_labels.csv``: ``challenge_id,class``.
 
-RG is referable glaucoma and NRG is none; an early, not referable case counts as NRG. Photographs that readers could not
-grade were taken out of the training set, so all of it is readable. Retinopathy was not graded. No patient is given.
+RG is referable glaucoma, NRG is not; an early, not referable case is NRG. Ungradable photographs were removed from the
+training set, so all of it is readable. Retinopathy was not graded. Patients are not given.
 """
 
 _OPTIC_NERVE = ("ODP", "ODE", "AION")
@@ -49,19 +49,19 @@ RFMID = Importer(
     },
     optional=frozenset({"TD", "ODPM", "CB"}),
 )
-"""RFMiD, ``a. RFMiD_Training_Labels.csv`` and its twins: ``ID,Disease_Risk`` and 45 codes of 0 and 1.
+"""RFMiD, ``a. RFMiD_Training_Labels.csv`` and the other parts: ``ID,Disease_Risk`` and 45 codes of 0 and 1.
 
-All codes were looked for in every photograph, so 0 is an absence:
+All codes were searched for in every photograph, so 0 is an absence:
 
-- `DR` has no grade: 0 is grade 0, 1 leaves the grade open;
+- `DR` has no grade: 0 is grade 0, with 1 the grade is unknown;
 - `ODC` is a cupped disc, a sign and not glaucoma; `HR` is hemorrhagic, not hypertensive retinopathy;
-- `MYA` is any myopia: 1 leaves degenerative and pathologic myopia open;
-- a cupped, tilted, pitted or colobomatous disc leaves anomalies of the optic nerve open, and so does a release without
-  those codes;
-- glaucoma, hypertensive retinopathy, diabetic macular edema and chorioretinal pathology are no codes: they are 0 where
-  `Disease_Risk` is 0, which calls the fundus normal, and unknown elsewhere.
+- `MYA` is any myopia: with 1, degenerative and pathologic myopia are unknown;
+- with a cupped, tilted, pitted or colobomatous disc, or in a release without these codes, anomalies of the optic nerve
+  are unknown;
+- glaucoma, hypertensive retinopathy, diabetic macular edema and chorioretinal pathology have no code: they are 0 if
+  `Disease_Risk` is 0, which means a normal fundus, and otherwise unknown.
 
-The three parts number their photographs from 1: ``--source`` must be the folder of the one table. No patient is given.
+All three parts number their photographs from 1: ``--source`` must be the folder of this table. Patients are not given.
 """
 
 BRSET = Importer(
@@ -88,20 +88,20 @@ BRSET = Importer(
     notes=(
         (
             ("Illuminaton", "ilumination", "Illumination", "drusens"),
-            "this is a BRSET table older than 1.0.2, which revised exam_eye: eye sides may be wrong, use 1.0.2",
+            "this BRSET table is older than 1.0.2, which revised exam_eye: eye sides may be wrong, use 1.0.2",
         ),
     ),
 )
 """BRSET, ``labels.csv`` (also ``labels_brset.csv``) of versions 1.0.0 to 1.0.2, on PhysioNet.
 
-Version 1.0.2 renamed three columns and revised `exam_eye`. Both generations code 1 as right and 2 as left; sides in
-words are taken too, anything else is a reject. Findings were looked for in every photograph, so 0 is an absence:
+Version 1.0.2 renamed three columns and revised `exam_eye`. All versions code 1 as right and 2 as left; names of
+sides are accepted too, anything else is a reject. Findings were searched for in every photograph, so 0 is an absence:
 
-- `vascular_occlusion` is of arteries or veins and `myopic_fundus` is any myopia, so 1 leaves the label open;
+- `vascular_occlusion` is of arteries or veins and `myopic_fundus` is any myopia, so with 1 the label is unknown;
 - `macular_edema` without retinopathy need not be diabetic, so 1 counts only with a grade above 0;
-- `increased_cup_disc` is a sign and not glaucoma, in a fifth of the photographs: glaucoma stays unknown;
-- `quality` is inadequate as soon as one of four criteria fails, on photographs that were still graded: only "adequate"
-  says that the photograph is readable;
+- `increased_cup_disc`, in a fifth of the photographs, is a sign and not glaucoma: glaucoma is unknown;
+- `quality` is inadequate if one of four criteria fails, also on photographs that were graded: only "adequate" means
+  that the photograph is readable;
 - `optic_disc`, `vessels` and `macula` mean disease, not readability: not used.
 """
 
@@ -119,15 +119,15 @@ MBRSET = Importer(
 )
 """mBRSET, ``labels_mbrset.csv``, on PhysioNet: photographs of a handheld camera, all of patients with diabetes.
 
-An edema is therefore taken as diabetic. `final_quality` is a verdict on the whole photograph. Photographs without a
-grade have an empty cell. No other disease was recorded.
+Therefore an edema counts as diabetic. `final_quality` is about the whole photograph. Photographs without a grade have
+an empty cell. No other disease was recorded.
 """
 
 _SYNFUNDUS_PARTS, _SYNFUNDUS_PART_IMAGES = 20, 50_000
 
 
 def _synfundus_photographs(cells: Cells) -> Sequence[Cells]:
-    """Turn a number into the place of the image in the release; a file name stays what it is."""
+    """Convert a number into the path of the image in the release; keep a file name."""
     number = canonical_cell(cells["idx"])
     if number.isascii() and number.isdigit():
         part = min(_SYNFUNDUS_PARTS - 1, int(number) // _SYNFUNDUS_PART_IMAGES)
@@ -146,14 +146,14 @@ SYNFUNDUS_1M = Importer(
         "dr_grade": (Column("dr_grade", GRADE),),
         **{name: (Column(name, FINDING),) for name in (*DISEASES[1:], *_SYNFUNDUS_READABLE, "eye_side")},
     },
-    also=("idx",),
+    required=("idx",),
     optional=frozenset({*_SYNFUNDUS_READABLE, "eye_side"}),
     derived=frozenset({"image"}),
     photographs=_synfundus_photographs,
 )
 """SynFundus-1M, images of the original generator: ``*_gen_cond.csv`` (`idx`) or ``*_annotation*.csv`` (`file_name`).
 
-Columns are named like the labels of the default schema, and every one is the condition that the image was generated
-under: 0 means that absence was asked for. Image i is ``Part{min(19, i // 50000)}/{i}.png``. Some copies lack
+Columns have the names of the labels of the default schema, and are the conditions of the generated image: 0 means that
+absence was requested. Image i is ``Part{min(19, i // 50000)}/{i}.png``. Some copies lack
 readability columns. The images are synthetic; there are no patients.
 """

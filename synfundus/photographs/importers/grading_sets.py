@@ -1,7 +1,7 @@
 """Sets that grade diabetic retinopathy: EyePACS, APTOS 2019, Messidor-2, DDR, IDRiD.
 
-Their readers looked for retinopathy, some also for macular edema. Grade 0 says nothing about glaucoma, macular
-degeneration or any other disease: those stay unknown.
+Their readers searched for retinopathy, some also for macular edema. Grade 0 says nothing about glaucoma, macular
+degeneration or any other disease: those are unknown.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _DDR_LINE = re.compile(r"(?P<image>\S.*?)[\s,;]+(?P<grade>\S+)")
 
 
 def _eyepacs_photographs(cells: Cells) -> Sequence[Cells]:
-    """Take patient and side from ``{patient}_left`` or ``{patient}_right``."""
+    """Read patient and side from ``{patient}_left`` or ``{patient}_right``."""
     stem = picture_stem(cells["image"].replace("\\", "/").split("/")[-1])
     patient, _, side = stem.rpartition("_")
     return ({**cells, "patient in the name": patient, "side in the name": side},)
@@ -39,8 +39,8 @@ EYEPACS = Importer(
 )
 """Kaggle "Diabetic Retinopathy Detection", ``trainLabels.csv``: ``image,level``.
 
-One reader graded retinopathy from 0 to 4, also on photographs of poor quality; whether a photograph is readable is not
-said. The name gives patient and eye: a name without ``_left`` or ``_right`` is a reject.
+One reader graded retinopathy from 0 to 4, also on photographs of poor quality; readability is not given. Patient and
+eye are in the name: a name without ``_left`` or ``_right`` is a reject.
 """
 
 APTOS2019 = Importer(
@@ -64,12 +64,12 @@ MESSIDOR2 = Importer(
     },
     doubts=(Doubt("adjudicated_gradable", ("0",), ("dr_grade", "is_dme")),),
 )
-"""Messidor-2 with the grades of a panel of retina specialists, ``messidor_data.csv``; also the copy that names the
-first columns ``id_code,diagnosis``.
+"""Messidor-2 with the grades of a panel of retina specialists, ``messidor_data.csv``; also the copy whose first
+columns are ``id_code,diagnosis``.
 
-The panel looked for retinopathy and for referable macular edema in every photograph, so 0 is an absence. What it called
-ungradable is not readable as a whole, and its grades, if any stand there, are not believed. Two photographs each
-belong to one examination, but this table does not say which.
+The panel searched for retinopathy and referable macular edema in every photograph, so 0 is an absence. Ungradable
+photographs are not readable as a whole, and any grades they have are ignored. Photographs come in pairs of one
+examination, but the table does not give the pairs.
 """
 
 IDRID = Importer(
@@ -81,18 +81,18 @@ IDRID = Importer(
         "is_dme": (Column("Risk of macular edema", {"0": 0, "1": None, "2": 1}),),
     },
 )
-"""IDRiD, part B, ``a. IDRiD_Disease Grading_Training Labels.csv`` and its test twin.
+"""IDRiD, part B, ``a. IDRiD_Disease Grading_Training Labels.csv`` and the table of the test part.
 
-The last column's name ends in a blank, and the training table has empty columns after it. Risk 0 is no hard exudate at
-all, 2 is an exudate near the fovea. Risk 1 is an edema that is not clinically significant: neither of the two, so
-unknown. Training and test photographs have the same names: ``--source`` must be the folder of the one table.
+The name of the last column ends in a space, and the training table has empty columns after it. Risk 0 is no hard
+exudate, 2 is an exudate near the fovea. Risk 1 is an edema that is not clinically significant: neither, so unknown.
+Training and test photographs have the same names: ``--source`` must be the folder of this table.
 """
 
 
 def _ddr_records(source: Source) -> TableRecords:
     """Read lines of ``name.jpg grade``, or the copy with a header.
 
-    The copy has the header of APTOS 2019; its names have an extension, those of APTOS have none.
+    The copy has the header of APTOS 2019, but its names have an extension.
     """
     lines = [line.strip() for line in text_lines(source.data, where=source.where)]
     if _ddr_line(next(filter(None, lines), "")).fault:
@@ -119,12 +119,12 @@ DDR = Importer(
         "dr_grade": (Column("grade", {**GRADE, "5": None}),),
         "is_fundus": (Column("grade", {**dict.fromkeys(GRADE, 1), "5": 0}),),
     },
-    shape="lines of a file name and a grade, without a header",
+    expected="lines of a file name and a grade, without a header",
     records=_ddr_records,
 )
 """DDR (OIA), ``DR_grading/train.txt``, ``valid.txt``, ``test.txt``: lines of ``name.jpg grade``, no header; also the
 copy ``DR_grading.csv`` with ``id_code,diagnosis``.
 
-Grade 5 is "ungradable": the photograph is not readable and has no grade. Every other grade means that it could be
-read. The parts of a file name are not documented as patients, so none is taken from them.
+Grade 5 is "ungradable": the photograph is not readable and has no grade. Every other grade means that it is readable.
+The parts of a file name are not documented as patients, so they are not used.
 """

@@ -1,8 +1,8 @@
-"""What an importer is, and how a table is read with one.
+"""The importer of a public set, and reading a table with it.
 
-An importer is data: which columns a public set has, what their cells say about which label, and what they leave open.
-Sets whose table is odd add one small function: how the table becomes records (`Importer.records`), or how a record
-becomes photographs (`Importer.photographs`).
+An importer is data: the columns of the set, and which label values their cells mean. A set with an unusual table adds
+one small function: how to read records from the table (`Importer.records`), or photographs from a record
+(`Importer.photographs`).
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from synfundus.photographs.label_table import (
 )
 
 Cells = Mapping[str, str]
-"""One record: stripped cell by column name; empty for NaN, and for a column that the table does not have."""
+"""One record: stripped cell by column name; empty for NaN and for columns the table does not have."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column that says something about a label.
+    """A column with values of a label.
 
     Attributes:
         name: Name of the column, as in `Importer.aliases`.
-        values: Label value by cell; None is a cell that leaves the label unknown. An empty cell always does. Any other
-            cell is outside the coding of the set: a named reject.
+        values: Label value by cell; None and empty cells mean unknown. Any other cell is outside the coding of the
+            set, and the row is rejected.
     """
 
     name: str
@@ -44,13 +44,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Doubt:
-    """Cells in one column that take back what other columns say.
+    """Cells of one column that make labels unknown.
 
     Attributes:
-        column: Column to look at.
-        cells: Cells that raise the doubt.
+        column: The column.
+        cells: Cells with this effect.
         labels: Labels that become unknown.
-        values: Only these values become unknown; None means all.
+        values: Only these label values become unknown; None means all.
     """
 
     column: str
@@ -61,7 +61,7 @@ class Doubt:
 
 @dataclass(frozen=True)
 class Source:
-    """What an importer reads: the bytes of the table (empty where the set has none) and the names of all files."""
+    """The input of an importer: the bytes of the table (empty if the set has none) and all file names."""
 
     data: bytes
     files: Collection[str]
@@ -74,33 +74,33 @@ def csv_records(source: Source) -> TableRecords:
 
 
 def one_photograph(cells: Cells) -> Sequence[Cells]:
-    """Take a record for one photograph, as it is."""
+    """Return the record unchanged, as one photograph."""
     return (cells,)
 
 
 @dataclass(frozen=True)
 class Importer:
-    """A public data set: its table, and what the table knows.
+    """A public data set: its table, and the labels in it.
 
     Attributes:
         collection: Name of the set, written into every sample.
         file: Column with the file name.
-        labels: Columns that speak about each label. With several columns a finding in one is enough; without one the
-            label is 0 only if all of them say 0.
-        patient: Column with the patient; None where the set does not say.
-        suffix: Extension of the photographs, for the name of a file that is not there.
-        aliases: Other names of a column, of other releases of the set.
-        optional: Columns that some releases lack; they then know nothing.
-        also: Further columns that must be there: `photographs` reads them, or they tell the set from others.
-        derived: Columns that are not in the table: `photographs` adds them.
-        constants: Labels that hold for every photograph of the set.
+        labels: Columns of each label. With several columns, a finding in one is enough; the label is 0 only if all
+            of them are 0.
+        patient: Column with the patient; None if the set has none.
+        suffix: Extension of the photographs, used if the file is missing.
+        aliases: Names of a column in other releases of the set.
+        optional: Columns that some releases lack; their labels are then unknown.
+        required: Further columns that must exist, because `photographs` reads them or they identify the set.
+        derived: Columns that are not in the table but added by `photographs`.
+        constants: Labels that are the same for all photographs of the set.
         doubts: Cells that make labels unknown.
-        notes: Sentences for the user, each with columns: shown if the table has one of them, or if there are none.
-        has_table: False where the file names are all there is.
-        bare_names: Its names have no extension: a table with these columns whose names have one is of another set.
-        shape: What the table looks like, where it is not a CSV with a header.
-        records: How the source becomes records.
-        photographs: How a record becomes photographs, `derived` columns included.
+        notes: Messages for the user with columns: shown if the table has one of the columns, or if none are given.
+        has_table: False if the set has only file names.
+        bare_names: File names in the table have no extension; a table with extensions is of another set.
+        expected: Description of the table, if it is not a CSV with a header.
+        records: Reads the records from the source.
+        photographs: Returns the photographs of a record, with `derived` columns.
     """
 
     collection: str
@@ -110,21 +110,21 @@ class Importer:
     suffix: str = ""
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     optional: frozenset[str] = frozenset()
-    also: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
     derived: frozenset[str] = frozenset()
     constants: Mapping[str, int] = field(default_factory=dict)
     doubts: tuple[Doubt, ...] = ()
     notes: tuple[tuple[tuple[str, ...], str], ...] = ()
     has_table: bool = True
     bare_names: bool = False
-    shape: str = ""
+    expected: str = ""
     records: Callable[[Source], TableRecords] = csv_records
     photographs: Callable[[Cells], Sequence[Cells]] = one_photograph
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns that the table is read by, the optional ones included."""
-        names = [self.file, *self.also, *self.optional]
+        """Columns that are read, including optional ones."""
+        names = [self.file, *self.required, *self.optional]
         names += [column.name for columns in self.labels.values() for column in columns]
         names += [doubt.column for doubt in self.doubts]
         if self.patient is not None:
@@ -132,16 +132,16 @@ class Importer:
         return tuple(name for name in dict.fromkeys(names) if name not in self.derived)
 
     def locate(self, header: Sequence[str]) -> dict[str, str]:
-        """Return the column of a header that stands for each of `columns`; a column that is not there is left out."""
+        """Return the name in a header of each of `columns`; missing columns are left out."""
         located = {}
         for name in self.columns:
-            here = next((other for other in (name, *self.aliases.get(name, ())) if other in header), None)
-            if here is not None:
-                located[name] = here
+            found = next((other for other in (name, *self.aliases.get(name, ())) if other in header), None)
+            if found is not None:
+                located[name] = found
         return located
 
     def fits_names(self, table: TableRecords) -> bool:
-        """Whether the first name of a table can be one of this set."""
+        """Whether the first file name of a table fits this set."""
         if not self.bare_names or self.file not in table.header:
             return True
         at = table.header.index(self.file)
@@ -149,7 +149,7 @@ class Importer:
         return not picture_suffix(first)
 
     def missing(self, header: Sequence[str]) -> tuple[str, ...]:
-        """Return the columns that a header of this set would have and this one has not."""
+        """Return the columns of this set that a header lacks."""
         located = self.locate(header)
         return tuple(name for name in self.columns if name not in located and name not in self.optional)
 
@@ -157,22 +157,22 @@ class Importer:
 def read_photographs(
     importer: Importer, table: TableRecords, schema: LabelSchema, files: Collection[str], *, where: str
 ) -> LabelTable:
-    """Turn the records of a set's table into rows and named rejects.
+    """Convert the records of a set into rows and rejects.
 
     Args:
         importer: The set.
         table: Records whose header has the columns of the set.
-        schema: Labels to fill; what it does not have is left out with a warning.
-        files: Names below the source folder, to complete the names of the table.
+        schema: The label schema; other labels are left out with a warning.
+        files: File names in the source folder, used to complete names of the table.
         where: Location, for messages.
 
     Raises:
-        DataError: A column that is needed is there twice.
+        DataError: A needed column occurs twice.
     """
     located = importer.locate(table.header)
     for column in located.values():
         if table.header.count(column) > 1:
-            raise DataError(f"column {column!r} is there {table.header.count(column)} times", where=where)
+            raise DataError(f"column {column!r} occurs {table.header.count(column)} times", where=where)
     positions = {name: table.header.index(located[name]) if name in located else None for name in importer.columns}
     reader = _RowReader(importer, schema, FileIndex(files))
     rows: list[TableRow] = []
@@ -198,7 +198,7 @@ def _cells(record: TableRecord, positions: Mapping[str, int | None]) -> Cells:
 
 
 class _RowReader:
-    """Reads photographs of one set; what does not change from row to row is looked up once."""
+    """Reads the photographs of one set; caches what is the same for all rows."""
 
     def __init__(self, importer: Importer, schema: LabelSchema, index: FileIndex) -> None:
         self._importer = importer
@@ -240,25 +240,25 @@ class _RowReader:
 
 
 class _OutsideCoding(Exception):
-    """A cell that the set does not define; ends as a named reject."""
+    """A cell that the set does not define."""
 
 
 def _value(columns: Sequence[Column], cells: Cells) -> int | None:
-    """Return what columns together say about a label.
+    """Return the value of a label from its columns.
 
     Raises:
-        _OutsideCoding: A cell that is neither empty nor one of the set's.
+        _OutsideCoding: A cell that is neither empty nor defined by the set.
     """
-    said: list[int | None] = []
+    values: list[int | None] = []
     for column in columns:
         text = cells[column.name]
         if text not in column.values:
             text = canonical_cell(text)
         if text and text not in column.values:
             raise _OutsideCoding(f"column {column.name} = {text!r}")
-        said.append(column.values[text] if text else None)
-    known = [value for value in said if value is not None]
-    if any(known) or len(known) == len(said):
+        values.append(column.values[text] if text else None)
+    known = [value for value in values if value is not None]
+    if any(known) or len(known) == len(values):
         return max(known)
     return None
 
@@ -270,13 +270,13 @@ def _warnings(
     left_out = [name for name in (*importer.labels, *importer.constants) if name not in schema.names]
     if left_out:
         warnings.append(
-            f"{importer.collection} knows {', '.join(left_out)}, which the label schema does not have: left out"
+            f"{importer.collection} has {', '.join(left_out)}, which the label schema does not have: left out"
         )
     without = sum(not row.patient for row in rows)
     if importer.patient is None:
         warnings.append(
-            f"{importer.collection} does not say which photographs are of one patient: each counts as its own, so that "
-            "two photographs of one patient may fall into different splits"
+            f"{importer.collection} does not identify patients: every photograph counts as its own patient, so two "
+            "photographs of one patient may be in different splits"
         )
     elif without:
         warnings.append(f"{without} rows have no patient: each counts as its own patient")

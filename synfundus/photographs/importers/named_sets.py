@@ -1,7 +1,7 @@
-"""Sets without a table, whose file names begin with the class: REFUGE and PALM.
+"""Sets without a table, whose file names start with the class: REFUGE and PALM.
 
-Their photographs are JPEG; masks and other drawings of the sets are BMP or PNG and become no rows, so that `prepare`
-lists them as pictures that are in no table.
+Their photographs are JPEG; masks and other drawings are BMP or PNG. These are not rows, so `prepare` rejects them as
+not in the table.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _NAME = re.compile(r"(?P<prefix>[A-Za-z]+)\d+")
 def records_of_names(source: Source) -> TableRecords:
     """Return a record for each JPEG file: its name, and the letters before the number.
 
-    REFUGE draws its annotations into copies of the photographs with the same names, so a name in two folders is a
-    fault of both.
+    Annotated copies in REFUGE have the names of the photographs, so files with the same name in two folders are both
+    rejected.
     """
     names = sorted(name for name in source.files if is_picture_name(name))
     names = [name for name in names if picture_suffix(name).lower() in (".jpg", ".jpeg")]
@@ -49,13 +49,13 @@ REFUGE = Importer(
     file="file",
     labels={"is_gc": (Column("prefix", {"g": 1, "n": 0, "V": None, "T": None}),)},
     has_table=False,
-    shape="JPEG files named like g0001.jpg, n0001.jpg, V0001.jpg or T0001.jpg",
+    expected="JPEG files named like g0001.jpg, n0001.jpg, V0001.jpg or T0001.jpg",
     records=records_of_names,
 )
-"""REFUGE: ``g0001.jpg`` has glaucoma, ``n0001.jpg`` has not; ``V`` and ``T`` (validation, test) do not say.
+"""REFUGE: ``g0001.jpg`` has glaucoma, ``n0001.jpg`` has not; with ``V`` and ``T`` (validation, test) it is unknown.
 
-Other diseases were not looked for. The letters are compared as they are: ``N`` is a class of PALM. ``--source`` must be
-the folder of the photographs (``Training400``); the annotation folder has drawings with the same names.
+Other diseases were not searched for. Letters are case-sensitive: ``N`` is a class of PALM. ``--source`` must be the
+folder of the photographs (``Training400``); the annotation folder has drawings with the same names.
 """
 
 PALM = Importer(
@@ -63,10 +63,10 @@ PALM = Importer(
     file="file",
     labels={"is_pm": (Column("prefix", {"P": 1, "H": 0, "N": 0, "V": None, "T": None}),)},
     has_table=False,
-    shape="JPEG files named like H0001.jpg, N0001.jpg, P0001.jpg, V0001.jpg or T0001.jpg",
+    expected="JPEG files named like H0001.jpg, N0001.jpg, P0001.jpg, V0001.jpg or T0001.jpg",
     records=records_of_names,
 )
 """PALM: ``P0001.jpg`` is pathologic myopia; ``H`` is high myopia that is not pathologic, ``N`` is neither.
 
-``V`` and ``T`` (validation, test) do not say. Degenerative myopia is not a class of the set and stays unknown.
+With ``V`` and ``T`` (validation, test) it is unknown. Degenerative myopia is not a class of the set: unknown.
 """

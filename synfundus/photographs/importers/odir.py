@@ -1,4 +1,4 @@
-"""ODIR-5K: two eyes a row, and what is known of an eye stands in its diagnostic keywords."""
+"""ODIR-5K: two eyes per row, with the diagnoses of each eye as keywords."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SEPARATORS = re.compile("[，,;；、]")
 _NORMAL, _LOW_QUALITY, _HIDDEN_DISC = "normal fundus", "low image quality", "optic disk photographically invisible"
 _NO_FUNDUS = ("no fundus image", "anterior segment image")
 _REMARKS = ("lens dust", "image offset", _HIDDEN_DISC)
-"""Keywords about the photograph, beside which a fundus can be normal."""
+"""Keywords about the photograph; the fundus can still be normal."""
 
 _LABELS = (*DISEASES, "is_fundus", "is_optic_disc_readable")
 
@@ -51,7 +51,7 @@ _FINDINGS: Mapping[str, Mapping[str, int]] = {
         "old central retinal vein occlusion": 1,
     },
 }
-"""Keywords that settle a label."""
+"""Keywords that give the value of a label."""
 
 _DOUBTFUL: Mapping[str, tuple[str, ...]] = {
     "dr_grade": ("diabetic", "proliferative", "laser", "photocoagulation", "microvascular"),
@@ -60,31 +60,31 @@ _DOUBTFUL: Mapping[str, tuple[str, ...]] = {
     "is_htr": ("hypertensi",),
     "is_pm": ("myopi",),
 }
-"""Parts of other keywords that forbid a 0: a suspicion, a finding without a grade, a treated eye."""
+"""Parts of other keywords that exclude a 0: a suspicion, a finding without a grade, a treated eye."""
 
 _PATIENT_COLUMNS = {"dr_grade": "D", "is_amd": "A", "is_gc": "G", "is_htr": "H", "is_pm": "M"}
-"""Column that says whether either eye of the patient has the disease."""
+"""Column that is 1 if either eye of the patient has the disease."""
 
 
 def keywords(cell: str) -> tuple[str, ...]:
-    """Split diagnostic keywords: full-width and ASCII separators, blanks, and two spellings of nonproliferative."""
+    """Split diagnostic keywords at full-width and ASCII separators; normalise spaces and "nonproliferative"."""
     words = (" ".join(word.split()).lower() for word in _SEPARATORS.split(cell))
     return tuple(re.sub(r"\bnon[ -]?proliferative", "nonproliferative", word) for word in words if word)
 
 
 def eye_labels(cell: str, patient: Cells) -> dict[str, str]:
-    """Return what the keywords of one eye say, as cells of 0, 1 or a grade; empty is unknown.
+    """Return the labels from the keywords of one eye, as cells with 0, 1 or a grade; empty is unknown.
 
     Args:
         cell: Diagnostic keywords of the eye.
-        patient: The patient's columns `D`, `A`, `G`, `H`, `M`.
+        patient: Columns `D`, `A`, `G`, `H`, `M` of the patient.
     """
     words = keywords(cell)
     labels = dict.fromkeys(_LABELS, "")
     flags = {name: canonical_cell(patient[column]) for name, column in _PATIENT_COLUMNS.items()}
     wrong = {name: f"{_PATIENT_COLUMNS[name]} = {flag}" for name, flag in flags.items() if flag not in ("", "0", "1")}
     if wrong or not words:
-        return labels | wrong  # a cell outside the coding: the photograph is rejected for it
+        return labels | wrong  # a cell outside the coding, for which the photograph is rejected
     readable = not ({_LOW_QUALITY, *_NO_FUNDUS} & set(words))
     findings = [word for word in words if word not in (_NORMAL, _LOW_QUALITY, *_NO_FUNDUS, *_REMARKS)]
     normal = readable and _NORMAL in words and not findings
@@ -109,7 +109,7 @@ def eye_labels(cell: str, patient: Cells) -> dict[str, str]:
 
 
 def _photographs(cells: Cells) -> Sequence[Cells]:
-    """Return both eyes of a row; only the eye of `filename` where the table has a row for each photograph."""
+    """Return both eyes of a row; only the eye of `filename` if the table has a row per photograph."""
     eyes = []
     for side in ("Left", "Right"):
         labels = eye_labels(cells[f"{side}-Diagnostic Keywords"], cells)
@@ -135,7 +135,7 @@ ODIR5K = Importer(
         **{name: (Column(f"keywords ({name})", GRADE if name == "dr_grade" else FINDING),) for name in _LABELS},
         "eye_side": (Column("side", SIDE),),
     },
-    also=(
+    required=(
         "Left-Fundus",
         "Right-Fundus",
         "Left-Diagnostic Keywords",
@@ -149,15 +149,16 @@ ODIR5K = Importer(
 """ODIR-5K: ``ODIR-5K_Training_Annotations(Updated)_V2.xlsx`` saved as CSV UTF-8 (a row is a patient with two
 photographs), or ``full_df.csv`` (a row is a photograph, with a column `filename`).
 
-`N` to `O` are of the patient: the disease can be in either eye. So a label comes from the keywords of its own eye:
+`N` to `O` are of the patient: the disease can be in either eye. So a label comes from the keywords of the eye itself:
 
-- a keyword that names the disease without reserve gives the value; "diabetic retinopathy" without a grade and anything
-  suspected leave the label unknown;
-- "normal fundus", with no finding beside it, is 0 for all eleven diseases and readable;
+- a keyword with the definite disease gives the value; with "diabetic retinopathy" without a grade, or a suspicion, the
+  label is unknown;
+- "normal fundus" without findings is 0 for all eleven diseases, and readable;
 - `D`, `A`, `G`, `H`, `M` = 0: neither eye has the disease, so 0. A 1 says nothing about an eye without the keyword;
-- other diseases are written down when seen, and their absence is not: unknown;
+- other diseases are recorded when present, but their absence is not: unknown;
 - "no fundus image" and "anterior segment image", and "low image quality" without a finding: not readable, and no
   absence is known.
 
-Some copies hold the photographs twice (``Training Images``, ``preprocessed_images``): ``--source`` must be one of them.
+Some copies contain the photographs twice (``Training Images``, ``preprocessed_images``): ``--source`` must be one of
+these folders.
 """

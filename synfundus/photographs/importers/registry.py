@@ -1,4 +1,4 @@
-"""The sets that `prepare --importer` knows."""
+"""The sets of `prepare --importer`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ IMPORTERS: Mapping[str, Importer] = {
     "rfmid": RFMID,
     "synfundus1m": SYNFUNDUS_1M,
 }
-"""Importer by the name it is asked for with."""
+"""Importer by the name of the option."""
 
 _FIRST_BYTES = 2**16
 
@@ -37,31 +37,30 @@ _FIRST_BYTES = 2**16
 def read_with_importer(
     name: str, data: bytes | None, schema: LabelSchema, *, files: Collection[str], where: str
 ) -> LabelTable:
-    """Read the table of a known set, or its file names where it has no table.
+    """Read the table of a known set, or its file names if it has no table.
 
     Args:
         name: Key of `IMPORTERS`.
-        data: The table's bytes; None where the set has none.
-        schema: Labels to fill. What the set knows and the schema does not is left out with a warning.
-        files: Names below the source folder: they complete names without extension or folder.
-        where: Location of the table (of the folder, where there is none), for messages.
+        data: Bytes of the table; None if the set has none.
+        schema: The label schema. Other labels of the set are left out with a warning.
+        files: File names in the source folder, used to complete names without extension or folder.
+        where: Location of the table (or the folder, without a table), for messages.
 
     Returns:
-        A row or a named reject for every photograph that a record stands for. A file that is not there is left for
-        `match_files` to name.
+        A row or a reject for every photograph of every record. Missing files are rejected later, by `match_files`.
 
     Raises:
-        ConfigError: No such importer, or a table where the set has none, or none where it has one.
+        ConfigError: No such importer, a table for a set without one, or no table for a set with one.
         DataError: Not the table of this set.
     """
     importer = IMPORTERS.get(name)
     if importer is None:
         raise ConfigError(f"unknown importer {name!r}", where=where, hint=f"known: {', '.join(IMPORTERS)}")
     if importer.has_table and data is None:
-        raise ConfigError(f"{importer.collection} has a label table: none is given", where=where)
+        raise ConfigError(f"{importer.collection} has a label table, but none is given", where=where)
     if not importer.has_table and data is not None:
         raise ConfigError(
-            f"{importer.collection} has no label table: the file names say the class",
+            f"{importer.collection} has no label table: the class is in the file names",
             where=where,
             hint="leave the table out",
         )
@@ -72,13 +71,13 @@ def read_with_importer(
     result = read_photographs(importer, table, schema, files, where=where)
     if not importer.has_table and not result.rows:
         raise DataError(
-            f"no file name is one of {importer.collection}", where=where, hint=f"expected: {importer.shape}"
+            f"no file name is like those of {importer.collection}", where=where, hint=f"expected: {importer.expected}"
         )
     return result
 
 
 def recognise(data: bytes, *, where: str) -> str | None:
-    """Return the importer whose table this could be: the one that finds most of its columns in it, or None."""
+    """Return the importer that fits a table with the most columns, or None."""
     start = data[:_FIRST_BYTES]
     source = Source(start[: start.rfind(b"\n") + 1] or start, (), where)
     found: dict[str, int] = {}
@@ -87,7 +86,7 @@ def recognise(data: bytes, *, where: str) -> str | None:
             continue
         try:
             table = importer.records(source)
-        except DataError:  # what cannot be read as a table is none of this set
+        except DataError:  # not a table of this set
             continue
         if not importer.missing(table.header) and importer.fits_names(table):
             found[name] = len(importer.locate(table.header))
@@ -95,7 +94,7 @@ def recognise(data: bytes, *, where: str) -> str | None:
 
 
 def _check_header(name: str, importer: Importer, table: TableRecords, source: Source) -> None:
-    """Refuse a table that is not of this set, or that is of a set with these columns and more."""
+    """Refuse a table of another set, including one with all columns of this set and more."""
     missing = importer.missing(table.header)
     richer = _richer(importer, table.header) if not missing and importer.records is csv_records else None
     fits = importer.fits_names(table)
@@ -103,8 +102,8 @@ def _check_header(name: str, importer: Importer, table: TableRecords, source: So
         return
     likely = richer or recognise(source.data, where=source.where)
     hint = f"it looks like {IMPORTERS[likely].collection}: --importer {likely}" if likely not in (None, name) else ""
-    expected = importer.shape or f"columns {', '.join(c for c in importer.columns if c not in importer.optional)}"
-    lacks = "it has the columns of another set besides" if fits else "its names of files have an extension"
+    expected = importer.expected or f"columns {', '.join(c for c in importer.columns if c not in importer.optional)}"
+    lacks = "it also has the columns of another set" if fits else "its file names have an extension"
     lacks = f"it lacks {', '.join(missing)}" if missing else lacks
     raise DataError(
         f"this is not the table of {importer.collection}: {lacks}; expected {expected}, "
@@ -115,10 +114,10 @@ def _check_header(name: str, importer: Importer, table: TableRecords, source: So
 
 
 def _richer(importer: Importer, header: tuple[str, ...]) -> str | None:
-    """Return a set whose columns are all there and include those of the importer."""
-    here = set(importer.locate(header).values())
+    """Return another set that fits the header and has more columns than the importer."""
+    found = set(importer.locate(header).values())
     for name, other in IMPORTERS.items():
         plain = other.has_table and other.records is csv_records
-        if plain and not other.missing(header) and here < set(other.locate(header).values()):
+        if plain and not other.missing(header) and found < set(other.locate(header).values()):
             return name
     return None
