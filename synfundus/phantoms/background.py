@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from synfundus.phantoms.canvas import FloatArray, absorb, gaussian, lay_over, smoothstep
+from synfundus.phantoms.canvas import FloatArray, absorb, blend, gaussian, smoothstep
 from synfundus.phantoms.scene import Scene
 
 _MELANIN = (0.55, 0.95, 0.9)
 _CHOROIDAL_BLOOD = (-0.12, 0.10, 0.30)
 _STROMA = (0.50, 0.46, 0.30)
 _GRANULAR_FROM_PX = 256
-"""Smaller pictures cannot show the grain of single pigment cells: there it would only be noise."""
+"""Smaller pictures cannot resolve the grain of pigment cells: it would only be noise."""
 _LUTEIN = (0.42, 0.72, 0.85)
 
 
 def paint_fundus(scene: Scene) -> None:
-    """Fill the picture with the fundus colour, its mottling and the choroid's vessels."""
+    """Fill the picture with the fundus colour, mottling and choroidal vessels."""
     texture = scene.eye_stream("texture")
     view, eye = scene.view, scene.eye
     coarse = view.noise(texture, cells=9)
@@ -32,7 +32,7 @@ def paint_fundus(scene: Scene) -> None:
     layers = [(melanin, _MELANIN)]
     if visible > 0.05:
         channels = choroid(scene, texture)
-        # The macula's dense pigment hides the choroid; degenerative myopia bares it almost up to the fovea.
+        # The dense pigment of the macula hides the choroid; degenerative myopia exposes it almost up to the fovea.
         cover = 1 - gaussian(scene.x, scene.y, eye.fovea_center, 0.16) * np.float32(0.85)
         seen = channels * cover * np.float32(min(visible, 1.0))
         layers.append((seen, _CHOROIDAL_BLOOD))
@@ -41,7 +41,7 @@ def paint_fundus(scene: Scene) -> None:
 
 
 def choroid(scene: Scene, texture: np.random.Generator) -> FloatArray:
-    """Return the net of choroidal vessels ``[h, w]``, 0..1: ridges along the zero lines of stretched noise."""
+    """Return the network of choroidal vessels ``[h, w]``, 0..1: ridges along the zero lines of stretched noise."""
     streaks = scene.view.noise(texture, cells=29, aspect=1.9)
     bends = scene.view.noise(texture, cells=21, aspect=0.9)
     first = np.exp(-np.square(streaks) * np.float32(1.9))
@@ -51,7 +51,7 @@ def choroid(scene: Scene, texture: np.random.Generator) -> FloatArray:
 
 
 def paint_macula(scene: Scene) -> None:
-    """Darken the macula; young eyes get the small foveal reflex."""
+    """Darken the macula; young eyes get a small foveal reflex."""
     eye = scene.eye
     wide = gaussian(scene.x, scene.y, eye.fovea_center, 0.20, 1.1)
     core = gaussian(scene.x, scene.y, eye.fovea_center, 0.075)
@@ -59,11 +59,11 @@ def paint_macula(scene: Scene) -> None:
     absorb(scene.image, [(wide * np.float32(0.30) + core * np.float32(0.42 * hidden), _LUTEIN)])
     if eye.youth > 0.45 and not scene.has("is_em") and not scene.has("is_amd"):
         reflex = gaussian(scene.x, scene.y, (eye.fovea_center[0] + 0.006, eye.fovea_center[1] + 0.004), 0.013)
-        lay_over(scene.image, reflex * np.float32(0.55 * eye.youth), (1.0, 0.82, 0.62))
+        blend(scene.image, reflex * np.float32(0.55 * eye.youth), (1.0, 0.82, 0.62))
 
 
 def paint_nerve_fibres(scene: Scene) -> None:
-    """Lay the silky sheen of the nerve fibres above and below the disc; glaucoma takes a wedge out of it."""
+    """Add the sheen of the nerve fibres above and below the disc; glaucoma removes a wedge of it."""
     eye = scene.eye
     dx = scene.x - np.float32(eye.disc_center[0])
     dy = scene.y - np.float32(eye.disc_center[1])
@@ -75,8 +75,8 @@ def paint_nerve_fibres(scene: Scene) -> None:
     strength = 0.05 + 0.13 * eye.youth
     if scene.has("is_gc"):
         strength *= 0.6
-        direction = np.arctan2(-dy, -dx)  # 0 points to the macula
+        direction = np.arctan2(-dy, -dx)  # 0 is towards the macula
         wedge = np.exp(-np.square((direction + np.float32(0.95)) * np.float32(1 / 0.17)))
         dark = wedge * smoothstep(0.10, 0.2, distance) * smoothstep(1.0, 0.5, distance)
         absorb(scene.image, [(dark * np.float32(0.30), (0.75, 0.9, 0.8))])
-    lay_over(scene.image, np.clip(sheen * np.float32(strength), 0, 1), (0.98, 0.86, 0.62))
+    blend(scene.image, np.clip(sheen * np.float32(strength), 0, 1), (0.98, 0.86, 0.62))

@@ -1,4 +1,4 @@
-"""The camera: pose, illumination, what spoils a photograph, field-of-view stop, frame, burned-in text, noise."""
+"""The camera: pose, field stop, frame, burned-in text, sensor noise."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from synfundus.phantoms.canvas import FloatArray, View, pixel_grid, smoothstep
-from synfundus.phantoms.clinic import Sitting
+from synfundus.phantoms.clinic import Exam
 from synfundus.phantoms.eye import EyeAnatomy
 from synfundus.phantoms.scene import Scene
 from synfundus.seeding import keyed_generator
@@ -26,15 +26,15 @@ _GIVEN = "ABCDEFGHJKLMNPRSTVW"
 
 @dataclass(frozen=True)
 class Camera:
-    """How one photograph was taken.
+    """The camera settings of one photograph.
 
     Attributes:
         kind: ``full`` disc, ``cut`` at top and bottom, or ``framed`` slide.
-        view: Eye to pixels.
-        cut: Half height left of the disc, in radii (1 = not cut).
-        frame_half_side: Half side of the slide's frame in units of the picture; 0 without one.
-        notch_angle: Direction of the registration notch on the rim; None without one.
-        burned_in_text: What is written into the margin; None without any.
+        view: Mapping from eye to pixels.
+        cut: Half height of the visible disc, in radii (1 = not cut).
+        frame_half_side: Half side of the slide frame in units of the picture; 0 without a frame.
+        notch_angle: Direction of the registration notch on the rim; None without a notch.
+        burned_in_text: Text in the margin; None without text.
         cast: Gain of each colour channel.
     """
 
@@ -58,9 +58,9 @@ def _text(stream: np.random.Generator) -> str:
     )[int(stream.integers(4))]
 
 
-def camera_of(seed: int, sitting: Sitting, eye: EyeAnatomy, *, disc_readable: bool, image_size_px: int) -> Camera:
-    """Return the camera of a photograph; an unreadable disc may lie outside the field."""
-    stream = keyed_generator(seed, "phantom.camera", index=sitting.index)
+def camera_of(seed: int, exam: Exam, eye: EyeAnatomy, *, disc_readable: bool, image_size_px: int) -> Camera:
+    """Return the camera of a photograph; an unreadable disc may be outside the field."""
+    stream = keyed_generator(seed, "phantom.camera", index=exam.index)
     draw, wants_text, wants_notch = stream.random(3)
     kind: CameraKind = "cut" if draw < _CUT_RATE else "framed" if draw < _CUT_RATE + _FRAMED_RATE else "full"
     has_text = bool(wants_text < _TEXT_RATE)
@@ -70,7 +70,7 @@ def camera_of(seed: int, sitting: Sitting, eye: EyeAnatomy, *, disc_readable: bo
     radius = stream.uniform(low, high)
     play = min(0.012, 0.495 - radius)
     offset = stream.uniform(-play, play, 2)
-    mirrored = sitting.eye_side == 1
+    mirrored = exam.eye_side == 1
     gaze = stream.normal(0, (0.045, 0.04))
     disc_centred = bool(stream.random() < 0.10)
     gaze_x = gaze[0] - (0.36 if disc_centred else 0.0)
@@ -98,7 +98,7 @@ def camera_of(seed: int, sitting: Sitting, eye: EyeAnatomy, *, disc_readable: bo
 
 
 def field_stop(camera: Camera) -> FloatArray:
-    """Return the transmission of the field stop ``[3, h, w]``: blue ends a trifle before red."""
+    """Return the transmission of the field stop ``[3, h, w]``; its radius is slightly smaller in blue than in red."""
     view = camera.view
     columns, rows = pixel_grid(view.size_px)
     dx, dy = columns - np.float32(view.center_px[0]), rows - np.float32(view.center_px[1])
@@ -127,7 +127,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _margin(camera: Camera, stream: np.random.Generator) -> FloatArray:
-    """Return what surrounds the disc ``[3, h, w]`` in 0..255: black, a slide's frame, burned-in text."""
+    """Return the surround of the disc ``[3, h, w]`` in 0..255: black, a slide frame, burned-in text."""
     side = camera.view.size_px
     level = float(stream.integers(0, 3))
     picture = Image.new("RGB", (side, side), (int(level), int(level), int(level)))
@@ -143,7 +143,7 @@ def _margin(camera: Camera, stream: np.random.Generator) -> FloatArray:
 
 
 def _write(camera: Camera, draw: ImageDraw.ImageDraw, stream: np.random.Generator) -> None:
-    """Write the text into a corner, or along the edge where the disc is cut."""
+    """Write the text into a corner, or along the edge of a cut disc."""
     text = camera.burned_in_text or ""
     side = camera.view.size_px
     size = max(6, round(side * 0.055))
@@ -161,7 +161,7 @@ def _write(camera: Camera, draw: ImageDraw.ImageDraw, stream: np.random.Generato
 
 
 def expose(scene: Scene, camera: Camera) -> NDArray[np.uint8]:
-    """Close the field stop, set the disc into its margin, add the sensor's noise; returns uint8 ``[h, w, 3]``."""
+    """Apply field stop, margin and sensor noise; return uint8 ``[h, w, 3]``."""
     stream = scene.photo_stream("sensor")
     stop = field_stop(camera)
     sigma = np.float32(stream.uniform(0.9, 1.4))

@@ -1,7 +1,7 @@
-"""Where eye coordinates meet pixels: the view, anti-aliased masks, smooth noise, colour layers.
+"""Drawing in eye coordinates: the view, anti-aliased masks, smooth noise, colour layers.
 
-Eye coordinates: those of a *right* eye as the photographer sees it, unit = the field-of-view radius at zoom 1,
-x to the right (nasal), y down. A left eye is the same plane mirrored by the view. Pixel coordinates are
+Eye coordinates are those of a *right* eye as seen by the photographer; the unit is the field-of-view radius at zoom 1,
+x to the right (nasal), y down. A left eye is mirrored by the view. Pixel coordinates are
 continuous: pixel (row i, column j) has its centre at (j + 0.5, i + 0.5).
 """
 
@@ -31,7 +31,7 @@ def pixel_grid(size_px: int) -> tuple[FloatArray, FloatArray]:
 
 @dataclass(frozen=True)
 class View:
-    """How an eye lies in the frame: eye -> mirror -> rotate -> zoom -> shift -> pixels.
+    """The mapping of an eye to pixels: mirror -> rotate -> zoom -> shift -> pixels.
 
     Attributes:
         size_px: Side of the square picture.
@@ -53,11 +53,11 @@ class View:
 
     @property
     def supersampling(self) -> int:
-        """Mask samples per pixel and axis: thin vessels need more of them in small pictures."""
+        """Mask samples per pixel and axis; thin vessels need more in small pictures."""
         return 4 if self.size_px <= 160 else 3 if self.size_px <= 320 else 2
 
     def forward(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return matrix ``[2, 2]`` and offset ``[2]`` that take eye coordinates to pixels."""
+        """Return matrix ``[2, 2]`` and offset ``[2]`` that map eye coordinates to pixels."""
         cos, sin = math.cos(self.rotation), math.sin(self.rotation)
         mirror = -1.0 if self.mirrored else 1.0
         scale = self.radius_px * self.zoom
@@ -84,8 +84,8 @@ class View:
         """Draw smooth noise ``[h, w]`` of about unit variance that moves with the eye.
 
         Args:
-            generator: The eye's own stream: the same texture at every visit.
-            cells: Grid cells across the noise's span; more cells, finer grain.
+            generator: Stream of the eye, for the same texture at every visit.
+            cells: Grid cells across the field; more cells give finer grain.
             aspect: Cells along y per cell along x; above 1 gives horizontal streaks.
         """
         rows, columns = cells, max(4, round(cells / aspect))
@@ -109,7 +109,7 @@ class View:
 
 
 class Mask:
-    """A coverage mask drawn with polygons at several samples a pixel."""
+    """A coverage mask drawn with polygons at several samples per pixel."""
 
     def __init__(self, view: View) -> None:
         self.view = view
@@ -118,7 +118,7 @@ class Mask:
         self._draw = ImageDraw.Draw(self._image)
 
     def polygons(self, outlines: NDArray[np.floating], fills: NDArray[np.floating] | float) -> None:
-        """Fill outlines ``[n, k, 2]`` (eye coordinates), one after the other, with ``fills`` in 0..1."""
+        """Fill outlines ``[n, k, 2]`` (eye coordinates) in order with ``fills`` in 0..1."""
         if len(outlines) == 0:
             return
         pixels = self.view.to_pixels(outlines) * self.view.supersampling - 0.5
@@ -152,22 +152,22 @@ def smoothstep(low: float, high: float, values: FloatArray) -> FloatArray:
 def gaussian(
     x: FloatArray, y: FloatArray, center: tuple[float, float], sigma: float, squeeze: float = 1.0
 ) -> FloatArray:
-    """Return a bell ``[h, w]`` around ``center``; ``squeeze`` > 1 makes it flatter in y."""
+    """Return a Gaussian ``[h, w]`` around ``center``; ``squeeze`` > 1 makes it narrower in y."""
     dx, dy = x - np.float32(center[0]), (y - np.float32(center[1])) * np.float32(squeeze)
     out: FloatArray = np.exp((dx * dx + dy * dy) * np.float32(-0.5 / sigma**2))
     return out
 
 
-def lay_over(image: FloatArray, alpha: FloatArray, color: Rgb | FloatArray) -> None:
+def blend(image: FloatArray, alpha: FloatArray, color: Rgb | FloatArray) -> None:
     """Blend ``color`` (constant or ``[3, h, w]``) over ``image`` ``[3, h, w]`` in place."""
     for channel in range(3):
         image[channel] += (color[channel] - image[channel]) * alpha
 
 
 def absorb(image: FloatArray, layers: list[tuple[FloatArray, Rgb]]) -> None:
-    """Let light pass through layers of absorbers, in place: ``image *= exp(-sum density * coefficient)``.
+    """Apply layers of absorbers in place: ``image *= exp(-sum density * coefficient)``.
 
-    *Source*: Beer-Lambert law; blood takes most of the green, pigment most of the blue.
+    *Source*: Beer-Lambert law; blood absorbs mostly green, pigment mostly blue.
     """
     for channel in range(3):
         depth = sum((density * np.float32(-color[channel]) for density, color in layers), start=np.float32(0))
@@ -188,17 +188,17 @@ def blob_outlines(
 
     Args:
         generator: Stream of the shapes.
-        centers: Middles ``[n, 2]``.
+        centers: Centres ``[n, 2]``.
         radii: Radii across the long axis ``[n]``.
-        raggedness: Relative amplitude of the wobble of the outline.
+        raggedness: Relative amplitude of the irregularity of the outline.
         stretch: Long axis over short axis ``[n]``.
         angles: Direction of the long axis ``[n]`` in radians.
-        corners: Points of an outline.
+        corners: Points per outline.
     """
     n = len(centers)
     theta = np.linspace(0, 2 * math.pi, corners, endpoint=False)
     waves = np.arange(2, 5)
-    # One draw, row by row: asking for more outlines later leaves the first ones as they were.
+    # One draw, row by row: more outlines do not change the first ones.
     draws = generator.random((n, 6))
     amplitude = (draws[:, :3] - 0.5) * (math.sqrt(12) * raggedness) / waves
     phase = draws[:, 3:] * (2 * math.pi)

@@ -1,4 +1,4 @@
-"""Paint the vessels, and what diseases do to them as a whole."""
+"""Paint the vessels, with the changes that diseases make to all of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SILVER: Rgb = (-0.36, -1.15, -1.05)
 
 
 def occluded_quadrant(scene: Scene) -> int | None:
-    """Return the quadrant of a branch vein occlusion, -1 for a central one, None without any."""
+    """Return the quadrant of a branch vein occlusion, -1 for a central one, None without occlusion."""
     if not scene.has("is_rvo"):
         return None
     stream = scene.eye_stream("occlusion")
@@ -27,8 +27,8 @@ def occluded_quadrant(scene: Scene) -> int | None:
 
 
 def changed_tree(scene: Scene) -> tuple[Branches, ...]:
-    """Return the eye's vessel tree with narrowed arteries, dilated veins or traction, as its diseases demand."""
-    orders = vessel_tree(scene.seed, scene.sitting.patient, scene.sitting.eye, scene.eye)
+    """Return the vessel tree of the eye with its diseases: narrowed arteries, dilated veins, traction."""
+    orders = vessel_tree(scene.seed, scene.exam.patient, scene.exam.eye, scene.eye)
     return tuple(_change(scene, order) for order in orders)
 
 
@@ -47,7 +47,7 @@ def _change(scene: Scene, order: Branches) -> Branches:
         sway = np.stack([np.sin(31 * y + 17 * x), np.sin(33 * x - 15 * y)], axis=-1) * 0.013
         points = points + sway * hit[:, None, None]
     if scene.has("is_gc"):
-        # The emptied cup leaves the vessels hanging over its nasal edge.
+        # With a deep cup the vessels hang over its nasal edge.
         away = points - np.array(scene.eye.disc_center)
         reach = 0.75 * scene.eye.disc_axes[0]
         near = np.exp(-(away**2).sum(axis=-1) / (2 * reach**2))
@@ -60,7 +60,7 @@ def _change(scene: Scene, order: Branches) -> Branches:
 
 
 def paint_vessels(scene: Scene) -> None:
-    """Add veins, arteries and the arteries' reflex to the layers of blood."""
+    """Add veins, arteries and the arterial reflex to the layers of blood."""
     orders = changed_tree(scene)
     veins, arteries, reflex = scene.mask(), scene.mask(), scene.mask()
     hypertensive = scene.has("is_htr")
@@ -86,7 +86,7 @@ def _draw(mask: Mask, branches: Branches) -> None:
     mask.polygons(branches.outlines(), branches.density)
 
 
-def look_through_blood(scene: Scene) -> None:
-    """Apply all layers of blood at once."""
+def absorb_blood(scene: Scene) -> None:
+    """Apply all layers of blood."""
     absorb(scene.image, scene.blood)
     scene.blood = []

@@ -1,7 +1,7 @@
-"""An endless clinic: which patient, eye and visit a photograph belongs to, and what is true of it.
+"""A clinic with unlimited photographs: patient, eye, visit and true labels of each.
 
 Photographs come in blocks of twelve: three patients whose visit counts (one to three, both eyes at each visit)
-add up to six. So the patient of any index is known without looking at any other index.
+add up to six. So the patient of an index follows without computing other indices.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _PREVALENCE = {
     "is_pm": 0.10,
     "is_rvo": 0.06,
 }
-# Loadings on what a patient brings along: age, myopia, blood vessels. Squares must stay below one.
+# Loadings on the factors of a patient: age, myopia, vascular. The sum of squares must be below one.
 _LOADINGS = {
     "dr_grade": (0.15, 0.0, 0.45),
     "is_amd": (0.55, 0.0, 0.0),
@@ -66,17 +66,17 @@ _LOADINGS = {
     "is_rvo": (0.35, 0.0, 0.35),
 }
 _BOTH_EYES = 0.6
-"""Share of the remaining variance that both eyes of a patient have in common."""
+"""Share of the remaining variance that is common to both eyes of a patient."""
 _DRIFT_PER_VISIT = 0.15
 _MEAN_VISIT = 2 / 3
-"""Mean visit number over photographs; centres the drift so that the prevalences hold."""
+"""Mean visit number over photographs; centres the drift, so that the prevalences are exact."""
 
 _NORMAL = NormalDist()
 
 
 @dataclass(frozen=True)
-class Sitting:
-    """Which photograph of whom.
+class Exam:
+    """One photograph of one eye at one visit.
 
     Attributes:
         index: Number of the photograph in the clinic.
@@ -92,28 +92,28 @@ class Sitting:
 
     @property
     def eye(self) -> int:
-        """Number of the eye: the key of all that stays the same from visit to visit."""
+        """Number of the eye: the key of everything that is the same at every visit."""
         return 2 * self.patient + self.eye_side
 
 
-def sitting_of(seed: int, index: int) -> Sitting:
-    """Return whose photograph the ``index``-th one is, in constant time."""
-    block, place = divmod(index, PHOTOGRAPHS_PER_BLOCK)
+def exam_of(seed: int, index: int) -> Exam:
+    """Return the exam of the ``index``-th photograph, in constant time."""
+    block, position = divmod(index, PHOTOGRAPHS_PER_BLOCK)
     choice = int(keyed_generator(seed, "phantom.visits", index=block).integers(len(_VISIT_PATTERNS)))
     patient = block * PATIENTS_PER_BLOCK
     for visits in _VISIT_PATTERNS[choice]:
-        if place < 2 * visits:
+        if position < 2 * visits:
             break
-        place -= 2 * visits
+        position -= 2 * visits
         patient += 1
-    return Sitting(index=index, patient=patient, visit=place // 2, eye_side=place % 2)
+    return Exam(index=index, patient=patient, visit=position // 2, eye_side=position % 2)
 
 
-def _liabilities(seed: int, sitting: Sitting) -> dict[str, float]:
+def _liabilities(seed: int, exam: Exam) -> dict[str, float]:
     """Return a standard normal liability for each disease: shared factors, patient, eye, slow drift."""
-    patient_draws = keyed_generator(seed, "phantom.patient", index=sitting.patient).standard_normal(3 + len(_LOADINGS))
-    eye_draws = keyed_generator(seed, "phantom.eye", index=sitting.eye).standard_normal(len(_LOADINGS))
-    drift = _DRIFT_PER_VISIT * (sitting.visit - _MEAN_VISIT)
+    patient_draws = keyed_generator(seed, "phantom.patient", index=exam.patient).standard_normal(3 + len(_LOADINGS))
+    eye_draws = keyed_generator(seed, "phantom.eye", index=exam.eye).standard_normal(len(_LOADINGS))
+    drift = _DRIFT_PER_VISIT * (exam.visit - _MEAN_VISIT)
     liabilities = {}
     for row, (name, loadings) in enumerate(_LOADINGS.items()):
         shared = sum(weight * float(patient_draws[k]) for k, weight in enumerate(loadings))
@@ -124,31 +124,31 @@ def _liabilities(seed: int, sitting: Sitting) -> dict[str, float]:
     return liabilities
 
 
-def true_labels_of(seed: int, sitting: Sitting) -> dict[str, int]:
+def true_labels_of(seed: int, exam: Exam) -> dict[str, int]:
     """Return all sixteen labels of a photograph, in the order of ``LABEL_NAMES``.
 
-    Diseases belong to the eye and never get better; readability belongs to the photograph.
+    Diseases belong to the eye and never regress; readability belongs to the photograph.
     """
-    liability = {name: _NORMAL.cdf(value) for name, value in _liabilities(seed, sitting).items()}
+    liability = {name: _NORMAL.cdf(value) for name, value in _liabilities(seed, exam).items()}
     grade = sum(liability[GRADED_LABEL] > limit for limit in _DR_CUMULATIVE)
     labels = {name: int(liability[name] > 1 - rate) for name, rate in _PREVALENCE.items()}
     labels[GRADED_LABEL] = grade
     labels["is_dme"] = int(grade >= 2 and liability["is_dme"] > 1 - _DME_GIVEN_DR)
-    labels[SIDE_LABEL] = sitting.eye_side
-    draws = keyed_generator(seed, "phantom.readability", index=sitting.index).random(len(READABILITY_LABELS))
+    labels[SIDE_LABEL] = exam.eye_side
+    draws = keyed_generator(seed, "phantom.readability", index=exam.index).random(len(READABILITY_LABELS))
     labels["is_fundus"] = int(draws[0] >= _NOT_FUNDUS_RATE)
     for name, draw in zip(READABILITY_LABELS[1:], draws[1:], strict=True):
         labels[name] = int(labels["is_fundus"] and draw >= _REGION_UNREADABLE_RATE)
     return {name: labels[name] for name in LABEL_NAMES}
 
 
-def recorded_labels_of(seed: int, sitting: Sitting, true_labels: dict[str, int]) -> dict[str, int | None]:
-    """Return the labels as the clinic's table has them; None was never written down.
+def recorded_labels_of(seed: int, exam: Exam, true_labels: dict[str, int]) -> dict[str, int | None]:
+    """Return the labels as recorded in the table of the clinic; None was not recorded.
 
-    About one label in twenty is missing. Of a photograph that shows nothing (``is_fundus`` 0) nobody reads off more
-    than that: neither findings nor the side of the eye are recorded.
+    About one label in twenty is missing. Of an unreadable photograph (``is_fundus`` 0) neither findings nor the side of
+    the eye are recorded.
     """
-    draws = keyed_generator(seed, "phantom.unknown", index=sitting.index).random(len(LABEL_NAMES))
+    draws = keyed_generator(seed, "phantom.unknown", index=exam.index).random(len(LABEL_NAMES))
     shown = LABEL_NAMES if true_labels["is_fundus"] else READABILITY_LABELS
     return {
         name: true_labels[name] if name in shown and draw >= UNKNOWN_RATE else None

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from synfundus.phantoms.canvas import Rgb, absorb, blob_outlines, gaussian, lay_over
+from synfundus.phantoms.canvas import Rgb, absorb, blend, blob_outlines, gaussian
 from synfundus.phantoms.lesions import BLOOD, paint_cotton, paint_exudates, scattered
 from synfundus.phantoms.scene import Scene
 
@@ -44,7 +44,7 @@ def paint_macular_edema(scene: Scene) -> None:
     fovea = np.array(scene.eye.fovea_center)
     middle = fovea + 0.05 * np.array([math.cos(turn), math.sin(turn)])
     swelling = gaussian(scene.x, scene.y, (float(middle[0]), float(middle[1])), 0.10)
-    lay_over(scene.image, swelling * np.float32(0.30), (0.72, 0.56, 0.40))
+    blend(scene.image, swelling * np.float32(0.30), (0.72, 0.56, 0.40))
     count = 34
     angle = turn + stream.uniform(-2.6, 2.6, count)
     radius = stream.normal(0.165, 0.022, count)
@@ -53,7 +53,7 @@ def paint_macular_edema(scene: Scene) -> None:
 
 
 def paint_diabetic_blood(scene: Scene) -> None:
-    """Add microaneurysms, blot haemorrhages, and new vessels of the eye's grade."""
+    """Add microaneurysms, blot haemorrhages, and new vessels, by grade."""
     grade = scene.labels["dr_grade"]
     if grade == 0:
         return
@@ -105,7 +105,7 @@ def _paint_proliferation(scene: Scene) -> None:
 
 
 def paint_preretinal_haemorrhage(scene: Scene) -> None:
-    """Paint the proliferative grade's boat-shaped haemorrhage, level on top, in front of all else."""
+    """Paint the boat-shaped haemorrhage of the proliferative grade, with a level top, in front of everything else."""
     if scene.labels["dr_grade"] < 4:
         return
     stream = scene.eye_stream("preretinal")

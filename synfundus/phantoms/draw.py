@@ -1,8 +1,8 @@
-"""Phantoms: drawn fundus photographs with known truth, the data set that is always at hand.
+"""Phantoms: drawn fundus photographs with known ground truth.
 
-``draw_phantom(seed=.., index=.., image_size_px=..)`` is the ``index``-th photograph of an endless clinic: a pure
-function of its arguments. Patients have two eyes and one to three visits; an eye keeps its vessel tree, disc and
-lesions from visit to visit. Every one of the sixteen labels has a visible sign.
+``draw_phantom(seed=.., index=.., image_size_px=..)`` is the ``index``-th photograph of an unlimited clinic: a pure
+function of its arguments. Patients have two eyes and one to three visits; an eye has the same vessel tree, disc and
+lesions at every visit. Each of the sixteen labels has a visible sign.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from numpy.typing import NDArray
 from synfundus.errors import ConfigError
 from synfundus.phantoms import background, circulation, diabetic, exposure, macular, optic_disc, vascular
 from synfundus.phantoms.camera import Camera, CameraKind, camera_of, expose
-from synfundus.phantoms.clinic import LABEL_NAMES, Sitting, recorded_labels_of, sitting_of, true_labels_of
+from synfundus.phantoms.clinic import LABEL_NAMES, Exam, exam_of, recorded_labels_of, true_labels_of
 from synfundus.phantoms.eye import EyeAnatomy, anatomy_of
 from synfundus.phantoms.scene import Scene
 
-__all__ = ["LABEL_NAMES", "SMALLEST_SIZE_PX", "CameraKind", "Phantom", "PhantomTruth", "draw_phantom", "draw_sitting"]
+__all__ = ["LABEL_NAMES", "SMALLEST_SIZE_PX", "CameraKind", "Phantom", "PhantomTruth", "draw_exam", "draw_phantom"]
 
 SMALLEST_SIZE_PX = 64
-"""Below this no lesion would survive."""
+"""Below this no lesion is visible."""
 
 
 @dataclass(frozen=True)
 class PhantomTruth:
-    """Where things are in the picture. Pixel (row i, column j) has its centre at (j + 0.5, i + 0.5).
+    """Positions in the picture. Pixel (row i, column j) has its centre at (j + 0.5, i + 0.5).
 
     Attributes:
         center_x_px: Centre of the field-of-view circle.
         center_y_px: Centre of the field-of-view circle.
         radius_px: Radius of the field-of-view circle.
         camera: ``full`` disc, ``cut`` at top and bottom, or ``framed`` slide.
-        cut_half_height_px: Half height of the visible disc; equals the radius where it is not cut.
-        disc_x_px: Centre of the optic disc; may lie outside the field.
+        cut_half_height_px: Half height of the visible disc; equals the radius if it is not cut.
+        disc_x_px: Centre of the optic disc; may be outside the field.
         disc_y_px: Centre of the optic disc.
         disc_radius_px: Mean radius of the healthy disc.
         fovea_x_px: Centre of the fovea.
         fovea_y_px: Centre of the fovea.
         has_notch: Whether the rim has a registration notch.
-        burned_in_text: What is written into the margin; None without any.
+        burned_in_text: Text in the margin; None without text.
     """
 
     center_x_px: float
@@ -65,11 +65,11 @@ class Phantom:
 
     Attributes:
         pixels: uint8 ``[h, w, 3]``, RGB.
-        labels: The labels as the clinic's table has them; None = unknown.
-        true_labels: The labels as they are.
-        patient_id: Name of the patient, e.g. ``P000123``.
+        labels: The labels as recorded by the clinic; None = unknown.
+        true_labels: The true labels.
+        patient_id: Id of the patient, e.g. ``P000123``.
         visit: Visit number, from 0.
-        truth: Where things are.
+        truth: Positions in the picture.
     """
 
     pixels: NDArray[np.uint8]
@@ -84,8 +84,8 @@ def draw_phantom(*, seed: int, index: int, image_size_px: int) -> Phantom:
     """Draw the ``index``-th photograph of the clinic ``seed``.
 
     Args:
-        seed: Which clinic.
-        index: Which photograph, from 0; any order, constant time.
+        seed: Seed of the clinic.
+        index: Number of the photograph, from 0; any order, constant time.
         image_size_px: Side of the square picture.
 
     Raises:
@@ -93,36 +93,36 @@ def draw_phantom(*, seed: int, index: int, image_size_px: int) -> Phantom:
     """
     if index < 0:
         raise ConfigError(f"phantom index {index} is negative", hint="photographs are counted from 0")
-    sitting = sitting_of(seed, index)
-    true_labels = true_labels_of(seed, sitting)
-    pixels, truth = draw_sitting(seed=seed, sitting=sitting, labels=true_labels, image_size_px=image_size_px)
+    exam = exam_of(seed, index)
+    true_labels = true_labels_of(seed, exam)
+    pixels, truth = draw_exam(seed=seed, exam=exam, labels=true_labels, image_size_px=image_size_px)
     return Phantom(
         pixels=pixels,
-        labels=recorded_labels_of(seed, sitting, true_labels),
+        labels=recorded_labels_of(seed, exam, true_labels),
         true_labels=true_labels,
-        patient_id=f"P{sitting.patient:06d}",
-        visit=sitting.visit,
+        patient_id=f"P{exam.patient:06d}",
+        visit=exam.visit,
         truth=truth,
     )
 
 
-def draw_sitting(
-    *, seed: int, sitting: Sitting, labels: Mapping[str, int], image_size_px: int
+def draw_exam(
+    *, seed: int, exam: Exam, labels: Mapping[str, int], image_size_px: int
 ) -> tuple[NDArray[np.uint8], PhantomTruth]:
-    """Draw one photograph of one eye as if ``labels`` (all sixteen) were true of it.
+    """Draw one photograph of one eye with the given ``labels`` (all sixteen).
 
-    Each sign has its own stream of draws, so that two label sets give the same picture but for the signs they
-    differ in. Returns uint8 ``[h, w, 3]`` and the truth.
+    Each sign has its own stream of draws, so the pictures of two label sets differ only in the signs of the labels that
+    differ. Returns uint8 ``[h, w, 3]`` and the truth.
 
     Raises:
         ConfigError: The size is below ``SMALLEST_SIZE_PX``.
     """
     if image_size_px < SMALLEST_SIZE_PX:
         raise ConfigError(f"phantom size {image_size_px} px is too small", hint=f"use {SMALLEST_SIZE_PX} px or more")
-    eye = anatomy_of(seed, sitting)
+    eye = anatomy_of(seed, exam)
     camera = camera_of(
         seed,
-        sitting,
+        exam,
         eye,
         disc_readable=bool(labels["is_optic_disc_readable"] or not labels["is_fundus"]),
         image_size_px=image_size_px,
@@ -130,7 +130,7 @@ def draw_sitting(
     x, y = camera.view.eye_grid()
     scene = Scene(
         seed=seed,
-        sitting=sitting,
+        exam=exam,
         labels=labels,
         eye=eye,
         view=camera.view,
@@ -142,7 +142,7 @@ def draw_sitting(
     truth = _truth_of(camera, eye)
     away = np.hypot(truth.disc_x_px - truth.center_x_px, truth.disc_y_px - truth.center_y_px)
     exposure.illuminate(scene, camera.cast)
-    exposure.spoil(scene, disc_in_field=bool(away < 1.05 * truth.radius_px))
+    exposure.degrade(scene, disc_in_field=bool(away < 1.05 * truth.radius_px))
     exposure.focus(scene)
     return expose(scene, camera), truth
 
@@ -162,14 +162,14 @@ def _paint(scene: Scene) -> None:
     diabetic.paint_diabetic_blood(scene)
     vascular.paint_occlusion(scene)
     vascular.paint_hypertensive_lesions(scene)
-    circulation.look_through_blood(scene)
+    circulation.absorb_blood(scene)
     diabetic.paint_diabetic_exudates(scene)
     diabetic.paint_preretinal_haemorrhage(scene)
     macular.paint_epiretinal_membrane(scene)
 
 
 def _truth_of(camera: Camera, eye: EyeAnatomy) -> PhantomTruth:
-    """Collect where things are in the picture."""
+    """Return the positions in the picture."""
     view = camera.view
     disc, fovea = view.to_pixels(np.array([eye.disc_center, eye.fovea_center])).tolist()
     return PhantomTruth(

@@ -1,4 +1,4 @@
-"""Light and optics: illumination, defocus, and the faults that make a region or a whole photograph unreadable."""
+"""Light and optics: illumination, defocus, and faults that make a region or a whole photograph unreadable."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import math
 import numpy as np
 from PIL import Image, ImageFilter
 
-from synfundus.phantoms.canvas import FloatArray, gaussian, lay_over, pixel_grid, smoothstep
+from synfundus.phantoms.canvas import FloatArray, blend, gaussian, pixel_grid, smoothstep
 from synfundus.phantoms.scene import Scene
 
 _SHARPNESS_SIGMA_PX = 0.42
-"""Point spread at 128 px; it grows with the square root of the size: larger pictures show finer detail."""
+"""Point spread at 128 px; grows with the square root of the size, so larger pictures show finer detail."""
 
 
 def field_coordinates(scene: Scene) -> tuple[FloatArray, FloatArray]:
@@ -45,23 +45,23 @@ def illuminate(scene: Scene, cast: tuple[float, float, float]) -> None:
         ahead = x * np.float32(math.cos(angle)) + y * np.float32(math.sin(angle))
         radius = np.sqrt(x * x + y * y)
         flare = smoothstep(0.80, 1.02, radius) * smoothstep(0.45, 0.95, ahead)
-        lay_over(scene.image, flare * np.float32(stream.uniform(0.2, 0.5)), (0.86, 0.62, 0.52))
+        blend(scene.image, flare * np.float32(stream.uniform(0.2, 0.5)), (0.86, 0.62, 0.52))
 
 
-def spoil(scene: Scene, *, disc_in_field: bool) -> None:
-    """Apply whatever makes regions, or all of the photograph, unreadable."""
+def degrade(scene: Scene, *, disc_in_field: bool) -> None:
+    """Make regions, or the whole photograph, unreadable, according to the labels."""
     if not scene.has("is_fundus"):
-        _spoil_whole(scene)
+        _degrade_whole(scene)
         return
     if not scene.has("is_optic_disc_readable") and disc_in_field:
-        _spoil_spot(scene, scene.eye.disc_center, 0.24, scene.photo_stream("fault.disc"))
+        _degrade_region(scene, scene.eye.disc_center, 0.24, scene.photo_stream("fault.disc"))
     if not scene.has("is_macular_readable"):
-        _spoil_spot(scene, scene.eye.fovea_center, 0.34, scene.photo_stream("fault.macula"))
+        _degrade_region(scene, scene.eye.fovea_center, 0.34, scene.photo_stream("fault.macula"))
     if not scene.has("is_retinal_region_readable"):
-        _spoil_periphery(scene)
+        _degrade_periphery(scene)
 
 
-def _spoil_whole(scene: Scene) -> None:
+def _degrade_whole(scene: Scene) -> None:
     stream = scene.photo_stream("fault.whole")
     mode = stream.choice(3, p=(0.4, 0.2, 0.4))
     if mode == 0:
@@ -69,28 +69,28 @@ def _spoil_whole(scene: Scene) -> None:
         scene.image[0] *= np.float32(0.9)
     elif mode == 1:
         white = np.full((scene.view.size_px, scene.view.size_px), stream.uniform(0.80, 0.90), dtype=np.float32)
-        lay_over(scene.image, white, (0.98, 0.95, 0.90))
+        blend(scene.image, white, (0.98, 0.95, 0.90))
     else:
         scene.image[:] = blurred(scene.image, stream.uniform(0.10, 0.15) * scene.view.radius_px)
         haze = np.full((scene.view.size_px, scene.view.size_px), 0.35, dtype=np.float32)
-        lay_over(scene.image, haze, (0.62, 0.52, 0.46))
+        blend(scene.image, haze, (0.62, 0.52, 0.46))
 
 
-def _spoil_spot(scene: Scene, center: tuple[float, float], size: float, stream: np.random.Generator) -> None:
-    """Lose one region in a shadow or in a milky, defocused patch."""
+def _degrade_region(scene: Scene, center: tuple[float, float], size: float, stream: np.random.Generator) -> None:
+    """Hide one region in a shadow or in a milky, defocused patch."""
     place = (center[0] + stream.normal(0, 0.02), center[1] + stream.normal(0, 0.02))
     ragged = 1 + scene.view.noise(stream, cells=9) * np.float32(0.16)
     veil = np.clip(gaussian(scene.x, scene.y, place, size) * np.float32(1.35) * ragged, 0, 1)
     soft = blurred(scene.image, 0.14 * scene.view.radius_px)
-    lay_over(scene.image, veil, soft)
+    blend(scene.image, veil, soft)
     if stream.random() < 0.5:
         scene.image *= 1 - np.float32(0.74) * veil
     else:
-        lay_over(scene.image, veil * np.float32(0.70), (0.80, 0.70, 0.60))
+        blend(scene.image, veil * np.float32(0.70), (0.80, 0.70, 0.60))
 
 
-def _spoil_periphery(scene: Scene) -> None:
-    """Hide a large part of the retina behind a lid with lashes, or behind a milky arc of stray light."""
+def _degrade_periphery(scene: Scene) -> None:
+    """Hide a large part of the retina behind an eyelid with lashes, or behind a milky arc of stray light."""
     stream = scene.photo_stream("fault.periphery")
     x, y = field_coordinates(scene)
     if stream.random() < 0.6:
@@ -105,12 +105,12 @@ def _spoil_periphery(scene: Scene) -> None:
         angle = stream.uniform(-0.6, 0.6) + (0 if stream.random() < 0.5 else math.pi)
         ahead = x * np.float32(math.cos(angle)) + y * np.float32(math.sin(angle))
         milk = smoothstep(-0.15, 0.65, ahead)
-        lay_over(scene.image, milk, blurred(scene.image, 0.10 * scene.view.radius_px))
-        lay_over(scene.image, milk * np.float32(0.80), (0.78, 0.74, 0.74))
+        blend(scene.image, milk, blurred(scene.image, 0.10 * scene.view.radius_px))
+        blend(scene.image, milk * np.float32(0.80), (0.78, 0.74, 0.74))
 
 
 def _lashes(scene: Scene, stream: np.random.Generator, side: float) -> FloatArray:
-    """Return the blurred shadows ``[h, w]`` of lashes hanging from above (side -1) or standing below (1)."""
+    """Return the blurred shadows ``[h, w]`` of lashes from above (side -1) or below (1)."""
     count = 12
     mask = scene.mask()
     root = np.linspace(-0.9, 0.9, count) + stream.normal(0, 0.05, count)
@@ -127,7 +127,7 @@ def _lashes(scene: Scene, stream: np.random.Generator, side: float) -> FloatArra
 
 
 def focus(scene: Scene) -> None:
-    """Apply the optics' point spread, a little different from photograph to photograph."""
+    """Apply the point spread of the optics, which varies slightly between photographs."""
     stream = scene.photo_stream("focus")
     sigma = _SHARPNESS_SIGMA_PX * (scene.view.size_px / 128) ** 0.5 * float(stream.uniform(0.8, 1.35))
     scene.image[:] = blurred(scene.image, sigma)

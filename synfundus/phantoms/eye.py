@@ -1,4 +1,4 @@
-"""What stays the same of an eye: pigmentation, optic disc, fovea, calibres."""
+"""The permanent features of an eye: pigmentation, optic disc, fovea, vessel calibre."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from synfundus.phantoms.canvas import Rgb
-from synfundus.phantoms.clinic import Sitting
+from synfundus.phantoms.clinic import Exam
 from synfundus.seeding import keyed_generator
 
 # Fundus colours at full light, from blond to heavily pigmented (sRGB, 0..1).
@@ -27,7 +27,7 @@ _PIGMENTATION_WEIGHTS = np.array([0.28, 0.20, 0.17, 0.14, 0.09, 0.12])
 
 @dataclass(frozen=True)
 class EyeAnatomy:
-    """Lasting features of one eye, in eye coordinates of a right eye.
+    """Permanent features of one eye, in eye coordinates of a right eye.
 
     Attributes:
         pigmentation: Fundus colour at full light (sRGB, 0..1).
@@ -39,7 +39,7 @@ class EyeAnatomy:
         calibre: Width of the widest vein at the disc.
         tortuosity: Relative waviness of the vessels.
         youth: 0 old .. 1 young: nerve fibre sheen, foveal reflex.
-        tessellation: Choroidal vessels visible without any disease.
+        tessellation: Visibility of choroidal vessels without disease.
     """
 
     pigmentation: Rgb
@@ -54,10 +54,10 @@ class EyeAnatomy:
     tessellation: float
 
 
-def anatomy_of(seed: int, sitting: Sitting) -> EyeAnatomy:
-    """Return the anatomy of the photographed eye: the patient's, with the eye's own small deviations."""
-    patient = keyed_generator(seed, "phantom.anatomy.patient", index=sitting.patient)
-    own = keyed_generator(seed, "phantom.anatomy.eye", index=sitting.eye)
+def anatomy_of(seed: int, exam: Exam) -> EyeAnatomy:
+    """Return the anatomy of the photographed eye: that of the patient, with small deviations of the eye."""
+    patient = keyed_generator(seed, "phantom.anatomy.patient", index=exam.patient)
+    own = keyed_generator(seed, "phantom.anatomy.eye", index=exam.eye)
     first, second = patient.choice(len(_PIGMENTATIONS), size=2, p=_PIGMENTATION_WEIGHTS)
     blend = patient.uniform(0, 0.6)
     color = _PIGMENTATIONS[first] * (1 - blend) + _PIGMENTATIONS[second] * blend

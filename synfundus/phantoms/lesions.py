@@ -1,4 +1,4 @@
-"""Lesions that several diseases share: where they lie, exudates, cotton-wool spots, the colour of blood."""
+"""Lesions shared by several diseases: positions, exudates, cotton-wool spots, the colour of blood."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from synfundus.phantoms.canvas import Rgb, blob_outlines, lay_over
+from synfundus.phantoms.canvas import Rgb, blend, blob_outlines
 from synfundus.phantoms.scene import Scene
 
 Floats = NDArray[np.float64]
@@ -20,16 +20,16 @@ _TRIES = 220
 
 
 def scattered(scene: Scene, stream: np.random.Generator, count: int, *, nearest: float, farthest: float) -> Floats:
-    """Return ``count`` places ``[count, 2]`` around the posterior pole that spare fovea and disc.
+    """Return ``count`` positions ``[count, 2]`` around the posterior pole, away from fovea and disc.
 
-    Asking for more of them extends the list; the first ones stay where they were.
+    A larger count extends the list without changing the first positions.
 
     Args:
-        scene: Whose eye.
-        stream: The eye's stream of this kind of lesion.
-        count: Number of places.
-        nearest: Least distance from the fovea.
-        farthest: Greatest distance from the field's centre.
+        scene: The scene.
+        stream: Stream of the eye for this kind of lesion.
+        count: Number of positions.
+        nearest: Minimum distance from the fovea.
+        farthest: Maximum distance from the centre of the field.
     """
     angle = stream.uniform(0, 2 * math.pi, _TRIES)
     radius = farthest * np.sqrt(stream.uniform(0.02, 1, _TRIES))
@@ -45,7 +45,7 @@ def paint_exudates(scene: Scene, stream: np.random.Generator, spots: Floats, rad
     """Paint hard exudates at ``spots`` ``[n, 2]`` with ``radii`` ``[n]``."""
     mask = scene.mask()
     mask.polygons(blob_outlines(stream, spots, radii, raggedness=0.3, corners=10), 0.95)
-    lay_over(scene.image, mask.finish(blur=0.004), _HARD_EXUDATE)
+    blend(scene.image, mask.finish(blur=0.004), _HARD_EXUDATE)
 
 
 def paint_cotton(scene: Scene, stream: np.random.Generator, spots: Floats) -> None:
@@ -58,4 +58,4 @@ def paint_cotton(scene: Scene, stream: np.random.Generator, spots: Floats) -> No
     )
     mask = scene.mask()
     mask.polygons(outlines, 0.9)
-    lay_over(scene.image, mask.finish(blur=0.019), _COTTON)
+    blend(scene.image, mask.finish(blur=0.019), _COTTON)

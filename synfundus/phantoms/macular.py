@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from synfundus.phantoms.canvas import Rgb, absorb, blob_outlines, gaussian, lay_over, smoothstep
+from synfundus.phantoms.canvas import Rgb, absorb, blend, blob_outlines, gaussian, smoothstep
 from synfundus.phantoms.scene import Scene
 
 _DRUSEN: Rgb = (0.98, 0.82, 0.48)
@@ -15,7 +15,7 @@ _PIGMENT: Rgb = (1.5, 1.7, 1.5)
 
 
 def paint_macular_degeneration(scene: Scene) -> None:
-    """Paint soft drusen around the fovea; in some eyes a pale geographic patch as well."""
+    """Paint soft drusen around the fovea, and in some eyes a pale patch of geographic atrophy."""
     if not scene.has("is_amd"):
         return
     stream = scene.eye_stream("drusen")
@@ -25,18 +25,18 @@ def paint_macular_degeneration(scene: Scene) -> None:
     places = np.array(scene.eye.fovea_center) + np.stack([np.cos(angle), np.sin(angle)], axis=-1) * reach[:, None]
     radii = 0.011 + 0.030 * stream.uniform(0, 1, 60)[:count] ** 1.6
     is_geographic = stream.random() < 0.4
-    size = stream.uniform(0.12, 0.17) * (1 + 0.08 * scene.sitting.visit)
+    size = stream.uniform(0.12, 0.17) * (1 + 0.08 * scene.exam.visit)
     shape = scene.view.noise(stream, cells=26) * np.float32(0.30)
     spots = np.array(scene.eye.fovea_center) + stream.normal(0, 0.07, (5, 2))
     mask = scene.mask()
     mask.polygons(blob_outlines(stream, places, radii, raggedness=0.12, corners=12), 0.85)
-    lay_over(scene.image, mask.finish(blur=0.008), _DRUSEN)
+    blend(scene.image, mask.finish(blur=0.008), _DRUSEN)
     if is_geographic:
         distance = np.hypot(
             scene.x - np.float32(scene.eye.fovea_center[0]), scene.y - np.float32(scene.eye.fovea_center[1])
         )
         patch = smoothstep(1.08, 0.92, distance * np.float32(1 / size) + shape)
-        lay_over(scene.image, patch * np.float32(0.72), (0.97, 0.74, 0.48))
+        blend(scene.image, patch * np.float32(0.72), (0.97, 0.74, 0.48))
     stream, clump = scene.eye_stream("clumps"), scene.mask()
     clump.polygons(blob_outlines(stream, spots, stream.uniform(0.008, 0.02, 5), raggedness=0.4), 0.6)
     absorb(scene.image, [(clump.finish(blur=0.004), _PIGMENT)])
@@ -52,10 +52,10 @@ def paint_myopic_atrophy(scene: Scene) -> None:
     angle = turn + np.array([0.0, 1.1, 2.9])
     reach = np.array([0.16, 0.30, 0.34])
     places = fovea + np.stack([np.cos(angle), np.sin(angle)], axis=-1) * reach[:, None]
-    radii = np.array([0.10, 0.055, 0.05]) * stream.uniform(0.8, 1.2, 3) * (1 + 0.08 * scene.sitting.visit)
+    radii = np.array([0.10, 0.055, 0.05]) * stream.uniform(0.8, 1.2, 3) * (1 + 0.08 * scene.exam.visit)
     mask = scene.mask()
     mask.polygons(blob_outlines(stream, places, radii, raggedness=0.3, corners=24), 0.85)
-    lay_over(scene.image, mask.finish(blur=0.008), _SCLERA)
+    blend(scene.image, mask.finish(blur=0.008), _SCLERA)
     edge = scene.mask()
     spots = places[0] + stream.normal(0, 0.06, (4, 2))
     edge.polygons(blob_outlines(stream, spots, stream.uniform(0.010, 0.02, 4), raggedness=0.4), 0.6)
@@ -63,18 +63,18 @@ def paint_myopic_atrophy(scene: Scene) -> None:
 
 
 def paint_chorioretinal_scars(scene: Scene) -> None:
-    """Paint punched-out pale scars, bordered and spotted with black pigment, in the mid-periphery."""
+    """Paint pale, sharply bordered scars with black pigment in the mid-periphery."""
     if not scene.has("is_crp"):
         return
-    stream, most = scene.eye_stream("scars"), 14
+    stream, limit = scene.eye_stream("scars"), 14
     count = scene.grown(8)
-    angle = stream.uniform(0, 2 * math.pi) + np.arange(most) * 2.4 + stream.normal(0, 0.35, most)
-    reach = stream.uniform(0.50, 0.84, most)
+    angle = stream.uniform(0, 2 * math.pi) + np.arange(limit) * 2.4 + stream.normal(0, 0.35, limit)
+    reach = stream.uniform(0.50, 0.84, limit)
     places = (np.stack([np.cos(angle), np.sin(angle)], axis=-1) * reach[:, None])[:count]
-    radii = stream.uniform(0.030, 0.095, most)[:count]
-    border, spot = stream.uniform(0.05, 0.65, most)[:count], stream.uniform(0.15, 0.5, most)[:count]
-    inner = places + (stream.normal(0, 0.5, (most, 2)))[:count] * radii[:, None]
-    stretch, turn = stream.uniform(1, 1.6, most)[:count], stream.uniform(0, math.pi, most)[:count]
+    radii = stream.uniform(0.030, 0.095, limit)[:count]
+    border, spot = stream.uniform(0.05, 0.65, limit)[:count], stream.uniform(0.15, 0.5, limit)[:count]
+    inner = places + (stream.normal(0, 0.5, (limit, 2)))[:count] * radii[:, None]
+    stretch, turn = stream.uniform(1, 1.6, limit)[:count], stream.uniform(0, math.pi, limit)[:count]
     shape = blob_outlines(stream, places, radii, raggedness=0.42, stretch=stretch, angles=turn, corners=24)
     pale, dark = scene.mask(), scene.mask()
     pale.polygons(shape, 0.85)
@@ -83,12 +83,12 @@ def paint_chorioretinal_scars(scene: Scene) -> None:
     dark.polygons(middle + (shape - middle) * 0.90, 0.0)
     spots = scene.eye_stream("scars.pigment")
     dark.polygons(blob_outlines(spots, inner, radii * spot, raggedness=0.6, stretch=1.4, angles=turn), 0.9)
-    lay_over(scene.image, pale.finish(blur=0.009), (0.96, 0.82, 0.58))
+    blend(scene.image, pale.finish(blur=0.009), (0.96, 0.82, 0.58))
     absorb(scene.image, [(dark.finish(blur=0.009), _PIGMENT)])
 
 
 def paint_epiretinal_membrane(scene: Scene) -> None:
-    """Lay a glistening membrane over the macula, wrinkled into folds that fan out from beside the fovea."""
+    """Add a glistening membrane over the macula, with folds that fan out from beside the fovea."""
     if not scene.has("is_em"):
         return
     stream = scene.eye_stream("membrane")
@@ -106,4 +106,4 @@ def paint_epiretinal_membrane(scene: Scene) -> None:
     crest = np.clip(wave, 0, 1) ** 3
     absorb(scene.image, [(np.clip(-wave, 0, 1) * area * np.float32(0.30), (0.7, 0.8, 0.6))])
     glint = np.clip(area * (np.float32(0.26) + np.float32(0.38) * crest), 0, 0.8)
-    lay_over(scene.image, glint, (0.97, 0.93, 0.82))
+    blend(scene.image, glint, (0.97, 0.93, 0.82))

@@ -1,4 +1,4 @@
-"""The optic disc: rim, cup, margin, what surrounds it, and the diseases that change it."""
+"""The optic disc: rim, cup, margin, surroundings, and the diseases that change it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from synfundus.phantoms.canvas import FloatArray, Rgb, absorb, blob_outlines, lay_over, smoothstep
+from synfundus.phantoms.canvas import FloatArray, Rgb, absorb, blend, blob_outlines, smoothstep
 from synfundus.phantoms.scene import Scene
 
 _SWOLLEN_SHARE = 0.5
@@ -14,7 +14,7 @@ _PIGMENT = (0.9, 1.1, 1.0)
 
 
 def is_swollen(scene: Scene) -> bool:
-    """Return whether the eye's optic nerve anomaly is a swelling (else it is pallor)."""
+    """Return whether the optic nerve anomaly of the eye is a swelling (otherwise pallor)."""
     return scene.has("is_aon") and bool(scene.eye_stream("nerve").random() < _SWOLLEN_SHARE)
 
 
@@ -36,7 +36,7 @@ def paint_crescent(scene: Scene) -> None:
     reach, lag = stream.uniform(2.05, 2.45), stream.uniform(0.70, 0.95)
     if not scene.has("is_pm"):
         reach, lag = 1.26 + 0.1 * (reach - 2.05), 0.32
-    reach *= 1 + 0.04 * scene.sitting.visit
+    reach *= 1 + 0.04 * scene.exam.visit
     width, height = eye.disc_axes
     center = (eye.disc_center[0] - lag * width, eye.disc_center[1] + 0.05 * height)
     wobble = scene.view.noise(stream, cells=24) * np.float32(0.05)
@@ -45,7 +45,7 @@ def paint_crescent(scene: Scene) -> None:
     absorb(scene.image, [(rim * np.float32(0.35), _PIGMENT)])
     bare = smoothstep(1.05, 0.93, ring)
     mottled = 0.86 - 0.10 * np.clip(scene.view.noise(stream, cells=40), -1, 1)
-    lay_over(scene.image, bare * mottled, (0.97, 0.88, 0.66))
+    blend(scene.image, bare * mottled, (0.97, 0.88, 0.66))
 
 
 def _disc_colors(scene: Scene) -> tuple[Rgb, Rgb]:
@@ -59,7 +59,7 @@ def _disc_colors(scene: Scene) -> tuple[Rgb, Rgb]:
 
 
 def _cup_distance(scene: Scene, ratio: float) -> FloatArray:
-    """Return the elliptic distance from the cup's centre; glaucoma notches the rim below or above."""
+    """Return the elliptic distance from the centre of the cup; glaucoma adds a notch of the rim below or above."""
     eye = scene.eye
     width, height = eye.disc_axes
     shift = 0.07 if ratio < 0.6 else 0.04
@@ -74,8 +74,8 @@ def _cup_distance(scene: Scene, ratio: float) -> FloatArray:
 
 
 def _paint_nerve_fibre_loss(scene: Scene, radial: FloatArray) -> None:
-    """Paint what glaucoma does around the disc: a pale zone of atrophy and dark arcuate wedges of lost nerve fibres."""
-    lay_over(scene.image, smoothstep(1.75, 1.25, radial) * np.float32(0.62), (0.98, 0.82, 0.60))
+    """Paint signs of glaucoma around the disc: a pale zone of atrophy, dark arcuate wedges of lost nerve fibres."""
+    blend(scene.image, smoothstep(1.75, 1.25, radial) * np.float32(0.62), (0.98, 0.82, 0.60))
     dx = scene.x - np.float32(scene.eye.disc_center[0])
     dy = scene.y - np.float32(scene.eye.disc_center[1])
     # temporal is towards -x: the wedges run above and below the macula
@@ -104,12 +104,12 @@ def paint_disc(scene: Scene) -> None:
     softness = 0.55 if swollen else 0.09
     inside = smoothstep(1 + softness * 0.9, 1 - softness, radial)
     side = np.clip((scene.x - np.float32(eye.disc_center[0])) * np.float32(0.5 / axes[0]), -0.5, 0.5)
-    # The nasal rim is the redder one.
+    # The nasal rim is redder.
     rim = np.stack([np.full_like(side, rim_color[0]), rim_color[1] - 0.16 * side, rim_color[2] - 0.16 * side])
-    lay_over(scene.image, inside * np.float32(0.93), rim)
+    blend(scene.image, inside * np.float32(0.93), rim)
     ratio = eye.cup_ratio
     if scene.has("is_gc"):
-        ratio = 0.78 + 0.08 * float(scene.eye_stream("cup").random()) + 0.02 * scene.sitting.visit
+        ratio = 0.78 + 0.08 * float(scene.eye_stream("cup").random()) + 0.02 * scene.exam.visit
     if swollen and not scene.has("is_gc"):
         ratio *= 0.55
     cup = _cup_distance(scene, ratio)
@@ -118,7 +118,7 @@ def paint_disc(scene: Scene) -> None:
     if scene.has("is_gc"):
         edge = np.exp(-np.square((cup - np.float32(1.02)) * np.float32(1 / 0.10))) * inside
         absorb(scene.image, [(edge * np.float32(0.30), (0.35, 0.9, 1.0))])
-    lay_over(scene.image, hollow * np.float32(0.92), cup_color)
+    blend(scene.image, hollow * np.float32(0.92), cup_color)
     if swollen:
         _paint_splinter_haemorrhages(scene, radius=1.15 * axes[1], count=8)
     elif scene.has("is_gc") and scene.eye_stream("disc.haemorrhage").random() < 0.3:

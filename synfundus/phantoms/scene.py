@@ -1,4 +1,4 @@
-"""The picture in the making: who is photographed, how the eye lies in the frame, the colour so far."""
+"""The scene that the painters share: exam, labels, anatomy, view, and the image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from synfundus.phantoms.canvas import FloatArray, Mask, Rgb, View
-from synfundus.phantoms.clinic import Sitting
+from synfundus.phantoms.clinic import Exam
 from synfundus.phantoms.eye import EyeAnatomy
 from synfundus.seeding import keyed_generator
 
@@ -18,19 +18,19 @@ class Scene:
     """State shared by the painters of one photograph.
 
     Attributes:
-        seed: The clinic's seed.
-        sitting: Whose photograph it is.
-        labels: What is true of it.
-        eye: Lasting anatomy.
-        view: Eye to pixels.
+        seed: Seed of the clinic.
+        exam: The photograph.
+        labels: Its true labels.
+        eye: Permanent anatomy.
+        view: Mapping from eye to pixels.
         x: Eye coordinate x of every pixel ``[h, w]``.
         y: Eye coordinate y of every pixel ``[h, w]``.
         image: Colour ``[3, h, w]``, 0..1.
-        blood: Layers of blood and pigment still to be looked through.
+        blood: Layers of blood and pigment, not yet applied.
     """
 
     seed: int
-    sitting: Sitting
+    exam: Exam
     labels: Mapping[str, int]
     eye: EyeAnatomy
     view: View
@@ -44,16 +44,16 @@ class Scene:
         return bool(self.labels[label])
 
     def eye_stream(self, purpose: str) -> np.random.Generator:
-        """Return the eye's stream for a purpose: the same at every visit, whatever the other labels are."""
-        return keyed_generator(self.seed, f"phantom.{purpose}", index=self.sitting.eye)
+        """Return the stream of the eye for a purpose: the same at every visit, independent of other labels."""
+        return keyed_generator(self.seed, f"phantom.{purpose}", index=self.exam.eye)
 
     def photo_stream(self, purpose: str) -> np.random.Generator:
-        """Return this photograph's own stream for a purpose."""
-        return keyed_generator(self.seed, f"phantom.{purpose}", index=self.sitting.index)
+        """Return the stream of this photograph for a purpose."""
+        return keyed_generator(self.seed, f"phantom.{purpose}", index=self.exam.index)
 
     def grown(self, count: float) -> int:
-        """Return a number of lesions after the visits so far: a fifth more at each."""
-        return round(count * (1 + 0.2 * self.sitting.visit))
+        """Return a number of lesions at this visit: it grows by a fifth per visit."""
+        return round(count * (1 + 0.2 * self.exam.visit))
 
     def mask(self) -> Mask:
         """Return an empty coverage mask of this view."""

@@ -13,7 +13,7 @@ from synfundus.phantoms.scene import Scene
 
 
 def paint_occlusion(scene: Scene) -> None:
-    """Add flame haemorrhages along the blocked vein's branches and cotton-wool spots between them."""
+    """Add flame haemorrhages along the branches of the blocked vein, and cotton-wool spots between them."""
     quadrant = occluded_quadrant(scene)
     if quadrant is None:
         return

@@ -1,6 +1,6 @@
 """Grow the retinal vessel tree: arcades around the macula, nasal trunks, three orders of branches.
 
-Branches of one order are grown together as arrays. All coordinates are eye coordinates.
+All branches of an order are grown at once, as arrays. All coordinates are eye coordinates.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Branches:
         widths: Widths ``[n, p]``.
         is_artery: ``[n]``.
         quadrant: 0 superior-temporal, 1 inferior-temporal, 2 superior-nasal, 3 inferior-nasal ``[n]``.
-        density: Blood column seen through, 0..1 ``[n]``.
+        density: Density of the blood column, 0..1 ``[n]``.
     """
 
     points: Floats
@@ -78,7 +78,7 @@ def _spline_basis() -> Floats:
 
 
 def _trunks(patient: np.random.Generator, own: np.random.Generator, eye: EyeAnatomy) -> Branches:
-    """Return the twelve trunks: an artery and a vein each for two arcades, two nasal trunks, two minor ones."""
+    """Return the twelve trunks: an artery and a vein for each of two arcades, two nasal trunks, two minor trunks."""
     shapes, quadrants, widths = [], [], []
     for way, upper, lower, width in (
         (_TEMPORAL_ARCADE, 0, 1, 1.0),
@@ -97,7 +97,7 @@ def _trunks(patient: np.random.Generator, own: np.random.Generator, eye: EyeAnat
     grown = np.linspace(0, 1, ways.shape[1])[None, :, None]
     ways = ways * spread * own.uniform(0.96, 1.04, (n, 1, 2))
     ways = ways + (patient.normal(0, 0.035, ways.shape) + own.normal(0, 0.022, ways.shape)) * np.sqrt(grown) * 0.9
-    # Vein and artery leave the cup side by side, a little to the nose.
+    # Vein and artery leave the cup side by side, slightly nasal.
     side = np.where(is_artery, 0.16, -0.12) * eye.disc_axes[0]
     ways[:, :, 0] += side[:, None] + 0.12 * eye.disc_axes[0]
     points = np.einsum("pk,nkc->npc", _spline_basis(), ways) + np.array(eye.disc_center)
@@ -109,7 +109,7 @@ def _trunks(patient: np.random.Generator, own: np.random.Generator, eye: EyeAnat
     base = eye.calibre * np.array(widths) * np.where(is_artery, 0.66, 1.0) * own.uniform(0.92, 1.06, n)
     taper = (1 - 0.90 * t**1.4) * np.clip(t / 0.04 + 0.55, 0, 1)
     minor = np.array(widths) < 0.5
-    # The minor vessels come up at the rim, not out of the cup.
+    # The minor vessels emerge at the rim, not from the cup.
     rise = np.where(minor[:, None], np.clip((t - 0.06) / 0.10, 0, 1), 1.0)
     density = np.where(minor, 0.68, 0.95)
     return Branches(points, base[:, None] * taper * rise, is_artery, np.array(quadrants), density)
@@ -164,7 +164,7 @@ def _sprout(
 
 
 def _spare_fovea_and_disc(branches: Branches, eye: EyeAnatomy) -> Branches:
-    """Thin branches out in the foveal avascular zone and over the disc."""
+    """Reduce the width of branches in the foveal avascular zone and over the disc."""
     from_fovea = np.hypot(*np.moveaxis(branches.points - np.array(eye.fovea_center), -1, 0))
     from_disc = np.hypot(*np.moveaxis(branches.points - np.array(eye.disc_center), -1, 0))
     keep = np.clip((from_fovea - 0.06) / 0.10, 0, 1) * np.clip((from_disc - 0.06) / 0.06, 0, 1)
@@ -184,7 +184,7 @@ def _joined(*parts: Branches) -> Branches:
 
 @lru_cache(maxsize=8)
 def vessel_tree(seed: int, patient: int, eye_number: int, eye: EyeAnatomy) -> tuple[Branches, ...]:
-    """Return the eye's vessel tree, trunks first, then branches of first, second and third order."""
+    """Return the vessel tree of the eye: the trunks, then the branches by order."""
     shared = keyed_generator(seed, "phantom.vessels.patient", index=patient)
     own = keyed_generator(seed, "phantom.vessels.eye", index=eye_number)
     trunks = _trunks(shared, own, eye)

@@ -13,12 +13,12 @@ from synfundus.phantoms.camera import Camera, camera_of
 from synfundus.phantoms.clinic import (
     DISEASE_LABELS,
     READABILITY_LABELS,
-    Sitting,
+    Exam,
+    exam_of,
     recorded_labels_of,
-    sitting_of,
     true_labels_of,
 )
-from synfundus.phantoms.draw import LABEL_NAMES, SMALLEST_SIZE_PX, Phantom, PhantomTruth, draw_phantom, draw_sitting
+from synfundus.phantoms.draw import LABEL_NAMES, SMALLEST_SIZE_PX, Phantom, PhantomTruth, draw_exam, draw_phantom
 from synfundus.phantoms.eye import anatomy_of
 from synfundus.phantoms.vessels import vessel_tree
 
@@ -34,21 +34,21 @@ def photograph(index: int, size: int = SIZE) -> Phantom:
 
 
 def camera_at(index: int) -> Camera:
-    sitting = sitting_of(SEED, index)
-    return camera_of(SEED, sitting, anatomy_of(SEED, sitting), disc_readable=True, image_size_px=SIZE)
+    exam = exam_of(SEED, index)
+    return camera_of(SEED, exam, anatomy_of(SEED, exam), disc_readable=True, image_size_px=SIZE)
 
 
 @lru_cache(maxsize=1)
 def label_rows() -> NDArray[np.int64]:
-    return np.array([list(true_labels_of(SEED, sitting_of(SEED, index)).values()) for index in range(6000)])
+    return np.array([list(true_labels_of(SEED, exam_of(SEED, index)).values()) for index in range(6000)])
 
 
 @lru_cache(maxsize=64)
 def drawn(eye: int, changes: tuple[tuple[str, int], ...]) -> tuple[Pixels, PhantomTruth]:
     """One of a few eyes, healthy but for the changes."""
-    sitting = Sitting(index=1000 + eye, patient=500 + eye, visit=0, eye_side=eye % 2)
+    exam = Exam(index=1000 + eye, patient=500 + eye, visit=0, eye_side=eye % 2)
     labels = {**HEALTHY, "eye_side": eye % 2, **dict(changes)}
-    return draw_sitting(seed=SEED, sitting=sitting, labels=labels, image_size_px=SIZE)
+    return draw_exam(seed=SEED, exam=exam, labels=labels, image_size_px=SIZE)
 
 
 def distance_from(x: float, y: float) -> NDArray[np.float64]:
@@ -91,38 +91,38 @@ def test_another_seed_is_another_clinic() -> None:
 def test_far_indices_need_no_earlier_ones() -> None:
     far = photograph(10**12 + 5, 64)
     assert far.pixels.max() > 20
-    assert far.patient_id == f"P{sitting_of(SEED, 10**12 + 5).patient:06d}"
+    assert far.patient_id == f"P{exam_of(SEED, 10**12 + 5).patient:06d}"
 
 
 # --- patients, eyes, visits -------------------------------------------------------------------------------
 
 
 def test_patients_have_two_eyes_and_one_to_three_visits_in_one_stretch() -> None:
-    sittings = [sitting_of(SEED, index) for index in range(1200)]
-    patients = [sitting.patient for sitting in sittings]
+    exams = [exam_of(SEED, index) for index in range(1200)]
+    patients = [exam.patient for exam in exams]
     assert patients == sorted(patients)
     assert sorted(set(patients)) == list(range(300))
     by_patient = defaultdict(list)
-    for sitting in sittings:
-        by_patient[sitting.patient].append((sitting.visit, sitting.eye_side))
+    for exam in exams:
+        by_patient[exam.patient].append((exam.visit, exam.eye_side))
     for seen in by_patient.values():
         assert seen == [(visit, side) for visit in range(len(seen) // 2) for side in (0, 1)]
     assert set(Counter(len(seen) for seen in by_patient.values())) == {2, 4, 6}
 
 
 def test_an_eye_keeps_its_anatomy_from_visit_to_visit_but_not_its_pose() -> None:
-    first, second = (Sitting(index=30 + 2 * visit, patient=9, visit=visit, eye_side=0) for visit in (0, 1))
+    first, second = (Exam(index=30 + 2 * visit, patient=9, visit=visit, eye_side=0) for visit in (0, 1))
     assert anatomy_of(SEED, first) == anatomy_of(SEED, second)
     poses = [
-        camera_of(SEED, sitting, anatomy_of(SEED, sitting), disc_readable=True, image_size_px=SIZE).view
-        for sitting in (first, second)
+        camera_of(SEED, exam, anatomy_of(SEED, exam), disc_readable=True, image_size_px=SIZE).view
+        for exam in (first, second)
     ]
     assert poses[0] != poses[1]
 
 
 def test_two_eyes_of_a_patient_are_alike_but_not_mirror_copies() -> None:
-    right, left = (anatomy_of(SEED, Sitting(index=30, patient=9, visit=0, eye_side=side)) for side in (0, 1))
-    stranger = anatomy_of(SEED, Sitting(index=33, patient=10, visit=0, eye_side=0))
+    right, left = (anatomy_of(SEED, Exam(index=30, patient=9, visit=0, eye_side=side)) for side in (0, 1))
+    stranger = anatomy_of(SEED, Exam(index=33, patient=10, visit=0, eye_side=0))
     assert right.pigmentation == left.pigmentation
     assert right.pigmentation != stranger.pigmentation
     assert right.fovea_center != left.fovea_center
@@ -136,8 +136,8 @@ def test_two_eyes_of_a_patient_are_alike_but_not_mirror_copies() -> None:
 def test_diseases_never_get_better_and_readability_comes_and_goes() -> None:
     history: dict[tuple[int, int], list[dict[str, int]]] = defaultdict(list)
     for index in range(2400):
-        sitting = sitting_of(SEED, index)
-        history[sitting.patient, sitting.eye_side].append(true_labels_of(SEED, sitting))
+        exam = exam_of(SEED, index)
+        history[exam.patient, exam.eye_side].append(true_labels_of(SEED, exam))
     steps = [(a, b) for visits in history.values() for a, b in pairwise(visits)]
     for name in ("dr_grade", *DISEASE_LABELS):
         assert all(after[name] >= before[name] for before, after in steps), name
@@ -179,9 +179,9 @@ def test_about_one_label_in_twenty_is_unknown_and_the_others_are_true() -> None:
     unknown: Counter[str] = Counter()
     readable = 0
     for index in range(3000):
-        sitting = sitting_of(SEED, index)
-        truth = true_labels_of(SEED, sitting)
-        table = recorded_labels_of(SEED, sitting, truth)
+        exam = exam_of(SEED, index)
+        truth = true_labels_of(SEED, exam)
+        table = recorded_labels_of(SEED, exam, truth)
         assert all(value in (None, truth[name]) for name, value in table.items())
         if truth["is_fundus"]:
             readable += 1
@@ -194,11 +194,11 @@ def test_of_a_photograph_that_shows_nothing_only_that_is_recorded() -> None:
     recorded: Counter[str] = Counter()
     unreadable = 0
     for index in range(3000):
-        sitting = sitting_of(SEED, index)
-        truth = true_labels_of(SEED, sitting)
+        exam = exam_of(SEED, index)
+        truth = true_labels_of(SEED, exam)
         if not truth["is_fundus"]:
             unreadable += 1
-            table = recorded_labels_of(SEED, sitting, truth)
+            table = recorded_labels_of(SEED, exam, truth)
             recorded.update(name for name, value in table.items() if value is not None)
     assert unreadable > 100
     assert set(recorded) == {name for name in LABEL_NAMES if name == "is_fundus" or name.endswith("_readable")}
@@ -225,10 +225,10 @@ def test_the_disc_lies_nasally_and_the_fovea_below_it() -> None:
     below = []
     for index in range(60):
         camera = camera_at(index)
-        sitting = sitting_of(SEED, index)
-        eye = anatomy_of(SEED, sitting)
+        exam = exam_of(SEED, index)
+        eye = anatomy_of(SEED, exam)
         disc, fovea = camera.view.to_pixels(np.array([eye.disc_center, eye.fovea_center]))
-        assert (disc[0] > fovea[0]) == (sitting.eye_side == 0)
+        assert (disc[0] > fovea[0]) == (exam.eye_side == 0)
         below.append(fovea[1] > disc[1])
     assert np.mean(below) > 0.8
 
@@ -386,9 +386,9 @@ def test_lesions_of_an_earlier_visit_are_still_there_at_the_next() -> None:
     pictures = []
     for visit, grade in ((0, 0), (0, 3), (2, 0), (2, 3)):
         # The same index keeps camera and noise: only time passes.
-        sitting = Sitting(index=1000, patient=500, visit=visit, eye_side=0)
+        exam = Exam(index=1000, patient=500, visit=visit, eye_side=0)
         labels = {**HEALTHY, "dr_grade": grade}
-        pictures.append(draw_sitting(seed=SEED, sitting=sitting, labels=labels, image_size_px=SIZE)[0].astype(float))
+        pictures.append(draw_exam(seed=SEED, exam=exam, labels=labels, image_size_px=SIZE)[0].astype(float))
     early = np.abs(pictures[1] - pictures[0]).max(axis=-1) > 30
     late = np.abs(pictures[3] - pictures[2]).max(axis=-1) > 30
     assert (early & late).sum() > 0.9 * early.sum()
@@ -419,7 +419,7 @@ def test_sensor_noise_is_low_enough_to_compress() -> None:
 
 
 def test_clinic_shows_many_fundus_colours() -> None:
-    colors = np.array([anatomy_of(SEED, sitting_of(SEED, 12 * block)).pigmentation for block in range(60)])
+    colors = np.array([anatomy_of(SEED, exam_of(SEED, 12 * block)).pigmentation for block in range(60)])
     assert colors.std(axis=0).min() > 0.04
     assert (colors[:, 0] > colors[:, 1]).all()
     assert (colors[:, 1] > colors[:, 2]).all()
