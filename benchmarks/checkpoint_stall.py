@@ -1,4 +1,4 @@
-"""How long the training loop stands still for a checkpoint written behind it, against one written in the step.
+"""How long the training loop stands still for a checkpoint written in the background, against one written in the step.
 
 The same engine with the same state, alternately; training steps run between, while the first kind is being written. The
 network is shaped like fundus256 at a quarter of its widths. The goal: below 0.10. What the writing takes from the steps
@@ -65,15 +65,15 @@ class Run:
         return time.perf_counter() - began
 
 
-def writer(run: Run, world: World, folder: str, *, behind: bool) -> CheckpointWriter:
-    """Return one that writes behind the steps or in them."""
+def writer(run: Run, world: World, folder: str, *, background: bool) -> CheckpointWriter:
+    """Return one that writes in the background or in the step."""
     return CheckpointWriter(
         folder,
         engine=run.engine,
         ema=run.ema,
         keep=2,
         world=world,
-        behind=new_group(world, timeout_s=120.0) if behind else None,
+        background=new_group(world, timeout_s=120.0) if background else None,
         watchdog=build.watchdog(run.config.train.loop, run.config.launch, world),
     )
 
@@ -97,18 +97,18 @@ def main() -> None:
     print(f"  {parameters / 1e6:.1f} M parameters, {torch.get_num_threads()} threads")
     ours, reference, beside = [], [], []
     with tempfile.TemporaryDirectory() as folder:
-        behind = writer(run, world, f"{folder}/behind", behind=True)
-        within = writer(run, world, f"{folder}/within", behind=False)
+        background = writer(run, world, f"{folder}/background", background=True)
+        within = writer(run, world, f"{folder}/within", background=False)
         for number in range(pairs + 1):  # the first pair warms up
-            stall = timed_save(behind, run)
-            while behind.writing:
+            stall = timed_save(background, run)
+            while background.writing:
                 beside.append(run.step())
-            behind.wait()
+            background.wait()
             plain += [run.step(), run.step()]
             ours.append(stall)
             reference.append(timed_save(within, run))
             plain += [run.step(), run.step()]
-            print(f"  pair {number}: behind {1e3 * ours[-1]:.0f} ms, in the step {1e3 * reference[-1]:.0f} ms")
+            print(f"  pair {number}: background {1e3 * ours[-1]:.0f} ms, in the step {1e3 * reference[-1]:.0f} ms")
     before, during = statistics.median(plain), statistics.median(beside)
     print(f"  a step takes {1e3 * before:.0f} ms, {1e3 * during:.0f} ms while a checkpoint is being written")
     report(

@@ -73,12 +73,12 @@ class SaverSettings:
 
     Attributes:
         keep: Checkpoints kept.
-        behind_the_steps: A step only copies the state; the rest is done behind the next ones.
+        in_background: A step only copies the state; a background thread does the rest.
         timeout_s: Longest wait of a rank for the others.
     """
 
     keep: int
-    behind_the_steps: bool
+    in_background: bool
     timeout_s: float
 
 
@@ -217,7 +217,7 @@ class RunFolder:
             ema=average,
             keep=settings.keep,
             world=self._world,
-            behind=new_group(self._world, timeout_s=settings.timeout_s) if settings.behind_the_steps else None,
+            background=new_group(self._world, timeout_s=settings.timeout_s) if settings.in_background else None,
             watchdog=watchdog,
             before=self._upload_rows,
             saved_images=state.images_seen,

@@ -215,7 +215,7 @@ def saver_settings(loop: LoopConfig, launch: LaunchConfig) -> SaverSettings:
     """Return how a run keeps and writes its checkpoints."""
     return SaverSettings(
         keep=loop.keep_checkpoints,
-        behind_the_steps=loop.async_checkpoints,
+        in_background=loop.async_checkpoints,
         timeout_s=launch.collective_timeout_s,
     )
 

@@ -26,7 +26,7 @@ from synfundus.storage import documents, filesystem
 from synfundus.telemetry.console import Console
 from synfundus.training.memory.footprint import state_bytes
 from synfundus.training.memory.memory_format import measure_format, timed_images
-from synfundus.training.memory.micro_batch import Budget, find_micro_batch
+from synfundus.training.memory.micro_batch import MemoryBudget, find_micro_batch
 from synfundus.training.memory.rehearsal import Rehearsal, budget_bytes
 
 NAME = "machine.json"
@@ -159,7 +159,7 @@ class _Search:
         finding = find_micro_batch(
             share,
             peak=lambda size: self.rehearsal.peak_bytes(size, layouts),
-            budget=Budget(
+            budget=MemoryBudget(
                 bytes=budget_bytes(self._device, world),
                 fixed_bytes=self._fixed_bytes(),
                 careful=self._device.type == "cpu",

@@ -1,1 +1,1 @@
-"""The training loop (when), the step (what), EMA, checkpoints, hooks."""
+"""The training loop (when), the training step (what), averages (EMA), checkpoints."""

@@ -1,4 +1,4 @@
-"""What is drawn for each training sample, keyed by its position in the run (ADR-0005).
+"""Random draws for each training sample, keyed by its position in the run (ADR-0005).
 
 Called in the loader's background thread; pure numpy, so the numbers do not depend on the device.
 """
@@ -19,12 +19,12 @@ class DiffusionDraws:
 
     Args:
         seed: The run's seed.
-        num_timesteps: Length of the noise schedule, or what a flow calls time 1.
-        flow_time: Density of a flow's times, which are fractions; None draws whole timesteps evenly.
-        label_drop_prob: Chance that all labels of a sample become unknown.
-        single_label_drop_prob: Chance of each single label to become unknown.
-        flip: Use the mirrored moments half of the time.
-        eye_side_column: Column of the eye side, swapped with a flip; None if the schema has none.
+        num_timesteps: Length of the noise schedule; of a flow, the timestep of time 1.
+        flow_time: Density of a flow's times, which are fractions; None draws integer timesteps uniformly.
+        label_drop_prob: Probability that all labels of a sample become unknown.
+        single_label_drop_prob: Probability of each label to become unknown by itself.
+        flip: Use the mirrored moments for half of the samples.
+        eye_side_column: Column of the eye side, which a flip swaps; None if the schema has none.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Exponential moving average over the fp32 partitions of ZeRO-2.
 
-Each rank averages its own slice: 4 bytes x parameters / ranks, nothing is communicated, and the sum is kept in fp32,
-where increments of one part in ten thousand do not vanish as they do in bf16 (ADR-0007).
+Each rank averages its own slice: 4 bytes x parameters / ranks, without communication. The average is fp32, where
+increments of one part in ten thousand do not vanish as they do in bf16 (ADR-0007).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from synfundus.training.post_hoc_ema import power_decay, power_exponent
 def ema_decay(*, batch_images: int, images_seen: int, half_life_images: float, rampup_ratio: float) -> float:
     """Return the decay of one step.
 
-    The half-life is in images, so that it does not depend on the batch size; early in the run it is capped at a
-    fraction of the images seen, so that the random initialisation is forgotten.
+    The half-life is in images, so it does not depend on the batch size; early in the run it is capped at a fraction of
+    the images seen, so that the random initialisation is forgotten.
 
     Source: Karras et al. 2022 (arXiv 2206.00364), training details; half-life ramp as in EDM.
     """
@@ -32,13 +32,13 @@ def power_name(sigma_rel: float) -> str:
 
 
 class ShardedEma:
-    """The averages of this rank's slices.
+    """Averages of this rank's slices.
 
     Args:
         masters: Live fp32 slices to start from.
-        half_life_images: Images after which a weight's share has halved.
+        half_life_images: Images after which the share of old weights has halved.
         rampup_ratio: Cap of the half-life as a fraction of the images seen.
-        sigma_rel: Widths of power-function averages to keep as well, see `post_hoc_ema`.
+        sigma_rel: Widths of power-function averages to keep too, see `post_hoc_ema`.
 
     Attributes:
         partitions: The average with a half-life.

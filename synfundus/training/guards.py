@@ -1,7 +1,7 @@
-"""What to make of a step that does not look sound: a value that is not finite, or a loss far above the others.
+"""Policies for bad steps: a loss or gradient that is not finite, or a loss spike.
 
-Pure decisions on figures that are the same on all ranks, so that all decide the same. Their memory is part of a
-checkpoint: a resumed run decides as the one that was not stopped.
+Pure decisions on figures that are the same on all ranks, so all ranks decide the same. Their history is part of a
+checkpoint: a resumed run decides as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class GuardSettings:
     """Policies; every value comes from the config.
 
     Attributes:
-        on_nonfinite: When a loss or gradient is not finite.
-        on_spike: When a loss is a spike; ``off`` does not look, which saves a message a step.
-        spike_factor: A loss is a spike above so many times the median of the last ones.
-        spike_window_steps: How many last ones; none is called a spike before half of them are there.
-        max_rewinds: Rewinds to one and the same checkpoint before the run stops.
+        on_nonfinite: Policy for a loss or gradient that is not finite.
+        on_spike: Policy for a loss spike; ``off`` does not check, which saves a collective per step.
+        spike_factor: A loss above this multiple of the median of recent losses is a spike.
+        spike_window_steps: Number of recent losses; there is no spike before half of them are known.
+        max_rewinds: Rewinds to the same checkpoint before the run stops.
     """
 
     on_nonfinite: Policy
@@ -38,11 +38,11 @@ class GuardSettings:
 
 
 def is_spike(loss: float, recent: Sequence[float], settings: GuardSettings) -> bool:
-    """Whether a loss is far above the last ones.
+    """Whether a loss is far above the recent ones.
 
     Args:
         loss: Mean over the global batch.
-        recent: Losses of the last steps that were none, oldest first.
+        recent: Losses of the last steps without a spike, oldest first.
         settings: Factor and window.
     """
     if len(recent) < max(2, settings.spike_window_steps // 2) or not math.isfinite(loss):
@@ -51,7 +51,7 @@ def is_spike(loss: float, recent: Sequence[float], settings: GuardSettings) -> b
 
 
 def remember(loss: float, recent: Sequence[float], settings: GuardSettings) -> list[float]:
-    """Return the losses of the last steps with another one, at most the window's number."""
+    """Return the recent losses with a new one appended, at most as many as the window holds."""
     return [*recent, loss][-settings.spike_window_steps :] if math.isfinite(loss) else list(recent)
 
 
@@ -60,9 +60,8 @@ class Guard:
 
     Args:
         settings: Policies.
-        rewind: Puts weights, moments and averages of the newest checkpoint in place and returns its images;
-            collective.
-        warn: Takes a sentence for the user.
+        rewind: Loads weights, moments and averages of the newest checkpoint, returns its images; collective.
+        warn: Shows a warning to the user.
     """
 
     def __init__(self, settings: GuardSettings, *, rewind: Callable[[], int], warn: Callable[[str], None]) -> None:
@@ -73,22 +72,22 @@ class Guard:
         self._in_a_row = 0
 
     def apply(self, policy: str, key: str, fault: str, images_seen: int) -> int | None:
-        """Deal with a step whose weights ZeRO has left alone, on all ranks alike. Collective.
+        """Apply a policy to a step in which ZeRO did not update the weights. Collective.
 
-        After a rewind the position in the data stays: the images since the checkpoint are not read again, because with
-        the same images the same weights would meet the same step.
+        A rewind does not change the position in the data: the images since the checkpoint are not read again, because
+        the same weights with the same images would fail in the same step.
 
         Args:
             policy: What to do.
-            key: Config key it comes from.
+            key: Config key of the policy.
             fault: What is wrong with the step.
-            images_seen: Images at the step's end.
+            images_seen: Images at the end of the step.
 
         Returns:
-            Images of the checkpoint whose weights are back; None if the step was only left out.
+            Images of the checkpoint that was loaded; None if the step was only skipped.
 
         Raises:
-            NumericalError: The policy is to stop, or there were too many rewinds to one checkpoint.
+            NumericalError: The policy is to stop, or there were too many rewinds to the same checkpoint.
         """
         if policy == "skip":
             self._warn(f"step at {images_seen} images skipped: {fault}")
@@ -107,5 +106,5 @@ class Guard:
         raise NumericalError(
             f"{fault} in the step that ends at {images_seen} images",
             where=f"{key} = {policy}",
-            hint="lower lr or raise warmup_images; the same command resumes at the last checkpoint",
+            hint="lower lr or raise warmup_images, then run the same command again to resume",
         )

@@ -18,10 +18,10 @@ class LrPlan:
 
     Attributes:
         peak: Rate after the warm-up.
-        schedule: ``cosine`` falls to ``min_ratio * peak`` at the budget; ``constant`` stays.
+        schedule: ``cosine`` falls to ``min_ratio * peak`` at the budget; ``constant`` stays at the peak.
         warmup_images: Images over which the rate rises linearly.
         budget_images: Images of the whole run.
-        min_ratio: End of the cosine as a fraction of the peak.
+        min_ratio: Final rate of the cosine as a fraction of the peak.
     """
 
     peak: float
@@ -50,7 +50,7 @@ def parameter_groups(
 ) -> tuple[list[NamedParameters], list[float]]:
     """Split trainable parameters into optimizer groups; returns (groups, decay of each group).
 
-    Matrices and kernels decay, vectors (biases, norm scales) do not. Without decay there is one group.
+    Weight decay applies to matrices and kernels, not to vectors (biases, norm scales). Without it there is one group.
     """
     trainable = [(name, parameter) for name, parameter in named if parameter.requires_grad]
     if weight_decay == 0.0:

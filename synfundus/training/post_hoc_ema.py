@@ -1,9 +1,9 @@
-"""Power-function averages, and averages of lengths nobody tracked, from snapshots of those somebody did.
+"""Power-function averages, and reconstruction of other widths after training from snapshots (post-hoc EMA).
 
 An average of width ``sigma_rel`` gives the weights at time ``tau`` of a run of length ``t`` the share
 ``(gamma + 1) tau^gamma / t^(gamma + 1)``: it grows with the run, and its width relative to the run stays. Any such
-profile is close to a linear combination of a few others, taken at other times and widths; the factors follow from least
-squares over the profiles alone.
+profile is close to a linear combination of a few others, taken at other times and widths; the factors follow from a
+least-squares fit of the profiles alone.
 
 Source: Karras et al. 2023, EDM2 (arXiv 2312.02696), section 3 and appendix C.
 """
@@ -25,10 +25,10 @@ MAX_SIGMA_REL = 0.28
 
 @dataclass(frozen=True)
 class Profile:
-    """Shares of the weights of a run in an average.
+    """The shares that the weights of a run have in an average.
 
     Attributes:
-        images_seen: Length of the run when it was taken, in images.
+        images_seen: Length of the run in images when the average was taken.
         sigma_rel: Standard deviation of the shares relative to that length.
     """
 
@@ -64,11 +64,11 @@ def _overlap(one: Profile, other: Profile) -> float:
 
 @dataclass(frozen=True)
 class Combination:
-    """How to put an average together.
+    """A linear combination of snapshots.
 
     Attributes:
-        factors: Of the snapshots, in their order; they add up to 1.
-        error: Distance of the profile that comes out from the wanted one, relative to the wanted one's norm.
+        factors: Factor of each snapshot, in their order; their sum is 1.
+        error: Distance of the resulting profile from the wanted one, relative to the norm of the wanted one.
     """
 
     factors: NDArray[np.float64]
@@ -76,18 +76,18 @@ class Combination:
 
 
 def combine(snapshots: Sequence[Profile], wanted: Profile) -> Combination:
-    """Return the factors of the snapshots whose sum comes closest to a profile.
+    """Return the linear combination of snapshots that comes closest to a profile.
 
     Args:
-        snapshots: What was kept; later than the wanted time is allowed and of little use.
+        snapshots: Profiles of the snapshots; one later than the wanted time is allowed, but of little use.
         wanted: Time and width to reconstruct.
     """
     gram = np.array([[_overlap(one, other) for other in snapshots] for one in snapshots])
     target = np.array([_overlap(one, wanted) for one in snapshots])
-    # profiles of neighbours are nearly parallel: directions below the noise of float64 are left out
+    # neighbouring profiles are nearly parallel: directions below float64 precision are left out
     both = np.linalg.lstsq(gram, np.stack([target, np.ones_like(target)], axis=1), rcond=1e-12)[0]
     free, towards_one = both[:, 0], both[:, 1]
-    # what all weights have in common must come out as it is, so the factors add up to 1
+    # what all weights have in common must stay as it is, so the factors sum to 1
     factors = free + towards_one * (1.0 - free.sum()) / towards_one.sum()
     norm = _overlap(wanted, wanted)
     squared = (norm - 2.0 * factors @ target + factors @ gram @ factors) / norm

@@ -1,7 +1,7 @@
-"""The figures of a row that come from the clock and the machine: rates, utilisation, waits, memory, time left.
+"""Speed and memory figures of a metrics row: rates, utilisation, waits, peak memory, remaining time.
 
-Pure arithmetic but for `standing`. A row's interval has two lengths: the time spent on training, which rates are of,
-and the time on the wall, which also holds what is done in between (checkpoints, validation, previews).
+Pure arithmetic except `mean_waits_and_peak`. An interval has two durations: training time, from which rates are
+computed, and wall-clock time, which includes work between steps (checkpoints, validation, previews).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from synfundus.distributed.world import World
 from synfundus.training.memory.footprint import GIB
 
 RATE_HALF_LIFE_S = 600.0
-"""The rate the remaining time follows from forgets half of what it knew in this time."""
+"""Half-life of the smoothed rate from which the remaining time is computed."""
 
 CLOCK_FIGURES = (
     "images_per_s",
@@ -30,17 +30,17 @@ CLOCK_FIGURES = (
     "peak_memory_gib",
     "eta_s",
 )
-"""What differs between two runs of the same command."""
+"""The figures that differ between two runs of the same command."""
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """Operations a run makes, and how many its processors could.
+    """Floating-point operations of training, and the peak rate of the GPU.
 
     Attributes:
-        flops_per_image: Forward and backward pass of an image, without what gradient checkpointing computes again.
-        recomputed: The same with it, over `flops_per_image`; 1 without gradient checkpointing.
-        peak_flops: Operations a second of one GPU in the working precision; None where it is not known.
+        flops_per_image: Operations of an image's forward and backward pass, without recomputation.
+        recomputed: The same with gradient checkpointing's recomputation, relative to `flops_per_image`; 1 without it.
+        peak_flops: Operations a second of one GPU in the working precision; None if unknown.
     """
 
     flops_per_image: float
@@ -50,15 +50,15 @@ class StepCost:
 
 @dataclass(frozen=True)
 class Interval:
-    """What lies between two rows, over all ranks.
+    """The interval between two rows, over all ranks.
 
     Attributes:
-        images: Trained on.
-        training_s: Spent on training.
-        wall_s: From row to row.
-        waited_s: In which the step waited for data; mean of the ranks.
-        stalled_s: In which the loop stood while a checkpoint was saved; mean of the ranks.
-        peak_bytes: Most memory since the process began; of the rank that had most.
+        images: Images trained on.
+        training_s: Training time.
+        wall_s: Wall-clock time.
+        waited_s: Time the step waited for data, mean over ranks.
+        stalled_s: Time the loop was held up by checkpoints, mean over ranks.
+        peak_bytes: Peak memory since the process started, maximum over ranks.
     """
 
     images: int
@@ -70,15 +70,17 @@ class Interval:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Return the most memory this process has had: of its GPU what tensors took, otherwise of the host."""
+    """Return this process's peak memory: of tensors on its GPU, else of the host."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def standing(world: World, *, waited_s: float, stalled_s: float, peak_bytes: int) -> tuple[float, float, int]:
-    """Return mean wait, mean stall and highest peak of the ranks. Collective."""
+def mean_waits_and_peak(
+    world: World, *, waited_s: float, stalled_s: float, peak_bytes: int
+) -> tuple[float, float, int]:
+    """Return the mean wait, the mean stall and the highest peak over the ranks. Collective."""
     ranks = world.all_gather((waited_s, stalled_s, peak_bytes))
     waits, stalls, peaks = zip(*ranks, strict=True)
     return math.fsum(waits) / len(waits), math.fsum(stalls) / len(stalls), max(peaks)
@@ -89,8 +91,8 @@ class Meter:
 
     Args:
         budget_images: Images of the run.
-        ranks: Processes that train.
-        cost: What an image costs; None leaves out the figures that need it.
+        ranks: Number of ranks.
+        cost: Operations per image; None leaves out the figures that need it.
     """
 
     def __init__(self, *, budget_images: int, ranks: int, cost: StepCost | None) -> None:
@@ -103,8 +105,8 @@ class Meter:
         """Return the figures of the row that ends an interval.
 
         Args:
-            images_seen: Place of the row.
-            interval: What lies before it.
+            images_seen: Images at the row.
+            interval: The interval before it.
         """
         rate = interval.images / max(interval.training_s, 1e-9)
         return {
@@ -119,7 +121,7 @@ class Meter:
         }
 
     def _utilisation(self, rate: float) -> dict[str, float]:
-        """Return operations a second, and their part of the peak (PaLM, arXiv 2204.02311, App. B) where it is known."""
+        """Return operations a second and, if the peak is known, their share of it (PaLM, arXiv 2204.02311, App. B)."""
         cost = self._cost
         if cost is None:
             return {}
@@ -132,7 +134,7 @@ class Meter:
         return figures
 
     def _remaining_s(self, images_seen: int, interval: Interval) -> float:
-        """Return the seconds to the budget at the smoothed rate on the wall, checkpoints and previews included."""
+        """Return the seconds to the budget at the smoothed wall-clock rate, which includes checkpoints and previews."""
         keep = 0.5 ** (interval.wall_s / RATE_HALF_LIFE_S)
         self._images = keep * self._images + interval.images
         self._seconds = keep * self._seconds + interval.wall_s

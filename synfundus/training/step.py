@@ -1,4 +1,4 @@
-"""What one training step computes: a batch becomes a loss and named sums. When is the trainer's business."""
+"""The computation of one training step: from a batch to a loss and named sums."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ TIMESTEP_BUCKETS = 4
 
 
 class LatentDiffusionStep(nn.Module):
-    """moments -> latents -> noised latents -> prediction -> loss.
+    """moments -> latents -> noisy latents -> prediction -> loss.
 
     Args:
         denoiser: The network.
         schedule: Noise schedule or flow.
-        prediction_type: What it predicts.
-        min_snr_gamma: Loss weighting; None is the plain mean squared error.
+        prediction_type: What the network predicts.
+        min_snr_gamma: Loss weighting; None = plain mean squared error.
         latent_mean: Per-channel mean of the latent set, ``[c]``.
         latent_std: Per-channel standard deviation of the latent set, ``[c]``.
-        channels_last: Hand the network NHWC memory.
+        channels_last: Give the network NHWC memory.
     """
 
     def __init__(
@@ -59,8 +59,8 @@ class LatentDiffusionStep(nn.Module):
     def forward(self, batch: TensorBatch, images_seen: int) -> tuple[Tensor, Sums]:
         """Return the loss and its sums.
 
-        The loss divides by the number of slots, so that the mean over micro-batches and ranks is the mean over
-        the global batch.
+        The loss divides by the number of slots, so that its mean over micro-batches and ranks is the mean over the
+        global batch.
 
         Args:
             batch: ``moments`` ``[b, 2c, lh, lw]``, ``states``, ``noise``, ``posterior_noise``, ``timestep``,
@@ -69,7 +69,7 @@ class LatentDiffusionStep(nn.Module):
         """
         timestep, noise, weights = batch["timestep"], batch["noise"], batch["weights"]
         latents = LatentAutoencoder.sample_posterior(batch["moments"], batch["posterior_noise"])
-        if self._mean.device != latents.device:  # once: each copy would make the host wait for a GPU
+        if self._mean.device != latents.device:  # only once: each copy makes the host wait for the GPU
             self._mean, self._std = self._mean.to(latents.device), self._std.to(latents.device)
         x0 = (latents - self._mean) / self._std
         x_t = self._schedule.add_noise(x0, noise, timestep)
@@ -92,7 +92,7 @@ class LatentDiffusionStep(nn.Module):
 
     def _sums(self, weighted: Tensor, weights: Tensor, timestep: Tensor) -> Sums:
         sums = {"loss": weighted.sum(), "images": weights.sum()}
-        # a flow's timestep can be rounded up to the last one's end
+        # rounding may lift a flow's timestep to the end of the last bucket
         bucket = (timestep * TIMESTEP_BUCKETS // self._schedule.num_timesteps).clamp(max=TIMESTEP_BUCKETS - 1)
         for number in range(TIMESTEP_BUCKETS):
             inside = (bucket == number).to(weights.dtype)
@@ -106,7 +106,7 @@ class AutoencoderStep(nn.Module):
 
     Args:
         objective: Autoencoder, optional discriminator and the terms of the loss.
-        channels_last: Hand the network NHWC memory.
+        channels_last: Give the network NHWC memory.
     """
 
     def __init__(self, objective: AutoencoderObjective, *, channels_last: bool) -> None:
@@ -119,7 +119,7 @@ class AutoencoderStep(nn.Module):
 
         Args:
             batch: ``pixels`` uint8 ``[b, h, w, 3]``, ``posterior_noise``, ``weights``.
-            images_seen: Images before this step; decides whether the discriminator takes part.
+            images_seen: Images before this step; decides whether the discriminator is used.
         """
         weights = batch["weights"]
         pixels = batch["pixels"].permute(0, 3, 1, 2).float() / 127.5 - 1.0

@@ -1,4 +1,4 @@
-"""What an image costs in training, counted on the network that is trained: for the utilisation a run reports."""
+"""Operations per training image, counted on the network itself: for the utilisation a run reports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from synfundus.training.memory.footprint import GPUS, ImageFlops, find_gpu
 from synfundus.training.progress import StepCost
 
 BACKWARD = 2.0
-"""Operations of a backward pass, in forward passes."""
+"""Operations of a backward pass as a multiple of a forward pass."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Kernels:
     """How a step is computed.
 
     Attributes:
-        bf16: In bf16 instead of fp32.
-        tf32: fp32 products of a GPU run on tensor cores.
-        gradient_checkpointing: Activations are recomputed in the backward pass.
+        bf16: bf16 instead of fp32.
+        tf32: fp32 products on a GPU use tensor cores.
+        gradient_checkpointing: The backward pass recomputes activations.
     """
 
     bf16: bool
@@ -34,7 +34,7 @@ class Kernels:
 
 
 class _Reconstruction(nn.Module):
-    """The autoencoder's network from its input to its output; a linear path is left out, and costs next to nothing."""
+    """The autoencoder's network from input to output; a linear path is left out, as its cost is negligible."""
 
     def __init__(self, autoencoder: LatentAutoencoder) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class _Reconstruction(nn.Module):
     def forward(self, blocks: Tensor) -> Tensor:
         """Return the reconstruction."""
         encoded = self.network.encode(blocks)
-        # a deep-compression autoencoder has no posterior
+        # AutoencoderDC has no posterior
         latents = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latent
         restored: Tensor = self.network.decode(latents, return_dict=False)[0]
         return restored
@@ -60,10 +60,10 @@ def denoiser_cost(
     """Count U-Net and conditioner on rank 0; None elsewhere.
 
     Args:
-        denoiser: As built: before attention kernels are chosen and the engine takes it.
+        denoiser: As built: before attention kernels are chosen and the engine wraps it.
         latent_shape: ``(c, lh, lw)``.
         num_labels: Labels of the schema.
-        kernels: How it is computed.
+        kernels: How the step is computed.
         world: The job.
     """
     if world.rank > 0:
@@ -88,7 +88,7 @@ def autoencoder_cost(
     Args:
         autoencoder: As built, see `denoiser_cost`.
         image_size_px: Edge of the images.
-        kernels: How it is computed.
+        kernels: How the step is computed.
         world: The job.
     """
     if world.rank > 0:
@@ -102,7 +102,7 @@ def autoencoder_cost(
 
 
 def image_flops(count: NetworkCount) -> ImageFlops:
-    """Return what an image costs in training, from what a forward pass does and checkpoints."""
+    """Return the operations of a training image from those of its forward pass and its recomputation."""
     model = count.flops_forward * (1.0 + BACKWARD)
     return ImageFlops(model=model, hardware=model + count.flops_recomputed)
 
@@ -117,7 +117,7 @@ def _cost(count: NetworkCount, kernels: Kernels, world: World) -> StepCost:
 
 
 def _peak_flops(kernels: Kernels, world: World) -> float | None:
-    """Return the peak of this rank's GPU in the precision of the run, None where it is not known."""
+    """Return the peak of this rank's GPU in the precision of the run, None if unknown."""
     if world.device != "cuda":
         return None
     gpu = find_gpu(torch.cuda.get_device_name())

@@ -11,37 +11,37 @@ from types import FrameType
 from synfundus.errors import Interrupted
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
-"""What a SLURM preemption or a walltime warning sends."""
+"""Sent by SLURM at a preemption or before the time limit."""
 
 
 @dataclass
 class StopFlag:
-    """Whether a signal has asked this process to stop, and which."""
+    """The signals that asked this process to stop, by name."""
 
     names: list[str] = field(default_factory=list)
 
     @property
     def raised(self) -> bool:
-        """Whether a signal came."""
+        """Whether there was a signal."""
         return bool(self.names)
 
     def check(self) -> None:
-        """Leave work that can be done again later; called between its parts.
+        """Interrupt work that can be repeated later; called between its parts.
 
         Raises:
-            Interrupted: A signal came.
+            Interrupted: There was a signal.
         """
         if self.raised:
-            raise Interrupted(f"left for later, because {self.names[0]} came")
+            raise Interrupted(f"postponed, because {self.names[0]} came")
 
     def raise_(self, name: str) -> None:
-        """Note a signal."""
+        """Record a signal."""
         self.names.append(name)
 
 
 @contextmanager
 def catch_signals(flag: StopFlag) -> Iterator[None]:
-    """Turn SIGTERM and SIGUSR2 into the flag while the block runs; only possible in the main thread."""
+    """Let SIGTERM and SIGUSR2 set the flag while the block runs; only possible in the main thread."""
 
     def handler(number: int, _frame: FrameType | None) -> None:
         flag.raise_(signal.Signals(number).name)

@@ -29,7 +29,7 @@ from synfundus.training.guards import Guard, is_spike, remember
 from synfundus.training.loop_state import Clock, LoopSettings, Periodic, Saver, TrainState
 from synfundus.training.memory.rehearsal import is_out_of_memory
 from synfundus.training.optim import LrPlan
-from synfundus.training.progress import Interval, Meter, StepCost, peak_memory_bytes, standing
+from synfundus.training.progress import Interval, Meter, StepCost, mean_waits_and_peak, peak_memory_bytes
 from synfundus.training.stopping import StopFlag, catch_signals
 
 _LAST_SAVE_PATIENCE = 3
@@ -306,7 +306,7 @@ class Trainer:
         settings, state, clock = self._settings, self.state, self._clock
         sums = self._sums.reduce(self._world)
         elapsed = max(time.perf_counter() - clock.began, 1e-9)
-        waited, stalled, peak = standing(
+        waited, stalled, peak = mean_waits_and_peak(
             self._world,
             waited_s=self._loader.wait_s - clock.wait_at_start_s,
             stalled_s=clock.stalled_s,

@@ -1,4 +1,4 @@
-"""The loss on held-out patients: the same samples and the same noise every time, so that two figures compare."""
+"""The loss on held-out patients, with the same samples and noise every time, so that figures are comparable."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MOST_NAMED = 8
 
 
 def warn_of_damage(samples: Sequence[Quarantined], console: Console) -> None:
-    """Name held-out samples that a figure had to leave out: it does not compare with one that has them."""
+    """Name the held-out samples a figure leaves out: it is not comparable with one that includes them."""
     for sample in samples[:_MOST_NAMED]:
         console.warning(f"held-out sample {sample.place} is left out: {sample.reason}")
     if len(samples) > _MOST_NAMED:
@@ -39,16 +39,16 @@ def held_out_loss(
     """Compute the mean loss over the first samples of a split. Not collective; closes the reader.
 
     Args:
-        step: What training minimises, around the network to judge.
+        step: The training step around the network to validate.
         reader: Reads the split.
-        images: How many samples.
-        batch_size: Of a forward pass.
-        images_seen: Place in the run.
+        images: Number of samples.
+        batch_size: Samples per forward pass.
+        images_seen: Images trained on.
         where: The set, for the message.
-        console: Is told which samples cannot be used.
+        console: Shows which samples cannot be used.
 
     Returns:
-        ``validation_loss`` and, over how many samples it is the mean, ``validation_images``.
+        ``validation_loss``, and ``validation_images``: the number of samples it is the mean of.
 
     Raises:
         DataError: None of them can be read.

@@ -96,7 +96,7 @@ def die_inside() -> None:
 def arm_save(number: int, delay_s: float) -> None:
     """Die a while after a save has begun, and say so; when it is over by then, right after it."""
     checkpoint_writer: Any = importlib.import_module("synfundus.training.checkpoints.writer")
-    original: Callable[..., str] = checkpoint_writer.write_snapshot
+    original: Callable[..., str] = checkpoint_writer.write_checkpoint
     begun = 0
 
     def save(*arguments: Any, **settings: Any) -> str:
@@ -109,13 +109,13 @@ def arm_save(number: int, delay_s: float) -> None:
         die()
         raise AssertionError
 
-    checkpoint_writer.write_snapshot = save
+    checkpoint_writer.write_checkpoint = save
 
 
 def time_saves(log: str) -> None:
     """Add the seconds that each save took to a file."""
     checkpoint_writer: Any = importlib.import_module("synfundus.training.checkpoints.writer")
-    original: Callable[..., str] = checkpoint_writer.write_snapshot
+    original: Callable[..., str] = checkpoint_writer.write_checkpoint
 
     def save(*arguments: Any, **settings: Any) -> str:
         began = time.monotonic()
@@ -124,7 +124,7 @@ def time_saves(log: str) -> None:
             stream.write(f"{time.monotonic() - began}\n")
         return url
 
-    checkpoint_writer.write_snapshot = save
+    checkpoint_writer.write_checkpoint = save
 
 
 def take_all_but(room: int, descriptor: int) -> None:

@@ -24,7 +24,7 @@ from synfundus.distributed.world import World
 from synfundus.errors import CheckpointError, StorageError
 from synfundus.storage import filesystem
 from synfundus.training.checkpoints import checkpoint
-from synfundus.training.checkpoints.checkpoint import load_checkpoint, take_snapshot, write_snapshot
+from synfundus.training.checkpoints.checkpoint import copy_state, load_checkpoint, write_checkpoint
 from synfundus.training.checkpoints.host_copy import copy_by_pieces
 from synfundus.training.checkpoints.model_files import ModelPart
 from synfundus.training.checkpoints.search import checkpoint_name, find_checkpoint, verify
@@ -53,14 +53,14 @@ def save(
 ) -> str:
     engine = FakeEngine(layout, world, seed=seed)
     engine.steps = images_seen // 8
-    snapshot = take_snapshot(
+    snapshot = copy_state(
         engine=engine.as_engine(),
         ema=average_of(engine),
         images_seen=images_seen,
         state={"quarantined_images": 2, "skipped_steps": 1},
         world=world,
     )
-    return write_snapshot(str(root), snapshot, keep=keep, world=world, damaged=damaged)
+    return write_checkpoint(str(root), snapshot, keep=keep, world=world, damaged=damaged)
 
 
 def restored(url: str, world: World, layout: FlatLayout = LAYOUT) -> dict[str, dict[str, torch.Tensor] | None]:
@@ -559,9 +559,9 @@ def test_older_checkpoints_stay_when_the_new_one_does_not_read_back(
         return data[:-1] + bytes([data[-1] ^ 1]) if "images-000000000024/zero" in url else data
 
     monkeypatch.setattr(filesystem, "read_bytes", read)
-    with pytest.raises(StorageError, match="not what was written: zero/rank-00000-of-00001") as caught:
+    with pytest.raises(StorageError, match="differ from what was written: zero/rank-00000-of-00001") as caught:
         save(tmp_path, 24, keep=2)
-    assert "look after the disk" in caught.value.hint
+    assert "check the disk" in caught.value.hint
     names = sorted(path.name for path in tmp_path.glob("images-*"))
     assert names == [checkpoint_name(images) for images in (8, 16, 24)]
     found = find_checkpoint(str(tmp_path), world=ALONE)
@@ -571,9 +571,9 @@ def test_older_checkpoints_stay_when_the_new_one_does_not_read_back(
 
 def test_a_part_of_the_network_gets_a_folder_and_the_rest_one_file(tmp_path: Path) -> None:
     engine = FakeEngine(LAYOUT, ALONE)
-    snapshot = take_snapshot(engine=engine.as_engine(), ema=average_of(engine), images_seen=8, state={}, world=ALONE)
+    snapshot = copy_state(engine=engine.as_engine(), ema=average_of(engine), images_seen=8, state={}, world=ALONE)
     part = ModelPart("a", "a.", '{"of": "a"}', "weights.safetensors")
-    folder = Path(write_snapshot(str(tmp_path), snapshot, keep=2, world=ALONE, parts=[part]))
+    folder = Path(write_checkpoint(str(tmp_path), snapshot, keep=2, world=ALONE, parts=[part]))
     assert verify(str(folder)) == ""
     assert (folder / "a" / "config.json").read_text() == '{"of": "a"}'
     named = engine.gather_named(engine.masters())

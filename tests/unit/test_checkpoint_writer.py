@@ -1,4 +1,4 @@
-"""Checkpoints written behind the steps."""
+"""Checkpoints written in the background."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
 
 
 def writer_of(
-    engine: FakeEngine, root: Path, *, world: World = ALONE, behind: World | None = ALONE
+    engine: FakeEngine, root: Path, *, world: World = ALONE, background: World | None = ALONE
 ) -> CheckpointWriter:
     return CheckpointWriter(
         str(root),
@@ -62,7 +62,7 @@ def writer_of(
         ema=ShardedEma(engine.masters(), half_life_images=10, rampup_ratio=1),
         keep=2,
         world=world,
-        behind=behind,
+        background=background,
         watchdog=WATCHDOG,
     )
 
@@ -135,15 +135,15 @@ def save_and_wait(writer: CheckpointWriter, world: World) -> None:
     writer.wait()
 
 
-@pytest.mark.parametrize("behind", [True, False])
-def test_a_rank_that_cannot_write_fails_the_save_of_all(tmp_path: Path, gate: Gate, behind: bool) -> None:
+@pytest.mark.parametrize("background", [True, False])
+def test_a_rank_that_cannot_write_fails_the_save_of_all(tmp_path: Path, gate: Gate, background: bool) -> None:
     other = Rendezvous(2)
     gate.failing = "rank-00001"
     gate.open.set()
 
     def work(world: World) -> str:
-        aside = ThreadWorld(world.rank, world.size, other) if behind else None
-        writer = writer_of(FakeEngine(LAYOUT, world), tmp_path, world=world, behind=aside)
+        aside = ThreadWorld(world.rank, world.size, other) if background else None
+        writer = writer_of(FakeEngine(LAYOUT, world), tmp_path, world=world, background=aside)
         with pytest.raises(StorageError, match="rank 1: no space left") as caught:
             save_and_wait(writer, world)
         return caught.value.message

@@ -14,7 +14,14 @@ from synfundus.distributed.ds_config import plan_batch
 from synfundus.distributed.world import World
 from synfundus.errors import ConfigError
 from synfundus.training.memory.footprint import GIB
-from synfundus.training.memory.micro_batch import Budget, Finding, Need, candidates, find_micro_batch, forecast
+from synfundus.training.memory.micro_batch import (
+    MemoryBudget,
+    MicroBatchChoice,
+    Need,
+    candidates,
+    find_micro_batch,
+    forecast,
+)
 from synfundus.training.memory.rehearsal import is_out_of_memory
 
 Line = tuple[int, int]
@@ -48,9 +55,15 @@ class Device:
         return taken
 
 
-def find(device: Device, share: int, *, budget: int, fixed: int = 0, careful: bool, world: World = ALONE) -> Finding:
+def find(
+    device: Device, share: int, *, budget: int, fixed: int = 0, careful: bool, world: World = ALONE
+) -> MicroBatchChoice:
     return find_micro_batch(
-        share, peak=device.peak, budget=Budget(budget, fixed, careful), world=world, where="train.loop.micro_batch_size"
+        share,
+        peak=device.peak,
+        budget=MemoryBudget(budget, fixed, careful),
+        world=world,
+        where="train.loop.micro_batch_size",
     )
 
 
@@ -143,13 +156,13 @@ def test_a_forecast_is_said_to_be_one_and_a_whole_share_too() -> None:
 def test_the_rank_that_has_least_decides_for_all(careful: bool) -> None:
     devices = [Device([(0, GIB)]) for _ in range(3)]
 
-    def work(world: World) -> Finding:
+    def work(world: World) -> MicroBatchChoice:
         return find(devices[world.rank], 64, budget=(40, 10, 70)[world.rank] * GIB, careful=careful, world=world)
 
     findings = run_ranks(3, work)
     assert findings[0] == findings[1] == findings[2]
     finding = findings[0]
-    assert isinstance(finding, Finding)
+    assert isinstance(finding, MicroBatchChoice)
     assert finding.size == 8
     assert finding.refused is not None
     assert finding.refused[1].budget_bytes == 10 * GIB
@@ -159,24 +172,24 @@ def test_the_rank_that_has_least_decides_for_all(careful: bool) -> None:
 def test_memory_that_runs_out_on_one_rank_ends_the_search_on_all() -> None:
     devices = [Device([(0, GIB)], memory=memory * GIB) for memory in (64, 5)]
 
-    def work(world: World) -> Finding:
+    def work(world: World) -> MicroBatchChoice:
         return find(devices[world.rank], 16, budget=64 * GIB, careful=False, world=world)
 
     first, second = run_ranks(2, work)
-    assert isinstance(first, Finding)
+    assert isinstance(first, MicroBatchChoice)
     assert first == second
     assert first.size == 4
     assert first.refused == (8, Need(None, 64 * GIB))
 
 
 def test_an_error_of_one_rank_is_raised_on_all_and_nobody_waits() -> None:
-    def work(world: World) -> Finding:
+    def work(world: World) -> MicroBatchChoice:
         def peak(size: int) -> int:
             if world.rank == 1 and size == 4:
                 raise ValueError("a kernel for this size is missing")
             return size
 
-        budget = Budget(GIB, 0, careful=False)
+        budget = MemoryBudget(GIB, 0, careful=False)
         return find_micro_batch(16, peak=peak, budget=budget, world=world, where="train.loop.micro_batch_size")
 
     first, second = run_ranks(2, work)

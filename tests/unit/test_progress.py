@@ -22,8 +22,8 @@ from synfundus.training.progress import (
     Interval,
     Meter,
     StepCost,
+    mean_waits_and_peak,
     peak_memory_bytes,
-    standing,
 )
 
 INTERVAL = Interval(images=800, training_s=8.0, wall_s=10.0, waited_s=2.0, stalled_s=1.5, peak_bytes=3 * GIB)
@@ -85,7 +85,7 @@ def test_before_any_image_the_time_left_is_unknown() -> None:
 
 def test_waits_are_means_and_memory_is_that_of_the_fullest_rank() -> None:
     def work(world: World) -> tuple[float, float, int]:
-        return standing(world, waited_s=float(world.rank), stalled_s=2.0, peak_bytes=10 * world.rank)
+        return mean_waits_and_peak(world, waited_s=float(world.rank), stalled_s=2.0, peak_bytes=10 * world.rank)
 
     assert run_ranks(3, work) == [(1.0, 2.0, 20)] * 3
 

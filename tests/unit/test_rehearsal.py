@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from synfundus.distributed.world import LocalWorld
 from synfundus.training.memory import rehearsal as module
-from synfundus.training.memory.micro_batch import Budget, Need, find_micro_batch
+from synfundus.training.memory.micro_batch import MemoryBudget, Need, find_micro_batch
 from synfundus.training.memory.rehearsal import GPU_RESERVE, HOST_RESERVE, Rehearsal, budget_bytes
 
 WIDTH = 64
@@ -102,7 +102,7 @@ def test_memory_that_runs_out_is_an_answer_and_other_errors_are_not() -> None:
     finding = find_micro_batch(
         16,
         peak=lambda size: rehearsal.peak_bytes(size, (True, False)),
-        budget=Budget(2**40, 0, careful=False),
+        budget=MemoryBudget(2**40, 0, careful=False),
         world=LocalWorld(),
         where="train.loop.micro_batch_size",
     )

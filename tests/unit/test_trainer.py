@@ -550,7 +550,7 @@ def test_a_row_that_cannot_be_written_ends_all_ranks_before_a_checkpoint_without
     assert [(run.engine.steps, run.done) if isinstance(run, Run) else run for run in runs] == [(2, [])] * 2
 
 
-def test_a_save_that_failed_behind_the_steps_ends_the_run_at_the_next_boundary(shard_set: ShardSet) -> None:
+def test_a_save_that_failed_in_the_background_ends_the_run_at_the_next_boundary(shard_set: ShardSet) -> None:
     run = Run(shard_set, periodic=[("fail", 24, {})])
     run.trainer._periodic[0] = Periodic("look", 24, lambda state: run.saves.fail(StorageError("disk full")))  # type: ignore[index]
     with pytest.raises(StorageError, match="disk full"):

@@ -1,1 +1,1 @@
-"""Checkpoints of any number of ranks: committed in two phases, found again, resliced."""
+"""Checkpoints: committed in two phases, found and verified, resumed on any number of ranks."""

@@ -1,9 +1,9 @@
 """Checkpoints: safetensors partitions, a two-phase commit, resume on any number of ranks.
 
 All ranks write into a temporary folder and fsync; an all-reduced flag says whether every rank could; rank 0 then
-writes ``MANIFEST.json`` with the hash of each file and renames the folder, which is the commit. An object store knows
-no rename: there everybody writes under the final name, and the manifest, which comes last, is the commit; a folder
-without one was left by a kill. A reader takes the newest folder whose manifest verifies. No pickle anywhere (ADR-0008).
+writes ``MANIFEST.json`` with the hash of each file and renames the folder, which is the commit. An object store has no
+rename: there all ranks write under the final name, and the manifest, written last, is the commit; a folder without one
+was left by a kill. A reader takes the newest folder whose manifest verifies. No pickle anywhere (ADR-0008).
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from synfundus.training.ema import ShardedEma
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """A copy of a run's state in host memory; the steps that follow do not change it.
+class StateCopy:
+    """A copy of a run's state in host memory; later steps do not change it.
 
     Attributes:
         images_seen: Images trained on.
-        layout: Which parameter lies where in the flat vectors.
+        layout: The place of each parameter in the flat vectors.
         partitions: This rank's slices, fp32, by their name in the file.
-        document: What state.json holds.
+        document: Content of state.json.
     """
 
     images_seen: int
@@ -57,15 +57,15 @@ class Snapshot:
     document: Mapping[str, Any]
 
 
-def take_snapshot(
+def copy_state(
     *, engine: ZeroEngine, ema: ShardedEma, images_seen: int, state: Mapping[str, Any], world: World
-) -> Snapshot:
-    """Copy the state of a run. No rank waits for another.
+) -> StateCopy:
+    """Copy the state of a run. Not collective.
 
     Args:
         engine: Weights and moments.
         ema: Averaged weights.
-        images_seen: Place in the run.
+        images_seen: Images trained on.
         state: What else a resume needs; plain values.
         world: The job.
     """
@@ -83,11 +83,11 @@ def take_snapshot(
         "layout": engine.layout.to_document(),
         "state": dict(state),
     }
-    return Snapshot(images_seen, engine.layout, partitions, document)
+    return StateCopy(images_seen, engine.layout, partitions, document)
 
 
 def _write_all(folder: str, files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
-    """Write files below a folder; returns their sizes and hashes."""
+    """Write files into a folder; returns their sizes and hashes."""
     entries = {}
     for name, data in files.items():
         try:
@@ -98,36 +98,36 @@ def _write_all(folder: str, files: Mapping[str, bytes]) -> dict[str, dict[str, A
     return entries
 
 
-def write_snapshot(
+def write_checkpoint(
     root: str,
-    snapshot: Snapshot,
+    copy: StateCopy,
     *,
     keep: int,
     world: World,
     damaged: Collection[str] = frozenset(),
     parts: Sequence[ModelPart] = (),
 ) -> str:
-    """Write a snapshot as a checkpoint and return its folder. Collective.
+    """Write a checkpoint and return its folder. Collective.
 
     Args:
         root: Folder of the checkpoints.
-        snapshot: This rank's part of the state.
+        copy: This rank's part of the state.
         keep: Checkpoints to keep, at least 2.
-        world: The job. From a thread behind the steps, a world of its own: its collectives must not meet theirs.
-        damaged: Names of folders that are not counted as kept, because they do not verify.
-        parts: Parts of the network that get a folder diffusers opens.
+        world: The job. A background thread needs its own process group: its collectives must not mix with the steps'.
+        damaged: Names of folders that do not count as kept, because they do not verify.
+        parts: Parts of the network that get a folder diffusers can open.
 
     Raises:
         StorageError: A rank could not write; nothing was committed and the previous checkpoint is untouched.
     """
-    final = filesystem.join(root, checkpoint_name(snapshot.images_seen))
+    final = filesystem.join(root, checkpoint_name(copy.images_seen))
     folder = f"{final}.tmp" if filesystem.is_local(root) else final
-    files = {partition_name(world.rank, world.size): safetensors.torch.save(dict(snapshot.partitions))}
-    masters = [snapshot.partitions[f"group{number}.master"] for number in range(len(snapshot.layout.groups))]
-    weights = gather_named(snapshot.layout, masters, world)
+    files = {partition_name(world.rank, world.size): safetensors.torch.save(dict(copy.partitions))}
+    masters = [copy.partitions[f"group{number}.master"] for number in range(len(copy.layout.groups))]
+    weights = gather_named(copy.layout, masters, world)
     if weights is not None:
         files |= model_files(weights, parts)
-        files[STATE_NAME] = documents.dump_json(snapshot.document)
+        files[STATE_NAME] = documents.dump_json(copy.document)
     failure = _clear(folder) if world.rank == 0 else None
     world.barrier()
     entries: dict[str, dict[str, Any]] = {}
@@ -141,34 +141,34 @@ def write_snapshot(
     if world.rank == 0:
         failure = _commit(root, folder, final, {name: entry for own, _ in reports for name, entry in own.items()})
     reports = world.all_gather(({}, None if failure is None else str(failure)))
-    # under its final name it may be committed already: then it stays
+    # under its final name it may already be committed: then it stays
     _raise_if_any_failed(reports, failure, folder, world, clear=folder != final)
     failure = _read_back(final, entries)
     reports = world.all_gather(({}, None if failure is None else str(failure)))
-    advice = "look after the disk; the checkpoints before this one are untouched, a damaged one is passed over,"
+    advice = "check the disk; earlier checkpoints are untouched and a damaged one is skipped:"
     _raise_if_any_failed(reports, failure, final, world, clear=False, advice=advice)
     if world.rank == 0:
-        failure = _retain(root, keep, set(damaged) - {checkpoint_name(snapshot.images_seen)})
+        failure = _retain(root, keep, set(damaged) - {checkpoint_name(copy.images_seen)})
     reports = world.all_gather(({}, None if failure is None else str(failure)))
     _raise_if_any_failed(reports, failure, final, world, clear=False)
     return final
 
 
 def _read_back(folder: str, entries: Mapping[str, Any]) -> StorageError | None:
-    """Compare what a rank wrote with what is there: older checkpoints go only when the new one is known to be whole.
+    """Read a rank's files back and compare: older checkpoints are removed only once the new one is known to be intact.
 
     Returns:
-        A failure instead of raising it.
+        A failure, which is not raised.
     """
     try:
         problem = compare(folder, entries)
     except StorageError as error:
         return error
-    return StorageError(f"not what was written: {problem}", where=folder) if problem else None
+    return StorageError(f"the files differ from what was written: {problem}", where=folder) if problem else None
 
 
 def _clear(folder: str) -> StorageError | None:
-    """Remove what a killed save left; returns a failure instead of raising it."""
+    """Remove the remains of a killed save; returns a failure, which is not raised."""
     try:
         _drop(folder)
     except StorageError as error:
@@ -177,7 +177,7 @@ def _clear(folder: str) -> StorageError | None:
 
 
 def _drop(folder: str) -> None:
-    """Remove a folder; its manifest first, so that half of it is never taken for a checkpoint."""
+    """Remove a folder, its manifest first, so that half a folder is never taken for a checkpoint."""
     filesystem.remove(filesystem.join(folder, MANIFEST_NAME))
     filesystem.remove(folder, recursive=True)
 
@@ -191,22 +191,22 @@ def _raise_if_any_failed(
     clear: bool,
     advice: str = "free some space; the previous checkpoint is untouched",
 ) -> None:
-    """Raise on every rank when one could not write, so that nobody waits for it."""
+    """Raise on every rank if one could not write, so that no rank waits for it."""
     failures = [f"rank {rank}: {text}" for rank, (_, text) in enumerate(reports) if text is not None]
     if not failures:
         return
     if world.rank == 0 and clear:
-        with contextlib.suppress(StorageError):  # a folder without manifest is ignored by every reader
+        with contextlib.suppress(StorageError):  # readers ignore a folder without a manifest
             _drop(folder)
     raise StorageError(
         f"a checkpoint could not be written ({'; '.join(failures)})",
         where=folder,
-        hint=f"{advice} and the same command goes on from it",
+        hint=f"{advice}, then run the same command again to resume",
     ) from own
 
 
 def _commit(root: str, folder: str, final: str, listing: Mapping[str, Any]) -> StorageError | None:
-    """Write the manifest and publish the folder; returns a failure instead of raising it."""
+    """Write the manifest and publish the folder; returns a failure, which is not raised."""
     try:
         if folder == final:
             _check_sizes(folder, listing)
@@ -221,10 +221,10 @@ def _commit(root: str, folder: str, final: str, listing: Mapping[str, Any]) -> S
 
 
 def _check_sizes(folder: str, listing: Mapping[str, Any]) -> None:
-    """Compare what the store holds with what was written.
+    """Compare the sizes in the store with what was written.
 
     Raises:
-        StorageError: An object is missing or has another size.
+        StorageError: An object is missing or has a different size.
     """
     found = filesystem.list_files(folder)
     for name, entry in listing.items():
@@ -250,10 +250,10 @@ def _publish_local(folder: str, final: str, names: Iterable[str]) -> None:
 
 
 def _retain(root: str, keep: int, damaged: Collection[str]) -> StorageError | None:
-    """Drop what is older than the newest ``keep`` sound checkpoints, and what killed saves left.
+    """Remove checkpoints older than the newest ``keep`` intact ones, and the remains of killed saves.
 
     Returns:
-        A failure instead of raising it.
+        A failure, which is not raised.
     """
     try:
         complete, left = list_checkpoints(root)
@@ -267,13 +267,13 @@ def _retain(root: str, keep: int, damaged: Collection[str]) -> StorageError | No
 
 
 def load_checkpoint(url: str, *, engine: ZeroEngine, ema: ShardedEma, world: World) -> dict[str, Any]:
-    """Put a verified checkpoint in place and return its state. Collective.
+    """Load a verified checkpoint and return its state. Collective.
 
-    Saved on any number of ranks; each rank reads only the files its slices overlap.
+    It may have been saved on any number of ranks; each rank reads only the files its slices overlap.
 
     Raises:
-        CheckpointError: A checkpoint of another network.
-        StorageError: On every rank when one cannot read its part.
+        CheckpointError: It is of another network.
+        StorageError: On every rank if one cannot read its part.
     """
     read: _Read | None = None
     fault: Exception | None = None
@@ -294,7 +294,7 @@ def load_checkpoint(url: str, *, engine: ZeroEngine, ema: ShardedEma, world: Wor
 
 @dataclass(frozen=True)
 class _Read:
-    """What a rank takes from a checkpoint: its slices by group and name, and what is the same for all."""
+    """What a rank reads from a checkpoint: its slices by group and name, and what is the same on all ranks."""
 
     groups: list[dict[str, Tensor]]
     optimizer_steps: int

@@ -1,4 +1,4 @@
-"""Copies of a device's vectors in the memory of the host."""
+"""Copies of device vectors in host memory."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ def host_copy(vector: Tensor) -> Tensor:
 
 @functools.cache
 def _stage() -> Tensor:
-    """Return the pinned memory a GPU copies into.
+    """Return the pinned buffer a GPU copies into.
 
-    Pinned vectors would do, but torch rounds each up to a power of two and never gives it back.
+    Pinned vectors would do too, but torch rounds each up to a power of two and never frees it.
     """
     return torch.empty(_STAGE_ELEMENTS, dtype=torch.float32, pin_memory=True)
 
 
 def copy_by_pieces(source: Tensor, target: Tensor, stage: Tensor, *, wait: Callable[[], None]) -> None:
-    """Copy a vector through a piece of other memory.
+    """Copy a vector through a buffer.
 
     Args:
         source: ``[n]``.
         target: ``[n]``.
-        stage: ``[k]``; ``k`` elements go at a time.
-        wait: Returns when what was copied into the stage is there.
+        stage: The buffer ``[k]``: ``k`` elements are copied at a time.
+        wait: Returns once the copy into the buffer is complete.
     """
     for there, here in zip(torch.split(source, len(stage)), torch.split(target, len(stage)), strict=True):
         piece = stage[: len(there)]

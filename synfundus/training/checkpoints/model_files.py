@@ -9,19 +9,19 @@ import safetensors.torch
 from torch import Tensor
 
 MODEL_NAME = "model.safetensors"
-"""Weights that are of no part, under the network's own names."""
+"""Weights of no part, under the network's own names."""
 _FORMAT = {"format": "pt"}  # what diffusers and transformers look for
 
 
 @dataclass(frozen=True)
 class ModelPart:
-    """A part of a network that has a folder of its own.
+    """A part of a network that is stored in its own folder.
 
     Attributes:
-        folder: Its name, e.g. ``unet``.
-        prefix: How the names of its weights begin in the network, e.g. ``unet.``.
-        config: Content of its ``config.json``.
-        weights_name: Its file of weights.
+        folder: Name of the folder, e.g. ``unet``.
+        prefix: Prefix of its weights' names in the network, e.g. ``unet.``.
+        config: Content of ``config.json``.
+        weights_name: Name of the weights file.
     """
 
     folder: str
@@ -31,11 +31,11 @@ class ModelPart:
 
 
 def model_files(weights: Mapping[str, Tensor], parts: Sequence[ModelPart]) -> dict[str, bytes]:
-    """Return the files that hold a network's weights, by name below the checkpoint.
+    """Return the files of a network's weights, by path relative to the checkpoint.
 
     Args:
         weights: By name in the network, on the CPU.
-        parts: What has a folder of its own; the rest goes to ``model.safetensors``.
+        parts: Parts with their own folder; the rest goes to ``model.safetensors``.
     """
     rest = {name: tensor.contiguous() for name, tensor in weights.items()}
     files: dict[str, bytes] = {}

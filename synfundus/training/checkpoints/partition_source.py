@@ -1,4 +1,4 @@
-"""The partitions of a checkpoint, saved on any number of ranks, as slices for any other number."""
+"""Reads the partitions of a checkpoint, saved on any number of ranks, as slices for another number."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from synfundus.storage import filesystem
 
 
 def partition_name(rank: int, world_size: int) -> str:
-    """Return the file name of a rank's partitions below the checkpoint."""
+    """Return the path of a rank's partitions, relative to the checkpoint."""
     return f"zero/rank-{rank:05d}-of-{world_size:05d}.safetensors"
 
 
@@ -31,7 +31,7 @@ class PartitionSource:
             try:
                 self._files[rank] = safetensors.torch.load(filesystem.read_bytes(filesystem.join(self._url, name)))
             except safetensors.SafetensorError as error:
-                raise CheckpointError(f"{name} is no safetensors file: {error}", where=self._url) from error
+                raise CheckpointError(f"{name} is not a safetensors file: {error}", where=self._url) from error
         return self._files[rank]
 
     def slice(self, number: int, group: FlatGroup, name: str, *, rank: int, world_size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run there are, and which of them are whole."""
+"""Finds the checkpoints of a run and verifies them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class FoundCheckpoint:
 
     Attributes:
         url: Its folder.
-        images_seen: Images trained on when it was taken.
+        images_seen: Images trained on.
         passed_over: One line for each newer folder that is damaged.
     """
 
@@ -48,12 +48,12 @@ def checkpoint_name(images_seen: int) -> str:
 
 
 def sha256_of(data: bytes) -> str:
-    """Return the hash of bytes as a manifest has it."""
+    """Return the hash as stored in a manifest."""
     return hashlib.sha256(data).hexdigest()
 
 
 def list_checkpoints(root: str) -> tuple[list[str], list[str]]:
-    """Return the names of the published checkpoints, oldest first, and of what killed saves left."""
+    """Return the names of the published checkpoints, oldest first, and of the remains of killed saves."""
     names = filesystem.list_names(root)
     published = [name for name in names if _FOLDER.match(name)]
     left = [name for name in names if _PARTIAL.match(name)]
@@ -64,7 +64,7 @@ def list_checkpoints(root: str) -> tuple[list[str], list[str]]:
 
 
 def verify(url: str) -> str:
-    """Check every file of a checkpoint against its manifest; returns what is wrong, or an empty text."""
+    """Check every file of a checkpoint against its manifest; returns what is wrong, else an empty string."""
     try:
         manifest = documents.read_document(
             filesystem.join(url, MANIFEST_NAME), format_name=FORMAT_NAME, version=FORMAT_VERSION
@@ -77,10 +77,10 @@ def verify(url: str) -> str:
 
 
 def compare(url: str, listing: Mapping[str, Any]) -> str:
-    """Read files below a folder; say which is not what was listed, or return an empty text.
+    """Compare files with a listing; returns what is wrong with the first that differs, else an empty string.
 
     Raises:
-        StorageError: One cannot be read.
+        StorageError: A file cannot be read.
     """
     for name, entry in listing.items():
         data = filesystem.read_bytes(filesystem.join(url, name))
@@ -92,7 +92,7 @@ def compare(url: str, listing: Mapping[str, Any]) -> str:
 
 
 def _unlisted(url: str, listing: Mapping[str, Any]) -> str:
-    """Say which file a resume needs and the manifest does not list; empty if none is missing."""
+    """Return what is wrong if the manifest does not list a file a resume needs, else an empty string."""
     needed = [STATE_NAME]
     if STATE_NAME in listing:
         state = documents.read_document(
@@ -105,17 +105,17 @@ def _unlisted(url: str, listing: Mapping[str, Any]) -> str:
 
 
 def find_checkpoint(root: str, *, world: World) -> FoundCheckpoint | None:
-    """Return the newest checkpoint whose manifest verifies, or None if there is none at all. Collective.
+    """Return the newest checkpoint whose manifest verifies, None if there are no checkpoints. Collective.
 
     Raises:
-        CheckpointError: There are checkpoints, and every one is damaged.
+        CheckpointError: There are checkpoints, but all are damaged.
     """
     found, damaged = on_rank_0(lambda: _newest_sound(root), world)
     if found is None and damaged:
         raise CheckpointError(
             f"all {len(damaged)} checkpoints are damaged: {'; '.join(damaged)}",
             where=root,
-            hint="move the folder away to start again from nothing",
+            hint="move the folder away to start from the beginning",
         )
     return found
 

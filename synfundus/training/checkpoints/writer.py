@@ -1,8 +1,8 @@
-"""Checkpoints behind the steps: the step copies the state, a thread hashes, writes and commits it.
+"""Asynchronous checkpoints: the step copies the state, a background thread hashes, writes and commits it.
 
-One is written at a time; the next one waits for it. The ranks agree on the commit as they do in `training.checkpoint`,
-on a channel of their own, so that no message of theirs meets one of the training loop. A failed one is known on every
-rank, and the loop raises it at its next boundary (ADR-0008).
+One is written at a time; the next waits for it. The ranks agree on the commit as in `checkpoint`, in a separate process
+group, so that their messages do not mix with the training loop's. Every rank learns of a failure, and the loop raises
+it at the next step boundary (ADR-0008).
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from typing import Any
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import World
-from synfundus.training.checkpoints.checkpoint import Snapshot, take_snapshot, write_snapshot
+from synfundus.training.checkpoints.checkpoint import StateCopy, copy_state, write_checkpoint
 from synfundus.training.checkpoints.model_files import ModelPart
 from synfundus.training.checkpoints.search import checkpoint_name
 from synfundus.training.ema import ShardedEma
 
 _NICENESS = 10
-"""Added to the thread's: a tenth of a core it has to share."""
+"""Added to the thread's niceness: it gets a tenth of a core it shares."""
 
 
 class CheckpointWriter:
-    """Saves one run.
+    """Saves the checkpoints of one run.
 
-    Collective: every rank has one and saves at the same places.
+    Collective: every rank has one and saves at the same steps.
 
     Args:
         root: Folder of the checkpoints.
@@ -38,15 +38,15 @@ class CheckpointWriter:
         ema: Averaged weights.
         keep: Checkpoints to keep, at least 2.
         world: The job.
-        behind: The same ranks on another channel, for a thread; None writes in the step.
-        watchdog: Ends the job when a save does not end.
-        before: Called with the world in use before anything is written; collective.
-        saved_images: A place that needs no saving: where the run goes on from.
-        damaged: Names of checkpoints that were passed over, not counted as kept; whoever passes more over adds them.
-        parts: Parts of the network that get a folder diffusers opens.
+        background: The same ranks in another process group, for the thread; None writes in the step.
+        watchdog: Ends the job if a save does not end.
+        before: Called before anything is written, with the world in use; collective.
+        saved_images: Images of the checkpoint the run resumed from, which is not saved again.
+        damaged: Names of damaged checkpoints, which do not count as kept; the caller may add to it.
+        parts: Parts of the network that get a folder diffusers can open.
 
     Attributes:
-        stall_s: Seconds the caller has stood still so far: copying, and waiting for the save before.
+        stall_s: Seconds the caller was held up so far: by copying, and by waiting for the previous save.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class CheckpointWriter:
         ema: ShardedEma,
         keep: int,
         world: World,
-        behind: World | None,
+        background: World | None,
         watchdog: Watchdog,
         before: Callable[[World], None] | None = None,
         saved_images: int = -1,
@@ -69,7 +69,7 @@ class CheckpointWriter:
         self._ema = ema
         self._keep = keep
         self._world = world
-        self._behind = behind
+        self._background = background
         self._watchdog = watchdog
         self._before = before
         self._thread: threading.Thread | None = None
@@ -80,61 +80,61 @@ class CheckpointWriter:
         self.stall_s = 0.0
 
     def save(self, images_seen: int, state: Mapping[str, Any]) -> None:
-        """Take the state as it is now and have it written. Collective.
+        """Save the current state. Collective.
 
-        A place that was saved already is not saved again: a signal may come right behind a checkpoint.
+        A state that was saved already is not saved again: a signal may come right after a checkpoint.
 
         Raises:
-            StorageError: This checkpoint, or the one before it, could not be written; the last committed one is whole.
+            StorageError: This checkpoint or the previous one could not be written; the last committed one is intact.
         """
         began = time.perf_counter()
         try:
             self.wait()
             if images_seen == self._last_images:
                 return
-            snapshot = take_snapshot(
+            copy = copy_state(
                 engine=self._engine, ema=self._ema, images_seen=images_seen, state=state, world=self._world
             )
             self._last_images = images_seen
-            if self._behind is None:
-                self._write(snapshot, self._world)
+            if self._background is None:
+                self._write(copy, self._world)
             else:
                 self._thread = threading.Thread(
-                    target=self._write_behind, args=(snapshot, self._behind), name="checkpoint", daemon=True
+                    target=self._write_in_background, args=(copy, self._background), name="checkpoint", daemon=True
                 )
                 self._thread.start()
         finally:
             self.stall_s += time.perf_counter() - began
 
-    def _write(self, snapshot: Snapshot, world: World) -> None:
-        with self._watchdog.expect_end(lambda: f"the writing of the checkpoint at {snapshot.images_seen:,} images"):
+    def _write(self, copy: StateCopy, world: World) -> None:
+        with self._watchdog.expect_end(lambda: f"the writing of the checkpoint at {copy.images_seen:,} images"):
             if self._before is not None:
                 self._before(world)
-            write_snapshot(self._root, snapshot, keep=self._keep, world=world, damaged=self._damaged, parts=self._parts)
-            self._damaged.discard(checkpoint_name(snapshot.images_seen))
+            write_checkpoint(self._root, copy, keep=self._keep, world=world, damaged=self._damaged, parts=self._parts)
+            self._damaged.discard(checkpoint_name(copy.images_seen))
 
-    def _write_behind(self, snapshot: Snapshot, world: World) -> None:
+    def _write_in_background(self, copy: StateCopy, world: World) -> None:
         _yield_cores()
         try:
-            self._write(snapshot, world)
+            self._write(copy, world)
         except BaseException as error:  # noqa: BLE001 - handed to the loop, which raises it
             self._failure = error
 
     @property
     def failed(self) -> bool:
-        """Whether a save of this rank has failed that nobody was told of. The others' will, or have."""
+        """Whether a save has failed and `wait` has not raised it yet; it fails on the other ranks too."""
         return self._failure is not None
 
     @property
     def writing(self) -> bool:
-        """Whether a checkpoint is being written behind the steps."""
+        """Whether a checkpoint is being written in the background."""
         return self._thread is not None and self._thread.is_alive()
 
     def wait(self) -> None:
-        """Wait until everything is written. Collective.
+        """Wait until the checkpoint is written. Collective.
 
         Raises:
-            StorageError: It could not be, on any rank.
+            StorageError: A rank could not write it.
         """
         self._join()
         if self._failure is not None:
@@ -142,7 +142,7 @@ class CheckpointWriter:
             raise failure
 
     def close(self) -> None:
-        """Wait until everything is written or has failed, and say nothing of it: a worse error is being raised."""
+        """Wait until the checkpoint is written or has failed, without raising: another error is being raised."""
         self._join()
 
     def _join(self) -> None:
@@ -152,7 +152,7 @@ class CheckpointWriter:
 
 
 def _yield_cores() -> None:
-    """Let the threads of the step go first where there are no more cores than them; of this thread only, on Linux."""
+    """Give this thread a lower priority than the step's, for when all cores are busy; on Linux only."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             niceness = os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS

@@ -1,1 +1,1 @@
-"""What fits into memory: worked out beforehand, measured at start."""
+"""What fits into memory: computed beforehand, or measured at start."""

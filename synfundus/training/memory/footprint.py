@@ -1,10 +1,10 @@
-"""What a run costs before it is started: bytes on a rank, operations an image, hours. Pure arithmetic.
+"""The cost of a run, computed before it starts: bytes per rank, operations per image, hours. Pure arithmetic.
 
-P parameters, N ranks, weights of w bytes each (2 in bf16, 4 in fp32). Under ZeRO-2 a rank holds the weights whole, wP,
-and of everything else its N-th part, in fp32: gradients (4P/N), masters (4P/N), two moments (8P/N), and each average of
-the weights (4P/N). DeepSpeed's estimator says 2P + 18P/N for bf16, its documentation 4P + 16P/N; what is alive when our
-engine updates is wP + 16P/N and the averages (`benchmarks/zero2_memory.py`). During the backward pass a bucket and
-activations come on top; they are gone when the gradients are joined into one vector, which takes another 4P/N.
+P parameters, N ranks, weights of w bytes each (2 in bf16, 4 in fp32). Under ZeRO-2 a rank holds all weights, wP, and
+1/N of everything else, in fp32: gradients (4P/N), masters (4P/N), two moments (8P/N), and each average of the weights
+(4P/N). DeepSpeed's estimator says 2P + 18P/N for bf16, its documentation 4P + 16P/N; during our engine's update
+wP + 16P/N and the averages are alive (`benchmarks/zero2_memory.py`). The backward pass adds a bucket and activations;
+they are freed before the gradients are joined into one vector, which takes another 4P/N.
 
 Source: Rajbhandari et al. 2020, ZeRO (arXiv 1910.02054), section 3; Kaplan et al. 2020 (arXiv 2001.08361) for a
 backward pass as twice the forward one.
@@ -22,13 +22,13 @@ GpuName = Literal["v100", "a100-40", "a100", "a6000", "l40s", "rtx4090", "h100",
 
 @dataclass(frozen=True)
 class Gpu:
-    """A processor as its data sheet has it.
+    """A GPU as in its data sheet.
 
     Attributes:
-        memory_bytes: Of one device.
+        memory_bytes: Memory of one device.
         flops: Dense operations a second in bf16 (fp16 on the V100).
-        tf32_flops: In fp32 on tensor cores; without those (V100) as `fp32_flops`.
-        fp32_flops: In fp32 without them.
+        tf32_flops: In fp32 on tensor cores; on a GPU without TF32 (V100) the same as `fp32_flops`.
+        fp32_flops: In fp32 without tensor cores.
     """
 
     memory_bytes: int
@@ -37,11 +37,11 @@ class Gpu:
     fp32_flops: float
 
     def peak(self, *, weight_bytes: int, tf32: bool) -> float:
-        """Return the operations a second that a run can reach at most.
+        """Return the peak operations a second of a run.
 
         Args:
             weight_bytes: 2 for bf16, 4 for fp32.
-            tf32: Whether fp32 may be multiplied on tensor cores.
+            tf32: Whether fp32 products may use tensor cores.
         """
         if weight_bytes == 2:
             return self.flops
@@ -69,17 +69,17 @@ _DEVICE_NAMES: tuple[tuple[str, GpuName], ...] = (
     (r"H100 80GB HBM3", "h100"),
     (r"H200(?! NVL)", "h200"),
 )
-"""How CUDA calls them. H100 PCIe, H100 NVL and H200 NVL have other peaks and are left out."""
+"""Their names in CUDA. H100 PCIe, H100 NVL and H200 NVL have other peaks and are left out."""
 
 
 def find_gpu(device_name: str) -> GpuName | None:
-    """Return which known processor a device is, by the name CUDA gives it; None if it is none of them."""
+    """Return the GPU with this CUDA device name; None if it is not in the table."""
     return next((gpu for pattern, gpu in _DEVICE_NAMES if re.search(rf"\b{pattern}", device_name)), None)
 
 
 @dataclass(frozen=True)
 class StateBytes:
-    """Bytes of a model's states on one rank; the sum is `total`."""
+    """Bytes of the training state on one rank; the sum is `total`."""
 
     weights: int
     gradients: int
@@ -89,18 +89,18 @@ class StateBytes:
 
     @property
     def total(self) -> int:
-        """Return all of them."""
+        """Return the sum."""
         return self.weights + self.gradients + self.masters + self.moments + self.averages
 
 
 def state_bytes(*, parameters: int, ranks: int, weight_bytes: int, num_averages: int) -> StateBytes:
-    """Return what a rank of a ZeRO-2 run holds while it updates.
+    """Return what a rank of a ZeRO-2 run holds during the update.
 
     Args:
         parameters: P.
         ranks: N.
         weight_bytes: w: 2 for bf16, 4 for fp32.
-        num_averages: Averages of the weights, at least the one with a half-life.
+        num_averages: Averages of the weights, the one with a half-life included.
     """
     share = -(-parameters // ranks)
     return StateBytes(
@@ -114,11 +114,11 @@ def state_bytes(*, parameters: int, ranks: int, weight_bytes: int, num_averages:
 
 @dataclass(frozen=True)
 class StepTraffic:
-    """Bytes a rank sends in an optimizer step, and receives.
+    """Bytes a rank sends, and as many receives, in an optimizer step.
 
     Attributes:
-        reduced: Gradients, reduced after each backward pass.
-        gathered: Weights, gathered after the update.
+        reduced: Gradients, after each backward pass.
+        gathered: Weights, after the update.
     """
 
     reduced: int
@@ -126,17 +126,17 @@ class StepTraffic:
 
     @property
     def total(self) -> int:
-        """Return both."""
+        """Return the sum of both."""
         return self.reduced + self.gathered
 
 
 def step_traffic(
     *, parameters: int, ranks: int, weight_bytes: int, gradient_bytes: int, accumulation_steps: int
 ) -> StepTraffic:
-    """Return what a rank of a ZeRO-2 run sends in rings.
+    """Return what a rank of a ZeRO-2 run sends with ring collectives.
 
-    A ring passes (N-1)/N of a vector on to reduce it into parts, and as much to gather them. ZeRO-2 needs one of each
-    in a step. The pinned DeepSpeed reduces every bucket on all ranks and then keeps its own part, after every backward
+    In a ring each rank sends (N-1)/N of a vector to reduce-scatter it, and as much to all-gather it. ZeRO-2 needs one
+    of each a step. The pinned DeepSpeed all-reduces every bucket and then keeps its own part, after every backward
     pass: twice (N-1)/N gP for each (`tests/integration/test_step_traffic.py`).
 
     Source: Rajbhandari et al. 2020, ZeRO (arXiv 1910.02054), section 7; Patarasuk and Yuan 2009 for rings.
@@ -145,8 +145,8 @@ def step_traffic(
         parameters: P.
         ranks: N.
         weight_bytes: w: 2 for bf16, 4 for fp32.
-        gradient_bytes: g: those of the weights, unless the DeepSpeed file sets ``communication_data_type``.
-        accumulation_steps: Backward passes an update.
+        gradient_bytes: g: that of the weights, unless the DeepSpeed file sets ``communication_data_type``.
+        accumulation_steps: Backward passes per update.
     """
     passed_on = parameters * (ranks - 1)
     return StepTraffic(
@@ -160,13 +160,13 @@ def checkpoint_bytes(*, parameters: int, num_averages: int) -> int:
 
 
 def snapshot_bytes(*, parameters: int, num_widths: int, budget_images: int, every_images: int) -> int:
-    """Return the size of all a run's snapshots of power-function averages, fp32: at the end, or at each boundary."""
+    """Return the size of all snapshots of power-function averages of a run, fp32: at the end, or at each interval."""
     times = -(-budget_images // every_images) if every_images else 1
     return 4 * parameters * num_widths * times
 
 
 def latent_set_bytes(*, num_images: int, latent_shape: tuple[int, int, int], with_flip: bool) -> int:
-    """Return the size of a latent set's moments: mean and log-variance in fp16, twice with mirrored ones."""
+    """Return the size of a latent set's moments: mean and log-variance in fp16, doubled by mirrored ones."""
     channels, height, width = latent_shape
     return num_images * 2 * channels * height * width * 2 * (2 if with_flip else 1)
 
@@ -176,8 +176,8 @@ class ImageFlops:
     """Operations of an image's forward and backward pass.
 
     Attributes:
-        model: What the mathematics asks for, however it is computed: what the MFU counts.
-        hardware: What processors do, with what gradient checkpointing computes again: what the HFU counts.
+        model: Without recomputation: what the MFU counts.
+        hardware: With the recomputation of gradient checkpointing: what the HFU counts.
     """
 
     model: float
@@ -189,10 +189,10 @@ class Throughput:
     """How long a run takes.
 
     Attributes:
-        images_per_s: Of all ranks.
-        hours: For the budget.
-        gpu_hours: Of all ranks together.
-        mfu: Part of the peak that is the model's own operations.
+        images_per_s: Of all ranks together.
+        hours: Hours for the budget.
+        gpu_hours: Hours times ranks.
+        mfu: Model FLOPs utilisation, a fraction of the peak.
     """
 
     images_per_s: float
@@ -204,19 +204,18 @@ class Throughput:
 def throughput(*, flops: ImageFlops, budget_images: int, ranks: int, peak_flops: float, hfu: float) -> Throughput:
     """Return rate and duration at a hardware FLOPs utilisation.
 
-    HFU is the part of the peak that processors compute at, recomputation included; MFU counts the model's operations
-    alone, so MFU = HFU x model / hardware, and both are one number without gradient checkpointing. The HFU is what is
-    given: checkpointing keeps a GPU as busy as it was and makes it do more, so at the same HFU the rate falls by
-    model / hardware.
+    HFU is the fraction of the peak at which GPUs compute, recomputation included; MFU counts the model's operations
+    alone: MFU = HFU x model / hardware. Without gradient checkpointing both are equal. The HFU is the argument because
+    checkpointing keeps a GPU equally busy and gives it more work: at the same HFU the rate falls by model / hardware.
 
     Source: Chowdhery et al. 2022, PaLM (arXiv 2204.02311), App. B; Korthikanti et al. 2022 (arXiv 2205.05198), sec. 6.
 
     Args:
-        flops: Of an image.
+        flops: Operations of an image.
         budget_images: Images to train on.
-        ranks: GPUs.
-        peak_flops: Of one GPU.
-        hfu: Part of the peak that arrives.
+        ranks: Number of GPUs.
+        peak_flops: Peak operations a second of one GPU.
+        hfu: Hardware FLOPs utilisation, a fraction of the peak.
     """
     rate = ranks * peak_flops * hfu / flops.hardware
     hours = budget_images / rate / 3600.0

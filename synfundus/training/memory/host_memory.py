@@ -1,4 +1,4 @@
-"""How much memory of the host is left: of the machine, and of the control groups this process is in."""
+"""Available host memory: of the machine, and within the limits of this process's control groups."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 def available_memory_bytes(root: Path = Path("/")) -> int:
-    """Return what is left of the machine's memory, or of a control group's where that is less.
+    """Return the available memory of the machine, or what a control group has left if that is less.
 
     Args:
-        root: Where ``proc`` and ``sys`` lie; tests have others.
+        root: Folder of ``proc`` and ``sys``; an argument for tests.
     """
     text = _read(root / "proc" / "meminfo")
     match = re.search(r"MemAvailable:\s+(\d+) kB", text)
@@ -20,7 +20,7 @@ def available_memory_bytes(root: Path = Path("/")) -> int:
 
 
 def _control_groups(root: Path) -> list[int]:
-    """Return what each control group with a limit has left, those above it included; file pages give way and count."""
+    """Return what each control group with a limit has left, its parents included; inactive file pages count as free."""
     groups = root / "sys" / "fs" / "cgroup"
     left: list[int] = []
     for line in _read(root / "proc" / "self" / "cgroup").splitlines() or ["0::/"]:
@@ -43,7 +43,7 @@ def _control_groups(root: Path) -> list[int]:
 
 
 def _read(path: Path) -> str:
-    """Return what a file of the kernel says, nothing where it is not there or not for us."""
+    """Return the content of a kernel file, an empty string if it cannot be read."""
     try:
         return path.read_text(encoding="ascii", errors="replace")
     except OSError:

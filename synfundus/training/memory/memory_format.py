@@ -1,7 +1,7 @@
-"""Whether convolutions are faster on NHWC memory: decided on pairs of timed steps, not assumed.
+"""Whether convolutions are faster with NHWC memory, measured on pairs of timed steps.
 
-It depends on the card, the precision and the widths: cuDNN's bf16 kernels want NHWC, fp32 ones often do not, and on a
-CPU it is a toss-up. Rounding may differ between the two, so a run keeps what it began with.
+It depends on the GPU, the precision and the widths: cuDNN's bf16 kernels prefer NHWC, fp32 ones often do not, and on a
+CPU either may win. Rounding may differ between the two, so a run keeps the format it started with.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 LEAST_GAIN = 0.02
-"""Part of a step that NHWC must save; below, both count as equally fast and torch's own layout is kept."""
+"""Fraction of a step that NHWC must save; below it torch's default layout is kept."""
 MOST_PAIRS = 15
 MOST_SECONDS = 4.0
-"""After this the pairs made so far decide."""
+"""After this time the pairs measured so far decide."""
 _LEAST_PAIRS = 3
 
 
@@ -27,7 +27,7 @@ class FormatChoice:
         channels_last: Use NHWC.
         contiguous_s: Median seconds of a step on NCHW memory.
         channels_last_s: Median seconds of a step on NHWC memory.
-        pairs: Steps of each.
+        pairs: Number of timed steps of each.
     """
 
     channels_last: bool
@@ -36,7 +36,7 @@ class FormatChoice:
     pairs: int
 
     def describe(self) -> str:
-        """Say it in a line."""
+        """Return a line for the log."""
         return (
             f"channels_last {'on' if self.channels_last else 'off'}: a step takes {1e3 * self.channels_last_s:.1f} ms "
             f"with, {1e3 * self.contiguous_s:.1f} ms without (median of {self.pairs})"
@@ -44,7 +44,7 @@ class FormatChoice:
 
 
 def choose_format(pairs: list[tuple[float, float]]) -> FormatChoice:
-    """Decide on pairs of seconds, NCHW first: by the median of their ratios, in which slow spells cancel out."""
+    """Decide from pairs of seconds, NCHW first, by the median of their ratios, which is robust to slow phases."""
     ratio = statistics.median(nhwc / nchw for nchw, nhwc in pairs)
     return FormatChoice(
         channels_last=ratio < 1.0 - LEAST_GAIN,
@@ -55,14 +55,14 @@ def choose_format(pairs: list[tuple[float, float]]) -> FormatChoice:
 
 
 def measure_format(step_s: Callable[[bool], float], *, clock: Callable[[], float] = time.perf_counter) -> FormatChoice:
-    """Time both layouts in turns, after one pair that warms up.
+    """Time both layouts in alternation, after a warm-up pair.
 
     Args:
         step_s: Runs a step, with NHWC memory or without; returns its seconds.
-        clock: Seconds; tests have their own.
+        clock: Returns seconds; an argument for tests.
     """
     began = clock()
-    pairs = [_pair(step_s, first=False)]  # the warm-up decides alone where it has used up the time
+    pairs = [_pair(step_s, first=False)]  # the warm-up pair alone decides if it used up the time
     number = 0
     while number < MOST_PAIRS and clock() - began < MOST_SECONDS:
         if number == 0:
@@ -73,11 +73,11 @@ def measure_format(step_s: Callable[[bool], float], *, clock: Callable[[], float
 
 
 def timed_images(micro_batch: int, *, one_image_s: float) -> int:
-    """Return how many images a timed step has: the micro-batch, or as many as leave time for a few pairs.
+    """Return the number of images of a timed step: the micro-batch, or fewer to leave time for a few pairs.
 
     Args:
-        micro_batch: What the run takes.
-        one_image_s: Seconds of a step of one image; more images take at most as many times that.
+        micro_batch: Micro-batch of the run.
+        one_image_s: Seconds of a step of one image; ``n`` images take at most ``n`` times as long.
     """
     affordable = MOST_SECONDS / (2 * (1 + _LEAST_PAIRS) * max(one_image_s, 1e-9))
     return max(1, min(micro_batch, int(affordable)))

@@ -1,11 +1,11 @@
-"""The largest micro-batch that memory holds: candidates, what is tried, what is chosen. How it is tried is `rehearsal`.
+"""The largest micro-batch that fits into memory: which sizes are tried and which is chosen. `rehearsal` tries one.
 
-Candidates are the divisors of a rank's share of the global batch, so that the choice changes rounding and nothing else.
-They are tried in rising order. On a GPU one that is too large is refused by the allocator, and nothing is lost. On a
-host it could cost the process its life, so a candidate is tried only where its forecast fits: let a pass over b images
-have m_t(b) = c_t + s_t b bytes alive at moment t, with c_t >= 0 for what does not grow (gradients, workspaces). Then
-the peak over rb images, r >= 1, is at most r times the peak over b. A line through two sizes would be no such bound:
-the peak is a maximum of lines, and gradients may hide how fast the others rise.
+Candidates are the divisors of a rank's share of the global batch, so that the choice changes only rounding. They are
+tried in ascending order. On a GPU the allocator refuses one that is too large, without harm. On a CPU the process could
+be killed, so a candidate is tried only if its forecast fits: let a pass over b images have m_t(b) = c_t + s_t b bytes
+alive at moment t, with c_t >= 0 for what does not grow (gradients, workspaces). Then the peak over rb images, r >= 1,
+is at most r times the peak over b. A line through two sizes would be no such bound: the peak is a maximum of lines, and
+gradients may hide how fast the others rise.
 
 Source: ADR-0006; the bound is elementary.
 """
@@ -22,13 +22,13 @@ from synfundus.training.memory.footprint import GIB
 
 
 @dataclass(frozen=True)
-class Budget:
-    """What a rank may use.
+class MemoryBudget:
+    """Memory a rank may use.
 
     Attributes:
-        bytes: Of its device, or of its part of the host.
-        fixed_bytes: What will be taken whatever the micro-batch: masters, moments, averages, buckets.
-        careful: Try only what is forecast to fit.
+        bytes: Memory of its device, or its share of the host's.
+        fixed_bytes: Memory needed at any micro-batch: masters, moments, averages, buckets.
+        careful: Try only sizes that are forecast to fit.
     """
 
     bytes: int
@@ -38,12 +38,12 @@ class Budget:
 
 @dataclass(frozen=True)
 class Need:
-    """What a candidate takes on one rank, the fixed part included.
+    """Memory a candidate needs on one rank, the fixed part included.
 
     Attributes:
-        bytes: At the peak; None when memory ran out.
-        budget_bytes: What there is.
-        forecast: An upper bound; the candidate was not tried.
+        bytes: Peak; None if memory ran out.
+        budget_bytes: Available memory.
+        forecast: The peak is an upper bound; the candidate was not tried.
     """
 
     bytes: int | None
@@ -52,12 +52,12 @@ class Need:
 
     @property
     def fits(self) -> bool:
-        """Whether there is enough."""
+        """Whether it fits."""
         return self.bytes is not None and self.bytes <= self.budget_bytes
 
     @property
     def fill(self) -> float:
-        """Part of the budget that is taken; infinite when memory ran out."""
+        """Fraction of the budget it needs; infinite if memory ran out."""
         return float("inf") if self.bytes is None else self.bytes / max(self.budget_bytes, 1)
 
     def __str__(self) -> str:
@@ -68,13 +68,13 @@ class Need:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What was found.
+class MicroBatchChoice:
+    """The chosen micro-batch.
 
     Attributes:
         size: Images per rank and forward pass.
-        need: What it takes on the fullest rank.
-        refused: The next candidate and what it would take; None when a rank's whole share fits.
+        need: Its memory on the fullest rank.
+        refused: The next candidate and its memory; None if a rank's whole share fits.
     """
 
     size: int
@@ -82,7 +82,7 @@ class Finding:
     refused: tuple[int, Need] | None
 
     def describe(self) -> str:
-        """Say it in a line."""
+        """Return a line for the log."""
         if self.refused is None:
             return f"micro-batch {self.size} found: all of a rank's share ({self.need})"
         larger, need = self.refused
@@ -90,42 +90,42 @@ class Finding:
 
 
 def candidates(share: int) -> list[int]:
-    """Return the divisors of a rank's share of the global batch, rising."""
+    """Return the divisors of a rank's share of the global batch, ascending."""
     small = [size for size in range(1, int(share**0.5) + 1) if share % size == 0]
     return sorted({*small, *(share // size for size in small)})
 
 
 def forecast(size: int, *, tried: int, peak_bytes: int) -> int:
-    """Return an upper bound of the peak over ``size`` images from that over ``tried``, which are not more."""
+    """Return an upper bound of the peak over ``size`` images from the peak over ``tried`` <= ``size`` images."""
     return -(-peak_bytes * size // tried)
 
 
 def fullest(needs: Sequence[Need]) -> Need:
-    """Return the need of the rank that has least left: what decides for all."""
+    """Return the need of the rank with the least memory left, which decides for all."""
     return max(needs, key=lambda need: need.fill)
 
 
 def find_micro_batch(
-    share: int, *, peak: Callable[[int], int | None], budget: Budget, world: World, where: str
-) -> Finding:
-    """Try candidates in rising order and return the largest that fits on every rank. Collective.
+    share: int, *, peak: Callable[[int], int | None], budget: MemoryBudget, world: World, where: str
+) -> MicroBatchChoice:
+    """Try candidates in ascending order and return the largest that fits on every rank. Collective.
 
-    All ranks try the same candidates at the same time, as they will train.
+    All ranks try the same candidates at the same time, as in training.
 
     Args:
         share: Images of a global batch on a rank.
-        peak: Runs a pass over so many images on this rank; returns its most bytes, None when memory ran out.
+        peak: Runs a pass over that many images on this rank; returns its peak bytes, None if memory ran out.
         budget: What this rank may use.
         world: The job.
-        where: The option this settles.
+        where: The option this determines.
 
     Raises:
-        ConfigError: On every rank when not even one image fits on one of them.
-        Exception: On every rank what a pass of any has met.
+        ConfigError: On every rank, if one image does not fit on one of them.
+        Exception: On every rank, an error of any rank's pass.
     """
     found: tuple[int, Need] | None = None
     refused: tuple[int, Need] | None = None
-    last: tuple[int, int] | None = None  # the size this rank has tried, and its peak
+    last: tuple[int, int] | None = None  # the last size this rank tried, and its peak
     for size in candidates(share):
         if budget.careful:
             # before the first pass only the fixed part is known
@@ -146,13 +146,13 @@ def find_micro_batch(
         raise ConfigError(
             f"not even one image fits: it needs {refused[1] if refused else 'too much'}",
             where=where,
-            hint="turn on gradient_checkpointing, use more ranks, or a smaller network",
+            hint="turn on gradient_checkpointing, or use more ranks or a smaller network",
         )
-    return Finding(*found, refused)
+    return MicroBatchChoice(*found, refused)
 
 
 def _pass(peak: Callable[[int], int | None], size: int, world: World) -> int | None:
-    """Run a pass; an error of any rank is raised on all. Collective."""
+    """Run a pass; an error on any rank is raised on all. Collective."""
     taken: int | None = None
     fault: Exception | None = None
     try:

@@ -1,7 +1,6 @@
-"""Forward and backward passes before a run, on a copy of what it trains: how much memory they take, and how long.
+"""Forward and backward passes on a copy of the network before a run, to measure memory and time.
 
-The network itself is never touched: its weights, its gradients, torch's generators and the optimizer, which does not
-exist yet, are after a rehearsal what they were before.
+The network itself is not changed: its weights, its gradients and torch's generators stay as they were.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from synfundus.training.memory.host_memory import available_memory_bytes
 N = TypeVar("N", bound=nn.Module)
 
 GPU_RESERVE = 0.08
-"""Part of a GPU's memory that is left alone: NCCL's buffers, cuDNN's workspaces, fragments."""
+"""Fraction of a GPU's memory kept free: for NCCL's buffers, cuDNN's workspaces, fragmentation."""
 HOST_RESERVE = 0.2
-"""Part of what is left of the host that is left alone: prefetched batches, libraries' workspaces, the allocator."""
+"""Fraction of the host's available memory kept free: for prefetched batches, workspaces, the allocator."""
 
 _OUT_OF_MEMORY = (
     "ALLOC_FAILED",
@@ -35,14 +34,14 @@ _OUT_OF_MEMORY = (
     "out of memory",
     "unable to find an engine to execute",  # no convolution's workspace fits (pytorch issue 108645)
 )
-"""How cuDNN, cuBLAS, torch's host allocator and CUDA say it where torch raises a plain RuntimeError."""
+"""Messages of cuDNN, cuBLAS, torch's host allocator and CUDA in a plain RuntimeError."""
 
 
 def budget_bytes(device: torch.device, world: World) -> int:
-    """Return what this rank may use, before it has put anything on its device. Collective.
+    """Return the memory this rank may use, before it has put anything on its device. Collective.
 
-    On a GPU: what is free now, less `GPU_RESERVE` of all. On a CPU: a share of what the host or a control group has
-    left, less `HOST_RESERVE`; the ranks of a node get equal shares.
+    On a GPU: the free memory less `GPU_RESERVE` of the total. On a CPU: an equal share of what the host or a control
+    group has left, less `HOST_RESERVE`.
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -50,7 +49,7 @@ def budget_bytes(device: torch.device, world: World) -> int:
         return int(free - GPU_RESERVE * total)
     world.barrier()
     left = available_memory_bytes()
-    world.barrier()  # nobody takes memory while another looks
+    world.barrier()  # no rank allocates while another measures
     return int((1.0 - HOST_RESERVE) * left / world.local_size)
 
 
@@ -58,12 +57,12 @@ class Rehearsal(Generic[N]):
     """Runs a step on a copy of a network.
 
     Args:
-        network: What will be trained; copied when the first pass is made.
+        network: The network to be trained; copied before the first pass.
         make_step: Wraps it in a step module; the second argument says whether memory is NHWC.
-        draw: Makes a batch of so many images on the device.
-        device: Where it will be trained.
+        draw: Makes a batch of that many images on the device.
+        device: Device it will be trained on.
         dtype: Working precision.
-        images_seen: Place in the run to rehearse: where everything takes part that ever will.
+        images_seen: Images seen to pass to the step: so many that every part of the loss is active.
     """
 
     def __init__(
@@ -85,11 +84,11 @@ class Rehearsal(Generic[N]):
         self._images_seen = images_seen
 
     def peak_bytes(self, size: int, layouts: Sequence[bool]) -> int | None:
-        """Return the most bytes that passes over ``size`` images take besides the weights; None if memory ran out.
+        """Return the peak bytes of passes over ``size`` images, without the weights; None if memory ran out.
 
         Args:
             size: Images.
-            layouts: NHWC or not; the greater peak counts.
+            layouts: Whether memory is NHWC; of several the highest peak counts.
         """
         peaks: list[int] = []
         for layout in layouts:
@@ -101,14 +100,14 @@ class Rehearsal(Generic[N]):
         return max(peaks)
 
     def seconds(self, size: int, layout: bool) -> float:
-        """Return how long a pass over ``size`` images takes."""
+        """Return the seconds of a pass over ``size`` images."""
         began = time.perf_counter()
         self._pass(size, layout)
         self._synchronize()
         return time.perf_counter() - began
 
     def close(self) -> None:
-        """Let all memory go; figures of a run's peak begin after this."""
+        """Free all memory and reset the peak, so that a run measures its own."""
         self._copy = None
         self._tidy()
         if self._device.type == "cuda":
@@ -138,9 +137,9 @@ class Rehearsal(Generic[N]):
         return self._copy
 
     def _pass(self, size: int, layout: bool) -> None:
-        """Go there and back once; no gradient stays."""
+        """Run one forward and backward pass; no gradient is kept."""
         network = self._working_copy()
-        with _keyed_nowhere(self._device):
+        with _restored_generators(self._device):
             try:
                 loss, _ = self._make_step(network, layout).to(self._device)(self._draw(size), self._images_seen)
                 loss.backward()
@@ -152,32 +151,32 @@ class Rehearsal(Generic[N]):
             torch.cuda.synchronize(self._device)
 
     def _tidy(self) -> None:
-        """Give back what is cached, so that the next peak is counted from the weights alone."""
+        """Release cached memory, so that the next peak counts from the weights alone."""
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out."""
+    """Whether an error means that memory ran out."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 @contextmanager
-def _keyed_nowhere(device: torch.device) -> Iterator[None]:
-    """Let dropout draw, and put torch's generators back."""
+def _restored_generators(device: torch.device) -> Iterator[None]:
+    """Restore torch's generators after the block: dropout draws from them."""
     devices = [device.index] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         yield
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all storages that operations make, while they live; only of this thread.
+    """Counts the bytes of all live storages that operations of this thread create.
 
     Args:
-        own: Tensors that were there before and do not count.
+        own: Tensors that existed before and do not count.
     """
 
     def __init__(self, own: Sequence[Tensor]) -> None:
@@ -193,7 +192,7 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 - whatever an operation takes and returns
-        """Run an operation and count what it made."""
+        """Run an operation and count its results."""
         del types
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
