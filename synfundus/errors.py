@@ -1,4 +1,4 @@
-"""Every fault a user can meet, with the exit code the process ends with.
+"""All errors reported to the user, with the exit code of the process.
 
 ::
 
@@ -6,15 +6,15 @@
     ├── ConfigError           2   an option, a config file, a combination that cannot work
     ├── DataError             3   photographs, tables, shards, latents
     │   ├── CorruptShard          bytes that do not match their recorded hash
-    │   └── ManifestMismatch      two things that were not made for each other
+    │   └── ManifestMismatch      two artefacts that do not belong together
     ├── CheckpointError       4   nothing to resume from, or not from this
     ├── StorageError          5   disk, object store, permissions
     ├── NumericalError        6   a loss or gradient that is not finite
     ├── LaunchError           7   processes, ranks, SLURM
-    │   ├── Stalled          75   something that was waited for did not come (EX_TEMPFAIL: requeue)
-    │   └── PortTaken        75   somebody else has the port at which the ranks were to meet
+    │   ├── Stalled          75   a wait exceeded its limit (EX_TEMPFAIL: requeue)
+    │   └── PortTaken        75   another program uses the rendezvous port (EX_TEMPFAIL: requeue)
     └── Preempted            75   stopped by a signal after saving (EX_TEMPFAIL: requeue)
-        └── Interrupted           work beside the steps was left for later, because a signal came
+        └── Interrupted           work between steps was postponed because of a signal
 
 A message says what is wrong, with which values, where, and what to do about it.
 """
@@ -26,11 +26,11 @@ from typing import ClassVar, NamedTuple
 
 
 class SynfundusError(Exception):
-    """Base of all faults that are reported as one panel instead of a traceback.
+    """Base of all errors that are shown as a panel instead of a traceback.
 
     Attributes:
         message: What is wrong, with the values.
-        where: File, option or config key it was found in; may be empty.
+        where: File, option or config key concerned; may be empty.
         hint: What the user can do about it; may be empty.
     """
 
@@ -67,11 +67,10 @@ class DataError(SynfundusError):
 
 
 class CorruptShard(DataError):
-    """Bytes of a shard that do not match the hash recorded for them, or do not hold what they should.
+    """A shard whose bytes do not match their recorded hash, or whose content is invalid.
 
     Attributes:
-        reason: One word for the ledger: ``checksum``, ``index``, ``missing``, ``unreadable``, or ``damaged`` for the
-            rest.
+        reason: One word for the ledger: ``checksum``, ``index``, ``missing``, ``unreadable``, else ``damaged``.
     """
 
     title = "Damaged data"
@@ -82,7 +81,7 @@ class CorruptShard(DataError):
 
 
 class ManifestMismatch(DataError):
-    """Two artefacts that were not made for each other; the message names both sides."""
+    """Two artefacts that do not belong together; the message names both."""
 
     title = "Mismatch"
 
@@ -95,7 +94,7 @@ class CheckpointError(SynfundusError):
 
 
 class StorageError(SynfundusError):
-    """The disk or the object store refused."""
+    """A read or write of the disk or the object store failed."""
 
     exit_code = 5
     title = "Storage"
@@ -109,46 +108,46 @@ class NumericalError(SynfundusError):
 
 
 class LaunchError(SynfundusError):
-    """Processes, ranks or the cluster could not be started or died."""
+    """Processes, ranks or cluster jobs that could not be started or died."""
 
     exit_code = 7
     title = "Launch"
 
 
 class Stalled(LaunchError):
-    """Something that was waited for did not come: a batch, another rank, the end of a save. Worth another try."""
+    """A wait exceeded its limit: for a batch, another rank, or the end of a save. A retry may succeed."""
 
     exit_code = 75
     title = "Nothing moves"
 
 
 class PortTaken(LaunchError):
-    """Somebody else has the port at which the ranks were to meet. Worth another try, at another one."""
+    """Another program uses the rendezvous port. A retry with another port may succeed."""
 
     exit_code = 75
 
 
 class RelayedDefect(RuntimeError):
-    """A fault of the program itself, met by another process; its text is that one's traceback."""
+    """A bug met by another process; the message is the traceback from there."""
 
 
 class Preempted(SynfundusError):
-    """Stopped by a signal after everything was saved; the same command goes on."""
+    """Stopped by a signal after everything was saved; the same command resumes."""
 
     exit_code = 75
     title = "Stopped by a signal"
 
 
 class Interrupted(Preempted):
-    """Work beside the training steps was left for later, because a signal came; the training loop saves then."""
+    """Work between training steps was postponed because of a signal; the training loop then saves."""
 
 
 class ErrorReport(NamedTuple):
-    """An error as plain values: what one process tells another of it.
+    """An error as plain values, to be sent to another process.
 
     Attributes:
-        kind: Name of the class; empty for an error nobody expected.
-        message: What is wrong; the traceback of an error nobody expected.
+        kind: Name of the class; empty for an unexpected error.
+        message: What is wrong; the traceback of an unexpected error.
         where: As in the error.
         hint: As in the error.
     """
@@ -166,7 +165,7 @@ class ErrorReport(NamedTuple):
         return cls("", "".join(traceback.format_exception(error)), "", "")
 
     def to_error(self, *, source: str) -> Exception:
-        """Return an error of the same class; one nobody expected names the process it comes from.
+        """Return an error of the same class; an unexpected one names the process it comes from.
 
         Args:
             source: That process, e.g. "rank 3".

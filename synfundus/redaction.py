@@ -1,7 +1,7 @@
-"""Keys, tokens and passwords: recognised, so that they are refused as settings and cut out of what is written.
+"""Recognises keys, tokens and passwords: they are refused in settings and removed from all output.
 
-Two ways lead to a secret: what it looks like, and that it is the value of a variable of this process's environment
-whose name says so. The second finds what has no form of its own.
+A secret is recognised by its form, or as the value of an environment variable whose name says that it is secret. The
+second way finds secrets without a typical form.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 MASK = "[redacted]"
 
-# forty hexadecimal digits behind a slash are a folder of Hugging Face's cache, not a key
+# forty hexadecimal digits after a slash are a folder of Hugging Face's cache, not a key
 _KINDS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("a URL with a user name or password", re.compile(r"(?<=://)[^\s/?#'\"@]+(?=@)")),
     (
@@ -51,13 +51,13 @@ _SHORTEST_VALUE = 8
 
 
 def _is_secret_key(text: str) -> bool:
-    """Whether forty letters look drawn at random, as the secret half of an AWS key pair is, and not like a path."""
+    """Whether forty characters look random, like the secret half of an AWS key pair, and not like a path."""
     counts = [sum(map(kind, text)) for kind in (str.isupper, str.islower, str.isdigit)]
     return counts[0] >= 6 and counts[1] >= 6 and counts[2] >= 1 and text.count("/") <= 4
 
 
 def secret_kind(text: str) -> str:
-    """Name what kind of secret a text holds; empty if none is recognised."""
+    """Return the kind of secret in a text; empty if none is recognised."""
     for kind, pattern in _KINDS:
         if pattern.search(text):
             return kind
@@ -67,7 +67,7 @@ def secret_kind(text: str) -> str:
 
 
 def environment_secrets(environment: Mapping[str, str]) -> list[str]:
-    """Return the values of variables whose names say that they are secret, the longest first."""
+    """Return the values of variables whose names mark them as secret, longest first."""
     values = {
         value
         for name, value in environment.items()
@@ -77,11 +77,11 @@ def environment_secrets(environment: Mapping[str, str]) -> list[str]:
 
 
 def redact(text: str, *, environment: Mapping[str, str] | None = None) -> str:
-    """Return a text with every secret that is recognised cut out.
+    """Return a text with every recognised secret replaced by `MASK`.
 
     Args:
-        text: What is about to be printed or stored.
-        environment: Variables whose secret values are cut out, too; this process's when left out.
+        text: Text to be printed or stored.
+        environment: Variables whose secret values are replaced too; None = this process's environment.
     """
     for value in environment_secrets(os.environ if environment is None else environment):
         text = text.replace(value, MASK)

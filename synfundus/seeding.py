@@ -1,8 +1,7 @@
 """Random numbers that are a pure function of (seed, purpose, index).
 
-Nothing in synfundus owns a running generator whose state would have to be saved. Each draw names what it
-is for and for which sample it is; 1, 2 or 8 ranks, any batch size and any resume point then draw the same
-numbers (ADR-0005).
+There is no generator whose state would have to be saved. Each draw names its purpose and its sample, so 1, 2 or 8
+ranks, any batch size and any resume point draw the same numbers (ADR-0005).
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ def derive_key(seed: int, *purpose: str | int) -> int:
 
     Args:
         seed: The run's seed.
-        purpose: What the draws are for, e.g. ``("noise",)`` or ``("order", epoch)``.
+        purpose: Purpose of the draws, e.g. ``("noise",)`` or ``("order", epoch)``.
     """
     text = "\x1f".join([str(seed), *(str(part) for part in purpose)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
 
 
 def keyed_generator(seed: int, *purpose: str | int, index: int = 0) -> np.random.Generator:
-    """Return the generator that belongs to one sample and one purpose.
+    """Return the generator of one purpose and one sample.
 
-    Philox is counter-based: the key comes from (seed, purpose), the upper half of the counter is the index,
-    so that streams of different indices never overlap (2**128 draws each).
+    Philox is counter-based: the key comes from (seed, purpose), the upper half of the counter is the index, so streams
+    of different indices never overlap (2**128 draws each).
 
     Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"; ADR-0005.
     """
@@ -61,9 +60,9 @@ def keyed_uniform(seed: int, purpose: str, indices: Sequence[int], count: int = 
 
 
 def _generators(seed: int, purpose: str, indices: Sequence[int]) -> Iterator[np.random.Generator]:
-    """Give `keyed_generator`'s generators of many indices; each is good until the next is asked for.
+    """Yield `keyed_generator`'s generator for each index; each is valid until the next is requested.
 
-    It is one generator that is moved: to build one takes numpy 7 us, most of it for a seed that a key replaces.
+    It is one generator whose counter is set: numpy takes 7 us to build one, mostly for a seed that the key replaces.
     """
     generator = keyed_generator(seed, purpose)
     stream = generator.bit_generator

@@ -156,7 +156,7 @@ class RunFolder:
 
     def has_judged(self, images_seen: int, key: str) -> bool:
         """Whether a validation at this place has left a figure in the metrics."""
-        return any(row["images_seen"] == images_seen and key in row for row in read_run(self.url).judged)
+        return any(row["images_seen"] == images_seen and key in row for row in read_run(self.url).validation)
 
     def rewind(self, *, zero: ZeroEngine, average: ShardedEma, console: Console) -> int:
         """Put the newest checkpoint's weights, moments and averages in place; returns its images. Collective.

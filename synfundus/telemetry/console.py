@@ -1,7 +1,7 @@
-"""What a job may say to the person in front of the terminal.
+"""The interface for messages to the user.
 
-Jobs and the trainer get a `Console`; how it looks (a rich progress bar, plain lines in a log file, nothing on
-ranks other than 0) is the business of `telemetry.sinks`.
+Jobs and the trainer get a `Console`; `telemetry.sinks` decides how it looks: a rich progress bar, plain lines in a log
+file, nothing on ranks other than 0.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ class Progress(Protocol):
     """A running progress bar."""
 
     def advance(self, amount: int = 1, **fields: str) -> None:
-        """Move on by ``amount`` units; ``fields`` replace the values shown beside the bar (``loss="0.123"``)."""
+        """Advance by ``amount`` units; ``fields`` replace the values shown beside the bar (``loss="0.123"``)."""
 
 
 class Console(Protocol):
     """Messages, tables and progress of a job."""
 
     def message(self, text: str) -> None:
-        """Say one line."""
+        """Print one line."""
 
     def warning(self, text: str) -> None:
-        """Say one line the user should not miss."""
+        """Print one line the user should not miss."""
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Show a table."""
 
     @contextmanager
     def progress(self, description: str, *, total: int, unit: str, start: int = 0) -> Iterator[Progress]:
-        """Show a bar while the block runs: ``start`` of ``total`` ``unit`` are done already."""
+        """Show a progress bar while the block runs: ``start`` of ``total`` ``unit`` are already done."""
         ...
 
 
 class SilentProgress:
-    """Progress nobody looks at."""
+    """Progress that is not shown."""
 
     def advance(self, amount: int = 1, **fields: str) -> None:
         """Do nothing."""

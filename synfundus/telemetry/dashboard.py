@@ -1,4 +1,4 @@
-"""What a person wants to know of a run, as lines: how far, how well, how fast, what is wrong. Pure."""
+"""The state of a run in a few lines: progress, quality, speed, problems. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SPARK_WIDTH = 32
 _BAR_WIDTH = 32
 _MOST_WARNINGS = 3
 _LATE = 5.0
-"""A run whose next row is this many intervals overdue is said to stand."""
+"""A run with no row for this many usual intervals is reported as stalled."""
 _PATIENCE_S = 60.0
 _VALIDATION = (("validation_loss", "{:.4f}"), ("psnr_db", "PSNR {:.2f} dB"), ("ssim", "SSIM {:.3f}"))
 
@@ -30,8 +30,8 @@ class Line:
     """A line of the dashboard.
 
     Attributes:
-        label: What it is about.
-        text: What there is to say.
+        label: Its subject.
+        text: Its content.
         tone: How to show it.
     """
 
@@ -54,7 +54,7 @@ class Dashboard:
 
 
 def sparkline(values: Sequence[float], *, width: int, blocks: str) -> str:
-    """Draw values as blocks, the lowest as the first; more values than columns are averaged in groups."""
+    """Draw values as blocks, the lowest value as the first block; more values than columns are averaged in groups."""
     if not values:
         return ""
     columns = min(width, len(values))
@@ -66,7 +66,7 @@ def sparkline(values: Sequence[float], *, width: int, blocks: str) -> str:
 
 
 def build_dashboard(run: RunView, *, now: float, unicode: bool) -> Dashboard:
-    """Put a run into lines.
+    """Build the dashboard of a run.
 
     Args:
         run: Its files.
@@ -77,18 +77,18 @@ def build_dashboard(run: RunView, *, now: float, unicode: bool) -> Dashboard:
     ranks = f", {run.world_size} rank{'s' if run.world_size > 1 else ''}" if run.world_size else ""
     lines = [_state(run, now), _progress(run, unicode), *_learning(run, unicode), *_speed(run), _saved(run, now)]
     if run.rows:
-        lines.append(_losses(run))
+        lines.append(_left_out(run))
     lines += [Line("warning", _clean(text), "bad") for text in warnings(run)]
     return Dashboard(_clean(f"{run.name} ({named}{ranks})"), lines)
 
 
 def _clean(text: str) -> str:
-    """Cut out secrets and what could move the cursor."""
+    """Remove secrets and control characters."""
     return "".join(character if character.isprintable() else "?" for character in redact(text))
 
 
 def _state(run: RunView, now: float) -> Line:
-    """Say whether it runs, stands or is done, as far as files can tell."""
+    """Return whether it runs, is stalled or is finished, as far as files tell."""
     if run.budget_images and run.images_seen >= run.budget_images:
         return Line("state", "finished" if run.exported else "trained; the result is being written", "good")
     if run.written_at is None:
@@ -96,11 +96,11 @@ def _state(run: RunView, now: float) -> Line:
     silent = max(0.0, now - run.written_at)
     patience = max(_PATIENCE_S, _LATE * _usual_gap_s(run))
     said = f"the last row is {format_duration(silent)} old"
-    return Line("state", f"stands or was stopped: {said}", "bad") if silent > patience else Line("state", said, "good")
+    return Line("state", f"stalled or stopped: {said}", "bad") if silent > patience else Line("state", said, "good")
 
 
 def _usual_gap_s(run: RunView) -> float:
-    """Return how long the newest rows were apart, by their rate."""
+    """Return the usual seconds between rows, from the rate of the newest ones."""
     gaps = []
     for before, row in list(pairwise(run.rows))[-8:]:
         rate = float(row.get("images_per_s") or 0.0)
@@ -118,23 +118,23 @@ def _progress(run: RunView, unicode: bool) -> Line:
 
 
 def _learning(run: RunView, unicode: bool) -> list[Line]:
-    """Return loss, gradient and the newest figures on held-out images."""
+    """Return loss, gradient norm and the newest validation figures."""
     lines = []
     for key, label in (("loss", "loss"), ("grad_norm", "gradient")):
         values = [value for _, value in series(run.rows, key)]
         if values:
             drawn = sparkline(values, width=_SPARK_WIDTH, blocks=BLOCKS if unicode else ASCII_BLOCKS)
             lines.append(Line(label, f"{values[-1]:.4f}  {drawn}  from {values[0]:.4f}"))
-    judged = [(form, series(run.judged, key)) for key, form in _VALIDATION]
-    texts = [form.format(found[-1][1]) for form, found in judged if found]
+    figures = [(form, series(run.validation, key)) for key, form in _VALIDATION]
+    texts = [form.format(found[-1][1]) for form, found in figures if found]
     if texts:
-        place = max(found[-1][0] for _, found in judged if found)
-        lines.append(Line("held out", f"{', '.join(texts)}  at {place:,} images"))
+        newest = max(found[-1][0] for _, found in figures if found)
+        lines.append(Line("held out", f"{', '.join(texts)}  at {newest:,} images"))
     return lines
 
 
 def _speed(run: RunView) -> list[Line]:
-    """Return rate, time left, waits and memory of the newest row."""
+    """Return rate, remaining time, waits and memory of the newest row."""
     if not run.rows:
         return []
     row = run.rows[-1]
@@ -171,7 +171,7 @@ def _saved(run: RunView, now: float) -> Line:
     return Line("checkpoint", f"at {run.checkpoint.images_seen:,} images{age}")
 
 
-def _losses(run: RunView) -> Line:
+def _left_out(run: RunView) -> Line:
     row = run.rows[-1]
     quarantined, skipped = int(row.get("quarantined_images") or 0), int(row.get("skipped_steps") or 0)
     text = f"{quarantined:,} samples quarantined, {skipped:,} steps skipped"
@@ -179,7 +179,7 @@ def _losses(run: RunView) -> Line:
 
 
 def warnings(run: RunView) -> list[str]:
-    """Return the newest things that went wrong, newest first."""
+    """Return the most recent problems, newest first."""
     found: list[tuple[int, str]] = [
         (int(row["images_seen"]), f"{sample.get('place')}: {sample.get('reason')}")
         for row in run.ledger

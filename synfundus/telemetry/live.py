@@ -1,4 +1,4 @@
-"""A dashboard that renews itself on a terminal."""
+"""A live dashboard on a terminal."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def _panel(dashboard: Dashboard) -> Panel:
     grid = Table.grid(padding=(0, 2))
     for line in dashboard.lines:
         grid.add_row(Text(line.label, style="bold"), Text(line.text, style=_STYLES[line.tone]))
-    return Panel(grid, title=Text(dashboard.title), title_align="left", subtitle="Ctrl-C ends it", border_style="cyan")
+    return Panel(grid, title=Text(dashboard.title), title_align="left", subtitle="Ctrl-C to exit", border_style="cyan")
 
 
-def show_live(look: Callable[[], Dashboard], *, refresh_s: float, stream: IO[str]) -> None:
-    """Show a dashboard and renew it until the user interrupts."""
+def show_live(build: Callable[[], Dashboard], *, refresh_s: float, stream: IO[str]) -> None:
+    """Show a dashboard and refresh it until the user interrupts."""
     from rich.console import Console
     from rich.live import Live
 
     try:
-        with Live(_panel(look()), console=Console(file=stream, highlight=False), auto_refresh=False) as live:
+        with Live(_panel(build()), console=Console(file=stream, highlight=False), auto_refresh=False) as live:
             while True:
                 time.sleep(refresh_s)
-                live.update(_panel(look()), refresh=True)
+                live.update(_panel(build()), refresh=True)
     except KeyboardInterrupt:
         return

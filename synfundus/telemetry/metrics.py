@@ -1,4 +1,4 @@
-"""Named sums that are added up over micro-batches, and over ranks once a log interval."""
+"""Named sums, accumulated over micro-batches and reduced over ranks once per log interval."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from synfundus.distributed.world import World
 
 
 class SumAccumulator:
-    """Adds up named sums; the means are taken when somebody looks.
+    """Accumulates named sums.
 
-    Values may be tensors on a device: they are added there, and fetched only by `reduce`.
+    Values may be tensors on a device: they are added there and fetched only by `reduce`.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class SumAccumulator:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def reduce(self, world: World) -> dict[str, float]:
-        """Return the sums over all ranks and start again. Collective; every rank has added the same names."""
+        """Return the sums over all ranks and reset them. Collective; every rank must have added the same names."""
         names = sorted(self._sums)
         values = [_to_float(self._sums[name]) for name in names]
         self._sums = {}
@@ -37,7 +37,7 @@ def _to_float(value: SupportsFloat) -> float:
 def means(sums: Mapping[str, float]) -> dict[str, float]:
     """Turn sums into means.
 
-    ``x`` is divided by ``images``; ``x_tN`` by ``images_tN`` (a timestep bucket), and left out if the bucket is empty.
+    ``x`` is divided by ``images``; ``x_tN`` by ``images_tN`` (a timestep bucket), and omitted if the bucket is empty.
     """
     images = sums.get("images", 0.0)
     result = {}

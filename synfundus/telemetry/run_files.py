@@ -1,6 +1,6 @@
-"""A run as its files show it, while it goes on or afterwards: read only, and without torch.
+"""Reads the state of a run from its files, during the run or afterwards; without torch.
 
-The files may be in the middle of being written: a line that is no JSON object is passed over.
+The files may be incomplete while they are being written: a line that is not a JSON object is skipped.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Checkpoint:
     """The newest checkpoint.
 
     Attributes:
-        images_seen: Its place.
-        written_at: When it was published, seconds since 1970; None where the store does not say.
+        images_seen: Images trained on.
+        written_at: When it was published, seconds since 1970; None if the store does not say.
     """
 
     images_seen: int
@@ -38,19 +38,19 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class RunView:
-    """What the files of a run say.
+    """Content of a run's files.
 
     Attributes:
         url: Its folder.
-        kind: ``vae``, ``diffusion``, or empty before the run has said.
+        kind: ``vae``, ``diffusion``, or empty before it is recorded.
         budget_images: Images to train on; 0 if unknown.
         world_size: Ranks of its first start; 0 if unknown.
-        rows: Rows of training, by position.
-        judged: Rows of validation, by position.
+        rows: Training rows, by position.
+        validation: Validation rows, by position.
         ledger: Rows of the ledger, in order.
-        checkpoint: The newest; None if there is none.
+        checkpoint: The newest checkpoint; None if there is none.
         written_at: When the metrics were last written, seconds since 1970; None if unknown.
-        exported: Whether the result is there.
+        exported: Whether the export exists.
     """
 
     url: str
@@ -58,7 +58,7 @@ class RunView:
     budget_images: int
     world_size: int
     rows: Sequence[Row]
-    judged: Sequence[Row]
+    validation: Sequence[Row]
     ledger: Sequence[Row]
     checkpoint: Checkpoint | None
     written_at: float | None
@@ -66,23 +66,23 @@ class RunView:
 
     @property
     def name(self) -> str:
-        """Return the last part of the location."""
+        """The last part of the location."""
         if filesystem.is_local(self.url):
             return filesystem.local_path(self.url).resolve().name
         return self.url.rstrip("/").rsplit("/", 1)[-1]
 
     @property
     def images_seen(self) -> int:
-        """Return the place of the newest row, or of a checkpoint beyond it."""
+        """Images seen at the newest row, or at a later checkpoint."""
         places = [int(self.rows[-1]["images_seen"])] if self.rows else []
         return max([*places, self.checkpoint.images_seen if self.checkpoint else 0])
 
 
 def read_run(url: str) -> RunView:
-    """Read what a run has written so far; what is not there yet is left empty.
+    """Read what a run has written so far; what is missing is left empty.
 
     Raises:
-        StorageError: The disk or the store refused.
+        StorageError: The disk or the store failed.
     """
     names = set(filesystem.list_names(url))
     rows = _by_position(_lines(url, METRICS_NAME, names))
@@ -101,7 +101,7 @@ def read_run(url: str) -> RunView:
         budget_images=_whole(budget) or _whole(loop.get("budget_images") if isinstance(loop, dict) else None),
         world_size=_whole(world_size),
         rows=trained,
-        judged=[row for row in rows if "loss" not in row],
+        validation=[row for row in rows if "loss" not in row],
         ledger=_lines(url, LEDGER_NAME, names),
         checkpoint=_newest_checkpoint(filesystem.join(url, "checkpoints")) if "checkpoints" in names else None,
         written_at=modified_at(filesystem.join(url, METRICS_NAME)) if METRICS_NAME in names else None,
@@ -110,7 +110,7 @@ def read_run(url: str) -> RunView:
 
 
 def series(rows: Sequence[Row], key: str) -> list[tuple[int, float]]:
-    """Return (images seen, value) of every row that has a finite number under a key."""
+    """Return (images seen, value) of every row with a finite number under a key."""
     return [(int(row["images_seen"]), float(row[key])) for row in rows if _is_number(row.get(key))]
 
 
@@ -128,7 +128,7 @@ def _section(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _document(url: str, name: str, names: set[str]) -> Mapping[str, Any]:
-    """Return a mapping from a JSON or YAML file, empty if it is not there or no mapping."""
+    """Return the mapping in a JSON or YAML file, empty if the file is missing or holds none."""
     if name not in names:
         return {}
     try:
@@ -153,7 +153,7 @@ def _lines(url: str, name: str, names: set[str]) -> list[Row]:
 
 
 def _by_position(rows: Sequence[Row]) -> list[Row]:
-    """Return rows in the order of a run: where it fell back behind rows it had written, the later ones count."""
+    """Return rows in order; where a run went back to a checkpoint, the rows written later replace earlier ones."""
     kept: list[Row] = []
     for row in rows:
         while kept and kept[-1]["images_seen"] > row["images_seen"]:
@@ -163,7 +163,7 @@ def _by_position(rows: Sequence[Row]) -> list[Row]:
 
 
 def _newest_checkpoint(root: str) -> Checkpoint | None:
-    """Return the newest published checkpoint: the one whose manifest, which is written last, is there."""
+    """Return the newest published checkpoint: one with a manifest, which is written last."""
     for name in reversed(filesystem.list_names(root)):
         found = _CHECKPOINT.match(name)
         manifest = filesystem.join(root, name, "MANIFEST.json")

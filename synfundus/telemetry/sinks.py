@@ -1,7 +1,7 @@
-"""How progress looks and where metrics go.
+"""Consoles and metric sinks.
 
-Consoles implement `telemetry.console.Console`; metric sinks take one row of figures per log interval. What people
-read goes to standard error, so that standard output stays free for results.
+Consoles implement `telemetry.console.Console`; metric sinks take one row of figures per log interval. Messages go to
+standard error, so that standard output stays free for results.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ Figure = float | int | str
 METRICS_NAME = "metrics.jsonl"
 
 PLAIN_INTERVAL_S = 5.0
-"""A log file gets at most one progress line in this time."""
+"""Least time between two progress lines in a log file."""
 PLAIN_PATIENCE_S = 60.0
-"""A log file gets a line after this time also when little has happened."""
+"""A log file gets a line after this time even if there is little progress."""
 PLAIN_FRACTION = 0.1
-"""A log file gets a line each time this part of the work is done."""
+"""A log file gets a line each time this fraction of the work is done."""
 
 
 def format_duration(seconds: float) -> str:
-    """Write a duration the way a person says it: ``45 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    """Format a duration: ``45 s``, ``3 min 20 s``, ``2 h 05 min``."""
     if not math.isfinite(seconds) or seconds < 0:
         return "?"
     whole = round(seconds)
@@ -47,7 +47,7 @@ def format_duration(seconds: float) -> str:
 
 
 def estimate_remaining_s(*, done: int, start: int, total: int, elapsed_s: float) -> float:
-    """Estimate the seconds left from the rate since ``start``; NaN before anything was done."""
+    """Estimate the remaining seconds from the rate since ``start``; NaN before anything is done."""
     if done <= start or elapsed_s <= 0:
         return math.nan
     return (total - done) * elapsed_s / (done - start)
@@ -62,14 +62,14 @@ class _RichProgress:
         self._fields: dict[str, str] = {}
 
     def advance(self, amount: int = 1, **fields: str) -> None:
-        """Move on and replace the values beside the bar."""
+        """Advance and replace the values beside the bar."""
         self._fields.update(fields)
         shown = "  ".join(f"{name} {value}" for name, value in self._fields.items())
         self._bars.update(self._task, advance=amount, shown=shown)
 
 
 class RichConsole:
-    """Colour, tables and a live progress bar, for a terminal."""
+    """Colour, tables and a live progress bar, for terminals."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
         from rich.console import Console as Terminal
@@ -77,11 +77,11 @@ class RichConsole:
         self._terminal = Terminal(file=stream or sys.stderr, highlight=False)
 
     def message(self, text: str) -> None:
-        """Say one line."""
+        """Print one line."""
         self._terminal.print(text, markup=False)
 
     def warning(self, text: str) -> None:
-        """Say one line in yellow."""
+        """Print one line in yellow."""
         self._terminal.print(f"warning: {text}", style="yellow", markup=False)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -98,7 +98,7 @@ class RichConsole:
 
     @contextmanager
     def progress(self, description: str, *, total: int, unit: str, start: int = 0) -> Iterator[Progress]:
-        """Show a live bar with the rate's remaining time while the block runs."""
+        """Show a live bar with the remaining time while the block runs."""
         from rich import progress as rich_progress
 
         bars = rich_progress.Progress(
@@ -138,7 +138,7 @@ class _PlainProgress:
         self._fields: dict[str, str] = {}
 
     def advance(self, amount: int = 1, **fields: str) -> None:
-        """Move on; now and then say how far."""
+        """Advance; print a line now and then."""
         self._done += amount
         self._fields.update(fields)
         waited = self._clock() - self._said_at
@@ -147,7 +147,7 @@ class _PlainProgress:
             self.say_now()
 
     def say_now(self) -> None:
-        """Say how far the work is, whatever was said before."""
+        """Print a progress line."""
         now = self._clock()
         remaining = estimate_remaining_s(
             done=self._done, start=self._start, total=self._total, elapsed_s=now - self._began
@@ -161,7 +161,7 @@ class _PlainProgress:
         self._said, self._said_at = self._done, now
 
     def finish(self) -> None:
-        """Say the end of it, unless that was just said."""
+        """Print a last line, unless it was just printed."""
         if self._said != self._done or self._done == self._start:
             self.say_now()
 
@@ -174,12 +174,12 @@ class PlainConsole:
         self._clock = clock
 
     def message(self, text: str) -> None:
-        """Say one line."""
+        """Print one line."""
         self._stream.write(text + "\n")
         self._stream.flush()
 
     def warning(self, text: str) -> None:
-        """Say one line that starts with ``warning:``."""
+        """Print one line that starts with ``warning:``."""
         self.message(f"warning: {text}")
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -193,17 +193,17 @@ class PlainConsole:
 
     @contextmanager
     def progress(self, description: str, *, total: int, unit: str, start: int = 0) -> Iterator[Progress]:
-        """Say how far the work is, seldom enough for a log file."""
+        """Print progress lines, few enough for a log file."""
         progress = _PlainProgress(self.message, self._clock, description, total=total, unit=unit, start=start)
         yield progress
         progress.finish()
 
 
 class WarningsConsole(SilentConsole):
-    """Silent but for warnings."""
+    """Prints warnings only."""
 
     def warning(self, text: str) -> None:
-        """Say one line on standard error."""
+        """Print one line on standard error."""
         PlainConsole().warning(text)
 
 
@@ -211,9 +211,9 @@ def build_console(mode: ConsoleMode, rank: int, *, stream: IO[str] | None = None
     """Choose a console.
 
     Args:
-        mode: ``auto`` takes rich on a terminal and plain lines elsewhere; ``quiet`` shows warnings only.
-        rank: Only rank 0 speaks.
-        stream: Where it goes; standard error when left out.
+        mode: ``auto`` uses rich on a terminal and plain lines elsewhere; ``quiet`` shows warnings only.
+        rank: Only rank 0 prints.
+        stream: Where it prints; None = standard error.
     """
     if rank > 0:
         return SilentConsole()
@@ -232,7 +232,7 @@ class MetricSink(Protocol):
         """Record a row; ``images_seen`` is its position."""
 
     def close(self) -> None:
-        """Flush and let go."""
+        """Flush and release resources."""
 
 
 def _rows_to_keep(path: Path, resume_images: int) -> int:
@@ -253,13 +253,13 @@ def _rows_to_keep(path: Path, resume_images: int) -> int:
 
 
 class JsonlSink:
-    """Appends rows to a JSON-lines file, each flushed, so that a killed run loses none it has reported.
+    """Appends rows to a JSON-lines file and flushes each, so that a killed run loses none it has reported.
 
-    A resumed run first removes what lies behind the checkpoint it starts from (it will be computed again) and an
-    unfinished last line, so that each position occurs once.
+    A resumed run first removes the rows after the checkpoint it starts from (they will be computed again) and an
+    incomplete last line, so that each position occurs once.
 
     Args:
-        path: The file; folders are made.
+        path: The file; its folder is created if needed.
         resume_images: Images seen at the checkpoint the run starts from; 0 for a new run.
 
     Raises:
@@ -274,7 +274,7 @@ class JsonlSink:
             self._stream.truncate(_rows_to_keep(self._path, resume_images))
 
     def write(self, row: Mapping[str, Figure]) -> None:
-        """Append one line. A figure that is not finite becomes null: JSON knows no NaN."""
+        """Append one line. A figure that is not finite becomes null: JSON has no NaN."""
         clean = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in row.items()
@@ -295,11 +295,11 @@ class TensorBoardSink:
     def __init__(self, folder: str | Path, *, resume_images: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # purge_step hides what a killed run wrote behind the checkpoint
+        # purge_step hides what a killed run wrote after the checkpoint
         self._writer: Any = SummaryWriter(str(folder), purge_step=resume_images + 1 if resume_images else None)
 
     def write(self, row: Mapping[str, Figure]) -> None:
-        """Write every number of the row; text is left to metrics.jsonl."""
+        """Write every number of the row; text goes to metrics.jsonl only."""
         step = int(row.get("images_seen", 0))
         for name, value in row.items():
             if name != "images_seen" and not isinstance(value, str):
@@ -312,13 +312,13 @@ class TensorBoardSink:
 
 
 class MetricSinks:
-    """Several sinks as one; closes them all also when one of them fails."""
+    """Several sinks as one; closes all of them even if one fails."""
 
     def __init__(self, sinks: Sequence[MetricSink]) -> None:
         self.sinks = tuple(sinks)
 
     def write(self, row: Mapping[str, Figure]) -> None:
-        """Hand the row to every sink."""
+        """Write the row to every sink."""
         for sink in self.sinks:
             sink.write(row)
 
@@ -337,13 +337,13 @@ def build_sinks(
     wandb: Callable[[Path], MetricSink] | None,
     resume_images: int,
 ) -> MetricSinks:
-    """Open the sinks of a run: ``metrics.jsonl`` always, the others as asked. Ranks above 0 get none.
+    """Open the sinks of a run: always ``metrics.jsonl``, the others on request. Ranks above 0 get none.
 
     Args:
         run_dir: Local folder to write into.
         rank: Rank of this process.
-        tensorboard: Also write TensorBoard files under ``tensorboard/``.
-        wandb: Opens the one to Weights & Biases, whose files go below the folder it is given; None for none.
+        tensorboard: Also write TensorBoard files into ``tensorboard/``.
+        wandb: Opens the sink for Weights & Biases, which keeps its files in the given folder; None = no such sink.
         resume_images: Images seen at the checkpoint the run starts from; 0 for a new run.
     """
     if rank > 0:

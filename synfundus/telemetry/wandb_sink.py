@@ -1,4 +1,4 @@
-"""Rows of metrics for Weights & Biases."""
+"""Sends rows of metrics to Weights & Biases."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from synfundus.errors import ConfigError
 from synfundus.telemetry.sinks import Figure
 
 _PATIENCE_S = 30.0
-"""Time the service has to answer when a run starts."""
+"""Longest wait for the service when a run starts."""
 
 
 class WandbSink:
-    """Sends rows to Weights & Biases: figures and the configuration, neither what the console shows nor the code.
+    """Sends figures and the configuration to Weights & Biases, but neither the console output nor the code.
 
-    Where the service cannot be reached the rows are kept in files: no run ends because a service is down. It drops
-    rows behind the last one it has, as after a resume; they would be the same.
+    If the service cannot be reached, the rows are kept in files: no run ends because a service is down. After a resume
+    the service drops the rows it already has; they would be the same.
 
     Args:
-        project: Project the run belongs to.
-        name: What the run is called there.
-        run_id: What makes it the same run when it goes on.
-        folder: Where wandb keeps its files, in ``wandb/``.
+        project: Project of the run.
+        name: Name of the run there.
+        run_id: Identifies the run across resumes.
+        folder: Folder in which wandb keeps its files, in ``wandb/``.
         config: Recorded with the run.
-        warn: Told, in a line, that the service cannot be reached.
+        warn: Shows a warning if the service cannot be reached.
 
     Raises:
         ConfigError: The extra `wandb` is not installed, or there is no key.
@@ -48,21 +48,21 @@ class WandbSink:
             raise ConfigError(
                 f"telemetry.wandb_project is {project!r}, but wandb is not installed",
                 where=where,
-                hint="pip install 'synfundus[wandb]', or leave telemetry.wandb_project empty",
+                hint="run pip install 'synfundus[wandb]', or leave telemetry.wandb_project empty",
             ) from error
         given = {"project": project, "name": name, "id": run_id, "dir": str(folder), "config": dict(config)}
         settings = {"console": "off", "disable_git": True, "disable_code": True, "init_timeout": _PATIENCE_S}
         try:
             self._run: Any = wandb.init(**given, resume="allow", settings=wandb.Settings(**settings))
         except wandb.errors.CommError as error:
-            warn(f"Weights & Biases cannot be reached, rows are kept for `wandb sync` in {folder / 'wandb'}: {error}")
-            wandb.teardown()  # its service still counts the run as begun
+            warn(f"Weights & Biases cannot be reached; rows are kept for `wandb sync` in {folder / 'wandb'}: {error}")
+            wandb.teardown()  # its local service still counts the run as started
             self._run = wandb.init(**given, mode="offline", settings=wandb.Settings(**settings))
         except wandb.errors.UsageError as error:
             raise ConfigError(
                 f"Weights & Biases refuses project {project!r}: {error}",
                 where=where,
-                hint="`wandb login`, or WANDB_MODE=offline to keep the rows here, or leave the option empty",
+                hint="run `wandb login`, set WANDB_MODE=offline to keep the rows here, or leave the option empty",
             ) from error
 
     def write(self, row: Mapping[str, Figure]) -> None:

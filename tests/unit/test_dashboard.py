@@ -128,8 +128,8 @@ def test_what_went_wrong_is_named_newest_first(tmp_path: Path) -> None:
 
 def test_a_run_that_says_nothing_for_long_is_said_to_stand_and_a_finished_one_is_not(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", [row(100), row(400)])
-    assert "stands or was stopped" not in text_of(folder, now=time.time() + 50)
-    assert "stands or was stopped: the last row is 10 min 00 s old" in text_of(folder, now=time.time() + 600)
+    assert "stalled or stopped" not in text_of(folder, now=time.time() + 50)
+    assert "stalled or stopped: the last row is 10 min 00 s old" in text_of(folder, now=time.time() + 600)
     slow = write_run(tmp_path / "slow", [row(100, images_per_s=1.0), row(400, images_per_s=1.0)])
     assert "stands" not in text_of(slow, now=time.time() + 600), "a row comes every five minutes"
     done = write_run(tmp_path / "done", [row(1000)])

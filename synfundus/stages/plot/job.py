@@ -50,8 +50,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     urls = list(dict.fromkeys(options.run_dirs))
     out = options.out or _place_beside(urls)
     views = [_read(url) for url in urls]
-    drawn = [view for view in views if view.rows or view.judged]
-    empty = [view.url for view in views if not (view.rows or view.judged)]
+    drawn = [view for view in views if view.rows or view.validation]
+    empty = [view.url for view in views if not (view.rows or view.validation)]
     for url in empty:
         console.warning(f"{url} has no row of metrics yet; it is left out")
     if not drawn:
@@ -86,7 +86,7 @@ def _place_beside(urls: Sequence[str]) -> str:
 def _say_what_is_not_finite(view: RunView, keys: Sequence[str], console: Console) -> None:
     """Count what a curve passes over: metrics.jsonl has null where a figure was not finite."""
     for key in keys:
-        missing = sum(key in row and row[key] is None for row in (*view.rows, *view.judged))
+        missing = sum(key in row and row[key] is None for row in (*view.rows, *view.validation))
         if missing:
             console.warning(f"{view.url}: {missing} values of {key} are not finite; the curve passes over them")
 
@@ -129,12 +129,12 @@ def _read(url: str) -> RunView:
 
 
 def _points(view: RunView, key: str) -> list[tuple[int, float]]:
-    return series(view.rows, key) or series(view.judged, key)
+    return series(view.rows, key) or series(view.validation, key)
 
 
 def _keys(views: Sequence[RunView], wanted: Sequence[str]) -> list[str]:
     """Return the names of the curves to draw."""
-    names = {key for view in views for row in (*view.rows, *view.judged) for key in row} - {"images_seen"}
+    names = {key for view in views for row in (*view.rows, *view.validation) for key in row} - {"images_seen"}
     found = {key for key in names if any(_points(view, key) for view in views)}
     missing = [key for key in wanted if key not in found]
     if missing:

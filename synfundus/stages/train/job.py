@@ -283,7 +283,7 @@ class _Training:
         """Take the figures from the rows that are there: a run that goes on may have nothing left to train."""
         view = read_run(self._directory.url)
         self._last_row = view.rows[-1] if view.rows else {}
-        if judged := series(view.judged, "validation_loss"):
+        if judged := series(view.validation, "validation_loss"):
             self._validation_loss = judged[-1][1]
 
     def _draws(self, flip: bool) -> DiffusionDraws:
