@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +15,22 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "deepspeed", "diffusers", "xformers", "webdataset", "numpy", "PIL", "fsspec")
 HELP_BUDGET_S = 0.3
+PLANTED = [
+    ("synfundus.stages.train.job", "deepspeed"),
+    ("synfundus.distributed.watchdog", "deepspeed"),
+    ("synfundus.storage.documents", "s3fs"),
+    ("synfundus.telemetry.dashboard", "rich"),
+    ("synfundus.evaluation.judge", "matplotlib"),
+    ("synfundus.models.linear_path", "xformers"),
+    ("synfundus.artifacts.run_folder", "synfundus.config.schema"),
+    ("synfundus.photographs.decode", "synfundus.shards.reader"),
+    ("synfundus.artifacts.model_folder", "synfundus.stages.plot.job"),
+    ("synfundus.shards.reader", "fsspec"),
+    ("synfundus.stages.sample.job", "aiobotocore"),
+    ("synfundus.photographs.preparation", "pydicom"),
+    ("synfundus.config.base", "torch"),
+]
+"""(module, what it may not import)."""
 
 
 def imported_by(statement: str, *names: str) -> set[str]:
@@ -25,14 +42,16 @@ def imported_by(statement: str, *names: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split()[1:])
 
 
-def test_the_import_contracts_hold() -> None:
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; from importlinter.cli import lint_imports_command as c; sys.exit(c())",
-    ]
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Check the import contracts of the package in a folder."""
     pytest.importorskip("importlinter")
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
+    code = "import sys; from importlinter.cli import lint_imports_command as c; sys.exit(c())"
+    command = [sys.executable, "-c", code, "--no-cache"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False, timeout=300)
+
+
+def test_the_import_contracts_hold() -> None:
+    done = lint_imports(ROOT)
     assert done.returncode == 0, done.stdout[-4000:]
     assert "0 broken" in done.stdout
 
@@ -43,6 +62,32 @@ def test_networks_are_trained_by_the_engine_and_by_fit_alone() -> None:
     sources = (ROOT / "synfundus").rglob("*.py")
     found = {str(path.relative_to(ROOT)) for path in sources if optimizer.search(path.read_text(encoding="utf-8"))}
     assert found == {"synfundus/distributed/engine.py", "synfundus/evaluation/fit.py"}
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What the linter says of a copy of the package with every import of `PLANTED` in it."""
+    copy = tmp_path_factory.mktemp("copy")
+    shutil.copy(ROOT / "pyproject.toml", copy)
+    shutil.copytree(ROOT / "synfundus", copy / "synfundus", ignore=shutil.ignore_patterns("__pycache__"))
+    assert "0 broken" in lint_imports(copy).stdout
+    for module, imported in PLANTED:
+        with open(copy.joinpath(*module.split(".")).with_suffix(".py"), "a", encoding="utf-8") as source:
+            source.write(f"\nimport {imported}\n")
+    (copy / "synfundus" / "utils.py").touch()
+    done = lint_imports(copy)
+    assert done.returncode == 1, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(("module", "imported"), PLANTED)
+def test_a_planted_import_is_refused_by_name(module: str, imported: str, refusals: str) -> None:
+    edge = rf"- +{re.escape(module)} -> {re.escape(imported)} \(l\.\d+\)\n\n"  # alone, not as a part of a longer way
+    assert re.search(edge, refusals), refusals
+
+
+def test_a_module_without_a_layer_is_refused_by_name(refusals: str) -> None:
+    assert "- synfundus.utils" in refusals
 
 
 def test_the_command_line_imports_nothing_heavy() -> None:
