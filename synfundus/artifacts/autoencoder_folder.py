@@ -17,6 +17,8 @@ from synfundus.storage.local_folder import folder_to_read, folder_to_replace
 from synfundus.training.checkpoints.model_files import ModelPart
 
 CONFIG_NAME = "config.json"
+NETWORK_FILE = r"[^/]+\.(json|safetensors)"
+"""Pattern of what diffusers and we write into the folder of a network."""
 _ORIGIN = "_name_or_path"
 
 
@@ -58,7 +60,7 @@ def check_autoencoder(folder: str) -> dict[str, Any]:
 
 def save_autoencoder(autoencoder: LatentAutoencoder, url: str) -> None:
     """Write an autoencoder folder; one that is there is replaced as a whole."""
-    with folder_to_replace(url, last=(CONFIG_NAME,)) as work:
+    with folder_to_replace(url, last=(CONFIG_NAME,), own=NETWORK_FILE) as work:
         autoencoder.save_pretrained(work)
         forget_origin(work)
 

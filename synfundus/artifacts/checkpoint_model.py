@@ -12,13 +12,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
-from synfundus.artifacts.autoencoder_folder import config_text, forget_origin
+from synfundus.artifacts.autoencoder_folder import NETWORK_FILE, config_text, forget_origin
 from synfundus.artifacts.model import Model, ModelSetup, latent_shape_of
 from synfundus.artifacts.model_folder import DOCUMENT_NAME as EXPORT_NAME
 from synfundus.artifacts.model_folder import (
@@ -68,7 +69,8 @@ def save_setup(run_url: str, setup: ModelSetup, training_summary: Mapping[str, A
     url = filesystem.join(run_url, FOLDER_NAME)
     if filesystem.exists(filesystem.join(url, DOCUMENT_NAME)):
         return
-    with folder_to_replace(url, last=(DOCUMENT_NAME,)) as work:
+    own = rf"vae(/{NETWORK_FILE})?|{re.escape(DOCUMENT_NAME)}"
+    with folder_to_replace(url, last=(DOCUMENT_NAME,), own=own) as work:
         setup.autoencoder.save_pretrained(work / "vae")
         forget_origin(work)
         document = setup_document(setup) | {"training": dict(training_summary)}

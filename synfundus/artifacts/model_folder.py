@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,23 +25,25 @@ from diffusers import UNet2DConditionModel
 from diffusers import __version__ as diffusers_version
 
 from synfundus import __version__
-from synfundus.artifacts.autoencoder_folder import forget_origin
+from synfundus.artifacts.autoencoder_folder import NETWORK_FILE, forget_origin
 from synfundus.artifacts.model import Model, ModelSetup, latent_shape_of
 from synfundus.artifacts.model_card import model_card
 from synfundus.diffusion.sampling import SamplerName, Scheduler, scheduler_for
-from synfundus.errors import CheckpointError, ManifestMismatch
+from synfundus.errors import CheckpointError, ConfigError, ManifestMismatch
 from synfundus.labels.schema import LabelSchema
 from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.autoencoder import fingerprint as autoencoder_fingerprint
 from synfundus.models.conditioner import LabelConditioner
 from synfundus.models.unet import ConditionalDenoiser
 from synfundus.storage import documents, filesystem
-from synfundus.storage.local_folder import folder_to_read, folder_to_replace
+from synfundus.storage.local_folder import folder_to_read, folder_to_replace, require_replaceable
+from synfundus.storage.locations import resolved
 
 DOCUMENT_NAME = "synfundus.json"
 FORMAT_NAME = "synfundus-pipeline"
 FORMAT_VERSION = 1
 _PARTS = ("unet", "vae", "scheduler", "conditioner")
+_OWN = rf"({'|'.join(_PARTS)})(/{NETWORK_FILE})?|model_index\.json|MODEL_CARD\.md|{re.escape(DOCUMENT_NAME)}"
 _STOCK_SAMPLER: SamplerName = "dpmpp"
 _STOCK_FLOW_SAMPLER: SamplerName = "euler"
 
@@ -77,6 +80,18 @@ def find_pipeline(model: str) -> str:
         where=model,
         hint="give a run of `synfundus train`, or a folder written by `synfundus export`",
     )
+
+
+def check_out(out: str) -> None:
+    """Refuse to write a model to a folder that is not one of `export` and `ema`; to be called before the work begins.
+
+    Raises:
+        ConfigError: It holds something else, or is the finished model of a run.
+    """
+    run, _, name = resolved(out).rpartition("/")
+    if name == "export" and not run.endswith("/") and filesystem.exists(filesystem.join(run, "run.json")):
+        raise ConfigError("a run keeps its own model here", where=out, hint="give another --out")
+    require_replaceable(out, last=(DOCUMENT_NAME,), own=_OWN)
 
 
 def denoiser_fingerprint(folder: Path) -> str:
@@ -153,7 +168,7 @@ def save_pipeline(
     """
     check_schema(setup.label_schema, denoiser.conditioner, where=str(folder))
     autoencoder = setup.autoencoder
-    with folder_to_replace(str(folder), last=(DOCUMENT_NAME,)) as work:
+    with folder_to_replace(str(folder), last=(DOCUMENT_NAME,), own=_OWN) as work:
         denoiser.unet.save_pretrained(work / "unet", safe_serialization=True)
         denoiser.conditioner.save_pretrained(work / "conditioner")
         autoencoder.save_pretrained(work / "vae")

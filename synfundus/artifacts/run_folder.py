@@ -15,12 +15,13 @@ from typing import Any
 import yaml
 
 from synfundus import __version__
+from synfundus.artifacts.claim import Claim, flatten
 from synfundus.artifacts.run_spool import LEDGER_NAME, RunSpool, SpooledSinks
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import World, new_group
-from synfundus.errors import CheckpointError, ConfigError, NumericalError
+from synfundus.errors import CheckpointError, NumericalError
 from synfundus.redaction import redact
 from synfundus.storage import documents, filesystem
 from synfundus.storage.permissions import writers
@@ -37,6 +38,14 @@ from synfundus.training.loop_state import TrainState
 
 FORMAT_NAME = "synfundus-run"
 FORMAT_VERSION = 1
+_CLAIM = Claim(
+    "run.json",
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    others="another run",
+    flag="--run-dir",
+    beside=r"submissions(/.*)?",  # a batch job is submitted before its run begins
+)
 WANDB_FORMAT_NAME = "synfundus-wandb"
 PACKAGES = ("torch", "deepspeed", "diffusers", "numpy", "safetensors")
 
@@ -46,15 +55,6 @@ def versions() -> dict[str, str]:
     return {"synfundus": __version__, "python": platform.python_version()} | {
         name: metadata.version(name) for name in PACKAGES
     }
-
-
-def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of a nested document by dotted path."""
-    leaves: dict[str, Any] = {}
-    for key, value in document.items():
-        path = f"{prefix}{key}"
-        leaves.update(flatten(value, f"{path}.") if isinstance(value, dict) else {path: value})
-    return leaves
 
 
 def begun_precision(url: str) -> str | None:
@@ -107,25 +107,16 @@ class RunFolder:
         self._config = config
         self._open_spool: RunSpool | None = None
         self._damaged: set[str] = set()
-        problem = on_rank_0(lambda: self._claim({"kind": kind, "identity": dict(identity)}), world)
-        if problem:
-            raise ConfigError(
-                f"this folder holds another run: {problem}",
-                where=url,
-                hint="use the settings of that run to go on with it, or another --run-dir",
-            )
+        on_rank_0(lambda: self._claim({"kind": kind, "identity": dict(identity)}), world)
 
     def path(self, *parts: str) -> str:
         """Return a location below the run."""
         return filesystem.join(self.url, *parts)
 
-    def _claim(self, wanted: dict[str, Any]) -> str:
-        """Write run.json, or compare with the one that is there; returns how they differ."""
-        path = self.path("run.json")
-        if filesystem.exists(path):
-            found = documents.read_document(path, format_name=FORMAT_NAME, version=FORMAT_VERSION)
-            return _difference(found, wanted)
-        documents.write_document(path, wanted, format_name=FORMAT_NAME, version=FORMAT_VERSION)
+    def _claim(self, wanted: dict[str, Any]) -> None:
+        """Write run.json and what the run is started with, or compare with the run.json that is there."""
+        if not _CLAIM.make(self.url, wanted):
+            return
         config = yaml.safe_dump(dict(self._config), sort_keys=False)
         filesystem.write_bytes(self.path("config.yaml"), config.encode())
         environment = {
@@ -134,7 +125,6 @@ class RunFolder:
             "versions": versions(),
         }
         filesystem.write_bytes(self.path("environment.json"), documents.dump_json(environment))
-        return ""
 
     def resume(self, *, zero: ZeroEngine, average: ShardedEma, console: Console) -> TrainState:
         """Load the newest checkpoint that verifies and return the place in the run. Collective.
@@ -306,18 +296,3 @@ class RunFolder:
         path = self._spool.folder / LEDGER_NAME
         with filesystem.storage_errors("write the ledger", str(path)), path.open("ab") as stream:
             stream.write(documents.dump_line(row))
-
-
-def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Say in one line how two run documents differ; empty if they do not."""
-    if found.get("kind") != wanted["kind"]:
-        return f"it is of kind {found.get('kind')!r}, this is {wanted['kind']!r}"
-    theirs, mine = flatten(found.get("identity", {})), flatten(wanted["identity"])
-    mine = {key: documents.as_json(value) for key, value in mine.items()}
-    changed = [
-        f"{key} was {theirs.get(key, 'absent')!r}, is {mine.get(key, 'absent')!r}"
-        for key in sorted(set(theirs) | set(mine))
-        if theirs.get(key, "absent") != mine.get(key, "absent")
-    ]
-    more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
-    return "; ".join(changed[:4]) + more

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from typing import IO
 from synfundus.errors import DataError
 from synfundus.storage import documents, filesystem
 from synfundus.storage.manifest import is_complete
+from synfundus.storage.permissions import holds_ours
 
 SECRET_NAME = "secret.key"  # noqa: S105 - a file name
 OWNER_NAME = "owner.json"
@@ -43,8 +45,10 @@ def open_crosswalk(url: str, *, out: str) -> bytes:
         out: Absolute location of the set.
 
     Raises:
+        ConfigError: It holds something that is no crosswalk.
         DataError: It belongs to another set, or has a secret file of another length.
     """
+    holds_ours(url, proof=[OWNER_NAME], beside=re.escape(SECRET_NAME), flag="--crosswalk")
     if not filesystem.is_dir(url):
         filesystem.make_dir(url)
         if filesystem.is_local(url):
@@ -66,19 +70,26 @@ def open_crosswalk(url: str, *, out: str) -> bytes:
     return secret
 
 
+def owner_of(url: str) -> str:
+    """Return the location of the set a crosswalk belongs to; empty where there is no crosswalk yet."""
+    owner_url = filesystem.join(url, OWNER_NAME)
+    if not filesystem.exists(owner_url):
+        return ""
+    return str(documents.read_document(owner_url, format_name=_OWNER_FORMAT, version=_OWNER_VERSION).get("out"))
+
+
 def _claim(url: str, out: str) -> None:
     """Write down whose crosswalk this is, or refuse that of another set; a set that was moved keeps its own."""
     owner_url = filesystem.join(url, OWNER_NAME)
-    if filesystem.exists(owner_url):
-        owner = documents.read_document(owner_url, format_name=_OWNER_FORMAT, version=_OWNER_VERSION).get("out")
-        if owner == out:
-            return
-        if is_complete(str(owner)) or not is_complete(out):
-            raise DataError(
-                f"this crosswalk belongs to the set {owner}, not to {out}",
-                where=url,
-                hint="give every set a --crosswalk of its own: this one's map would be overwritten",
-            )
+    owner = owner_of(url)
+    if owner == out:
+        return
+    if owner and (is_complete(owner) or not is_complete(out)):
+        raise DataError(
+            f"this crosswalk belongs to the set {owner}, not to {out}",
+            where=url,
+            hint="give every set a --crosswalk of its own: this one's map would be overwritten",
+        )
     documents.write_document(owner_url, {"out": out}, format_name=_OWNER_FORMAT, version=_OWNER_VERSION)
     _close_to_others(owner_url)
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 Point = tuple[float, float]
 
+SOFTWARE = "synfundus plot"
+"""Name of the writer, in every PNG."""
 _BACKGROUND = "#16171a"
 _PANEL = "#1c1d21"
 _INK = "#d6d8dc"
@@ -117,7 +119,7 @@ def draw_curves(panels: Sequence[Panel], run_names: Sequence[str], *, heading: s
     stream = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a run may have any name
-        figure.savefig(stream, format="png", facecolor=_BACKGROUND, metadata={"Software": None})
+        figure.savefig(stream, format="png", facecolor=_BACKGROUND, metadata={"Software": SOFTWARE})
     return stream.getvalue()
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from synfundus.errors import SynfundusError
 from synfundus.storage import filesystem
+from synfundus.storage.locations import resolved
+from synfundus.storage.permissions import holds_ours
 
 UNFINISHED_NAME = "UNFINISHED"
 """Name of a file that exists in a remote folder while it is being replaced."""
@@ -44,22 +46,34 @@ def folder_to_read(url: str) -> Iterator[Path]:
             raise
 
 
+def require_replaceable(url: str, *, last: Sequence[str], own: str) -> None:
+    """Refuse to replace a folder that was not written with `folder_to_replace`, or to which something was added.
+
+    Raises:
+        ConfigError: Names what is there.
+    """
+    holds_ours(url, proof=[*last, UNFINISHED_NAME], own=f"{UNFINISHED_NAME}|{own}")
+
+
 @contextmanager
-def folder_to_replace(url: str, *, last: Sequence[str]) -> Iterator[Path]:
+def folder_to_replace(url: str, *, last: Sequence[str], own: str) -> Iterator[Path]:
     """Provide an empty folder that replaces ``url`` when the block ends without an error.
 
     On a disk it is renamed. In an object store the old folder is removed, then the new one is uploaded, the names in
     ``last`` at the end: a folder without them is incomplete.
 
     Args:
-        url: The folder to write.
+        url: The folder to write; a link is followed.
         last: Names that mark the folder as complete.
+        own: Pattern of all paths below it, folders too: anything else is not ours to remove.
 
     Raises:
+        ConfigError: Something else is there.
         StorageError: The disk or the store failed.
     """
+    require_replaceable(url, last=last, own=own)
     if filesystem.is_local(url):
-        with _renamed(filesystem.local_path(url).absolute()) as work:
+        with _renamed(Path(resolved(url))) as work:
             yield work
         return
     with tempfile.TemporaryDirectory(prefix=_PREFIX) as scratch:

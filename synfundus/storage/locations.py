@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -89,8 +90,13 @@ def local_path(url: str) -> Path:
 
 
 def absolute_location(url: str) -> str:
-    """Return a location that does not depend on the working folder."""
+    """Return a location that does not depend on the working folder; links stay."""
     return str(local_path(url).absolute()) if is_local(url) else url
+
+
+def resolved(url: str) -> str:
+    """Return a location in the one way it can be compared: links are followed."""
+    return os.path.realpath(local_path(url)) if is_local(url) else url.rstrip("/")
 
 
 def join(url: str, *parts: str) -> str:

@@ -21,6 +21,9 @@ def store(memory_store: None) -> Iterator[str]:
     filesystem.remove(url, recursive=True)
 
 
+OWN = r"a(/x\.bin)?|x|old\.txt|index\.json"
+
+
 def fill(folder: Path, files: dict[str, bytes]) -> None:
     for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +40,7 @@ def test_a_folder_is_replaced_as_a_whole(remote: bool, store: str, tmp_path: Pat
     url = f"{store}/run/export" if remote else str(tmp_path / "run" / "export")
     first, second = {"a/x.bin": b"1", "old.txt": b"2", "index.json": b"{}"}, {"a/x.bin": b"3", "index.json": b"[]"}
     for files in (first, second):
-        with folder_to_replace(url, last=("index.json",)) as work:
+        with folder_to_replace(url, last=("index.json",), own=OWN) as work:
             fill(work, files)
         assert content(url) == files
     assert filesystem.list_names(url.removesuffix("/export")) == ["export"], "nothing is left beside it"
@@ -46,11 +49,11 @@ def test_a_folder_is_replaced_as_a_whole(remote: bool, store: str, tmp_path: Pat
 @pytest.mark.parametrize("remote", [False, True])
 def test_a_block_that_fails_leaves_the_old_folder(remote: bool, store: str, tmp_path: Path) -> None:
     url = f"{store}/export" if remote else str(tmp_path / "export")
-    with folder_to_replace(url, last=()) as work:
+    with folder_to_replace(url, last=("x",), own=OWN) as work:
         fill(work, {"x": b"1"})
 
     def fail() -> None:
-        with folder_to_replace(url, last=()) as work:
+        with folder_to_replace(url, last=("x",), own=OWN) as work:
             fill(work, {"x": b"2"})
             raise RuntimeError
 
@@ -61,18 +64,18 @@ def test_a_block_that_fails_leaves_the_old_folder(remote: bool, store: str, tmp_
 
 
 def test_a_replacement_that_stops_half_way_is_unfinished(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with folder_to_replace(store, last=("index.json",)) as work:
+    with folder_to_replace(store, last=("index.json",), own=OWN) as work:
         fill(work, {"x": b"1", "index.json": b"{}"})
 
     def refuse(*_: object, **__: object) -> None:
         raise StorageError("no")
 
     monkeypatch.setattr(filesystem, "upload_folder", refuse)
-    with pytest.raises(StorageError), folder_to_replace(store, last=("index.json",)) as work:
+    with pytest.raises(StorageError), folder_to_replace(store, last=("index.json",), own=OWN) as work:
         fill(work, {"x": b"2", "index.json": b"{}"})
     monkeypatch.undo()
     assert filesystem.list_names(store) == [UNFINISHED_NAME]
-    with folder_to_replace(store, last=("index.json",)) as work:
+    with folder_to_replace(store, last=("index.json",), own=OWN) as work:
         fill(work, {"x": b"2", "index.json": b"{}"})
     assert content(store) == {"x": b"2", "index.json": b"{}"}
 

@@ -93,10 +93,10 @@ def test_model_index_lists_every_part(exported: Path) -> None:
 def test_a_second_export_replaces_the_first_whole(tmp_path: Path) -> None:
     folder = write_tiny_pipeline(tmp_path / "export")
     first = load_pipeline(folder, device=CPU).fingerprint
-    (folder / "left-over.txt").write_text("x")
+    (folder / "unet" / "left-over.safetensors").write_text("x")
     write_tiny_pipeline(folder, seed=1)
     assert load_pipeline(folder, device=CPU).fingerprint != first
-    assert not (folder / "left-over.txt").exists()
+    assert not (folder / "unet" / "left-over.safetensors").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
 
 

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
+from synfundus.artifacts.claim import Claim
 from synfundus.artifacts.sample_set import PngStore
 from synfundus.config.schema import RunConfig
+from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World, torch_device
-from synfundus.errors import ConfigError
 from synfundus.shards.reader import decode_image
 from synfundus.stages import Summary, build, diffusion_setup
 from synfundus.stages.demo.judging import (
@@ -57,6 +58,7 @@ REPORT_NAME = "demo.json"
 REQUEST_NAME = "request.json"
 _FORMAT = "synfundus-demo"
 _VERSION = 1
+_CLAIM = Claim(f"{STAGES_DIR}/{REQUEST_NAME}", _FORMAT, _VERSION, others="a demo with other settings")
 
 Job = Callable[[RunConfig, World, Console], Summary]
 
@@ -123,18 +125,22 @@ def settle_pace(config: RunConfig, out: str, world: World, console: Console) -> 
         world: The ranks.
         console: Where the pace is told.
     """
+    begun = on_rank_0(lambda: _begun_pace(out), world)
     if not config.demo.fit_to_machine:
         return REFERENCE_PACE
-    url = filesystem.join(out, STAGES_DIR, REQUEST_NAME)
-    begun: float | None = None
-    if world.rank == 0 and filesystem.exists(url):
-        begun = documents.read_document(url, format_name=_FORMAT, version=_VERSION).get("pace_images_per_s")
-    begun = world.all_gather(begun)[0]
     if begun is not None:
         return float(begun)
     pace = measure_pace(config, world)
     console.message(f"this machine trains {pace:.0f} images/s: the preset's budgets x {pace_gain(pace):.2f}")
     return pace
+
+
+def _begun_pace(out: str) -> float | None:
+    """Return the pace of the demo that was begun here; a folder of something else is refused before it is measured."""
+    if not _CLAIM.check(out):
+        return None
+    found = documents.read_document(filesystem.join(out, _CLAIM.name), format_name=_FORMAT, version=_VERSION)
+    return found.get("pace_images_per_s")
 
 
 class _Demo:
@@ -159,25 +165,13 @@ class _Demo:
         settings = self._config.model_dump(mode="json", exclude={"launch", "telemetry"})
         for verb in ("train_vae", "train"):
             settings[verb]["loop"]["num_threads"] = 0  # decides nothing but speed
-        digest = hashlib.sha256(documents.dump_json(settings)).hexdigest()
-        problem = ""
-        if self._world.rank == 0:
-            url = self._at(STAGES_DIR, REQUEST_NAME)
-            if filesystem.exists(url):
-                found = documents.read_document(url, format_name=_FORMAT, version=_VERSION)
-                if found.get("settings_sha256") != digest:
-                    problem = f"a demo of {found.get('minutes')} minutes with other settings is there"
-            else:
-                request = {
-                    "settings_sha256": digest,
-                    "minutes": self._config.demo.minutes,
-                    "pace_images_per_s": self._result.pace_images_per_s,
-                    "settings": settings,
-                }
-                documents.write_document(url, request, format_name=_FORMAT, version=_VERSION)
-        problem = self._world.all_gather(problem)[0]
-        if problem:
-            raise ConfigError(problem, where=self._out, hint="give another --out, or remove the folder")
+        request = {
+            "settings_sha256": hashlib.sha256(documents.dump_json(settings)).hexdigest(),
+            "minutes": self._config.demo.minutes,
+            "pace_images_per_s": self._result.pace_images_per_s,
+            "settings": settings,
+        }
+        on_rank_0(lambda: _CLAIM.make(self._out, request), self._world)
 
     def run_stage(self, stage: _Stage) -> None:
         """Run a stage, or take its record. Collective."""

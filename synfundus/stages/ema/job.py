@@ -10,7 +10,7 @@ from torch import Tensor
 from synfundus.artifacts.checkpoint_model import has_only_checkpoints, load_checkpoint_model
 from synfundus.artifacts.ema_snapshots import FOLDER_NAME, Snapshot, find_snapshots, read_snapshot
 from synfundus.artifacts.model import Model
-from synfundus.artifacts.model_folder import find_pipeline, load_pipeline, resave_pipeline
+from synfundus.artifacts.model_folder import check_out, find_pipeline, load_pipeline, resave_pipeline
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World
 from synfundus.errors import CheckpointError, ConfigError
@@ -32,7 +32,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
 
     Raises:
         CheckpointError: No snapshots, damaged ones, or those of another network.
-        ConfigError: A time the run has not reached.
+        ConfigError: A time the run has not reached, or an output folder that holds something else.
     """
     del world
     section = config.ema
@@ -41,6 +41,9 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         raise ConfigError("--sigma-rel is missing (ema.sigma_rel)", hint="for example --sigma-rel 0.10")
     snapshots = find_snapshots(run_url)
     wanted = _wanted(snapshots, section.sigma_rel, section.at_images)
+    name = f"sigma-rel-{wanted.sigma_rel:.4f}-images-{wanted.images_seen:012d}"
+    out = section.out or filesystem.join(run_url, f"export-{name}")
+    check_out(out)
     combination = combine([snapshot.profile for snapshot in snapshots], wanted)
     if combination.error > WORTH_A_WARNING:
         console.warning(
@@ -50,8 +53,6 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     pipeline = _run_model(run_url, console)
     weights = _weighted_sum(snapshots, combination, console)
     replace_weights(pipeline.denoiser, weights, where=filesystem.join(run_url, FOLDER_NAME))
-    name = f"sigma-rel-{wanted.sigma_rel:.4f}-images-{wanted.images_seen:012d}"
-    out = section.out or filesystem.join(run_url, f"export-{name}")
     told = {
         "images_seen": wanted.images_seen,
         "ema_sigma_rel": wanted.sigma_rel,

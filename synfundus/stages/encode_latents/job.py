@@ -15,9 +15,10 @@ import numpy as np
 
 from synfundus import __version__
 from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
+from synfundus.artifacts.claim import Claim
 from synfundus.artifacts.latent_set import LatentSources, save_sources
 from synfundus.config.schema import RunConfig
-from synfundus.distributed.agreement import on_rank_0, raise_together
+from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World, share_of, torch_device, without_timeout
 from synfundus.errors import ConfigError, DataError
 from synfundus.models.autoencoder import LatentAutoencoder
@@ -46,6 +47,8 @@ from synfundus.storage.manifest import (
 from synfundus.storage.shard_index import MAX_JSON_BYTES, MAX_NPY_BYTES, MAX_SAMPLE_BYTES
 from synfundus.telemetry.console import Console
 
+_CLAIM = Claim("request.json", RECORD_FORMAT, RECORD_VERSION, others="latents of something else")
+
 
 def run(config: RunConfig, world: World, console: Console) -> Summary:
     """Encode every shard of an image set. Collective; resumes by itself.
@@ -66,7 +69,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     autoencoder, autoencoder_fingerprint = open_autoencoder(folder, device=device, dtype=dtype)
     build.attention(autoencoder.network, config.launch, dtype=dtype, world=world, console=console)
     properties = _properties(config, image_set, autoencoder, autoencoder_fingerprint)
-    complete = _claim(out, properties, world)
+    complete = on_rank_0(lambda: _claim(out, properties), world)
     sources = LatentSources(
         image_set_url=absolute_location(image_set.url), autoencoder_url=absolute_location(str(section.vae))
     )
@@ -127,41 +130,17 @@ def _properties(
     }
 
 
-def _claim(out: str, properties: dict[str, Any], world: World) -> bool:
-    """Make the folder ours; returns whether it is complete already. Collective."""
-    fault: Exception | None = None
-    answer = "", False
-    if world.rank == 0:
-        try:
-            answer = _claim_here(out, properties)
-        except Exception as error:  # noqa: BLE001 - raised below, on every rank
-            fault = error
-    raise_together(fault, world)
-    problem, complete = world.all_gather(answer)[0]
-    if problem:
-        raise ConfigError(
-            f"this folder holds latents of something else: {problem}", where=out, hint="use another --out"
-        )
-    return complete
-
-
-def _claim_here(out: str, properties: dict[str, Any]) -> tuple[str, bool]:
-    """Write the request, or compare it with the one that is there; returns what is wrong, and whether all is done."""
-    complete = False
-    request_url = filesystem.join(out, "request.json")
-    wanted = documents.as_json(properties)
-    if is_complete(out):
-        found = dict(load_shard_set(out, kind="latents").properties)
-        complete = True
-    elif filesystem.exists(request_url):
-        found = documents.read_document(request_url, format_name=RECORD_FORMAT, version=RECORD_VERSION)
-    else:
-        found = wanted
-        documents.write_document(request_url, wanted, format_name=RECORD_FORMAT, version=RECORD_VERSION)
-    changed = [
-        f"{key} is {found.get(key)!r} there, {wanted[key]!r} here" for key in wanted if found.get(key) != wanted[key]
-    ]
-    return "; ".join(changed), complete
+def _claim(out: str, properties: dict[str, Any]) -> bool:
+    """Make the folder ours; returns whether it is complete already."""
+    if not is_complete(out):
+        _CLAIM.make(out, properties)
+        return False
+    try:
+        found = load_shard_set(out, kind="latents").properties
+    except DataError as error:
+        raise ConfigError(error.message, where=out, hint="give another --out") from error
+    _CLAIM.refuse_difference(out, {name: found.get(name) for name in properties}, properties)
+    return True
 
 
 def _channel_statistics(records: list[dict[str, Any]]) -> dict[str, list[float]]:
@@ -214,7 +193,7 @@ def _publish(
     )
     for task in tasks:
         filesystem.remove(record_url(out, task))
-    filesystem.remove(filesystem.join(out, "request.json"))
+    filesystem.remove(filesystem.join(out, _CLAIM.name))
     console.message(f"{encoded:,} images encoded, {len(rejects)} rejected; latents in {out}")
 
 

@@ -6,13 +6,11 @@ import torch
 
 from synfundus.artifacts.checkpoint_model import has_only_checkpoints, load_checkpoint_model, newest_images
 from synfundus.artifacts.model import Model
-from synfundus.artifacts.model_folder import DOCUMENT_NAME, find_pipeline, load_pipeline, resave_pipeline
+from synfundus.artifacts.model_folder import check_out, find_pipeline, load_pipeline, resave_pipeline
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World
-from synfundus.errors import ConfigError
 from synfundus.stages import Summary, build
-from synfundus.storage import filesystem
-from synfundus.storage.local_folder import UNFINISHED_NAME
+from synfundus.storage.locations import resolved
 from synfundus.telemetry.console import Console
 
 
@@ -29,12 +27,13 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     del world
     run_url = build.require(config.export.run_dir, flag="--run-dir", key="export.run_dir")
     out = build.require(config.export.out, flag="--out", key="export.out")
-    names = filesystem.list_names(out)
-    if names and not {DOCUMENT_NAME, UNFINISHED_NAME} & set(names):
-        raise ConfigError("the folder holds something else", where=out, hint="give another --out")
-    pipeline = _model(config, run_url, console)
+    finished = _finished(config, run_url)
+    is_there = finished is not None and resolved(finished) == resolved(out)
+    if not is_there:
+        check_out(out)
+    pipeline = _model(config, run_url, finished, console)
     fingerprint = pipeline.fingerprint
-    if _place(out) != _place(pipeline.folder):
+    if not is_there:
         fingerprint = resave_pipeline(out, pipeline)
         console.message(f"model {fingerprint[:12]} written to {out}")
     return {
@@ -45,20 +44,20 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     }
 
 
-def _model(config: RunConfig, run_url: str, console: Console) -> Model:
-    """Return the finished model of a run, or that of a checkpoint where one is asked for or the run has not ended."""
+def _finished(config: RunConfig, run_url: str) -> str | None:
+    """Return where the finished model of a run lies; None where one is to be made of a checkpoint."""
     wanted = config.export
-    if wanted.checkpoint is None and wanted.weights == "averaged" and not has_only_checkpoints(run_url):
-        pipeline = load_pipeline(find_pipeline(run_url), device=torch.device("cpu"))
-        newest = newest_images(run_url)
-        if newest > int(pipeline.training_summary.get("images_seen") or 0):
-            console.warning(
-                f"the run has gone on since this model was exported, to {newest:,} images: see --checkpoint"
-            )
-        return pipeline
-    return load_checkpoint_model(run_url, name=wanted.checkpoint, weights=wanted.weights, console=console)
+    if wanted.checkpoint is not None or wanted.weights != "averaged" or has_only_checkpoints(run_url):
+        return None
+    return find_pipeline(run_url)
 
 
-def _place(url: str) -> str:
-    """Return a location in the one way it can be compared."""
-    return str(filesystem.local_path(url).resolve()) if filesystem.is_local(url) else url.rstrip("/")
+def _model(config: RunConfig, run_url: str, finished: str | None, console: Console) -> Model:
+    wanted = config.export
+    if finished is None:
+        return load_checkpoint_model(run_url, name=wanted.checkpoint, weights=wanted.weights, console=console)
+    pipeline = load_pipeline(finished, device=torch.device("cpu"))
+    newest = newest_images(run_url)
+    if newest > int(pipeline.training_summary.get("images_seen") or 0):
+        console.warning(f"the run has gone on since this model was exported, to {newest:,} images: see --checkpoint")
+    return pipeline

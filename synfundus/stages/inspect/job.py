@@ -76,6 +76,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     if section.data is None:
         raise ConfigError("--data is missing", where="inspect.data", hint="give --data")
     shard_set = open_set(section.data)
+    if section.out is not None:
+        _check_out(section.out)
     survey = SetSurvey(shard_set, verify=section.verify)
     action = "verifying" if section.verify else "reading labels"
     with console.progress(action, total=shard_set.num_samples(), unit="samples") as bar:
@@ -84,20 +86,38 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         survey.check_beside()
     report = _report(shard_set, survey, counts)
     images = section.contact_sheet_images
+    written = f"nothing was written; give --out DIR for {REPORT_NAME}" + (" and a contact sheet" if images else "")
+    if section.out is not None:
+        where = filesystem.join(section.out, REPORT_NAME)
+        documents.write_document(where, report, format_name=REPORT_FORMAT, version=REPORT_VERSION)
+        written = f"written: {where}" + (f", {SHEET_NAME}" if images else "")
     if section.out is not None and images:
         sheet = _sheet(shard_set, counts, wanted=images, seed=config.seed)
         marks = {"synthetic": "yes"} if shard_set.kind == "samples" else {}
         data = encode_png(sheet, text=marks, compress_level=_COMPRESS_LEVEL)
         filesystem.write_bytes(filesystem.join(section.out, SHEET_NAME), data)
-    if section.out is not None:
-        where = filesystem.join(section.out, REPORT_NAME)
-        documents.write_document(where, report, format_name=REPORT_FORMAT, version=REPORT_VERSION)
-        written = f"written: {where}" + (f", {SHEET_NAME}" if images else "")
-    else:
-        written = f"nothing was written; give --out DIR for {REPORT_NAME}" + (" and a contact sheet" if images else "")
     _tell(console, shard_set, survey, counts, report)
     console.message(written)
     return report
+
+
+def _check_out(out: str) -> None:
+    """Refuse to replace a report or a sheet that `inspect` did not write: a sheet of ours has its report beside it.
+
+    Raises:
+        ConfigError: One is in the way.
+    """
+    report, sheet = (filesystem.join(out, name) for name in (REPORT_NAME, SHEET_NAME))
+    try:
+        if filesystem.exists(report):
+            documents.read_document(report, format_name=REPORT_FORMAT, version=REPORT_VERSION)
+            return
+    except DataError as error:
+        raise ConfigError(
+            f"`inspect` did not write this: {error.message}", where=report, hint="give another --out"
+        ) from error
+    if filesystem.exists(sheet):
+        raise ConfigError("`inspect` did not write what is there", where=sheet, hint="give another --out")
 
 
 def _report(shard_set: ShardSet, survey: SetSurvey, counts: LabelCounts) -> dict[str, Any]:

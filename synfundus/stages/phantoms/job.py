@@ -10,10 +10,11 @@ from __future__ import annotations
 import csv
 import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from synfundus.artifacts.claim import Claim
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World
 from synfundus.errors import ConfigError
@@ -32,6 +33,7 @@ REQUEST_NAME = "phantoms.json"
 _PARTS_DIR = ".parts"
 _FORMAT = "synfundus-phantoms"
 _VERSION = 1
+_CLAIM = Claim(REQUEST_NAME, _FORMAT, _VERSION, others="other phantoms")
 _CHUNK_IMAGES = 32
 _COMPRESS_LEVEL = 3
 _PNG_TEXT = {"Software": "synfundus phantoms", "Source": "drawn, not photographed"}
@@ -92,29 +94,6 @@ def _known_rows(out: str, num_images: int) -> dict[int, Row]:
     return rows
 
 
-def _claim(out: str, request: Mapping[str, object]) -> None:
-    """Write down what the folder is for, or refuse a folder that is for something else.
-
-    Raises:
-        ConfigError: The folder holds phantoms of another seed or size.
-    """
-    url = filesystem.join(out, REQUEST_NAME)
-    if filesystem.exists(url):
-        found = documents.read_document(url, format_name=_FORMAT, version=_VERSION)
-        differing = [name for name, value in request.items() if found.get(name) != value]
-        if differing:
-            here = ", ".join(f"{name} {found.get(name)}" for name in differing)
-            asked = ", ".join(f"{name} {request[name]}" for name in differing)
-            raise ConfigError(
-                f"the folder holds phantoms of {here}; asked for is {asked}",
-                where=out,
-                hint="give another --out, or remove the folder",
-            )
-        return
-    filesystem.make_dir(filesystem.join(out, IMAGES_DIR))
-    documents.write_document(url, request, format_name=_FORMAT, version=_VERSION)
-
-
 def label_table(rows: Sequence[Row], names: Sequence[str]) -> bytes:
     """Return the label table as CSV; an unknown label is an empty cell."""
     stream = io.StringIO()
@@ -143,7 +122,8 @@ def draw_folder(*, out: str, num_images: int, image_size_px: int, seed: int, wor
         LaunchError: A process died twice over the same photographs.
     """
     began = time.perf_counter()
-    _claim(out, {"seed": seed, "image_size_px": image_size_px})
+    _CLAIM.make(out, {"seed": seed, "image_size_px": image_size_px})
+    filesystem.make_dir(filesystem.join(out, IMAGES_DIR))
     rows = _known_rows(out, num_images)
     missing = [index for index in range(num_images) if index not in rows]
     num_kept = len(rows)

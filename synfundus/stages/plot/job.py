@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World
 from synfundus.errors import ConfigError
-from synfundus.pictures.charts import Curve, Panel, draw_curves, spans_decades
+from synfundus.pictures.charts import SOFTWARE, Curve, Panel, draw_curves, spans_decades
 from synfundus.stages import Summary
 from synfundus.storage import filesystem
 from synfundus.telemetry.console import Console
@@ -43,12 +43,14 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
 
     Raises:
         ConfigError: There is no run in a folder, none has a row, or none has a curve that was asked for; several runs
-            and no place for their picture.
+            and no place for their picture; a file in its place that `plot` did not write.
     """
     del world
     options = config.plot
     urls = list(dict.fromkeys(options.run_dirs))
     out = options.out or _place_beside(urls)
+    if filesystem.exists(out) and not _is_plot(out):
+        raise ConfigError("`plot` did not write what is there", where=out, hint="give another --out")
     views = [_read(url) for url in urls]
     drawn = [view for view in views if view.rows or view.validation]
     empty = [view.url for view in views if not (view.rows or view.validation)]
@@ -81,6 +83,10 @@ def _place_beside(urls: Sequence[str]) -> str:
             hint="give --out FILE.png",
         )
     return filesystem.join(urls[0], PICTURE_NAME)
+
+
+def _is_plot(url: str) -> bool:
+    return not filesystem.is_dir(url) and f"Software\0{SOFTWARE}".encode() in filesystem.read_range(url, 0, 4096)
 
 
 def _say_what_is_not_finite(view: RunView, keys: Sequence[str], console: Console) -> None:

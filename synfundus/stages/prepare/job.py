@@ -27,7 +27,6 @@ from synfundus.stages.prepare.decision import Decision, decide
 from synfundus.stages.prepare.look_alikes import OtherSet, find_other_sets, room_for_thumbnails
 from synfundus.stages.prepare.places import (
     Places,
-    absolute,
     check_out,
     claim,
     clear_work,
@@ -38,6 +37,7 @@ from synfundus.stages.prepare.plan import InputPlan, plan_inputs
 from synfundus.stages.prepare.report import report, write_crosswalk, write_findings
 from synfundus.stages.prepare.shards import ShardTask, assemble_shards, finished_entries, plan_shard_tasks
 from synfundus.storage import documents, filesystem
+from synfundus.storage.locations import resolved
 from synfundus.storage.manifest import REJECTS_NAME, SPLITS, ShardSet, load_shard_set, save_shard_set
 from synfundus.telemetry.console import Console
 
@@ -88,7 +88,7 @@ class _Chief:
             section,
             source=places.source,
             compared_with=[other.identity for other in self._others],
-            open_secret=lambda: open_crosswalk(places.crosswalk, out=absolute(places.out)),
+            open_secret=lambda: open_crosswalk(places.crosswalk, out=resolved(places.out)),
             seed=self._config.seed,
         )
         for warning in plan.warnings:

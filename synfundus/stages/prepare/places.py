@@ -5,19 +5,24 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, dataclass
 
+from synfundus.artifacts.claim import difference
 from synfundus.config.photographs import PrepareConfig
 from synfundus.errors import ConfigError, DataError
-from synfundus.photographs.crosswalk import SECRET_NAME, write_private_lines
+from synfundus.photographs.crosswalk import SECRET_NAME, owner_of, write_private_lines
 from synfundus.stages.prepare.plan import InputPlan
 from synfundus.storage import documents, filesystem
-from synfundus.storage.manifest import REJECTS_NAME, SPLITS, is_complete, load_shard_set
+from synfundus.storage.locations import resolved
+from synfundus.storage.manifest import MANIFEST_NAME, REJECTS_NAME, SPLITS, load_shard_set
+from synfundus.storage.permissions import holds_ours
 
 RECORD_FORMAT = "synfundus-preparation"
 RECORD_VERSION = 2
 
 _WORK_DIR = "work"
 _REQUEST_NAME = "request.json"
-_SHARD_FILE = re.compile(r"^(\.?\d{6,}\.(tar|idx\.npz)(\.[0-9a-f]+\.tmp)?)$")
+_SHARDS = rf"({'|'.join(SPLITS)})(/\.?\d{{6,}}\.(tar|idx\.npz)(\.[0-9a-f]+\.tmp)?)?"
+_UNFINISHED = rf"{_SHARDS}|\.?{re.escape(REJECTS_NAME)}(\.[0-9a-f]+\.tmp)?"
+"""What a run that was stopped may have left of a set."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ def find_places(section: PrepareConfig) -> Places:
         )
     out = str(section.out).rstrip("/")
     crosswalk = (section.crosswalk or f"{out}.crosswalk").rstrip("/")
-    if f"{absolute(crosswalk)}/".startswith(f"{absolute(out)}/"):
+    if f"{resolved(crosswalk)}/".startswith(f"{resolved(out)}/"):
         raise ConfigError(
             f"the crosswalk {crosswalk} lies in the set {out}",
             where="prepare.crosswalk",
@@ -87,37 +92,22 @@ def find_places(section: PrepareConfig) -> Places:
     return Places(str(section.source), section.labels, out, crosswalk)
 
 
-def absolute(url: str) -> str:
-    """Return a location that does not depend on where the program was started."""
-    return str(filesystem.local_path(url).resolve()) if filesystem.is_local(url) else url
-
-
 def check_out(places: Places) -> bool:
     """Look at what lies at ``--out``; returns whether it is a complete set.
 
     Raises:
         ConfigError: It is something that `prepare` has not written, or the set's crosswalk is gone.
     """
-    hint = "give another --out, or remove what is there"
-    if filesystem.exists(places.out) and not filesystem.is_dir(places.out):
-        raise ConfigError("--out is a file, not a folder", where=places.out, hint=hint)
-    if is_complete(places.out):
-        if not filesystem.exists(filesystem.join(places.crosswalk, SECRET_NAME)):
-            raise ConfigError(
-                f"a set is there already, but not its crosswalk {places.crosswalk}",
-                where=places.out,
-                hint="give its --crosswalk, or another --out",
-            )
-        return True
-    foreign = [name for name in filesystem.list_names(places.out) if name not in (*SPLITS, REJECTS_NAME)]
-    for split in SPLITS:
-        folder = filesystem.join(places.out, split)
-        foreign += [f"{split}/{name}" for name in filesystem.list_names(folder) if not _SHARD_FILE.match(name)]
-    foreign = [name for name in foreign if not name.endswith(".tmp")]
-    if foreign:
-        shown = ", ".join(foreign[:5]) + (" ..." if len(foreign) > 5 else "")
-        raise ConfigError(f"the folder holds something else: {shown}", where=places.out, hint=hint)
-    return False
+    # shards without a manifest can be anybody's: the crosswalk of the run that was stopped names their folder
+    begun = owner_of(places.crosswalk) == resolved(places.out)
+    complete = holds_ours(places.out, proof=[MANIFEST_NAME], beside=_UNFINISHED if begun else "")
+    if complete and not filesystem.exists(filesystem.join(places.crosswalk, SECRET_NAME)):
+        raise ConfigError(
+            f"a set is there already, but not its crosswalk {places.crosswalk}",
+            where=places.out,
+            hint="give its --crosswalk, or another --out",
+        )
+    return complete
 
 
 def refuse_difference(places: Places, plan: InputPlan) -> None:
@@ -130,16 +120,12 @@ def refuse_difference(places: Places, plan: InputPlan) -> None:
         found = load_shard_set(places.out, kind="images").properties
     except DataError as error:
         raise ConfigError(error.message, where=places.out, hint="give another --out") from error
-    wanted = documents.as_json(plan.properties)
-    if found.get("inputs_sha256") == wanted["inputs_sha256"]:
+    wanted = dict(plan.properties)
+    if found.get("inputs_sha256") == wanted.pop("inputs_sha256"):
         return
-    changed = [
-        f"{name} is {found.get(name)} there, {wanted[name]} here"
-        for name in wanted
-        if name != "inputs_sha256" and found.get(name) != wanted[name]
-    ]
+    changed = difference({name: found.get(name) for name in wanted}, wanted)
     raise ConfigError(
-        "a set of something else is there: " + ("; ".join(changed) or "the photographs or their labels have changed"),
+        f"a set of something else is there: {changed or 'the photographs or their labels have changed'}",
         where=places.out,
         hint="give another --out, or remove the set",
     )
@@ -148,7 +134,7 @@ def refuse_difference(places: Places, plan: InputPlan) -> None:
 def claim(places: Places, plan: InputPlan) -> None:
     """Write the chunks down, or keep them where the same run was stopped; what another run left is removed."""
     request = filesystem.join(places.work, _REQUEST_NAME)
-    wanted = {"fingerprint": plan.fingerprint, "out": absolute(places.out)}
+    wanted = {"fingerprint": plan.fingerprint, "out": resolved(places.out)}
     if filesystem.exists(request):
         try:
             found = documents.read_document(request, format_name=RECORD_FORMAT, version=RECORD_VERSION)

@@ -21,9 +21,10 @@ from synfundus.photographs.near_duplicates import NearDuplicate
 from synfundus.stages.prepare.chunks import ChunkResults
 from synfundus.stages.prepare.decision import Decision
 from synfundus.stages.prepare.look_alikes import LOOKS_NAME, OtherSet, SeenElsewhere, save_looks
-from synfundus.stages.prepare.places import Places, absolute
+from synfundus.stages.prepare.places import Places
 from synfundus.stages.prepare.plan import InputPlan
 from synfundus.storage import filesystem
+from synfundus.storage.locations import resolved
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import Console
 
@@ -32,7 +33,7 @@ Line = dict[str, Any]
 
 def write_crosswalk(places: Places, plan: InputPlan, decision: Decision) -> list[dict[str, str]]:
     """Write who is who outside the set; returns the rejects as the set may show them: by key alone."""
-    secret = open_crosswalk(places.crosswalk, out=absolute(places.out))
+    secret = open_crosswalk(places.crosswalk, out=resolved(places.out))
     rejects: list[tuple[str, Reject]] = [
         (sample_key(secret, reject.source), reject) for reject in (*plan.rejects, *decision.duplicates)
     ]

@@ -58,7 +58,7 @@ def plan_shard_tasks(places: Places, decision: Decision) -> list[ShardTask]:
         tasks.append(ShardTask(shard.name, shard.split, len(lines), hashlib.sha256(data).hexdigest()))
     planned = {name for task in tasks for name in (task.name, index_url(task.name))}
     for name in filesystem.list_files(places.out):
-        if name.startswith(SPLITS) and name not in planned:
+        if name.split("/")[0] in SPLITS and name not in planned:
             filesystem.remove(filesystem.join(places.out, name))
     return tasks
 

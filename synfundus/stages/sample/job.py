@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from synfundus import __version__
+from synfundus.artifacts.claim import Claim
 from synfundus.artifacts.model import Model
 from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
 from synfundus.artifacts.run_folder import versions
@@ -30,7 +31,6 @@ from synfundus.config.schema import RunConfig
 from synfundus.diffusion.sampling import scheduler_for
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World, share_of, torch_device, without_timeout
-from synfundus.errors import ConfigError, SynfundusError
 from synfundus.labels.captions import label_caption
 from synfundus.labels.plan import LabelRow, plan_labels
 from synfundus.pictures.sheets import contact_sheet, encode_png
@@ -46,6 +46,7 @@ REQUEST_NAME = "request.json"
 SHEET_NAME = "contact-sheet.png"
 FORMAT_NAME = "synfundus-samples"
 FORMAT_VERSION = 1
+_CLAIM = Claim(REQUEST_NAME, FORMAT_NAME, FORMAT_VERSION, others="images of another request")
 _SHEET_COLUMNS = 8
 _SHEET_TILE_PX = 192
 _COMPRESS_LEVEL = 6
@@ -106,7 +107,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         where=section.labels or "sample.labels",
     )
     request = _request(config, pipeline, rows)
-    _claim(out, request, world)
+    on_rank_0(lambda: _CLAIM.make(out, request), world)
     build.attention(pipeline.denoiser.unet, config.launch, dtype=dtype, world=world, console=console)
     pipeline.denoiser.to(dtype)
     work = _Work(config, pipeline, rows, _store(config, out, pipeline, rows), device)
@@ -150,42 +151,6 @@ def _request(config: RunConfig, pipeline: Model, rows: Sequence[LabelRow]) -> di
         "image_format": section.format,
     }
     return dict(documents.as_json(request))
-
-
-def _claim(out: str, request: dict[str, Any], world: World) -> None:
-    """Make the folder ours. Collective.
-
-    Raises:
-        ConfigError: It holds another request, or something else; the message names both sides.
-    """
-    problem = ""
-    if world.rank == 0:
-        try:
-            problem = _claim_here(out, request)
-        except SynfundusError as error:
-            problem = str(error)
-    problem = world.all_gather(problem)[0]
-    if problem:
-        raise ConfigError(problem, where=out, hint="give another --out, or remove what is there")
-
-
-def _claim_here(out: str, request: dict[str, Any]) -> str:
-    """Write the request, or compare it with the one that is there; returns what is wrong."""
-    url = filesystem.join(out, REQUEST_NAME)
-    if not filesystem.exists(url):
-        names = filesystem.list_names(out)
-        if names:
-            return f"the folder holds something else: {', '.join(names[:5])}"
-        filesystem.make_dir(out)
-        documents.write_document(url, request, format_name=FORMAT_NAME, version=FORMAT_VERSION)
-        return ""
-    found = documents.read_document(url, format_name=FORMAT_NAME, version=FORMAT_VERSION)
-    changed = [
-        f"{name} is {found.get(name)!r} there, {value!r} here"
-        for name, value in request.items()
-        if found.get(name) != value
-    ]
-    return f"the folder holds images of another request: {'; '.join(changed)}" if changed else ""
 
 
 def _generate(work: _Work, world: World, console: Console) -> int:

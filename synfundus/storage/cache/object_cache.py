@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -26,6 +27,7 @@ from typing import IO, Self
 
 from synfundus.errors import StorageError
 from synfundus.storage import filesystem
+from synfundus.storage.permissions import holds_ours
 from synfundus.storage.s3 import store_settings
 
 _DOWNLOAD_LOCKS = 4096
@@ -33,6 +35,8 @@ _POLL_S = 0.05
 _PROGRESS_CHECK_S = 1.0
 _MAX_ROUNDS = 8
 _COPY, _RECORD, _PART = ".copy", ".json", ".part"
+_FOLDER = r"(objects|locks)(/.*)?|room\.lock"
+_OURS = re.compile(r"[0-9a-f]{64}\.")
 
 
 class CacheFull(StorageError):
@@ -84,6 +88,7 @@ class ObjectCache:
         max_bytes: Maximum size of all copies; the least recently used are removed for new ones.
 
     Raises:
+        ConfigError: It holds something else.
         StorageError: The folder cannot be created, or others may write to it.
     """
 
@@ -91,6 +96,7 @@ class ObjectCache:
         self._folder = folder.absolute()
         self._max_bytes = max_bytes
         self._verified: dict[str, tuple[int, int, int]] = {}
+        holds_ours(str(self._folder), proof=["locks"], beside=_FOLDER, flag="--cache-dir")
         with self._disk_errors():
             for part in (self._folder, self._objects, self._locks):
                 part.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -273,7 +279,7 @@ class ObjectCache:
         found = []
         with os.scandir(self._objects) as entries:
             for item in entries:
-                if item.name.endswith(suffix):
+                if item.name.endswith(suffix) and _OURS.match(item.name):
                     with suppress(FileNotFoundError):
                         found.append((Path(item.path), item.stat()))
         return found

@@ -1,0 +1,70 @@
+"""Whose folder it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from synfundus.artifacts.claim import Claim, difference
+from synfundus.errors import ConfigError
+
+CLAIM = Claim("notes/request.json", "synfundus-test", 1, others="tests of something else", beside=r"logs(/.*)?")
+
+
+def test_a_free_folder_is_taken_and_known_again(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert not CLAIM.check(str(out))
+    assert CLAIM.make(str(out), {"seed": 1, "sizes": (2, 3)})
+    assert CLAIM.check(str(out))
+    (out / "anything.txt").touch()
+    assert not CLAIM.make(str(out), {"seed": 1, "sizes": [2, 3]})
+
+
+def test_what_a_kill_left_while_the_claim_was_written_is_no_stranger(tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / ".request.json.0123abcd.tmp").write_text("{")
+    (tmp_path / "logs" / "job").mkdir(parents=True)
+    assert CLAIM.make(str(tmp_path), {"seed": 1})
+
+
+@pytest.mark.parametrize("name", ["notes/x", "notes/request.json.tmp", ".request.json.0123abcd.tmp", "log", "x\n"])
+def test_anything_else_is_one(name: str, tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / name).touch()
+    with pytest.raises(ConfigError, match="something else") as caught:
+        CLAIM.make(str(tmp_path), {"seed": 1})
+    assert (name if name.isprintable() else repr(name)) in caught.value.message
+    assert caught.value.where == str(tmp_path)
+
+
+def test_many_strangers_are_counted_short(tmp_path: Path) -> None:
+    for number in range(9):
+        (tmp_path / f"{number}.txt").touch()
+    with pytest.raises(ConfigError, match=r"0\.txt, 1\.txt, 2\.txt, 3\.txt, 4\.txt, \.\.\.\n"):
+        CLAIM.check(str(tmp_path))
+
+
+def test_another_request_is_refused_naming_both_sides(tmp_path: Path) -> None:
+    CLAIM.make(str(tmp_path), {"seed": 1, "model": {"width": 8}})
+    with pytest.raises(ConfigError, match=r"tests of something else: model\.width is 8 there, 9 here\n") as caught:
+        CLAIM.make(str(tmp_path), {"seed": 1, "model": {"width": 9}})
+    assert "--out" in caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["no json", "{}", '{"format": "other", "schema_version": 1}'])
+def test_a_document_of_another_program_is_something_else(text: str, tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "request.json").write_text(text)
+    with pytest.raises(ConfigError, match="something else"):
+        CLAIM.make(str(tmp_path), {"seed": 1})
+    assert (tmp_path / "notes" / "request.json").read_text() == text
+
+
+def test_a_difference_names_hashes_last_and_what_is_absent() -> None:
+    there = {"format": "x", "labels_sha256": "ab", "seed": 1, "gone": None, "same": [1]}
+    assert difference(there, {"labels_sha256": "cd", "seed": 2, "same": (1,)}) == (
+        "gone is None there, 'absent' here; seed is 1 there, 2 here; labels_sha256 is 'ab' there, 'cd' here"
+    )
+    assert difference({str(n): n for n in range(7)}, {}).endswith(" and 3 more")
+    assert difference(there, there) == ""
