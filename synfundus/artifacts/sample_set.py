@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, Protocol
 
+from synfundus.artifacts.shard_records import ShardRecords
 from synfundus.errors import DataError
 from synfundus.labels.plan import LabelRow
 from synfundus.labels.schema import LabelSchema
 from synfundus.pictures.image_files import is_complete_png
-from synfundus.storage import documents, filesystem
+from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardEntry, ShardSet, save_shard_set, shard_name
 from synfundus.storage.tarshard import TarShardReader, write_shard
 
@@ -27,8 +27,6 @@ _SHARD_BYTES = 256 * 2**20
 _SHARD_IMAGES = 8192
 _BYTES_PER_PIXEL = 1.5
 """What a PNG of a fundus takes, roughly; shards are cut by it before the images exist."""
-_RECORD_FORMAT = "synfundus-sample-shard"
-_RECORD_VERSION = 1
 
 
 class SampleStore(Protocol):
@@ -123,6 +121,7 @@ class ShardStore:
         batch_size: int,
     ) -> None:
         self._out = out
+        self._records = ShardRecords(out, "synfundus-sample-shard", 1)
         self._rows = rows
         self._schema = schema
         self._seed = seed
@@ -148,21 +147,9 @@ class ShardStore:
     def _shard(self, image: int) -> str:
         return shard_name(_SPLIT, image // self._images_per_shard)
 
-    def _record_url(self, shard: str) -> str:
-        return filesystem.join(self._out, shard.removesuffix(".tar") + ".done.json")
-
-    def _record(self, shard: str) -> dict[str, Any] | None:
-        """Return the record of a finished shard; None if it is not finished or its tar has another size."""
-        url = self._record_url(shard)
-        tar = filesystem.join(self._out, shard)
-        if not filesystem.exists(url) or not filesystem.exists(tar):
-            return None
-        record = documents.read_document(url, format_name=_RECORD_FORMAT, version=_RECORD_VERSION)
-        return record if filesystem.file_size(tar) == record["entry"]["bytes"] else None
-
     def has(self, images: Sequence[int]) -> bool:
         """Whether the shard of these images is finished."""
-        return self._record(self._shard(images[0])) is not None
+        return self._records.read(self._shard(images[0])) is not None
 
     def _document(self, image: int, data: bytes) -> bytes:
         row = self._rows[image]
@@ -184,10 +171,7 @@ class ShardStore:
             (self._key(image), {"json": self._document(image, data), "png": data}) for image, data in encoded
         ]
         files = write_shard(filesystem.join(self._out, name), samples, extensions=_EXTENSIONS)
-        entry = ShardEntry.of(name, _SPLIT, files)
-        documents.write_document(
-            self._record_url(name), {"entry": asdict(entry)}, format_name=_RECORD_FORMAT, version=_RECORD_VERSION
-        )
+        self._records.write(ShardEntry.of(name, _SPLIT, files))
 
     def read(self, image: int) -> bytes:
         """Return the PNG of an image."""
@@ -203,22 +187,13 @@ class ShardStore:
         Raises:
             DataError: A shard is missing (a rank was stopped).
         """
-        entries = []
-        for first in range(0, num_images, self._images_per_shard):
-            record = self._record(self._shard(first))
-            if record is None:
-                raise DataError(
-                    f"shard {self._shard(first)} is missing",
-                    where=self._out,
-                    hint="run the command again: what is there is kept",
-                )
-            entries.append(ShardEntry(**record["entry"]))
+        shards = [self._shard(first) for first in range(0, num_images, self._images_per_shard)]
         save_shard_set(
             ShardSet(
                 url=self._out,
                 kind="samples",
                 label_schema=self._schema,
-                shards=tuple(entries),
+                shards=tuple(ShardEntry(**self._records.require(shard)["entry"]) for shard in shards),
                 properties=dict(properties),
             )
         )

@@ -91,13 +91,13 @@ def _claim(url: str, out: str) -> None:
             hint="give every set a --crosswalk of its own: this one's map would be overwritten",
         )
     documents.write_document(owner_url, {"out": out}, format_name=_OWNER_FORMAT, version=_OWNER_VERSION)
-    _close_to_others(owner_url)
+    close_to_others(owner_url)
 
 
 def write_private(url: str, data: bytes) -> None:
     """Write a file atomically that only its owner can read."""
     filesystem.write_bytes(url, data)
-    _close_to_others(url)
+    close_to_others(url)
 
 
 @contextmanager
@@ -105,10 +105,11 @@ def private_file(url: str) -> Iterator[IO[bytes]]:
     """Open a file for writing that appears complete or not at all, and that only its owner can read."""
     with filesystem.atomic_write(url) as stream:
         yield stream
-    _close_to_others(url)
+    close_to_others(url)
 
 
-def _close_to_others(url: str) -> None:
+def close_to_others(url: str) -> None:
+    """Let only its owner read a file."""
     if filesystem.is_local(url):
         filesystem.local_path(url).chmod(0o600)
 

@@ -17,6 +17,7 @@ from synfundus import __version__
 from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
 from synfundus.artifacts.claim import Claim
 from synfundus.artifacts.latent_set import LatentSources, save_sources
+from synfundus.artifacts.shard_records import ShardRecords
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World, share_of, torch_device, without_timeout
@@ -24,14 +25,10 @@ from synfundus.errors import ConfigError, DataError
 from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.stages import Summary, build
 from synfundus.stages.encode_latents.shard_encoder import (
-    RECORD_FORMAT,
-    RECORD_VERSION,
     EncodeTask,
     ShardEncoder,
     check_rejects,
     open_lanes,
-    read_record,
-    record_url,
 )
 from synfundus.storage import documents, filesystem
 from synfundus.storage.locations import absolute_location
@@ -47,7 +44,9 @@ from synfundus.storage.manifest import (
 from synfundus.storage.shard_index import MAX_JSON_BYTES, MAX_NPY_BYTES, MAX_SAMPLE_BYTES
 from synfundus.telemetry.console import Console
 
-_CLAIM = Claim("request.json", RECORD_FORMAT, RECORD_VERSION, others="latents of something else")
+_FORMAT = "synfundus-latent-shard"
+_VERSION = 1
+_CLAIM = Claim("request.json", _FORMAT, _VERSION, others="latents of something else")
 
 
 def run(config: RunConfig, world: World, console: Console) -> Summary:
@@ -84,11 +83,15 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         open_lanes(device) as lanes,
         console.progress("encoding", total=sum(task.entry.num_samples for task in mine), unit="images") as bar,
     ):
-        ShardEncoder(config, image_set, autoencoder, out, device, lanes).encode(mine, bar)
+        ShardEncoder(config, image_set, autoencoder, _records(out), device, lanes).encode(mine, bar)
     at_the_end.barrier()
     limit = section.max_bad_fraction
     on_rank_0(lambda: _publish(out, tasks, image_set, properties, console, limit), at_the_end)
     return _summary(load_shard_set(out, kind="latents"))
+
+
+def _records(out: str) -> ShardRecords:
+    return ShardRecords(out, _FORMAT, _VERSION)
 
 
 def plan_tasks(image_set: ShardSet) -> list[EncodeTask]:
@@ -165,12 +168,8 @@ def _publish(
     max_bad_fraction: float,
 ) -> None:
     """Put the manifest together, check that in = out + rejects, publish, clean up."""
-    records = []
-    for task in tasks:
-        record = read_record(out, task)
-        if record is None:
-            raise DataError(f"shard {task.entry.name} was not encoded", where=out, hint="run the command again")
-        records.append(record)
+    done = _records(out)
+    records = [done.require(task.entry.name) for task in tasks]
     rejects = [reject for record in records for reject in record["rejects"]]
     kinds = Counter(kind for record in records for kind in record.get("kinds", ["damaged"] * len(record["rejects"])))
     check_rejects(rejects, image_set, max_bad_fraction)
@@ -192,7 +191,7 @@ def _publish(
         )
     )
     for task in tasks:
-        filesystem.remove(record_url(out, task))
+        filesystem.remove(done.url(task.entry.name))
     filesystem.remove(filesystem.join(out, _CLAIM.name))
     console.message(f"{encoded:,} images encoded, {len(rejects)} rejected; latents in {out}")
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from synfundus.artifacts.shard_records import ShardRecords
 from synfundus.config.schema import RunConfig
 from synfundus.errors import CorruptShard, DataError
 from synfundus.models.autoencoder import LatentAutoencoder
@@ -27,13 +28,11 @@ from synfundus.shards.images import ImageDecoder
 from synfundus.shards.latents import FLIPPED_MOMENTS, MOMENTS
 from synfundus.shards.members import META
 from synfundus.shards.reader import ShardSetReader, encode_npy
-from synfundus.storage import documents, filesystem
+from synfundus.storage import filesystem
 from synfundus.storage.manifest import SPLITS, ShardEntry, ShardSet
 from synfundus.storage.tarshard import write_shard
 from synfundus.telemetry.console import Progress
 
-RECORD_FORMAT = "synfundus-latent-shard"
-RECORD_VERSION = 1
 _PASSING = frozenset({"missing", "unreadable"})
 """What can be the fault of a moment: such shards are looked at twice."""
 _REQUESTS_AT_ONCE = 8
@@ -142,7 +141,7 @@ class ShardEncoder:
         config: RunConfig,
         image_set: ShardSet,
         autoencoder: LatentAutoencoder,
-        out: str,
+        records: ShardRecords,
         device: torch.device,
         lanes: Lanes,
     ) -> None:
@@ -152,7 +151,7 @@ class ShardEncoder:
         self._max_bad_fraction = config.encode_latents.max_bad_fraction
         self._set = image_set
         self._autoencoder = autoencoder
-        self._out = out
+        self._records = records
         self._device = device
         self._readers = _readers(image_set)
         self._decode_image = ImageDecoder(
@@ -169,7 +168,7 @@ class ShardEncoder:
         """
         todo = []
         for task in tasks:
-            record = read_record(self._out, task)
+            record = self._records.read(task.entry.name)
             if record is None or record["rejects"]:
                 todo.append(task)
             else:
@@ -228,18 +227,17 @@ class ShardEncoder:
                 samples.append((key, members))
         extensions = (META, MOMENTS, FLIPPED_MOMENTS) if self._flip else (META, MOMENTS)
         files = write_shard(
-            filesystem.join(self._out, task.entry.name),
+            filesystem.join(self._records.out, task.entry.name),
             samples,
             extensions=extensions,
             states=np.reshape(states, (len(states), len(self._set.label_schema.labels))).astype(np.int16),
         )
-        record = {
-            "entry": asdict(ShardEntry.of(task.entry.name, task.split, files)),
-            "rejects": [reject for part in parts for reject in part.rejects],
-            "kinds": [kind for part in parts for kind in part.kinds],
-            "statistics": statistics.to_document(),
-        }
-        documents.write_document(record_url(self._out, task), record, format_name=RECORD_FORMAT, version=RECORD_VERSION)
+        self._records.write(
+            ShardEntry.of(task.entry.name, task.split, files),
+            rejects=[reject for part in parts for reject in part.rejects],
+            kinds=[kind for part in parts for kind in part.kinds],
+            statistics=statistics.to_document(),
+        )
 
     def _batches(self, tasks: list[EncodeTask]) -> Generator[_Batch]:
         """Yield the shards' samples in order, as read; a shard without samples is one empty batch."""
@@ -371,20 +369,3 @@ class _Statistics:
     def to_document(self) -> dict[str, Any]:
         """Return count, sum of means, sum of squared means, sum of variances."""
         return {"count": self.count, "sums": self.sums.tolist()}
-
-
-def record_url(out: str, task: EncodeTask) -> str:
-    """Return where the record of a finished shard lies."""
-    return filesystem.join(out, task.entry.name.removesuffix(".tar") + ".done.json")
-
-
-def read_record(out: str, task: EncodeTask) -> dict[str, Any] | None:
-    """Return the record of a finished shard; None if it is not finished or its tar has another size."""
-    url = record_url(out, task)
-    if not filesystem.exists(url):
-        return None
-    record = documents.read_document(url, format_name=RECORD_FORMAT, version=RECORD_VERSION)
-    tar = filesystem.join(out, task.entry.name)
-    if not filesystem.exists(tar) or filesystem.file_size(tar) != record["entry"]["bytes"]:
-        return None
-    return record

@@ -7,16 +7,17 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from zlib_ng.zlib_ng import crc32
 
-from synfundus.errors import CorruptShard, DataError
+from synfundus.artifacts.shard_records import ShardRecords
+from synfundus.errors import CorruptShard
 from synfundus.labels.schema import LabelSchema
-from synfundus.photographs.crosswalk import write_private
+from synfundus.photographs.crosswalk import close_to_others, write_private
 from synfundus.shards.members import decode_json, label_states
 from synfundus.stages.prepare.chunks import LookedAt
 from synfundus.stages.prepare.decision import Decision
@@ -72,11 +73,11 @@ def assemble_shards(
         CorruptShard: The work folder was damaged; what is damaged is prepared again by the next run.
         StorageError: The disk or the store refused.
     """
-    extensions = ("json", image_format)
+    extensions, records = ("json", image_format), _records(places)
     total = sum(task.num_samples for task in tasks)
     with console.progress("writing shards", total=total, unit="images") as progress:
         for task in tasks:
-            if read_shard_record(places, task) is not None:
+            if records.read(task.name, plan_sha256=task.plan_sha256) is not None:
                 progress.advance(task.num_samples)
                 continue
             rows = documents.read_lines(places.shard_url(task.name, "plan.jsonl"))
@@ -84,10 +85,8 @@ def assemble_shards(
                 states = _StatesOf(samples, schema, task.name)
                 url = filesystem.join(places.out, task.name)
                 files = write_shard(url, states, extensions=extensions, states=states.array)
-            entry = asdict(ShardEntry.of(task.name, task.split, files))
-            record = {"format": RECORD_FORMAT, "schema_version": RECORD_VERSION, "entry": entry}
-            data = documents.dump_json({**record, "plan_sha256": task.plan_sha256})
-            write_private(places.shard_url(task.name, "done.json"), data)
+            records.write(ShardEntry.of(task.name, task.split, files), plan_sha256=task.plan_sha256)
+            close_to_others(records.url(task.name))
 
 
 class _StatesOf:
@@ -182,17 +181,8 @@ def _read_members(places: Places, extensions: tuple[str, str], row: Row) -> Memb
     return dict(zip(extensions, parts(data), strict=True))
 
 
-def read_shard_record(places: Places, task: ShardTask) -> ShardEntry | None:
-    """Return the entry of a finished shard; None if it is unfinished, of another plan, or its tar is not there."""
-    url = places.shard_url(task.name, "done.json")
-    if not filesystem.exists(url):
-        return None
-    record = documents.read_document(url, format_name=RECORD_FORMAT, version=RECORD_VERSION)
-    tar = filesystem.join(places.out, task.name)
-    if record["plan_sha256"] != task.plan_sha256 or not filesystem.exists(tar):
-        return None
-    entry = ShardEntry(**record["entry"])
-    return entry if filesystem.file_size(tar) == entry.bytes else None
+def _records(places: Places) -> ShardRecords:
+    return ShardRecords(places.out, RECORD_FORMAT, RECORD_VERSION, folder=places.shards)
 
 
 def finished_entries(places: Places, tasks: Sequence[ShardTask]) -> tuple[ShardEntry, ...]:
@@ -201,10 +191,6 @@ def finished_entries(places: Places, tasks: Sequence[ShardTask]) -> tuple[ShardE
     Raises:
         DataError: One is missing.
     """
-    entries = []
-    for task in tasks:
-        entry = read_shard_record(places, task)
-        if entry is None:
-            raise DataError(f"shard {task.name} was not prepared", where=places.out, hint="run the command again")
-        entries.append(entry)
-    return tuple(entries)
+    records = _records(places)
+    found = [records.require(task.name, plan_sha256=task.plan_sha256) for task in tasks]
+    return tuple(ShardEntry(**record["entry"]) for record in found)
