@@ -1,4 +1,4 @@
-"""A finished shard leaves a record, written after it: its entry in the manifest, and what else its writer asks for later.
+"""A finished shard leaves a record, written after it: its entry in the manifest, and what else its writer asks for.
 
 So a verb that was stopped takes up where it was, and the manifest is put together from what all ranks have finished.
 """
