@@ -37,32 +37,32 @@ class Claim:
     flag: str = "--out"
     beside: str = ""
 
-    def check(self, folder: str) -> bool:
-        """Whether a folder is ours already; False where it is empty or not there.
+    def read(self, folder: str) -> documents.Document | None:
+        """Return what a folder of ours is for; None where it is empty or not there.
 
         Raises:
             ConfigError: It holds something else.
         """
-        return holds_ours(folder, proof=[self.name], beside=self.beside, flag=self.flag)
+        if not holds_ours(folder, proof=[self.name], beside=self.beside, flag=self.flag):
+            return None
+        url = filesystem.join(folder, self.name)
+        try:
+            return documents.read_document(url, format_name=self.format_name, version=self.version)
+        except DataError as error:
+            message = f"the folder holds something else: {error.message}"
+            raise ConfigError(message, where=url, hint=error.hint or f"give another {self.flag}") from error
 
     def make(self, folder: str, wanted: Mapping[str, Any]) -> bool:
-        """Write down what a folder is for, or compare with what is written there.
-
-        Returns:
-            Whether the folder was free.
+        """Write down what a folder is for, or compare with what is written there; returns whether it was free.
 
         Raises:
             ConfigError: It is for something else, or holds something else; the message names both sides.
         """
-        url = filesystem.join(folder, self.name)
-        if not self.check(folder):
+        found = self.read(folder)
+        if found is None:
+            url = filesystem.join(folder, self.name)
             documents.write_document(url, wanted, format_name=self.format_name, version=self.version)
             return True
-        try:
-            found = documents.read_document(url, format_name=self.format_name, version=self.version)
-        except DataError as error:
-            message = f"the folder holds something else: {error.message}"
-            raise ConfigError(message, where=url, hint=error.hint or f"give another {self.flag}") from error
         self.refuse_difference(folder, found, wanted)
         return False
 

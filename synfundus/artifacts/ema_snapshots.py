@@ -16,6 +16,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World
 from synfundus.errors import CheckpointError, DataError, StorageError
 from synfundus.storage import documents, filesystem
@@ -49,8 +50,10 @@ def write_snapshot(run_url: str, weights: Mapping[str, Tensor] | None, profile: 
     Raises:
         StorageError: On every rank when rank 0 could not.
     """
-    failure = ""
-    if weights is not None:
+
+    def write() -> None:
+        if weights is None:
+            return
         url = _weights_url(run_url, profile)
         data = safetensors.torch.save({key: tensor.contiguous() for key, tensor in weights.items()})
         document = {
@@ -63,14 +66,13 @@ def write_snapshot(run_url: str, weights: Mapping[str, Tensor] | None, profile: 
             filesystem.write_bytes(url, data)
             documents.write_document(_document_url(url), document, format_name=FORMAT_NAME, version=FORMAT_VERSION)
         except StorageError as error:
-            failure = error.message
-    failure = world.all_gather(failure)[0]
-    if failure:
-        raise StorageError(
-            f"a snapshot of the averages could not be written: {failure}",
-            where=filesystem.join(run_url, FOLDER_NAME),
-            hint="free some space, or take fewer: train.ema.snapshot_every_images",
-        )
+            raise StorageError(
+                f"a snapshot of the averages could not be written: {error.message}",
+                where=filesystem.join(run_url, FOLDER_NAME),
+                hint="free some space, or take fewer: train.ema.snapshot_every_images",
+            ) from error
+
+    on_rank_0(write, world)
 
 
 def _weights_url(run_url: str, profile: Profile) -> str:

@@ -59,11 +59,7 @@ def versions() -> dict[str, str]:
 
 def begun_precision(url: str) -> str | None:
     """Return what the run in a folder computes in; None where there is no run yet, or none that says so."""
-    path = filesystem.join(url, "run.json")
-    if not filesystem.exists(path):
-        return None
-    found = documents.read_document(path, format_name=FORMAT_NAME, version=FORMAT_VERSION)
-    precision = flatten(found).get("identity.precision")
+    precision = flatten(_CLAIM.read(url) or {}).get("identity.precision")
     return precision if isinstance(precision, str) else None
 
 

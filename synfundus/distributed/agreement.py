@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar, cast
 
 from synfundus.distributed.world import World
@@ -19,6 +20,17 @@ def raise_together(fault: Exception | None, world: World) -> None:
         world: The job.
     """
     _exchange(fault, None, world)
+
+
+@contextmanager
+def together(world: World) -> Iterator[None]:
+    """Raise what a block raises on any rank on every rank. Collective at its end, the block itself must not be."""
+    fault: Exception | None = None
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - raised below, on every rank
+        fault = error
+    raise_together(fault, world)
 
 
 def on_rank_0(work: Callable[[], T], world: World) -> T:

@@ -15,7 +15,7 @@ from synfundus.config.machine import LaunchConfig
 from synfundus.config.measured import definite_micro_batch
 from synfundus.config.precision import definite
 from synfundus.config.training import AutoencoderConfig, EmaConfig, LoopConfig, OptimConfig, Precision
-from synfundus.distributed.agreement import raise_together
+from synfundus.distributed.agreement import together
 from synfundus.distributed.determinism import only_deterministic_kernels
 from synfundus.distributed.ds_config import BatchPlan, build_ds_config, check_ds_file, plan_batch
 from synfundus.distributed.engine import ZeroEngine
@@ -23,7 +23,7 @@ from synfundus.distributed.tensor_cores import set_tf32
 from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import Device, World, status_store, torch_device
 from synfundus.errors import ConfigError
-from synfundus.models.attention import AttentionChoice, agreed_attention, apply_attention, choose_attention, head_dims
+from synfundus.models.attention import agreed_attention, apply_attention, choose_attention, head_dims
 from synfundus.models.autoencoder import LatentAutoencoder, build_autoencoder
 from synfundus.models.compilation import compile_blocks, require_compilation
 from synfundus.seeding import derive_key
@@ -82,9 +82,7 @@ def attention(model: Any, config: LaunchConfig, *, dtype: torch.dtype, world: Wo
     widths = head_dims(model)
     if not widths:
         return
-    choice: AttentionChoice | None = None
-    fault: ConfigError | None = None
-    try:
+    with together(world):
         device = torch_device(world)
         # the backward pass of xformers adds in an order that depends on timing
         exact = config.attention == "auto" and torch.are_deterministic_algorithms_enabled()
@@ -92,10 +90,7 @@ def attention(model: Any, config: LaunchConfig, *, dtype: torch.dtype, world: Wo
         if requested == "xformers" and torch.are_deterministic_algorithms_enabled():
             console.warning("launch.attention=xformers may give other bits each time, also with deterministic=true")
         choice = choose_attention(requested=requested, head_dims=widths, dtype=dtype, device=device)
-    except ConfigError as error:
-        fault = error
-    raise_together(fault, world)
-    choice = agreed_attention([one for one in world.all_gather(choice) if one is not None])
+    choice = agreed_attention(world.all_gather(choice))
     apply_attention(model, choice)
     console.message(f"attention of {type(model).__name__}: {choice.backend} ({choice.reason})")
 
@@ -122,12 +117,8 @@ def check_compilation(loop: LoopConfig, world: World) -> None:
     """
     if not loop.compile:
         return
-    fault: ConfigError | None = None
-    try:
+    with together(world):
         require_compilation(torch_device(world))
-    except ConfigError as error:
-        fault = error
-    raise_together(fault, world)
 
 
 def compiled(network: nn.Module, loop: LoopConfig, console: Console) -> None:

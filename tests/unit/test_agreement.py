@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from fake_engine import ALONE, run_ranks
 
-from synfundus.distributed.agreement import on_rank_0, raise_together
+from synfundus.distributed.agreement import on_rank_0, raise_together, together
 from synfundus.distributed.world import World
 from synfundus.errors import CorruptShard, DataError, StorageError
 
@@ -27,6 +27,23 @@ def test_an_error_nobody_expected_arrives_with_its_rank_and_traceback() -> None:
     assert isinstance(results[0], RuntimeError)
     assert str(results[0]).startswith("rank 1 failed:\n")
     assert "KeyError: 'gone'" in str(results[0])
+
+
+def test_a_block_that_fails_on_one_rank_fails_on_all() -> None:
+    def work(world: World) -> str:
+        with together(world):
+            if world.rank == 1:
+                raise DataError("torn")
+        return "behind it"
+
+    assert all(isinstance(result, DataError) and result.message == "torn" for result in run_ranks(3, work))
+
+    def fine(world: World) -> int:
+        with together(world):
+            own = world.rank
+        return own
+
+    assert run_ranks(3, fine) == [0, 1, 2]
 
 
 def test_what_rank_0_does_alone_has_one_result_everywhere() -> None:

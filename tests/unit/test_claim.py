@@ -14,9 +14,9 @@ CLAIM = Claim("notes/request.json", "synfundus-test", 1, others="tests of someth
 
 def test_a_free_folder_is_taken_and_known_again(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert not CLAIM.check(str(out))
+    assert CLAIM.read(str(out)) is None
     assert CLAIM.make(str(out), {"seed": 1, "sizes": (2, 3)})
-    assert CLAIM.check(str(out))
+    assert CLAIM.read(str(out)) == {"format": "synfundus-test", "schema_version": 1, "seed": 1, "sizes": [2, 3]}
     (out / "anything.txt").touch()
     assert not CLAIM.make(str(out), {"seed": 1, "sizes": [2, 3]})
 
@@ -42,7 +42,7 @@ def test_many_strangers_are_counted_short(tmp_path: Path) -> None:
     for number in range(9):
         (tmp_path / f"{number}.txt").touch()
     with pytest.raises(ConfigError, match=r"0\.txt, 1\.txt, 2\.txt, 3\.txt, 4\.txt, \.\.\.\n"):
-        CLAIM.check(str(tmp_path))
+        CLAIM.read(str(tmp_path))
 
 
 def test_another_request_is_refused_naming_both_sides(tmp_path: Path) -> None:

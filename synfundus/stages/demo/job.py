@@ -125,22 +125,24 @@ def settle_pace(config: RunConfig, out: str, world: World, console: Console) -> 
         world: The ranks.
         console: Where the pace is told.
     """
-    begun = on_rank_0(lambda: _begun_pace(out), world)
+    begun = on_rank_0(lambda: _CLAIM.read(out), world)  # a folder of something else is refused before it is measured
     if not config.demo.fit_to_machine:
         return REFERENCE_PACE
     if begun is not None:
-        return float(begun)
+        return float(begun["pace_images_per_s"])
     pace = measure_pace(config, world)
     console.message(f"this machine trains {pace:.0f} images/s: the preset's budgets x {pace_gain(pace):.2f}")
     return pace
 
 
-def _begun_pace(out: str) -> float | None:
-    """Return the pace of the demo that was begun here; a folder of something else is refused before it is measured."""
-    if not _CLAIM.check(out):
+def _read(url: str) -> documents.Document | None:
+    if not filesystem.exists(url):
         return None
-    found = documents.read_document(filesystem.join(out, _CLAIM.name), format_name=_FORMAT, version=_VERSION)
-    return found.get("pace_images_per_s")
+    return documents.read_document(url, format_name=_FORMAT, version=_VERSION)
+
+
+def _write(url: str, document: Summary) -> None:
+    documents.write_document(url, document, format_name=_FORMAT, version=_VERSION)
 
 
 class _Demo:
@@ -176,18 +178,15 @@ class _Demo:
     def run_stage(self, stage: _Stage) -> None:
         """Run a stage, or take its record. Collective."""
         url = self._at(STAGES_DIR, f"{stage.name}.json")
-        record: dict[str, Any] | None = None
-        if self._world.rank == 0 and filesystem.exists(url):
-            record = documents.read_document(url, format_name=_FORMAT, version=_VERSION)
-        record = self._world.all_gather(record)[0]
+        record: Summary | None = on_rank_0(lambda: _read(url), self._world)
         if record is None:
             self._console.message(f"--- {stage.name}")
             began = time.perf_counter()
             summary = stage.job(self._config, self._world, self._console)
             seconds = time.perf_counter() - began
             record = {"seconds": seconds, "merit": stage.merit(summary), "summary": _plain_figures(summary)}
-            if self._world.rank == 0:
-                documents.write_document(url, record, format_name=_FORMAT, version=_VERSION)
+            done = record
+            on_rank_0(lambda: _write(url, done), self._world)
         self._result.add_stage(stage.name, record["seconds"], record["merit"], record["summary"])
 
     def _image_set(self) -> ShardSet:
@@ -206,25 +205,29 @@ class _Demo:
     def write_label_plan(self) -> None:
         """Write which labels the model is asked for. Collective."""
         url = self._at("label-plan.csv")
-        if self._world.rank == 0 and not filesystem.exists(url):
-            plan = self._generation_plan()
-            filesystem.write_bytes(url, label_plan_table(plan.rows, self._image_set().label_schema.names))
-        self._world.barrier()
+
+        def write() -> None:
+            if not filesystem.exists(url):
+                names = self._image_set().label_schema.names
+                filesystem.write_bytes(url, label_plan_table(self._generation_plan().rows, names))
+
+        on_rank_0(write, self._world)
 
     def finish(self) -> Summary:
         """Judge, draw, report: rank 0 works. Collective."""
-        document: Summary = {}
-        if self._world.rank == 0:
-            began = time.perf_counter()
-            picture = self._judge_and_draw()
-            filesystem.write_bytes(self._at(PICTURE_NAME), picture)
-            self._result.add_stage("judge", time.perf_counter() - began, self._result.headline_text(), {})
-            self._result.peak_memory_gib = peak_memory_gib()
-            document = report_document(self._result, self._config)
-            documents.write_document(self._at(REPORT_NAME), document, format_name=_FORMAT, version=_VERSION)
-            show_report(self._result, self._console)
-            self._console.message(f"picture: {self._at(PICTURE_NAME)}   figures: {self._at(REPORT_NAME)}")
-        return self._world.all_gather(document)[0]
+        return on_rank_0(self._report, self._world)
+
+    def _report(self) -> Summary:
+        began = time.perf_counter()
+        picture = self._judge_and_draw()
+        filesystem.write_bytes(self._at(PICTURE_NAME), picture)
+        self._result.add_stage("judge", time.perf_counter() - began, self._result.headline_text(), {})
+        self._result.peak_memory_gib = peak_memory_gib()
+        document = report_document(self._result, self._config)
+        _write(self._at(REPORT_NAME), document)
+        show_report(self._result, self._console)
+        self._console.message(f"picture: {self._at(PICTURE_NAME)}   figures: {self._at(REPORT_NAME)}")
+        return document
 
     def _judge_and_draw(self) -> bytes:
         image_set, plan = self._image_set(), self._generation_plan()

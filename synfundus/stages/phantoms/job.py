@@ -16,6 +16,7 @@ from typing import Any
 
 from synfundus.artifacts.claim import Claim
 from synfundus.config.schema import RunConfig
+from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World
 from synfundus.errors import ConfigError
 from synfundus.phantoms.draw import LABEL_NAMES, draw_phantom
@@ -163,10 +164,11 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     """
     if config.phantoms.out is None:
         raise ConfigError("phantoms need a folder to be written to", where="phantoms.out", hint="give --out DIR")
-    summary: Summary = {}
-    if world.rank == 0:
+    out = config.phantoms.out
+
+    def draw() -> Summary:
         summary = draw_folder(
-            out=config.phantoms.out,
+            out=out,
             num_images=config.phantoms.num_images,
             image_size_px=config.phantoms.image_size_px,
             seed=config.seed,
@@ -174,7 +176,9 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
             console=console,
         )
         console.message(
-            f"{summary['num_images']} phantoms of {summary['num_patients']} patients in {config.phantoms.out} "
+            f"{summary['num_images']} phantoms of {summary['num_patients']} patients in {out} "
             f"({summary['num_kept']} were there)"
         )
-    return world.all_gather(summary)[0]
+        return summary
+
+    return on_rank_0(draw, world)

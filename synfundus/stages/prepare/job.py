@@ -11,13 +11,12 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from synfundus.config.schema import RunConfig
+from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World, share_of, without_timeout
-from synfundus.errors import DataError, SynfundusError
+from synfundus.errors import DataError
 from synfundus.labels.schema import LabelSchema
 from synfundus.photographs.crosswalk import REJECTS_NAME as NAMED_REJECTS
 from synfundus.photographs.crosswalk import open_crosswalk
@@ -40,8 +39,6 @@ from synfundus.storage import documents, filesystem
 from synfundus.storage.locations import resolved
 from synfundus.storage.manifest import REJECTS_NAME, SPLITS, ShardSet, load_shard_set, save_shard_set
 from synfundus.telemetry.console import Console
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -175,35 +172,19 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     places = find_places(section)
     chief = _Chief(config, places, console)
     world = without_timeout(world)  # a stage may take hours, and one rank longer than another
-    assignment = _from_rank_0(world, chief.begin)
+    assignment = on_rank_0(chief.begin, world)
     if assignment.complete:
         console.message(f"the set is complete: {places.out}")
         return _summary(places, load_shard_set(places.out, kind="images"), seconds=0.0, num_done=0)
     prepare_chunks(section, places, assignment.collection, share_of(assignment.chunks, world), console)
     world.barrier()
-    tasks = _from_rank_0(world, chief.decide)
+    tasks = on_rank_0(chief.decide, world)
     assemble_shards(places, section.image_format, share_of(tasks, world), assignment.schema, console)
     world.barrier()
-    _from_rank_0(world, chief.publish)
+    on_rank_0(chief.publish, world)
     num_done = sum(number for _, number in assignment.chunks)
     seconds = time.perf_counter() - began
     return _summary(places, load_shard_set(places.out, kind="images"), seconds=seconds, num_done=num_done)
-
-
-def _from_rank_0(world: World, work: Callable[[], T]) -> T:
-    """Do something on rank 0 and tell the others what came of it, faults included. Collective."""
-    outcome: T | SynfundusError | None = None
-    if world.rank == 0:
-        try:
-            outcome = work()
-        except SynfundusError as error:
-            if world.size == 1:
-                raise
-            outcome = error
-    outcome = world.all_gather(outcome)[0]
-    if isinstance(outcome, SynfundusError):
-        raise outcome
-    return outcome  # type: ignore[return-value]  # None only where work returns None
 
 
 def _summary(places: Places, shard_set: ShardSet, *, seconds: float, num_done: int) -> Summary:

@@ -17,7 +17,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from synfundus.distributed.agreement import raise_together
+from synfundus.distributed.agreement import together
 from synfundus.distributed.engine import MOMENT_NAMES, ZeroEngine
 from synfundus.distributed.flat_layout import FlatLayout
 from synfundus.distributed.gathering import gather_named
@@ -275,14 +275,8 @@ def load_checkpoint(url: str, *, engine: ZeroEngine, ema: ShardedEma, world: Wor
         CheckpointError: It is of another network.
         StorageError: On every rank if one cannot read its part.
     """
-    read: _Read | None = None
-    fault: Exception | None = None
-    try:
+    with together(world):
         read = _read_own(url, engine=engine, average_names=list(ema.vectors()), world=world)
-    except Exception as error:  # noqa: BLE001 - raised below, on every rank
-        fault = error
-    raise_together(fault, world)
-    assert read is not None
     for name, slices in ema.vectors().items():
         for own, vectors in zip(slices, read.groups, strict=True):
             own.copy_(vectors[name])

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from synfundus.distributed.agreement import raise_together
+from synfundus.distributed.agreement import together
 from synfundus.distributed.world import World
 from synfundus.errors import ConfigError
 from synfundus.training.memory.footprint import GIB
@@ -135,7 +135,8 @@ def find_micro_batch(
             if not foreseen.fits:
                 refused = (size, foreseen)
                 break
-        taken = _pass(peak, size, world)
+        with together(world):
+            taken = peak(size)
         need = Need(None if taken is None else budget.fixed_bytes + taken, budget.bytes)
         worst = fullest(world.all_gather(need))
         if not worst.fits or taken is None:
@@ -149,15 +150,3 @@ def find_micro_batch(
             hint="turn on gradient_checkpointing, or use more ranks or a smaller network",
         )
     return MicroBatchChoice(*found, refused)
-
-
-def _pass(peak: Callable[[int], int | None], size: int, world: World) -> int | None:
-    """Run a pass; an error on any rank is raised on all. Collective."""
-    taken: int | None = None
-    fault: Exception | None = None
-    try:
-        taken = peak(size)
-    except Exception as error:  # noqa: BLE001 - raised on every rank
-        fault = error
-    raise_together(fault, world)
-    return taken
