@@ -102,7 +102,7 @@ def write_random_latents(
 
 def write_phantom_images(folder: Path, *, num_images: int, image_size_px: int, shard_samples: int) -> ShardSet:
     """Write an image set of phantoms, all in the train split."""
-    from synfundus.photographs.decode import encode_png
+    from synfundus.photographs.decode import encode_image
 
     shards = []
     for number, first in enumerate(range(0, num_images, shard_samples)):
@@ -110,7 +110,8 @@ def write_phantom_images(folder: Path, *, num_images: int, image_size_px: int, s
         for index in range(first, min(first + shard_samples, num_images)):
             phantom = draw_phantom(seed=0, index=index, image_size_px=image_size_px)
             document = {"labels": phantom.labels}
-            samples.append((f"p{index}", {"json": json.dumps(document).encode(), "png": encode_png(phantom.pixels)}))
+            members = {"json": json.dumps(document).encode(), "png": encode_image(phantom.pixels, "png")}
+            samples.append((f"p{index}", members))
         name = shard_name("train", number)
         shards.append(
             ShardEntry.of(name, "train", write_shard(str(folder / name), samples, extensions=("json", "png")))

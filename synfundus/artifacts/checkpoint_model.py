@@ -20,7 +20,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from synfundus.artifacts.autoencoder_folder import NETWORK_FILE, config_text, forget_origin
-from synfundus.artifacts.model import Model, ModelSetup, latent_shape_of
+from synfundus.artifacts.model import Model, ModelSetup, denoiser_latent_shape
 from synfundus.artifacts.model_folder import DOCUMENT_NAME as EXPORT_NAME
 from synfundus.artifacts.model_folder import (
     check_schema,
@@ -117,7 +117,7 @@ def load_checkpoint_model(run_url: str, *, name: str | None, weights: Weights, c
     return Model(
         **vars(setup),
         denoiser=denoiser.requires_grad_(False).eval(),
-        latent_shape=latent_shape_of(denoiser),
+        latent_shape=denoiser_latent_shape(denoiser),
         fingerprint="",
         training_summary={**summary, "images_seen": found.images_seen, "weights": weights},
         folder=found.url,

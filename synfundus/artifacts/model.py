@@ -127,7 +127,7 @@ def generate_images(
     return np.concatenate([tensor_to_pixels(setup.autoencoder.decode(piece)) for piece in pieces])
 
 
-def latent_shape_of(denoiser: ConditionalDenoiser) -> tuple[int, int, int]:
+def denoiser_latent_shape(denoiser: ConditionalDenoiser) -> tuple[int, int, int]:
     """Return the shape ``(c, lh, lw)`` of the latents a network takes."""
     config = denoiser.unet.config
     return int(config.in_channels), int(config.sample_size), int(config.sample_size)

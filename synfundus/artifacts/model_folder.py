@@ -26,7 +26,7 @@ from diffusers import __version__ as diffusers_version
 
 from synfundus import __version__
 from synfundus.artifacts.autoencoder_folder import NETWORK_FILE, forget_origin
-from synfundus.artifacts.model import Model, ModelSetup, latent_shape_of
+from synfundus.artifacts.model import Model, ModelSetup, denoiser_latent_shape
 from synfundus.artifacts.model_card import model_card
 from synfundus.diffusion.sampling import SamplerName, Scheduler, scheduler_for
 from synfundus.errors import CheckpointError, ConfigError, ManifestMismatch
@@ -181,7 +181,7 @@ def save_pipeline(
         document = setup_document(setup)
         document["fingerprints"]["model"] = fingerprint
         document |= {
-            "latent_shape": latent_shape_of(denoiser),
+            "latent_shape": denoiser_latent_shape(denoiser),
             "training": _finite(training_summary),
             "versions": {"synfundus": __version__, "diffusers": diffusers_version, "torch": torch.__version__},
         }
@@ -257,7 +257,7 @@ def _check_size(document: Mapping[str, Any], denoiser: ConditionalDenoiser, fact
     Raises:
         ManifestMismatch: Names both sides.
     """
-    named, built = tuple(int(edge) for edge in document["latent_shape"]), latent_shape_of(denoiser)
+    named, built = tuple(int(edge) for edge in document["latent_shape"]), denoiser_latent_shape(denoiser)
     if named != built:
         raise ManifestMismatch(
             f"{DOCUMENT_NAME} names latents of {named}, the U-Net was built for {built}", where=where
@@ -331,7 +331,7 @@ def _load(folder: Path, document: Mapping[str, Any], device: torch.device) -> Mo
     return Model(
         **vars(setup),
         denoiser=denoiser.requires_grad_(False).eval().to(device),
-        latent_shape=latent_shape_of(denoiser),
+        latent_shape=denoiser_latent_shape(denoiser),
         fingerprint=found,
         training_summary=dict(document["training"]),
         folder=str(folder),

@@ -15,12 +15,13 @@ from synfundus.artifacts.shard_records import ShardRecords
 from synfundus.errors import DataError
 from synfundus.labels.plan import LabelRow
 from synfundus.labels.schema import LabelSchema
-from synfundus.pictures.image_files import is_complete_png
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardEntry, ShardSet, save_shard_set, shard_name
 from synfundus.storage.tarshard import TarShardReader, write_shard
 
 IMAGES_DIR = "images"
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _SPLIT = "train"
 _EXTENSIONS = ("json", "png")
 _SHARD_BYTES = 256 * 2**20
@@ -197,3 +198,15 @@ class ShardStore:
                 properties=dict(properties),
             )
         )
+
+
+def is_complete_png(url: str) -> bool:
+    """Whether a PNG file exists and has its first and last chunk."""
+    if not filesystem.exists(url):
+        return False
+    size = filesystem.file_size(url)
+    return (
+        size > len(_PNG_START) + len(_PNG_END)
+        and filesystem.read_range(url, 0, len(_PNG_START)) == _PNG_START
+        and filesystem.read_range(url, size - len(_PNG_END), len(_PNG_END)) == _PNG_END
+    )

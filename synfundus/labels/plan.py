@@ -18,6 +18,22 @@ INDEX_COLUMNS = ("idx", "index", "file", "key")
 _UNKNOWN_CELLS = ("", "unknown", "null", "none", "nan")
 
 
+def label_table(rows: Sequence[LabelRow], names: Sequence[str], **before: Sequence[object]) -> bytes:
+    """Return labels as CSV: a row per image, an empty cell is unknown.
+
+    Args:
+        rows: Labels of each image.
+        names: The label columns.
+        before: The columns before them, e.g. the name of each file.
+    """
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow([*before, *names])
+    for row, *cells in zip(rows, *before.values(), strict=True):
+        writer.writerow([*cells, *("" if row.get(name) is None else row[name] for name in names)])
+    return stream.getvalue().encode()
+
+
 def _refuse_unknown_names(names: Sequence[str], schema: LabelSchema, *, where: str) -> None:
     unknown = [name for name in names if name not in schema.names]
     if unknown:

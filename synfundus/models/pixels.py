@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-def pixels_to_tensor(pixels: NDArray[np.uint8]) -> Float[Tensor, "b 3 h w"]:
+def pixels_to_tensor(pixels: NDArray[np.uint8] | Tensor) -> Float[Tensor, "b 3 h w"]:
     """Turn uint8 ``[b, h, w, 3]`` into float32 in [-1, 1]."""
-    return torch.tensor(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    stored = pixels if isinstance(pixels, Tensor) else torch.tensor(pixels)
+    return stored.permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 def tensor_to_pixels(images: Float[Tensor, "b 3 h w"]) -> NDArray[np.uint8]:

@@ -16,6 +16,7 @@ from typing import IO, Any
 import numpy as np
 
 from synfundus.errors import CorruptShard, DataError, StorageError, SynfundusError
+from synfundus.labels.plan import LabelRow
 from synfundus.labels.schema import LabelSchema
 from synfundus.shards.images import ImageDecoder
 from synfundus.shards.latents import LatentDecoder
@@ -27,7 +28,6 @@ from synfundus.storage.manifest import REJECTS_NAME, ShardEntry, ShardSet
 from synfundus.storage.shard_index import ShardIndex
 from synfundus.storage.tarshard import TarShardReader
 
-LabelRow = Mapping[str, int | None]
 Advance = Callable[[int], None]
 """Called with the number of samples done since the last call."""
 

@@ -12,6 +12,7 @@ from synfundus.diffusion.loss import denoising_loss
 from synfundus.diffusion.parametrisation import PredictionType, check_prediction_type, training_target
 from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.autoencoder_objective import AutoencoderObjective
+from synfundus.models.pixels import pixels_to_tensor
 from synfundus.models.unet import ConditionalDenoiser
 
 TensorBatch = Mapping[str, Tensor]
@@ -122,8 +123,7 @@ class AutoencoderStep(nn.Module):
             images_seen: Images before this step; decides whether the discriminator is used.
         """
         weights = batch["weights"]
-        pixels = batch["pixels"].permute(0, 3, 1, 2).float() / 127.5 - 1.0
-        pixels = pixels.contiguous(memory_format=self._memory_format)
+        pixels = pixels_to_tensor(batch["pixels"]).contiguous(memory_format=self._memory_format)
         loss, parts = self.objective(
             pixels, posterior_noise=batch["posterior_noise"], images_seen=images_seen, weights=weights
         )

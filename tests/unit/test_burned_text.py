@@ -16,7 +16,7 @@ from written_text import Written, write_text
 
 from synfundus.phantoms.draw import Phantom, draw_phantom
 from synfundus.photographs.burned_text import BurnedTextError, TextRegion, find_burned_text
-from synfundus.photographs.decode import encode_png
+from synfundus.photographs.decode import encode_image
 from synfundus.photographs.field_of_view import find_field_of_view
 from synfundus.photographs.preparation import TEXT_FLAG, prepare_pixels
 from synfundus.photographs.transforms import crop_to_field_of_view
@@ -106,7 +106,7 @@ def test_writing_in_the_margin_is_gone(phantoms: list[Phantom]) -> None:
 def test_what_happens_to_writing_is_as_asked(phantoms: list[Phantom]) -> None:
     one = phantoms[1]
     text = write_text(one.pixels, one.truth, np.random.default_rng(1), place="disc", sizes_px=(20, 24))
-    data, clean = encode_png(text.pixels), encode_png(one.pixels)
+    data, clean = encode_image(text.pixels, "png"), encode_image(one.pixels, "png")
     given = {"image_size_px": 256, "max_pixels": 10**6}
     assert prepare_pixels(data, burned_text="flag", **given).flags == (TEXT_FLAG,)
     assert prepare_pixels(data, burned_text="off", **given).flags == ()

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import csv
-import io
-
 import numpy as np
 import pytest
 
@@ -15,7 +12,6 @@ from synfundus.stages.demo.plan import (
     REFERENCE_MINUTES,
     REFERENCE_PACE,
     conditions_of,
-    label_plan_table,
     matching_rows,
     pace_gain,
     place_stages,
@@ -134,11 +130,6 @@ def test_a_foreign_schema_gets_a_row_for_each_value() -> None:
     schema = LabelSchema((LabelSpec("cataract", 3, ordinal=True), LabelSpec("is_child", 2, meaning="a child")))
     titles = [condition.title for condition in conditions_of(schema)]
     assert titles == ["cataract = 0", "cataract = 1", "cataract = 2", "a child = 1"]
-
-
-def test_the_plan_table_holds_values_and_leaves_unknown_empty() -> None:
-    table = label_plan_table([{"a": 1, "b": None}, {"a": 0, "b": 3}], ["a", "b"])
-    assert list(csv.reader(io.StringIO(table.decode()))) == [["a", "b"], ["1", ""], ["0", "3"]]
 
 
 def test_a_faster_machine_trains_on_more_images_in_the_same_minutes() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from synfundus.errors import ConfigError, DataError, SynfundusError
-from synfundus.labels.plan import LabelRow, plan_labels, read_label_plan
+from synfundus.labels.plan import LabelRow, label_table, plan_labels, read_label_plan
 from synfundus.labels.schema import LabelSchema, LabelSpec
 
 SCHEMA = LabelSchema((LabelSpec("dr_grade", 5, ordinal=True), LabelSpec("is_gc", 2), LabelSpec("eye_side", 2)))
@@ -82,3 +82,13 @@ def test_contradictions_are_refused(labels: dict[str, int | None], num_images: i
 def test_no_number_and_no_plan_is_refused() -> None:
     with pytest.raises(ConfigError, match="no number of images"):
         _plan(None, {}, None)
+
+
+def test_a_table_of_labels_is_read_as_it_was_written() -> None:
+    rows: list[LabelRow] = [{"dr_grade": 1, "is_gc": None}, {"dr_grade": 0, "is_gc": 1}]
+    table = label_table(rows, ["dr_grade", "is_gc"], file=["a,b.png", "c.png"])
+    assert table == b'file,dr_grade,is_gc\n"a,b.png",1,\nc.png,0,1\n'
+    for read, row in zip(_read(table.decode()), rows, strict=True):
+        assert {name: value for name, value in read.items() if value is not None} == {
+            name: value for name, value in row.items() if value is not None
+        }

@@ -94,7 +94,10 @@ def test_the_same_command_again_draws_nothing(tmp_path: Path) -> None:
     assert _contents(tmp_path) == before
 
 
-@pytest.mark.parametrize(("seed", "size_px", "said"), [(1, SIZE_PX, "seed 0"), (0, 80, "image_size_px 64")])
+@pytest.mark.parametrize(
+    ("seed", "size_px", "said"),
+    [(1, SIZE_PX, "seed is 0 there, 1 here"), (0, 80, "image_size_px is 64 there, 80 here")],
+)
 def test_a_folder_of_other_phantoms_is_refused_naming_both(tmp_path: Path, seed: int, size_px: int, said: str) -> None:
     _draw(tmp_path, 2)
     with pytest.raises(ConfigError, match=said):

@@ -20,6 +20,7 @@ from synfundus.artifacts.sample_set import PngStore
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World, torch_device
+from synfundus.labels.plan import label_table
 from synfundus.shards.reader import decode_image
 from synfundus.stages import Summary, build, diffusion_setup
 from synfundus.stages.demo.judging import (
@@ -35,7 +36,6 @@ from synfundus.stages.demo.pace import measure_pace
 from synfundus.stages.demo.plan import (
     REFERENCE_PACE,
     GenerationPlan,
-    label_plan_table,
     pace_gain,
     place_stages,
     plan_generation,
@@ -209,7 +209,7 @@ class _Demo:
         def write() -> None:
             if not filesystem.exists(url):
                 names = self._image_set().label_schema.names
-                filesystem.write_bytes(url, label_plan_table(self._generation_plan().rows, names))
+                filesystem.write_bytes(url, label_table(self._generation_plan().rows, names))
 
         on_rank_0(write, self._world)
 

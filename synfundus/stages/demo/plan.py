@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from synfundus.config.generation import DemoConfig
 from synfundus.config.schema import RunConfig
 from synfundus.config.training import LoopConfig
+from synfundus.labels.plan import LabelRow
 from synfundus.labels.schema import LabelSchema
 from synfundus.seeding import keyed_generator
 from synfundus.storage import filesystem
-
-LabelRow = dict[str, int | None]
 
 REFERENCE_MINUTES = DemoConfig().minutes
 """The preset's budgets are meant for this many minutes."""
@@ -258,10 +257,3 @@ def matching_rows(defining: Mapping[str, int], states: NDArray[np.int64], schema
     excess = (states[:, others] > 1).sum(axis=1) + (states[:, unread] == 1).sum(axis=1)
     found = np.flatnonzero(fits)
     return np.asarray(found[np.argsort(excess[found], kind="stable")], dtype=np.int64)
-
-
-def label_plan_table(rows: Sequence[LabelRow], names: Sequence[str]) -> bytes:
-    """Return the plan as the CSV that `sample --labels` reads."""
-    lines = [",".join(names)]
-    lines += [",".join("" if row.get(name) is None else str(row[name]) for name in names) for row in rows]
-    return ("\n".join(lines) + "\n").encode()

@@ -7,20 +7,18 @@ A run that was stopped goes on where it was; the same command again finds everyt
 
 from __future__ import annotations
 
-import csv
-import io
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from synfundus.artifacts.claim import Claim
+from synfundus.artifacts.sample_set import is_complete_png
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World
 from synfundus.errors import ConfigError
+from synfundus.labels.plan import label_table
 from synfundus.phantoms.draw import LABEL_NAMES, draw_phantom
-from synfundus.pictures.image_files import is_complete_png
 from synfundus.pictures.sheets import encode_png
 from synfundus.processes.pool import process_map
 from synfundus.stages import Summary
@@ -95,18 +93,6 @@ def _known_rows(out: str, num_images: int) -> dict[int, Row]:
     return rows
 
 
-def label_table(rows: Sequence[Row], names: Sequence[str]) -> bytes:
-    """Return the label table as CSV; an unknown label is an empty cell."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["file", "patient_id", "visit", *names])
-    for row in rows:
-        labels = row["labels"]
-        cells = ["" if labels[name] is None else labels[name] for name in names]
-        writer.writerow([row["file"], row["patient_id"], row["visit"], *cells])
-    return stream.getvalue().encode()
-
-
 def draw_folder(*, out: str, num_images: int, image_size_px: int, seed: int, workers: int, console: Console) -> Summary:
     """Draw a folder of phantoms; what is there already is kept.
 
@@ -141,7 +127,9 @@ def draw_folder(*, out: str, num_images: int, image_size_px: int, seed: int, wor
             progress.advance(len(drawn))
     ordered = [rows[index] for index in range(num_images)]
     documents.write_lines(filesystem.join(out, TRUTH_NAME), ordered)
-    filesystem.write_bytes(filesystem.join(out, LABELS_NAME), label_table(ordered, LABEL_NAMES))
+    columns = {name: [row[name] for row in ordered] for name in ("file", "patient_id", "visit")}
+    table = label_table([row["labels"] for row in ordered], LABEL_NAMES, **columns)
+    filesystem.write_bytes(filesystem.join(out, LABELS_NAME), table)
     filesystem.remove(filesystem.join(out, _PARTS_DIR), recursive=True)
     seconds = time.perf_counter() - began
     return {

@@ -8,9 +8,7 @@ level.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,7 +30,7 @@ from synfundus.diffusion.sampling import scheduler_for
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World, share_of, torch_device, without_timeout
 from synfundus.labels.captions import label_caption
-from synfundus.labels.plan import LabelRow, plan_labels
+from synfundus.labels.plan import LabelRow, label_table, plan_labels
 from synfundus.pictures.sheets import contact_sheet, encode_png
 from synfundus.seeding import keyed_normal
 from synfundus.shards.reader import decode_image
@@ -140,7 +138,7 @@ def _request(config: RunConfig, pipeline: Model, rows: Sequence[LabelRow]) -> di
         "autoencoder_fingerprint": pipeline.autoencoder_fingerprint,
         "seed": config.seed,
         "num_images": len(rows),
-        "labels_sha256": hashlib.sha256(_label_table(rows, pipeline.label_schema.names)).hexdigest(),
+        "labels_sha256": hashlib.sha256(label_table(rows, pipeline.label_schema.names)).hexdigest(),
         **section.model_dump(
             mode="json",
             include={
@@ -217,17 +215,6 @@ def _encode(work: _Work, image: int, pixels: NDArray[np.uint8]) -> bytes:
     return encode_png(pixels, text=text, compress_level=_COMPRESS_LEVEL)
 
 
-def _label_table(rows: Sequence[LabelRow], names: Sequence[str], files: Sequence[str] = ()) -> bytes:
-    """Return labels as CSV, an empty cell = unknown; with file names in the first column where given."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([*(["file"] if files else []), *names])
-    for number, row in enumerate(rows):
-        cells = ["" if row.get(name) is None else row[name] for name in names]
-        writer.writerow([*files[number : number + 1], *cells])
-    return stream.getvalue().encode()
-
-
 def _publish(work: _Work, out: str, request: dict[str, Any]) -> None:
     """Check that every image is there, then write labels, provenance and contact sheet."""
     properties = {
@@ -241,7 +228,7 @@ def _publish(work: _Work, out: str, request: dict[str, Any]) -> None:
     }
     work.store.publish(num_images=len(work.rows), properties=properties)
     files = [work.store.file_name(image) for image in range(len(work.rows))]
-    table = _label_table(work.rows, work.pipeline.label_schema.names, files)
+    table = label_table(work.rows, work.pipeline.label_schema.names, file=files)
     filesystem.write_bytes(filesystem.join(out, LABELS_NAME), table)
     provenance = filesystem.join(out, PROVENANCE_NAME)
     documents.write_document(provenance, properties, format_name=FORMAT_NAME, version=FORMAT_VERSION)
