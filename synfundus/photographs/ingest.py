@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from synfundus.photographs.label_mapping import PICTURE_SUFFIXES
 from synfundus.photographs.label_table import LabelTable
 from synfundus.seeding import derive_key
-from synfundus.storage.manifest import SPLITS, shard_name
+from synfundus.storage.manifest import SPLITS, apportion, shard_name
 
 
 @dataclass(frozen=True)
@@ -221,23 +221,21 @@ def split_patients(
     """
     known = dict(given or {})
     ordered = sorted(set(groups), key=lambda group: (derive_key(seed, "split", group), group))
-    counts = _apportion(len(ordered), fractions)
+    counts = _patients_per_split(len(ordered), fractions)
     free = [group for group in ordered if group not in known]
     if known:
         taken = Counter(known[group] for group in ordered if group in known)
         missing = [max(count - taken[split], 0) for split, count in zip(SPLITS, counts, strict=True)]
-        counts = _apportion(len(free), [count / sum(missing) for count in missing] if sum(missing) else fractions)
+        counts = _patients_per_split(
+            len(free), [count / sum(missing) for count in missing] if sum(missing) else fractions
+        )
     names = [split for split, count in zip(SPLITS, counts, strict=True) for _ in range(count)]
     return {**known, **dict(zip(free, names, strict=True))}
 
 
-def _apportion(total: int, fractions: Sequence[float]) -> list[int]:
-    """Divide ``total`` by fractions: largest remainders, then one each for the empty ones, train paying last."""
-    shares = [total * fraction for fraction in fractions]
-    counts = [int(share + 1e-9) for share in shares]
-    by_remainder = sorted(range(len(shares)), key=lambda i: (counts[i] - shares[i], i))
-    for i in by_remainder[: total - sum(counts)]:
-        counts[i] += 1
+def _patients_per_split(total: int, fractions: Sequence[float]) -> list[int]:
+    """Divide patients by fractions, then one each for the empty splits, train paying last."""
+    counts = apportion(total, fractions)
     for i, fraction in enumerate(fractions):
         largest = max(range(len(counts)), key=lambda j: (counts[j], -j))
         if fraction > 0 and counts[i] == 0 and counts[largest] > 1:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from synfundus.errors import ConfigError
 from synfundus.seeding import keyed_generator
 from synfundus.shards.shard_plan import ReadingPlan
+from synfundus.storage.manifest import apportion
 
 BLOCK_POSITIONS = 10_000
 """Weights are kept exactly in every block of so many positions."""
@@ -49,11 +50,7 @@ def shares(weights: Sequence[float], total: int) -> list[int]:
     """
     if not all(0 < weight < float("inf") for weight in weights):
         raise ConfigError(f"weights of sets must be positive numbers, given: {', '.join(map(str, weights))}")
-    exact = [weight / sum(weights) * total for weight in weights]
-    counts = [int(value) for value in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda i: (counts[i] - exact[i], i))
-    for i in by_remainder[: total - sum(counts)]:
-        counts[i] += 1
+    counts = apportion(total, [weight / sum(weights) for weight in weights])
     if 0 in counts:
         raise ConfigError(
             f"the weight {weights[counts.index(0)]} is less than one in {total} of all",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -96,6 +96,16 @@ class ShardSet:
 def shard_name(split: str, number: int) -> str:
     """Return the name of a shard relative to its set."""
     return f"{split}/{number:06d}.tar"
+
+
+def apportion(total: int, fractions: Sequence[float]) -> list[int]:
+    """Divide samples by fractions that sum to 1, in whole numbers, by largest remainders."""
+    exact = [total * fraction for fraction in fractions]
+    counts = [int(value + 1e-9) for value in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: (counts[i] - exact[i], i))
+    for i in by_remainder[: total - sum(counts)]:
+        counts[i] += 1
+    return counts
 
 
 def is_complete(url: str) -> bool:
