@@ -34,7 +34,7 @@ def decoded_images(image_set: ShardSet) -> torch.Tensor:
     reader = ShardSetReader(image_set, split="train")
     decode = ImageDecoder(schema=image_set.label_schema, image_size_px=IMAGE_SIZE_PX)
     pixels = [
-        decode(*reader.read(shard, sample), reader.place_name(shard, sample))["pixels"]
+        decode(*reader.read(shard, sample), reader.sample_name(shard, sample))["pixels"]
         for shard, size in enumerate(reader.shard_sizes)
         for sample in range(size)
     ]

@@ -230,7 +230,7 @@ def reading_plan(images: int, samples: int) -> ReadingPlan:
 
 def plan_bytes(plan: ReadingPlan) -> int:
     """Return the bytes of the arrays a reading plan holds."""
-    epochs = [(order.shards, order.starts, order.stretch_of_stream) for order in plan._epochs.values()]
+    epochs = [(order.shards, order.starts, order.segment_of_stream) for order in plan._epochs.values()]
     arrays = [plan._sizes, *(array for order in epochs for array in order), *plan._windows.values()]
     return sum(array.nbytes for array in arrays)
 

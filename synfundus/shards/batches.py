@@ -1,4 +1,4 @@
-"""Positions of the run -> arrays of a batch, with a named zero-weight slot for what cannot be used."""
+"""Positions of the run -> arrays of a batch; samples that cannot be used get weight 0 and are reported."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from synfundus.errors import CorruptShard, DataError
 from synfundus.processes.daemon_threads import DaemonThreads
 from synfundus.shards.ledger import Quarantined, Tally
-from synfundus.shards.mixture import MixedPlace, MixedPlan
+from synfundus.shards.mixture import MixedLocation, MixedPlan
 from synfundus.shards.reader import Arrays
 from synfundus.shards.source import Layout, SampleSource, allocate
 
 Augment = Callable[[NDArray[np.int64], Arrays], Arrays]
-"""(positions, arrays) -> arrays; adds what is drawn per sample."""
+"""(positions, arrays) -> arrays; adds random draws per sample."""
 
 _SEARCH_SAMPLES = 256
 _REQUESTS = 8
@@ -25,15 +25,15 @@ _REQUESTS = 8
 
 @dataclass(frozen=True)
 class RankBatch:
-    """One rank's part of a global batch.
+    """The part of a global batch of one rank.
 
     Attributes:
         positions: Positions in the run, ``[n]``.
         arrays: Named arrays, each ``[n, ...]``.
-        weights: 1 for a good sample, 0 for a slot whose sample was quarantined, ``[n]``.
-        quarantined: The samples behind the zero weights.
-        sets: Number of the set each sample is from, ``[n]``.
-        epochs: Epoch of that set, ``[n]``.
+        weights: 1 for a valid sample, 0 for a quarantined one, ``[n]``.
+        quarantined: The samples with weight 0.
+        sets: Number of the set of each sample, ``[n]``.
+        epochs: Epoch in that set, ``[n]``.
     """
 
     positions: NDArray[np.int64]
@@ -44,7 +44,7 @@ class RankBatch:
     epochs: NDArray[np.int64]
 
     def split(self, num_micro_batches: int) -> list[RankBatch]:
-        """Cut into equal micro-batches, in order; quarantined samples are reported with the first."""
+        """Split into equal micro-batches, in order; quarantined samples are reported with the first."""
         if num_micro_batches == 1:
             return [self]
         pieces = []
@@ -57,7 +57,7 @@ class RankBatch:
         return pieces
 
     def tally(self) -> Tally:
-        """Count what was planned and what is delivered, by set and epoch."""
+        """Count planned and delivered samples by set and epoch."""
         counts: dict[tuple[int, int], tuple[int, int]] = {}
         good = self.weights > 0
         for number, epoch in {*zip(self.sets.tolist(), self.epochs.tolist(), strict=True)}:
@@ -67,79 +67,79 @@ class RankBatch:
 
 
 class BatchReader:
-    """Reads batches by their positions. Goes to another process by pickling, as a description.
+    """Reads batches by position. Pickling sends only a description to another process.
 
     Args:
-        plan: The order.
+        plan: The reading order.
         sources: Samples of each set of the plan.
-        augment: What is drawn per sample; None adds nothing.
+        augment: Adds random draws per sample; None adds nothing.
     """
 
     def __init__(self, plan: MixedPlan, sources: Sequence[SampleSource], *, augment: Augment | None) -> None:
         self.plan = plan
         self._sources = tuple(sources)
         self._augment = augment
-        self._known_good = False
+        self._any_valid = False
         self._requests: DaemonThreads | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Go to another process as a description."""
+        """Pickle as a description."""
         return _reader_of, (self.plan, self._sources, self._augment)
 
     def layout(self) -> Layout:
-        """Return what a batch holds per sample, augmentation included; reads nothing."""
+        """Return shape and type of each array per sample, with augmentation; reads no data."""
         arrays = {name: np.zeros_like(array) for name, array in allocate(self._sources[0].layout, 1).items()}
         if self._augment is not None:
             arrays = self._augment(np.zeros(1, dtype=np.int64), arrays)
         return {name: (array.shape[1:], array.dtype) for name, array in arrays.items()}
 
-    def place_name(self, position: int) -> str:
-        """Name the sample at a position."""
-        place = self.plan.locate([position])
-        return self._sources[int(place.set[0])].place_name(int(place.shard[0]), int(place.sample[0]))
+    def sample_name(self, position: int) -> str:
+        """Return the name of the sample at a position."""
+        at = self.plan.locate([position])
+        return self._sources[int(at.set[0])].sample_name(int(at.shard[0]), int(at.sample[0]))
 
     def read(self, positions: NDArray[np.int64]) -> RankBatch:
-        """Read the samples at these positions; what cannot be used becomes a zero-weight slot.
+        """Read the samples at these positions; samples that cannot be used get weight 0.
 
         Raises:
-            DataError: Neither a sample of the batch nor one of the next could be read.
-            StorageError: The disk or the store refused.
+            DataError: No sample of this batch and of the following ones could be read.
+            StorageError: The disk or the store failed.
         """
-        place = self.plan.locate(positions)
+        at = self.plan.locate(positions)
         arrays = allocate(self._sources[0].layout, len(positions))
         weights = np.ones(len(positions), dtype=np.float32)
         quarantined = []
-        for row, error in self._fill_rows(arrays, place):
-            source = int(place.set[row])
+        for row, error in self._fill_rows(arrays, at):
+            source = int(at.set[row])
             weights[row] = 0.0
             for array in arrays.values():
                 array[row] = 0
             quarantined.append(
                 Quarantined(
                     position=int(positions[row]),
-                    place=self._sources[source].place_name(int(place.shard[row]), int(place.sample[row])),
+                    place=self._sources[source].sample_name(int(at.shard[row]), int(at.sample[row])),
                     reason=error.message,
                     kind=error.reason,
                     set=source,
-                    epoch=int(place.epoch[row]),
+                    epoch=int(at.epoch[row]),
                 )
             )
-        if len(quarantined) == len(positions) and not self._known_good:
-            self._require_one_good_sample(int(positions[-1]) + 1, quarantined)
-        self._known_good = self._known_good or len(quarantined) < len(positions)
+        if len(quarantined) == len(positions) and not self._any_valid:
+            self._require_valid_sample(int(positions[-1]) + 1, quarantined)
+        self._any_valid = self._any_valid or len(quarantined) < len(positions)
         if self._augment is not None:
             arrays = self._augment(positions, arrays)
-        return RankBatch(positions, arrays, weights, tuple(quarantined), place.set, place.epoch)
+        return RankBatch(positions, arrays, weights, tuple(quarantined), at.set, at.epoch)
 
-    def _fill_rows(self, arrays: Arrays, place: MixedPlace) -> list[tuple[int, CorruptShard]]:
-        """Read the samples of a batch; returns the rows that cannot be used, in order.
+    def _fill_rows(self, arrays: Arrays, at: MixedLocation) -> list[tuple[int, CorruptShard]]:
+        """Read the samples of a batch; return the rows that cannot be used, in order.
 
-        What is on this machine's disk is read in turn; what has to come from a store is asked for side by side.
+        Local samples are read one by one, samples in a store concurrently.
         """
-        for number, source_ahead in enumerate(self._sources):
-            source_ahead.open_ahead(np.unique(place.shard[place.set == number]).tolist())
+        for number, samples in enumerate(self._sources):
+            samples.open_ahead(np.unique(at.shard[at.set == number]).tolist())
         failed, remote = [], []
-        for row, source, shard, sample in _rows(place):
+        for row, source, shard, sample in _rows(at):
             if not self._sources[source].is_local(shard):
                 remote.append((arrays, row, source, shard, sample))
             elif (error := self._fill(arrays, row, source, shard, sample)) is not None:
@@ -152,7 +152,7 @@ class BatchReader:
         return sorted(failed, key=lambda item: item[0])
 
     def _fill(self, arrays: Arrays, row: int, source: int, shard: int, sample: int) -> CorruptShard | None:
-        """Read a sample, once more before it is given up: what came may have been damaged on the way."""
+        """Read a sample, with one retry: the data may have been damaged in transfer."""
         try:
             self._sources[source].fill(arrays, row, shard, sample)
         except CorruptShard:
@@ -162,8 +162,8 @@ class BatchReader:
                 return error
         return None
 
-    def _require_one_good_sample(self, first: int, quarantined: Sequence[Quarantined]) -> None:
-        """Look a little ahead: a set of which nothing can be read is an error at once, not after many empty steps."""
+    def _require_valid_sample(self, first: int, quarantined: Sequence[Quarantined]) -> None:
+        """Raise if none of the next samples can be read either: a broken set must not give many empty steps."""
         arrays = allocate(self._sources[0].layout, 1)
         for _, source, shard, sample in _rows(self.plan.locate(range(first, first + _SEARCH_SAMPLES))):
             try:
@@ -190,7 +190,7 @@ def _reader_of(plan: MixedPlan, sources: Sequence[SampleSource], augment: Augmen
     return BatchReader(plan, sources, augment=augment)
 
 
-def _rows(place: MixedPlace) -> Iterator[tuple[int, int, int, int]]:
+def _rows(at: MixedLocation) -> Iterator[tuple[int, int, int, int]]:
     """Yield (row, set, shard, sample)."""
-    rows = range(len(place.set))
-    return zip(rows, place.set.tolist(), place.shard.tolist(), place.sample.tolist(), strict=True)
+    rows = range(len(at.set))
+    return zip(rows, at.set.tolist(), at.shard.tolist(), at.sample.tolist(), strict=True)

@@ -17,8 +17,8 @@ class ImageDecoder:
     """Members of an image sample -> ``pixels`` uint8 ``[s, s, 3]`` and ``states`` ``[k]``.
 
     Args:
-        schema: The set's label schema.
-        image_size_px: Edge every image must have, in pixels.
+        schema: Label schema of the set.
+        image_size_px: Expected edge of the images.
     """
 
     def __init__(self, *, schema: LabelSchema, image_size_px: int) -> None:
@@ -27,7 +27,7 @@ class ImageDecoder:
 
     @property
     def layout(self) -> Layout:
-        """Shapes and types of a sample's arrays."""
+        """Shapes and types of the arrays of a sample."""
         return {
             "pixels": ((self._size, self._size, 3), np.dtype(np.uint8)),
             "states": ((len(self._schema.labels),), np.dtype(np.int64)),

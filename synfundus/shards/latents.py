@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from synfundus.errors import CorruptShard, StorageError
 from synfundus.labels.schema import LabelSchema
 from synfundus.shards.members import META, decode_json, decode_npy, label_states
-from synfundus.shards.reader import Arrays, Members, ShardSetReader, encode_npy, loss_of
+from synfundus.shards.reader import Arrays, Members, ShardSetReader, as_corruption, encode_npy
 from synfundus.shards.source import DecodedSource, Layout, row_bytes
 from synfundus.storage.shard_index import ShardIndex
 from synfundus.storage.tarshard import TarShardReader
@@ -30,8 +30,8 @@ class LatentDecoder:
     """Members of a latent sample -> ``moments`` fp16 ``[2C, lh, lw]``, ``states`` ``[k]`` (and ``flip`` moments).
 
     Args:
-        schema: The set's label schema.
-        moments_shape: Shape every sample must have.
+        schema: Label schema of the set.
+        moments_shape: Expected shape of the moments.
         with_flip: Also return the moments of the mirrored image.
     """
 
@@ -80,8 +80,8 @@ class LatentDecoder:
 def all_finite(array: NDArray[np.float16]) -> bool:
     """Whether no element is infinite or NaN.
 
-    Such elements have the largest exponent, so their bit patterns are the largest of their sign; comparing whole
-    numbers is several times faster than what numpy does for half precision.
+    Such elements have the largest exponent, so their bit patterns are the largest of their sign; comparing integers is
+    several times faster than numpy's functions for half precision.
     """
     if not array.size:
         return True
@@ -117,7 +117,7 @@ class LatentSource:
         self.layout = decoder.layout
         self._reader = reader
         self._decoded = DecodedSource(reader, decode=decoder, layout=self.layout)
-        self._most_states = np.asarray(schema.num_values, dtype=np.int16)
+        self._max_states = np.asarray(schema.num_values, dtype=np.int16)
         self._header = npy_header(moments_shape)
         self._columns: dict[int, _Columns] = {}
         self._members = [("moments", MOMENTS), *([("flip", FLIPPED_MOMENTS)] if with_flip else [])]
@@ -131,14 +131,14 @@ class LatentSource:
         """Read a sample into its row."""
         try:
             reader = self._reader.shard(shard)
-            plain = self._fill_plain(arrays, row, reader, sample, self._plain_columns(shard, reader.index))
+            filled = self._fill_fast(arrays, row, reader, sample, self._fast_columns(shard, reader.index))
         except StorageError as error:
-            raise loss_of(error) from error.__cause__
-        if not plain:
+            raise as_corruption(error) from error.__cause__
+        if not filled:
             self._decoded.fill(arrays, row, shard, sample)
 
-    def _plain_columns(self, shard: int, index: ShardIndex) -> _Columns:
-        """Return which column of a shard's index is of which array, none if it lacks the states; found once a shard.
+    def _fast_columns(self, shard: int, index: ShardIndex) -> _Columns:
+        """Return the column of each array in the index of a shard; empty if the index has no states. Cached.
 
         Raises:
             CorruptShard: States the schema does not have.
@@ -147,27 +147,27 @@ class LatentSource:
         if columns is None:
             states = index.states
             if states is not None and (
-                states.shape[1:] != self._most_states.shape or (states < 0).any() or (states > self._most_states).any()
+                states.shape[1:] != self._max_states.shape or (states < 0).any() or (states > self._max_states).any()
             ):
-                where = self.place_name(shard, 0)
+                where = self.sample_name(shard, 0)
                 raise CorruptShard("label states in the index do not fit the schema", where=where, reason="index")
             if states is not None and all(extension in index.extensions for _, extension in self._members):
                 columns = [(name, index.extensions.index(extension)) for name, extension in self._members]
             self._columns[shard] = columns = columns or []
         return columns
 
-    def _fill_plain(self, arrays: Arrays, row: int, reader: TarShardReader, sample: int, columns: _Columns) -> bool:
-        """Read what is stored in the plain way; returns False, and the row holds anything, where something is not."""
+    def _fill_fast(self, arrays: Arrays, row: int, reader: TarShardReader, sample: int, columns: _Columns) -> bool:
+        """Read a sample straight into its row; return False, with an undefined row, if its layout is unusual."""
         states, length = reader.index.states, len(self._header)
         if not columns or states is None:
             return False
         for name, column in columns:
             target = arrays[name][row]
-            place = reader.index.member(sample, column)
-            if place.offset < 0 or place.size != length + target.nbytes:
+            entry = reader.index.member(sample, column)
+            if entry.offset < 0 or entry.size != length + target.nbytes:
                 return False
             header = bytearray(length)
-            reader.read_into(sample, place, (memoryview(header), row_bytes(target)))
+            reader.read_into(sample, entry, (memoryview(header), row_bytes(target)))
             if header != self._header:
                 return False
             if not all_finite(target):
@@ -176,16 +176,16 @@ class LatentSource:
         return True
 
     def open_ahead(self, shards: Iterable[int]) -> None:
-        """Open shards that are going to be read, side by side."""
+        """Open shards that will be read, concurrently."""
         self._reader.open_ahead(shards)
 
     def is_local(self, shard: int) -> bool:
-        """Whether a shard is read from this machine's disk."""
+        """Whether a shard is read from a local file."""
         return self._reader.is_local(shard)
 
-    def place_name(self, shard: int, sample: int) -> str:
-        """Name a sample for messages."""
-        return self._reader.place_name(shard, sample)
+    def sample_name(self, shard: int, sample: int) -> str:
+        """Return the name of a sample, for messages."""
+        return self._reader.sample_name(shard, sample)
 
     def close(self) -> None:
         """Close all files."""
@@ -193,6 +193,6 @@ class LatentSource:
 
 
 def npy_header(shape: tuple[int, ...]) -> bytes:
-    """Return the header numpy writes before a half-precision array of a shape."""
+    """Return the npy header of a half-precision array of a shape."""
     whole = encode_npy(np.broadcast_to(np.float16(0), shape))
     return whole[: len(whole) - 2 * math.prod(shape)]

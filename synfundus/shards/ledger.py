@@ -1,4 +1,4 @@
-"""The account of an epoch: planned = delivered + quarantined(reason), over all ranks."""
+"""Sample counts of each epoch over all ranks: planned = delivered + quarantined, by reason."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from synfundus.errors import DataError
 
 Tally = Mapping[tuple[int, int], tuple[int, int]]
-"""(set, epoch) -> (planned, delivered), as one rank counted it."""
+"""(set, epoch) -> (planned, delivered), counted by one rank."""
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,12 @@ class Quarantined:
     """A sample that could not be used.
 
     Attributes:
-        position: Place in the run.
-        place: Shard and number within it.
+        position: Position in the run.
+        place: Name of the sample: shard and number in it.
         reason: What is wrong, with the values.
-        kind: The same in one word, for the ledger.
+        kind: The reason in one word, for the ledger.
         set: Number of the set.
-        epoch: Epoch of that set.
+        epoch: Epoch in that set.
     """
 
     position: int
@@ -35,50 +35,50 @@ class Quarantined:
 
 
 @dataclass
-class _Account:
+class _Counts:
     planned: int = 0
     delivered: int = 0
     quarantined: Counter[str] = field(default_factory=Counter)
 
 
 class Ledger:
-    """Counts of the epochs that are not finished yet; the rest stands in ledger.jsonl.
+    """Counts of the unfinished epochs; finished ones are in ledger.jsonl.
 
     Args:
-        set_sizes: Samples of each set's split.
-        set_names: What to call each set in the ledger.
+        set_sizes: Samples in the split of each set.
+        set_names: Names of the sets in the ledger.
     """
 
     def __init__(self, set_sizes: Sequence[int], set_names: Sequence[str]) -> None:
         self._sizes = list(set_sizes)
         self._names = list(set_names)
-        self._open: dict[tuple[int, int], _Account] = {}
+        self._open: dict[tuple[int, int], _Counts] = {}
 
     def add(self, tallies: Iterable[Tally], samples: Iterable[Quarantined]) -> None:
-        """Add what all ranks have counted since the last time."""
+        """Add the counts of all ranks since the last call."""
         for tally in tallies:
             for key, (planned, delivered) in tally.items():
-                account = self._open.setdefault(key, _Account())
-                account.planned += planned
-                account.delivered += delivered
+                counts = self._open.setdefault(key, _Counts())
+                counts.planned += planned
+                counts.delivered += delivered
         for sample in samples:
-            self._open.setdefault((sample.set, sample.epoch), _Account()).quarantined[sample.kind] += 1
+            self._open.setdefault((sample.set, sample.epoch), _Counts()).quarantined[sample.kind] += 1
 
     def rows(self, *, images_seen: int, final: bool) -> list[dict[str, Any]]:
-        """Return a row for each epoch that is finished, and with ``final`` for those that are not; forget those.
+        """Return a row per finished epoch, and with ``final`` also per unfinished one; finished ones are removed.
 
         Raises:
-            DataError: An account that does not add up: a defect of this program, not of the data.
+            DataError: The counts do not add up: a bug of this program, not of the data.
         """
         rows = []
-        for (number, epoch), account in sorted(self._open.items()):
-            complete = account.planned == self._sizes[number]
-            missing = account.planned - account.delivered - account.quarantined.total()
-            if missing or account.planned > self._sizes[number]:
+        for (number, epoch), counts in sorted(self._open.items()):
+            complete = counts.planned == self._sizes[number]
+            missing = counts.planned - counts.delivered - counts.quarantined.total()
+            if missing or counts.planned > self._sizes[number]:
                 raise DataError(
-                    f"the ledger of epoch {epoch} does not add up: planned {account.planned} of "
-                    f"{self._sizes[number]}, delivered {account.delivered}, "
-                    f"quarantined {account.quarantined.total()}",
+                    f"the ledger of epoch {epoch} does not add up: planned {counts.planned} of "
+                    f"{self._sizes[number]}, delivered {counts.delivered}, "
+                    f"quarantined {counts.quarantined.total()}",
                     where=self._names[number],
                 )
             if complete or final:
@@ -88,9 +88,9 @@ class Ledger:
                         "set": self._names[number],
                         "epoch": epoch,
                         "complete": complete,
-                        "planned": account.planned,
-                        "delivered": account.delivered,
-                        "quarantined": dict(sorted(account.quarantined.items())),
+                        "planned": counts.planned,
+                        "delivered": counts.delivered,
+                        "quarantined": dict(sorted(counts.quarantined.items())),
                     }
                 )
             if complete:
@@ -98,15 +98,15 @@ class Ledger:
         return rows
 
     def to_document(self) -> list[list[Any]]:
-        """Return the open accounts for a checkpoint."""
+        """Return the counts of unfinished epochs, for a checkpoint."""
         return [
-            [number, epoch, account.planned, account.delivered, dict(account.quarantined)]
-            for (number, epoch), account in sorted(self._open.items())
+            [number, epoch, counts.planned, counts.delivered, dict(counts.quarantined)]
+            for (number, epoch), counts in sorted(self._open.items())
         ]
 
     def restore(self, document: Iterable[Sequence[Any]]) -> None:
-        """Take over the open accounts of a checkpoint."""
+        """Restore the counts from a checkpoint."""
         self._open = {
-            (int(number), int(epoch)): _Account(int(planned), int(delivered), Counter(quarantined))
+            (int(number), int(epoch)): _Counts(int(planned), int(delivered), Counter(quarantined))
             for number, epoch, planned, delivered, quarantined in document
         }

@@ -1,7 +1,7 @@
-"""Global batches, in order, for one rank, prepared ahead of the step.
+"""Global batches for one rank, in order, prefetched.
 
-The plan says which samples, the reader brings them; a background thread or worker processes keep a bounded number of
-batches ready. The loader's whole state is `images_seen`.
+The plan gives the positions, the reader reads them; a background thread or worker processes keep a bounded number of
+batches ready. The whole state of the loader is `images_seen`.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from synfundus.shards.worker_pool import POLL_S, WorkerPool
 
 __all__ = ["Augment", "BatchLoader", "BatchReader", "Prefetch", "RankBatch"]
 
-_END_S = 1.0
+_JOIN_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True)
 class Prefetch:
-    """How batches are prepared ahead.
+    """How batches are prefetched.
 
     Attributes:
-        batches: Batches kept ready; 0 without workers reads when asked.
-        max_bytes: Most bytes of batches kept ready; at least one batch (with workers, two a worker) is.
-        workers: Processes that read; 0 reads in a thread of this process.
-        stall_s: A worker that brings nothing for so long is reported.
+        batches: Batches kept ready; 0 without workers reads on demand.
+        max_bytes: Maximum size of the batches kept ready, but at least one batch (with workers, two per worker).
+        workers: Number of reader processes; 0 reads in a thread of this process.
+        stall_s: Time after which a worker that returns nothing is reported.
     """
 
     batches: int
@@ -43,7 +43,7 @@ class Prefetch:
 
 @dataclass(frozen=True)
 class RankSteps:
-    """Which positions this rank reads in which step.
+    """The positions this rank reads in each step.
 
     Attributes:
         start_images: Images seen so far.
@@ -59,7 +59,7 @@ class RankSteps:
 
     @property
     def rows(self) -> int:
-        """Samples a step has for this rank."""
+        """Samples of a step for this rank."""
         return len(self.positions(0))
 
     def positions(self, step: int) -> NDArray[np.int64]:
@@ -73,15 +73,15 @@ class RankSteps:
 
 
 class BatchLoader:
-    """Yields this rank's part of each global batch from a position on.
+    """Yields the part of each global batch for this rank, from a position on.
 
-    With workers, the arrays of a batch are valid until the next batch is asked for: they lie in memory shared with the
-    worker, which fills it again.
+    With workers, the arrays of a batch are valid until the next batch is requested: they are views of memory that is
+    shared with the worker and reused.
 
     Args:
         reader: Batches by position.
-        steps: Which positions are read.
-        prefetch: How far ahead, and by whom.
+        steps: The positions to read.
+        prefetch: How batches are prefetched.
     """
 
     def __init__(self, *, reader: BatchReader, steps: RankSteps, prefetch: Prefetch) -> None:
@@ -99,7 +99,7 @@ class BatchLoader:
 
     @property
     def set_sizes(self) -> list[int]:
-        """Samples of each set that is read."""
+        """Number of samples of each set."""
         return self._reader.plan.set_sizes
 
     def _next(self) -> RankBatch:
@@ -109,7 +109,7 @@ class BatchLoader:
 
     def _fill(self, ready: queue.Queue[RankBatch | BaseException]) -> None:
         self._fill_until_stopped(ready)
-        if self._stop.is_set():  # whoever closed may not have waited
+        if self._stop.is_set():  # close() may not have waited for this thread
             self._reader.close()
 
     def _fill_until_stopped(self, ready: queue.Queue[RankBatch | BaseException]) -> None:
@@ -117,7 +117,7 @@ class BatchLoader:
         while not self._stop.is_set():
             try:
                 item = self._next()
-            except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
+            except BaseException as error:  # noqa: BLE001 - passed to the consumer, which raises it
                 item = error
             while not self._stop.is_set():
                 try:
@@ -129,7 +129,7 @@ class BatchLoader:
                 return
 
     def __iter__(self) -> Iterator[RankBatch]:
-        """Yield batches without end.
+        """Yield batches forever.
 
         Raises:
             RuntimeError: The loader was closed.
@@ -144,12 +144,12 @@ class BatchLoader:
         """Return the next batch.
 
         Args:
-            interrupted: Asked now and then while there is none; yes ends the wait with None, and no batch is lost.
+            interrupted: Polled while waiting; True ends the wait with None, without losing a batch.
 
         Raises:
             RuntimeError: The loader was closed.
             LaunchError: A worker process died or hangs.
-            SynfundusError: What whoever reads has met.
+            SynfundusError: An error while reading.
         """
         if self._stop.is_set():
             raise RuntimeError("the loader is closed")
@@ -159,13 +159,13 @@ class BatchLoader:
         finally:
             self.wait_s += time.perf_counter() - began
 
-    def place(self, images_seen: int) -> str:
-        """Return the name of the first sample this rank reads in the step that begins there: set, shard, key."""
+    def first_sample(self, images_seen: int) -> str:
+        """Return the name of the first sample of this rank in the step that starts at ``images_seen``."""
         step = (images_seen - self._steps.start_images) // self._steps.global_batch_size
-        return self._reader.place_name(int(self._steps.positions(step)[0]))
+        return self._reader.sample_name(int(self._steps.positions(step)[0]))
 
     def _take(self, interrupted: Callable[[], bool]) -> RankBatch | None:
-        """Return the next batch from whoever reads, or raise what ended it."""
+        """Return the next batch from workers, thread or reader, or raise the error that ended reading."""
         if self._failure is not None:
             raise self._failure
         item: RankBatch | BaseException | None = None
@@ -196,7 +196,7 @@ class BatchLoader:
                     return None
 
     def _depth(self) -> int:
-        """Return how many batches are kept ready."""
+        """Return the number of batches kept ready."""
         rows = self._steps.rows
         size = sum(rows * int(np.prod(shape)) * dtype.itemsize for shape, dtype in self._reader.layout().values())
         return max(1, min(self._prefetch.batches, self._prefetch.max_bytes // max(size, 1)))
@@ -220,13 +220,13 @@ class BatchLoader:
         return self._pool
 
     def close(self) -> None:
-        """Stop whoever reads and close the files.
+        """Stop reading and close the files.
 
-        A read that a silent store holds up is left behind: a process that was asked to stop has a grace time.
+        Does not wait for a read from a store that does not answer: a process that was asked to stop has a grace time.
         """
         self._stop.set()
         if self._thread is not None:
-            self._thread.join(_END_S)
+            self._thread.join(_JOIN_TIMEOUT_S)
             self._thread = None
         if self._pool is not None:
             self._pool.close()

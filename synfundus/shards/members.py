@@ -1,8 +1,7 @@
-"""Decoders of shard members: one for each extension of a closed table, and none of them can run code.
+"""Decoders of shard members, by extension, from a fixed table; none of them can run code.
 
-A member is untrusted even where its checksum holds: whoever writes a set writes its checksums too. What a header
-claims is compared with the bytes that are there before anything is allocated for it. Everything that is wrong with
-a member is a `CorruptShard`.
+A member is untrusted even if its checksum is right: the writer of a set also writes the checksums. The size in a header
+is compared with the actual bytes before memory is allocated. Any fault of a member is a `CorruptShard`.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ META = "json"
 """The member that holds a sample's document."""
 
 MAX_IMAGE_PIXELS = 4096 * 4096
-"""The largest image a set can be prepared with."""
+"""The largest image of a prepared set."""
 MAX_JSON_DEPTH = 16
-"""A sample's document is nested twice."""
+"""The JSON of a sample has two levels."""
 MAX_JPEG_SCANS = 100
-"""A progressive JPEG has about ten scans; each costs a pass over the whole image, however small it is."""
+"""A progressive JPEG has about ten scans; each costs a pass over the whole image."""
 
 IMAGE_FORMATS: Mapping[str, str] = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
-"""Extension -> the one format pillow may decode it as."""
+"""Extension -> the only format pillow may decode."""
 
 _PNG_RGB8 = (8, 2)
 _PNG_DEPTH_AND_COLOUR = slice(24, 26)
@@ -51,20 +50,20 @@ _NPY_HEADER = re.compile(
     r"\{'descr': '(?P<descr>\|[biu]1|<[iu][248]|<f[248])', 'fortran_order': (?P<fortran>True|False), "
     r"'shape': \((?P<shape>|\d{1,12},|\d{1,12}(?:, \d{1,12}){1,7}),?\), ?\} *\n"
 )
-"""What numpy writes for arrays of plain little-endian numbers, and nothing else: no objects, no fields, no texts."""
+"""The header numpy writes for arrays of little-endian numbers; no objects, fields or strings."""
 
-# the warning comes a little before the error; both mean that the header claims more pixels than anything real has
+# pillow warns at half the limit of the error; both mean more pixels than any real image has
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
 def _check_png(data: Bytes) -> str:
-    """Say why a PNG is not 8-bit RGB: pillow would cut 16 bits to 8 without a word."""
+    """Return why a PNG is refused, or an empty string: pillow would silently truncate 16 bits to 8."""
     found = tuple(bytes(data[_PNG_DEPTH_AND_COLOUR]))
     return "" if found == _PNG_RGB8 else "it is not an 8-bit RGB image"
 
 
 def _check_jpeg(data: Bytes) -> str:
-    """Say why a JPEG is refused before it is decoded."""
+    """Return why a JPEG is refused, or an empty string."""
     scans = bytes(data).count(_JPEG_SCAN)
     return "" if scans <= MAX_JPEG_SCANS else f"it has {scans} scans, more than {MAX_JPEG_SCANS}"
 
@@ -76,7 +75,7 @@ def _decode_pixels(data: Bytes, formats: tuple[str, ...]) -> NDArray[np.uint8]:
     """Decode an image whose header is within the limits.
 
     Raises:
-        ValueError: The header says something else than a still RGB image of a size a set can have.
+        ValueError: The header is not that of a still RGB image of an allowed size.
     """
     with Image.open(io.BytesIO(data), formats=formats) as image:
         width, height = image.size
@@ -97,9 +96,8 @@ def decode_image(data: Bytes, *, where: str, extension: str | None = None) -> ND
 
     Args:
         data: The member.
-        where: Name of the member's place, for the message.
-        extension: What the member is called; pillow gets the decoder of that format only. None allows all of
-            `IMAGE_FORMATS`.
+        where: Name of the member, for messages.
+        extension: Its extension; pillow uses only the decoder of that format. None allows all of `IMAGE_FORMATS`.
 
     Raises:
         CorruptShard: Not an image of the format, not 8-bit RGB, or beyond a limit.
@@ -118,14 +116,14 @@ def decode_image(data: Bytes, *, where: str, extension: str | None = None) -> ND
 
 @lru_cache(maxsize=256)
 def _parse_npy_header(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...], int]:
-    """Return (dtype, shape, bytes of the elements) of an npy header; the same header is parsed once.
+    """Return (dtype, shape, bytes of the elements) of an npy header. Cached.
 
     Raises:
-        ValueError: Not the header of a plain array in C order.
+        ValueError: Not the header of an array of numbers in C order.
     """
     match = _NPY_HEADER.fullmatch(header.decode("latin-1"))
     if match is None:
-        raise ValueError("its header is not the one of a plain array of numbers")
+        raise ValueError("its header is not that of an array of numbers")
     if match["fortran"] == "True":
         raise ValueError("it is in Fortran order")
     shape = tuple(int(part) for part in match["shape"].replace(",", " ").split())
@@ -137,7 +135,7 @@ def _view_npy(data: Bytes) -> NDArray[Any]:
     if len(data) > MAX_NPY_BYTES:
         raise ValueError(f"{len(data)} bytes, more than {MAX_NPY_BYTES}")
     if bytes(data[:6]) != _NPY_MAGIC or len(data) < 12:
-        raise ValueError("it does not begin like an npy file")
+        raise ValueError("it does not start like an npy file")
     version = data[6], data[7]
     if version == (1, 0):
         start = 10
@@ -151,7 +149,7 @@ def _view_npy(data: Bytes) -> NDArray[Any]:
         raise ValueError(f"its header claims {first - start} bytes")
     dtype, shape, num_bytes = _parse_npy_header(bytes(data[start:first]))
     if num_bytes != len(data) - first:
-        raise ValueError(f"an array {shape} of {dtype} takes {num_bytes} bytes, {len(data) - first} are there")
+        raise ValueError(f"an array {shape} of {dtype} needs {num_bytes} bytes, it has {len(data) - first}")
     if num_bytes == 0:
         return np.zeros(shape, dtype)
     view: NDArray[Any] = np.frombuffer(data, dtype, offset=first).reshape(shape)
@@ -160,10 +158,10 @@ def _view_npy(data: Bytes) -> NDArray[Any]:
 
 
 def decode_npy(data: Bytes, *, where: str) -> NDArray[Any]:
-    """Return a read-only view of the array of a member; nothing is copied and no code is run.
+    """Return a read-only view of the array of a member; copies nothing and runs no code.
 
     Raises:
-        CorruptShard: Not an array of plain numbers in C order, or one whose header and length disagree.
+        CorruptShard: Not an array of numbers in C order, or header and length disagree.
     """
     try:
         return _view_npy(data)
@@ -189,7 +187,7 @@ _JSON = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_c
 
 
 def _check_depth(value: object) -> None:
-    """Refuse a document nested beyond any sample's; only asked where it has that many brackets."""
+    """Refuse a document that is nested too deep; called only if it has enough brackets."""
     level = [value]
     for _ in range(MAX_JSON_DEPTH + 1):
         below: list[object] = []
@@ -205,8 +203,7 @@ def decode_json(data: Bytes, *, where: str) -> dict[str, Any]:
     """Decode a sample's JSON document.
 
     Raises:
-        CorruptShard: Not a JSON object in UTF-8, a key twice in one object, a number that is not finite, or beyond
-            a limit.
+        CorruptShard: Not a JSON object in UTF-8, a duplicate key, a number that is not finite, or beyond a limit.
     """
     if len(data) > MAX_JSON_BYTES:
         raise CorruptShard(f"not valid JSON: {len(data)} bytes, more than {MAX_JSON_BYTES}", where=where)
@@ -241,10 +238,10 @@ def label_states(document: Mapping[str, Any], schema: LabelSchema, *, where: str
 
 
 def check_kind(extension: str, *, where: str) -> None:
-    """Refuse a member that is neither picture, array nor document by its extension, whose last component counts.
+    """Refuse a member whose extension (its last component) is not that of an image, array or JSON document.
 
     Raises:
-        CorruptShard: It is of another kind.
+        CorruptShard: It has another extension.
     """
     if extension.rpartition(".")[2] not in (*IMAGE_FORMATS, "npy", "json"):
-        raise CorruptShard(f"a member of kind .{extension} does not belong into a set", where=where)
+        raise CorruptShard(f"a set must not contain members of kind .{extension}", where=where)

@@ -1,8 +1,8 @@
-"""Several sets read as one: position -> (set, sample), still a pure function.
+"""Several sets mixed by weight: position -> (set, sample), as a pure function.
 
-Positions are dealt out in blocks. In each block every set gets its share of the positions, exact to one in
-`BLOCK_POSITIONS`; a keyed permutation says which. A set counts its own positions and so its own epochs, each sample
-exactly once in each, and the place in the run stays one integer (ADR-0004).
+Positions are assigned in blocks. In each block every set gets its share of the positions, exact to one in
+`BLOCK_POSITIONS`; a keyed permutation determines which. Each set has its own positions and epochs, with each sample
+exactly once per epoch, and the state of the run is still one integer (ADR-0004).
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from synfundus.shards.shard_plan import ReadingPlan
 from synfundus.storage.manifest import apportion
 
 BLOCK_POSITIONS = 10_000
-"""Weights are kept exactly in every block of so many positions."""
+"""Weights are exact in every block of this many positions."""
 
-_KEPT_BLOCKS = 4
+_CACHED_BLOCKS = 4
 
 
 @dataclass(frozen=True)
-class MixedPlace:
-    """Where samples lie, each ``[n]``.
+class MixedLocation:
+    """Locations of samples, each ``[n]``.
 
     Attributes:
         set: Number of the set.
-        epoch: Epoch of that set.
-        shard: Shard within the set's split.
-        sample: Sample within the shard.
+        epoch: Epoch in that set.
+        shard: Shard in the split of the set.
+        sample: Sample in the shard.
     """
 
     set: NDArray[np.int64]
@@ -60,12 +60,12 @@ def shares(weights: Sequence[float], total: int) -> list[int]:
 
 
 class MixedPlan:
-    """The order of a run over one set or several.
+    """The reading order of a run over one or several sets.
 
     Args:
-        plans: Order of each set.
-        weights: Share of each set; any positive numbers.
-        seed: The run's seed.
+        plans: Reading order of each set.
+        weights: Relative weight of each set; positive.
+        seed: Seed of the run.
     """
 
     def __init__(self, plans: Sequence[ReadingPlan], *, weights: Sequence[float], seed: int) -> None:
@@ -80,45 +80,45 @@ class MixedPlan:
         return [plan.num_samples for plan in self.plans]
 
     def _block(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return for each position of a block its set, and how many positions of the block that set had before."""
+        """Return for each position of a block its set, and its rank among the positions of that set in the block."""
         block = self._blocks.get(number)
         if block is None:
             owner = np.repeat(np.arange(len(self.plans), dtype=np.int64), self._shares)
             keyed_generator(self._seed, "mixture", index=number).shuffle(owner)
             rank = np.empty_like(owner)
-            for own in range(len(self.plans)):
-                rank[owner == own] = np.arange(self._shares[own])
+            for plan in range(len(self.plans)):
+                rank[owner == plan] = np.arange(self._shares[plan])
             block = self._blocks[number] = (owner, rank)
-            while len(self._blocks) > _KEPT_BLOCKS:
+            while len(self._blocks) > _CACHED_BLOCKS:
                 self._blocks.popitem(last=False)
         return block
 
     def _divide(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return for each position its set and its number among the positions of that set."""
+        """Return for each position its set and its position in that set."""
         if len(self.plans) == 1:
             return np.zeros_like(positions), positions
         blocks, within = np.divmod(positions, BLOCK_POSITIONS)
-        owner, own_position = np.empty_like(positions), np.empty_like(positions)
+        owner, set_position = np.empty_like(positions), np.empty_like(positions)
         for number in np.unique(blocks).tolist():
             rows = np.flatnonzero(blocks == number)
             owners, ranks = self._block(number)
             owner[rows] = owners[within[rows]]
-            own_position[rows] = number * self._shares[owner[rows]] + ranks[within[rows]]
-        return owner, own_position
+            set_position[rows] = number * self._shares[owner[rows]] + ranks[within[rows]]
+        return owner, set_position
 
-    def locate(self, positions: Sequence[int] | NDArray[np.int64]) -> MixedPlace:
-        """Say where the samples at these positions of the run lie.
+    def locate(self, positions: Sequence[int] | NDArray[np.int64]) -> MixedLocation:
+        """Return the locations of the samples at positions of the run.
 
         Args:
             positions: Positions since the start of the run (images seen), ``[n]``.
         """
         wanted = np.asarray(positions, dtype=np.int64)
-        owner, own_position = self._divide(wanted)
+        owner, set_position = self._divide(wanted)
         shard, sample, epoch = (np.empty_like(wanted) for _ in range(3))
         for number, plan in enumerate(self.plans):
             rows = np.flatnonzero(owner == number)
             if len(rows):
-                place = plan.locate(own_position[rows])
-                shard[rows], sample[rows] = place.shard, place.sample
-                epoch[rows] = own_position[rows] // plan.num_samples
-        return MixedPlace(owner, epoch, shard, sample)
+                at = plan.locate(set_position[rows])
+                shard[rows], sample[rows] = at.shard, at.sample
+                epoch[rows] = set_position[rows] // plan.num_samples
+        return MixedLocation(owner, epoch, shard, sample)

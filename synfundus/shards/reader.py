@@ -1,6 +1,6 @@
-"""Samples of a shard set by place; their members are decoded by the table in `synfundus.shards.members`.
+"""Read samples of a shard set by shard and number; decoding of members is in `synfundus.shards.members`.
 
-No tar is ever extracted, and names are data.
+Tars are never extracted, and file names in them are only data.
 """
 
 from __future__ import annotations
@@ -34,49 +34,49 @@ __all__ = [
     "Members",
     "SampleDecoder",
     "ShardSetReader",
+    "as_corruption",
     "decode_image",
     "decode_json",
     "decode_npy",
     "encode_npy",
-    "loss_of",
-    "losses_are_damage",
+    "read_errors_as_corruption",
 ]
 
 Arrays = dict[str, NDArray[Any]]
 Members = Mapping[str, bytes]
-MOST_INDEXED_SAMPLES = 4_000_000
-"""How many samples' places a reader remembers, one to two hundred bytes each; whose files are open is another thing."""
-_OPENERS = min(4, max(2, os.cpu_count() or 2))  # each holds the interpreter for part of its time
-_FIRST_LOOK_AGAIN_S = 30.0
-_LAST_LOOK_AGAIN_S = 3600.0
+MAX_INDEXED_SAMPLES = 4_000_000
+"""Maximum samples of the indices a reader keeps in memory, 100 to 200 bytes each. Open files are limited separately."""
+_OPENERS = min(4, max(2, os.cpu_count() or 2))  # each holds the GIL for part of the time
+_FIRST_RETRY_S = 30.0
+_MAX_RETRY_S = 3600.0
 
 
 def encode_npy(array: NDArray[Any]) -> bytes:
-    """Encode an array as npy, the same bytes for the same array."""
+    """Encode an array as npy; the same array gives the same bytes."""
     stream = io.BytesIO()
     np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
     return stream.getvalue()
 
 
 @dataclass(frozen=True)
-class _Lost:
-    """A shard that cannot be used: why, and when to look again, for a disk or a store can recover."""
+class _UnusableShard:
+    """A shard that cannot be used: the error, and when to retry, because a disk or a store can recover."""
 
     error: CorruptShard
     pause_s: float
-    again_at: float
+    retry_at: float
 
     @classmethod
-    def after(cls, before: _Lost | None, error: CorruptShard) -> _Lost:
-        """Wait twice as long as the time before."""
-        pause_s = _FIRST_LOOK_AGAIN_S if before is None else min(2 * before.pause_s, _LAST_LOOK_AGAIN_S)
+    def after(cls, before: _UnusableShard | None, error: CorruptShard) -> _UnusableShard:
+        """Double the pause of the previous failure."""
+        pause_s = _FIRST_RETRY_S if before is None else min(2 * before.pause_s, _MAX_RETRY_S)
         return cls(error, pause_s, time.monotonic() + pause_s)
 
 
 class ShardSetReader:
     """Reads the members of samples of one split by (shard, sample).
 
-    Not shared between processes: each process builds its own.
+    Not shared between processes.
     """
 
     def __init__(self, shard_set: ShardSet, *, split: str) -> None:
@@ -85,7 +85,7 @@ class ShardSetReader:
         self.shards: tuple[ShardEntry, ...] = shard_set.split_shards(split)
         self._open: OrderedDict[int, TarShardReader] = OrderedDict()
         self._indexed = 0
-        self._lost: dict[int, _Lost] = {}
+        self._lost: dict[int, _UnusableShard] = {}
         self._lock = threading.Lock()
         self._opening: dict[int, threading.Lock] = {}
         self._cache: ShardCache | None = None
@@ -94,7 +94,7 @@ class ShardSetReader:
             self._cache = ShardCache(cache)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Go to another process as a description: it opens its own files and connections."""
+        """Pickle as a description: another process opens its own files and connections."""
         return _reader_of, (self._set, self._split)
 
     @property
@@ -106,19 +106,19 @@ class ShardSetReader:
         """Return the reader of a shard; may be called by several threads.
 
         Raises:
-            CorruptShard: Its index is damaged or missing, or its tar is missing; the other shards are not concerned.
+            CorruptShard: Its index is damaged or missing, or its tar is missing; other shards are not affected.
         """
         reader = self._open.get(number)
         if reader is None:
             reader = self._open_once(number)
-        if self._indexed > MOST_INDEXED_SAMPLES // 2:  # soon one has to go: the one used longest ago
+        if self._indexed > MAX_INDEXED_SAMPLES // 2:  # the least recently used will be dropped soon
             with self._lock:
                 if number in self._open:
                     self._open.move_to_end(number)
         return reader
 
     def _open_once(self, number: int) -> TarShardReader:
-        """Open a shard while other threads that want it wait: an index of a store is a request or more."""
+        """Open a shard once while other threads wait for it: its index may need several requests."""
         with self._lock:
             turn = self._opening.setdefault(number, threading.Lock())
         try:
@@ -130,21 +130,21 @@ class ShardSetReader:
                 self._opening.pop(number, None)
 
     def _keep(self, number: int, reader: TarShardReader) -> TarShardReader:
-        """Remember a shard's index; forget those used longest ago. Their files close when nobody reads them."""
+        """Keep the index of a shard; drop the least recently used ones, whose files close after their last reader."""
         with self._lock:
             if number not in self._open:
                 self._open[number] = reader
                 self._indexed += len(reader)
-                while self._indexed > MOST_INDEXED_SAMPLES and len(self._open) > 1:
+                while self._indexed > MAX_INDEXED_SAMPLES and len(self._open) > 1:
                     _, oldest = self._open.popitem(last=False)
                     self._indexed -= len(oldest)
                     oldest.close()
             return self._open[number]
 
     def open_ahead(self, numbers: Iterable[int]) -> None:
-        """Open shards of this machine's disk side by side: a first batch can need hundreds, and each is hashed.
+        """Open local shards concurrently: a first batch can need hundreds, and each index is hashed.
 
-        What cannot be opened is left for the one who reads it.
+        Shards that cannot be opened raise when they are read.
         """
         missing = [number for number in numbers if number not in self._open and number not in self._lost]
         if len(missing) > 1 and self._is_local:
@@ -156,7 +156,7 @@ class ShardSetReader:
             self.shard(number)
 
     def is_local(self, number: int) -> bool:
-        """Whether a shard is read from this machine's disk; False while that is not known yet."""
+        """Whether a shard is read from a local file; False while that is not yet known."""
         if self._is_local:
             return True
         reader = self._open.get(number)
@@ -164,11 +164,11 @@ class ShardSetReader:
 
     def _open_shard(self, number: int) -> TarShardReader:
         lost = self._lost.get(number)
-        if lost is not None and time.monotonic() < lost.again_at:
+        if lost is not None and time.monotonic() < lost.retry_at:
             raise lost.error.with_traceback(None)
         entry = self.shards[number]
         try:
-            with losses_are_damage():
+            with read_errors_as_corruption():
                 url = self._set.shard_url(entry)
                 reader = TarShardReader(
                     url, index_sha256=entry.index_sha256, open_bytes=lambda: self._open_bytes(url, entry)
@@ -180,7 +180,7 @@ class ShardSetReader:
                     reason="index",
                 )
         except CorruptShard as error:
-            self._lost[number] = _Lost.after(lost, error)
+            self._lost[number] = _UnusableShard.after(lost, error)
             raise
         self._lost.pop(number, None)
         return reader
@@ -194,10 +194,10 @@ class ShardSetReader:
         """Return (key, members by extension) of a sample.
 
         Raises:
-            CorruptShard: Bytes that do not match their checksum, or a shard that is not there.
-            StorageError: The disk or the store refused.
+            CorruptShard: Bytes that do not match their checksum, or a missing shard.
+            StorageError: The disk or the store failed.
         """
-        with losses_are_damage():
+        with read_errors_as_corruption():
             reader = self.shard(shard)
             return reader.index.keys[sample], reader.read(sample)
 
@@ -205,8 +205,8 @@ class ShardSetReader:
         """Return the key of a sample without reading it."""
         return self.shard(shard).index.keys[sample]
 
-    def place_name(self, shard: int, sample: int) -> str:
-        """Name a sample for messages."""
+    def sample_name(self, shard: int, sample: int) -> str:
+        """Return the name of a sample, for messages."""
         return f"{self._set.shard_url(self.shards[shard])}#{sample}"
 
     def close(self) -> None:
@@ -226,19 +226,16 @@ def _reader_of(shard_set: ShardSet, split: str) -> ShardSetReader:
 
 
 @contextmanager
-def losses_are_damage() -> Iterator[None]:
-    """Take what a shard has lost as damage of its samples: they are quarantined, the run goes on.
-
-    That is a file that is not there, and a place of a disk that cannot be read.
-    """
+def read_errors_as_corruption() -> Iterator[None]:
+    """Convert missing files and bad disk blocks to CorruptShard, so that their samples are quarantined."""
     try:
         yield
     except StorageError as error:
-        raise loss_of(error) from error.__cause__
+        raise as_corruption(error) from error.__cause__
 
 
-def loss_of(error: StorageError) -> SynfundusError:
-    """Return the damage a failed read stands for, or the failure itself; what `losses_are_damage` raises."""
+def as_corruption(error: StorageError) -> SynfundusError:
+    """Return a CorruptShard for a missing file or a bad disk block, else the error itself."""
     cause = error.__cause__
     if isinstance(cause, FileNotFoundError):
         text, reason = "a file of the shard is missing", "missing"

@@ -1,7 +1,7 @@
-"""Going through a shard set once: what is in it, how large it is, and what is wrong with it.
+"""Survey a shard set in one pass: its contents, sizes and faults.
 
-Without `verify` only indices are read, and the samples' documents where an index holds no labels; with it every byte
-is, see `shard_check`.
+Without `verify` only indices are read, and the JSON of the samples if an index has no labels; with it every byte is
+read, see `shard_check`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from synfundus.storage.shard_index import ShardIndex
 from synfundus.storage.tarshard import TarShardReader
 
 Advance = Callable[[int], None]
-"""Called with the number of samples done since the last call."""
+"""Called with the number of samples since the last call."""
 
 _ADVANCE_EVERY = 64
 _INDEX_SUFFIX = ".idx.npz"
@@ -37,10 +37,10 @@ _REJECT_FIELDS = frozenset({"key", "name", "stage", "reason"})
 
 
 def sample_decoder(shard_set: ShardSet) -> SampleDecoder:
-    """Return the decoder of a set's samples.
+    """Return the decoder of the samples of a set.
 
     Raises:
-        DataError: The manifest lacks the size its samples must have.
+        DataError: The manifest lacks the size of its samples.
     """
     properties = shard_set.properties
     try:
@@ -51,7 +51,7 @@ def sample_decoder(shard_set: ShardSet) -> SampleDecoder:
         return LatentDecoder(schema=shard_set.label_schema, moments_shape=(channels, height, width), with_flip=flip)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"the manifest's properties do not say what its samples are: {error}", where=shard_set.url
+            f"the properties of the manifest do not describe its samples: {error}", where=shard_set.url
         ) from error
 
 
@@ -65,7 +65,7 @@ class MemberSizes:
     largest_bytes: int = 0
 
     def add(self, sizes: np.ndarray[Any, np.dtype[np.int64]]) -> None:
-        """Take in the sizes of a shard's members, ``[n]``."""
+        """Add the sizes of the members of a shard, ``[n]``."""
         if len(sizes) == 0:
             return
         smallest, largest = int(sizes.min()), int(sizes.max())
@@ -77,12 +77,12 @@ class MemberSizes:
 
 @dataclass
 class SetSurvey:
-    """Goes through a set and remembers what it saw.
+    """A survey of a set, with its results.
 
     Attributes:
         shard_set: The set.
-        verify: Read every byte.
-        reports: One for each shard gone through.
+        verify: Whether to read every byte.
+        reports: One per shard.
         members: Sizes by extension, from the indices.
     """
 
@@ -93,7 +93,7 @@ class SetSurvey:
     _keys: KeysSeen = field(default_factory=KeysSeen)
 
     def label_rows(self, advance: Advance) -> Iterator[LabelRow]:
-        """Yield the labels of every good sample while the set is gone through."""
+        """Yield the labels of every valid sample during the survey."""
         decode = sample_decoder(self.shard_set) if self.verify else None
         for entry in self.shard_set.shards:
             report = ShardReport(entry.name, entry.num_samples)
@@ -108,20 +108,20 @@ class SetSurvey:
             else:
                 advance(entry.num_samples)
 
-    def check_beside(self) -> None:
-        """Look at what lies beside the listed shards: rejects that the manifest does not count, and other shards."""
+    def check_other_files(self) -> None:
+        """Check the other files: rejects that the manifest does not count, and shards it does not list."""
         report = ShardReport(REJECTS_NAME, 0)
         where = filesystem.join(self.shard_set.url, REJECTS_NAME)
         try:
             rows = documents.read_lines(where) if filesystem.exists(where) else []
             if not all(isinstance(row, dict) for row in rows):
                 raise DataError("a line is not an object", where=where)
-            strange = {name for row in rows for name in row} - _REJECT_FIELDS
-            if strange:
-                report.add(f"it has fields that do not belong into a set: {', '.join(sorted(strange))}")
+            extra = {name for row in rows for name in row} - _REJECT_FIELDS
+            if extra:
+                report.add(f"it has fields that a set must not contain: {', '.join(sorted(extra))}")
             counted, recorded = len(rows), sum(self.shard_set.rejects.values())
             if counted != recorded:
-                report.add(f"it names {counted} rejects, the manifest counts {recorded}")
+                report.add(f"it has {counted} rejects, the manifest records {recorded}")
         except (DataError, StorageError) as error:
             report.add(f"it cannot be read: {error.message}")
         self.reports.append(report)
@@ -130,7 +130,7 @@ class SetSurvey:
             stem = name.removesuffix(".tar").removesuffix(_INDEX_SUFFIX)
             if name.endswith((".tar", _INDEX_SUFFIX)) and stem not in listed:
                 stray = ShardReport(name, 0)
-                stray.add("the manifest does not list it: readers that take every tar would read it")
+                stray.add("the manifest does not list it, but readers that use all tars would read it")
                 self.reports.append(stray)
 
     def _verified(
@@ -141,7 +141,7 @@ class SetSurvey:
         decode: SampleDecoder,
         advance: Advance,
     ) -> list[LabelRow]:
-        """Read all of a shard."""
+        """Read and check all bytes of a shard."""
         rows: list[LabelRow] = []
 
         def visit(key: str, members: Mapping[str, bytes]) -> None:
@@ -156,13 +156,13 @@ class SetSurvey:
     def _measure(self, reader: TarShardReader) -> None:
         index = reader.index
         for column, extension in enumerate(index.extensions):
-            there = index.offsets[:, column] >= 0
-            self.members.setdefault(extension, MemberSizes()).add(index.sizes[there, column])
+            present = index.offsets[:, column] >= 0
+            self.members.setdefault(extension, MemberSizes()).add(index.sizes[present, column])
 
     def _documents(
         self, entry: ShardEntry, reader: TarShardReader, report: ShardReport, advance: Advance
     ) -> list[LabelRow]:
-        """Read the labels of a shard: from its index where that has them, else from the samples' documents."""
+        """Read the labels of a shard, from its index if that has them, else from the JSON of the samples."""
         rows: list[LabelRow] = []
         keys = reader.index.keys
         try:
@@ -187,10 +187,10 @@ class SetSurvey:
 
     @contextmanager
     def _label_reader(self, entry: ShardEntry, reader: TarShardReader) -> Iterator[Callable[[int], LabelRow]]:
-        """Give what returns the labels of a sample by its row; it may raise CorruptShard.
+        """Provide a function that returns the labels of a sample by row, or raises CorruptShard.
 
         Raises:
-            CorruptShard: The shard as a whole is not what the manifest records.
+            CorruptShard: The whole shard differs from the manifest.
             StorageError: It cannot be read.
         """
         schema, states = self.shard_set.label_schema, reader.index.states
@@ -202,16 +202,16 @@ class SetSurvey:
 
     @property
     def problems(self) -> list[Problem]:
-        """Everything that is wrong, in the order of the shards."""
+        """All problems, in shard order."""
         return [problem for report in self.reports for problem in report.problems]
 
     @property
     def good(self) -> int:
-        """Samples without a problem."""
+        """Number of samples without problems."""
         return sum(report.good for report in self.reports)
 
     def reasons(self) -> dict[str, int]:
-        """Count the problems by what they say, figures left out."""
+        """Count the problems by reason, without words that contain digits."""
         words = Counter(
             " ".join(word for word in problem.reason.split() if not any(letter.isdigit() for letter in word))
             for problem in self.problems
@@ -220,15 +220,15 @@ class SetSurvey:
 
 
 def _labels(stream: IO[bytes], index: ShardIndex, row: int, schema: LabelSchema, where: str) -> LabelRow:
-    """Return the labels that the document of a sample states.
+    """Return the labels in the JSON of a sample.
 
     Raises:
-        CorruptShard: It is not there, is damaged, or does not fit the schema.
+        CorruptShard: It is missing, damaged, or does not fit the schema.
     """
-    places = {extension: place for extension, *place in index.members(row)}
-    if META not in places:
+    entries = {extension: entry for extension, *entry in index.members(row)}
+    if META not in entries:
         raise CorruptShard("sample lacks its member .json", where=where)
-    offset, size, crc32 = places[META]
+    offset, size, crc32 = entries[META]
     stream.seek(offset)
     data = stream.read(size)
     if len(data) != size or zlib.crc32(data) != crc32:

@@ -1,8 +1,8 @@
-"""Reading every byte of a shard and comparing it with everything that is recorded about it.
+"""Read every byte of a shard and compare it with its index and the manifest.
 
-The tar is walked the way a plain webdataset reader walks it; what is met must be what the index lists, in the same
-order, with the same checksums; hashes must be those of the manifest; every sample must decode. Where the walk ends
-early, the samples behind are read by the index, as the loader would, so that what is still good is known by name.
+The tar is read sequentially, like by plain webdataset; the members must be those in the index, in the same order, with
+the same checksums; hashes must match the manifest; every sample must decode. If the tar is invalid at some point, the
+remaining samples are read through the index, like by the loader, so that the valid ones are known by name.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from synfundus.storage.tar_walk import TarMember, TarWalk
 from synfundus.storage.tarshard import TarShardReader
 
 SampleVisitor = Callable[[str, Mapping[str, bytes]], None]
-"""(key, members) of a sample that is good."""
+"""(key, members) of a valid sample."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is wrong: where (``train/000000.tar#key``, or a shard, or a file), and what."""
+    """A problem: where (``train/000000.tar#key``, a shard or a file), and what is wrong."""
 
     place: str
     reason: str
@@ -39,13 +39,13 @@ class Problem:
 
 @dataclass
 class ShardReport:
-    """What was found in one shard.
+    """The result for one shard.
 
     Attributes:
-        name: The shard below its set.
-        num_samples: Samples the manifest records.
+        name: Name of the shard in its set.
+        num_samples: Samples recorded in the manifest.
         good: Samples that are listed, match every hash and decode.
-        problems: Everything that is wrong.
+        problems: All problems.
     """
 
     name: str
@@ -54,25 +54,25 @@ class ShardReport:
     problems: list[Problem] = field(default_factory=list)
 
     def add(self, reason: str, *, key: str = "") -> None:
-        """Record a problem of the shard, or of a sample of it."""
+        """Record a problem of the shard, or of one of its samples."""
         self.problems.append(Problem(f"{self.name}#{key}" if key else self.name, reason))
 
 
 class KeysSeen:
-    """Finds keys that two shards of a set share."""
+    """Finds keys that occur in two shards of a set."""
 
     def __init__(self) -> None:
         self._first: dict[str, str] = {}
 
     def add(self, key: str, report: ShardReport) -> None:
-        """Note a key of a shard; a key of another shard is a problem of this one."""
+        """Add a key of a shard; a key that is also in another shard is a problem."""
         first = self._first.setdefault(key, report.name)
         if first != report.name:
             report.add(f"the key is also in {first}", key=key)
 
 
 def open_shard(shard_set: ShardSet, entry: ShardEntry, report: ShardReport) -> TarShardReader | None:
-    """Open a shard by its index; what prevents it is recorded."""
+    """Open a shard by its index; return None and record the problem if that fails."""
     try:
         reader = TarShardReader(shard_set.shard_url(entry), index_sha256=entry.index_sha256)
         num_samples = len(reader.index.keys)
@@ -85,26 +85,26 @@ def open_shard(shard_set: ShardSet, entry: ShardEntry, report: ShardReport) -> T
 
 
 def states_to_labels(states: NDArray[np.int16], schema: LabelSchema, *, where: str) -> dict[str, int | None]:
-    """Return the labels an index holds for a sample.
+    """Return the labels of a sample from its states in the index.
 
     Args:
         states: Label states ``[k]``.
-        schema: The set's labels.
-        where: Name of the sample, for the message.
+        schema: Label schema of the set.
+        where: Name of the sample, for messages.
 
     Raises:
         CorruptShard: States the schema does not have.
     """
     values = states.tolist()
     if len(values) != len(schema.labels) or any(
-        not 0 <= state <= most for state, most in zip(values, schema.num_values, strict=True)
+        not 0 <= state <= highest for state, highest in zip(values, schema.num_values, strict=True)
     ):
         raise CorruptShard("label states in the index do not fit the schema", where=where)
     return schema.decode(values)
 
 
 class _Comparison:
-    """What the walk has met so far against what the index lists."""
+    """Compares the members read from the tar with the index."""
 
     def __init__(self, index: ShardIndex, decode: SampleDecoder, report: ShardReport, visit: SampleVisitor) -> None:
         self._index = index
@@ -112,32 +112,32 @@ class _Comparison:
         self._report = report
         self._visit = visit
         self._rows = {key: row for row, key in enumerate(index.keys)}
-        self._met: set[str] = set()
+        self._seen: set[str] = set()
         self._expected_row = 0
 
     def _check_sample(self, key: str, members: list[TarMember], row: int) -> str:
-        """Say how a sample differs from the index; empty if it does not."""
+        """Describe how a sample differs from the index; empty if it does not."""
         found = {member.extension: (member.offset, len(member.data), member.crc32) for member in members}
         if len(found) != len(members):
-            return "a member is there twice"
+            return "a member occurs twice"
         for extension, *listed in self._index.members(row):
-            met = found.pop(extension, None)
-            if met != tuple(listed):
-                return _difference(extension, met, (listed[0], listed[1]))
+            read = found.pop(extension, None)
+            if read != tuple(listed):
+                return _difference(extension, read, (listed[0], listed[1]))
         return f"member .{min(found)} is not in the index" if found else ""
 
     def add(self, key: str, members: list[TarMember]) -> None:
-        """Compare the members that stood together under one key."""
+        """Compare consecutive members with the same key."""
         row = self._rows.get(key)
-        if key in self._met:
-            self._report.add("its members are not together, or the key is there twice", key=key)
+        if key in self._seen:
+            self._report.add("its members are not consecutive, or the key occurs twice", key=key)
             return
-        self._met.add(key)
+        self._seen.add(key)
         if row is None:
             self._report.add("the sample is not in the index", key=key)
             return
         if row != self._expected_row:
-            self._report.add(f"it stands at another place than the index says (sample {row})", key=key)
+            self._report.add(f"its position differs from the index (sample {row})", key=key)
         self._expected_row = row + 1
         problem = self._check_sample(key, members, row)
         if problem:
@@ -146,7 +146,7 @@ class _Comparison:
             self.decode(key, {member.extension: member.data for member in members})
 
     def decode(self, key: str, members: Mapping[str, bytes]) -> None:
-        """Decode a sample whose bytes are the ones the index lists, and count it if that goes well."""
+        """Decode a sample whose bytes match the index, and count it if it is valid."""
         where = f"{self._report.name}#{key}"
         try:
             for extension in members:
@@ -154,7 +154,7 @@ class _Comparison:
             arrays = self._decode(key, members, where)
             states = self._index.states
             if states is not None and not np.array_equal(arrays["states"], states[self._rows[key]]):
-                raise CorruptShard("its labels in the index are not those of its document", where=where)
+                raise CorruptShard("its labels in the index differ from its JSON", where=where)
             _check_image_hash(members, where)
         except CorruptShard as error:
             self._report.add(error.message, key=key)
@@ -163,33 +163,33 @@ class _Comparison:
         self._visit(key, members)
 
     def unseen(self) -> Iterator[tuple[int, str]]:
-        """Yield (row, key) of what the index lists and the walk has not met."""
-        return ((row, key) for row, key in enumerate(self._index.keys) if key not in self._met)
+        """Yield (row, key) of samples in the index that were not read from the tar."""
+        return ((row, key) for row, key in enumerate(self._index.keys) if key not in self._seen)
 
 
-def _difference(extension: str, met: tuple[int, int, int] | None, listed: tuple[int, int]) -> str:
-    """Say how a member that was met, if it was, differs from the (offset, size) in the index."""
-    if met is None:
+def _difference(extension: str, read: tuple[int, int, int] | None, listed: tuple[int, int]) -> str:
+    """Describe how a member, None if it was not read, differs from the (offset, size) in the index."""
+    if read is None:
         return f"member .{extension} is missing"
-    if met[:2] != listed:
-        return f"member .{extension} lies at byte {met[0]} with {met[1]} bytes, by the index {listed[0]}, {listed[1]}"
+    if read[:2] != listed:
+        return f"member .{extension} is at byte {read[0]} with {read[1]} bytes, in the index {listed[0]}, {listed[1]}"
     return f"member .{extension} does not match its checksum"
 
 
 def _check_image_hash(members: Mapping[str, bytes], where: str) -> None:
-    """Compare an image with the hash its document records.
+    """Compare an image with the hash in its JSON.
 
     Raises:
-        CorruptShard: It is another image.
+        CorruptShard: The hash differs.
     """
     name = next((extension for extension in IMAGE_EXTENSIONS if extension in members), None)
     recorded = decode_json(members["json"], where=where).get("sha256_image")
     if name is not None and recorded is not None and hashlib.sha256(members[name]).hexdigest() != recorded:
-        raise CorruptShard("the image is not the one its document records (sha256_image)", where=where)
+        raise CorruptShard("the image does not match sha256_image in its JSON", where=where)
 
 
 def _groups(walk: TarWalk) -> Iterator[tuple[str, list[TarMember]]]:
-    """Yield members that stand together under one key. What was met of a sample before the walk broke is left out."""
+    """Yield consecutive members with the same key; a sample that is incomplete because of an error is left out."""
     members: list[TarMember] = []
     for member in walk:
         if members and members[0].key != member.key:
@@ -205,11 +205,10 @@ def _groups(walk: TarWalk) -> Iterator[tuple[str, list[TarMember]]]:
 
 
 def _walk(url: str, entry: ShardEntry, report: ShardReport, compare: _Comparison | None) -> None:
-    """Walk the tar once: compare the samples, then the hash of the whole."""
-    most = entry.num_samples
+    """Read the tar once: compare the samples, then the hash of the file."""
     try:
         opened = filesystem.open_read(url, sha256=entry.sha256)
-    except CorruptShard as error:  # what a store has is copied as a whole, and is another object than was written
+    except CorruptShard as error:  # a store has another object than was written
         try:
             opened = filesystem.open_read(url)
         except CorruptShard:
@@ -223,8 +222,8 @@ def _walk(url: str, entry: ShardEntry, report: ShardReport, compare: _Comparison
             for count, (key, members) in enumerate(_groups(walk), start=1):
                 if compare is not None:
                     compare.add(key, members)
-                if count > most:
-                    raise CorruptShard(f"it holds more than the {most} samples the manifest records", where=url)
+                if count > entry.num_samples:
+                    raise CorruptShard(f"it has more than the {entry.num_samples} samples of the manifest", where=url)
         except CorruptShard as error:
             report.add(error.message)
         sha256, num_bytes = walk.finish()
@@ -233,7 +232,7 @@ def _walk(url: str, entry: ShardEntry, report: ShardReport, compare: _Comparison
     elif sha256 != entry.sha256:
         report.add(f"its sha256 is {sha256}, the manifest records {entry.sha256}")
     elif compare is None:
-        report.add("the tar itself is whole: copy the index again, or write it again from the tar")
+        report.add("the tar itself is complete: copy the index again, or write it again from the tar")
 
 
 def check_shard(
@@ -246,16 +245,16 @@ def check_shard(
     keys: KeysSeen,
     visit: SampleVisitor,
 ) -> None:
-    """Read a shard completely and record what is wrong.
+    """Read a shard completely and record its problems.
 
     Args:
         shard_set: Its set.
-        entry: What the manifest records.
-        reader: What `open_shard` returned; it is closed.
-        report: Where to record it.
-        decode: Decoder of the set's samples.
+        entry: Its entry in the manifest.
+        reader: Result of `open_shard`; it is closed.
+        report: Where to record problems.
+        decode: Decoder of the samples of the set.
         keys: Keys of the shards checked before.
-        visit: Called for each good sample.
+        visit: Called for each valid sample.
     """
     compare = None if reader is None else _Comparison(reader.index, decode, report, visit)
     try:

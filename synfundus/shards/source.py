@@ -1,4 +1,4 @@
-"""From a place in a set to a row of a batch: what the loader asks of a kind of sample."""
+"""The interface between the loader and a kind of sample: from a location in a set to a row of a batch."""
 
 from __future__ import annotations
 
@@ -15,49 +15,49 @@ Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
 
 class SampleSource(Protocol):
-    """Samples of one split of one set. Goes to another process by pickling, as a description."""
+    """Samples of one split of one set. Pickling sends only a description to another process."""
 
     @property
     def layout(self) -> Layout:
-        """Shapes and types of a sample's arrays."""
+        """Shapes and types of the arrays of a sample."""
 
     @property
     def shard_sizes(self) -> list[int]:
         """Samples of each shard."""
 
     def fill(self, arrays: Arrays, row: int, shard: int, sample: int) -> None:
-        """Put a sample into a row of a batch's arrays.
+        """Read a sample into a row of the arrays of a batch.
 
         Raises:
-            CorruptShard: The sample cannot be used; the row may hold anything.
-            StorageError: The disk or the store refused.
+            CorruptShard: The sample cannot be used; the row is undefined.
+            StorageError: The disk or the store failed.
         """
 
     def open_ahead(self, shards: Iterable[int]) -> None:
-        """Open shards that are going to be read, side by side."""
+        """Open shards that will be read, concurrently."""
 
     def is_local(self, shard: int) -> bool:
-        """Whether a shard is read from this machine's disk; otherwise several samples are asked for at once."""
+        """Whether a shard is read from a local file; otherwise samples are requested concurrently."""
 
-    def place_name(self, shard: int, sample: int) -> str:
-        """Name a sample for messages."""
+    def sample_name(self, shard: int, sample: int) -> str:
+        """Return the name of a sample, for messages."""
 
     def close(self) -> None:
         """Close all files."""
 
 
 def allocate(layout: Layout, rows: int) -> Arrays:
-    """Return arrays for a batch, each ``[rows, ...]``, that hold anything."""
+    """Return uninitialised arrays for a batch, each ``[rows, ...]``."""
     return {name: np.empty((rows, *shape), dtype=dtype) for name, (shape, dtype) in layout.items()}
 
 
 class DecodedSource:
-    """Samples whose members a decoder turns into arrays.
+    """Samples whose members are decoded to arrays.
 
     Args:
         reader: The samples.
         decode: Members -> arrays.
-        layout: What the decoder returns.
+        layout: Shapes and types of the decoded arrays.
     """
 
     def __init__(self, reader: ShardSetReader, *, decode: SampleDecoder, layout: Layout) -> None:
@@ -71,22 +71,22 @@ class DecodedSource:
         return self._reader.shard_sizes
 
     def fill(self, arrays: Arrays, row: int, shard: int, sample: int) -> None:
-        """Read, decode, copy."""
-        found = self._decode(*self._reader.read(shard, sample), self.place_name(shard, sample))
+        """Read and decode a sample and copy it into its row."""
+        found = self._decode(*self._reader.read(shard, sample), self.sample_name(shard, sample))
         for name, array in arrays.items():
             array[row] = found[name]
 
     def open_ahead(self, shards: Iterable[int]) -> None:
-        """Open shards that are going to be read, side by side."""
+        """Open shards that will be read, concurrently."""
         self._reader.open_ahead(shards)
 
     def is_local(self, shard: int) -> bool:
-        """Whether a shard is read from this machine's disk."""
+        """Whether a shard is read from a local file."""
         return self._reader.is_local(shard)
 
-    def place_name(self, shard: int, sample: int) -> str:
-        """Name a sample for messages."""
-        return self._reader.place_name(shard, sample)
+    def sample_name(self, shard: int, sample: int) -> str:
+        """Return the name of a sample, for messages."""
+        return self._reader.sample_name(shard, sample)
 
     def close(self) -> None:
         """Close all files."""
@@ -94,5 +94,5 @@ class DecodedSource:
 
 
 def row_bytes(row: NDArray[Any]) -> memoryview:
-    """Return the bytes of a C-ordered array, writable."""
+    """Return a writable view of the bytes of a C-ordered array."""
     return row.reshape(-1).view(np.uint8).data

@@ -1,9 +1,8 @@
 """Worker processes that read batches into shared memory.
 
 Worker k of n reads the steps k, k + n, k + 2n ...; the consumer takes them in turn, so the order does not depend on
-who is faster. Each worker has its own slots and gets one back when the consumer asks for the next batch: no more
-batches exist than there are slots. Processes are spawned: each opens its own files and connections, none crosses a
-fork.
+their speed. Each worker has its own slots; a slot is returned when the consumer requests the next batch, so the number
+of slots bounds the batches in memory. Processes are spawned, not forked: each opens its own files and connections.
 """
 
 from __future__ import annotations
@@ -30,17 +29,17 @@ from synfundus.shards.reader import Arrays
 from synfundus.shards.source import Layout
 
 _ALIGNMENT = 64
-_END_S = 5.0
+_JOIN_TIMEOUT_S = 5.0
 POLL_S = 0.2
-"""How often someone who waits for a batch looks whether to stop."""
+"""How often a wait for a batch checks whether to stop."""
 
 
 class Steps(Protocol):
-    """Which positions are read in which step."""
+    """The positions to read in each step."""
 
     @property
     def rows(self) -> int:
-        """Samples of a step."""
+        """Number of samples per step."""
 
     def positions(self, step: int) -> NDArray[np.int64]:
         """Return the positions of a step."""
@@ -48,7 +47,7 @@ class Steps(Protocol):
 
 @dataclass(frozen=True)
 class _Done:
-    """What a worker says about a batch it has put into a slot."""
+    """A batch that a worker has written to a slot."""
 
     slot: int
     weights: NDArray[np.float32]
@@ -83,7 +82,7 @@ def _work(
     progress: Any,  # noqa: ANN401 - a ctypes integer
     numbers: tuple[int, int],
 ) -> None:
-    """Read every n-th step into free slots until the consumer is gone."""
+    """Read every n-th step into free slots until the consumer ends."""
     failed: ErrorReport | None = None
     end_with_parent()
     ignore_stop_signals()
@@ -98,7 +97,7 @@ def _work(
             connection.send(_Done(slot, batch.weights, batch.quarantined, batch.sets, batch.epochs))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
-    except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
+    except BaseException as error:  # noqa: BLE001 - passed to the consumer, which raises it
         failed = ErrorReport.of(error)
     with contextlib.suppress(OSError):
         if failed is not None:
@@ -109,11 +108,11 @@ class WorkerPool:
     """Batches from worker processes, in order.
 
     Args:
-        reader: Goes to every worker.
-        steps: Which positions are read.
+        reader: Sent to every worker.
+        steps: The positions to read.
         workers: Number of processes.
         depth: Batches kept ready, over all workers.
-        stall_s: A worker that brings nothing for so long is reported.
+        stall_s: Time after which a worker that returns nothing is reported.
     """
 
     def __init__(self, reader: BatchReader, steps: Steps, *, workers: int, depth: int, stall_s: float) -> None:
@@ -122,12 +121,12 @@ class WorkerPool:
         self._steps = steps
         self._stall_s = stall_s
         self._layout = reader.layout()
-        each = max(2, -(-depth // workers))
-        self._memory = [context.RawArray("b", each * slot_bytes(self._layout, steps.rows)) for _ in range(workers)]
+        slots = max(2, -(-depth // workers))
+        self._memory = [context.RawArray("b", slots * slot_bytes(self._layout, steps.rows)) for _ in range(workers)]
         self._progress = [context.RawValue("q", -1) for _ in range(workers)]
         self._connections: list[Connection] = []
         self._processes: list[BaseProcess] = []
-        self._given: tuple[int, int] | None = None
+        self._taken: tuple[int, int] | None = None
         self._step = 0
         for number in range(workers):
             ours, theirs = context.Pipe()
@@ -140,24 +139,24 @@ class WorkerPool:
             )
             with stop_signals_blocked():
                 process.start()
-            theirs.close()  # so that the end of the worker is the end of the pipe
+            theirs.close()  # so that the pipe closes when the worker ends
             self._connections.append(ours)
             self._processes.append(process)
-            for slot in range(each):
+            for slot in range(slots):
                 ours.send(slot)
 
     def take(self, interrupted: Callable[[], bool] = lambda: False) -> RankBatch | None:
         """Return the next batch; its arrays are valid until the next call.
 
         Args:
-            interrupted: Asked while waiting; yes ends the wait with None.
+            interrupted: Polled while waiting; True ends the wait with None.
 
         Raises:
-            Stalled: The worker brings nothing.
+            Stalled: The worker returns nothing.
             LaunchError: The worker died.
-            SynfundusError: What the worker met.
+            SynfundusError: An error in the worker.
         """
-        self._give_back()
+        self._release_slot()
         number = self._step % len(self._processes)
         if not self._ready(number, interrupted):
             return None
@@ -166,27 +165,27 @@ class WorkerPool:
             raise answer.to_error(source="a loader worker")
         positions = self._steps.positions(self._step)
         arrays = slot_arrays(self._memory[number], self._layout, self._steps.rows, answer.slot)
-        self._given = number, answer.slot
+        self._taken = number, answer.slot
         self._step += 1
         return RankBatch(positions, arrays, answer.weights, answer.quarantined, answer.sets, answer.epochs)
 
-    def _give_back(self) -> None:
-        """Hand the slot of the last batch to its worker again."""
-        if self._given is not None:
-            number, slot = self._given
-            self._given = None
-            with contextlib.suppress(OSError):  # a worker that is gone is found when its next batch is due
+    def _release_slot(self) -> None:
+        """Return the slot of the last batch to its worker."""
+        if self._taken is not None:
+            number, slot = self._taken
+            self._taken = None
+            with contextlib.suppress(OSError):  # a dead worker is noticed when its next batch is due
                 self._connections[number].send(slot)
 
     def _ready(self, number: int, interrupted: Callable[[], bool]) -> bool:
-        """Wait until a worker has answered or ended; False when interrupted before."""
+        """Wait until a worker has answered or ended; return False if interrupted."""
         sources: list[Connection | int] = [self._connections[number], self._processes[number].sentinel]
-        give_up = time.monotonic() + self._stall_s
-        while not wait(sources, timeout=min(POLL_S, max(0.0, give_up - time.monotonic()))):
+        deadline = time.monotonic() + self._stall_s
+        while not wait(sources, timeout=min(POLL_S, max(0.0, deadline - time.monotonic()))):
             if interrupted():
                 return False
-            if time.monotonic() >= give_up:
-                raise self._fault(number, f"has brought nothing for {self._stall_s:g} s", Stalled)
+            if time.monotonic() >= deadline:
+                raise self._fault(number, f"has returned nothing for {self._stall_s:g} s", Stalled)
         return True
 
     def _answer(self, number: int) -> _Done | ErrorReport:
@@ -194,7 +193,7 @@ class WorkerPool:
         try:
             answer: _Done | ErrorReport = connection.recv()
         except (EOFError, OSError):
-            process.join(_END_S)
+            process.join(_JOIN_TIMEOUT_S)
             code = process.exitcode
             how = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended ({code})"
             raise self._fault(number, how) from None
@@ -202,21 +201,21 @@ class WorkerPool:
 
     def _fault(self, number: int, what: str, kind: type[LaunchError] = LaunchError) -> LaunchError:
         position = int(self._progress[number].value)
-        place = self._reader.place_name(position) if position >= 0 else "before its first sample"
+        sample = self._reader.sample_name(position) if position >= 0 else "before its first sample"
         return kind(
             f"loader worker {number} (process {self._processes[number].pid}) {what}",
-            where=f"batch at position {position}, first sample {place}" if position >= 0 else place,
-            hint="the same command goes on from the last checkpoint; a worker killed for want of memory needs fewer "
-            "workers or a smaller prefetch_max_bytes",
+            where=f"batch at position {position}, first sample {sample}" if position >= 0 else sample,
+            hint="the same command resumes from the last checkpoint; if memory ran out, use fewer workers "
+            "or a smaller prefetch_max_bytes",
         )
 
     def close(self) -> None:
-        """End the processes: they see their connection closed; those that do not are killed."""
+        """End the processes by closing their connections; those that do not exit are killed."""
         for connection in self._connections:
             connection.close()
-        ends = time.monotonic() + _END_S
+        deadline = time.monotonic() + _JOIN_TIMEOUT_S
         for process in self._processes:
-            process.join(max(0.0, ends - time.monotonic()))
+            process.join(max(0.0, deadline - time.monotonic()))
             if process.is_alive():
                 process.kill()
                 process.join()

@@ -165,7 +165,7 @@ class Trainer:
     def _expect_end(self, what: str, *, patience: int = 1) -> AbstractContextManager[None]:
         images, loader = self.state.images_seen, self._loader
         return self._watchdog.expect_end(
-            lambda: what.format(images=images, place=loader.place(images)), patience=patience
+            lambda: what.format(images=images, place=loader.first_sample(images)), patience=patience
         )
 
     def _next_batch(self, bar: Progress) -> RankBatch | None:

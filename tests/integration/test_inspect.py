@@ -246,7 +246,7 @@ def test_what_has_right_hashes_and_is_wrong_all_the_same_is_named(small_set: Sha
     rewrite(small_set, 0, samples)
     found = reasons(verify(small_set.url, tmp_path))
     assert "kind .pkl does not belong" in found[f"train/000000.tar#{keys[0]}"]
-    assert "not the one its document records" in found[f"train/000000.tar#{keys[1]}"]
+    assert "the image does not match sha256_image" in found[f"train/000000.tar#{keys[1]}"]
     assert "image of (32, 32, 3), expected 64" in found[f"train/000000.tar#{keys[2]}"]
     assert "the key is also in train/000000.tar" in found[f"train/000001.tar#{samples[3][0]}"]
     assert len(found) == 4
@@ -258,9 +258,7 @@ def test_labels_in_the_index_that_differ_from_the_document_are_named(small_set: 
     rows[2][0] = 5 if rows[2][0] != 5 else 1
     rewrite(small_set, 0, samples, states=np.asarray(rows, dtype=np.int16))
     report = verify(small_set.url, tmp_path)
-    assert reasons(report) == {
-        f"train/000000.tar#{samples[2][0]}": "its labels in the index are not those of its document"
-    }
+    assert reasons(report) == {f"train/000000.tar#{samples[2][0]}": "its labels in the index differ from its JSON"}
 
 
 def test_rejects_and_shards_that_the_manifest_does_not_know_are_named(small_set: ShardSet, tmp_path: Path) -> None:
@@ -272,9 +270,9 @@ def test_rejects_and_shards_that_the_manifest_does_not_know_are_named(small_set:
     report = verify(small_set.url, tmp_path)
     found = [(problem["place"], problem["reason"]) for problem in report["problems"]]
     assert found == [
-        ("rejects.jsonl", "it has fields that do not belong into a set: source"),
-        ("rejects.jsonl", "it names 2 rejects, the manifest counts 0"),
-        ("train/000009.tar", "the manifest does not list it: readers that take every tar would read it"),
+        ("rejects.jsonl", "it has fields that a set must not contain: source"),
+        ("rejects.jsonl", "it has 2 rejects, the manifest records 0"),
+        ("train/000009.tar", "the manifest does not list it, but readers that use all tars would read it"),
     ]
     assert (report["exit_code"], report["good"]) == (3, NUM_SAMPLES)
     (root / "rejects.jsonl").write_text("17\n")
@@ -282,7 +280,7 @@ def test_rejects_and_shards_that_the_manifest_does_not_know_are_named(small_set:
     assert reasons(verify(small_set.url, tmp_path)) == {"rejects.jsonl": "it cannot be read: a line is not an object"}
     save_shard_set(replace(small_set, rejects={"damaged": 3}))
     (root / "rejects.jsonl").unlink()
-    assert reasons(verify(small_set.url, tmp_path))["rejects.jsonl"] == "it names 0 rejects, the manifest counts 3"
+    assert reasons(verify(small_set.url, tmp_path))["rejects.jsonl"] == "it has 0 rejects, the manifest records 3"
 
 
 def test_a_latent_set_is_verified_with_its_mirrored_moments(latent_set: ShardSet, tmp_path: Path) -> None:

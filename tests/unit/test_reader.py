@@ -161,7 +161,7 @@ def test_samples_are_found_by_shard_and_number(tmp_path: Path) -> None:
         key, members = reader.read(shard, sample)
         assert key == reader.key(shard, sample) == f"s{number:05d}"
         assert np.array_equal(decode_npy(members["moments.npy"], where="x"), moments_of(number))
-    assert reader.place_name(2, 1) == f"{tmp_path}/train/000002.tar#1"
+    assert reader.sample_name(2, 1) == f"{tmp_path}/train/000002.tar#1"
     reader.close()
 
 
@@ -183,7 +183,7 @@ def test_an_index_with_another_number_of_samples_is_refused(tmp_path: Path) -> N
 
 
 def test_the_number_of_remembered_samples_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader_module, "MOST_INDEXED_SAMPLES", 4)
+    monkeypatch.setattr(reader_module, "MAX_INDEXED_SAMPLES", 4)
     reader = ShardSetReader(write_numbered_set(tmp_path, [2] * 5 + [9]), split="train")
     for shard in (0, 1, 2, 3, 0, 5, 4, 0):
         assert reader.read(shard, 0)[0] == f"s{2 * shard:05d}"

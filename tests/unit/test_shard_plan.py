@@ -216,7 +216,7 @@ def test_positions_may_span_epochs_and_come_in_any_order() -> None:
 
 
 def test_an_empty_split_is_refused_by_name() -> None:
-    with pytest.raises(DataError, match="'train' holds no samples"):
+    with pytest.raises(DataError, match="'train' has no samples"):
         plan_of([0, 0])
 
 

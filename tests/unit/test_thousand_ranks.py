@@ -61,7 +61,7 @@ class Numbers:
     def is_local(self, shard: int) -> bool:
         return True
 
-    def place_name(self, shard: int, sample: int) -> str:
+    def sample_name(self, shard: int, sample: int) -> str:
         return f"{self._number}/{shard}#{sample}"
 
     def close(self) -> None:

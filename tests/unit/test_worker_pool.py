@@ -133,8 +133,8 @@ def test_workers_change_nothing_but_the_time(
     ("augment", "message"),
     [
         (die_at_step_two, "was killed by SIGKILL"),
-        (hang_at_step_two, "has brought nothing for 10 s"),
-        (stand_still_at_step_two, "has brought nothing for 10 s"),
+        (hang_at_step_two, "has returned nothing for 10 s"),
+        (stand_still_at_step_two, "has returned nothing for 10 s"),
     ],
 )
 def test_a_worker_that_dies_or_hangs_is_named_with_what_it_was_reading(
@@ -155,7 +155,7 @@ def test_a_worker_that_dies_or_hangs_is_named_with_what_it_was_reading(
 def test_workers_that_hang_are_all_ended_within_one_patience(
     build: Callable[..., BatchLoader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_pool, "_END_S", 3.0)
+    monkeypatch.setattr(worker_pool, "_JOIN_TIMEOUT_S", 3.0)
     loader = build(workers=4, augment=hang_at_once, stall_s=60)
 
     def all_hang() -> bool:

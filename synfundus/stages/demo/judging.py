@@ -72,7 +72,7 @@ def read_images(image_set: ShardSet, *, splits: tuple[str, ...], limit: int) -> 
     states = np.empty((total, len(image_set.label_schema.labels)), dtype=np.int64)
     places = itertools.chain.from_iterable(_places(image_set, split) for split in splits)
     for number, (reader, shard, sample) in enumerate(itertools.islice(places, total)):
-        arrays = decode(*reader.read(shard, sample), reader.place_name(shard, sample))
+        arrays = decode(*reader.read(shard, sample), reader.sample_name(shard, sample))
         pixels[number], states[number] = arrays["pixels"], arrays["states"]
     return LabelledImages(pixels, states)
 
@@ -82,7 +82,7 @@ def read_states(image_set: ShardSet, *, splits: tuple[str, ...]) -> NDArray[np.i
     rows = []
     for split in splits:
         for reader, shard, sample in _places(image_set, split):
-            where = reader.place_name(shard, sample)
+            where = reader.sample_name(shard, sample)
             _, members = reader.read(shard, sample)
             rows.append(label_states(decode_json(members[META], where=where), image_set.label_schema, where=where))
     return np.array(rows, dtype=np.int64).reshape(-1, len(image_set.label_schema.labels))

@@ -282,7 +282,7 @@ class ShardEncoder:
                 if isinstance(read, CorruptShard):
                     raise read
                 key, members = read
-                place = self._readers[batch.task.split].place_name(batch.task.number, sample)
+                place = self._readers[batch.task.split].sample_name(batch.task.number, sample)
                 arrays = self._decode_image(key, members, place)
             except CorruptShard as error:
                 name = f"{batch.task.entry.name}#{sample}"

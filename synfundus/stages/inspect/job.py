@@ -83,7 +83,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     with console.progress(action, total=shard_set.num_samples(), unit="samples") as bar:
         counts = count_labels(survey.label_rows(bar.advance), shard_set.label_schema)
     if section.verify:
-        survey.check_beside()
+        survey.check_other_files()
     report = _report(shard_set, survey, counts)
     images = section.contact_sheet_images
     written = f"nothing was written; give --out DIR for {REPORT_NAME}" + (" and a contact sheet" if images else "")

@@ -91,11 +91,11 @@ def _compare(
         for number in chosen.tolist():
             shard, sample = places[number]
             key, members = stored.read(shard, sample)
-            moments = decode_latents(key, members, stored.place_name(shard, sample))["moments"]
+            moments = decode_latents(key, members, stored.sample_name(shard, sample))["moments"]
             mean, _ = LatentAutoencoder.split(torch.from_numpy(moments[None].astype(np.float32)))
             restored = autoencoder.decode(mean.to(next(autoencoder.parameters()).device)).float().clamp(-1, 1).cpu()
             place = index[key]
-            original = decode_image(*originals.read(*place), originals.place_name(*place))["pixels"]
+            original = decode_image(*originals.read(*place), originals.sample_name(*place))["pixels"]
             value = float(psnr(restored, pixels_to_tensor(original[None]), data_range=2.0))
             values.append(value if math.isfinite(value) else 99.0)
             bar.advance()
