@@ -1,1 +1,1 @@
-"""The mathematics of the diffusion model; takes callables, imports no network."""
+"""The mathematics of the diffusion model; it takes callables and imports no network."""

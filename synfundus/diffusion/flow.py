@@ -1,6 +1,6 @@
-"""The straight way from data to noise, known as rectified flow.
+"""The straight path from data to noise (rectified flow).
 
-``x_t = (1 - t) x0 + t noise``, and its velocity ``dx_t / dt = noise - x0`` is what the network predicts.
+``x_t = (1 - t) x0 + t noise``; the network predicts its velocity ``dx_t / dt = noise - x0``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class FlowPath:
     """The forward process of flow matching. Its timesteps are fractions: time times ``num_timesteps`` (ADR-0012).
 
     Attributes:
-        num_timesteps: What the network is told at time 1: the scale of its time embedding.
+        num_timesteps: Timestep the network gets at time 1: the scale of its time embedding.
 
     Source: Lipman et al. 2023, "Flow matching for generative modeling" (arXiv 2210.02747), Eq. 22 with sigma_min = 0
     and time reversed; Liu et al. 2023, "Flow straight and fast" (arXiv 2209.03003), Eq. 1.
@@ -49,4 +49,4 @@ class FlowPath:
 
 
 ForwardProcess: TypeAlias = NoiseSchedule | FlowPath
-"""What turns data into noise: a schedule of discrete timesteps, or the straight way."""
+"""What turns data into noise: a schedule of discrete timesteps, or the straight path."""

@@ -1,7 +1,7 @@
 """Samplers of flow matching: diffusers' solvers of ``dx/dt = velocity``, from noise at time 1 to data at time 0.
 
-All are told the time the network was trained to be told, ``t * num_train_timesteps`` as a fraction, and step evenly in
-time before the shift.
+All pass the network timesteps as in training, ``t * num_train_timesteps`` as a fraction, and step evenly in time before
+the shift.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _FLOW_CLASSES = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 def build_flow_scheduler(*, sampler: str, num_timesteps: int, shift: float) -> FlowScheduler:
     """Build a sampler for a network that predicts the flow's velocity.
 
-    ``heun`` calls the network ``2 n - 1`` times in ``n`` steps. ``dpmpp`` is second order at one call a step: its
-    half-logarithmic signal-to-noise ratio has no value at pure noise, so it starts at time ``1 - 1 / num_timesteps``.
+    ``heun`` calls the network ``2 n - 1`` times in ``n`` steps. ``dpmpp`` is of second order with one call a step: it
+    starts at time ``1 - 1 / num_timesteps``, because its log signal-to-noise ratio is infinite at pure noise.
 
     Raises:
-        ConfigError: A sampler that cannot follow a flow.
+        ConfigError: A sampler that cannot be used for a flow.
 
     Source: Esser et al. 2024 (arXiv 2403.03206), Eq. 23; Lu et al. 2022, "DPM-Solver++", Alg. 2.
     """
@@ -54,12 +54,12 @@ def build_flow_scheduler(*, sampler: str, num_timesteps: int, shift: float) -> F
         )
     raise ConfigError(
         f"sampler {sampler!r} cannot draw from a model that predicts flow_velocity",
-        hint=f"one of {', '.join(FLOW_SAMPLERS)} can: --sampler, or sample.sampler in the config",
+        hint=f"use one of {', '.join(FLOW_SAMPLERS)}: --sampler, or sample.sampler in the config",
     )
 
 
 def follows_flow(scheduler: object) -> bool:
-    """Say whether a scheduler is one of `build_flow_scheduler`."""
+    """Whether a scheduler is one of `build_flow_scheduler`."""
     if isinstance(scheduler, DPMSolverMultistepScheduler):
         return bool(scheduler.config.use_flow_sigmas)
     return isinstance(scheduler, _FLOW_CLASSES)
@@ -68,9 +68,8 @@ def follows_flow(scheduler: object) -> bool:
 def plan_flow_steps(scheduler: FlowScheduler, num_steps: int, device: torch.device) -> None:
     """Plan a sampler's steps, the shift applied once.
 
-    diffusers' own plans are not taken as they are. Euler's ends with a step of a thousandth of the way; Euler's and
-    Heun's apply the shift to a last time that had it already; DPM-Solver++ rounds what it tells the network to whole
-    timesteps.
+    diffusers' own plans are not used. Euler's ends with a step of a thousandth of the path; Euler's and Heun's apply
+    the shift to a last time that is already shifted; DPM-Solver++ rounds the timesteps it passes to the network.
     """
     count = scheduler.config.num_train_timesteps
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
@@ -78,7 +77,7 @@ def plan_flow_steps(scheduler: FlowScheduler, num_steps: int, device: torch.devi
         return
     scheduler.set_timesteps(num_steps, device=device)
     if isinstance(scheduler, FlowMatchHeunDiscreteScheduler):
-        # the last step, to time 0, is one of first order: a small one
+        # the last step, to time 0, is of first order: make it small
         times = shifted(np.linspace(1.0, 1.0 / count, num_steps), scheduler.config.shift)
         inner = np.repeat(times[1:], 2)
         scheduler.sigmas = _tensor([times[0], *inner, 0.0], device)

@@ -1,4 +1,4 @@
-"""When along the way from data to noise flow matching trains: numbers between 0 and 1, and no torch.
+"""The density of training times of flow matching, between 0 and 1; without torch.
 
 Time 0 is the image, time 1 is noise (ADR-0012).
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 TimeDensity: TypeAlias = Literal["logit_normal", "uniform"]
 
 _LEAST_UNIFORM = 2.0**-54
-"""Half of the smallest step of a uniform draw: takes the place of 0, whose quantile is not finite."""
+"""Half of the smallest step of a uniform draw: replaces 0, whose quantile is not finite."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class FlowTime:
     """The density of training times, as a map from uniform draws.
 
     Attributes:
-        density: ``logit_normal``: most in the middle of the way, where the velocity is hardest to tell; ``uniform``.
-        location: Mean of the logit of the time before the shift; above 0 is nearer to noise. Of ``logit_normal``.
-        scale: Spread of that logit. Of ``logit_normal``.
+        density: ``logit_normal``: most draws in the middle, where the velocity is hardest to predict; or ``uniform``.
+        location: Of ``logit_normal``: mean of the logit of the time before the shift; above 0 is nearer to noise.
+        scale: Of ``logit_normal``: standard deviation of that logit.
         shift: See `shifted`.
 
     Source: Esser et al. 2024, "Scaling rectified flow transformers" (arXiv 2403.03206), Sec. 3.1, Eq. 19.
@@ -37,7 +37,7 @@ class FlowTime:
     shift: float
 
     def __call__(self, uniform: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return a time for each draw ``[n]`` in [0, 1): the quantile there, so that a larger draw is a later time."""
+        """Return a time for each draw ``[n]`` in [0, 1): its quantile, so a larger draw gives a later time."""
         time = uniform
         if self.density == "logit_normal":
             quantile = NormalDist().inv_cdf
@@ -47,10 +47,10 @@ class FlowTime:
 
 
 def shifted(time: NDArray[np.float64], shift: float) -> NDArray[np.float64]:
-    """Move times towards noise, as larger images ask for: the same noise hides less of them.
+    """Shift times towards noise, as larger images need: the same noise hides less of them.
 
-    It adds ``log(shift)`` to the logit of a time; 1 moves nothing. At ``m`` times the width and height of what a shift
-    of 1 serves, ``shift = m`` leaves the image as uncertain as there.
+    It adds ``log(shift)`` to the logit of a time; 1 changes nothing. If a shift of 1 suits some image size, a shift of
+    ``m`` gives images of ``m`` times the width and height the same uncertainty.
 
     Source: Esser et al. 2024 (arXiv 2403.03206), Eq. 23.
     """

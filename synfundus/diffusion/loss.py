@@ -10,7 +10,7 @@ from synfundus.diffusion.flow import FlowPath, ForwardProcess
 from synfundus.diffusion.parametrisation import PredictionType
 from synfundus.errors import ConfigError
 
-_NO_MIN_SNR = "min-SNR weighting has no meaning with prediction type flow_velocity: how times are drawn weights a flow"
+_NO_MIN_SNR = "min-SNR weighting does not apply to flow_velocity: a flow is weighted by the density of its times"
 
 
 def denoising_loss(
@@ -27,7 +27,7 @@ def denoising_loss(
 
     Args:
         prediction: The network's output, any float type; the error is taken in float32.
-        target: What it should have been.
+        target: The correct prediction.
         timestep: Timestep of each sample.
         schedule: The noise schedule or flow.
         prediction_type: What is predicted; decides the form of the min-SNR weight.
@@ -56,7 +56,7 @@ def min_snr_weight(snr: Float[Tensor, "b"], *, gamma: float, prediction_type: Pr
     The error of epsilon is SNR times, that of v is (SNR + 1) times the error of ``x0``; hence the divisors.
 
     Raises:
-        ConfigError: The prediction type is not of a noise schedule.
+        ConfigError: The prediction type does not belong to a noise schedule.
 
     Source: Hang et al. 2023, "Efficient diffusion training via min-SNR weighting strategy", Sec. 3.4.
     """

@@ -21,7 +21,7 @@ PredictionType: TypeAlias = Literal["epsilon", "v_prediction", "sample", "flow_v
 
 
 def check_prediction_type(prediction_type: str, schedule: ForwardProcess) -> None:
-    """Refuse an unknown prediction type, one of another forward process, and noise where no signal is left.
+    """Refuse an unknown prediction type, one of another forward process, and epsilon where no signal is left.
 
     Raises:
         ConfigError: As above. At zero SNR the noise *is* the input: the target carries nothing about ``x0``.
@@ -33,8 +33,8 @@ def check_prediction_type(prediction_type: str, schedule: ForwardProcess) -> Non
     if isinstance(schedule, FlowPath) or prediction_type == "flow_velocity":
         if not isinstance(schedule, FlowPath) or prediction_type != "flow_velocity":
             raise ConfigError(
-                f"prediction type {prediction_type} does not go with the forward process {type(schedule).__name__}",
-                hint="flow_velocity is predicted on a flow, everything else on a noise schedule",
+                f"prediction type {prediction_type} does not fit the forward process {type(schedule).__name__}",
+                hint="flow_velocity is for a flow, the others are for a noise schedule",
             )
         return
     if prediction_type == "epsilon" and schedule.has_zero_terminal_snr:

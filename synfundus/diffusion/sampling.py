@@ -1,9 +1,8 @@
-"""Drawing latents: diffusers' schedulers, guidance, and nothing that knows a network.
+"""Sampling of latents: diffusers' schedulers and guidance; independent of the network.
 
-All samplers here are deterministic maps from the initial noise (DDIM with eta 0, DPM-Solver++ 2M, Euler, Heun): a
-sample depends on its own noise and its own labels, never on the batch it was drawn in. Timesteps are spaced
-``trailing``, from the last one down, so that a model trained to zero-terminal SNR is started where it was trained.
-Those of a flow are planned in `flow_sampling`.
+All samplers are deterministic maps from the initial noise (DDIM with eta 0, DPM-Solver++ 2M, Euler, Heun): a sample
+depends on its own noise and labels, never on its batch. Timesteps have ``trailing`` spacing, from the last one down, so
+that a model trained with zero-terminal SNR starts at the last timestep. `flow_sampling` plans those of a flow.
 """
 
 from __future__ import annotations
@@ -53,8 +52,8 @@ class SamplerSettings:
         sampler: Solver.
         num_steps: Solver steps.
         guidance_scale: Classifier-free guidance; 1 turns it off.
-        guidance_interval: Part of the steps, from the noisy end, in which guidance acts (arXiv 2404.07724).
-        guidance_rescale: Pull towards the conditional prediction's contrast (arXiv 2305.08891).
+        guidance_interval: Fraction of the path, from the noisy end, in which guidance is on (arXiv 2404.07724).
+        guidance_rescale: How far to rescale to the conditional prediction's contrast (arXiv 2305.08891).
     """
 
     sampler: SamplerName
@@ -68,15 +67,14 @@ _DIFFUSERS_KIND = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine
 _HEUN_MAX_SIGMA = 80.0
 """Karras et al. 2022, Table 1: where EDM starts. A second-order step from sigma in the thousands is useless."""
 _EPSILON_MAX_SIGMA = 20.0
-"""Largest noise level from which a predicted noise is turned into a sample: its error grows by as much."""
+"""Largest noise level at which a predicted noise is turned into a sample: the error grows by this factor."""
 
 
 class TrailingDDIMScheduler(DDIMScheduler):  # type: ignore[misc]
     """DDIM with eta 0 whose steps end where the next one begins.
 
-    diffusers' class takes ``timestep - num_train_timesteps // num_steps`` for the next timestep; under trailing spacing
-    that is another one than it visits next whenever the division leaves a rest, and the last step may then stop short
-    of zero noise.
+    diffusers' class takes ``timestep - num_train_timesteps // num_steps`` as the next timestep. With trailing spacing
+    the next one differs if the division has a remainder, and the last step may then end before zero noise.
 
     Source: Song et al. 2021, "Denoising diffusion implicit models", Eq. 12 with sigma = 0.
     """
@@ -87,7 +85,7 @@ class TrailingDDIMScheduler(DDIMScheduler):  # type: ignore[misc]
         device: str | torch.device | None = None,
         timesteps: list[int] | None = None,
     ) -> None:
-        """Plan the steps; ``timesteps``, descending, takes the place of the trailing plan where given."""
+        """Plan the steps; ``timesteps``, descending, replaces the trailing plan if given."""
         if timesteps is None:
             super().set_timesteps(num_inference_steps, device)
         else:
@@ -114,12 +112,12 @@ def scheduler_for(sampler: SamplerName, settings: Mapping[str, Any]) -> Schedule
     """Build a sampler for a trained model.
 
     Args:
-        sampler: Which.
-        settings: The schedule an export names: ``prediction_type`` and the arguments, without the sampler, of
-            :func:`build_flow_scheduler` where that is ``flow_velocity``, else of :func:`build_scheduler`.
+        sampler: Name of the sampler.
+        settings: The schedule of an export: ``prediction_type`` and the arguments, without the sampler, of
+            :func:`build_flow_scheduler` if that is ``flow_velocity``, else of :func:`build_scheduler`.
 
     Raises:
-        ConfigError: A sampler that does not go with the model.
+        ConfigError: The sampler does not fit the model.
     """
     if settings.get("prediction_type") != "flow_velocity":
         return build_scheduler(sampler=sampler, **settings)
@@ -138,11 +136,11 @@ def build_scheduler(
     zero_terminal_snr: bool,
     prediction_type: NoisePrediction,
 ) -> NoiseScheduler:
-    """Build the sampler that belongs to a training schedule.
+    """Build the sampler for a training schedule.
 
     ``heun`` is EDM's: Karras noise levels (rho 7) from at most sigma 80, because a second-order step is only as good as
-    its spacing in sigma and diffusers' class knows no zero-terminal SNR. Its timesteps are fractions, and in ``n``
-    steps it calls the network ``2 n - 1`` times.
+    its spacing in sigma and diffusers' class does not support zero-terminal SNR. Its timesteps are fractions, and
+    in ``n`` steps it calls the network ``2 n - 1`` times.
 
     Raises:
         ConfigError: An unknown sampler, or a schedule or prediction type that cannot work.
@@ -172,7 +170,7 @@ def build_scheduler(
 def _construct(
     sampler: SamplerName, schedule: NoiseSchedule, settings: dict[str, Any], *, zero_terminal_snr: bool
 ) -> NoiseScheduler:
-    """Construct the class behind a sampler's name."""
+    """Construct a sampler's class."""
     if sampler == "heun":
         settings["trained_betas"] = _capped_betas(schedule, max_sigma=_HEUN_MAX_SIGMA)
         return HeunDiscreteScheduler(**settings, use_karras_sigmas=True)
@@ -204,11 +202,11 @@ def sample_latents(
         initial_noise: One keyed draw per sample, unit variance.
         scheduler: From :func:`scheduler_for`; not changed.
         num_steps: Sampler steps.
-        states: Label states; UNKNOWN = 0 is the null of guidance.
+        states: Label states; UNKNOWN = 0 is the unconditional input of guidance.
         guidance_scale: 1 = the conditional prediction alone (one call a step); above 1 = classifier-free guidance.
-        guidance_interval: Part of the way from the noisy end, ``(first, last)`` with 0 = pure noise and 1 = clean,
-            within which guidance acts; None = everywhere.
-        guidance_rescale: 0 to 1, how far the guided prediction is brought back to the conditional one's spread.
+        guidance_interval: Fraction of the path, ``(first, last)`` with 0 = pure noise and 1 = clean, within which
+            guidance is on; None = everywhere.
+        guidance_rescale: 0 to 1: how far the guided prediction is rescaled to the conditional one's standard deviation.
 
     Raises:
         ConfigError: Steps, guidance or interval out of range.
@@ -260,7 +258,7 @@ def guide(
 
 def _capped_betas(schedule: NoiseSchedule, *, max_sigma: float) -> list[float]:
     """Return betas of the same schedule with no noise level above ``max_sigma`` (and none infinite)."""
-    # A plain clamp would make equal levels, between which diffusers divides by zero: let them fall by 1 % in all.
+    # A plain clamp would make levels equal, and diffusers divide by zero: let them fall by 1 % in total.
     floor = torch.linspace(1.01, 1.0, schedule.num_timesteps, dtype=torch.float64) / (max_sigma**2 + 1.0)
     alphas_cumprod = schedule.alphas_cumprod.maximum(floor)
     alphas = torch.cat([alphas_cumprod[:1], alphas_cumprod[1:] / alphas_cumprod[:-1]])
@@ -269,7 +267,7 @@ def _capped_betas(schedule: NoiseSchedule, *, max_sigma: float) -> list[float]:
 
 
 def _set_timesteps(scheduler: Scheduler, num_steps: int, device: torch.device) -> None:
-    """Plan the steps, below the noise levels at which a predicted noise says nothing about the sample."""
+    """Plan the steps, below noise levels at which a predicted noise tells nothing about the sample."""
     if follows_flow(scheduler):
         with _numpy_migration_warning_ignored():
             plan_flow_steps(scheduler, num_steps, device)
@@ -287,7 +285,7 @@ def _set_timesteps(scheduler: Scheduler, num_steps: int, device: torch.device) -
 
 @contextmanager
 def _numpy_migration_warning_ignored() -> Iterator[None]:
-    """Silence numpy 2 about the way diffusers turns a tensor into an array; the values are right."""
+    """Silence numpy 2's warning about how diffusers turns a tensor into an array; the values are correct."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="__array__ implementation doesn't accept a copy keyword")
         yield
@@ -306,7 +304,7 @@ def _check_sampling(
     guidance_interval: tuple[float, float] | None,
     guidance_rescale: float,
 ) -> None:
-    """Refuse values no sampler can work with."""
+    """Refuse values out of range."""
     if not 1 <= num_steps <= scheduler.config.num_train_timesteps:
         raise ConfigError(f"{num_steps} sampler steps: 1 to {scheduler.config.num_train_timesteps} are possible")
     if guidance_scale < 0.0 or not math.isfinite(guidance_scale):

@@ -1,4 +1,4 @@
-"""The forward process: how much signal and how much noise at each timestep.
+"""The forward process: how much signal and noise there is at each timestep.
 
 ``x_t = sqrt(alphas_cumprod_t) x0 + sqrt(1 - alphas_cumprod_t) noise`` (Ho et al. 2020, Eq. 4).
 """
@@ -74,7 +74,7 @@ class NoiseSchedule:
     def _gather(
         self, name: str, compute: Callable[[], Float64[Tensor, "t"]], timestep: Int[Tensor, "b"]
     ) -> Float[Tensor, "b"]:
-        """Look values up in a table, which goes to a device once: each copy would make the host wait for a GPU."""
+        """Look values up in a table that is copied to a device only once: each copy makes the host wait for the GPU."""
         key = (name, timestep.device)
         if key not in self._tables:
             self._tables[key] = compute().to(device=timestep.device, dtype=torch.float32)
@@ -95,7 +95,7 @@ def build_schedule(
         zero_terminal_snr: Rescale so that the last timestep is pure noise.
 
     Raises:
-        ConfigError: An unknown kind, less than two timesteps, or betas outside ``0 < start < end < 1``.
+        ConfigError: An unknown kind, fewer than two timesteps, or betas outside ``0 < start < end < 1``.
     """
     if num_timesteps < 2:
         raise ConfigError(f"a noise schedule of {num_timesteps} timesteps: at least 2 are needed")

@@ -31,9 +31,9 @@ class FitRecipe:
 
     Attributes:
         num_samples: Samples shown, repetitions included.
-        batch_size: Samples a step.
+        batch_size: Samples per step.
         lr: Peak learning rate of AdamW; it rises over the first tenth, then falls to 0 as a cosine.
-        weight_decay: Of AdamW.
+        weight_decay: Weight decay of AdamW.
     """
 
     num_samples: int
@@ -54,16 +54,16 @@ def fit(
 ) -> None:
     """Train a network in place and leave it in evaluation mode.
 
-    The same arguments give the same weights on the same machine. What a sample is, where it comes from and on which
-    device it is computed is the business of ``batch_loss``.
+    The same arguments give the same weights on the same machine. ``batch_loss`` decides what a sample is, where it
+    comes from and on which device it is computed.
 
     Args:
-        network: What is trained; all its parameters are.
+        network: The network; all its parameters are trained.
         batch_loss: Computes the loss of a batch with the network.
-        set_size: Samples there are. Each epoch shows every one once, in a keyed order; a batch is never larger.
+        set_size: Number of samples. Each epoch shows every one once, in a keyed order; a batch is never larger.
         recipe: Samples to show, batch, learning rate, weight decay.
         seed: Seed of the order.
-        purpose: What the network is for, e.g. ``judge``: networks of other purposes see other orders.
+        purpose: Purpose of the network, e.g. ``judge``; each purpose has its own order.
         on_step: Called after each step with (samples in the step, loss).
 
     Raises:

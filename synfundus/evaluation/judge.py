@@ -1,7 +1,7 @@
-"""The judge of label control: a small convolutional network that reads labels off fundus images.
+"""The judge of label control: a small convolutional network that predicts labels from fundus images.
 
-Trained on real photographs, and on their reconstructions where given, so that the softness of an autoencoder does
-not pass for a sign. Two image coordinates are input channels: which eye it is, is a matter of where the disc lies.
+It is trained on real photographs, and on their reconstructions if given, so that an autoencoder's blur is not taken for
+a sign. The two image coordinates are input channels: the eye side follows from the position of the disc.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Pixels = NDArray[np.uint8]
 
 
 def num_outputs(spec: LabelSpec) -> int:
-    """Return how many logits a label has: one per step of a grade, one per value of a nominal label beyond 0/1."""
+    """Return the number of logits of a label: one per step of a grade, one for 0/1, else one per value."""
     return spec.num_values - 1 if spec.ordinal or spec.num_values == 2 else spec.num_values
 
 
@@ -62,12 +62,12 @@ class _Block(nn.Module):
 class Judge(nn.Module):
     """Images to label logits.
 
-    It sees each image twice, as it is (how bright is a sign of readability) and standardised (most signs are not), and
-    the coordinates of each pixel.
+    It sees each image twice, as it is (brightness indicates readability) and standardised (for most signs brightness
+    does not matter), with the coordinates of each pixel.
 
     Args:
         schema: The labels.
-        image_size_px: Edge of the images it is trained on; others are resized. A multiple of 4.
+        image_size_px: Edge of the images it works on, a multiple of 4; others are resized.
     """
 
     def __init__(self, *, schema: LabelSchema, image_size_px: int) -> None:
@@ -105,7 +105,7 @@ def build_judge(*, schema: LabelSchema, image_size_px: int, seed: int) -> Judge:
 
     Source: He et al. 2015, "Delving deep into rectifiers", Eq. 10.
     """
-    with torch.random.fork_rng(devices=[]):  # constructors draw from the global stream; its draws are replaced below
+    with torch.random.fork_rng(devices=[]):  # constructors draw from the global generator; replaced below
         judge = Judge(schema=schema, image_size_px=image_size_px)
     with torch.no_grad():
         for name, parameter in judge.named_parameters():
@@ -119,7 +119,7 @@ def build_judge(*, schema: LabelSchema, image_size_px: int, seed: int) -> Judge:
 
 
 def _targets(states: Int[Tensor, "b k"], schema: LabelSchema) -> tuple[Float[Tensor, "b o"], Float[Tensor, "b o"]]:
-    """Return 0/1 targets of all logits and the mask of those whose label is known."""
+    """Return the 0/1 targets of all logits and the mask of those with a known label."""
     targets, masks = [], []
     for column, spec in enumerate(schema.labels):
         values = states[:, column : column + 1] - 1
@@ -131,7 +131,7 @@ def _targets(states: Int[Tensor, "b k"], schema: LabelSchema) -> tuple[Float[Ten
 
 
 def _augment(images: Float[Tensor, "b 3 h w"], draws: NDArray[np.float64]) -> Float[Tensor, "b 3 h w"]:
-    """Shift, turn, zoom and relight a little; never mirror: that would turn one eye into the other."""
+    """Shift, rotate, zoom and change the light slightly; never mirror: that would swap the eye side."""
     signed = torch.from_numpy(draws).float() * 2 - 1
     angle = signed[:, 0] * math.radians(_ROTATION_DEG)
     zoom = 1 + signed[:, 1] * _ZOOM
@@ -170,7 +170,7 @@ def train_judge(
 
     Args:
         pixels: Real images of the training split ``[n, s, s, 3]``.
-        reconstructions: The same images through the autoencoder; every second image of a batch is taken from here.
+        reconstructions: The same images through the autoencoder; every second image of a batch comes from these.
         states: Label states ``[n, k]``; unknown labels do not count in the loss.
         schema: The labels.
         image_size_px: Edge the judge works at.
@@ -179,7 +179,7 @@ def train_judge(
         on_step: Called after each step with (images in the step, loss).
 
     Raises:
-        DataError: No images, or arrays that do not belong together.
+        DataError: No images, or arrays that do not match.
         NumericalError: The loss is not finite.
     """
     if not len(pixels) or states.shape != (len(pixels), len(schema.labels)):
@@ -204,7 +204,7 @@ def train_judge(
 
 @torch.no_grad()
 def predict_labels(judge: Judge, pixels: Pixels) -> list[LabelPrediction]:
-    """Return the judge's predictions for images ``[n, s, s, 3]``, one `LabelPrediction` a label."""
+    """Return the judge's predictions for images ``[n, s, s, 3]``, one `LabelPrediction` per label."""
     batches = [
         torch.sigmoid(judge(_to_images(pixels[at : at + _EVALUATION_BATCH], judge.image_size_px)))
         for at in range(0, len(pixels), _EVALUATION_BATCH)
@@ -221,5 +221,5 @@ def predict_labels(judge: Judge, pixels: Pixels) -> list[LabelPrediction]:
 
 
 def evaluate_label_control(judge: Judge, pixels: Pixels, states: NDArray[np.int64]) -> Agreement:
-    """Compare what the judge sees with the true or requested label states ``[n, k]``, label by label."""
+    """Compare the judge's predictions with true or requested label states ``[n, k]``, label by label."""
     return label_agreement(predict_labels(judge, pixels), states, schema=judge.schema)

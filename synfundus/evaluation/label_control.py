@@ -1,8 +1,8 @@
-"""Does a generated image show the labels it was asked for? Agreement measures and the table of label control.
+"""Does a generated image show the requested labels? Agreement measures and the table of label control.
 
-A judge trained on real photographs predicts the labels of generated images; the predictions are compared with what
-was requested. The same figures on held-out real photographs say what the judge can see at all, on reconstructions
-what survives the autoencoder. Nothing here imports torch.
+A judge trained on real photographs predicts the labels of generated images, which are compared with the requested ones.
+The same figures on held-out real photographs tell what the judge can see at all, on reconstructions what survives the
+autoencoder. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Scores = NDArray[np.float64]
 Values = NDArray[np.int64]
 
 GRADE_CUT = 2
-"""A grade is also judged as "this value or more": for diabetic retinopathy, the referable grades."""
+"""A grade is also evaluated as "this value or more": for diabetic retinopathy, the referable grades."""
 
 
 def rank_auc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float | None:
@@ -46,7 +46,7 @@ def rank_auc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float
 
 
 def accuracy(predicted: Values, actual: Values) -> float | None:
-    """Return the share of equal values; None without any."""
+    """Return the share of equal values; None if there are no values."""
     return float((predicted == actual).mean()) if len(actual) else None
 
 
@@ -59,7 +59,7 @@ def quadratic_weighted_kappa(predicted: Values, actual: Values, *, num_values: i
         num_values: Number of grades.
 
     Returns:
-        None where chance leaves no room for disagreement (no samples, or all alike on both sides).
+        None if it is undefined: no samples, or one grade only on both sides.
 
     Source: Cohen 1968, "Weighted kappa", Eq. 8.
     """
@@ -74,12 +74,12 @@ def quadratic_weighted_kappa(predicted: Values, actual: Values, *, num_values: i
 
 @dataclass(frozen=True)
 class LabelPrediction:
-    """What a judge says about one label.
+    """A judge's predictions of one label.
 
     Attributes:
         at_least: Probability that the value is ``v + 1`` or more, ``[n, num_values - 1]``; for a nominal label of
             more than two values the probability of each value instead, ``[n, num_values]``.
-        values: The value it settles on, ``[n]``.
+        values: The predicted value, ``[n]``.
     """
 
     at_least: Scores
@@ -93,9 +93,9 @@ class LabelAgreement:
     Attributes:
         num_known: Images whose label is known; only these count.
         num_positive: Of these, images above the cut (1 for a 0/1 label, `GRADE_CUT` for a grade).
-        auc: For 0/1 labels and for grades at the cut.
+        auc: Area under the ROC curve, for 0/1 labels and for grades at the cut.
         accuracy: Share of exact hits.
-        kappa: Quadratic weighted, for grades.
+        kappa: Quadratic weighted kappa, for grades.
     """
 
     num_known: int
@@ -105,7 +105,7 @@ class LabelAgreement:
     kappa: float | None
 
     def to_document(self) -> dict[str, float | int | None]:
-        """Return the figures for a JSON document; a figure that is not defined is null."""
+        """Return the figures for a JSON document; an undefined figure is null."""
         return {
             "num_known": self.num_known,
             "num_positive": self.num_positive,
@@ -145,7 +145,7 @@ def label_agreement(
         schema: The labels.
 
     Raises:
-        DataError: Another number of labels or images.
+        DataError: The number of labels or images differs.
     """
     lengths = {len(prediction.values) for prediction in predictions}
     if states.shape[1:] != (len(schema.labels),) or len(predictions) != len(schema.labels) or lengths - {len(states)}:
@@ -169,14 +169,14 @@ def _shown(value: float | None) -> str:
 
 @dataclass(frozen=True)
 class HeadlineFigure:
-    """One of the figures label control is summed up by.
+    """One of the figures that summarise label control.
 
     Attributes:
         name: Key in JSON documents.
         label: Label it belongs to.
         measure: ``accuracy``, ``auc`` or ``kappa``.
-        title: How a table calls it.
-        short: How a line with all of them calls it.
+        title: Name in a table.
+        short: Name in a line with all of them.
     """
 
     name: str
@@ -186,7 +186,7 @@ class HeadlineFigure:
     short: str
 
     def of(self, agreement: Agreement) -> float | None:
-        """Return the figure, None where it is not defined or the schema lacks the label."""
+        """Return the figure, None if it is undefined or the schema lacks the label."""
         found = agreement.get(self.label)
         value: float | None = getattr(found, self.measure) if found is not None else None
         return value
@@ -207,7 +207,7 @@ def headline(agreement: Agreement) -> dict[str, float | None]:
 
 
 def agreement_table(agreements: Mapping[str, Agreement]) -> tuple[list[str], list[list[str]]]:
-    """Lay agreements of several image sources side by side.
+    """Compare the agreements of several image sources in a table.
 
     Args:
         agreements: By source (``real``, ``reconstructed``, ``generated`` ...), all with the same labels.
@@ -221,9 +221,9 @@ def agreement_table(agreements: Mapping[str, Agreement]) -> tuple[list[str], lis
         for figure in HEADLINE_FIGURES
         if any(figure.label in agreements[source] for source in sources)
     ]
-    spoken = {figure.label for figure in HEADLINE_FIGURES}
+    shown_labels = {figure.label for figure in HEADLINE_FIGURES}
     for name, first in next(iter(agreements.values()), {}).items():
-        if name in spoken:
+        if name in shown_labels:
             continue
         measure = _figure_name(first)
         figures = [agreements[source][name] for source in sources]
