@@ -17,6 +17,7 @@ from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import SilentConsole
 
+pytest.register_assert_rewrite("tiny_runs")
 settings.register_profile(
     "synfundus",
     deadline=None,  # the machine may be busy

@@ -5,8 +5,6 @@ Every value names the same canary: a file that appears when one of them is execu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 CANARY = "canary"
 """Name of the file in the working folder that a payload makes."""
 
@@ -164,7 +162,7 @@ _LONG = (
     " ", "  ", " a ", "\u3000", "a//b", "a/./b", "",
 )  # fmt: skip
 
-
-def hostile_values() -> Iterator[str]:
-    """Yield every value once."""
-    yield from dict.fromkeys((*_SHELL, *_DASHES, *_BREAKS, *_CONTROL, *_UNICODE, *_YAML, *_LONG))
+VALUES = tuple(dict.fromkeys((*_SHELL, *_DASHES, *_BREAKS, *_CONTROL, *_UNICODE, *_YAML, *_LONG)))
+"""Every value once."""
+TYPED = tuple(value for value in VALUES if "\0" not in value and "\ud800" not in value)
+"""Those that a command line can hold at all."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,14 @@ def test_the_figures_of_the_whole_stay_within_their_bounds() -> None:
 def test_no_module_is_named_after_nothing() -> None:
     vague = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
     assert [path for path in all_modules() if path.stem in vague or path.parent.name in vague] == []
+
+
+def test_no_test_file_is_a_library() -> None:
+    """What several need stands in a module of its own: nobody reads a test to the end to find what another one uses."""
+    sources = {path: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py")}
+    assert [
+        path for path, source in sources.items() if re.search(r"^\s*(from|import) test_", source, re.MULTILINE)
+    ] == []
 
 
 def test_the_ratchet_notices_a_long_function_and_forgives_its_docstring() -> None:

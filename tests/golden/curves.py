@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+BATCH, STEPS = 8, 12
 TOLERANCE = 1e-3
 """Relative: another processor, or another number of threads, adds up in another order."""
 DIGITS = 7

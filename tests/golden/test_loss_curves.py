@@ -5,27 +5,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from curves import CurveFile
-from tiny_sets import IMAGE_SIZE_PX, tiny_config, write_set
+from curves import BATCH, STEPS, CurveFile
+from fixed_latents import write_fixed_latents
+from tiny_sets import tiny_config
 
 from synfundus.distributed.world import World
-from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
-from synfundus.models.autoencoder import build_autoencoder, fingerprint
-from synfundus.seeding import keyed_normal, keyed_uniform
-from synfundus.shards.reader import encode_npy
 from synfundus.stages.train import job as train
 from synfundus.storage.documents import read_lines
 from synfundus.telemetry.console import SilentConsole
 
-BATCH, STEPS = 8, 12
-LATENT_SHAPE = (4, 8, 8)
-SHARDS = {"train": (40,), "val": (8,)}
 KINDS = ("epsilon", "v_prediction", "sample")
 SCHEDULES = ("linear", "scaled_linear", "cosine")
 
@@ -57,49 +49,7 @@ CURVES = CurveFile("loss_curves.json", CASES)
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Latents that no autoencoder has made, so that the curves depend on none, and one that stands for it."""
-    folder = tmp_path_factory.mktemp("curves")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        autoencoder = build_autoencoder(
-            image_size_px=IMAGE_SIZE_PX,
-            block_size_px=1,
-            latent_channels=LATENT_SHAPE[0],
-            block_out_channels=[4, 4, 4, 4],
-            layers_per_block=1,
-            norm_num_groups=2,
-            mid_block_attention=False,
-            linear_path=False,
-        )
-    autoencoder.save_pretrained(folder / "vae")
-    count = sum(sum(sizes) for sizes in SHARDS.values())
-    numbers = range(count)
-    means = keyed_normal(11, "golden-latents", numbers, LATENT_SHAPE)
-    means += 2.0 * keyed_normal(11, "golden-offsets", numbers, (LATENT_SHAPE[0], 1, 1))
-    grades = (keyed_uniform(11, "golden-grades", numbers)[:, 0] * 5).astype(int)
-    samples = []
-    for number in numbers:
-        moments = torch.cat([torch.from_numpy(means[number]), torch.full(LATENT_SHAPE, -4.0)]).half().numpy()
-        labels = {"labels": {"dr_grade": int(grades[number])}}
-        members = {"moments.npy": encode_npy(moments), "json": json.dumps(labels).encode()}
-        samples.append((f"g{number:05d}", members))
-    write_set(
-        folder / "latents",
-        samples,
-        shards=SHARDS,
-        extensions=("json", "moments.npy"),
-        kind="latents",
-        schema=DEFAULT_LABEL_SCHEMA,
-        properties={
-            "autoencoder_fingerprint": fingerprint(folder / "vae"),
-            "image_size_px": IMAGE_SIZE_PX,
-            "moments_shape": [2 * LATENT_SHAPE[0], *LATENT_SHAPE[1:]],
-            "latent_mean": [0.0] * LATENT_SHAPE[0],
-            "latent_std": [5.0**0.5] * LATENT_SHAPE[0],
-            "flip": False,
-        },
-    )
-    return folder / "latents", folder / "vae"
+    return write_fixed_latents(tmp_path_factory.mktemp("curves"))
 
 
 def curve(inputs: tuple[Path, Path], run_dir: Path, diffusion: dict[str, Any], world: World) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from curves import CurveFile
+from curves import BATCH, STEPS, CurveFile
 from diffusers import AutoencoderDC, AutoencoderKL
+from fixed_latents import write_fixed_latents
 from foreign_models import SD2, SD15, SDXL, dc_f32, foreign_unet, kl_f8
-from test_loss_curves import BATCH, STEPS, inputs  # noqa: F401 - a fixture
 from tiny_sets import IMAGE_SIZE_PX, encode_png, tiny_config, write_set
 
 from synfundus.distributed.world import World
@@ -38,6 +38,11 @@ UNETS = {
 }
 CURVES = CurveFile("network_curves.json", [*AUTOENCODERS, *UNETS])
 NUM_IMAGES, SMOOTH_PX = 48, 8
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_fixed_latents(tmp_path_factory.mktemp("curves"))
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +88,7 @@ def test_the_loss_of_every_autoencoder_is_the_agreed_one(
 @pytest.mark.parametrize("case", UNETS)
 def test_the_loss_of_every_foreign_unet_is_the_agreed_one(
     case: str,
-    inputs: tuple[Path, Path],  # noqa: F811 - the fixture
+    inputs: tuple[Path, Path],
     world: World,
     tmp_path: Path,
 ) -> None:

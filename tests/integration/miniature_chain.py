@@ -7,6 +7,7 @@ The long chain also encodes, trains and samples, on two ranks.
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -55,6 +56,15 @@ class Chain:
     folder: Path
     output: str
     codes: list[int]
+
+
+def open_to_others(folder: Path) -> list[str]:
+    """Return what somebody else could read, write or enter; the folder itself was made by the caller."""
+    return [
+        f"{stat.filemode(path.lstat().st_mode)} {path.relative_to(folder)}"
+        for path in sorted(folder.rglob("*"))
+        if path.name not in ("run.yaml", "carried.yaml") and path.lstat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+    ]
 
 
 def command_lines(folder: Path, *, long: bool) -> list[list[str]]:

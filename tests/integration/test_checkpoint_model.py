@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from rank_processes import run_cli, run_ranks_killed_at
-from test_training_resume import settings, train_here
+from tiny_runs import settings, train_here
 from tiny_sets import flip_byte, merged, tiny_config, write_config
 from torch import Tensor
 

@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from rank_processes import clean_environment, run_cli
-from test_training_resume import losses, relative_difference, settings, state_hashes, train_here
+from tiny_runs import losses, relative_difference, settings, state_hashes, train_here
 from tiny_sets import merged, tiny_config, write_config
 
 from synfundus.distributed.engine import ZeroEngine

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_kill_campaign import report
-from test_training_resume import train_here
+from campaigns import report
+from tiny_runs import train_here
 from tiny_sets import flip_byte
 
 from synfundus.distributed.world import LocalWorld, World

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from rank_processes import run_cli
-from test_training_resume import relative_difference, settings, without_dropout
+from tiny_runs import relative_difference, settings, without_dropout
 from tiny_sets import write_config
 
 from synfundus.storage.documents import read_lines

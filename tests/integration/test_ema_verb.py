@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from rank_processes import run_cli, run_cli_killed_at
-from test_encode_latents import hashes
-from test_training_resume import settings, train_here
-from tiny_sets import flip_byte, merged, tiny_config, write_config
+from tiny_runs import settings, train_here
+from tiny_sets import flip_byte, hashes, merged, tiny_config, write_config
 
 from synfundus.artifacts.ema_snapshots import find_snapshots, read_snapshot
 from synfundus.artifacts.model_folder import find_pipeline, load_pipeline

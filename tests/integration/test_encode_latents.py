@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections import Counter
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from rank_processes import run_cli, run_ranks_with_fault
-from tiny_sets import UNEVEN_SHARDS, flip_byte, tiny_config, write_config
+from tiny_sets import UNEVEN_SHARDS, flip_byte, hashes, tiny_config, write_config
 
 from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
 from synfundus.artifacts.latent_set import SOURCES_NAME, load_sources
@@ -42,15 +41,6 @@ def encode(
 ) -> dict[str, Any]:
     given = {"data": image_set.url, "vae": str(vae_run), "out": str(out), **section}
     return encode_latents.run(tiny_config({"encode_latents": given}), world or LocalWorld(), console or SilentConsole())
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    """Hash every file of a set."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def shard_hashes(folder: Path) -> dict[str, str]:

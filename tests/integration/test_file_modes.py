@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
 from pathlib import Path
 
 import pytest
-from miniature_chain import Chain, command_lines, short_chain
+from miniature_chain import Chain, command_lines, open_to_others, short_chain
 from tiny_sets import tiny_config
 
 from synfundus.distributed.world import World
@@ -28,21 +27,9 @@ class Warnings(SilentConsole):
         self.texts.append(text)
 
 
-OTHERS = stat.S_IRWXG | stat.S_IRWXO
-
-
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     return short_chain(tmp_path_factory.mktemp("chain") / "out")
-
-
-def open_to_others(folder: Path) -> list[str]:
-    """Return what somebody else could read, write or enter; the folder itself was made by the caller."""
-    return [
-        f"{stat.filemode(path.lstat().st_mode)} {path.relative_to(folder)}"
-        for path in sorted(folder.rglob("*"))
-        if path.name not in ("run.yaml", "carried.yaml") and path.lstat().st_mode & OTHERS
-    ]
 
 
 def check(chain: Chain, *, verbs: int, files: int) -> None:

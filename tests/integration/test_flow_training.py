@@ -11,7 +11,7 @@ import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from rank_processes import run_cli, run_cli_killed_at
-from test_training_resume import STEPS, Talk, assert_same_run, losses, rows, settings
+from tiny_runs import STEPS, Talk, assert_same_run, losses, rows, settings
 from tiny_sets import merged, tiny_config, write_config
 
 from synfundus.distributed.world import World

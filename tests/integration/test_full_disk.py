@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from campaigns import report
 from rank_processes import run_cli, run_ranks_with_fault
-from test_kill_campaign import report
-from test_training_resume import assert_same_run, settings
+from tiny_runs import assert_same_run, settings
 from tiny_sets import write_config
 
 from synfundus.distributed.world import LocalWorld

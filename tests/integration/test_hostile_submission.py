@@ -15,21 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hostile_values import CANARY, hostile_values
+from command_lines import answer, make_file, train
+from hostile_values import CANARY, TYPED, VALUES
 from rank_processes import REPOSITORY
 
-from synfundus.cli.app import run_command
 from synfundus.config.loader import load_config
 from synfundus.config.schema import RunConfig
 from synfundus.launch import submission
 
-VALUES = tuple(hostile_values())
-TYPED = tuple(value for value in VALUES if "\0" not in value and "\ud800" not in value)
-"""Those that a command line can hold at all."""
 EVERY = pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
 """Take every fourth value; all of them under `make soak`."""
-REFUSED = (2, 5, 7)
-"""Exit codes: configuration, storage, launch."""
 PROGRAMS = {
     "sbatch": """\
 printf '%s\\0' "$@" > "$RECORD/sbatch"
@@ -94,35 +89,9 @@ def taken_literally(option: str) -> str:
     return option
 
 
-def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    """Run a command line, return its code and what it says; whoever is refused gets a readable reason."""
-    code = run_command(arguments)
-    said = capsys.readouterr()
-    assert code == 0 or (code in REFUSED and said.err.startswith("error (") and "Traceback" not in said.err), said.err
-    return code, said.out
-
-
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> int:
     """Run a command line and return its code."""
     return answer(capsys, *arguments)[0]
-
-
-def train(**options: str) -> list[str]:
-    """Write a command line that asks for two nodes."""
-    given = {"run-dir": "run", "latents": "latents", **options}
-    small = ["--device=cpu", "--set=launch.cpus_per_task=1"]
-    return ["train", "--nodes=2", "--procs-per-node=1", *small, *(f"--{k}={v}" for k, v in given.items())]
-
-
-def make_file(name: str) -> bool:
-    """Make a small run.yaml of that name; whether the disk takes it."""
-    path = Path(name)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("seed: 7\n")
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def check_frozen(asked: list[str], started: list[str]) -> RunConfig:

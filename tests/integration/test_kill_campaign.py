@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import statistics
 from pathlib import Path
 
 import pytest
+from campaigns import report
 from killed_run import INSIDE
 from rank_processes import run_cli, run_cli_killed_at, run_ranks_killed_at, run_ranks_with_fault
-from test_training_resume import STEPS, assert_same_run, settings, train_here
+from tiny_runs import STEPS, assert_same_run, settings, train_here
 from tiny_sets import write_config
 
 from synfundus.distributed.world import World
@@ -18,13 +18,6 @@ from synfundus.seeding import keyed_generator
 from synfundus.storage.manifest import ShardSet
 
 KILLS = 20
-
-
-def report(name: str, failures: list[str], of: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """Write a campaign's line and fail the test if one point failed."""
-    with capsys.disabled():
-        print("\n" + json.dumps({"name": name, "passed": of - len(failures), "of": of}))
-    assert not failures, "\n".join(failures)
 
 
 @pytest.mark.slow

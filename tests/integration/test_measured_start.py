@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from rank_processes import run_cli
-from test_training_resume import Talk, losses, relative_difference, settings, state_hashes, without_dropout
+from tiny_runs import Talk, losses, relative_difference, settings, state_hashes, without_dropout
 from tiny_sets import tiny_config, write_config
 
 from synfundus.distributed.world import World

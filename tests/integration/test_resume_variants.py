@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 from rank_processes import run_cli, run_cli_killed_at, run_ranks_killed_at
-from test_training_resume import assert_same_run, relative_difference, rows, settings, state_hashes
+from tiny_runs import assert_same_run, relative_difference, rows, settings, state_hashes
 from tiny_sets import write_config
 
 from synfundus.storage.manifest import ShardSet

@@ -9,8 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from miniature_chain import PLANTED, SECRETS, Chain, command_lines, refused_lines, run_chain, short_chain
-from test_file_modes import open_to_others
+from miniature_chain import (
+    PLANTED,
+    SECRETS,
+    Chain,
+    command_lines,
+    open_to_others,
+    refused_lines,
+    run_chain,
+    short_chain,
+)
 
 from synfundus.redaction import MASK
 

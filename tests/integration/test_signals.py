@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from campaigns import report
+from phantom_clinic import config_of, keyed_crosswalk, write_clinic
 from rank_processes import run_cli, run_cli_with_fault, run_ranks_with_fault
-from test_encode_latents import hashes
-from test_kill_campaign import report
-from test_prepare_ranks import config_of, keyed_crosswalk, write_clinic
-from test_training_resume import assert_same_run, settings, train_here
 from tiny_pipeline import write_tiny_pipeline
-from tiny_sets import write_config
+from tiny_runs import assert_same_run, settings, train_here
+from tiny_sets import hashes, write_config
 
 from synfundus.distributed.world import World
 from synfundus.storage.manifest import ShardSet

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from rank_processes import REPOSITORY
 from slurm_cluster import SlurmCluster, what_is_missing
-from test_training_resume import assert_same_run, rows, settings
+from tiny_runs import assert_same_run, rows, settings
 from tiny_sets import write_config
 
 from synfundus.storage.manifest import ShardSet

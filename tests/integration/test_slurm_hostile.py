@@ -14,10 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from hostile_values import CANARY
+from command_lines import answer, make_file, train
+from hostile_values import CANARY, TYPED, VALUES
 from rank_processes import REPOSITORY
 from slurm_cluster import SlurmCluster, what_is_missing
-from test_hostile_submission import TYPED, VALUES, answer, make_file, train
 
 from synfundus.config.loader import load_config
 
@@ -150,7 +150,9 @@ def test_what_is_typed_behind_a_batch_script(cluster: SlurmCluster, work: Path, 
 
 DRIVER = """
 import os, pathlib, sys
-from test_hostile_submission import VALUES, run_command, train
+from command_lines import train
+from hostile_values import VALUES
+from synfundus.cli.app import run_command
 sys.executable = sys.argv[1]
 records = pathlib.Path(sys.argv[2])
 passed = 0

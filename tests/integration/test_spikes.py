@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from test_training_resume import assert_same_run, rows, train_here
+from tiny_runs import assert_same_run, rows, train_here
 from tiny_sets import flip_byte
 
 from synfundus.distributed.world import World

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from rank_processes import Ended, run_cli, run_cli_with_fault, run_ranks_with_fault
-from test_training_resume import assert_same_run, settings, train_here
+from tiny_runs import assert_same_run, settings, train_here
 from tiny_sets import write_config
 
 from synfundus.distributed.watchdog import PHASE_PATIENCE

@@ -5,13 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
-import safetensors.torch
 from rank_processes import REPOSITORY, run_cli, run_cli_killed_at
+from tiny_runs import (
+    FINAL,
+    STEPS,
+    Talk,
+    assert_same_run,
+    losses,
+    relative_difference,
+    rows,
+    settings,
+    state_hashes,
+    train_here,
+    without_dropout,
+)
 from tiny_sets import flip_byte, tiny_config, write_config
 
 from synfundus.distributed.world import World
@@ -22,75 +32,6 @@ from synfundus.storage.documents import read_lines
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import SilentConsole
 from synfundus.training.checkpoints.search import MANIFEST_NAME
-from synfundus.training.progress import CLOCK_FIGURES
-
-STEPS = 50
-FINAL = "images-000000000400"
-TIMES = CLOCK_FIGURES
-
-
-class Talk(SilentConsole):
-    """Remembers what was said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.lines.append(text)
-
-    def warning(self, text: str) -> None:
-        self.lines.append(f"warning: {text}")
-
-
-def settings(latent_set: ShardSet, run_dir: Path, **loop: Any) -> dict[str, Any]:
-    """Use all that is drawn at random: flips, label drops, dropout."""
-    return {
-        "train": {
-            "latents": latent_set.url,
-            "run_dir": str(run_dir),
-            "diffusion": {"flip": True},
-            "unet": {"dropout": 0.1},
-            "optim": {"weight_decay": 0.01},
-            "loop": loop,
-        }
-    }
-
-
-def train_here(latent_set: ShardSet, run_dir: Path, world: World, **loop: Any) -> tuple[dict[str, Any], list[str]]:
-    talk = Talk()
-    return train.run(tiny_config(settings(latent_set, run_dir, **loop)), world, talk), talk.lines
-
-
-def rows(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the rows of metrics.jsonl without what depends on the clock."""
-    return [
-        {name: value for name, value in row.items() if name not in TIMES}
-        for row in read_lines(str(run_dir / "metrics.jsonl"))
-    ]
-
-
-def losses(run_dir: Path) -> list[float]:
-    found = {row["images_seen"]: row["loss"] for row in rows(run_dir) if "loss" in row}
-    assert list(found) == [8 * (step + 1) for step in range(len(found))], "a row for each step, in order"
-    return list(found.values())
-
-
-def state_hashes(run_dir: Path, name: str = FINAL) -> dict[str, str]:
-    """Hash what a checkpoint holds: weights, fp32 partitions with moments and average, state."""
-    folder = run_dir / "checkpoints" / name
-    files = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
-    assert any(path.parts[0] == "zero" for path in files)
-    return {str(path): hashlib.sha256(files[path].read_bytes()).hexdigest() for path in sorted(files)}
-
-
-def assert_same_run(one: Path, other: Path, name: str = FINAL) -> None:
-    assert rows(one) == rows(other)
-    assert state_hashes(one, name) == state_hashes(other, name)
-    exported = [
-        safetensors.torch.load_file(run / "export" / "unet" / "diffusion_pytorch_model.safetensors")
-        for run in (one, other)
-    ]
-    assert all(exported[0][name].equal(exported[1][name]) for name in exported[0])
 
 
 @pytest.fixture(scope="module")
@@ -284,11 +225,6 @@ def one_rank(latent_set: ShardSet, world: World, tmp_path_factory: pytest.TempPa
     return run_dir
 
 
-def without_dropout(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Dropout is drawn by rank: the one thing that another number of ranks changes."""
-    return {**config, "train": {**config["train"], "unet": {}}}
-
-
 def test_how_a_global_batch_is_computed_does_not_change_the_losses(
     latent_set: ShardSet, one_rank: Path, world: World, tmp_path: Path
 ) -> None:
@@ -296,10 +232,6 @@ def test_how_a_global_batch_is_computed_does_not_change_the_losses(
     config = without_dropout(settings(latent_set, tmp_path / "run", **how))
     train.run(tiny_config(config), world, SilentConsole())
     assert relative_difference(losses(one_rank), losses(tmp_path / "run")) < 1e-5
-
-
-def relative_difference(one: list[float], other: list[float]) -> float:
-    return max(abs(a - b) / abs(a) for a, b in zip(one, other, strict=True))
 
 
 def test_one_and_two_ranks_see_the_same_global_batches_and_noise(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from test_sampling import MEAN, STD, draw, noise_of
+from gaussian_data import MEAN, STD, draw, noise_of
 from torch import Tensor
 
 from synfundus.diffusion.flow import FlowPath

@@ -114,11 +114,6 @@ def test_a_worker_that_hangs_is_ended_and_named() -> None:
     assert time.monotonic() - began < 30
 
 
-def never(number: int) -> int:
-    time.sleep(600)
-    return number
-
-
 def test_a_worker_that_does_not_start_in_time_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_pool, "_START_S", 0.0)
     with process_map(1) as mapped, pytest.raises(LaunchError, match="did not start"):
@@ -131,9 +126,10 @@ def test_the_time_a_worker_takes_to_start_is_not_the_task_s() -> None:
 
 
 PARENT = """
-import sys
+import sys, time
 from synfundus.processes.pool import process_map
-from test_process_pool import never
+def never(number):
+    time.sleep(600)
 if __name__ == "__main__":
     with process_map(2) as mapped:
         pool = mapped.workers()

@@ -9,6 +9,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from gaussian_data import MEAN, STD, draw, noise_of
 from torch import Tensor
 
 from synfundus.diffusion.parametrisation import NoisePrediction
@@ -16,7 +17,6 @@ from synfundus.diffusion.sampling import Denoiser, SamplerName, Scheduler, build
 from synfundus.diffusion.schedule import ScheduleKind
 from synfundus.errors import ConfigError
 
-MEAN, STD = 0.7, 0.5
 SAMPLERS = get_args(SamplerName)
 CASES: list[tuple[NoisePrediction, ScheduleKind, bool]] = [
     ("epsilon", "scaled_linear", False),
@@ -61,32 +61,6 @@ def gaussian_denoiser(
         return kinds[scheduler.config.prediction_type]
 
     return denoise
-
-
-def draw(
-    denoise: Denoiser,
-    scheduler: Scheduler,
-    noise: Tensor,
-    *,
-    states: Tensor | None = None,
-    num_steps: int = 24,
-    guidance_scale: float = 1.0,
-    guidance_interval: tuple[float, float] | None = None,
-) -> Tensor:
-    return sample_latents(
-        denoise,
-        initial_noise=noise,
-        scheduler=scheduler,
-        num_steps=num_steps,
-        states=torch.zeros(len(noise), 1, dtype=torch.int64) if states is None else states,
-        guidance_scale=guidance_scale,
-        guidance_interval=guidance_interval,
-        guidance_rescale=0.0,
-    )
-
-
-def noise_of(batch: int, seed: int = 0) -> Tensor:
-    return torch.randn(batch, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize(("prediction_type", "kind", "zero_terminal_snr"), CASES)
