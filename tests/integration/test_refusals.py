@@ -119,7 +119,7 @@ class TestTrain:
             ManifestMismatch, lambda: start(latents, tmp_path / "run", world), short(latents), other_autoencoder[1][:12]
         )
 
-    @pytest.mark.parametrize("kind", ["codec", "size", "labels"])
+    @pytest.mark.parametrize("kind", ["autoencoder", "size", "labels"])
     def test_other_latents_in_the_folder_of_a_run(
         self, kind: str, latent_set: ShardSet, trained: Path, world: World, request: pytest.FixtureRequest
     ) -> None:
