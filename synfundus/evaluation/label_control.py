@@ -8,7 +8,7 @@ autoencoder. Nothing here imports torch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,13 +106,7 @@ class LabelAgreement:
 
     def to_document(self) -> dict[str, float | int | None]:
         """Return the figures for a JSON document; an undefined figure is null."""
-        return {
-            "num_known": self.num_known,
-            "num_positive": self.num_positive,
-            "auc": self.auc,
-            "accuracy": self.accuracy,
-            "kappa": self.kappa,
-        }
+        return asdict(self)
 
 
 Agreement = dict[str, LabelAgreement]
