@@ -24,7 +24,7 @@ from synfundus.config.schema import RunConfig
 from synfundus.models.counting import NetworkCount
 from synfundus.photographs.near_duplicates import THUMBNAIL_PX
 from synfundus.shards.shard_plan import NUM_STREAMS, ReadingPlan
-from synfundus.stages.plan.job import count_denoiser, work_out
+from synfundus.stages.plan.job import PlannedRun, count_denoiser, work_out
 from synfundus.stages.prepare.plan import samples_per_shard
 from synfundus.storage import documents
 from synfundus.storage.manifest import ShardEntry, shard_name
@@ -87,7 +87,7 @@ def preset(name: str, *settings: str) -> RunConfig:
 @cache
 def counted(name: str) -> NetworkCount:
     """Count a preset's network once."""
-    return count_denoiser(preset(name))
+    return count_denoiser(PlannedRun.of(preset(name)))
 
 
 def planned(name: str, *, gpus: int, batch: int, images: int = 1) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def planned(name: str, *, gpus: int, batch: int, images: int = 1) -> dict[str, A
     nodes, a_node = max(1, gpus // GPUS_A_NODE), min(gpus, GPUS_A_NODE)
     launch = (f"launch.nodes={nodes}", f"launch.procs_per_node={a_node}")
     config = preset(name, *launch, f"train.loop.global_batch_size={batch}", f"plan.num_images={images}")
-    return work_out(config, counted(name))
+    return work_out(PlannedRun.of(config), counted(name))
 
 
 def network_s(traffic_bytes: float, gpus: int, node_bytes_per_s: float) -> float:

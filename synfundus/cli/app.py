@@ -12,9 +12,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from synfundus import __version__
-from synfundus.cli.verbs import COMMON, VERBS, Option, Verb
+from synfundus.cli.verbs import COMMON, VERBS
 from synfundus.distributed.requeue import request_requeue
 from synfundus.errors import ConfigError, PortTaken, Preempted, Stalled, SynfundusError
+from synfundus.stages.verb import Option, Verb
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from synfundus.cli.verbs import Verb
+from synfundus.cli.request import Request
+from synfundus.config.base import value_at
 from synfundus.config.dump import dump_config, format_value
 from synfundus.config.loader import LoadedConfig, leaf_fields, load_config
-from synfundus.config.schema import RunConfig
 from synfundus.errors import ConfigError, LaunchError, SynfundusError
 from synfundus.launch import LaunchPlan, Outcome, execute
 from synfundus.launch.plan import NOT_FROZEN
@@ -18,28 +18,20 @@ from synfundus.redaction import environment_secrets
 from synfundus.storage.locations import is_local, local_path
 
 
-def value_at(config: RunConfig, path: str) -> object:
-    """Return the value at a dotted path."""
-    value: object = config
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def find_place(verb: Verb, config: RunConfig) -> Submission | None:
-    """Choose where a submission of a verb is kept; None where its output is in an object store."""
-    output = next(option.path for option in verb.options if option.role == "output" and option.required)
-    url = str(value_at(config, output))
+def find_place(request: Request) -> Submission | None:
+    """Choose where what a request is submitted with is kept; None where its output is in an object store."""
+    output = next(option for option in request.verb.options if option.role in ("output", "run") and option.required)
+    (url,) = request.texts(output)
     if not is_local(url):
         return None
-    return place_submission(local_path(url), beside=verb.trains is None, now=datetime.now(UTC))
+    return place_submission(local_path(url), beside=output.role != "run", now=datetime.now(UTC))
 
 
-def _refuse_secrets(config: RunConfig, submission: Submission, environment: Mapping[str, str]) -> None:
+def _refuse_secrets(loaded: LoadedConfig, submission: Submission, environment: Mapping[str, str]) -> None:
     """Refuse to keep the value of a secret variable. What looks like a secret by itself is no setting anyway."""
-    texts = {path: format_value(value_at(config, path)) for path in leaf_fields()} | {"folder": str(submission.folder)}
+    texts = {path: format_value(value_at(loaded.config, path)) for path in leaf_fields()}
     secrets = environment_secrets(environment)
-    for path, text in texts.items():
+    for path, text in {**texts, "folder": str(submission.folder)}.items():
         if any(secret in text for secret in secrets):
             raise ConfigError(
                 "this holds the value of a variable of the environment whose name says that it is secret",
@@ -76,7 +68,7 @@ def submit(loaded: LoadedConfig, plan: LaunchPlan, environment: Mapping[str, str
         outcome = execute(plan, environment)
         return replace(outcome, message=f"{outcome.message}\n{NOT_FROZEN}")
     (process,) = plan.processes
-    _refuse_secrets(loaded.config, submission, environment)
+    _refuse_secrets(loaded, submission, environment)
     freeze(submission, config=dump_config(loaded), argv=process.arguments, environment=process.environment)
     try:
         _check_reads_back(submission, loaded)

@@ -20,3 +20,11 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
     )
+
+
+def value_at(section: Section, path: str) -> object:
+    """Return the value at a dotted path."""
+    value: object = section
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value

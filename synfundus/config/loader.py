@@ -389,7 +389,7 @@ def load_config(
     return LoadedConfig(config, {path: origins.get(path, DEFAULT_ORIGIN) for path in leaf_fields()})
 
 
-def fingerprint(config: RunConfig) -> str:
+def fingerprint(config: Section) -> str:
     """Return the SHA-256 of the canonical JSON of a configuration, in hexadecimal."""
     canonical = json.dumps(
         config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False

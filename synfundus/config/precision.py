@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from functools import reduce
+from operator import getitem
+from typing import Literal
 
+from synfundus.config.base import value_at
 from synfundus.config.schema import RunConfig
 from synfundus.config.training import Precision
 from synfundus.errors import ConfigError
@@ -41,7 +44,8 @@ def settle_precision(
     """
     document = config.model_dump()
     for key in PRECISION_KEYS:
-        section, name = _place(document, key)
+        *path, name = key.split(".")
+        section = reduce(getitem, path, document)
         section[name] = (begun or {}).get(key, "auto") if section[name] == "auto" else section[name]
         section[name] = working_precision(section[name], native_bf16=native_bf16)
     return RunConfig.model_validate(document)
@@ -49,13 +53,7 @@ def settle_precision(
 
 def slow_precisions(config: RunConfig, *, sections: tuple[str, ...]) -> list[str]:
     """Return the options of some sections that ask for bf16."""
-    document = config.model_dump()
-    found = []
-    for key in PRECISION_KEYS:
-        section, name = _place(document, key)
-        if section[name] == "bf16" and any(key.startswith(f"{one}.") for one in sections):
-            found.append(key)
-    return found
+    return [key for key in PRECISION_KEYS if value_at(config, key) == "bf16" and key.partition(".")[0] in sections]
 
 
 def definite(precision: Precision) -> WorkingPrecision:
@@ -70,10 +68,3 @@ def definite(precision: Precision) -> WorkingPrecision:
             hint="use synfundus.config.precision.settle_precision",
         )
     return precision
-
-
-def _place(document: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
-    *sections, name = key.split(".")
-    for section in sections:
-        document = document[section]
-    return document, name

@@ -1,7 +1,7 @@
-"""One module per verb: the only place where config meets classes.
+"""A folder a verb, the only place where config meets classes; beside them what several verbs share.
 
-Each module has ``run(config, world, console) -> Summary``. The command line, a rank started by srun and the
-demo all call the same function.
+``verb.py`` says what the command line takes, ``job.py`` has ``run(config, world, console) -> Summary``. The command
+line, a rank started by srun and the demo all call the same function.
 """
 
 from __future__ import annotations

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 from synfundus.cli.app import run_command
-from synfundus.cli.verbs import VERBS, Verb
+from synfundus.cli.verbs import VERBS
 from synfundus.config.assets import list_assets, read_ds_file
 from synfundus.config.loader import list_presets, load_config, preset_text
 from synfundus.config.measured import assumed_micro_batch
 from synfundus.config.yaml_text import parse_mapping
 from synfundus.distributed.ds_config import build_ds_config, check_ds_file, plan_batch
 from synfundus.launch.plan import port_of_job
+from synfundus.stages.verb import Verb
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted([*ROOT.glob("slurm/*.sh"), *ROOT.glob("launchers/*.sh")])

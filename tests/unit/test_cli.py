@@ -18,12 +18,14 @@ import pytest
 from synfundus import __version__
 from synfundus.cli.app import run_command
 from synfundus.cli.report import printable, report_error
-from synfundus.cli.verbs import COMMON, VERBS, Option, Verb
+from synfundus.cli.request import Request
+from synfundus.cli.verbs import COMMON, VERBS
 from synfundus.config.loader import leaf_fields
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import CheckpointError, ConfigError, DataError, NumericalError, Preempted, SynfundusError
 from synfundus.launch import LaunchPlan, Outcome
+from synfundus.stages.verb import Option, Verb
 
 Calls = list[RunConfig]
 VERB_BY_NAME = {verb.name: verb for verb in VERBS}
@@ -53,16 +55,16 @@ def job(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Calls]:
 
         module = types.ModuleType("fake_job")
         module.run = run  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, f"synfundus.stages.{VERB_BY_NAME[verb].module}.job", module)
+        monkeypatch.setitem(sys.modules, f"synfundus.stages.{VERB_BY_NAME[verb].key}.job", module)
         return calls
 
     return replace
 
 
 @contextmanager
-def local_world(verb: Verb, config: RunConfig) -> Iterator[World]:
+def local_world(request: Request) -> Iterator[World]:
     """A world without a process group, so that no test here imports torch."""
-    del verb, config
+    del request
     yield LocalWorld()
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,11 +28,11 @@ def _config(out: Path, *, fit: bool = True) -> RunConfig:
     return RunConfig.model_validate(document)
 
 
-def _settle(config: RunConfig) -> float:
-    return demo_job.settle_pace(config, str(config.demo.out), LocalWorld(), SilentConsole())
+def _settle(config: RunConfig, measure: Callable[[], float]) -> float:
+    return demo_job.settle_pace(config.demo, str(config.demo.out), measure, LocalWorld(), SilentConsole())
 
 
-def _refuse_to_measure(*_: object) -> float:
+def _refuse_to_measure() -> float:
     raise AssertionError("measured again")
 
 
@@ -55,19 +56,16 @@ def test_ranks_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert measure_pace(config, LocalWorld(rank=0, size=2)) == pytest.approx(expected)
 
 
-def test_a_demo_that_goes_on_keeps_the_pace_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_demo_that_goes_on_keeps_the_pace_it_began_with(tmp_path: Path) -> None:
     config = _config(tmp_path)
-    monkeypatch.setattr(demo_job, "measure_pace", lambda *_: BEGUN_WITH)
-    pace = _settle(config)
+    pace = _settle(config, lambda: BEGUN_WITH)
     planned = place_stages(scale_budgets(config, pace=pace))
     demo_job._Demo(planned, str(tmp_path), pace, LocalWorld(), SilentConsole()).claim()
-    monkeypatch.setattr(demo_job, "measure_pace", _refuse_to_measure)
-    assert _settle(config) == BEGUN_WITH
+    assert _settle(config, _refuse_to_measure) == BEGUN_WITH
 
 
-def test_without_fitting_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_job, "measure_pace", _refuse_to_measure)
-    assert _settle(_config(tmp_path, fit=False)) == REFERENCE_PACE
+def test_without_fitting_nothing_is_measured(tmp_path: Path) -> None:
+    assert _settle(_config(tmp_path, fit=False), _refuse_to_measure) == REFERENCE_PACE
 
 
 def test_the_latents_measured_on_are_as_large_as_those_trained_on() -> None:

@@ -8,15 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from synfundus.cli import arithmetic, run
+from synfundus.cli import run
+from synfundus.cli.request import Request
 from synfundus.cli.verbs import VERBS
+from synfundus.config.diffusion import TrainConfig
+from synfundus.config.loader import LoadedConfig
 from synfundus.config.precision import PRECISION_KEYS, definite, settle_precision, slow_precisions
 from synfundus.config.schema import RunConfig
 from synfundus.config.training import LoopConfig
 from synfundus.distributed.processor import processor_has_bf16
 from synfundus.distributed.world import Device, LocalWorld, has_native_bf16
 from synfundus.errors import ConfigError
-from synfundus.stages import build
+from synfundus.stages import build, training_plan
 from synfundus.storage import documents
 from synfundus.telemetry.console import SilentConsole
 
@@ -122,7 +125,7 @@ def settled(monkeypatch: pytest.MonkeyPatch, config: RunConfig, world: LocalWorl
 
     monkeypatch.setattr(run, "has_native_bf16", answer)
     console = Listening()
-    found = run._with_precision(TRAIN, config, world, console)
+    found = run._with_precision(Request(TRAIN, LoadedConfig(config, {})), world, console)
     assert "auto" not in precisions(found).values()
     console.warnings.append(found.train.loop.precision)
     return console
@@ -153,8 +156,8 @@ def test_bf16_options_are_named_by_section() -> None:
 
 def test_a_dry_run_guesses_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     for likely in (True, False):
-        monkeypatch.setattr(arithmetic, "_likely_bf16", lambda device, likely=likely: likely)
-        plan = arithmetic.check_training(TRAIN, RunConfig(), world_size=1, device="cpu")
+        monkeypatch.setattr(training_plan, "_likely_bf16", lambda device, likely=likely: likely)
+        plan = training_plan.plan_training(TrainConfig(), None, world_size=1, device="cpu")
         assert ("bf16" in plan.ds_config) is likely
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
 from synfundus.artifacts.claim import Claim
 from synfundus.artifacts.sample_set import PngStore
+from synfundus.config.generation import DemoConfig
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World, torch_device
@@ -78,17 +79,13 @@ class _Stage:
     merit: Callable[[Summary], str]
 
 
-def _sampled(summary: Summary) -> str:
-    return f"{summary['num_images']} synthetic images"
-
-
 STAGES = (
     _Stage("phantoms", phantoms.run, lambda s: f"{s['num_images']} photographs of {s['num_patients']} patients"),
     _Stage("prepare", prepare.run, lambda s: f"{s['num_samples']} samples, {sum(s['rejects'].values())} rejects"),
     _Stage("train-vae", train_vae.run, lambda s: f"PSNR {s['psnr_db']:.2f} dB, SSIM {s['ssim']:.3f} (held out)"),
     _Stage("encode-latents", encode_latents.run, lambda s: f"{s['num_samples']} latents {s['moments_shape']}"),
     _Stage("train", train.run, lambda s: f"{s['images_seen']:,} images seen, {s['engine']}"),
-    _Stage("sample", sample.run, _sampled),
+    _Stage("sample", sample.run, lambda s: f"{s['num_images']} synthetic images"),
 )
 
 
@@ -103,7 +100,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     """
     out = build.require(config.demo.out, flag="--out", key="demo.out")
     diffusion_setup.check_sampler(config.sample.sampler, config.train.diffusion)
-    pace = settle_pace(config, out, world, console)
+    pace = settle_pace(config.demo, out, lambda: measure_pace(config, world), world, console)
     config = place_stages(scale_budgets(config, pace=pace))
     demo = _Demo(config, out, pace, world, console)
     demo.claim()
@@ -116,21 +113,22 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     return demo.finish()
 
 
-def settle_pace(config: RunConfig, out: str, world: World, console: Console) -> float:
+def settle_pace(section: DemoConfig, out: str, measure: Callable[[], float], world: World, console: Console) -> float:
     """Return the pace budgets are cut to: the one a demo that was stopped here began with, or a new one. Collective.
 
     Args:
-        config: The resolved config.
+        section: What is asked for.
         out: The demo's folder.
+        measure: Measures a pace. Collective.
         world: The ranks.
         console: Where the pace is told.
     """
     begun = on_rank_0(lambda: _CLAIM.read(out), world)  # a folder of something else is refused before it is measured
-    if not config.demo.fit_to_machine:
+    if not section.fit_to_machine:
         return REFERENCE_PACE
     if begun is not None:
         return float(begun["pace_images_per_s"])
-    pace = measure_pace(config, world)
+    pace = measure()
     console.message(f"this machine trains {pace:.0f} images/s: the preset's budgets x {pace_gain(pace):.2f}")
     return pace
 
@@ -223,11 +221,19 @@ class _Demo:
         filesystem.write_bytes(self._at(PICTURE_NAME), picture)
         self._result.add_stage("judge", time.perf_counter() - began, self._result.headline_text(), {})
         self._result.peak_memory_gib = peak_memory_gib()
-        document = report_document(self._result, self._config)
+        document = report_document(self._result, seed=self._config.seed, budgets=self._budgets())
         _write(self._at(REPORT_NAME), document)
         show_report(self._result, self._console)
         self._console.message(f"picture: {self._at(PICTURE_NAME)}   figures: {self._at(REPORT_NAME)}")
         return document
+
+    def _budgets(self) -> dict[str, int | None]:
+        config = self._config
+        return {
+            "phantoms": config.phantoms.num_images if config.demo.source is None else None,
+            "vae_images": config.train_vae.loop.budget_images,
+            "unet_images": config.train.loop.budget_images,
+        }
 
     def _judge_and_draw(self) -> bytes:
         image_set, plan = self._image_set(), self._generation_plan()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synfundus.artifacts.run_folder import versions
-from synfundus.config.schema import RunConfig
 from synfundus.evaluation.label_control import HEADLINE_FIGURES, Agreement, agreement_table, headline
 from synfundus.labels.schema import LabelSchema
 from synfundus.pictures.sheets import PictureRow, PictureSection, encode_png, titled_rows
@@ -81,8 +81,14 @@ def peak_memory_gib() -> float:
     return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20
 
 
-def report_document(result: DemoResult, config: RunConfig) -> dict[str, Any]:
-    """Return the content of demo.json."""
+def report_document(result: DemoResult, *, seed: int, budgets: Mapping[str, int | None]) -> dict[str, Any]:
+    """Return the content of demo.json.
+
+    Args:
+        result: Figures of the stages and of the judge.
+        seed: Seed of the run.
+        budgets: Images by what they are spent on.
+    """
     vae = result.summary_of("train-vae")
     return {
         "minutes": result.minutes,
@@ -105,12 +111,8 @@ def report_document(result: DemoResult, config: RunConfig) -> dict[str, Any]:
         "peak_memory_gib": round(result.peak_memory_gib, 2),
         "world_size": result.world_size,
         "versions": versions(),
-        "seed": config.seed,
-        "budgets": {
-            "phantoms": config.phantoms.num_images if config.demo.source is None else None,
-            "vae_images": config.train_vae.loop.budget_images,
-            "unet_images": config.train.loop.budget_images,
-        },
+        "seed": seed,
+        "budgets": dict(budgets),
     }
 
 

@@ -18,6 +18,7 @@ from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoen
 from synfundus.artifacts.claim import Claim
 from synfundus.artifacts.latent_set import LatentSources, save_sources
 from synfundus.artifacts.shard_records import ShardRecords
+from synfundus.config.generation import EncodeLatentsConfig
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World, share_of, torch_device, without_timeout
@@ -67,7 +68,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     device, dtype = torch_device(world), build.torch_dtype(section.precision)
     autoencoder, autoencoder_fingerprint = open_autoencoder(folder, device=device, dtype=dtype)
     build.attention(autoencoder.network, config.launch, dtype=dtype, world=world, console=console)
-    properties = _properties(config, image_set, autoencoder, autoencoder_fingerprint)
+    properties = _properties(section, image_set, autoencoder, autoencoder_fingerprint)
     complete = on_rank_0(lambda: _claim(out, properties), world)
     sources = LatentSources(
         image_set_url=absolute_location(image_set.url), autoencoder_url=absolute_location(str(section.vae))
@@ -83,7 +84,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         open_lanes(device) as lanes,
         console.progress("encoding", total=sum(task.entry.num_samples for task in mine), unit="images") as bar,
     ):
-        ShardEncoder(config, image_set, autoencoder, _records(out), device, lanes).encode(mine, bar)
+        ShardEncoder(section, image_set, autoencoder, _records(out), device, lanes).encode(mine, bar)
     at_the_end.barrier()
     limit = section.max_bad_fraction
     on_rank_0(lambda: _publish(out, tasks, image_set, properties, console, limit), at_the_end)
@@ -104,14 +105,14 @@ def plan_tasks(image_set: ShardSet) -> list[EncodeTask]:
 
 
 def _properties(
-    config: RunConfig, image_set: ShardSet, autoencoder: LatentAutoencoder, fingerprint: str
+    section: EncodeLatentsConfig, image_set: ShardSet, autoencoder: LatentAutoencoder, fingerprint: str
 ) -> dict[str, Any]:
     """Return what a latent set records about how it was made."""
     size = int(image_set.properties["image_size_px"])
     edge = size // autoencoder.downsample_factor
     shape = [2 * autoencoder.latent_channels, edge, edge]
     member_bytes = 2 * math.prod(shape) + 1024
-    sample_bytes = (1 + config.encode_latents.flip) * member_bytes + MAX_JSON_BYTES
+    sample_bytes = (1 + section.flip) * member_bytes + MAX_JSON_BYTES
     if member_bytes > MAX_NPY_BYTES or sample_bytes > MAX_SAMPLE_BYTES:
         raise ConfigError(
             f"moments of {shape} take {member_bytes} bytes, more than a member of a shard may have",
@@ -124,11 +125,11 @@ def _properties(
         "image_size_px": size,
         "crop": image_set.properties.get("crop"),
         "input_range": [-1.0, 1.0],
-        "flip": config.encode_latents.flip,
+        "flip": section.flip,
         "dtype": "float16",
         "moments_shape": shape,
-        "encoder_precision": config.encode_latents.precision,
-        "encoder_batch_size": config.encode_latents.batch_size,
+        "encoder_precision": section.precision,
+        "encoder_batch_size": section.batch_size,
         "encoder_version": __version__,
     }
 

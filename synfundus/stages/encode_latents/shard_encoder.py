@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from synfundus.artifacts.shard_records import ShardRecords
-from synfundus.config.schema import RunConfig
+from synfundus.config.generation import EncodeLatentsConfig
 from synfundus.errors import CorruptShard, DataError
 from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.pixels import pixels_to_tensor
@@ -138,7 +138,7 @@ class ShardEncoder:
 
     def __init__(
         self,
-        config: RunConfig,
+        section: EncodeLatentsConfig,
         image_set: ShardSet,
         autoencoder: LatentAutoencoder,
         records: ShardRecords,
@@ -146,9 +146,9 @@ class ShardEncoder:
         lanes: Lanes,
     ) -> None:
         self._lanes = lanes
-        self._batch_size = config.encode_latents.batch_size
-        self._flip = config.encode_latents.flip
-        self._max_bad_fraction = config.encode_latents.max_bad_fraction
+        self._batch_size = section.batch_size
+        self._flip = section.flip
+        self._max_bad_fraction = section.max_bad_fraction
         self._set = image_set
         self._autoencoder = autoencoder
         self._records = records

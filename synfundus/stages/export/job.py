@@ -7,6 +7,7 @@ import torch
 from synfundus.artifacts.checkpoint_model import has_only_checkpoints, load_checkpoint_model, newest_images
 from synfundus.artifacts.model import Model
 from synfundus.artifacts.model_folder import check_out, find_pipeline, load_pipeline, resave_pipeline
+from synfundus.config.generation import ExportConfig
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World
 from synfundus.stages import Summary, build
@@ -27,11 +28,11 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     del world
     run_url = build.require(config.export.run_dir, flag="--run-dir", key="export.run_dir")
     out = build.require(config.export.out, flag="--out", key="export.out")
-    finished = _finished(config, run_url)
+    finished = _finished(config.export, run_url)
     is_there = finished is not None and resolved(finished) == resolved(out)
     if not is_there:
         check_out(out)
-    pipeline = _model(config, run_url, finished, console)
+    pipeline = _model(config.export, run_url, finished, console)
     fingerprint = pipeline.fingerprint
     if not is_there:
         fingerprint = resave_pipeline(out, pipeline)
@@ -44,18 +45,16 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     }
 
 
-def _finished(config: RunConfig, run_url: str) -> str | None:
+def _finished(section: ExportConfig, run_url: str) -> str | None:
     """Return where the finished model of a run lies; None where one is to be made of a checkpoint."""
-    wanted = config.export
-    if wanted.checkpoint is not None or wanted.weights != "averaged" or has_only_checkpoints(run_url):
+    if section.checkpoint is not None or section.weights != "averaged" or has_only_checkpoints(run_url):
         return None
     return find_pipeline(run_url)
 
 
-def _model(config: RunConfig, run_url: str, finished: str | None, console: Console) -> Model:
-    wanted = config.export
+def _model(section: ExportConfig, run_url: str, finished: str | None, console: Console) -> Model:
     if finished is None:
-        return load_checkpoint_model(run_url, name=wanted.checkpoint, weights=wanted.weights, console=console)
+        return load_checkpoint_model(run_url, name=section.checkpoint, weights=section.weights, console=console)
     pipeline = load_pipeline(finished, device=torch.device("cpu"))
     newest = newest_images(run_url)
     if newest > int(pipeline.training_summary.get("images_seen") or 0):

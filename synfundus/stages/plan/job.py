@@ -5,12 +5,14 @@ The network is built on the meta device: nothing is allocated, computed or start
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from synfundus.config.assets import read_ds_file
+from synfundus.config.diffusion import DiffusionEmaConfig, TrainConfig
+from synfundus.config.machine import PlanConfig
 from synfundus.config.measured import assumed_micro_batch
 from synfundus.config.precision import working_precision
 from synfundus.config.schema import RunConfig
@@ -24,6 +26,7 @@ from synfundus.telemetry.console import Console
 from synfundus.training.memory.footprint import (
     GIB,
     GPUS,
+    Gpu,
     StateBytes,
     checkpoint_bytes,
     latent_set_bytes,
@@ -38,19 +41,91 @@ USABLE = 0.9
 """Part of a GPU's memory that is planned with: CUDA's context, NCCL's buffers and fragments take the rest."""
 
 
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run of `train`, by what decides what it needs.
+
+    Attributes:
+        plan: What to plan for.
+        train: How it trains.
+        ranks: Its ranks.
+        ranks_per_node: Those of a node.
+        ds_document: What its DeepSpeed file says.
+        weight_bytes: Bytes of a weight.
+        latent_shape: ``(c, h, w)`` of a latent.
+        with_flip: Whether the set has the latents of mirrored images too.
+        seed: Seed of the run.
+    """
+
+    plan: PlanConfig
+    train: TrainConfig
+    ranks: int
+    ranks_per_node: int
+    ds_document: dict[str, Any]
+    weight_bytes: int
+    latent_shape: tuple[int, int, int]
+    with_flip: bool
+    seed: int
+
+    @classmethod
+    def of(cls, config: RunConfig) -> PlannedRun:
+        """Take what decides from a configuration."""
+        launch = config.launch
+        ranks_per_node = launch.procs_per_node or launch.gpus_per_node or 1
+        path, document = read_ds_file(launch.ds_config, device="cuda")
+        return cls(
+            plan=config.plan,
+            train=config.train,
+            ranks=launch.nodes * ranks_per_node,
+            ranks_per_node=ranks_per_node,
+            ds_document=check_ds_file(document, where=str(path)),
+            weight_bytes=2 if working_precision(config.train.loop.precision, native_bf16=True) == "bf16" else 4,
+            latent_shape=latent_shape(config.train_vae.autoencoder, image_size_px=config.prepare.image_size_px),
+            with_flip=config.encode_latents.flip,
+            seed=config.seed,
+        )
+
+    @property
+    def gpu(self) -> Gpu:
+        """Return the GPU to plan for."""
+        return GPUS[self.plan.gpu]
+
+    @property
+    def bucket_bytes(self) -> int:
+        """Return the size of the buffer gradients are gathered in before they are reduced."""
+        return int(self.ds_document["zero_optimization"]["reduce_bucket_size"]) * self.weight_bytes
+
+    def batch(self, *, most: int) -> BatchPlan:
+        """Spread the global batch, with at most so many images in a micro-batch."""
+        size = self.train.loop.global_batch_size
+        return plan_batch(global_batch_size=size, max_micro_batch_size=most, world_size=self.ranks)
+
+    def on_gpu(self, states: StateBytes) -> StateBytes:
+        """Return the states that stay on the GPU: with an optimizer on the CPU the weights alone."""
+        if self.ds_document["zero_optimization"].get("offload_optimizer", {}).get("device") != "cpu":
+            return states
+        return StateBytes(weights=states.weights, gradients=0, masters=0, moments=0, averages=0)
+
+    def largest_micro_batch(self, count: NetworkCount, states: StateBytes) -> int:
+        """Return the most images whose activations fit beside the states."""
+        fixed = self.on_gpu(states).total + self.bucket_bytes
+        return max(0, (int(USABLE * self.gpu.memory_bytes) - fixed) // count.activation_bytes)
+
+
 def run(config: RunConfig, world: World, console: Console) -> Summary:
     """Work out what the run of a config needs, and say it; returns what `work_out` does."""
     del world
-    summary = work_out(config, count_denoiser(config))
-    _report(config, console, summary)
+    planned = PlannedRun.of(config)
+    summary = work_out(planned, count_denoiser(planned))
+    _report(planned, console, summary)
     return summary
 
 
-def work_out(config: RunConfig, count: NetworkCount) -> Summary:
-    """Return what the run of a config needs. Pure.
+def work_out(planned: PlannedRun, count: NetworkCount) -> Summary:
+    """Return what a run needs. Pure.
 
     Args:
-        config: The run.
+        planned: The run.
         count: Its network, from `count_denoiser`.
 
     A micro-batch that a run would find at start is taken to be the largest that fits by this arithmetic.
@@ -63,145 +138,97 @@ def work_out(config: RunConfig, count: NetworkCount) -> Summary:
         ``traffic_bytes`` (a rank sends in a step), ``checkpoint_bytes``,
         ``snapshot_bytes`` (all of a run), ``latent_set_bytes``.
     """
-    ranks = config.launch.nodes * (config.launch.procs_per_node or config.launch.gpus_per_node or 1)
-    batch = _batch(config, ranks, most=assumed_micro_batch(config.train.loop))
-    weight_bytes, averages = _weight_bytes(config), 1 + len(config.train.ema.sigma_rel)
-    network = {"parameters": count.parameters, "ranks": ranks, "weight_bytes": weight_bytes}
+    loop, ema, plan = planned.train.loop, planned.train.ema, planned.plan
+    batch = planned.batch(most=assumed_micro_batch(loop))
+    averages = 1 + len(ema.sigma_rel)
+    network = {"parameters": count.parameters, "ranks": planned.ranks, "weight_bytes": planned.weight_bytes}
     states = state_bytes(**network, num_averages=averages)
-    if config.train.loop.micro_batch_size == "auto":
-        batch = _batch(config, ranks, most=max(1, _largest_micro_batch(config, count, states)))
-    gpu, flops = GPUS[config.plan.gpu], image_flops(count)
+    if loop.micro_batch_size == "auto":
+        batch = planned.batch(most=max(1, planned.largest_micro_batch(count, states)))
+    wire = planned.ds_document.get("communication_data_type")
+    gradient_bytes = planned.weight_bytes if wire is None else 4 if wire == "fp32" else 2
+    flops = image_flops(count)
     time = throughput(
         flops=flops,
-        budget_images=config.train.loop.budget_images,
-        ranks=ranks,
-        peak_flops=gpu.peak(weight_bytes=weight_bytes, tf32=config.train.loop.tf32),
-        hfu=config.plan.mfu,
+        budget_images=loop.budget_images,
+        ranks=planned.ranks,
+        peak_flops=planned.gpu.peak(weight_bytes=planned.weight_bytes, tf32=loop.tf32),
+        hfu=plan.mfu,
     )
-    price = config.plan.price_per_gpu_hour
+    price = plan.price_per_gpu_hour
     return {
         "parameters": count.parameters,
         "flops_per_image": flops.model,
         "flops_recomputed": count.flops_recomputed,
-        "ranks": ranks,
+        "ranks": planned.ranks,
         "global_batch_size": batch.global_batch_size,
         "micro_batch_size": batch.micro_batch_size,
         "accumulation_steps": batch.gradient_accumulation_steps,
-        **_memory(config, count, batch, states),
+        **_memory(planned, count, batch, states),
         "mfu": time.mfu,
-        "hfu": config.plan.mfu,
+        "hfu": plan.mfu,
         "images_per_s": time.images_per_s,
         "hours": time.hours,
         "gpu_hours": time.gpu_hours,
         "cost": None if price is None else price * time.gpu_hours,
         "traffic_bytes": step_traffic(
-            **network, gradient_bytes=_gradient_bytes(config), accumulation_steps=batch.gradient_accumulation_steps
+            **network, gradient_bytes=gradient_bytes, accumulation_steps=batch.gradient_accumulation_steps
         ).total,
         "checkpoint_bytes": checkpoint_bytes(parameters=count.parameters, num_averages=averages),
         "snapshot_bytes": snapshot_bytes(
             parameters=count.parameters,
-            num_widths=len(config.train.ema.sigma_rel),
-            budget_images=config.train.loop.budget_images,
-            every_images=config.train.ema.snapshot_every_images,
+            num_widths=len(ema.sigma_rel),
+            budget_images=loop.budget_images,
+            every_images=ema.snapshot_every_images,
         ),
         "latent_set_bytes": latent_set_bytes(
-            num_images=config.plan.num_images, latent_shape=_latent_shape(config), with_flip=config.encode_latents.flip
+            num_images=plan.num_images, latent_shape=planned.latent_shape, with_flip=planned.with_flip
         ),
     }
 
 
-def _memory(config: RunConfig, count: NetworkCount, batch: BatchPlan, states: StateBytes) -> Summary:
+def _memory(planned: PlannedRun, count: NetworkCount, batch: BatchPlan, states: StateBytes) -> Summary:
     """Return the part of the summary that is about a rank's memory."""
-    buckets = _bucket_bytes(config, _weight_bytes(config))
-    on_gpu = _on_gpu(config, states)
-    memory = {**asdict(on_gpu), "buckets": buckets, "activations": count.activation_bytes * batch.micro_batch_size}
+    on_gpu, device = planned.on_gpu(states), planned.gpu.memory_bytes
+    activations = count.activation_bytes * batch.micro_batch_size
+    memory = {**asdict(on_gpu), "buckets": planned.bucket_bytes, "activations": activations}
     # activations and bucket are gone when the gradients are joined, which takes as much again as they do
     total = on_gpu.total + max(memory["buckets"] + memory["activations"], on_gpu.gradients)
-    gpu = GPUS[config.plan.gpu]
-    usable = int(USABLE * gpu.memory_bytes)
     return {
         "memory": memory,
         "states": on_gpu.total,
         "host_memory": states.total - on_gpu.total,
         "memory_total": total,
-        "gpu_memory": gpu.memory_bytes,
-        "fits": total <= usable,
-        "largest_micro_batch_size": _largest_micro_batch(config, count, states),
+        "gpu_memory": device,
+        "fits": total <= int(USABLE * device),
+        "largest_micro_batch_size": planned.largest_micro_batch(count, states),
     }
 
 
-def _on_gpu(config: RunConfig, states: StateBytes) -> StateBytes:
-    """Return the states that stay on the GPU: with an optimizer on the CPU the weights alone."""
-    zero = _ds_document(config)["zero_optimization"]
-    if zero.get("offload_optimizer", {}).get("device") != "cpu":
-        return states
-    return StateBytes(weights=states.weights, gradients=0, masters=0, moments=0, averages=0)
-
-
-def _largest_micro_batch(config: RunConfig, count: NetworkCount, states: StateBytes) -> int:
-    fixed = _on_gpu(config, states).total + _bucket_bytes(config, _weight_bytes(config))
-    return max(0, (int(USABLE * GPUS[config.plan.gpu].memory_bytes) - fixed) // count.activation_bytes)
-
-
-def _batch(config: RunConfig, ranks: int, *, most: int) -> BatchPlan:
-    return plan_batch(
-        global_batch_size=config.train.loop.global_batch_size, max_micro_batch_size=most, world_size=ranks
-    )
-
-
-def _weight_bytes(config: RunConfig) -> int:
-    return 2 if working_precision(config.train.loop.precision, native_bf16=True) == "bf16" else 4
-
-
-def count_denoiser(config: RunConfig) -> NetworkCount:
+def count_denoiser(planned: PlannedRun) -> NetworkCount:
     """Count U-Net and conditioner for one image."""
-    shape = _latent_shape(config)
-    dtype = torch.bfloat16 if _weight_bytes(config) == 2 else torch.float32
+    schema, shape = DEFAULT_LABEL_SCHEMA, planned.latent_shape
+    dtype = torch.bfloat16 if planned.weight_bytes == 2 else torch.float32
     with torch.device("meta"):
-        denoiser = (
-            diffusion_setup.denoiser(
-                config.train.unet, seed=config.seed, schema=DEFAULT_LABEL_SCHEMA, latent_shape=shape
-            )
-            .to(dtype)
-            .train()
-        )
-        if config.train.loop.gradient_checkpointing:
+        denoiser = diffusion_setup.denoiser(planned.train.unet, seed=planned.seed, schema=schema, latent_shape=shape)
+        denoiser = denoiser.to(dtype).train()
+        if planned.train.loop.gradient_checkpointing:
             denoiser.unet.enable_gradient_checkpointing()
-        labels = len(DEFAULT_LABEL_SCHEMA.labels)
         return count_network(
             denoiser,
             torch.empty(1, *shape, dtype=dtype),
             torch.zeros(1, dtype=torch.int64),
-            torch.zeros(1, labels, dtype=torch.int64),
+            torch.zeros(1, len(schema.labels), dtype=torch.int64),
         )
 
 
-def _latent_shape(config: RunConfig) -> tuple[int, int, int]:
-    return latent_shape(config.train_vae.autoencoder, image_size_px=config.prepare.image_size_px)
-
-
-def _ds_document(config: RunConfig) -> dict[str, Any]:
-    path, document = read_ds_file(config.launch.ds_config, device="cuda")
-    return check_ds_file(document, where=str(path))
-
-
-def _bucket_bytes(config: RunConfig, weight_bytes: int) -> int:
-    """Return the size of the buffer gradients are gathered in before they are reduced."""
-    return int(_ds_document(config)["zero_optimization"]["reduce_bucket_size"]) * weight_bytes
-
-
-def _gradient_bytes(config: RunConfig) -> int:
-    """Return the size of a gradient on its way to the other ranks."""
-    kind = _ds_document(config).get("communication_data_type")
-    return _weight_bytes(config) if kind is None else 4 if kind == "fp32" else 2
-
-
-def _report(config: RunConfig, console: Console, summary: Summary) -> None:
-    memory, ranks, loop = summary["memory"], summary["ranks"], config.train.loop
+def _report(planned: PlannedRun, console: Console, summary: Summary) -> None:
+    plan, loop = planned.plan, planned.train.loop
+    memory, ranks = summary["memory"], summary["ranks"]
     found = ", assumed: found at start" if loop.micro_batch_size == "auto" else ""
-    shape = " x ".join(map(str, _latent_shape(config)))
+    shape = " x ".join(map(str, planned.latent_shape))
     console.table(
-        f"{config.plan.gpu} x {ranks}",
+        f"{plan.gpu} x {ranks}",
         ("what", "how much", "of what"),
         [
             ("parameters", f"{summary['parameters'] / 1e6:,.1f} M", f"U-Net and conditioner, latents {shape}"),
@@ -222,11 +249,11 @@ def _report(config: RunConfig, console: Console, summary: Summary) -> None:
         [*rows, ("all", f"{total:.2f} GiB", f"of {device:.0f} GiB; model states {summary['states'] / GIB:.2f} GiB")],
     )
     if summary["host_memory"]:
-        host = summary["host_memory"] * (config.launch.procs_per_node or config.launch.gpus_per_node or 1) / GIB
+        host = summary["host_memory"] * planned.ranks_per_node / GIB
         console.message(f"states offloaded to the memory of a node: {host:.2f} GiB (launch.ds_config)")
-    cost = "" if summary["cost"] is None else f", {summary['cost']:,.0f} at {config.plan.price_per_gpu_hour} an hour"
+    cost = "" if summary["cost"] is None else f", {summary['cost']:,.0f} at {plan.price_per_gpu_hour} an hour"
     console.table(
-        f"time, if the GPUs compute at {config.plan.mfu:.0%} of their peak (HFU)",
+        f"time, if the GPUs compute at {plan.mfu:.0%} of their peak (HFU)",
         ("what", "how much", "of what"),
         [
             ("MFU", f"{summary['mfu']:.1%}", "of the peak: the model's own operations, without what is recomputed"),
@@ -239,11 +266,11 @@ def _report(config: RunConfig, console: Console, summary: Summary) -> None:
                 "a rank sends a step; its time is not in the above",
             ),
             ("checkpoint", f"{summary['checkpoint_bytes'] / GIB:,.2f} GiB", f"{loop.keep_checkpoints} are kept"),
-            *_snapshots(config, summary),
+            *_snapshots(planned.train.ema, summary),
             (
                 "latents",
                 f"{summary['latent_set_bytes'] / GIB:,.1f} GiB",
-                f"{config.plan.num_images:,} images, fp16 moments",
+                f"{plan.num_images:,} images, fp16 moments",
             ),
         ],
     )
@@ -254,11 +281,11 @@ def _report(config: RunConfig, console: Console, summary: Summary) -> None:
         console.warning(f"{total:.1f} GiB do not fit into {USABLE:.0%} of {device:.0f} GiB: {advice}{more}")
 
 
-def _snapshots(config: RunConfig, summary: Summary) -> list[tuple[str, str, str]]:
+def _snapshots(ema: DiffusionEmaConfig, summary: Summary) -> list[tuple[str, str, str]]:
     """Return the line about snapshots of averages, for a run that takes any."""
-    if not config.train.ema.sigma_rel:
+    if not ema.sigma_rel:
         return []
-    widths = ", ".join(f"{width:g}" for width in config.train.ema.sigma_rel)
+    widths = ", ".join(f"{width:g}" for width in ema.sigma_rel)
     return [("snapshots", f"{summary['snapshot_bytes'] / GIB:,.1f} GiB", f"averages of width {widths}; all are kept")]
 
 

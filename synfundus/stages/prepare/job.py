@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 
+from synfundus.config.photographs import PrepareConfig
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World, share_of, without_timeout
@@ -61,8 +62,9 @@ class _Assignment:
 class _Chief:
     """What rank 0 alone does."""
 
-    def __init__(self, config: RunConfig, places: Places, console: Console) -> None:
-        self._config = config
+    def __init__(self, section: PrepareConfig, seed: int, places: Places, console: Console) -> None:
+        self._section = section
+        self._seed = seed
         self._places = places
         self._console = console
         self._plan: InputPlan | None = None
@@ -78,7 +80,7 @@ class _Chief:
 
     def begin(self) -> _Assignment:
         """Find the inputs and make the folders ours."""
-        places, section = self._places, self._config.prepare
+        places, section = self._places, self._section
         complete = check_out(places)
         self._others = find_other_sets(section.compare_with)
         plan = self._plan = plan_inputs(
@@ -86,7 +88,7 @@ class _Chief:
             source=places.source,
             compared_with=[other.identity for other in self._others],
             open_secret=lambda: open_crosswalk(places.crosswalk, out=resolved(places.out)),
-            seed=self._config.seed,
+            seed=self._seed,
         )
         for warning in plan.warnings:
             self._console.warning(warning)
@@ -104,7 +106,7 @@ class _Chief:
         places, plan = self._places, self.plan
         with room_for_thumbnails(len(plan.samples)) as thumbnails:
             results = read_chunks(places, plan, thumbnails)
-            decision = self._decision = decide(self._config.prepare, plan, results, self._others, self._console)
+            decision = self._decision = decide(self._section, plan, results, self._others, self._console)
             self._check(decision, results)
             write_findings(places, results, decision, self._others)
         self._tasks = plan_shard_tasks(places, decision)
@@ -170,7 +172,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     began = time.perf_counter()
     section = config.prepare
     places = find_places(section)
-    chief = _Chief(config, places, console)
+    chief = _Chief(section, config.seed, places, console)
     world = without_timeout(world)  # a stage may take hours, and one rank longer than another
     assignment = on_rank_0(chief.begin, world)
     if assignment.complete:

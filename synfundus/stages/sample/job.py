@@ -25,6 +25,7 @@ from synfundus.artifacts.model import Model
 from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
 from synfundus.artifacts.run_folder import versions
 from synfundus.artifacts.sample_set import PngStore, SampleStore, ShardStore
+from synfundus.config.generation import SampleConfig
 from synfundus.config.schema import RunConfig
 from synfundus.diffusion.sampling import scheduler_for
 from synfundus.distributed.agreement import on_rank_0
@@ -55,14 +56,16 @@ class _Work:
     """All a rank needs to generate its part.
 
     Attributes:
-        config: The resolved config.
+        section: What is asked for.
+        seed: Seed of the noise.
         pipeline: The model.
         rows: Labels of every image.
         store: Where images go.
         device: Where to compute.
     """
 
-    config: RunConfig
+    section: SampleConfig
+    seed: int
     pipeline: Model
     rows: Sequence[LabelRow]
     store: SampleStore
@@ -71,7 +74,7 @@ class _Work:
     @property
     def batch_size(self) -> int:
         """Images in a canonical batch."""
-        return self.config.sample.batch_size
+        return self.section.batch_size
 
     def batch_images(self, batch: int) -> range:
         """Return the images of a batch, those of the padding left out."""
@@ -104,11 +107,11 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         schema=pipeline.label_schema,
         where=section.labels or "sample.labels",
     )
-    request = _request(config, pipeline, rows)
+    request = _request(section, config.seed, pipeline, rows)
     on_rank_0(lambda: _CLAIM.make(out, request), world)
     build.attention(pipeline.denoiser.unet, config.launch, dtype=dtype, world=world, console=console)
     pipeline.denoiser.to(dtype)
-    work = _Work(config, pipeline, rows, _store(config, out, pipeline, rows), device)
+    work = _Work(section, config.seed, pipeline, rows, _store(section, config.seed, out, pipeline, rows), device)
     at_the_end = without_timeout(world)
     num_kept = _generate(work, world, console)
     at_the_end.barrier()
@@ -117,26 +120,25 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     return {"out": out, "num_images": len(rows), "num_kept": num_kept, "fingerprint": pipeline.fingerprint}
 
 
-def _store(config: RunConfig, out: str, pipeline: Model, rows: Sequence[LabelRow]) -> SampleStore:
-    if config.sample.format == "png":
+def _store(section: SampleConfig, seed: int, out: str, pipeline: Model, rows: Sequence[LabelRow]) -> SampleStore:
+    if section.format == "png":
         return PngStore(out)
     return ShardStore(
         out,
         rows=rows,
         schema=pipeline.label_schema,
-        seed=config.seed,
+        seed=seed,
         image_size_px=pipeline.image_size_px,
-        batch_size=config.sample.batch_size,
+        batch_size=section.batch_size,
     )
 
 
-def _request(config: RunConfig, pipeline: Model, rows: Sequence[LabelRow]) -> dict[str, Any]:
+def _request(section: SampleConfig, seed: int, pipeline: Model, rows: Sequence[LabelRow]) -> dict[str, Any]:
     """Return what decides the bytes of the images."""
-    section = config.sample
     request = {
         "model_fingerprint": pipeline.fingerprint,
         "autoencoder_fingerprint": pipeline.autoencoder_fingerprint,
-        "seed": config.seed,
+        "seed": seed,
         "num_images": len(rows),
         "labels_sha256": hashlib.sha256(label_table(rows, pipeline.label_schema.names)).hexdigest(),
         **section.model_dump(
@@ -196,9 +198,9 @@ def _batch_pixels(work: _Work, batch: int) -> NDArray[np.uint8]:
     schema, pipeline = work.pipeline.label_schema, work.pipeline
     states = [schema.encode(work.rows[image] if image < len(work.rows) else {}) for image in images]
     return pipeline.generate(
-        initial_noise=keyed_normal(work.config.seed, "sample", images, pipeline.latent_shape),
+        initial_noise=keyed_normal(work.seed, "sample", images, pipeline.latent_shape),
         states=np.array(states, dtype=np.int64),
-        settings=diffusion_setup.sampler_settings(work.config.sample),
+        settings=diffusion_setup.sampler_settings(work.section),
         device=work.device,
     )
 
@@ -207,7 +209,7 @@ def _encode(work: _Work, image: int, pixels: NDArray[np.uint8]) -> bytes:
     text = {
         "synthetic": "yes",
         "Software": f"synfundus {__version__}",
-        "seed": str(work.config.seed),
+        "seed": str(work.seed),
         "index": str(image),
         "model": work.pipeline.fingerprint,
         "labels": json.dumps(work.rows[image]),
@@ -232,13 +234,13 @@ def _publish(work: _Work, out: str, request: dict[str, Any]) -> None:
     filesystem.write_bytes(filesystem.join(out, LABELS_NAME), table)
     provenance = filesystem.join(out, PROVENANCE_NAME)
     documents.write_document(provenance, properties, format_name=FORMAT_NAME, version=FORMAT_VERSION)
-    count = min(work.config.sample.contact_sheet_images, len(work.rows))
+    count = min(work.section.contact_sheet_images, len(work.rows))
     if count:
         filesystem.write_bytes(filesystem.join(out, SHEET_NAME), _contact_sheet(work, count))
 
 
 def _contact_sheet(work: _Work, count: int) -> bytes:
-    section = work.config.sample
+    section = work.section
     images = [decode_image(work.store.read(image), where=work.store.file_name(image)) for image in range(count)]
     sheet = contact_sheet(
         images,
@@ -246,6 +248,6 @@ def _contact_sheet(work: _Work, count: int) -> bytes:
         columns=_SHEET_COLUMNS,
         tile_px=min(images[0].shape[0], _SHEET_TILE_PX),
         title=f"synthetic · {count} of {len(work.rows):,} images · {section.sampler}, {section.num_steps} steps, "
-        f"guidance {section.guidance_scale:g}, seed {work.config.seed}",
+        f"guidance {section.guidance_scale:g}, seed {work.seed}",
     )
     return encode_png(sheet, text={"synthetic": "yes"}, compress_level=_COMPRESS_LEVEL)

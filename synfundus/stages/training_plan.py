@@ -1,16 +1,16 @@
-"""The arithmetic of a training run, checked and shown before anything starts."""
+"""The arithmetic of a training run, checked and shown before anything starts, without torch."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from synfundus.cli.verbs import Verb
 from synfundus.config.assets import read_ds_file
+from synfundus.config.diffusion import TrainConfig
 from synfundus.config.measured import assumed_micro_batch
 from synfundus.config.precision import working_precision
-from synfundus.config.schema import RunConfig
-from synfundus.config.training import LoopConfig, OptimConfig
+from synfundus.config.training import TrainVaeConfig
 from synfundus.distributed.ds_config import BatchPlan, build_ds_config, check_ds_file, plan_batch
 from synfundus.distributed.processor import processor_has_bf16
 
@@ -20,22 +20,34 @@ class TrainingPlan:
     """What follows from a training section.
 
     Attributes:
+        section: The section.
         batch: How the global batch is spread.
         steps: Optimizer steps until the budget is spent.
         ds_path: The DeepSpeed file it builds on.
         ds_config: What DeepSpeed will get.
     """
 
+    section: TrainConfig | TrainVaeConfig
     batch: BatchPlan
     steps: int
     ds_path: str
     ds_config: dict[str, Any]
 
-
-def training_sections(verb: Verb, config: RunConfig) -> tuple[LoopConfig, OptimConfig]:
-    """Return the loop and the optimizer a training verb uses."""
-    section = config.train_vae if verb.trains == "train_vae" else config.train
-    return section.loop, section.optim
+    def describe(self) -> str:
+        """Say it, for a dry run."""
+        loop, batch = self.section.loop, self.batch
+        spread = f"{batch.micro_batch_size} images x {batch.gradient_accumulation_steps} accumulation step(s)"
+        if loop.micro_batch_size == "auto":
+            spread = (
+                f"as many images as memory holds x accumulation steps\n"
+                f"the micro-batch is found at start; below all {batch.micro_batch_size} images of a rank fit at once"
+            )
+        return (
+            f"# batch\n"
+            f"global batch {batch.global_batch_size} = {batch.world_size} rank(s) x {spread}\n"
+            f"{loop.budget_images} images / {batch.global_batch_size} = {self.steps} optimizer steps\n\n"
+            f"# DeepSpeed ({self.ds_path})\n{json.dumps(self.ds_config, indent=2)}\n\n"
+        )
 
 
 def _likely_bf16(device: Literal["cpu", "cuda"]) -> bool:
@@ -43,19 +55,28 @@ def _likely_bf16(device: Literal["cpu", "cuda"]) -> bool:
     return device == "cuda" or processor_has_bf16()
 
 
-def check_training(verb: Verb, config: RunConfig, *, world_size: int, device: Literal["cpu", "cuda"]) -> TrainingPlan:
+def plan_training(
+    section: TrainConfig | TrainVaeConfig, ds_file: str | None, *, world_size: int, device: Literal["cpu", "cuda"]
+) -> TrainingPlan:
     """Derive batch, steps and the DeepSpeed dictionary; with a micro-batch found at start, as if all fitted at once.
+
+    Args:
+        section: How it trains.
+        ds_file: The DeepSpeed file; None for the one that goes with the device.
+        world_size: Ranks.
+        device: What they compute on.
 
     Raises:
         ConfigError: A global batch the ranks cannot share, or a DeepSpeed file that is not one.
     """
-    loop, optim = training_sections(verb, config)
+    loop = section.loop
     batch = plan_batch(
         global_batch_size=loop.global_batch_size, max_micro_batch_size=assumed_micro_batch(loop), world_size=world_size
     )
-    path, document = read_ds_file(config.launch.ds_config, device=device)
+    path, document = read_ds_file(ds_file, device=device)
     checked = check_ds_file(document, where=str(path))
     return TrainingPlan(
+        section=section,
         batch=batch,
         steps=-(-loop.budget_images // loop.global_batch_size),
         ds_path=str(path),
@@ -63,6 +84,6 @@ def check_training(verb: Verb, config: RunConfig, *, world_size: int, device: Li
             checked,
             batch=batch,
             precision=working_precision(loop.precision, native_bf16=_likely_bf16(device)),
-            max_grad_norm=optim.max_grad_norm,
+            max_grad_norm=section.optim.max_grad_norm,
         ),
     )

@@ -1,0 +1,140 @@
+"""What is asked for: a verb and its values, made of the options that were given and checked before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from synfundus.cli.verbs import COMMON
+from synfundus.config.base import value_at
+from synfundus.config.diffusion import TrainConfig
+from synfundus.config.loader import Assignment, LoadedConfig, load_config
+from synfundus.config.schema import RunConfig
+from synfundus.config.training import TrainVaeConfig
+from synfundus.errors import ConfigError
+from synfundus.stages.verb import Option, Verb
+from synfundus.storage.locations import parse_weighted
+
+UNKNOWN_LABEL = "unknown"
+
+
+@dataclass(frozen=True)
+class Request:
+    """A verb and the values it is to run with.
+
+    Attributes:
+        verb: The verb.
+        loaded: The resolved values, and where each came from.
+    """
+
+    verb: Verb
+    loaded: LoadedConfig
+
+    @property
+    def config(self) -> RunConfig:
+        """Return the values."""
+        return self.loaded.config
+
+    @property
+    def section(self) -> Any:  # noqa: ANN401 - each verb knows the class of its own
+        """Return the verb's own section."""
+        return getattr(self.config, self.verb.key)
+
+    @property
+    def training(self) -> TrainConfig | TrainVaeConfig:
+        """Return the training section; that of `train`, which says how many threads, for a verb that trains nothing."""
+        section: TrainConfig | TrainVaeConfig = getattr(self.config, self.verb.trains or "train")
+        return section
+
+    def texts(self, option: Option) -> list[str]:
+        """Return the values at an option's path as texts: none, one or several."""
+        value = value_at(self.config, option.path)
+        return [str(text) for text in value] if isinstance(value, tuple) else [] if value is None else [str(value)]
+
+    def check(self, *, look: bool) -> None:
+        """Check what the schema cannot: that the verb has what it needs.
+
+        Args:
+            look: Also look whether paths exist; a dry run may describe another machine.
+
+        Raises:
+            ConfigError: Naming every option that is missing or points nowhere.
+        """
+        verb = self.verb
+        problems: list[str] = []
+        for option in verb.options:
+            texts = self.texts(option)
+            if option.required and not any(text.strip() for text in texts):
+                problems.append(f"{option.flag} is missing ({option.path}): {option.help}")
+            elif option.role:
+                problems.extend(filter(None, (_location_problem(option, text, look=look) for text in texts)))
+        if verb.problems is not None:
+            problems.extend(verb.problems(self.section, look))
+        if problems:
+            message = problems[0] if len(problems) == 1 else "\n".join(f"- {problem}" for problem in problems)
+            raise ConfigError(message, where=f"synfundus {verb.name}", hint=f"see `synfundus {verb.name} --help`")
+
+
+def load_request(verb: Verb, given: Mapping[str, Any]) -> Request:
+    """Resolve a verb's values from its options, given as typed by their Python names.
+
+    Raises:
+        ConfigError: With every problem found.
+    """
+    loaded = load_config(
+        preset=given["preset"] or verb.default_preset,
+        file=given["config"],
+        settings=given["set"],
+        flags=_assignments(verb, given),
+    )
+    return Request(verb, loaded)
+
+
+def _assignments(verb: Verb, given: Mapping[str, Any]) -> list[Assignment]:
+    """Turn the options that were given into assignments.
+
+    Raises:
+        ConfigError: A repeatable NAME=VALUE without an equals sign.
+    """
+    found: list[Assignment] = []
+    for option in (*verb.options, *COMMON):
+        value = given.get(option.name)
+        if not option.path or value is None or value is False or value == []:
+            continue
+        if option.kind == "flag":
+            found.append(Assignment(option.path, "true", option.flag))
+        elif option.kind == "mapping":
+            found.extend(_pair(option, text) for text in value)
+        else:
+            found.append(Assignment(option.path, value, option.flag))
+    return found
+
+
+def _pair(option: Option, text: str) -> Assignment:
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip() or not value.strip():
+        raise ConfigError(
+            f"{text!r} is not of the form NAME=VALUE", where=option.flag, hint=f"for example {option.flag} dr_grade=3"
+        )
+    unknown = value.strip().lower() in (UNKNOWN_LABEL, "null")
+    return Assignment(f"{option.path}.{name.strip()}", None if unknown else value.strip(), option.flag)
+
+
+def _location_problem(option: Option, text: str, *, look: bool) -> str | None:
+    """Say what is wrong with a location, with ``look`` also on the disk; object stores are left to the job."""
+    if not text.strip():
+        return f"{option.flag} is empty ({option.path})"
+    url = parse_weighted(text)[0] if option.kind == "many" else text
+    if not look or "://" in url:
+        return None
+    try:
+        path = Path(url)
+        if option.role == "input" and not path.exists():
+            return f"{option.flag}: {url!r} does not exist ({option.path})"
+        if option.role != "input" and path.exists() and not path.is_dir():
+            return f"{option.flag}: {url!r} is a file, not a folder ({option.path})"
+    except OSError as error:
+        return f"{option.flag}: {url[:80]!r} cannot be used as a path: {error.strerror} ({option.path})"
+    return None

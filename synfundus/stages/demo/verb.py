@@ -1,0 +1,41 @@
+"""`synfundus demo` on the command line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from synfundus.stages.verb import DEVICE, PROCS, Option, Verb
+
+if TYPE_CHECKING:
+    from synfundus.config.generation import DemoConfig
+
+
+def _problems(section: DemoConfig, look: bool) -> list[str]:
+    del look
+    if (section.source is None) == (section.labels is None):
+        return []
+    return ["--source and --labels belong together: photographs and the table that describes them"]
+
+
+VERB = Verb(
+    name="demo",
+    help="Walk the whole chain on phantoms, or on your own photographs, in minutes.",
+    order=10,
+    options=(
+        Option("--out", "demo.out", "Folder for everything the demo makes.", required=True, role="output"),
+        Option("--minutes", "demo.minutes", "Rough time on two idle cores."),
+        Option("--source", "demo.source", "Folder of your own photographs instead of phantoms.", role="input"),
+        Option("--labels", "demo.labels", "Label table of your own photographs.", role="input"),
+        Option("--mapping", "demo.mapping", "Mapping YAML of your own table.", role="input"),
+        PROCS,
+        DEVICE,
+    ),
+    sections=(
+        *("seed", "demo", "phantoms", "prepare", "train_vae", "encode_latents", "train", "sample"),
+        *("launch", "telemetry"),
+    ),
+    distributed=True,
+    trains="train",
+    default_preset="demo-cpu",
+    problems=_problems,
+)

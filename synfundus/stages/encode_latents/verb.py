@@ -1,0 +1,21 @@
+"""`synfundus encode-latents` on the command line."""
+
+from synfundus.stages.verb import CACHE, DATA_HELP, DISTRIBUTED, VAE_HELP, Option, Verb
+
+VERB = Verb(
+    name="encode-latents",
+    help="Encode images into posterior moments with a frozen autoencoder.",
+    order=220,
+    options=(
+        Option("--data", "encode_latents.data", DATA_HELP, required=True, role="input"),
+        Option("--vae", "encode_latents.vae", VAE_HELP, required=True, role="input"),
+        Option("--out", "encode_latents.out", "Folder of the latent set to write.", required=True, role="output"),
+        Option("--flip", "encode_latents.flip", "Also store the moments of the mirrored image.", "flag"),
+        Option("--batch-size", "encode_latents.batch_size", "Images per forward pass."),
+        CACHE,
+        *DISTRIBUTED,
+    ),
+    sections=("seed", "encode_latents", "storage", "launch", "telemetry"),
+    distributed=True,
+    script="encode_latents.sh",
+)

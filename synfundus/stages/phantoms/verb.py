@@ -1,0 +1,16 @@
+"""`synfundus phantoms` on the command line."""
+
+from synfundus.stages.verb import Option, Verb
+
+VERB = Verb(
+    name="phantoms",
+    help="Draw procedural fundus photographs with ground truth.",
+    order=110,
+    options=(
+        Option("--out", "phantoms.out", "Folder for the photographs and labels.csv.", required=True, role="output"),
+        Option("--num-images", "phantoms.num_images", "Number of photographs."),
+        Option("--image-size", "phantoms.image_size_px", "Edge of the square photographs, in pixels."),
+        Option("--workers", "phantoms.workers", "Processes that draw; 0 draws in the main process."),
+    ),
+    sections=("seed", "phantoms"),
+)

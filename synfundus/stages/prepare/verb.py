@@ -1,0 +1,57 @@
+"""`synfundus prepare` on the command line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from synfundus.stages.verb import NODES, PROCS, Option, Verb
+
+if TYPE_CHECKING:
+    from synfundus.config.photographs import PrepareConfig
+
+
+def _problems(section: PrepareConfig, look: bool) -> list[str]:
+    del look
+    named = section.labels is not None or section.importer is not None
+    return [] if named else ["--labels is missing (prepare.labels): Label table, CSV"]
+
+
+def _dry_run(section: PrepareConfig, seed: int) -> str:
+    from synfundus.stages.prepare.plan import describe_inputs
+
+    return describe_inputs(section, seed=seed)
+
+
+VERB = Verb(
+    name="prepare",
+    help="Crop, de-identify and split photographs into shards.",
+    order=120,
+    options=(
+        Option("--source", "prepare.source", "Folder of photographs.", required=True, role="input"),
+        Option(
+            "--labels", "prepare.labels", "Label table, CSV; needed unless the importer's set has none.", role="input"
+        ),
+        Option("--importer", "prepare.importer", "Known set whose table to read, e.g. eyepacs, aptos2019, odir5k."),
+        Option("--mapping", "prepare.mapping", "YAML that says which column means what.", role="input"),
+        Option("--out", "prepare.out", "Folder of the shard set to write.", required=True, role="output"),
+        Option("--image-size", "prepare.image_size_px", "Edge of the square images in the set, in pixels."),
+        Option("--splits", "prepare.splits", "Fractions of patients: train,val,test."),
+        Option("--workers", "prepare.workers", "Processes that decode and crop; 0 works in the main process."),
+        Option("--crosswalk", "prepare.crosswalk", "Folder for the map from keys to source names.", role="output"),
+        Option("--burned-text", "prepare.burned_text", "Writing inside the disc: flag, quarantine or off."),
+        Option(
+            "--compare-with",
+            "prepare.compare_with",
+            "Other set, or its crosswalk: report look-alikes (repeatable).",
+            kind="many",
+        ),
+        NODES,
+        PROCS,
+    ),
+    sections=("seed", "prepare", "storage", "launch"),
+    distributed=True,
+    host_only=True,
+    script="prepare.sh",
+    problems=_problems,
+    dry_run=_dry_run,
+)

@@ -1,0 +1,69 @@
+"""`synfundus sample` on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from synfundus.errors import SynfundusError
+from synfundus.stages.verb import DISTRIBUTED, Option, Verb
+
+if TYPE_CHECKING:
+    from synfundus.config.generation import SampleConfig
+    from synfundus.labels.schema import LabelSchema
+
+
+def _problems(section: SampleConfig, look: bool) -> list[str]:
+    problems = []
+    if section.num_images is None and section.labels is None:
+        problems.append("--num-images or --labels is missing: how many images?")
+    if not look or section.model is None or "://" in section.model or not section.label:
+        return problems
+    schema = _schema_of(section.model)
+    if schema is None:
+        return problems
+    for name, value in section.label.items():
+        try:
+            schema.check_value(name, value)
+        except SynfundusError as error:
+            choices = f" ({error.hint})" if error.hint else ""
+            problems.append(f"--label: {error.message}{choices}")
+    return problems
+
+
+def _schema_of(model: str) -> LabelSchema | None:
+    """Return the label schema a run or model states; None where it cannot be told: the job says why."""
+    from synfundus.labels.schema import LabelSchema
+
+    for place in ("export/synfundus.json", "synfundus.json"):
+        path = Path(model) / place
+        try:
+            document = json.loads(path.read_bytes())
+            return LabelSchema.from_document(document["label_schema"], where=str(path))
+        except (OSError, ValueError, KeyError, TypeError, SynfundusError):
+            continue
+    return None
+
+
+VERB = Verb(
+    name="sample",
+    help="Generate images for labels.",
+    order=410,
+    options=(
+        Option("--model", "sample.model", "Run of `train`, or an exported pipeline.", required=True, role="input"),
+        Option("--out", "sample.out", "Folder to write.", required=True, role="output"),
+        Option("--num-images", "sample.num_images", "Number of images; with a plan the default is one a row."),
+        Option("--label", "sample.label", "NAME=VALUE every image gets (repeatable); the rest is unknown.", "mapping"),
+        Option("--labels", "sample.labels", "Label plan: a CSV with one row an image.", role="input"),
+        Option("--sampler", "sample.sampler", "ddim, dpmpp, euler or heun."),
+        Option("--num-steps", "sample.num_steps", "Solver steps."),
+        Option("--guidance-scale", "sample.guidance_scale", "Classifier-free guidance; 1 turns it off."),
+        Option("--format", "sample.format", "png or shards."),
+        *DISTRIBUTED,
+    ),
+    sections=("seed", "sample", "storage", "launch", "telemetry"),
+    distributed=True,
+    script="sample.sh",
+    problems=_problems,
+)

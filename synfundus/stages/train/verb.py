@@ -1,0 +1,30 @@
+"""`synfundus train` on the command line."""
+
+from synfundus.stages.verb import CACHE, DISTRIBUTED, MICRO_BATCH_HELP, Option, Verb
+
+VERB = Verb(
+    name="train",
+    help="Train the conditional diffusion model on latents.",
+    order=310,
+    options=(
+        Option(
+            "--latents",
+            "train.latents",
+            "Set of latents; several with shares: A:0.7, then B:0.3 (repeatable).",
+            kind="many",
+            required=True,
+            role="input",
+        ),
+        Option("--run-dir", "train.run_dir", "Folder of the run.", required=True, role="run"),
+        Option("--vae", "train.vae", "Autoencoder for previews; default the one the latents name.", role="input"),
+        Option("--init-from", "train.init_from", "Start from an exported model or a diffusers U-Net.", role="input"),
+        Option("--budget-images", "train.loop.budget_images", "Images to train on, epochs included."),
+        Option("--micro-batch", "train.loop.micro_batch_size", MICRO_BATCH_HELP),
+        CACHE,
+        *DISTRIBUTED,
+    ),
+    sections=("seed", "train", "storage", "launch", "telemetry"),
+    distributed=True,
+    script="ldm.sh",
+    trains="train",
+)

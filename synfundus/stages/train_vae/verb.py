@@ -1,0 +1,24 @@
+"""`synfundus train-vae` on the command line."""
+
+from synfundus.stages.verb import CACHE, DATA_HELP, DISTRIBUTED, MICRO_BATCH_HELP, Option, Verb
+
+VERB = Verb(
+    name="train-vae",
+    help="Train the autoencoder.",
+    order=210,
+    options=(
+        Option("--data", "train_vae.data", DATA_HELP, required=True, role="input"),
+        Option("--run-dir", "train_vae.run_dir", "Folder of the run.", required=True, role="run"),
+        Option(
+            "--init-from", "train_vae.init_from", "Start from a diffusers AutoencoderKL or AutoencoderDC.", role="input"
+        ),
+        Option("--budget-images", "train_vae.loop.budget_images", "Images to train on, epochs included."),
+        Option("--micro-batch", "train_vae.loop.micro_batch_size", MICRO_BATCH_HELP),
+        CACHE,
+        *DISTRIBUTED,
+    ),
+    sections=("seed", "train_vae", "storage", "launch", "telemetry"),
+    distributed=True,
+    script="vae.sh",
+    trains="train_vae",
+)
