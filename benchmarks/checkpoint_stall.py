@@ -17,7 +17,7 @@ import torch
 from benchmarks.measuring import report
 from synfundus.config.loader import load_config
 from synfundus.distributed.world import World, connect, disconnect, new_group, torch_device
-from synfundus.stages import build
+from synfundus.stages import training_setup
 from synfundus.stages.trial_step import latent_shape, random_batch, training_step
 from synfundus.training.checkpoints.writer import CheckpointWriter
 
@@ -41,16 +41,16 @@ class Run:
         config, device = self.config, torch_device(world)
         shape = latent_shape(config.train_vae.autoencoder, image_size_px=config.prepare.image_size_px)
         step = training_step(config.train, shape, device, seed=config.seed)
-        self.engine = build.engine(
+        self.engine = training_setup.engine(
             step,
             step.denoiser,
             loop=config.train.loop,
             optim=config.train.optim,
             launch=config.launch,
-            batch=build.batch_plan(config.train.loop, world.size),
+            batch=training_setup.batch_plan(config.train.loop, world.size),
             world=world,
         )
-        self.ema = build.ema(config.train.ema, self.engine)
+        self.ema = training_setup.ema(config.train.ema, self.engine)
         self.images_seen = 0
         self._batch = random_batch(config.train.diffusion, BATCH, shape, device)
 
@@ -74,7 +74,7 @@ def writer(run: Run, world: World, folder: str, *, background: bool) -> Checkpoi
         keep=2,
         world=world,
         background=new_group(world, timeout_s=120.0) if background else None,
-        watchdog=build.watchdog(run.config.train.loop, run.config.launch, world),
+        watchdog=training_setup.watchdog(run.config.train.loop, run.config.launch, world),
     )
 
 

@@ -17,7 +17,7 @@ from benchmarks.measuring import report
 from benchmarks.training_runs import last_lines, start_ranks
 from synfundus.config.loader import load_config
 from synfundus.distributed.world import connect, disconnect, torch_device
-from synfundus.stages import build
+from synfundus.stages import training_setup
 from synfundus.stages.trial_step import latent_shape, random_batch, training_step
 from synfundus.training.memory.footprint import state_bytes
 
@@ -54,8 +54,8 @@ def probe(precision: str) -> None:
     device = torch_device(world)
     step = training_step(config.train, shape, device, seed=config.seed)
     parameters = sum(parameter.numel() for parameter in step.parameters() if parameter.requires_grad)
-    plan = build.batch_plan(config.train.loop, world.size)
-    engine = build.engine(
+    plan = training_setup.batch_plan(config.train.loop, world.size)
+    engine = training_setup.engine(
         step,
         step.denoiser,
         loop=config.train.loop,
@@ -64,7 +64,7 @@ def probe(precision: str) -> None:
         batch=plan,
         world=world,
     )
-    averages = build.ema(config.train.ema, engine, sigma_rel=WIDTHS)
+    averages = training_setup.ema(config.train.ema, engine, sigma_rel=WIDTHS)
     measured: list[int] = []
     engine._zero.optimizer.register_step_pre_hook(lambda *_: measured.append(living_bytes(before)[0]))
     for _ in range(2):

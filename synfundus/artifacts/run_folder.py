@@ -34,7 +34,7 @@ from synfundus.training.checkpoints.model_files import ModelPart
 from synfundus.training.checkpoints.search import FoundCheckpoint, find_checkpoint
 from synfundus.training.checkpoints.writer import CheckpointWriter
 from synfundus.training.ema import ShardedEma
-from synfundus.training.loop_state import TrainState
+from synfundus.training.train_state import TrainState
 
 FORMAT_NAME = "synfundus-run"
 FORMAT_VERSION = 1

@@ -195,3 +195,16 @@ class TrainConfig(Section):
     @classmethod
     def _one_or_several(cls, value: object) -> object:
         return () if value is None else (value,) if isinstance(value, str) else value
+
+    def identity_document(self) -> dict[str, Any]:
+        """Return what of this section belongs to a run's identity; what it starts from adds the network."""
+        ema = self.ema.model_dump(mode="json", exclude={"snapshot_every_images"})
+        if not self.ema.sigma_rel:  # as in runs from before there were any
+            del ema["sigma_rel"]
+        return {
+            "diffusion": self.diffusion.identity_document(),
+            "optim": self.optim.model_dump(mode="json"),
+            "ema": ema,
+            "global_batch_size": self.loop.global_batch_size,
+            "precision": self.loop.precision,
+        }

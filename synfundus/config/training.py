@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -162,3 +162,15 @@ class TrainVaeConfig(Section):
     """Optimizer."""
     ema: EmaConfig = EmaConfig()
     """Weight averaging."""
+
+    def identity_document(self) -> dict[str, Any]:
+        """Return what of this section belongs to a run's identity."""
+        return {
+            "init_from": self.init_from,
+            "codec": None if self.init_from else self.autoencoder.model_dump(mode="json"),
+            "loss": self.loss.model_dump(mode="json"),
+            "optim": self.optim.model_dump(mode="json"),
+            "ema": self.ema.model_dump(mode="json"),
+            "global_batch_size": self.loop.global_batch_size,
+            "precision": self.loop.precision,
+        }

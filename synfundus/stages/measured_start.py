@@ -21,7 +21,7 @@ from synfundus.config.precision import definite
 from synfundus.config.training import LoopConfig
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World, torch_device
-from synfundus.stages import build
+from synfundus.stages import build, training_setup
 from synfundus.storage import documents, filesystem
 from synfundus.telemetry.console import Console
 from synfundus.training.memory.footprint import state_bytes
@@ -149,7 +149,7 @@ class _Search:
 
     def _settle_micro_batch(self, loop: LoopConfig, known: dict[str, Any]) -> LoopConfig:
         world = self._world
-        share = build.rank_share(loop, world.size)
+        share = training_setup.rank_share(loop, world.size)
         here = {"world_size": world.size, "device": on_rank_0(self._device_name, world)}
         size = remembered_size(known.get("micro_batch"), here, share=share)
         if size is not None:
@@ -173,7 +173,7 @@ class _Search:
 
     def _settle_format(self, loop: LoopConfig, known: dict[str, Any]) -> LoopConfig:
         """Have rank 0 measure; the others wait, so that nobody disturbs it. Collective."""
-        most = build.batch_plan(loop, self._world.size).micro_batch_size
+        most = training_setup.batch_plan(loop, self._world.size).micro_batch_size
         rehearsal = self.rehearsal
 
         def work() -> dict[str, Any]:
@@ -202,7 +202,7 @@ class _Search:
             weight_bytes=weight_bytes,
             num_averages=self._rehearsed.num_averages,
         )
-        zero = build.ds_document(self._launch, self._world.device)["zero_optimization"]
+        zero = training_setup.ds_document(self._launch, self._world.device)["zero_optimization"]
         buckets = int(zero["reduce_bucket_size"]) * weight_bytes
         offloaded = zero.get("offload_optimizer", {}).get("device") == "cpu" and self._device.type == "cuda"
         return buckets + (states.weights if offloaded else states.total)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import resource
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 import torch
 
@@ -84,6 +85,31 @@ def mean_waits_and_peak(
     ranks = world.all_gather((waited_s, stalled_s, peak_bytes))
     waits, stalls, peaks = zip(*ranks, strict=True)
     return math.fsum(waits) / len(waits), math.fsum(stalls) / len(stalls), max(peaks)
+
+
+@dataclass
+class Clock:
+    """Time spent since the last row.
+
+    Attributes:
+        began: When the interval would have begun had all of it been training.
+        images_at_start: Images seen at the last row.
+        wait_at_start_s: Seconds waited for data up to there.
+        paused_s: Time that was not training time.
+        stalled_s: What of it went into checkpoints.
+    """
+
+    began: float = field(default_factory=time.perf_counter)
+    images_at_start: int = 0
+    wait_at_start_s: float = 0.0
+    paused_s: float = 0.0
+    stalled_s: float = 0.0
+
+    def pause(self, seconds: float, *, saving: bool) -> None:
+        """Leave out time that is not training time; what of it went into checkpoints is kept apart."""
+        self.began += seconds
+        self.paused_s += seconds
+        self.stalled_s += seconds if saving else 0.0
 
 
 class Meter:

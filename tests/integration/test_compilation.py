@@ -20,7 +20,7 @@ from synfundus.distributed.world import World
 from synfundus.errors import ConfigError
 from synfundus.models.compilation import compile_blocks
 from synfundus.models.compiler import missing_for_compilation
-from synfundus.stages import build
+from synfundus.stages import training_setup
 from synfundus.stages.trial_step import random_batch, training_step
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import SilentConsole
@@ -45,8 +45,8 @@ def trained(world: World, *, backend: str | None, **loop: Any) -> tuple[list[flo
         step.denoiser.unet.enable_gradient_checkpointing()
     if backend is not None:
         assert compile_blocks(step.denoiser, backend=backend) == 9
-    batch = build.batch_plan(config.train.loop, world.size)
-    engine = build.engine(
+    batch = training_setup.batch_plan(config.train.loop, world.size)
+    engine = training_setup.engine(
         step,
         step.denoiser,
         loop=config.train.loop,
@@ -105,10 +105,10 @@ def test_what_a_gpu_needs_is_looked_for_too() -> None:
 
 
 def test_a_run_that_does_not_compile_looks_for_no_compiler(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "require_compilation", lambda device: pytest.fail(f"looked for one for {device}"))
-    build.check_compilation(tiny_config().train.loop, world)
+    monkeypatch.setattr(training_setup, "require_compilation", lambda device: pytest.fail(f"looked at {device}"))
+    training_setup.check_compilation(tiny_config().train.loop, world)
     denoiser = training_step(tiny_config(SMALL).train, SHAPE, CPU, seed=0).denoiser
-    build.compiled(denoiser, tiny_config().train.loop, SilentConsole())
+    training_setup.compiled(denoiser, tiny_config().train.loop, SilentConsole())
     assert not [module for module in denoiser.modules() if module._compiled_call_impl is not None]
 
 

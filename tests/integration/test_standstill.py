@@ -94,7 +94,7 @@ def test_data_and_saves_that_stand_still_are_named(
     [
         ("synfundus.stages.train.job:initial_denoiser:1", "the start", 0),
         pytest.param("synfundus.stages.train.job:initial_denoiser:1", "the start", 1, marks=pytest.mark.slow),
-        pytest.param("synfundus.stages.train.job:_Training._export:1", "the export", 0, marks=pytest.mark.slow),
+        pytest.param("synfundus.stages.train.job:DiffusionTraining.export:1", "the export", 0, marks=pytest.mark.slow),
     ],
 )
 def test_a_start_and_an_export_that_stand_still_are_named(

@@ -16,7 +16,7 @@ from synfundus.distributed.determinism import only_deterministic_kernels, seed_k
 from synfundus.distributed.world import LocalWorld
 from synfundus.models.attention import AttentionChoice
 from synfundus.models.unet import build_unet
-from synfundus.stages import build
+from synfundus.stages import build, training_setup
 from synfundus.telemetry.console import SilentConsole
 
 
@@ -35,7 +35,7 @@ def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_a_cpu_is_left_as_it_is() -> None:
     assert only_deterministic_kernels(device="cpu") is None
-    build.arithmetic(LoopConfig(deterministic=True), LocalWorld(), SilentConsole())
+    training_setup.arithmetic(LoopConfig(deterministic=True), LocalWorld(), SilentConsole())
     assert not torch.are_deterministic_algorithms_enabled()
     assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
 

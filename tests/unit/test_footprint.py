@@ -21,7 +21,6 @@ from synfundus.models.counting import count_network
 from synfundus.stages import diffusion_setup
 from synfundus.stages.plan import job as plan
 from synfundus.telemetry.console import SilentConsole
-from synfundus.training.loop_state import Periodic
 from synfundus.training.memory.footprint import (
     GPUS,
     ImageFlops,
@@ -31,6 +30,7 @@ from synfundus.training.memory.footprint import (
     state_bytes,
     throughput,
 )
+from synfundus.training.periodic import Periodic
 from synfundus.training.step_cost import Kernels, denoiser_cost, image_flops
 
 

@@ -29,10 +29,12 @@ from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import SilentConsole
 from synfundus.training.ema import ShardedEma
 from synfundus.training.guards import GuardSettings
-from synfundus.training.loop_state import LoopSettings, Periodic, TrainState
 from synfundus.training.optim import LrPlan
+from synfundus.training.periodic import Checkpoint, Periodic, Work
+from synfundus.training.recorder import Reports
 from synfundus.training.stopping import StopFlag
-from synfundus.training.trainer import Trainer
+from synfundus.training.train_state import TrainState
+from synfundus.training.trainer import LoopSettings, Trained, Trainer, Watch
 
 LAYOUT = FlatLayout.of([[("w", (3,))]])
 BATCH = 8
@@ -132,26 +134,33 @@ class Run:
         }
         guards = {key: settings.pop(key) for key in tuple(settings) if key in GUARDS}
         self.trainer = Trainer(
-            engine=self.engine.as_engine(),
-            loader=self.loader,
-            ema=self.ema,
-            lr=LrPlan(peak=1.0, schedule="constant", warmup_images=32, budget_images=80, min_ratio=0.0),
-            settings=LoopSettings(guards=GuardSettings(**(GUARDS | guards)), **(values | settings)),
-            state=self.state,
+            Trained(
+                self.engine.as_engine(),
+                self.ema,
+                LrPlan(peak=1.0, schedule="constant", warmup_images=32, budget_images=80, min_ratio=0.0),
+            ),
+            self.loader,
+            LoopSettings(guards=GuardSettings(**(GUARDS | guards)), **(values | settings)),
+            self.state,
+            reports=Reports(
+                console=self.talk,
+                write_metrics=lambda row: self.write_metrics(row),
+                write_ledger=lambda row: self.ledger.append(dict(row)),
+                set_names=["the set"],
+            ),
+            work=Work([self._periodic(*work, there) for work in periodic], self.saves, self._rewind),
+            watch=Watch(
+                Watchdog(rank=world.rank, world_size=world.size, store=LocalStatusStore(), limit_s=0), self.flag
+            ),
             world=world,
-            console=self.talk,
-            write_metrics=lambda row: self.rows.append(dict(row)),
-            write_ledger=lambda row: self.ledger.append(dict(row)),
-            set_names=["the set"],
-            periodic=[
-                Periodic(name, every, self._note(name), lambda at, name=name: (name, at.images_seen) in there, **when)  # type: ignore[misc]
-                for name, every, when in periodic
-            ],
-            saver=self.saves,
-            watchdog=Watchdog(rank=world.rank, world_size=world.size, store=LocalStatusStore(), limit_s=0),
-            rewind=self._rewind,
-            flag=self.flag,
         )
+
+    def _periodic(self, name: str, every: int, when: Mapping[str, bool], there: Sequence[tuple[str, int]]) -> Periodic:
+        kind = Checkpoint if name == "save" else Periodic
+        return kind(name, every, self._note(name), lambda at: (name, at.images_seen) in there, **when)
+
+    def write_metrics(self, row: Mapping[str, Any]) -> None:
+        self.rows.append(dict(row))
 
     def _rewind(self) -> int:
         self.rewound.append(self.state.images_seen)
@@ -219,7 +228,7 @@ def test_periodic_work_is_done_at_its_boundaries_in_order_and_at_the_end_if_aske
 
 
 def test_a_row_is_written_before_a_checkpoint_so_that_none_is_half_summed(shard_set: ShardSet) -> None:
-    run = Run(shard_set, periodic=[("save", 40, {"log_before": True})])
+    run = Run(shard_set, periodic=[("save", 40, {})])
     run.trainer.fit()
     assert run.positions() == [16, 32, 40, 48, 64, 80]
     assert [row["loss"] for row in run.rows] == [4.0, 20.0, 32.0, 40.0, 52.0, 68.0]
@@ -227,7 +236,7 @@ def test_a_row_is_written_before_a_checkpoint_so_that_none_is_half_summed(shard_
 
 def test_the_time_a_checkpoint_takes_is_a_stall_of_the_next_row_and_of_no_rate(shard_set: ShardSet) -> None:
     run = Run(shard_set)
-    slow = Periodic("slow", 40, lambda state: time.sleep(0.2), log_before=True)
+    slow = Checkpoint("slow", 40, lambda state: time.sleep(0.2))
     look = Periodic("look", 24, lambda state: time.sleep(0.2))
     run.trainer._periodic = [slow, look]
     run.trainer.fit()
@@ -351,7 +360,7 @@ def test_a_signal_after_the_last_step_stops_nothing(shard_set: ShardSet) -> None
     assert run.saves.places == []
 
 
-AROUND_A_SAVE = [("look", 40, {"at_end": True}), ("save", 40, {"at_end": True, "log_before": True}), ("draw", 40, {})]
+AROUND_A_SAVE = [("look", 40, {"at_end": True}), ("save", 40, {"at_end": True}), ("draw", 40, {})]
 
 
 def interrupt(run: Run, at: int, name: str) -> None:
@@ -540,8 +549,8 @@ def test_a_row_that_cannot_be_written_ends_all_ranks_before_a_checkpoint_without
         raise StorageError("disk full", where="metrics.jsonl")
 
     def work(world: World) -> Run:
-        run = Run(shard_set, world=world, periodic=[("save", 16, {"log_before": True})])
-        run.trainer._write_metrics = refuse
+        run = Run(shard_set, world=world, periodic=[("save", 16, {})])
+        run.write_metrics = refuse  # type: ignore[method-assign]
         with pytest.raises(StorageError, match="disk full"):
             run.trainer.fit()
         return run

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from synfundus.config.diffusion import DiffusionConfig
-from synfundus.config.schema import RunConfig
 from synfundus.errors import CheckpointError, SynfundusError
 from synfundus.labels.schema import LabelSchema
 from synfundus.models.adapted_unet import CLASS_NAME, Adaptation, adapt_unet
@@ -76,18 +75,18 @@ def find_foreign_unet(location: str) -> str | None:
 
 def open_foreign_unet(
     folder: str,
-    config: RunConfig,
     *,
     schema: LabelSchema,
     latent_shape: tuple[int, int, int],
+    dropout: float,
 ) -> ForeignStart:
     """Read a foreign U-Net and adapt it. What is new comes from the global generator: seed it.
 
     Args:
         folder: From `find_foreign_unet`.
-        config: The run's config; of its ``unet`` section the dropout counts.
         schema: Labels to condition on.
         latent_shape: ``(c, lh, lw)``.
+        dropout: In residual blocks.
 
     Raises:
         CheckpointError: Not a U-Net, pickled or damaged weights.
@@ -99,7 +98,7 @@ def open_foreign_unet(
             files = find_weights(local, kind=_KIND)
             fingerprint = _fingerprint(local, given, files)
             tensors = read_weights(local, files)
-        unet, adaptation = adapt_unet(given, tensors, latent_shape=latent_shape, dropout=config.train.unet.dropout)
+        unet, adaptation = adapt_unet(given, tensors, latent_shape=latent_shape, dropout=dropout)
     except SynfundusError as error:
         error.where = error.where or folder
         raise

@@ -10,7 +10,7 @@ import torch
 from synfundus.artifacts.latent_set import require_same_autoencoder
 from synfundus.artifacts.model import Model
 from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
-from synfundus.config.schema import RunConfig
+from synfundus.config.diffusion import TrainConfig
 from synfundus.errors import CheckpointError, ConfigError, ManifestMismatch
 from synfundus.labels.schema import difference
 from synfundus.models.unet import ConditionalDenoiser
@@ -55,7 +55,7 @@ class Start:
         }
 
 
-def initial_denoiser(config: RunConfig, latents: ShardSet, console: Console) -> Start:
+def initial_denoiser(section: TrainConfig, latents: ShardSet, console: Console, *, seed: int) -> Start:
     """Return the network a run starts from, the same on every rank and at every start.
 
     Raises:
@@ -63,13 +63,13 @@ def initial_denoiser(config: RunConfig, latents: ShardSet, console: Console) -> 
         ConfigError: Another network than the configured one, or one that cannot be adapted.
         ManifestMismatch: An exported model of other latents or labels.
     """
-    init_from = config.train.init_from
-    identity: dict[str, Any] = {"init_from": init_from, "unet": config.train.unet.model_dump(mode="json")}
+    init_from = section.init_from
+    identity: dict[str, Any] = {"init_from": init_from, "unet": section.unet.model_dump(mode="json")}
     if not init_from:
-        return Start(_fresh(config, latents), identity)
+        return Start(_fresh(section, latents, seed=seed), identity)
     folder = None if _is_ours(init_from) else find_foreign_unet(init_from)
     if folder is not None:
-        return _foreign(config, latents, folder, console)
+        return _foreign(section, latents, folder, console, seed=seed)
     if not _is_ours(init_from) and filesystem.is_dir(init_from):
         raise CheckpointError(
             "no model here to start from",
@@ -79,7 +79,7 @@ def initial_denoiser(config: RunConfig, latents: ShardSet, console: Console) -> 
         )
     given = load_pipeline(find_pipeline(init_from), device=torch.device("cpu"))
     _require_same_latents(given, latents)
-    fresh = _fresh(config, latents)
+    fresh = _fresh(section, latents, seed=seed)
     try:
         fresh.load_state_dict(given.denoiser.state_dict())
     except RuntimeError as error:
@@ -97,9 +97,9 @@ def save_report(start: Start, url: str) -> None:
         documents.write_document(url, start.report, format_name=FORMAT_NAME, version=FORMAT_VERSION)
 
 
-def _fresh(config: RunConfig, latents: ShardSet) -> ConditionalDenoiser:
+def _fresh(section: TrainConfig, latents: ShardSet, *, seed: int) -> ConditionalDenoiser:
     return diffusion_setup.denoiser(
-        config.train.unet, seed=config.seed, schema=latents.label_schema, latent_shape=latent_shape_of(latents)
+        section.unet, seed=seed, schema=latents.label_schema, latent_shape=latent_shape_of(latents)
     )
 
 
@@ -109,18 +109,23 @@ def _is_ours(location: str) -> bool:
     return any(filesystem.exists(filesystem.join(location, name)) for name in names)
 
 
-def _foreign(config: RunConfig, latents: ShardSet, folder: str, console: Console) -> Start:
+def _foreign(section: TrainConfig, latents: ShardSet, folder: str, console: Console, *, seed: int) -> Start:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_key(config.seed, "init", "denoiser") % 2**63)
-        start = open_foreign_unet(folder, config, schema=latents.label_schema, latent_shape=latent_shape_of(latents))
-    announce(start, folder, config.train.diffusion, console)
+        torch.manual_seed(derive_key(seed, "init", "denoiser") % 2**63)
+        start = open_foreign_unet(
+            folder,
+            schema=latents.label_schema,
+            latent_shape=latent_shape_of(latents),
+            dropout=section.unet.dropout,
+        )
+    announce(start, folder, section.diffusion, console)
     identity = {
-        "init_from": config.train.init_from,
+        "init_from": section.init_from,
         "init_fingerprint": start.fingerprint,
         "unet": start.architecture,
     }
     report = {
-        "source": config.train.init_from,
+        "source": section.init_from,
         "fingerprint": start.fingerprint,
         "architecture": start.architecture,
         "scheduler": start.scheduler,

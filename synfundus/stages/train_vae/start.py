@@ -1,0 +1,74 @@
+"""The autoencoder a run of `train-vae` starts from: random by the seed, or another one's weights."""
+
+from __future__ import annotations
+
+import torch
+
+from synfundus.artifacts.autoencoder_folder import (
+    CONFIG_NAME,
+    check_autoencoder,
+    find_autoencoder,
+    open_autoencoder,
+    save_autoencoder,
+)
+from synfundus.artifacts.run_folder import RunFolder
+from synfundus.config.training import TrainVaeConfig
+from synfundus.distributed.agreement import on_rank_0
+from synfundus.distributed.world import World
+from synfundus.errors import ConfigError
+from synfundus.models.autoencoder import LatentAutoencoder
+from synfundus.stages import build
+from synfundus.stages.train_vae.held_out import read_images
+from synfundus.storage import filesystem
+from synfundus.storage.local_folder import folder_to_read
+from synfundus.storage.manifest import ShardSet
+from synfundus.telemetry.console import Console
+
+FOLDER_NAME = "init"
+
+
+def check_start(section: TrainVaeConfig, run_url: str) -> None:
+    """Refuse weights that cannot be trained as configured; a run that has begun has its own.
+
+    Raises:
+        CheckpointError: Not an autoencoder that can be used.
+        ConfigError: One of a class that cannot recompute activations, which was asked for.
+    """
+    if not section.init_from or filesystem.exists(filesystem.join(run_url, FOLDER_NAME, CONFIG_NAME)):
+        return
+    found = check_autoencoder(find_autoencoder(section.init_from))["_class_name"]
+    if found == "AutoencoderDC" and section.loop.gradient_checkpointing:
+        raise ConfigError(
+            "AutoencoderDC cannot recompute its activations",
+            where="train_vae.loop.gradient_checkpointing",
+            hint="turn it off and use a smaller train_vae.loop.micro_batch_size",
+        )
+
+
+def initial_autoencoder(
+    section: TrainVaeConfig, image_set: ShardSet, directory: RunFolder, world: World, console: Console, *, seed: int
+) -> LatentAutoencoder:
+    """Return the autoencoder a run starts from; kept in the run, so every start begins with the same. Collective."""
+    folder = directory.path(FOLDER_NAME)
+
+    def write() -> None:
+        if filesystem.exists(filesystem.join(folder, CONFIG_NAME)):
+            return  # an autoencoder folder is there as a whole or not at all
+        if section.init_from:
+            autoencoder, _ = open_autoencoder(
+                find_autoencoder(section.init_from), device=torch.device("cpu"), dtype=torch.float32
+            )
+        else:
+            size = int(image_set.properties["image_size_px"])
+            autoencoder = build.autoencoder(section.autoencoder, image_size_px=size, seed=seed)
+        if autoencoder.linear_path is not None and not section.init_from:
+            count = section.autoencoder.linear_path_fit_images
+            share = float(
+                autoencoder.linear_path.fit(read_images(image_set, split="train", count=count, seed=seed)).sum()
+            )
+            console.message(f"linear path fitted: {100 * share:.1f} % of the variance of the training images")
+        save_autoencoder(autoencoder, folder)
+
+    on_rank_0(write, world)
+    with folder_to_read(folder) as local:
+        return LatentAutoencoder.from_pretrained(local)

@@ -1,0 +1,389 @@
+"""A training run from its start to its export, whatever is trained.
+
+What differs between trainings is what each supplies: a `Training`. All that they have in common is here, once: kernels,
+what is measured at start, engine, averages, resume, checkpoints, metrics, the loop, and who waits for whom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, Protocol, TypeVar, cast
+
+from torch import Tensor, nn
+
+from synfundus.artifacts.ema_snapshots import has_snapshots, write_snapshot
+from synfundus.artifacts.run_folder import RunFolder
+from synfundus.config.machine import LaunchConfig, TelemetryConfig
+from synfundus.config.measured import definite_channels_last
+from synfundus.config.training import EmaConfig, LoopConfig, OptimConfig
+from synfundus.distributed.agreement import on_rank_0
+from synfundus.distributed.watchdog import Watchdog
+from synfundus.distributed.world import World, without_timeout
+from synfundus.shards.batches import BatchReader
+from synfundus.stages import Summary, build, training_setup
+from synfundus.stages.measured_start import Rehearsed, settle_loop
+from synfundus.stages.reading import set_names, training_loader
+from synfundus.storage import filesystem
+from synfundus.storage.manifest import ShardSet
+from synfundus.telemetry.console import Console
+from synfundus.telemetry.sinks import MetricSinks
+from synfundus.training.checkpoints.model_files import ModelPart
+from synfundus.training.periodic import Checkpoint, Periodic, Saver, Work
+from synfundus.training.post_hoc_ema import Profile
+from synfundus.training.progress import StepCost
+from synfundus.training.recorder import Reports
+from synfundus.training.stopping import StopFlag
+from synfundus.training.train_state import TrainState
+from synfundus.training.trainer import Trained, Trainer, Watch
+
+T = TypeVar("T", bound=nn.Module)
+N = TypeVar("N", bound=nn.Module)
+Weights = Literal["averaged", "raw"]
+Row = Mapping[str, float]
+
+
+class TrainingSection(Protocol):
+    """What the section of every verb that trains has."""
+
+    @property
+    def loop(self) -> LoopConfig:
+        """Budget, batch, precision, intervals."""
+
+    @property
+    def optim(self) -> OptimConfig:
+        """Optimizer."""
+
+    @property
+    def ema(self) -> EmaConfig:
+        """Weight averaging."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What every training reads of the configuration beside its own section.
+
+    Attributes:
+        seed: Of every draw.
+        launch: Processes.
+        telemetry: Metrics.
+        document: All of it, as a run keeps it.
+    """
+
+    seed: int
+    launch: LaunchConfig
+    telemetry: TelemetryConfig
+    document: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run ends with beside its weights.
+
+    Attributes:
+        state: Its counters.
+        parameters: Numbers that were trained.
+        engine: Name of the optimizer's engine.
+        zero_stage: Of ZeRO.
+        row: The last row of metrics; empty if this process has trained nothing.
+        judged: The last validation; empty if this process has made none.
+    """
+
+    state: TrainState
+    parameters: int
+    engine: str
+    zero_stage: int
+    row: Row
+    judged: Row
+
+
+class Training(Protocol[T, N]):
+    """What a training supplies.
+
+    `network`, `judge`, `preview` and `export` are called on rank 0 alone, while the others wait.
+
+    Attributes:
+        name: Key of its section.
+        section: Its options.
+        shared: Those it has with other verbs.
+        widths: Of power-function averages kept beside the other one.
+        snapshot_every_images: Images between snapshots of those.
+        directory: The run.
+        sets: What is read.
+        trained: What is trained; the names of its parameters go into checkpoints.
+        backbone: The network of diffusers in it, whose kernels are chosen.
+        figure: A figure that every validation leaves in the metrics.
+        judge_at_end: Validate when the budget is reached, too.
+        preview_at_end: Draw when the budget is reached, too.
+        preview_of: Weights that a preview shows.
+    """
+
+    name: str
+    section: TrainingSection
+    shared: Shared
+    widths: Sequence[float]
+    snapshot_every_images: int
+    directory: RunFolder
+    sets: Sequence[ShardSet]
+    trained: T
+    backbone: nn.Module
+    figure: str
+    judge_at_end: bool
+    preview_at_end: bool
+    preview_of: Sequence[Weights]
+
+    def cost(self) -> StepCost | None:
+        """Count what an image costs; None but on rank 0. Asked before kernels are chosen."""
+
+    def step(self, trained: T, channels_last: bool) -> nn.Module:
+        """Return the module that makes a batch a loss and named sums.
+
+        Args:
+            trained: What is trained, or a copy of it.
+            channels_last: Hand the network NHWC memory.
+        """
+
+    def trial_batch(self, count: int) -> Mapping[str, Tensor]:
+        """Return a batch of random content on the device, for what is measured at start."""
+
+    def batches(self) -> BatchReader:
+        """Return what is trained on."""
+
+    def parts(self) -> Sequence[ModelPart]:
+        """Return the parts of the network that get a folder in checkpoints which diffusers opens."""
+
+    def network(self, weights: Mapping[str, Tensor]) -> N:
+        """Return a network of its own with these weights, fp32, on the CPU.
+
+        Args:
+            weights: Those of `trained`, by name.
+        """
+
+    def judge(self, network: N, *, loop: LoopConfig, images_seen: int, check: Callable[[], None]) -> Row:
+        """Return the figures of a network on held-out data.
+
+        Args:
+            network: The averaged one.
+            loop: With what was measured at start.
+            images_seen: Place in the run.
+            check: Called between parts of the work; raises when a signal came.
+        """
+
+    def preview(self, networks: Mapping[Weights, N], *, images_seen: int, check: Callable[[], None]) -> bytes:
+        """Return a picture, PNG, of what networks do.
+
+        Args:
+            networks: By the weights they have, in the order of `preview_of`.
+            images_seen: Place in the run.
+            check: Called between parts of the work; raises when a signal came.
+        """
+
+    def export(self, network: N, outcome: Outcome) -> Summary:
+        """Write the averaged network to where the next stage finds it; returns what the verb answers."""
+
+
+class TrainingRun(Generic[T, N]):
+    """Builds what a training needs, and runs it.
+
+    Collective; rank 0 validates, draws and exports.
+
+    Args:
+        training: What is trained.
+        watchdog: Ends the job when nothing moves; the caller lets it run.
+        world: The job.
+        console: What the user sees.
+
+    Raises:
+        ConfigError: A kernel that cannot be used; not even one image fits.
+    """
+
+    def __init__(self, training: Training[T, N], *, watchdog: Watchdog, world: World, console: Console) -> None:
+        section, shared = training.section, training.shared
+        self._training, self._directory = training, training.directory
+        self._watchdog, self._console, self._flag = watchdog, console, StopFlag()
+        self._world, self._no_timeout = world, without_timeout(world)  # the second while rank 0 validates or draws
+        self._cost = training.cost()
+        self._choose_kernels()
+        self._parameters = sum(one.numel() for one in training.trained.parameters() if one.requires_grad)
+        self._loop = loop = settle_loop(
+            section.loop,
+            shared.launch,
+            Rehearsed(training.trained, training.step, training.trial_batch, num_averages=1 + len(training.widths)),
+            directory=self._directory,
+            world=world,
+            console=console,
+            section=f"{training.name}.loop",
+        )
+        self._batch = training_setup.batch_plan(loop, world.size)
+        self._zero = training_setup.engine(
+            training.step(training.trained, definite_channels_last(loop)),
+            training.trained,
+            loop=loop,
+            optim=section.optim,
+            launch=shared.launch,
+            batch=self._batch,
+            world=world,
+        )
+        self._ema = training_setup.ema(section.ema, self._zero, sigma_rel=training.widths)
+        self._row: Row = {}
+        self._judged: Row = {}
+
+    def _choose_kernels(self) -> None:
+        """Settle what the network is computed with. Collective."""
+        backbone, loop = self._training.backbone, self._training.section.loop
+        training_setup.arithmetic(loop, self._world, self._console)
+        dtype = build.torch_dtype(loop.precision)
+        build.attention(backbone, self._training.shared.launch, dtype=dtype, world=self._world, console=self._console)
+        if loop.gradient_checkpointing:
+            backbone.enable_gradient_checkpointing()  # type: ignore[operator]
+        training_setup.compiled(backbone, loop, self._console)
+
+    def run(self) -> Summary:
+        """Resume, train, validate, export. Collective.
+
+        Raises:
+            SynfundusError: As `Trainer.fit`.
+        """
+        training, shared, watchdog = self._training, self._training.shared, self._watchdog
+        self._announce()
+        with watchdog.phase("the reading of a checkpoint"):
+            state = self._directory.resume(zero=self._zero, average=self._ema, console=self._console)
+            saver = self._directory.saver(
+                state,
+                zero=self._zero,
+                average=self._ema,
+                settings=training_setup.saver_settings(self._loop, shared.launch),
+                watchdog=watchdog,
+                parts=training.parts(),
+            )
+            sinks = self._directory.sinks(
+                resume_images=state.images_seen,
+                tensorboard=shared.telemetry.tensorboard,
+                wandb_project=shared.telemetry.wandb_project,
+                console=self._console,
+            )
+            loader = training_loader(training.batches(), self._loop, self._world, start_images=state.images_seen)
+
+        def write_metrics(row: Row) -> None:
+            self._row = row
+            sinks.write(row)
+
+        trainer = Trainer(
+            Trained(self._zero, self._ema, training_setup.lr_plan(training.section.optim, self._loop)),
+            loader,
+            training_setup.loop_settings(self._loop, self._batch, seed=shared.seed),
+            state,
+            reports=Reports(
+                console=self._console,
+                write_metrics=write_metrics,
+                write_ledger=self._directory.append_ledger,
+                set_names=set_names(training.sets),
+                cost=self._cost,
+            ),
+            work=Work(self._periodic(saver, sinks), saver, self._rewind),
+            watch=Watch(watchdog, self._flag),
+            world=self._world,
+        )
+        try:
+            trainer.fit()
+        finally:
+            with watchdog.phase("the closing of the metrics"):
+                loader.close()
+                sinks.close()
+        with watchdog.phase("the export"):
+            return self._finish(state)
+
+    def _announce(self) -> None:
+        """Say what is trained, with what, and how the global batch is spread."""
+        zero, batch = self._zero, self._batch
+        self._console.message(
+            f"{self._parameters / 1e6:.1f} M parameters, {zero.update_name} under {zero.optimizer_name} "
+            f"(ZeRO {zero.zero_stage}), {self._loop.precision} on {self._world.device}"
+        )
+        self._console.message(
+            f"global batch {batch.global_batch_size} = {batch.world_size} ranks x "
+            f"{batch.gradient_accumulation_steps} steps x {batch.micro_batch_size} images"
+        )
+
+    def _rewind(self) -> int:
+        return self._directory.rewind(zero=self._zero, average=self._ema, console=self._console)
+
+    def _periodic(self, saver: Saver, sinks: MetricSinks) -> Sequence[Periodic]:
+        """Return what is done beside the steps, in its order."""
+        training, loop = self._training, self._loop
+
+        def save(state: TrainState) -> None:
+            saver.save(state.images_seen, state.to_document())
+
+        def has_validated(state: TrainState) -> bool:
+            return self._directory.has_judged(state.images_seen, training.figure)
+
+        def has_snapshots_of(state: TrainState) -> bool:
+            profiles = [Profile(state.images_seen, width) for width in training.widths]
+            return has_snapshots(self._directory.url, profiles)
+
+        def has_preview(state: TrainState) -> bool:
+            return filesystem.exists(self._preview_path(state))
+
+        return [
+            # before the checkpoint: a run that goes on from one has the row and the snapshots that lead up to it
+            Periodic(
+                "validation",
+                loop.validate_every_images,
+                lambda state: self._validate(state, sinks),
+                has_validated,
+                at_end=training.judge_at_end,
+            ),
+            Periodic(
+                "snapshots",
+                training.snapshot_every_images,
+                self._snapshot,
+                has_snapshots_of,
+                at_end=bool(training.widths),
+            ),
+            Checkpoint("checkpoint", loop.checkpoint_every_images, save, at_end=True),
+            Periodic("preview", loop.preview_every_images, self._preview, has_preview, at_end=training.preview_at_end),
+        ]
+
+    def _network(self, partitions: Sequence[Tensor]) -> N:
+        """Return a network with these weights, whole, for rank 0; there is none elsewhere. Collective."""
+        named = self._zero.gather_named(partitions)
+        return cast("N", None if named is None else self._training.network(named))
+
+    def _validate(self, state: TrainState, sinks: MetricSinks) -> None:
+        """Judge the averaged weights and write the figures. Collective."""
+        network = self._network(self._ema.partitions)
+
+        def judge() -> Row:
+            return self._training.judge(network, loop=self._loop, images_seen=state.images_seen, check=self._flag.check)
+
+        self._judged = on_rank_0(judge, self._no_timeout)
+        on_rank_0(lambda: sinks.write({"images_seen": state.images_seen, **self._judged}), self._world)
+
+    def _snapshot(self, state: TrainState) -> None:
+        """Keep the power-function averages as they are now. Collective."""
+        for width, slices in self._ema.power.items():
+            profile = Profile(state.images_seen, width)
+            write_snapshot(self._directory.url, self._zero.gather_named(slices), profile, self._world)
+
+    def _preview_path(self, state: TrainState) -> str:
+        return self._directory.path("previews", f"images-{state.images_seen:012d}.png")
+
+    def _preview(self, state: TrainState) -> None:
+        """Draw what the weights do now. Collective."""
+        weights = {"averaged": self._ema.partitions, "raw": self._zero.masters()}
+        networks = {name: self._network(weights[name]) for name in self._training.preview_of}
+
+        def draw() -> None:
+            picture = self._training.preview(networks, images_seen=state.images_seen, check=self._flag.check)
+            filesystem.write_bytes(self._preview_path(state), picture)
+
+        on_rank_0(draw, self._no_timeout)
+
+    def _finish(self, state: TrainState) -> Summary:
+        """Export the averaged weights. Collective."""
+        network = self._network(self._ema.partitions)
+        outcome = Outcome(
+            state, self._parameters, self._zero.optimizer_name, self._zero.zero_stage, self._row, self._judged
+        )
+        return on_rank_0(lambda: self._training.export(network, outcome), self._world)

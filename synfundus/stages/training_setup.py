@@ -1,0 +1,189 @@
+"""A training as the config describes it: engine, averages, batch, learning rate, watchdog, kernels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from synfundus.artifacts.run_folder import SaverSettings
+from synfundus.config.assets import read_ds_file
+from synfundus.config.machine import LaunchConfig
+from synfundus.config.measured import definite_micro_batch
+from synfundus.config.precision import definite
+from synfundus.config.training import EmaConfig, LoopConfig, OptimConfig
+from synfundus.distributed.agreement import together
+from synfundus.distributed.determinism import only_deterministic_kernels
+from synfundus.distributed.ds_config import BatchPlan, build_ds_config, check_ds_file, plan_batch
+from synfundus.distributed.engine import ZeroEngine
+from synfundus.distributed.watchdog import Watchdog
+from synfundus.distributed.world import Device, World, status_store, torch_device
+from synfundus.models.compilation import compile_blocks, require_compilation
+from synfundus.stages import build
+from synfundus.telemetry.console import Console
+from synfundus.training.ema import ShardedEma
+from synfundus.training.guards import GuardSettings
+from synfundus.training.optim import LrPlan, parameter_groups
+from synfundus.training.step_cost import Kernels
+from synfundus.training.trainer import LoopSettings
+
+
+def arithmetic(loop: LoopConfig, world: World, console: Console) -> None:
+    """Settle which kernels of a GPU a run computes with; call it before anything is computed."""
+    if loop.deterministic and (settled := only_deterministic_kernels(device=world.device)) is not None:
+        console.message(settled)
+    build.tensor_cores(loop.tf32, world, console, option=f"tf32={str(loop.tf32).lower()}")
+
+
+def check_compilation(loop: LoopConfig, world: World) -> None:
+    """Make sure that a run which compiles can. Collective.
+
+    Raises:
+        ConfigError: On every rank when the machine of one cannot.
+    """
+    if not loop.compile:
+        return
+    with together(world):
+        require_compilation(torch_device(world))
+
+
+def compiled(network: nn.Module, loop: LoopConfig, console: Console) -> None:
+    """Have a network's repeated blocks compiled if the run asks for it, and say it."""
+    if loop.compile:
+        count = compile_blocks(network, backend="inductor")
+        console.message(f"{count} blocks are compiled in the first step (compile=true): minutes, once a machine")
+
+
+def kernels(loop: LoopConfig) -> Kernels:
+    """Return how a step of a loop section, whose precision is settled, is computed."""
+    return Kernels(
+        bf16=definite(loop.precision) == "bf16", tf32=loop.tf32, gradient_checkpointing=loop.gradient_checkpointing
+    )
+
+
+def ds_document(config: LaunchConfig, device: Device) -> dict[str, Any]:
+    """Read and check the ds_configs file of a launch section."""
+    path, document = read_ds_file(config.ds_config, device=device)
+    return check_ds_file(document, where=str(path))
+
+
+def batch_plan(loop: LoopConfig, world_size: int) -> BatchPlan:
+    """Spread the global batch of a loop section, whose micro-batch is settled."""
+    return plan_batch(
+        global_batch_size=loop.global_batch_size,
+        max_micro_batch_size=definite_micro_batch(loop),
+        world_size=world_size,
+    )
+
+
+def rank_share(loop: LoopConfig, world_size: int) -> int:
+    """Return a rank's images of a global batch."""
+    batch = plan_batch(global_batch_size=loop.global_batch_size, max_micro_batch_size=1, world_size=world_size)
+    return batch.gradient_accumulation_steps
+
+
+def lr_plan(optim: OptimConfig, loop: LoopConfig) -> LrPlan:
+    """Build the learning-rate plan."""
+    return LrPlan(
+        peak=optim.lr,
+        schedule=optim.schedule,
+        warmup_images=optim.warmup_images,
+        budget_images=loop.budget_images,
+        min_ratio=optim.min_lr_ratio,
+    )
+
+
+_PART_OF_THE_WAIT = 0.95
+"""Of the longest wait for another rank, so that the one that stands still is named first."""
+
+
+def watchdog(loop: LoopConfig, launch: LaunchConfig, world: World) -> Watchdog:
+    """Build what ends the job when nothing moves, with its stacks: before the wait of the other ranks is over."""
+    longest = _PART_OF_THE_WAIT * launch.collective_timeout_s if world.size > 1 else math.inf
+    return Watchdog(
+        rank=world.rank,
+        world_size=world.size,
+        store=status_store(world),
+        limit_s=loop.watchdog_s,
+        longest_phase_s=longest,
+    )
+
+
+def loop_settings(loop: LoopConfig, batch: BatchPlan, *, seed: int) -> LoopSettings:
+    """Build the trainer's settings."""
+    return LoopSettings(
+        seed=seed,
+        budget_images=loop.budget_images,
+        global_batch_size=loop.global_batch_size,
+        gradient_accumulation_steps=batch.gradient_accumulation_steps,
+        log_every_images=loop.log_every_images,
+        guards=GuardSettings(
+            on_nonfinite=loop.on_nonfinite,
+            on_spike=loop.on_spike,
+            spike_factor=loop.spike_factor,
+            spike_window_steps=loop.spike_window_steps,
+            max_rewinds=loop.max_rewinds,
+        ),
+        max_bad_fraction=loop.max_bad_fraction,
+    )
+
+
+def saver_settings(loop: LoopConfig, launch: LaunchConfig) -> SaverSettings:
+    """Return how a run keeps and writes its checkpoints."""
+    return SaverSettings(
+        keep=loop.keep_checkpoints,
+        in_background=loop.async_checkpoints,
+        timeout_s=launch.collective_timeout_s,
+    )
+
+
+def engine(
+    step: nn.Module,
+    trained: nn.Module,
+    *,
+    loop: LoopConfig,
+    optim: OptimConfig,
+    launch: LaunchConfig,
+    batch: BatchPlan,
+    world: World,
+) -> ZeroEngine:
+    """Put a step module under ZeRO-2. Collective.
+
+    Args:
+        step: What the engine calls.
+        trained: The part of it whose parameters are trained, and whose names go into checkpoints.
+        loop: Precision and batch.
+        optim: Optimizer.
+        launch: DeepSpeed file.
+        batch: How the global batch is spread.
+        world: The job.
+    """
+    groups, decays = parameter_groups(trained.named_parameters(), weight_decay=optim.weight_decay)
+    ds_config = build_ds_config(
+        ds_document(launch, world.device),
+        batch=batch,
+        precision=definite(loop.precision),
+        max_grad_norm=optim.max_grad_norm,
+    )
+    return ZeroEngine(
+        step.to(torch_device(world)),
+        groups=groups,
+        weight_decays=decays,
+        ds_config=ds_config,
+        world=world,
+        lr=optim.lr,
+        betas=(optim.beta1, optim.beta2),
+        eps=optim.eps,
+    )
+
+
+def ema(section: EmaConfig, zero: ZeroEngine, *, sigma_rel: Sequence[float] = ()) -> ShardedEma:
+    """Start averages at the engine's weights."""
+    return ShardedEma(
+        zero.masters(),
+        half_life_images=section.half_life_images,
+        rampup_ratio=section.rampup_ratio,
+        sigma_rel=sigma_rel,
+    )

@@ -1,0 +1,198 @@
+"""What a run says of itself: rows of metrics, and what became of the samples it was to train on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from synfundus.distributed.agreement import on_rank_0
+from synfundus.distributed.engine import StepResult
+from synfundus.distributed.world import World, torch_device
+from synfundus.errors import DataError
+from synfundus.shards.batches import RankBatch
+from synfundus.shards.ledger import Ledger, Quarantined
+from synfundus.shards.loader import BatchLoader
+from synfundus.telemetry.console import Console, Progress
+from synfundus.telemetry.metrics import SumAccumulator, means
+from synfundus.training.progress import Clock, Interval, Meter, StepCost, mean_waits_and_peak, peak_memory_bytes
+from synfundus.training.train_state import TrainState
+
+
+@dataclass(frozen=True)
+class Reports:
+    """Where a run says how it goes.
+
+    Attributes:
+        console: What the user sees.
+        write_metrics: Takes a row of metrics; called on rank 0.
+        write_ledger: Takes a row about quarantined samples or a finished epoch; called on rank 0.
+        set_names: What the ledger calls the sets the loader reads.
+        cost: What an image costs, for the figures that need it; rank 0 alone writes them.
+    """
+
+    console: Console
+    write_metrics: Callable[[Mapping[str, Any]], None]
+    write_ledger: Callable[[Mapping[str, Any]], None]
+    set_names: Sequence[str]
+    cost: StepCost | None = None
+
+
+class Recorder:
+    """Adds up what happens between two rows, and writes them.
+
+    Args:
+        reports: Where they go.
+        loader: Whose batches are trained on.
+        state: Place of the run; the recorder keeps its account of the samples.
+        budget_images: Images of the run.
+        global_batch_size: Images of a step.
+        max_bad_fraction: Part of the samples that may be quarantined.
+        world: The job.
+
+    Attributes:
+        written_images: Place of the last row.
+    """
+
+    def __init__(
+        self,
+        reports: Reports,
+        *,
+        loader: BatchLoader,
+        state: TrainState,
+        budget_images: int,
+        global_batch_size: int,
+        max_bad_fraction: float,
+        world: World,
+    ) -> None:
+        self._reports = reports
+        self._loader = loader
+        self._state = state
+        self._budget_images = budget_images
+        self._global_batch_size = global_batch_size
+        self._max_bad_fraction = max_bad_fraction
+        self._world = world
+        self._device = torch_device(world)
+        self._ledger = Ledger(loader.set_sizes, reports.set_names)
+        self._ledger.restore(state.open_epochs)
+        self._meter = Meter(budget_images=budget_images, ranks=world.size, cost=reports.cost)
+        self._sums = SumAccumulator()
+        self._quarantined_here: list[Quarantined] = []
+        self._tally_here: dict[tuple[int, int], tuple[int, int]] = {}
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Begin the interval of the next row."""
+        self.written_images = self._state.images_seen
+        self._clock = Clock(images_at_start=self.written_images, wait_at_start_s=self._loader.wait_s)
+
+    def pause(self, seconds: float, *, saving: bool) -> None:
+        """Leave out time that is not training time; what of it went into checkpoints is kept apart."""
+        self._clock.pause(seconds, saving=saving)
+
+    def add_batch(self, batch: RankBatch) -> None:
+        """Count what a batch was planned to hold, and holds."""
+        for key, (planned, delivered) in batch.tally().items():
+            before = self._tally_here.get(key, (0, 0))
+            self._tally_here[key] = before[0] + planned, before[1] + delivered
+        self._quarantined_here += batch.quarantined
+
+    def add_sums(self, sums: Mapping[str, Tensor]) -> None:
+        """Add the figures of a forward pass."""
+        self._sums.add(sums)
+
+    def write(self, step: StepResult | None, *, lr: float, bar: Progress) -> None:
+        """Write a row of metrics, and what has become of the samples since the last one. Collective.
+
+        Args:
+            step: The last one; None before the first.
+            lr: Learning rate here.
+            bar: Shows some of the figures.
+
+        Raises:
+            DataError: More samples were quarantined than allowed.
+        """
+        state = self._state
+        figures = means(self._sums.reduce(self._world))
+        interval = self._interval()
+        ledger_rows = self._account()
+        row = {
+            "images_seen": state.images_seen,
+            "step": state.images_seen // self._global_batch_size,
+            **figures,
+            "grad_norm": step.grad_norm if step else float("nan"),
+            "lr": lr,
+            **self._meter.figures(state.images_seen, interval),
+            "quarantined_images": state.quarantined_images,
+            "skipped_steps": state.skipped_steps,
+            **({"rewinds": state.rewinds, "rewound_images": state.rewound_images} if state.rewinds else {}),
+        }
+        on_rank_0(lambda: self._write_rows(row, ledger_rows), self._world)
+        bar.advance(
+            0,
+            loss=f"{figures.get('loss', float('nan')):.4f}",
+            speed=f"{row['images_per_s']:.0f} img/s",
+            data_wait=f"{row['data_wait_percent']:.0f} %",
+            **({"mfu": f"{row['mfu']:.0%}"} if "mfu" in row else {}),
+        )
+        self._check_quarantine()
+        self.start_clock()
+
+    def _interval(self) -> Interval:
+        """Return what lies between the last row and now, over all ranks. Collective."""
+        clock = self._clock
+        elapsed = max(time.perf_counter() - clock.began, 1e-9)
+        waited, stalled, peak = mean_waits_and_peak(
+            self._world,
+            waited_s=self._loader.wait_s - clock.wait_at_start_s,
+            stalled_s=clock.stalled_s,
+            peak_bytes=peak_memory_bytes(self._device),
+        )
+        images = self._state.images_seen - clock.images_at_start
+        return Interval(images, elapsed, elapsed + clock.paused_s, waited, stalled, peak)
+
+    def _write_rows(self, row: Mapping[str, Any], ledger_rows: Sequence[Mapping[str, Any]]) -> None:
+        for ledger_row in ledger_rows:
+            self._reports.write_ledger(ledger_row)
+        self._reports.write_metrics(row)
+
+    def _account(self) -> list[dict[str, Any]]:
+        """Count what all ranks planned and delivered since the last row, name what none could use. Collective.
+
+        Returns:
+            Rows for the ledger.
+        """
+        state = self._state
+        reports = self._world.all_gather((self._tally_here, self._quarantined_here))
+        samples = sorted((sample for _, own in reports for sample in own), key=lambda sample: sample.position)
+        self._tally_here, self._quarantined_here = {}, []
+        state.quarantined_images += len(samples)
+        self._ledger.add((tally for tally, _ in reports), samples)
+        final = state.images_seen >= self._budget_images
+        rows = self._ledger.rows(images_seen=state.images_seen, final=final)
+        state.open_epochs = self._ledger.to_document()
+        for sample in samples:
+            self._reports.console.warning(f"quarantined {sample.place}: {sample.reason}")
+        return [self._quarantine_row(samples), *rows] if samples else list(rows)
+
+    def _quarantine_row(self, samples: Sequence[Quarantined]) -> dict[str, Any]:
+        state = self._state
+        return {
+            "images_seen": state.images_seen,
+            "planned": state.images_seen,
+            "delivered": state.images_seen - state.quarantined_images,
+            "quarantined": state.quarantined_images,
+            "samples": [asdict(sample) for sample in samples],
+        }
+
+    def _check_quarantine(self) -> None:
+        state, limit = self._state, self._max_bad_fraction
+        if state.quarantined_images > limit * max(state.images_seen, 1 / max(limit, 1e-12)):
+            raise DataError(
+                f"{state.quarantined_images} of {state.images_seen} samples had to be quarantined, more than "
+                f"max_bad_fraction = {limit}",
+                hint="the ledger names them; write the damaged shards again",
+            )
