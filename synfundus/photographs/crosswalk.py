@@ -1,9 +1,9 @@
-"""The crosswalk: the only place that knows which key is which photograph.
+"""The crosswalk: the only place that maps keys to photographs.
 
-A folder outside the set, readable by its owner alone: the set it belongs to (``owner.json``), the secret the keys are
-made from (``secret.key``), the map itself (``crosswalk.csv``), the rejects (``rejects.jsonl``), flags
-(``flags.jsonl``) and look-alikes (``look_alikes.jsonl``) by name, and how every image looks (``looks.npy``). The set
-can leave the hospital; the crosswalk does not.
+A folder outside the set that only its owner can read: the set it belongs to (``owner.json``), the secret for the keys
+(``secret.key``), the map (``crosswalk.csv``), rejects (``rejects.jsonl``), flags (``flags.jsonl``) and near-duplicates
+(``look_alikes.jsonl``) by file name, and perceptual hashes (``looks.npy``). The set can leave the hospital; the
+crosswalk must not.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OWNER_NAME = "owner.json"
 CROSSWALK_NAME = "crosswalk.csv"
 REJECTS_NAME = "rejects.jsonl"
 FLAGS_NAME = "flags.jsonl"
-LOOK_ALIKES_NAME = "look_alikes.jsonl"
+NEAR_DUPLICATES_NAME = "look_alikes.jsonl"
 COLUMNS = ("key", "source", "patient_id", "split", "reason")
 
 _SECRET_BYTES = 32
@@ -35,13 +35,13 @@ _OWNER_FORMAT, _OWNER_VERSION = "synfundus-crosswalk", 1
 
 
 def open_crosswalk(url: str, *, out: str) -> bytes:
-    """Create the folder and the secret, or read the secret that is there; returns the secret.
+    """Create the folder and the secret, or read the existing secret; return the secret.
 
-    A crosswalk is of one set: with the secret of another set, two photographs of one name would get one key, and the
-    map of the first set would be overwritten.
+    A crosswalk belongs to one set: otherwise two photographs with the same name would get the same key, and the map of
+    the first set would be overwritten.
 
     Args:
-        url: The folder; one that is there keeps its rights.
+        url: The folder; an existing one keeps its permissions.
         out: Absolute location of the set.
 
     Raises:
@@ -64,14 +64,14 @@ def open_crosswalk(url: str, *, out: str) -> bytes:
         if len(secret) != _SECRET_BYTES:
             raise DataError(f"the secret has {len(secret)} bytes, not {_SECRET_BYTES}", where=secret_url)
         return secret
-    # The one draw that must not be reproducible: whoever could repeat it could undo the de-identification.
+    # The only draw that must not be reproducible: repeating it would undo the de-identification.
     secret = secrets.token_bytes(_SECRET_BYTES)
     write_private(secret_url, secret.hex().encode() + b"\n")
     return secret
 
 
 def owner_of(url: str) -> str:
-    """Return the location of the set a crosswalk belongs to; empty where there is no crosswalk yet."""
+    """Return the location of the set of a crosswalk; empty if there is no crosswalk yet."""
     owner_url = filesystem.join(url, OWNER_NAME)
     if not filesystem.exists(owner_url):
         return ""
@@ -88,42 +88,42 @@ def _claim(url: str, out: str) -> None:
         raise DataError(
             f"this crosswalk belongs to the set {owner}, not to {out}",
             where=url,
-            hint="give every set a --crosswalk of its own: this one's map would be overwritten",
+            hint="give each set its own --crosswalk: the map of this one would be overwritten",
         )
     documents.write_document(owner_url, {"out": out}, format_name=_OWNER_FORMAT, version=_OWNER_VERSION)
     close_to_others(owner_url)
 
 
 def write_private(url: str, data: bytes) -> None:
-    """Write a file atomically that only its owner can read."""
+    """Write a file atomically, readable only by its owner."""
     filesystem.write_bytes(url, data)
     close_to_others(url)
 
 
 @contextmanager
 def private_file(url: str) -> Iterator[IO[bytes]]:
-    """Open a file for writing that appears complete or not at all, and that only its owner can read."""
+    """Open a file for atomic writing, readable only by its owner."""
     with filesystem.atomic_write(url) as stream:
         yield stream
     close_to_others(url)
 
 
 def close_to_others(url: str) -> None:
-    """Let only its owner read a file."""
+    """Restrict a file to its owner."""
     if filesystem.is_local(url):
         filesystem.local_path(url).chmod(0o600)
 
 
 def write_private_lines(url: str, rows: Iterable[dict[str, object]]) -> None:
-    """Write JSON lines that only their owner can read."""
+    """Write JSON lines, readable only by their owner."""
     write_private(url, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode())
 
 
 def crosswalk_table(rows: Iterable[tuple[str, str, str, str, str]]) -> bytes:
-    """Return the map as CSV; columns are `COLUMNS`, ``reason`` is empty for what is in the set."""
+    """Return the map as CSV with `COLUMNS`; ``reason`` is empty for samples of the set."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
     writer.writerows(rows)
-    # A file name need not be valid text; it is shown escaped then.
+    # File names that are not valid text are escaped.
     return stream.getvalue().encode("utf-8", "backslashreplace")

@@ -1,6 +1,6 @@
 """Fundus geometry: crop to the field of view and mask.
 
-Everything here works on numpy arrays; nothing imports torch.
+Works on numpy arrays, without torch.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from synfundus.errors import DataError
 from synfundus.photographs.rim import Circle
 
 RIM_SHRINK = 0.985
-"""The mask ends this far inside the rim, in units of the radius: names may be written right beside it."""
+"""Radius of the mask in units of the rim radius: text may be directly beside the rim."""
 EYE_SIDE = "eye_side"
 
-_OVERSAMPLING = 2  # a photograph is averaged down to no less than this many times the target before the last resize
-_LARGEST_CANVAS = 16  # a crop square may exceed the photograph's long side by at most this factor
+_OVERSAMPLING = 2  # a photograph is averaged down to at least this multiple of the target before the final resize
+_MAX_CANVAS = 16  # maximum side of the crop square, in long sides of the photograph
 
 
 def crop_to_field_of_view(pixels: NDArray[np.uint8], circle: Circle, image_size_px: int) -> NDArray[np.uint8]:
     """Cut out the square around the field of view and resize it; the circle touches all four sides.
 
-    What lies outside the mask is black before the resize and again after it, so that neither burned-in text nor
-    a slide frame leaves a trace. Where the circle leaves the photograph, the crop is black.
+    Pixels outside the mask are set to black before and after the resize, so that burned-in text and slide frames leave
+    no trace. Parts of the circle outside the photograph are black.
 
     Args:
         pixels: uint8 ``[h, w, 3]``.
@@ -35,7 +35,7 @@ def crop_to_field_of_view(pixels: NDArray[np.uint8], circle: Circle, image_size_
         uint8 ``[s, s, 3]``.
 
     Raises:
-        DataError: A circle of which no part lies in the photograph, or one far larger than it.
+        DataError: The circle is completely outside the photograph, or far larger.
     """
     height, width = pixels.shape[:2]
     side = 2.0 * circle.radius_px
@@ -43,9 +43,9 @@ def crop_to_field_of_view(pixels: NDArray[np.uint8], circle: Circle, image_size_
     x0, y0 = int(np.floor(left)), int(np.floor(top))
     x1, y1 = int(np.ceil(left + side)), int(np.ceil(top + side))
     inside = (max(x0, 0), max(y0, 0), min(x1, width), min(y1, height))
-    if inside[0] >= inside[2] or inside[1] >= inside[3] or side > _LARGEST_CANVAS * max(height, width):
-        raise DataError(f"the circle {circle} does not lie in a picture of {width} x {height} px")
-    # The border is repeated, not black: a resize must not darken the last rows that show retina.
+    if inside[0] >= inside[2] or inside[1] >= inside[3] or side > _MAX_CANVAS * max(height, width):
+        raise DataError(f"the circle {circle} is not inside a picture of {width} x {height} px")
+    # Padding repeats the border: black would darken the outermost rows of retina in the resize.
     canvas = np.pad(
         pixels[inside[1] : inside[3], inside[0] : inside[2]],
         ((inside[1] - y0, y1 - inside[3]), (inside[0] - x0, x1 - inside[2]), (0, 0)),
@@ -56,7 +56,7 @@ def crop_to_field_of_view(pixels: NDArray[np.uint8], circle: Circle, image_size_
     if factor > 1:
         canvas = np.array(Image.fromarray(canvas).reduce(factor))
         center_x, center_y, radius = center_x / factor, center_y / factor, radius / factor
-    # One pixel further in than the final mask: averaging has mixed the rim's neighbours into the rim.
+    # One pixel inside the final mask: averaging has mixed the neighbours of the rim into it.
     visible = _disc(canvas.shape[0], canvas.shape[1], center_x, center_y, radius - 1.0)
     visible &= _within(canvas.shape[1], factor, circle.left_px - x0, circle.right_px - x0)
     visible &= _within(canvas.shape[0], factor, circle.top_px - y0, circle.bottom_px - y0)[:, None]
@@ -71,7 +71,7 @@ def crop_to_field_of_view(pixels: NDArray[np.uint8], circle: Circle, image_size_
 
 
 def _blacken(canvas: NDArray[np.uint8], visible: NDArray[np.bool_]) -> None:
-    """Set what is not visible to black, in place: what is visible of a row is one stretch, so two slices do."""
+    """Set invisible pixels to black, in place; the visible part of a row is contiguous, so two slices are enough."""
     first = np.where(visible.any(axis=1), visible.argmax(axis=1), visible.shape[1])
     end = visible.shape[1] - visible[:, ::-1].argmax(axis=1)
     for row, (left, right) in enumerate(zip(first.tolist(), end.tolist(), strict=True)):
@@ -80,7 +80,7 @@ def _blacken(canvas: NDArray[np.uint8], visible: NDArray[np.bool_]) -> None:
 
 
 def fundus_mask(circle: Circle, *, frame_height_px: int, frame_width_px: int, image_size_px: int) -> NDArray[np.bool_]:
-    """Return where a crop shows retina: inside the rim, the photograph and what the camera did not cut off.
+    """Return where a crop shows retina: inside the rim, the photograph and any straight cuts of the camera.
 
     Args:
         circle: The field of view in pixels of the photograph.
@@ -95,7 +95,7 @@ def fundus_mask(circle: Circle, *, frame_height_px: int, frame_width_px: int, im
     half = image_size_px / 2
     mask = _disc(image_size_px, image_size_px, half, half, RIM_SHRINK * half)
     x0, y0 = circle.center_x_px - circle.radius_px, circle.center_y_px - circle.radius_px
-    # A whole target pixel has to lie in the photograph, otherwise what lies beside it would shine in.
+    # A target pixel must be completely inside the photograph, so that nothing outside it is mixed in.
     edge = scale / 2
     left, right = max(circle.left_px, 0.0), min(circle.right_px, frame_width_px)
     top, bottom = max(circle.top_px, 0.0), min(circle.bottom_px, frame_height_px)
@@ -118,5 +118,5 @@ def _disc(height: int, width: int, center_x: float, center_y: float, radius: flo
 
 
 def _clamped(box: tuple[float, float, float, float], width: int, height: int) -> tuple[float, float, float, float]:
-    """Keep a box inside an image: averaging by a whole factor can leave it a fraction of a pixel outside."""
+    """Clamp a box to an image: after averaging by an integer factor it can be a fraction of a pixel outside."""
     return max(box[0], 0.0), max(box[1], 0.0), min(box[2], float(width)), min(box[3], float(height))

@@ -305,7 +305,7 @@ def test_the_command_ends_with_3_and_says_what_is_left(
     assert "dr_grade" in said
     flip_byte(tar_of(small_set, 0), tar_of(small_set, 0).stat().st_size // 2)
     assert run_command([*arguments, "--verify"]) == 3
-    assert "damaged: 10 of 11 samples are good" in capsys.readouterr().out
+    assert "damaged: 10 of 11 samples are valid" in capsys.readouterr().out
     assert run_command([*arguments, "--verify", "--json"]) == 3
     assert json.loads(capsys.readouterr().out)["good"] == 10
 

@@ -485,12 +485,12 @@ def test_out_that_holds_something_else_is_refused(tmp_path: Path) -> None:
         ({"source": None}, "--source is missing"),
         ({"labels": None}, "--labels is missing"),
         ({"out": None}, "--out is missing"),
-        ({"source": "/nowhere/at/all"}, "the folder of photographs is not there"),
-        ({"labels": "/nowhere/at/all.csv"}, "the label table is not there"),
-        ({"mapping": "/nowhere/at/all.yaml"}, "the mapping is not there"),
-        ({"label_schema": "/nowhere/at/all.yaml"}, "the label schema is not there"),
-        ({"crosswalk": "OUT/inside"}, "lies in the set"),
-        ({"crosswalk": "OUT"}, "lies in the set"),
+        ({"source": "/nowhere/at/all"}, "the folder of photographs does not exist"),
+        ({"labels": "/nowhere/at/all.csv"}, "the label table does not exist"),
+        ({"mapping": "/nowhere/at/all.yaml"}, "the mapping does not exist"),
+        ({"label_schema": "/nowhere/at/all.yaml"}, "the label schema does not exist"),
+        ({"crosswalk": "OUT/inside"}, "is inside the set"),
+        ({"crosswalk": "OUT"}, "is inside the set"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(

@@ -324,7 +324,7 @@ def test_a_set_is_compared_with_one_that_was_made_before(clinic: Path, whole: Pa
     assert sources[row["other_key"]] == "clinic/004.jpg"
     with (tmp_path / "names" / "crosswalk.csv").open(newline="") as stream:
         assert {row["source"]: row["split"] for row in csv.DictReader(stream)}["known.png"] == row["other_split"]
-    with pytest.raises(ConfigError, match="no looks of a set"):
+    with pytest.raises(ConfigError, match="perceptual hashes of a set"):
         run(config_of(folder, tmp_path / "set2", tmp_path / "names2", compare_with=[str(clinic)]))
 
 
@@ -439,7 +439,7 @@ def test_an_importer_reads_the_table_and_counts_are_recorded(tmp_path: Path) -> 
     counts = properties["label_counts"]["values"]
     assert counts["dr_grade"] == {"0": 2, "1": 2, "2": 2, "3": 0, "4": 0, "unknown": 0}
     assert counts["is_gc"]["unknown"] == 6
-    with pytest.raises(ConfigError, match="both say what the columns mean"):
+    with pytest.raises(ConfigError, match="both define the columns"):
         run(RunConfig(prepare=config.prepare.model_copy(update={"mapping": "m.yaml"})))
     with pytest.raises(ConfigError, match="none is given"):
         run(RunConfig(prepare=config.prepare.model_copy(update={"labels": None, "out": str(tmp_path / "b")})))

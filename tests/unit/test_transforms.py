@@ -124,5 +124,5 @@ def test_a_crop_of_a_crop_is_the_crop() -> None:
 
 @pytest.mark.parametrize("circle", [Circle(500, 500, 50), Circle(50, 50, 5000), Circle(-80, 20, 30)])
 def test_a_circle_that_is_not_in_the_picture_is_refused(circle: Circle) -> None:
-    with pytest.raises(DataError, match="does not lie in a picture of 100 x 100 px"):
+    with pytest.raises(DataError, match="is not inside a picture of 100 x 100 px"):
         crop_to_field_of_view(np.zeros((100, 100, 3), dtype=np.uint8), circle, 64)

@@ -1,4 +1,4 @@
-"""`synfundus inspect`: what a shard set holds, as tables, a document and a picture; `--verify` reads every byte."""
+"""`synfundus inspect`: the contents of a shard set as tables, JSON and a picture; `--verify` reads every byte."""
 
 from __future__ import annotations
 
@@ -48,27 +48,27 @@ def open_set(url: str) -> ShardSet:
     """Open a set of any kind.
 
     Raises:
-        DataError: No manifest, or one that is not a set's.
+        DataError: No manifest, or not the manifest of a set.
     """
     where = filesystem.join(url, MANIFEST_NAME)
     kind: SetKind = "images"
     if filesystem.exists(where):
         document = documents.read_document(where, format_name=FORMAT_NAME, version=FORMAT_VERSION)
         if document.get("kind") not in get_args(SetKind):
-            raise DataError(f"sets of kind {document.get('kind')!r} are not known", where=where)
+            raise DataError(f"unknown kind of set {document.get('kind')!r}", where=where)
         kind = cast(SetKind, document["kind"])
     return load_shard_set(url, kind=kind)
 
 
 def run(config: RunConfig, world: World, console: Console) -> Summary:
-    """Look into a set.
+    """Inspect a set.
 
     Returns:
-        The report, written to ``inspect.json`` with ``--out``; ``ok`` is false and ``exit_code`` 3 when something is
-        wrong.
+        The report, written to ``inspect.json`` with ``--out``; ``ok`` is false and ``exit_code`` 3 if there
+        are problems.
 
     Raises:
-        ConfigError: No set was named.
+        ConfigError: No set is given.
         DataError: There is no set.
     """
     del world
@@ -96,16 +96,16 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         marks = {"synthetic": "yes"} if shard_set.kind == "samples" else {}
         data = encode_png(sheet, text=marks, compress_level=_COMPRESS_LEVEL)
         filesystem.write_bytes(filesystem.join(section.out, SHEET_NAME), data)
-    _tell(console, shard_set, survey, counts, report)
+    _print(console, shard_set, survey, counts, report)
     console.message(written)
     return report
 
 
 def _check_out(out: str) -> None:
-    """Refuse to replace a report or a sheet that `inspect` did not write: a sheet of ours has its report beside it.
+    """Refuse to replace files that `inspect` did not write; its sheet always has a report beside it.
 
     Raises:
-        ConfigError: One is in the way.
+        ConfigError: There is such a file.
     """
     report, sheet = (filesystem.join(out, name) for name in (REPORT_NAME, SHEET_NAME))
     try:
@@ -117,7 +117,7 @@ def _check_out(out: str) -> None:
             f"`inspect` did not write this: {error.message}", where=report, hint="give another --out"
         ) from error
     if filesystem.exists(sheet):
-        raise ConfigError("`inspect` did not write what is there", where=sheet, hint="give another --out")
+        raise ConfigError("`inspect` did not write this file", where=sheet, hint="give another --out")
 
 
 def _report(shard_set: ShardSet, survey: SetSurvey, counts: LabelCounts) -> dict[str, Any]:
@@ -176,11 +176,11 @@ def _size(num_bytes: float) -> str:
     return f"{num_bytes:.1f} TiB"
 
 
-def _tell(console: Console, shard_set: ShardSet, survey: SetSurvey, counts: LabelCounts, report: Summary) -> None:
-    """Show the report to a person."""
+def _print(console: Console, shard_set: ShardSet, survey: SetSurvey, counts: LabelCounts, report: Summary) -> None:
+    """Print the report."""
     console.table(
         f"{shard_set.kind}: {shard_set.num_samples():,} samples, identity {shard_set.identity[:12]}",
-        ("split", "samples", "shards", "bytes", "shard: least", "median", "most"),
+        ("split", "samples", "shards", "bytes", "smallest shard", "median", "largest"),
         [
             (
                 split,
@@ -192,7 +192,7 @@ def _tell(console: Console, shard_set: ShardSet, survey: SetSurvey, counts: Labe
     )
     console.table(
         "members",
-        ("extension", "count", "bytes", "least", "mean", "most"),
+        ("extension", "count", "bytes", "smallest", "mean", "largest"),
         [
             (
                 f".{name}",
@@ -218,24 +218,24 @@ def _tell(console: Console, shard_set: ShardSet, survey: SetSurvey, counts: Labe
 _SHARD_SIZES: tuple[Literal["smallest", "median", "largest"], ...] = ("smallest", "median", "largest")
 
 
-def _short(value: object, *, most: int = 100) -> str:
+def _short(value: object, *, limit: int = 100) -> str:
     text = str(value)
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def _verdict(report: Summary) -> str:
     total, good = report["num_samples"], report["good"]
     if not report["verified"]:
-        read = f"the documents of {good:,} of {total:,} samples were read; --verify reads every byte"
+        read = f"the labels of {good:,} of {total:,} samples were read; --verify reads every byte"
         return read if report["ok"] else f"{read}; {report['num_problems']:,} problems"
     if report["ok"]:
         return f"verified: {total:,} samples, every hash matches, every sample decodes"
     shards = len(report["damaged_shards"])
-    return f"damaged: {good:,} of {total:,} samples are good, problems in {shards} shards ({report['num_problems']:,})"
+    return f"damaged: {good:,} of {total:,} samples are valid, problems in {shards} shards ({report['num_problems']:,})"
 
 
 def _sheet(shard_set: ShardSet, counts: LabelCounts, *, wanted: int, seed: int) -> Pixels:
-    """Draw the label table, the co-occurrence, and a keyed choice of samples."""
+    """Draw the label counts, the co-occurrence, and a random selection of samples."""
     images, captions = _chosen_pictures(shard_set, wanted=wanted, seed=seed) if shard_set.num_samples() else ([], [])
     upper = [label_bars(counts.values), co_occurrence_map(counts.co_occurrence)]
     if not images:
@@ -250,7 +250,7 @@ def _sheet(shard_set: ShardSet, counts: LabelCounts, *, wanted: int, seed: int) 
 
 
 def _chosen_pictures(shard_set: ShardSet, *, wanted: int, seed: int) -> tuple[list[Pixels], list[str]]:
-    """Return pictures and captions of a keyed choice of samples; damaged ones are left out, they are in the report."""
+    """Return pictures and captions of a random selection of samples, without damaged ones."""
     total = shard_set.num_samples()
     chosen = np.sort(keyed_generator(seed, "inspect").choice(total, size=min(wanted, total), replace=False))
     ends = np.cumsum([shard.num_samples for shard in shard_set.shards])

@@ -1,7 +1,7 @@
-"""First stage of `synfundus prepare`: every photograph is read once, chunk by chunk, on all ranks.
+"""First stage of `synfundus prepare`: all ranks read every photograph once, chunk by chunk.
 
-A chunk is a stretch of the table. Its images lie encoded in a tar of the work folder under their final keys; a record
-beside it, written last, says where they lie in it, how they look, and which photographs are unusable.
+A chunk is consecutive rows of the table. Its encoded images are stored in a tar of the work folder under their final
+keys; a record beside it, written last, has their offsets, perceptual hashes, and the unusable photographs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from synfundus.photographs.photograph_task import PhotographTask, PreparedPhotog
 from synfundus.photographs.preparation import Unusable
 from synfundus.photographs.transforms import EYE_SIDE
 from synfundus.processes.pool import ProcessMap, process_map
-from synfundus.stages.prepare.places import RECORD_FORMAT, RECORD_VERSION, Places
+from synfundus.stages.prepare.places import RECORD_FORMAT, RECORD_VERSION, PreparePaths
 from synfundus.stages.prepare.plan import InputPlan
 from synfundus.storage import documents, filesystem
 from synfundus.storage.tarshard import TarShardWriter
@@ -35,17 +35,17 @@ _THUMBNAIL_BYTES = THUMBNAIL_PX**2
 
 
 @dataclass(frozen=True, slots=True)
-class LookedAt:
-    """A photograph whose image lies in the work folder.
+class StoredImage:
+    """An image in the work folder.
 
     Attributes:
-        sample: Which one, with its final labels.
-        chunk: Chunk it lies in.
-        spans: Where its members lie in the chunk's tar, json first.
+        sample: The photograph, with its final labels.
+        chunk: Number of its chunk.
+        spans: Spans of its members in the tar of the chunk, json first.
         file_sha256: Hash of the file.
         image_sha256: Hash of the encoded image.
-        look: Perceptual hash.
-        flags: Names of what a person should look at.
+        perceptual_hash: Perceptual hash.
+        flags: Reasons for a person to check it.
     """
 
     sample: PlannedSample
@@ -53,57 +53,57 @@ class LookedAt:
     spans: tuple[Span, Span]
     file_sha256: str
     image_sha256: str
-    look: bytes
+    perceptual_hash: bytes
     flags: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class ChunkResults:
-    """What is known after the first stage, in the order of the table.
+    """The results of the first stage, in table order.
 
     Attributes:
-        looked_at: Photographs with an image.
-        thumbnails: Their small copies, uint8 ``[n, 32, 32]``.
-        unusable: The others.
+        images: Images of the usable photographs.
+        thumbnails: Their thumbnails, uint8 ``[n, 32, 32]``.
+        unusable: The other photographs.
     """
 
-    looked_at: list[LookedAt]
+    images: list[StoredImage]
     thumbnails: NDArray[np.uint8]
     unusable: list[Unusable]
 
 
-def pending_chunks(places: Places, num_chunks: int) -> list[int]:
+def pending_chunks(paths: PreparePaths, num_chunks: int) -> list[int]:
     """Return the chunks without a record."""
-    there = filesystem.list_files(places.chunks)
+    found = filesystem.list_files(paths.chunks)
     return [
-        number for number in range(num_chunks) if not {f"{number:06d}.done.json", f"{number:06d}.tar"} <= set(there)
+        number for number in range(num_chunks) if not {f"{number:06d}.done.json", f"{number:06d}.tar"} <= set(found)
     ]
 
 
 def prepare_chunks(
-    section: PrepareConfig, places: Places, collection: str, chunks: Sequence[tuple[int, int]], console: Console
+    section: PrepareConfig, paths: PreparePaths, collection: str, chunks: Sequence[tuple[int, int]], console: Console
 ) -> int:
-    """Prepare chunks with a pool of processes; returns the number of photographs.
+    """Prepare chunks with a pool of processes; return the number of photographs.
 
     Args:
         section: Options of `prepare`.
-        places: Where things lie.
+        paths: Locations.
         collection: Name of the collection.
-        chunks: Number of each chunk and of the photographs in it.
-        console: Where progress is shown.
+        chunks: (number, number of photographs) of each chunk.
+        console: Shows progress.
 
     Raises:
         LaunchError: Processes cannot be started.
-        StorageError: The disk or the store refused.
+        StorageError: The disk or the store failed.
     """
     total = sum(number for _, number in chunks)
 
     def tasks() -> Iterator[PhotographTask]:
         for chunk, _ in chunks:
-            for sample in _read_chunk_plan(places, chunk):
+            for sample in _read_chunk_plan(paths, chunk):
                 yield PhotographTask(
                     sample=sample,
-                    source=places.source,
+                    source=paths.source,
                     image_size_px=section.image_size_px,
                     image_format=section.image_format,
                     max_pixels=section.max_pixels,
@@ -115,10 +115,10 @@ def prepare_chunks(
         process_map(min(section.workers, total), limit_s=section.photograph_limit_s) as mapped,
         console.progress("preparing photographs", total=total, unit="images") as progress,
     ):
-        # one stream over all chunks: no process waits for the end of a chunk
+        # one stream of tasks over all chunks: no process waits for the end of a chunk
         results = _results(mapped, tasks(), console)
         for chunk, num_samples in chunks:
-            _write_chunk(section, places, chunk, num_samples, results, progress)
+            _write_chunk(section, paths, chunk, num_samples, results, progress)
     return total
 
 
@@ -127,29 +127,29 @@ def _results(
 ) -> Iterator[PreparedPhotograph | Unusable]:
     for result in mapped(prepare_photograph, tasks, lost=reject_of_lost):
         if isinstance(result, Unusable) and result.stage == "work":
-            # by its key: names of files may be names of patients, and logs are read by many
-            console.warning(f"photograph {result.sample.key} is left out, {result.reason}: {result.detail}")
+            # by its key: file names may contain patient names, and logs are widely read
+            console.warning(f"photograph {result.sample.key} is rejected, {result.reason}: {result.detail}")
         yield result
 
 
-def _read_chunk_plan(places: Places, number: int) -> list[PlannedSample]:
+def _read_chunk_plan(paths: PreparePaths, number: int) -> list[PlannedSample]:
     """Return the samples of a chunk."""
-    return [PlannedSample(**row) for row in documents.read_lines(places.chunk_url(number, "plan.jsonl"))]
+    return [PlannedSample(**row) for row in documents.read_lines(paths.chunk_url(number, "plan.jsonl"))]
 
 
 def _write_chunk(
     section: PrepareConfig,
-    places: Places,
+    paths: PreparePaths,
     number: int,
     num_samples: int,
     results: Iterator[PreparedPhotograph | Unusable],
     progress: Progress,
 ) -> None:
-    """Take the results of a chunk and write its tar, its small copies, and its record last."""
+    """Write the tar, the thumbnails and finally the record of a chunk from its results."""
     rows: list[dict[str, Any]] = []
     unusable: list[dict[str, Any]] = []
     thumbnails: list[bytes] = []
-    with filesystem.atomic_write(places.chunk_url(number, "tar")) as stream:
+    with filesystem.atomic_write(paths.chunk_url(number, "tar")) as stream:
         writer = TarShardWriter(stream, extensions=("json", section.image_format))
         for _ in range(num_samples):
             result = next(results)
@@ -164,13 +164,13 @@ def _write_chunk(
         index, _, _ = writer.finish()
     for row, spans in zip(rows, np.stack([index.offsets, index.sizes, index.crc32], axis=-1).tolist(), strict=True):
         row["spans"] = spans
-    write_private(places.chunk_url(number, "thumbnails"), b"".join(thumbnails))
+    write_private(paths.chunk_url(number, "thumbnails"), b"".join(thumbnails))
     record = {"format": RECORD_FORMAT, "schema_version": RECORD_VERSION, "looked_at": rows, "unusable": unusable}
-    write_private(places.chunk_url(number, "done.json"), documents.dump_json(record))
+    write_private(paths.chunk_url(number, "done.json"), documents.dump_json(record))
 
 
 def _row(result: PreparedPhotograph) -> dict[str, Any]:
-    """Return what a record keeps of a photograph."""
+    """Return the row of a photograph in the record."""
     return {
         "key": result.sample.key,
         "eye_side": result.sample.labels.get(EYE_SIDE),
@@ -181,48 +181,48 @@ def _row(result: PreparedPhotograph) -> dict[str, Any]:
     }
 
 
-def read_chunks(places: Places, plan: InputPlan, thumbnails: NDArray[np.uint8]) -> ChunkResults:
+def read_chunks(paths: PreparePaths, plan: InputPlan, thumbnails: NDArray[np.uint8]) -> ChunkResults:
     """Read the records of all chunks.
 
     Args:
-        places: Where they lie.
+        paths: Locations.
         plan: The inputs.
-        thumbnails: uint8 ``[n, 32, 32]`` for at least all inputs; filled from the start.
+        thumbnails: uint8 ``[n, 32, 32]`` with a row for every input; filled from the start.
 
     Raises:
-        DataError: A chunk is missing, or its record does not fit the inputs.
+        DataError: A chunk is missing, or its record does not match the inputs.
     """
-    looked_at: list[LookedAt] = []
+    images: list[StoredImage] = []
     unusable: list[Unusable] = []
-    pending = pending_chunks(places, plan.num_chunks)
+    pending = pending_chunks(paths, plan.num_chunks)
     if pending:
-        raise DataError(f"chunk {pending[0]} was not prepared", where=places.chunks, hint="run the command again")
+        raise DataError(f"chunk {pending[0]} was not prepared", where=paths.chunks, hint="run the command again")
     for number in range(plan.num_chunks):
         samples = {sample.key: sample for sample in plan.chunk(number)}
-        url = places.chunk_url(number, "done.json")
+        url = paths.chunk_url(number, "done.json")
         record = documents.read_document(url, format_name=RECORD_FORMAT, version=RECORD_VERSION)
-        first = len(looked_at)
-        looked_at += [_looked_at(samples.pop(row["key"]), number, row) for row in record["looked_at"]]
+        first = len(images)
+        images += [_stored_image(samples.pop(row["key"]), number, row) for row in record["looked_at"]]
         unusable += [Unusable(samples.pop(row.pop("key")), **row) for row in record["unusable"]]
-        data = filesystem.read_bytes(places.chunk_url(number, "thumbnails"))
-        if samples or len(data) != (len(looked_at) - first) * _THUMBNAIL_BYTES:
-            raise DataError("the record does not fit its chunk", where=url, hint=f"remove {places.work}")
-        copies = np.frombuffer(data, dtype=np.uint8)
-        thumbnails[first : len(looked_at)] = copies.reshape(-1, THUMBNAIL_PX, THUMBNAIL_PX)
-    return ChunkResults(looked_at, thumbnails[: len(looked_at)], unusable)
+        data = filesystem.read_bytes(paths.chunk_url(number, "thumbnails"))
+        if samples or len(data) != (len(images) - first) * _THUMBNAIL_BYTES:
+            raise DataError("the record does not match its chunk", where=url, hint=f"remove {paths.work}")
+        pixels = np.frombuffer(data, dtype=np.uint8)
+        thumbnails[first : len(images)] = pixels.reshape(-1, THUMBNAIL_PX, THUMBNAIL_PX)
+    return ChunkResults(images, thumbnails[: len(images)], unusable)
 
 
-def _looked_at(sample: PlannedSample, chunk: int, row: Mapping[str, Any]) -> LookedAt:
+def _stored_image(sample: PlannedSample, chunk: int, row: Mapping[str, Any]) -> StoredImage:
     if sample.labels.get(EYE_SIDE) != row["eye_side"]:
         labels = {**sample.labels, EYE_SIDE: row["eye_side"]}
         sample = PlannedSample(**{**asdict(sample), "labels": labels})
     json_span, image_span = (tuple(span) for span in row["spans"])
-    return LookedAt(
+    return StoredImage(
         sample=sample,
         chunk=chunk,
         spans=(json_span, image_span),
         file_sha256=row["file_sha256"],
         image_sha256=row["image_sha256"],
-        look=bytes.fromhex(row["look"]),
+        perceptual_hash=bytes.fromhex(row["look"]),
         flags=tuple(row["flags"]),
     )

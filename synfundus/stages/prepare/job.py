@@ -1,9 +1,9 @@
 """`synfundus prepare`: from photographs and a label table to a de-identified image set.
 
-Three stages. All ranks read every photograph once, in chunks of the table, each with a pool of processes; rank 0 drops
-what is there twice and divides the patients; all ranks put the shards together. What is known of names and patients
-lies in the crosswalk folder, outside the set. Finished chunks and shards leave records there, so a run that was
-stopped goes on where it was; the bytes depend neither on the number of ranks nor of processes.
+Three stages: all ranks read every photograph once, in chunks of the table, each with a pool of processes; rank 0 drops
+duplicates and assigns the patients to splits; all ranks write the shards. Names and patients are only in the crosswalk
+folder, outside the set. Finished chunks and shards have records there, so a stopped run resumes; the output does not
+depend on the number of ranks or processes.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from synfundus.photographs.crosswalk import open_crosswalk
 from synfundus.stages import Summary
 from synfundus.stages.prepare.chunks import ChunkResults, pending_chunks, prepare_chunks, read_chunks
 from synfundus.stages.prepare.decision import Decision, decide
-from synfundus.stages.prepare.look_alikes import OtherSet, find_other_sets, room_for_thumbnails
+from synfundus.stages.prepare.look_alikes import OtherSet, find_other_sets, thumbnail_buffer
 from synfundus.stages.prepare.places import (
-    Places,
+    PreparePaths,
     check_out,
     claim,
     clear_work,
-    find_places,
-    refuse_difference,
+    find_paths,
+    require_same_set,
 )
 from synfundus.stages.prepare.plan import InputPlan, plan_inputs
 from synfundus.stages.prepare.report import report, write_crosswalk, write_findings
@@ -44,13 +44,13 @@ from synfundus.telemetry.console import Console
 
 @dataclass(frozen=True)
 class _Assignment:
-    """What every rank has to know before the first stage: small and plain.
+    """What every rank needs for the first stage.
 
     Attributes:
-        complete: The set is there already.
+        complete: Whether the set is already complete.
         collection: Name of the collection.
-        schema: Labels of the set.
-        chunks: Number of each unfinished chunk and of its photographs.
+        schema: Label schema of the set.
+        chunks: (number, number of photographs) of each unfinished chunk.
     """
 
     complete: bool
@@ -59,13 +59,13 @@ class _Assignment:
     chunks: tuple[tuple[int, int], ...]
 
 
-class _Chief:
-    """What rank 0 alone does."""
+class _Rank0:
+    """The work of rank 0."""
 
-    def __init__(self, section: PrepareConfig, seed: int, places: Places, console: Console) -> None:
+    def __init__(self, section: PrepareConfig, seed: int, paths: PreparePaths, console: Console) -> None:
         self._section = section
         self._seed = seed
-        self._places = places
+        self._paths = paths
         self._console = console
         self._plan: InputPlan | None = None
         self._others: tuple[OtherSet, ...] = ()
@@ -79,44 +79,44 @@ class _Chief:
         return self._plan
 
     def begin(self) -> _Assignment:
-        """Find the inputs and make the folders ours."""
-        places, section = self._places, self._section
-        complete = check_out(places)
+        """Find the inputs and claim the folders."""
+        paths, section = self._paths, self._section
+        complete = check_out(paths)
         self._others = find_other_sets(section.compare_with)
         plan = self._plan = plan_inputs(
             section,
-            source=places.source,
+            source=paths.source,
             compared_with=[other.identity for other in self._others],
-            open_secret=lambda: open_crosswalk(places.crosswalk, out=resolved(places.out)),
+            open_secret=lambda: open_crosswalk(paths.crosswalk, out=resolved(paths.out)),
             seed=self._seed,
         )
         for warning in plan.warnings:
             self._console.warning(warning)
         if complete:
-            refuse_difference(places, plan)
-            clear_work(places)  # a run may have ended between its last two steps
+            require_same_set(paths, plan)
+            clear_work(paths)  # a run may have been killed between its last two steps
             return _Assignment(True, plan.collection, plan.schema, ())
-        claim(places, plan)
-        pending = pending_chunks(places, plan.num_chunks)
+        claim(paths, plan)
+        pending = pending_chunks(paths, plan.num_chunks)
         chunks = tuple((number, len(plan.chunk(number))) for number in pending)
         return _Assignment(False, plan.collection, plan.schema, chunks)
 
     def decide(self) -> list[ShardTask]:
-        """Drop duplicates, divide the patients, plan the shards, write the crosswalk; returns the shards."""
-        places, plan = self._places, self.plan
-        with room_for_thumbnails(len(plan.samples)) as thumbnails:
-            results = read_chunks(places, plan, thumbnails)
+        """Drop duplicates, assign splits, plan the shards and write the findings; return the shards."""
+        paths, plan = self._paths, self.plan
+        with thumbnail_buffer(len(plan.samples)) as thumbnails:
+            results = read_chunks(paths, plan, thumbnails)
             decision = self._decision = decide(self._section, plan, results, self._others, self._console)
             self._check(decision, results)
-            write_findings(places, results, decision, self._others)
-        self._tasks = plan_shard_tasks(places, decision)
+            write_findings(paths, results, decision, self._others)
+        self._tasks = plan_shard_tasks(paths, decision)
         return self._tasks
 
     def _check(self, decision: Decision, results: ChunkResults) -> None:
-        """Count everybody.
+        """Check the number of inputs.
 
         Raises:
-            DataError: In is not out + rejects, or nothing is usable.
+            DataError: Inputs are not samples + rejects, or nothing is usable.
         """
         plan = self.plan
         reasons = [one.reason for one in (*plan.rejects, *decision.duplicates)]
@@ -124,75 +124,75 @@ class _Chief:
         if len(decision.kept) + len(reasons) != plan.num_inputs:
             raise DataError(
                 f"{len(decision.kept)} samples + {len(reasons)} rejects is not {plan.num_inputs} inputs",
-                where=self._places.out,
+                where=self._paths.out,
             )
         if not decision.kept:
-            write_crosswalk(self._places, plan, decision)
+            write_crosswalk(self._paths, plan, decision)
             counts = dict(sorted(Counter(reasons).items()))
             raise DataError(
                 f"none of {plan.num_inputs} inputs is usable: {json.dumps(counts)}",
-                where=filesystem.join(self._places.crosswalk, NAMED_REJECTS),
+                where=filesystem.join(self._paths.crosswalk, NAMED_REJECTS),
             )
 
     def publish(self) -> None:
         """Write the crosswalk, then the manifest, and remove the working files.
 
         Raises:
-            DataError: A shard is missing, or in is not out + rejects.
+            DataError: A shard is missing, or inputs are not samples + rejects.
         """
-        places, plan, decision = self._places, self.plan, self._decision
+        paths, plan, decision = self._paths, self.plan, self._decision
         assert decision is not None
-        entries = finished_entries(places, self._tasks)
-        rejects = write_crosswalk(places, plan, decision)
+        entries = finished_entries(paths, self._tasks)
+        rejects = write_crosswalk(paths, plan, decision)
         num_samples = sum(entry.num_samples for entry in entries)
         if num_samples + len(rejects) != plan.num_inputs:
             raise DataError(
-                f"{num_samples} samples + {len(rejects)} rejects is not {plan.num_inputs} inputs", where=places.out
+                f"{num_samples} samples + {len(rejects)} rejects is not {plan.num_inputs} inputs", where=paths.out
             )
-        documents.write_lines(filesystem.join(places.out, REJECTS_NAME), rejects)
+        documents.write_lines(filesystem.join(paths.out, REJECTS_NAME), rejects)
         counts = dict(sorted(Counter(row["reason"] for row in rejects).items()))
         shard_set = save_shard_set(
-            ShardSet(places.out, "images", plan.schema, entries, rejects=counts, properties=decision.properties)
+            ShardSet(paths.out, "images", plan.schema, entries, rejects=counts, properties=decision.properties)
         )
-        clear_work(places)
+        clear_work(paths)
         report(self._console, shard_set, decision)
 
 
 def run(config: RunConfig, world: World, console: Console) -> Summary:
-    """Prepare the set ``config.prepare`` asks for. Collective; resumes by itself.
+    """Prepare an image set. Collective; a stopped run is resumed.
 
     Returns:
         ``out``, ``crosswalk``, ``identity``, ``num_inputs``, ``num_samples``, ``splits``, ``num_patients``,
         ``rejects`` (number by reason), ``flags``, ``look_alikes``, ``seconds`` and ``images_per_s`` of this run.
 
     Raises:
-        ConfigError: Something is not given or not there, or ``--out`` holds something else.
-        DataError: A table that cannot be read, or no usable photograph at all.
+        ConfigError: An input is not given or missing, or ``--out`` contains something else.
+        DataError: A table that cannot be read, or no usable photograph.
     """
     began = time.perf_counter()
     section = config.prepare
-    places = find_places(section)
-    chief = _Chief(section, config.seed, places, console)
-    world = without_timeout(world)  # a stage may take hours, and one rank longer than another
-    assignment = on_rank_0(chief.begin, world)
+    paths = find_paths(section)
+    rank_0 = _Rank0(section, config.seed, paths, console)
+    world = without_timeout(world)  # a stage can take hours, and longer on one rank than on another
+    assignment = on_rank_0(rank_0.begin, world)
     if assignment.complete:
-        console.message(f"the set is complete: {places.out}")
-        return _summary(places, load_shard_set(places.out, kind="images"), seconds=0.0, num_done=0)
-    prepare_chunks(section, places, assignment.collection, share_of(assignment.chunks, world), console)
+        console.message(f"the set is complete: {paths.out}")
+        return _summary(paths, load_shard_set(paths.out, kind="images"), seconds=0.0, num_done=0)
+    prepare_chunks(section, paths, assignment.collection, share_of(assignment.chunks, world), console)
     world.barrier()
-    tasks = on_rank_0(chief.decide, world)
-    assemble_shards(places, section.image_format, share_of(tasks, world), assignment.schema, console)
+    tasks = on_rank_0(rank_0.decide, world)
+    assemble_shards(paths, section.image_format, share_of(tasks, world), assignment.schema, console)
     world.barrier()
-    on_rank_0(chief.publish, world)
+    on_rank_0(rank_0.publish, world)
     num_done = sum(number for _, number in assignment.chunks)
     seconds = time.perf_counter() - began
-    return _summary(places, load_shard_set(places.out, kind="images"), seconds=seconds, num_done=num_done)
+    return _summary(paths, load_shard_set(paths.out, kind="images"), seconds=seconds, num_done=num_done)
 
 
-def _summary(places: Places, shard_set: ShardSet, *, seconds: float, num_done: int) -> Summary:
+def _summary(paths: PreparePaths, shard_set: ShardSet, *, seconds: float, num_done: int) -> Summary:
     return {
-        "out": places.out,
-        "crosswalk": places.crosswalk,
+        "out": paths.out,
+        "crosswalk": paths.crosswalk,
         "identity": shard_set.identity,
         "num_inputs": shard_set.properties["num_inputs"],
         "num_samples": shard_set.num_samples(),

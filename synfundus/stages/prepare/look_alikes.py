@@ -1,7 +1,7 @@
-"""Near-duplicates for `synfundus prepare`: within the set before it is split, and against sets that were made before.
+"""Near-duplicates for `synfundus prepare`: within the set before it is split, and in existing sets.
 
-The looks of a set (key, perceptual hash, small copy of each image) lie in its crosswalk folder, as ``looks.npy``: they
-would tell what an image shows, so they do not belong into the set.
+The hashes of a set (key, perceptual hash and thumbnail of each image) are in its crosswalk folder, as ``looks.npy``: a
+thumbnail reveals the image, so it must not be in the set.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from synfundus.photographs.near_duplicates import HASH_BYTES, THUMBNAIL_PX, Near
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import SPLITS
 
-LOOKS_NAME = "looks.npy"
+HASHES_NAME = "looks.npy"
 
 _ROW = np.dtype([("key", "S26"), ("look", "u1", (HASH_BYTES,)), ("thumbnail", "u1", (THUMBNAIL_PX, THUMBNAIL_PX))])
 _BLOCK_ROWS = 8192
@@ -38,35 +38,35 @@ class OtherSet:
     """A set to compare with.
 
     Attributes:
-        url: As the user named it.
-        looks: Location of its looks.
-        sha256: Hash of them.
-        crosswalk: Location of its map, which says the split of each key; empty if it is not there.
-        crosswalk_sha256: Hash of it.
+        url: As given by the user.
+        hashes: Location of its perceptual hashes.
+        sha256: Hash of that file.
+        crosswalk: Location of its crosswalk table, with the split of each key; empty if it is missing.
+        crosswalk_sha256: Hash of that file.
     """
 
     url: str
-    looks: str
+    hashes: str
     sha256: str
     crosswalk: str
     crosswalk_sha256: str
 
     @property
     def identity(self) -> str:
-        """Hash of all that is read of it."""
+        """Hash of all its files that are read."""
         return hashlib.sha256(f"{self.sha256} {self.crosswalk_sha256}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)
-class SeenElsewhere:
-    """A photograph that looks like one of another set.
+class OtherSetMatch:
+    """A photograph with a near-duplicate in another set.
 
     Attributes:
-        row: Which photograph.
+        row: Row of the photograph.
         other_set: Number of the other set, from 0.
-        other_key: Its key there.
-        other_split: Its split there; empty if that is not known.
-        similarity: Correlation of their small copies.
+        other_key: Key of the near-duplicate.
+        other_split: Split of the near-duplicate; empty if unknown.
+        similarity: Correlation of their thumbnails.
         mirrored: Whether one is the mirror image of the other.
     """
 
@@ -79,25 +79,25 @@ class SeenElsewhere:
 
 
 def find_other_sets(urls: Sequence[str]) -> tuple[OtherSet, ...]:
-    """Find the looks of the sets to compare with, given by their own folder or by that of their crosswalk.
+    """Find the hashes of the sets to compare with, given by the folder of the set or of its crosswalk.
 
     Raises:
-        ConfigError: There are none.
+        ConfigError: A set has no hashes.
     """
     found = []
     for url in urls:
         bare = url.rstrip("/")
-        places = [filesystem.join(folder, LOOKS_NAME) for folder in (bare, f"{bare}.crosswalk")]
-        looks = next((place for place in places if filesystem.exists(place)), None)
-        if looks is None:
+        candidates = [filesystem.join(folder, HASHES_NAME) for folder in (bare, f"{bare}.crosswalk")]
+        hashes = next((location for location in candidates if filesystem.exists(location)), None)
+        if hashes is None:
             raise ConfigError(
-                f"there are no looks of a set at {url}",
+                f"no perceptual hashes of a set at {url}",
                 where="prepare.compare_with",
-                hint=f"give the crosswalk folder of a set that this version of `prepare` wrote: it has {LOOKS_NAME}",
+                hint=f"give the crosswalk folder of a set that this version of `prepare` wrote: it has {HASHES_NAME}",
             )
-        crosswalk = filesystem.join(looks.removesuffix(f"/{LOOKS_NAME}"), CROSSWALK_NAME)
+        crosswalk = filesystem.join(hashes.removesuffix(f"/{HASHES_NAME}"), CROSSWALK_NAME)
         crosswalk = crosswalk if filesystem.exists(crosswalk) else ""
-        found.append(OtherSet(url, looks, _sha256(looks), crosswalk, _sha256(crosswalk) if crosswalk else ""))
+        found.append(OtherSet(url, hashes, _sha256(hashes), crosswalk, _sha256(crosswalk) if crosswalk else ""))
     return tuple(found)
 
 
@@ -107,10 +107,10 @@ def _sha256(url: str) -> str:
 
 
 def _splits_of(other: OtherSet, keys: Collection[str]) -> dict[str, str]:
-    """Return the splits of some keys of another set, as its crosswalk has them.
+    """Return the splits of some keys of another set, from its crosswalk.
 
     Raises:
-        ConfigError: It is no crosswalk.
+        ConfigError: It is not a crosswalk.
     """
     if not other.crosswalk or not keys:
         return {}
@@ -122,21 +122,21 @@ def _splits_of(other: OtherSet, keys: Collection[str]) -> dict[str, str]:
                 rows = csv.DictReader(text, strict=True)
                 return {row["key"]: row["split"] for row in rows if row["key"] in keys and row["split"] in SPLITS}
             except (KeyError, csv.Error, UnicodeDecodeError) as error:
-                raise ConfigError("this is no crosswalk", where=other.crosswalk) from error
+                raise ConfigError("this is not a crosswalk table", where=other.crosswalk) from error
 
 
 @contextmanager
-def room_for_thumbnails(number: int) -> Iterator[NDArray[np.uint8]]:
-    """Have room for small copies, uint8 ``[number, 32, 32]``, in a temporary file: memory need not hold them."""
+def thumbnail_buffer(number: int) -> Iterator[NDArray[np.uint8]]:
+    """Provide an array for thumbnails, uint8 ``[number, 32, 32]``, in a temporary file to save memory."""
     shape = (max(number, 1), THUMBNAIL_PX, THUMBNAIL_PX)
     with tempfile.TemporaryFile() as stream:
         stream.truncate(int(np.prod(shape)))
         yield np.memmap(stream, dtype=np.uint8, mode="r+", shape=shape)[:number]
 
 
-def stack_hashes(looks: Sequence[bytes]) -> NDArray[np.uint8]:
+def stack_hashes(hashes: Sequence[bytes]) -> NDArray[np.uint8]:
     """Return hashes as an array ``[n, 32]``."""
-    return np.frombuffer(b"".join(looks), dtype=np.uint8).reshape(-1, HASH_BYTES)
+    return np.frombuffer(b"".join(hashes), dtype=np.uint8).reshape(-1, HASH_BYTES)
 
 
 def _reader(thumbnails: NDArray[np.uint8]) -> Callable[[Rows], NDArray[np.uint8]]:
@@ -146,23 +146,23 @@ def _reader(thumbnails: NDArray[np.uint8]) -> Callable[[Rows], NDArray[np.uint8]
     return read
 
 
-def look_alikes_within(
-    looks: Sequence[bytes], thumbnails: NDArray[np.uint8], advance: Callable[[], None]
+def near_duplicates_within(
+    hashes: Sequence[bytes], thumbnails: NDArray[np.uint8], advance: Callable[[], None]
 ) -> list[NearDuplicate]:
-    """Return the pairs of photographs that look the same."""
-    return near_duplicates(stack_hashes(looks), _reader(thumbnails), advance=advance)
+    """Return the pairs of near-duplicates within a set."""
+    return near_duplicates(stack_hashes(hashes), _reader(thumbnails), advance=advance)
 
 
-def look_alikes_elsewhere(
-    looks: Sequence[bytes], thumbnails: NDArray[np.uint8], others: Sequence[OtherSet], advance: Callable[[], None]
-) -> list[SeenElsewhere]:
-    """Return the photographs that look like one of another set."""
-    hashes = stack_hashes(looks)
+def matches_in_other_sets(
+    hashes: Sequence[bytes], thumbnails: NDArray[np.uint8], others: Sequence[OtherSet], advance: Callable[[], None]
+) -> list[OtherSetMatch]:
+    """Return the photographs with near-duplicates in other sets."""
+    stacked = stack_hashes(hashes)
     found = []
     for number, other in enumerate(others):
-        with _opened(other) as table:
+        with _hash_table(other) as table:
             pairs = near_duplicates(
-                hashes,
+                stacked,
                 _reader(thumbnails),
                 others=np.ascontiguousarray(table["look"]),
                 other_thumbnails=_reader(table["thumbnail"]),
@@ -171,43 +171,43 @@ def look_alikes_elsewhere(
             keys = [bytes(table["key"][pair.second]).decode() for pair in pairs]
         splits = _splits_of(other, frozenset(keys))
         found += [
-            SeenElsewhere(pair.first, number, key, splits.get(key, ""), pair.similarity, pair.mirrored)
+            OtherSetMatch(pair.first, number, key, splits.get(key, ""), pair.similarity, pair.mirrored)
             for pair, key in zip(pairs, keys, strict=True)
         ]
     return found
 
 
 @contextmanager
-def _opened(other: OtherSet) -> Iterator[NDArray[Any]]:
-    """Map the looks of a set into memory, from a checked copy.
+def _hash_table(other: OtherSet) -> Iterator[NDArray[Any]]:
+    """Map the hashes of a set into memory, from a verified copy.
 
     Raises:
-        ConfigError: They are not what `save_looks` writes.
+        ConfigError: Not a file of `save_hashes`.
     """
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder, LOOKS_NAME)
+        copy = Path(folder, HASHES_NAME)
         with copy.open("w+b") as stream:
-            filesystem.fetch(other.looks, stream, sha256=other.sha256)
+            filesystem.fetch(other.hashes, stream, sha256=other.sha256)
         try:
             table = np.load(copy, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError, OSError) as error:
-            raise ConfigError("these are no looks of a set", where=other.looks) from error
+            raise ConfigError("not a file of perceptual hashes", where=other.hashes) from error
         if table.dtype != _ROW or table.ndim != 1:
-            raise ConfigError("these are no looks of a set of this version", where=other.looks)
+            raise ConfigError("not a file of perceptual hashes of this version", where=other.hashes)
         yield table
 
 
-def save_looks(
-    url: str, keys: Sequence[str], looks: Sequence[bytes], thumbnails: NDArray[np.uint8], rows: Sequence[int]
+def save_hashes(
+    url: str, keys: Sequence[str], hashes: Sequence[bytes], thumbnails: NDArray[np.uint8], rows: Sequence[int]
 ) -> None:
-    """Write the looks of a set, in the order of their keys.
+    """Write the hashes and thumbnails of a set, ordered by key.
 
     Args:
-        url: Where to.
+        url: Destination.
         keys: Keys of the samples, ``[n]``.
-        looks: Their hashes.
+        hashes: Their perceptual hashes.
         thumbnails: uint8 ``[m, 32, 32]``.
-        rows: Which of the small copies is whose.
+        rows: Row of each sample in the thumbnails.
     """
     order = sorted(range(len(keys)), key=lambda number: keys[number])
     header = {"descr": np.lib.format.dtype_to_descr(_ROW), "fortran_order": False, "shape": (len(keys),)}
@@ -217,6 +217,6 @@ def save_looks(
             numbers = order[start : start + _BLOCK_ROWS]
             block = np.zeros(len(numbers), dtype=_ROW)
             block["key"] = [keys[number].encode() for number in numbers]
-            block["look"] = stack_hashes([looks[number] for number in numbers])
+            block["look"] = stack_hashes([hashes[number] for number in numbers])
             block["thumbnail"] = thumbnails[[rows[number] for number in numbers]]
             stream.write(block.tobytes())

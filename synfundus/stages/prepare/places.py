@@ -1,4 +1,4 @@
-"""Where `synfundus prepare` reads and writes, and whether it may write there."""
+"""The paths of `synfundus prepare`, and whether it may write to them."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _WORK_DIR = "work"
 _REQUEST_NAME = "request.json"
 _SHARDS = rf"({'|'.join(SPLITS)})(/\.?\d{{6,}}\.(tar|idx\.npz)(\.[0-9a-f]+\.tmp)?)?"
 _UNFINISHED = rf"{_SHARDS}|\.?{re.escape(REJECTS_NAME)}(\.[0-9a-f]+\.tmp)?"
-"""What a run that was stopped may have left of a set."""
+"""Files that a stopped run may have left in a set."""
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where things lie.
+class PreparePaths:
+    """Paths of inputs and outputs.
 
     Attributes:
         source: Folder of photographs.
-        labels: Label table; None where an importer needs none.
+        labels: Label table; None if an importer needs none.
         out: The set.
-        crosswalk: Who is who, outside the set.
+        crosswalk: The crosswalk folder, outside the set.
     """
 
     source: str
@@ -43,17 +43,17 @@ class Places:
 
     @property
     def work(self) -> str:
-        """Folder of everything that is gone when the set is complete."""
+        """Folder of temporary files, removed when the set is complete."""
         return filesystem.join(self.crosswalk, _WORK_DIR)
 
     @property
     def chunks(self) -> str:
-        """Folder of what is known about each stretch of the table, and its images."""
+        """Folder of the images and records of each chunk."""
         return filesystem.join(self.work, "chunks")
 
     @property
     def shards(self) -> str:
-        """Folder of the shards' plans and of the records of finished ones."""
+        """Folder of the plans and records of shards."""
         return filesystem.join(self.work, "shards")
 
     def chunk_url(self, number: int, suffix: str) -> str:
@@ -65,11 +65,11 @@ class Places:
         return filesystem.join(self.shards, f"{shard.removesuffix('.tar').replace('/', '-')}.{suffix}")
 
 
-def find_places(section: PrepareConfig) -> Places:
+def find_paths(section: PrepareConfig) -> PreparePaths:
     """Check the locations.
 
     Raises:
-        ConfigError: One is missing, two contradict one another, or the crosswalk lies in the set.
+        ConfigError: One is missing, two contradict each other, or the crosswalk is inside the set.
     """
     needed = ("source", "labels", "out") if section.importer is None else ("source", "out")
     missing = [name for name in needed if getattr(section, name) is None]
@@ -77,64 +77,64 @@ def find_places(section: PrepareConfig) -> Places:
         raise ConfigError(f"--{missing[0]} is missing", where=f"prepare.{missing[0]}", hint=f"give --{missing[0]}")
     if section.importer is not None and section.mapping is not None:
         raise ConfigError(
-            "--importer and --mapping both say what the columns mean",
+            "--importer and --mapping both define the columns",
             where="prepare.importer",
-            hint="leave one of them out",
+            hint="remove one of them",
         )
     out = str(section.out).rstrip("/")
     crosswalk = (section.crosswalk or f"{out}.crosswalk").rstrip("/")
     if f"{resolved(crosswalk)}/".startswith(f"{resolved(out)}/"):
         raise ConfigError(
-            f"the crosswalk {crosswalk} lies in the set {out}",
+            f"the crosswalk {crosswalk} is inside the set {out}",
             where="prepare.crosswalk",
-            hint="it maps keys to patients: keep it where the set is not",
+            hint="it maps keys to patients: store it outside the set",
         )
-    return Places(str(section.source), section.labels, out, crosswalk)
+    return PreparePaths(str(section.source), section.labels, out, crosswalk)
 
 
-def check_out(places: Places) -> bool:
-    """Look at what lies at ``--out``; returns whether it is a complete set.
+def check_out(paths: PreparePaths) -> bool:
+    """Check ``--out``; return whether it is a complete set.
 
     Raises:
-        ConfigError: It is something that `prepare` has not written, or the set's crosswalk is gone.
+        ConfigError: It was not written by `prepare`, or the crosswalk of the set is missing.
     """
-    # shards without a manifest can be anybody's: the crosswalk of the run that was stopped names their folder
-    begun = owner_of(places.crosswalk) == resolved(places.out)
-    complete = holds_ours(places.out, proof=[MANIFEST_NAME], beside=_UNFINISHED if begun else "")
-    if complete and not filesystem.exists(filesystem.join(places.crosswalk, SECRET_NAME)):
+    # shards without a manifest may be from another program: the crosswalk of a stopped run names their folder
+    begun = owner_of(paths.crosswalk) == resolved(paths.out)
+    complete = holds_ours(paths.out, proof=[MANIFEST_NAME], beside=_UNFINISHED if begun else "")
+    if complete and not filesystem.exists(filesystem.join(paths.crosswalk, SECRET_NAME)):
         raise ConfigError(
-            f"a set is there already, but not its crosswalk {places.crosswalk}",
-            where=places.out,
+            f"there is a set, but not its crosswalk {paths.crosswalk}",
+            where=paths.out,
             hint="give its --crosswalk, or another --out",
         )
     return complete
 
 
-def refuse_difference(places: Places, plan: InputPlan) -> None:
-    """Accept a complete set only if it is the one this run would write.
+def require_same_set(paths: PreparePaths, plan: InputPlan) -> None:
+    """Require that a complete set is the one this run would write.
 
     Raises:
-        ConfigError: It is another one; the message names both sides.
+        ConfigError: It is another set; the message lists the differences.
     """
     try:
-        found = load_shard_set(places.out, kind="images").properties
+        found = load_shard_set(paths.out, kind="images").properties
     except DataError as error:
-        raise ConfigError(error.message, where=places.out, hint="give another --out") from error
+        raise ConfigError(error.message, where=paths.out, hint="give another --out") from error
     wanted = dict(plan.properties)
     if found.get("inputs_sha256") == wanted.pop("inputs_sha256"):
         return
     changed = difference({name: found.get(name) for name in wanted}, wanted)
     raise ConfigError(
         f"a set of something else is there: {changed or 'the photographs or their labels have changed'}",
-        where=places.out,
+        where=paths.out,
         hint="give another --out, or remove the set",
     )
 
 
-def claim(places: Places, plan: InputPlan) -> None:
-    """Write the chunks down, or keep them where the same run was stopped; what another run left is removed."""
-    request = filesystem.join(places.work, _REQUEST_NAME)
-    wanted = {"fingerprint": plan.fingerprint, "out": resolved(places.out)}
+def claim(paths: PreparePaths, plan: InputPlan) -> None:
+    """Write the plans of the chunks, or keep those of the same stopped run; files of another run are removed."""
+    request = filesystem.join(paths.work, _REQUEST_NAME)
+    wanted = {"fingerprint": plan.fingerprint, "out": resolved(paths.out)}
     if filesystem.exists(request):
         try:
             found = documents.read_document(request, format_name=RECORD_FORMAT, version=RECORD_VERSION)
@@ -142,18 +142,18 @@ def claim(places: Places, plan: InputPlan) -> None:
             found = {}  # of another version
         if {name: found.get(name) for name in wanted} == wanted:
             return
-    filesystem.remove(places.work, recursive=True)
+    filesystem.remove(paths.work, recursive=True)
     for name in (*SPLITS, REJECTS_NAME):
-        filesystem.remove(filesystem.join(places.out, name), recursive=True)
-    for folder in (places.chunks, places.shards):
+        filesystem.remove(filesystem.join(paths.out, name), recursive=True)
+    for folder in (paths.chunks, paths.shards):
         filesystem.make_dir(folder)
     for number in range(plan.num_chunks):
         rows = (asdict(sample) for sample in plan.chunk(number))
-        write_private_lines(places.chunk_url(number, "plan.jsonl"), rows)
+        write_private_lines(paths.chunk_url(number, "plan.jsonl"), rows)
     documents.write_document(request, wanted, format_name=RECORD_FORMAT, version=RECORD_VERSION)
 
 
-def clear_work(places: Places) -> None:
-    """Remove what a run needs only until the set is complete."""
-    if filesystem.is_dir(places.work):
-        filesystem.remove(places.work, recursive=True)
+def clear_work(paths: PreparePaths) -> None:
+    """Remove the temporary files of a run."""
+    if filesystem.is_dir(paths.work):
+        filesystem.remove(paths.work, recursive=True)

@@ -1,4 +1,4 @@
-"""What `synfundus prepare` works on: table and folder brought together before a photograph is read."""
+"""The inputs of `synfundus prepare`, planned from table and folder before any photograph is read."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _CHUNKS, _LEAST_CHUNK, _MOST_CHUNK = 64, 8, 256  # about so many, of at least an
 
 @dataclass(frozen=True)
 class InputPlan:
-    """All that is decided before the first photograph is read.
+    """Everything that is decided before the first photograph is read.
 
     Attributes:
         schema: Labels of the set.
         collection: Name of the collection.
-        samples: Photographs to prepare, in the order of the table.
-        rejects: Inputs that are out already.
+        samples: Photographs to prepare, in table order.
+        rejects: Inputs that are already rejected.
         num_inputs: Rows of the table + pictures without a row.
-        properties: What the manifest records of it.
-        warnings: What the user should know.
+        properties: Properties for the manifest.
+        warnings: Warnings for the user.
         same_person: Pairs of patient groups that the table gives for one photograph.
     """
 
@@ -54,12 +54,12 @@ class InputPlan:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that decides what the set will hold."""
+        """Hash of everything that determines the content of the set."""
         return str(self.properties["inputs_sha256"])
 
     @property
     def num_chunks(self) -> int:
-        """Stretches of the table: what is handed to ranks, and what a stopped run has to do again at most."""
+        """Number of chunks, the units of work for ranks and for resuming."""
         return -(-len(self.samples) // self._chunk_samples)
 
     def chunk(self, number: int) -> tuple[PlannedSample, ...]:
@@ -68,18 +68,18 @@ class InputPlan:
 
     @property
     def _chunk_samples(self) -> int:
-        """Follows from the inputs alone: neither ranks nor processes may enter."""
+        """Depends only on the inputs, not on the number of ranks or processes."""
         return min(max(-(-len(self.samples) // _CHUNKS), _LEAST_CHUNK), _MOST_CHUNK)
 
 
 def _read_text(url: str, what: str, key: str) -> str:
-    """Read a small text file a user named.
+    """Read a small text file given by the user.
 
     Raises:
-        ConfigError: It is not there or not UTF-8.
+        ConfigError: It is missing or not UTF-8.
     """
     if not filesystem.exists(url) or filesystem.is_dir(url):
-        raise ConfigError(f"the {what} is not there: {url}", where=key)
+        raise ConfigError(f"the {what} does not exist: {url}", where=key)
     try:
         return filesystem.read_bytes(url).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -90,7 +90,7 @@ def _load_schema(url: str | None) -> LabelSchema:
     if url is None:
         return DEFAULT_LABEL_SCHEMA
     text = _read_text(url, "label schema", "prepare.label_schema")
-    parse_document(text, where=url)  # bounded, no key twice
+    parse_document(text, where=url)  # bounded, no duplicate keys
     return LabelSchema.from_document(yaml.safe_load(text), where=url)
 
 
@@ -102,16 +102,16 @@ def _load_mapping(url: str | None, schema: LabelSchema) -> TableMapping | None:
 
 
 def _read_table(section: PrepareConfig, schema: LabelSchema, files: Mapping[str, int]) -> LabelTable:
-    """Read the label table, with an importer if one is named.
+    """Read the label table, with an importer if one is given.
 
     Raises:
-        ConfigError: It is not there, or a mapping or importer that does not fit.
+        ConfigError: It is missing, or the mapping or importer does not match.
         DataError: A table that cannot be read.
     """
     mapping = _load_mapping(section.mapping, schema)
     labels = section.labels
     if labels is not None and (not filesystem.exists(labels) or filesystem.is_dir(labels)):
-        raise ConfigError(f"the label table is not there: {labels}", where="prepare.labels")
+        raise ConfigError(f"the label table does not exist: {labels}", where="prepare.labels")
     data = None if labels is None else filesystem.read_bytes(labels)
     where = labels or str(section.source)
     if section.importer is not None:
@@ -120,7 +120,7 @@ def _read_table(section: PrepareConfig, schema: LabelSchema, files: Mapping[str,
 
 
 def samples_per_shard(section: PrepareConfig) -> int:
-    """Return how many samples a shard may have, by number and by estimated size."""
+    """Return the maximum samples per shard, by number and estimated size."""
     size = section.image_size_px**2 * _BYTES_PER_PIXEL[section.image_format] + _BYTES_PER_SAMPLE
     return max(1, min(section.shard_max_samples, int(section.shard_max_bytes / size)))
 
@@ -133,22 +133,22 @@ def plan_inputs(
     open_secret: Callable[[], bytes],
     seed: int,
 ) -> InputPlan:
-    """Read table and folder and decide who is an input.
+    """Read table and folder and determine the inputs.
 
     Args:
         section: Options of `prepare`.
         source: Folder of the photographs.
         compared_with: Hashes of the sets to compare with.
-        open_secret: Returns what keys are made from; called once everything has been read.
-        seed: Decides which patients go into which split.
+        open_secret: Returns the secret for keys; called after everything has been read.
+        seed: Seed of the split.
 
     Raises:
-        ConfigError: A file or folder that is not there, a mapping that does not fit.
-        DataError: A table that cannot be read, or no photograph to work on.
+        ConfigError: A missing file or folder, a mapping that does not match.
+        DataError: A table that cannot be read, or no photographs.
     """
     schema = _load_schema(section.label_schema)
     if not filesystem.is_dir(source):
-        raise ConfigError(f"the folder of photographs is not there: {source}", where="prepare.source")
+        raise ConfigError(f"the folder of photographs does not exist: {source}", where="prepare.source")
     files = filesystem.list_files(source)
     table = _read_table(section, schema, files)
     matched, rejects = match_files(table, files)
@@ -156,7 +156,7 @@ def plan_inputs(
         raise DataError(
             f"none of the {len(table.rows)} usable rows of the table names a file in {source}",
             where=section.labels or source,
-            hint='check --source; a mapping with file_pattern (for example "{file}.jpeg") completes bare names',
+            hint='check --source; a mapping with file_pattern (for example "{file}.jpeg") adds extensions',
         )
     secret = open_secret()
     samples = tuple(plan_samples(matched, secret))
@@ -192,9 +192,9 @@ def plan_inputs(
 
 
 def describe_inputs(section: PrepareConfig, *, seed: int) -> str:
-    """Say what a run would work on, for a dry run; empty where the photographs are not on this machine.
+    """Describe the inputs of a run, for a dry run; empty if the photographs are not on this machine.
 
-    Nothing is written, and no photograph is read.
+    Writes nothing and reads no photographs.
     """
     source = section.source
     if source is None or not filesystem.is_local(source) or not filesystem.is_dir(source):
@@ -222,7 +222,7 @@ def _fingerprint(
     rejects: Sequence[Reject],
     secret: bytes,
 ) -> str:
-    """Hash all that decides what the set will hold, keyed: names and patients cannot be guessed from it."""
+    """Return a keyed hash of everything that determines the content of the set; it reveals no names or patients."""
     digest = hmac.new(secret, json.dumps([schema.to_document(), properties], sort_keys=True).encode(), hashlib.sha256)
     for sample in samples:
         row = [sample.key, sample.patient_group, dict(sample.labels), sample.size_bytes]

@@ -1,4 +1,4 @@
-"""What `synfundus prepare` leaves behind for people: the crosswalk, the rejects, flags and look-alikes by name."""
+"""The reports of `synfundus prepare`: crosswalk, and rejects, flags and near-duplicates by file name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from synfundus.photographs.crosswalk import (
     CROSSWALK_NAME,
     FLAGS_NAME,
-    LOOK_ALIKES_NAME,
+    NEAR_DUPLICATES_NAME,
     crosswalk_table,
     open_crosswalk,
     write_private,
@@ -20,8 +20,8 @@ from synfundus.photographs.ingest import Reject, sample_key
 from synfundus.photographs.near_duplicates import NearDuplicate
 from synfundus.stages.prepare.chunks import ChunkResults
 from synfundus.stages.prepare.decision import Decision
-from synfundus.stages.prepare.look_alikes import LOOKS_NAME, OtherSet, SeenElsewhere, save_looks
-from synfundus.stages.prepare.places import Places
+from synfundus.stages.prepare.look_alikes import HASHES_NAME, OtherSet, OtherSetMatch, save_hashes
+from synfundus.stages.prepare.places import PreparePaths
 from synfundus.stages.prepare.plan import InputPlan
 from synfundus.storage import filesystem
 from synfundus.storage.locations import resolved
@@ -31,9 +31,9 @@ from synfundus.telemetry.console import Console
 Line = dict[str, Any]
 
 
-def write_crosswalk(places: Places, plan: InputPlan, decision: Decision) -> list[dict[str, str]]:
-    """Write who is who outside the set; returns the rejects as the set may show them: by key alone."""
-    secret = open_crosswalk(places.crosswalk, out=resolved(places.out))
+def write_crosswalk(paths: PreparePaths, plan: InputPlan, decision: Decision) -> list[dict[str, str]]:
+    """Write the crosswalk, outside the set; return the rejects for the set, with keys only."""
+    secret = open_crosswalk(paths.crosswalk, out=resolved(paths.out))
     rejects: list[tuple[str, Reject]] = [
         (sample_key(secret, reject.source), reject) for reject in (*plan.rejects, *decision.duplicates)
     ]
@@ -46,24 +46,24 @@ def write_crosswalk(places: Places, plan: InputPlan, decision: Decision) -> list
         for sample in shard.samples
     ]
     rows += [(key, reject.source, reject.patient, "", reject.reason) for key, reject in rejects]
-    write_private(filesystem.join(places.crosswalk, CROSSWALK_NAME), crosswalk_table(rows))
+    write_private(filesystem.join(paths.crosswalk, CROSSWALK_NAME), crosswalk_table(rows))
     named: list[Line] = [{"key": key, **asdict(reject)} for key, reject in rejects]
-    write_private_lines(filesystem.join(places.crosswalk, NAMED_REJECTS), named)
+    write_private_lines(filesystem.join(paths.crosswalk, NAMED_REJECTS), named)
     bare = [{"key": key, "stage": reject.stage, "reason": reject.reason} for key, reject in rejects]
     return sorted(bare, key=lambda row: (row["key"], row["reason"]))
 
 
-def write_findings(places: Places, results: ChunkResults, decision: Decision, others: Sequence[OtherSet]) -> None:
-    """Write flags and look-alikes by name, and how the images of the set look."""
+def write_findings(paths: PreparePaths, results: ChunkResults, decision: Decision, others: Sequence[OtherSet]) -> None:
+    """Write flags and near-duplicates by file name, and the perceptual hashes."""
     flags = [{**_who(decision, row), "flags": list(one.flags)} for row, one in enumerate(decision.kept) if one.flags]
-    write_private_lines(filesystem.join(places.crosswalk, FLAGS_NAME), flags)
-    lines = [_within(decision, pair) for pair in decision.same]
-    lines += [_elsewhere(decision, one, others) for one in decision.elsewhere]
-    write_private_lines(filesystem.join(places.crosswalk, LOOK_ALIKES_NAME), lines)
-    save_looks(
-        filesystem.join(places.crosswalk, LOOKS_NAME),
+    write_private_lines(filesystem.join(paths.crosswalk, FLAGS_NAME), flags)
+    lines = [_within(decision, pair) for pair in decision.near_duplicates]
+    lines += [_elsewhere(decision, one, others) for one in decision.other_set_matches]
+    write_private_lines(filesystem.join(paths.crosswalk, NEAR_DUPLICATES_NAME), lines)
+    save_hashes(
+        filesystem.join(paths.crosswalk, HASHES_NAME),
         [one.sample.key for one in decision.kept],
-        [one.look for one in decision.kept],
+        [one.perceptual_hash for one in decision.kept],
         results.thumbnails,
         decision.kept_rows,
     )
@@ -85,14 +85,14 @@ def _within(decision: Decision, pair: NearDuplicate) -> Line:
     return {"kind": "within", **_who(decision, pair.first), **other, **measure}
 
 
-def _elsewhere(decision: Decision, one: SeenElsewhere, others: Sequence[OtherSet]) -> Line:
+def _elsewhere(decision: Decision, one: OtherSetMatch, others: Sequence[OtherSet]) -> Line:
     measure = {"similarity": round(one.similarity, 4), "mirrored": one.mirrored}
     other = {"other_set": others[one.other_set].url, "other_key": one.other_key, "other_split": one.other_split}
     return {"kind": "elsewhere", **_who(decision, one.row), **other, **measure}
 
 
 def report(console: Console, shard_set: ShardSet, decision: Decision) -> None:
-    """Show what became of the inputs, and what is known about the labels."""
+    """Print the numbers of inputs, samples and rejects, and the label counts."""
     properties = shard_set.properties
     num_rejects = sum(shard_set.rejects.values())
     console.message(f"{properties['num_inputs']} inputs = {shard_set.num_samples()} samples + {num_rejects} rejects")
@@ -105,11 +105,11 @@ def report(console: Console, shard_set: ShardSet, decision: Decision) -> None:
     found = properties["look_alikes"]
     if found["groups"]:
         console.message(
-            f"{found['photographs']} photographs look like another one, in {found['groups']} groups, "
+            f"{found['photographs']} photographs are near-duplicates, in {found['groups']} groups, "
             f"{found['groups_across_patients']} of them across patients: each group is in one split"
         )
     if found["in_other_sets"]:
         console.warning(
-            f"{found['in_other_sets']} photographs look like one of another set; they are in its split, except for "
-            f"{found['in_another_split_there']}: see {LOOK_ALIKES_NAME} in the crosswalk folder"
+            f"{found['in_other_sets']} photographs have near-duplicates in other sets, in the same split except for "
+            f"{found['in_another_split_there']}: see {NEAR_DUPLICATES_NAME} in the crosswalk folder"
         )

@@ -1,4 +1,4 @@
-"""Third stage of `synfundus prepare`: the shards are put together from the images of the first, on all ranks."""
+"""Third stage of `synfundus prepare`: all ranks assemble the shards from the images of the first stage."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from synfundus.errors import CorruptShard
 from synfundus.labels.schema import LabelSchema
 from synfundus.photographs.crosswalk import close_to_others, write_private
 from synfundus.shards.members import decode_json, label_states
-from synfundus.stages.prepare.chunks import LookedAt
+from synfundus.stages.prepare.chunks import StoredImage
 from synfundus.stages.prepare.decision import Decision
-from synfundus.stages.prepare.places import RECORD_FORMAT, RECORD_VERSION, Places
+from synfundus.stages.prepare.places import RECORD_FORMAT, RECORD_VERSION, PreparePaths
 from synfundus.storage import documents, filesystem
 from synfundus.storage.manifest import SPLITS, ShardEntry
 from synfundus.storage.tarshard import index_url, write_shard
@@ -36,7 +36,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class ShardTask:
-    """A shard to put together: its name, its split, how many samples, and the hash of its plan."""
+    """A shard to assemble: name, split, number of samples, and the hash of its plan."""
 
     name: str
     split: str
@@ -44,57 +44,57 @@ class ShardTask:
     plan_sha256: str
 
 
-def plan_shard_tasks(places: Places, decision: Decision) -> list[ShardTask]:
-    """Write down which image goes into which shard; returns the shards. What an earlier plan had besides is removed."""
-    looked_at: dict[str, LookedAt] = {one.sample.key: one for one in decision.kept}
+def plan_shard_tasks(paths: PreparePaths, decision: Decision) -> list[ShardTask]:
+    """Write the plans of the shards and return the tasks; shards of an earlier plan are removed."""
+    images: dict[str, StoredImage] = {one.sample.key: one for one in decision.kept}
     tasks = []
     for shard in decision.shards:
         lines = [
             documents.dump_line({"key": sample.key, "chunk": one.chunk, "spans": one.spans})
             for sample in shard.samples
-            for one in (looked_at[sample.key],)
+            for one in (images[sample.key],)
         ]
         data = b"".join(lines)
-        write_private(places.shard_url(shard.name, "plan.jsonl"), data)
+        write_private(paths.shard_url(shard.name, "plan.jsonl"), data)
         tasks.append(ShardTask(shard.name, shard.split, len(lines), hashlib.sha256(data).hexdigest()))
     planned = {name for task in tasks for name in (task.name, index_url(task.name))}
-    for name in filesystem.list_files(places.out):
+    for name in filesystem.list_files(paths.out):
         if name.split("/")[0] in SPLITS and name not in planned:
-            filesystem.remove(filesystem.join(places.out, name))
+            filesystem.remove(filesystem.join(paths.out, name))
     return tasks
 
 
 def assemble_shards(
-    places: Places, image_format: str, tasks: Sequence[ShardTask], schema: LabelSchema, console: Console
+    paths: PreparePaths, image_format: str, tasks: Sequence[ShardTask], schema: LabelSchema, console: Console
 ) -> None:
-    """Put shards together; the record of each is written last.
+    """Assemble shards; the record of each is written last.
 
     Raises:
-        CorruptShard: The work folder was damaged; what is damaged is prepared again by the next run.
-        StorageError: The disk or the store refused.
+        CorruptShard: The work folder is damaged; the next run prepares the damaged chunk again.
+        StorageError: The disk or the store failed.
     """
-    extensions, records = ("json", image_format), _records(places)
+    extensions, records = ("json", image_format), _records(paths)
     total = sum(task.num_samples for task in tasks)
     with console.progress("writing shards", total=total, unit="images") as progress:
         for task in tasks:
             if records.read(task.name, plan_sha256=task.plan_sha256) is not None:
                 progress.advance(task.num_samples)
                 continue
-            rows = documents.read_lines(places.shard_url(task.name, "plan.jsonl"))
-            with _samples(places, extensions, rows, progress.advance) as samples:
-                states = _StatesOf(samples, schema, task.name)
-                url = filesystem.join(places.out, task.name)
-                files = write_shard(url, states, extensions=extensions, states=states.array)
+            rows = documents.read_lines(paths.shard_url(task.name, "plan.jsonl"))
+            with _samples(paths, extensions, rows, progress.advance) as samples:
+                collected = _StateCollector(samples, schema, task.name)
+                url = filesystem.join(paths.out, task.name)
+                files = write_shard(url, collected, extensions=extensions, states=collected.array)
             records.write(ShardEntry.of(task.name, task.split, files), plan_sha256=task.plan_sha256)
             close_to_others(records.url(task.name))
 
 
-class _StatesOf:
-    """Samples on their way into a shard; it remembers the states of their labels, for the index.
+class _StateCollector:
+    """Iterates over the samples of a shard and collects their label states, for the index.
 
     Args:
         samples: The samples.
-        schema: Labels of the set.
+        schema: Label schema of the set.
         where: The shard, for messages.
     """
 
@@ -111,25 +111,25 @@ class _StatesOf:
             yield key, members
 
     def array(self) -> NDArray[np.int16]:
-        """Return the states of the samples that have passed, ``[n, k]``."""
+        """Return the states collected so far, ``[n, k]``."""
         return np.reshape(self._rows, (len(self._rows), len(self._schema.labels))).astype(np.int16)
 
 
 @contextmanager
 def _samples(
-    places: Places, extensions: tuple[str, str], rows: Sequence[Row], advance: Callable[[], None]
+    paths: PreparePaths, extensions: tuple[str, str], rows: Sequence[Row], advance: Callable[[], None]
 ) -> Iterator[Iterator[tuple[str, Members]]]:
-    """Have the samples of a shard in order; those of an object store are asked for ahead of their turn."""
+    """Provide the samples of a shard in order, prefetched from an object store."""
 
     def read(row: Row) -> tuple[str, Members]:
-        return row["key"], _read_members(places, extensions, row)
+        return row["key"], _read_members(paths, extensions, row)
 
     def counted(samples: Iterator[tuple[str, Members]]) -> Iterator[tuple[str, Members]]:
         for sample in samples:
             advance()
             yield sample
 
-    if filesystem.is_local(places.work):
+    if filesystem.is_local(paths.work):
         yield counted(map(read, rows))
         return
     with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
@@ -151,11 +151,11 @@ def _ahead(
         yield pending.popleft().result()
 
 
-def _read_members(places: Places, extensions: tuple[str, str], row: Row) -> Members:
-    """Read a sample's members from the tar of its chunk, which lie one after the other.
+def _read_members(paths: PreparePaths, extensions: tuple[str, str], row: Row) -> Members:
+    """Read the members of a sample, which are consecutive in the tar of its chunk.
 
     Raises:
-        CorruptShard: The bytes are not those that were written. The chunk's record is removed.
+        CorruptShard: The bytes do not match their checksum. The record of the chunk is removed.
     """
     spans: list[list[int]] = row["spans"]
     start = spans[0][0]
@@ -163,7 +163,7 @@ def _read_members(places: Places, extensions: tuple[str, str], row: Row) -> Memb
     def parts(data: bytes) -> list[bytes]:
         return [data[offset - start : offset - start + size] for offset, size, _ in spans]
 
-    def wrong(data: bytes) -> str:
+    def check(data: bytes) -> str:
         for (_, size, crc), part in zip(spans, parts(data), strict=True):
             if len(part) != size or crc32(part) != crc:
                 return f"sample {row['key']} does not match its checksum"
@@ -171,26 +171,26 @@ def _read_members(places: Places, extensions: tuple[str, str], row: Row) -> Memb
 
     try:
         data = filesystem.read_checked(
-            places.chunk_url(row["chunk"], "tar"), start, spans[-1][0] + spans[-1][1] - start, wrong
+            paths.chunk_url(row["chunk"], "tar"), start, spans[-1][0] + spans[-1][1] - start, check
         )
     except CorruptShard as error:
-        filesystem.remove(places.chunk_url(row["chunk"], "done.json"))
+        filesystem.remove(paths.chunk_url(row["chunk"], "done.json"))
         raise CorruptShard(
-            error.message, where=error.where, hint="run the command again: it prepares this chunk anew"
+            error.message, where=error.where, hint="run the command again to prepare this chunk again"
         ) from error
     return dict(zip(extensions, parts(data), strict=True))
 
 
-def _records(places: Places) -> ShardRecords:
-    return ShardRecords(places.out, RECORD_FORMAT, RECORD_VERSION, folder=places.shards)
+def _records(paths: PreparePaths) -> ShardRecords:
+    return ShardRecords(paths.out, RECORD_FORMAT, RECORD_VERSION, folder=paths.shards)
 
 
-def finished_entries(places: Places, tasks: Sequence[ShardTask]) -> tuple[ShardEntry, ...]:
+def finished_entries(paths: PreparePaths, tasks: Sequence[ShardTask]) -> tuple[ShardEntry, ...]:
     """Return the entries of all shards.
 
     Raises:
         DataError: One is missing.
     """
-    records = _records(places)
+    records = _records(paths)
     found = [records.require(task.name, plan_sha256=task.plan_sha256) for task in tasks]
     return tuple(ShardEntry(**record["entry"]) for record in found)
