@@ -1,1 +1,1 @@
-"""Attention backends, U-Net, latent autoencoder, label conditioner."""
+"""The networks: U-Net, autoencoder, label conditioner, discriminator; attention kernels, compilation, counting."""

@@ -1,13 +1,13 @@
-"""A published U-Net as the start of a run: its architecture and weights are kept, its conditioning becomes labels.
+"""A pretrained U-Net as the start of a run: architecture and weights are kept, labels replace its conditioning.
 
-What is changed, and nothing else:
+Only this changes:
 
 - text tokens become label tokens of the same width, so that every attention weight fits;
-- the class embedding becomes a projection of the pooled labels whose last layer is zero: labels reach the time
-  embedding only as far as the run learns to use them;
-- first and last convolution get the channels of the latents, see :func:`widen_input` and :func:`widen_output`;
-- SDXL's added condition (pooled text and picture sizes) becomes a constant in that projection's bias: what the network
-  was told for an empty text at its own size. So it starts as the network it was.
+- the class embedding becomes a projection of the pooled labels whose last layer is zero: labels affect the time
+  embedding only once the run has learned to use them;
+- the first and last convolution get the channels of the latents, see :func:`widen_input` and :func:`widen_output`;
+- SDXL's added condition (pooled text and image sizes) becomes a constant in the bias of that projection: its value for
+  an empty text at the network's own size. So the start computes what the pretrained network computes.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _PLAIN = {
     "class_embeddings_concat": False,
     "num_attention_heads": None,
 }
-"""What has to have diffusers' default: everything else would need a condition that label tokens are not."""
+"""Keys that must have diffusers' default: other values need a condition that label tokens cannot replace."""
 _REPLACED = ("class_embedding.", "add_embedding.", "time_embedding.cond_proj.")
-"""Conditions a foreign network may have, which labels take the place of."""
+"""Conditions of a pretrained network that labels replace."""
 _NEW = "class_embedding."
 _SDXL_IDS = 6
 _PIXELS_PER_LATENT = 8
@@ -47,14 +47,14 @@ _PIXELS_PER_LATENT = 8
 
 @dataclass
 class Adaptation:
-    """What became of a foreign network's weights, each by name.
+    """What happened to the weights of a pretrained network, by name.
 
     Attributes:
-        taken: As they are; number of parameters.
-        adapted: Changed; what was done.
-        new: Not of the foreign network; number of parameters.
-        unused: Of the foreign network, without a place; number of parameters.
-        notes: What the user should know besides.
+        taken: Taken over unchanged: number of parameters.
+        adapted: Changed: how.
+        new: Not in the pretrained network: number of parameters.
+        unused: In the pretrained network only: number of parameters.
+        notes: What else the user should know.
     """
 
     taken: dict[str, int] = field(default_factory=dict)
@@ -65,10 +65,10 @@ class Adaptation:
 
 
 def adapted_config(config: Mapping[str, Any], *, latent_shape: tuple[int, int, int], dropout: float) -> dict[str, Any]:
-    """Return the config of the network a run trains when it starts from a foreign one.
+    """Return the config of the network a run trains when it starts from a pretrained one.
 
     Args:
-        config: Content of the foreign ``config.json``; keys it lacks have diffusers' defaults.
+        config: Content of the pretrained ``config.json``; missing keys have diffusers' defaults.
         latent_shape: ``(c, lh, lw)`` of the latents.
         dropout: Dropout of the run.
 
@@ -108,23 +108,23 @@ def adapt_unet(
     latent_shape: tuple[int, int, int],
     dropout: float,
 ) -> tuple[UNet2DConditionModel, Adaptation]:
-    """Build the network a run trains and fill it with a foreign network's weights.
+    """Build the network a run trains and load a pretrained network's weights into it.
 
-    What is new is drawn from the global generator: seed it.
+    New weights are drawn from the global generator: seed it.
 
     Args:
-        config: Content of the foreign ``config.json``.
-        tensors: The foreign weights, fp32; those that fit are taken over, not copied.
+        config: Content of the pretrained ``config.json``.
+        tensors: The pretrained weights, fp32; those that fit are taken over, not copied.
         latent_shape: ``(c, lh, lw)`` of the latents.
         dropout: Dropout of the run.
 
     Raises:
         ConfigError: See :func:`adapted_config`.
-        CheckpointError: Weights that are not those of the config.
+        CheckpointError: The weights do not match the config.
     """
     wanted, given = adapted_config(config, latent_shape=latent_shape, dropout=dropout), _with_defaults(config)
     try:
-        with torch.device("meta"):  # nearly all of what would be drawn is replaced
+        with torch.device("meta"):  # nearly all initial weights are replaced
             unet = UNet2DConditionModel.from_config(wanted)
     except (ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"no U-Net can be built from this config: {error}") from error
@@ -144,7 +144,7 @@ def adapt_unet(
     report.unused.update({name: tensors[name].numel() for name in left if name.startswith(_REPLACED)})
     wrong += [f"{name} has no place" for name in left if name not in report.unused and name not in unet.state_dict()]
     if wrong:
-        raise CheckpointError(f"{len(wrong)} weights are not those of the config: {'; '.join(wrong[:3])}")
+        raise CheckpointError(f"{len(wrong)} weights do not match the config: {'; '.join(wrong[:3])}")
     unet.load_state_dict(state, assign=True)
     return unet, report
 
@@ -152,9 +152,9 @@ def adapt_unet(
 def widen_input(weight: Float[Tensor, "o c kh kw"], channels: int) -> Float[Tensor, "o d kh kw"]:
     """Return the first convolution for another number of channels.
 
-    New channel j looks like old channel ``j mod c``, divided by the root of how many look like it; of fewer channels
-    the first are kept and scaled up by the root of the ratio. Latents have unit variance and little correlation, so
-    what comes out has the variance the next layer was trained on.
+    New channel j copies old channel ``j mod c``, divided by the square root of the number of copies; with fewer
+    channels the first ones are kept and scaled up by the square root of the ratio. Latents have unit variance and
+    little correlation, so the output has the variance the next layer was trained with.
     """
     old = weight.shape[1]
     index = torch.arange(channels) % old
@@ -169,16 +169,16 @@ def widen_output(tensor: Float[Tensor, "c ..."], channels: int) -> Float[Tensor,
 
 
 def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the constructor's arguments: those of the config, else diffusers' defaults; other keys are left out."""
+    """Return the constructor's arguments: from the config, else diffusers' defaults; other keys are dropped."""
     parameters = inspect.signature(UNet2DConditionModel.__init__).parameters
     return {name: config.get(name, one.default) for name, one in parameters.items() if name != "self"}
 
 
 def _check_supported(given: Mapping[str, Any]) -> None:
-    """Refuse architectures that are conditioned by something tokens cannot stand for.
+    """Refuse architectures with a condition that tokens cannot replace.
 
     Raises:
-        ConfigError: Names what and its value.
+        ConfigError: Names the condition and its value.
     """
     problems = [f"{name} is {given[name]!r}" for name, plain in _PLAIN.items() if given[name] != plain]
     blocks = {*given["down_block_types"], *given["up_block_types"]} - _BLOCKS
@@ -190,7 +190,7 @@ def _check_supported(given: Mapping[str, Any]) -> None:
     if problems:
         raise ConfigError(
             f"this U-Net cannot be conditioned by labels: {'; '.join(problems)}",
-            hint="Stable Diffusion 1.x, 2.x and XL have the layout that can be started from",
+            hint="use a U-Net with the layout of Stable Diffusion 1.x, 2.x or XL",
         )
 
 
@@ -198,7 +198,7 @@ def _token_width(given: Mapping[str, Any]) -> int:
     """Return the width of a token.
 
     Raises:
-        ConfigError: Levels that want tokens of different widths.
+        ConfigError: Levels with tokens of different widths.
     """
     width = given["cross_attention_dim"]
     widths = set(width) if isinstance(width, (list, tuple)) else {width}
@@ -210,7 +210,7 @@ def _token_width(given: Mapping[str, Any]) -> int:
 def _convolutions(
     given: Mapping[str, Any], tensors: Mapping[str, Tensor], *, channels: int, report: Adaptation
 ) -> dict[str, Tensor]:
-    """Return the first and last convolution with the latents' channels; what is changed goes into the report."""
+    """Return the first and last convolution with the latents' channels; changes go into the report."""
     theirs_in, theirs_out = int(given["in_channels"]), int(given["out_channels"])
     latents = min(theirs_in, theirs_out)
     if theirs_in > latents:
@@ -223,7 +223,7 @@ def _convolutions(
     for name in ("conv_in.weight", "conv_out.weight", "conv_out.bias"):
         old, axis = tensors.get(name), 1 if name == "conv_in.weight" else 0
         if old is None or old.shape[axis] != (theirs_in, theirs_out)[1 - axis]:
-            continue  # the comparison with the config names it
+            continue  # reported by the comparison with the config
         kept = old.narrow(axis, 0, latents)
         new = widen_input(kept, channels) if axis else widen_output(kept, channels)
         if new.shape != old.shape or not torch.equal(new, old):
@@ -241,7 +241,7 @@ def _change(old: Tensor, new: Tensor) -> str:
 def _silent_labels(
     unet: UNet2DConditionModel, given: Mapping[str, Any], tensors: Mapping[str, Tensor], report: Adaptation
 ) -> dict[str, Tensor]:
-    """Return a projection of the pooled labels that says the same whatever they are: nothing, or SDXL's constant."""
+    """Return a projection of the pooled labels with the same output for all labels: zero, or SDXL's constant."""
     shape = unet.class_embedding
     fresh = TimestepEmbedding(shape.linear_1.in_features, shape.linear_1.out_features)
     fresh.linear_2.weight.zero_()
@@ -252,17 +252,15 @@ def _silent_labels(
             fresh.linear_2.bias.copy_(constant)
         report.notes.append("the added condition (text_time) is kept as a constant: empty text, the network's own size")
     if given["class_embed_type"] is not None or given["num_class_embeds"] is not None:
-        report.notes.append(
-            "its class embedding is left out: it started from a class each time, now it starts from none"
-        )
+        report.notes.append("its class embedding is left out: the network starts as if no class were given")
     return {f"{_NEW}{name}": tensor for name, tensor in fresh.state_dict().items()}
 
 
 def _empty_condition(given: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
-    """Return what SDXL adds to the time embedding for an empty text and an uncropped picture of its own size, ``[e]``.
+    """Return what SDXL adds to the time embedding for an empty text and an uncropped image of its own size, ``[e]``.
 
     Raises:
-        CheckpointError: The weights that say so are missing or have another shape.
+        CheckpointError: These weights are missing or have another shape.
 
     Source: Podell et al. 2023, "SDXL", Sec. 2.2; its pipeline's unconditional branch has a pooled text of zeros.
     """

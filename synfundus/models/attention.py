@@ -1,8 +1,8 @@
-"""Which attention kernel the networks use: xformers, PyTorch's SDPA, or plain matrix products.
+"""The attention kernel of the networks: xformers, PyTorch's SDPA, or plain matrix products.
 
-The only module that imports xformers, and only after CUDA was found: without it the package has no operator to offer
-and greets with a long warning. A kernel is believed when it has run, forward and backward, on the head sizes and the
-type of the model at hand.
+The only module that imports xformers, and only if CUDA is available: without CUDA the package has no operators and
+prints a long warning. A kernel is accepted only after it has run, forward and backward, with the head sizes and the
+data type of the model.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PROBE_TOLERANCE = 0.05
 
 @dataclass(frozen=True)
 class AttentionChoice:
-    """The kernel in use and why, fit for one line of a log.
+    """The kernel in use, and why.
 
     Attributes:
         backend: The kernel.
@@ -50,7 +50,7 @@ class AttentionChoice:
 def math_attention(
     query: Float[Tensor, "b q n e"], key: Float[Tensor, "b s n e"], value: Float[Tensor, "b s n e"]
 ) -> Float[Tensor, "b q n e"]:
-    """Attend with plain matrix products, the softmax in float32: the reference for the other two.
+    """Attend with plain matrix products, the softmax in float32: the reference for the other kernels.
 
     Source: Vaswani et al. 2017, "Attention is all you need", Eq. 1.
     """
@@ -62,7 +62,7 @@ def math_attention(
 def sdpa_attention(
     query: Float[Tensor, "b q n e"], key: Float[Tensor, "b s n e"], value: Float[Tensor, "b s n e"]
 ) -> Float[Tensor, "b q n e"]:
-    """Attend with PyTorch's fused kernel, which wants the heads before the tokens."""
+    """Attend with PyTorch's fused kernel, whose layout has the heads before the tokens."""
     attended = functional.scaled_dot_product_attention(
         query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     )
@@ -83,10 +83,10 @@ def xformers_attention(memory_efficient_attention: Callable[[Tensor, Tensor, Ten
 
 
 class KernelAttnProcessor:
-    """A diffusers attention processor around one kernel: norms, projections and the residual are diffusers' own layers.
+    """A diffusers attention processor with a given kernel; norms, projections and residual are diffusers' own.
 
     Args:
-        kernel: What attends.
+        kernel: The attention kernel.
     """
 
     def __init__(self, kernel: AttentionKernel) -> None:
@@ -103,7 +103,7 @@ class KernelAttnProcessor:
         """Attend from ``hidden_states`` (``[b q c]``, or ``[b c h w]`` in the autoencoder) to itself or to the tokens.
 
         Raises:
-            ConfigError: An attention mask; synfundus' networks have none.
+            ConfigError: There is an attention mask; synfundus' networks have none.
         """
         if attention_mask is not None:
             raise ConfigError("this attention processor takes no mask")
@@ -144,21 +144,21 @@ def choose_attention(
     device: torch.device,
     import_module: Callable[[str], Any] = importlib.import_module,
 ) -> AttentionChoice:
-    """Decide on a kernel.
+    """Choose a kernel.
 
-    ``auto`` takes xformers where it is installed, the device is CUDA, and a probe of each head size passes; else SDPA.
-    On a CPU it takes plain matrix products: for the few tokens a CPU can train on, SDPA's backward pass is the slowest
-    part of the U-Net (a training step with 64 tokens a layer took 1.4 times as long).
+    ``auto`` takes xformers if it is installed, the device is CUDA and a probe of each head size passes; else SDPA. On a
+    CPU it takes plain matrix products: with the few tokens a CPU can train on, SDPA's backward pass is the slowest part
+    of the U-Net (a training step with 64 tokens a layer took 1.4 times as long).
 
     Args:
         requested: From the config.
-        head_dims: Widths of the heads the kernel will meet.
-        dtype: Type it will meet.
-        device: Device it will run on.
-        import_module: How modules are imported; an argument for tests.
+        head_dims: Widths of the model's heads.
+        dtype: Data type of the model.
+        device: Device of the model.
+        import_module: Imports a module; an argument for tests.
 
     Raises:
-        ConfigError: An unknown name; or ``xformers`` was asked for by name and cannot be used.
+        ConfigError: An unknown name, or ``xformers`` was requested and cannot be used.
     """
     if requested not in get_args(AttentionRequest):
         raise ConfigError(
@@ -183,9 +183,9 @@ def choose_attention(
 
 
 def agreed_attention(choices: Sequence[AttentionChoice]) -> AttentionChoice:
-    """Return the kernel all ranks take: the first one's, or of different ones the one that all of them have.
+    """Return the kernel of all ranks: rank 0's if all chose the same, else the one that every rank has.
 
-    Ranks of one run must round alike, and a node whose xformers is broken would else go unnoticed.
+    All ranks of a run must round alike, and a node with a broken xformers must not go unnoticed.
 
     Args:
         choices: Of each rank.
@@ -201,7 +201,7 @@ def agreed_attention(choices: Sequence[AttentionChoice]) -> AttentionChoice:
 
 
 def apply_attention(model: UNet2DConditionModel | AutoencoderKL, choice: AttentionChoice) -> None:
-    """Give every attention layer of a model the chosen kernel; the weights stay as they are."""
+    """Set the kernel of every attention layer of a model; the weights do not change."""
     if choice.backend == "xformers":
         kernel = xformers_attention(importlib.import_module("xformers.ops").memory_efficient_attention)
     else:
@@ -231,10 +231,10 @@ def _xformers_obstacle(
 
 
 def probe_kernel(kernel: AttentionKernel, *, head_dim: int, dtype: torch.dtype, device: torch.device) -> float:
-    """Run a kernel forward and backward; return its largest distance from :func:`math_attention`, gradients too."""
+    """Run a kernel forward and backward; return its largest deviation from :func:`math_attention`, or of gradients."""
     results = []
     for attend in (kernel, math_attention):
-        # Fixed, smooth, cheap: no draw from the global generator.
+        # fixed smooth inputs: no draw from the global generator
         ramp = torch.linspace(-3.0, 3.0, 2 * _PROBE_TOKENS * 2 * head_dim, device=device).reshape(
             2, _PROBE_TOKENS, 2, head_dim
         )

@@ -3,8 +3,8 @@
 Its files are a stock folder of its class. Where the linear path is on, two more files lie beside them, and what
 ``AutoencoderKL.from_pretrained`` opens is the network alone, which then holds only the residual.
 
-``AutoencoderDC`` has no posterior: an image has one code. Its moments are that code and the lowest log-variance there
-is, which makes the posterior a point for every purpose: a standard deviation of 3e-7.
+``AutoencoderDC`` has no posterior: an image has one code. Its moments are that code and the lowest log-variance, which
+makes the posterior practically a point: its standard deviation is 3e-7.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from synfundus.models.linear_path import LinearPath
 from synfundus.models.weight_files import CONFIG_NAME, WEIGHTS_NAME, find_weights, read_config
 
 LOGVAR_RANGE = (-30.0, 20.0)
-"""Where the posterior's log-variance is clamped, as in diffusers; its lower end stands for an exact code."""
+"""The posterior's log-variance is clamped to this range, as in diffusers; the lower end means an exact code."""
 
 _INITIAL_LOGVAR = -6.0
-"""Start of the posterior's log-variance beside a linear path: latents of unit variance, noise of 5 % on top."""
+"""Initial log-variance of the posterior with a linear path: latents of unit variance, 5 % noise."""
 
 _CLASSES: dict[str, type[AutoencoderKL] | type[AutoencoderDC]] = {
     "AutoencoderKL": AutoencoderKL,
@@ -53,8 +53,8 @@ class LatentAutoencoder(nn.Module):
     Args:
         network: The network of diffusers.
         linear_path: Fitted or to be fitted; None = the stock autoencoder, exactly.
-        config_document: The config it was read with, written again word for word; None = what diffusers makes of it.
-            A config of another version of diffusers lacks keys of this one: a copy would get another fingerprint.
+        config_document: The config it was loaded with, written unchanged when it is saved; None = diffusers' own. A
+            config of another diffusers version lacks keys, so diffusers' own would change the fingerprint of a copy.
 
     Raises:
         ConfigError: Patch size or channels of the linear path are not the network's.
@@ -134,7 +134,7 @@ class LatentAutoencoder(nn.Module):
         return torch.cat([mean, logvar.to(mean.dtype)], dim=1)
 
     def _moments(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the network's own mean and log-variance."""
+        """Return the network's mean and log-variance."""
         if isinstance(self.network, AutoencoderDC):
             code: Tensor = self.network.encode(blocks, return_dict=False)[0]
             return code, torch.full_like(code, LOGVAR_RANGE[0])
@@ -163,7 +163,7 @@ class LatentAutoencoder(nn.Module):
     def sample_posterior(
         moments: Float[Tensor, "b c2 lh lw"], noise: Float[Tensor, "b c lh lw"]
     ) -> Float[Tensor, "b c lh lw"]:
-        """Return the latents that this noise draws from the posterior.
+        """Return the sample of the posterior that this noise gives.
 
         Source: Kingma and Welling 2014, "Auto-encoding variational Bayes", Eq. 10.
         """
@@ -176,7 +176,7 @@ class LatentAutoencoder(nn.Module):
         return dtype
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a stock folder of the autoencoder, and the linear path's two files beside it where there is one."""
+        """Write a diffusers folder of the network, and the linear path's two files beside it if there is one."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.network.save_pretrained(folder, safe_serialization=True)
@@ -194,8 +194,8 @@ class LatentAutoencoder(nn.Module):
         of the config are not applied: moments are raw (ADR-0003).
 
         Raises:
-            CheckpointError: No such folder, no autoencoder of a class that can be used, weights that do not fit its
-                config, or only pickled ones.
+            CheckpointError: No such folder, no autoencoder of a supported class, weights that do not match the config,
+                or only pickled weights.
         """
         folder = Path(folder)
         config = check_autoencoder_folder(folder)
@@ -209,10 +209,10 @@ class LatentAutoencoder(nn.Module):
 
 
 def _open_stock(folder: Path, kind: type[AutoencoderKL] | type[AutoencoderDC]) -> AutoencoderKL | AutoencoderDC:
-    """Open a network of diffusers in fp32; weights the files lack would be random and are refused.
+    """Open a network of diffusers in fp32; missing weights, which diffusers would draw at random, are refused.
 
     Raises:
-        CheckpointError: Damaged files, or weights that do not fit the config.
+        CheckpointError: Damaged files, or weights that do not match the config.
     """
     bar = diffusers_logging.is_progress_bar_enabled()
     diffusers_logging.disable_progress_bar()
@@ -233,7 +233,7 @@ def _open_stock(folder: Path, kind: type[AutoencoderKL] | type[AutoencoderDC]) -
     wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if wrong:
         raise CheckpointError(
-            f"no usable {kind.__name__} here: {len(wrong)} weights are not those of the config, first {wrong[0]}",
+            f"no usable {kind.__name__} here: {len(wrong)} weights do not match the config, first {wrong[0]}",
             where=str(folder),
         )
     return network.float()
@@ -253,14 +253,14 @@ def build_autoencoder(
     """Build an autoencoder with random weights.
 
     Args:
-        image_size_px: Image height and width it is made for.
-        block_size_px: 1 = the autoencoder sees pixels, as every stock one does. ``r`` = it sees blocks of ``r x r``
-            pixels as ``3 r^2`` channels and shrinks by ``r`` times as much: no work at full resolution, for a CPU.
+        image_size_px: Image height and width.
+        block_size_px: 1 = the network sees pixels, as every stock one does. ``r`` = it sees blocks of ``r x r`` pixels
+            as ``3 r^2`` channels and shrinks images by a further ``r``: no work at full resolution, for a CPU.
         latent_channels: Channels of the latents.
         block_out_channels: Width of each level, finest first; ``n`` levels shrink by ``2 ** (n - 1)``.
-        layers_per_block: Residual blocks per level on the way in (one more on the way out).
+        layers_per_block: Residual blocks per level of the encoder (one more in the decoder).
         norm_num_groups: Groups of every group norm.
-        mid_block_attention: Whether the middle attends to itself: quadratic in latent positions.
+        mid_block_attention: Whether the middle block has self-attention: quadratic in latent positions.
         linear_path: Add a patch-PCA path, to be fitted with ``autoencoder.linear_path.fit`` before training.
 
     Raises:
@@ -289,7 +289,7 @@ def build_autoencoder(
         latent_channels=latent_channels,
         norm_num_groups=norm_num_groups,
         sample_size=image_size_px // block_size_px,
-        # Latents are normalised per channel in the training step (ADR-0003): no factor of the file's own.
+        # The training step normalises latents per channel (ADR-0003): no factor in the file.
         scaling_factor=1.0,
         mid_block_add_attention=mid_block_attention,
     )
@@ -301,7 +301,7 @@ def build_autoencoder(
 
 @torch.no_grad()
 def _start_from_zero(network: AutoencoderKL) -> None:
-    """Make mean and pixels zero and the log-variance small: what comes out at first is the linear path's code."""
+    """Make mean and pixels zero and the log-variance small: at first only the linear path has an output."""
     channels = int(network.config.latent_channels)
     last_in, last_out = network.quant_conv, network.decoder.conv_out
     for layer in (last_in, last_out):
@@ -311,13 +311,13 @@ def _start_from_zero(network: AutoencoderKL) -> None:
 
 
 def fingerprint(autoencoder: LatentAutoencoder | str | Path) -> str:
-    """Return the sha256 over weights and configs: the identity latents are bound to.
+    """Return the SHA-256 of weights and configs: the identity that a latent set records.
 
-    The same for an autoencoder, the folder it was saved to, and what is read from there. Config keys that begin with an
-    underscore (library version, path it was read from) do not count.
+    The same for an autoencoder, the folder it was saved to, and what is loaded from there. Config keys that begin with
+    an underscore (library version, origin) do not count.
 
     Args:
-        autoencoder: An autoencoder, or a local folder that holds one.
+        autoencoder: An autoencoder, or a local folder with one.
 
     Raises:
         CheckpointError: The folder holds no autoencoder.
@@ -344,14 +344,14 @@ def fingerprint(autoencoder: LatentAutoencoder | str | Path) -> str:
 
 
 def identity(autoencoder: LatentAutoencoder, folder: Path) -> str:
-    """Return the fingerprint of an autoencoder that was read from a folder, which every copy of it has.
+    """Return the fingerprint of an autoencoder that was loaded from a folder; all its copies have the same.
 
-    A folder of foreign weights can hold them in half precision, in shards, under old names, or twice. Then its files
-    are not what a copy holds, and the fingerprint is the copy's.
+    A folder of pretrained weights may hold them in half precision, in shards, under old names, or twice. Then a copy
+    has other files, and the fingerprint is that of the copy.
 
     Args:
-        autoencoder: What was read.
-        folder: Where from.
+        autoencoder: The loaded autoencoder.
+        folder: The folder it was loaded from.
 
     Raises:
         CheckpointError: The folder holds no autoencoder.
@@ -360,7 +360,7 @@ def identity(autoencoder: LatentAutoencoder, folder: Path) -> str:
 
 
 def _is_as_saved(autoencoder: LatentAutoencoder, folder: Path) -> bool:
-    """Whether the folder holds what :meth:`LatentAutoencoder.save_pretrained` writes, and nothing else that counts."""
+    """Whether the folder holds exactly what :meth:`LatentAutoencoder.save_pretrained` writes."""
     wanted = {CONFIG_NAME, WEIGHTS_NAME}
     if autoencoder.linear_path is not None:
         wanted |= {linear_path_files.CONFIG_NAME, linear_path_files.WEIGHTS_NAME}
@@ -374,10 +374,10 @@ def _is_as_saved(autoencoder: LatentAutoencoder, folder: Path) -> bool:
 
 
 def check_autoencoder_folder(folder: Path) -> dict[str, Any]:
-    """Return the config of an autoencoder folder; refuse others before diffusers explains it at length.
+    """Return the config of an autoencoder folder; refuse other folders before diffusers does at length.
 
     Raises:
-        CheckpointError: No config, no safetensors, another class, or one that does not work on RGB images.
+        CheckpointError: No config, no safetensors, another class, or a network that does not work on RGB images.
     """
     find_weights(folder, kind=_KIND)
     config = read_config(folder, classes=tuple(_CLASSES), kind=_KIND)

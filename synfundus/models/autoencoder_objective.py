@@ -1,4 +1,4 @@
-"""What the autoencoder is trained to: absolute error, structure, a little KL, and, after a warm-up, an adversary."""
+"""The training objective of the autoencoder: L1, SSIM, a small KL term and, after a warm-up, a discriminator."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _PIXEL_RANGE = 2.0
 class AutoencoderObjective(nn.Module):
     """Autoencoder, optional discriminator and their joint loss: one module for one engine.
 
-    Generator and discriminator losses are added up. Each reaches only its own parameters: the generator's goes through
-    detached discriminator parameters, the discriminator's through a detached reconstruction.
+    Generator and discriminator losses are summed. Each reaches only its own parameters: the generator's uses detached
+    discriminator parameters, the discriminator's a detached reconstruction.
 
     Args:
         autoencoder: To be trained.
         discriminator: None = no adversarial term.
         l1_weight: Weight of the mean absolute error.
         structural_weight: Weight of ``1 - SSIM``.
-        kl_weight: Weight of the KL divergence from a standard normal, nats per latent value; 0 where codes are exact.
+        kl_weight: Weight of the KL divergence from a standard normal, nats per latent value; no effect on exact codes.
         adversarial_weight: Weight of the generator's hinge loss.
-        adversarial_start_images: Images seen before the discriminator takes part.
+        adversarial_start_images: Images seen before the discriminator is used.
 
     Source: Rombach et al. 2022, "High-resolution image synthesis with latent diffusion models", Eq. 25.
     """
@@ -64,7 +64,7 @@ class AutoencoderObjective(nn.Module):
         Args:
             pixels: Images in [-1, 1].
             posterior_noise: Keyed standard normal draws.
-            images_seen: Progress of the run; decides whether the discriminator takes part.
+            images_seen: Images trained on; decides whether the discriminator is used.
             weights: Weight of each sample, 0 for a slot without one; None = all 1.
         """
         moments = self.codec.encode(pixels)
@@ -74,7 +74,7 @@ class AutoencoderObjective(nn.Module):
         parts = {
             "l1": (reconstruction - target).abs().flatten(1).mean(dim=1),
             "structural": 1.0 - ssim_map(reconstruction, target, data_range=_PIXEL_RANGE).flatten(1).mean(dim=1),
-            # an exact code is a point: its divergence is infinite, and nothing can be learned from it
+            # an exact code is a point: its divergence is infinite and has no gradient
             "kl": torch.zeros_like(target[:, 0, 0, 0]) if self.codec.is_exact else kl_divergence(moments),
         }
         loss = (
@@ -100,7 +100,7 @@ def kl_divergence(moments: Float[Tensor, "b c2 lh lw"]) -> Float[Tensor, "b"]:
 
 
 def _weighted_mean(values: Float[Tensor, "b"], weights: Float[Tensor, "b"] | None) -> Float[Tensor, ""]:
-    """Return the weighted mean, exactly 0 where all weights are 0."""
+    """Return the weighted mean, exactly 0 if all weights are 0."""
     if weights is None:
         return values.mean()
     weights = weights.to(values)

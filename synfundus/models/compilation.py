@@ -1,9 +1,9 @@
-"""`torch.compile` for the blocks a network repeats, not for the network: minutes of compiling become the first step's.
+"""`torch.compile` for the repeated blocks of a network instead of the whole network, which saves minutes.
 
-Residual and transformer blocks are nearly all of a U-Net or an autoencoder, and many share their shapes: each shape is
-compiled once. `compile_repeated_blocks` of diffusers does the same for the transformer blocks alone, and for nothing in
-an autoencoder. A block is compiled in place, so its parameters keep their names, and whoever copies the network
-or saves its weights sees nothing of it.
+A U-Net or an autoencoder consists mostly of residual and transformer blocks, and many share their shapes: each shape is
+compiled once. `compile_repeated_blocks` of diffusers does the same for transformer blocks alone, and for nothing in an
+autoencoder. A block is compiled in place: its parameters keep their names, and copies and saved weights are not
+affected.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ def compile_blocks(network: nn.Module, *, backend: str) -> int:
     """Have the repeated blocks of a network compiled when they first run; returns how many there are.
 
     Args:
-        network: Its parameters may be replaced by views of others later on.
-        backend: What compiles them (``inductor``).
+        network: Its parameters may later be replaced by views of others.
+        backend: Compiler backend (``inductor``).
     """
     blocks = [block for block in network.modules() if isinstance(block, REPEATED_BLOCKS)]
-    # all blocks of a kind share their code, for which torch counts compilations: beyond the limit it would silently
-    # go on without compiling
+    # all blocks of a class share their code, and torch limits compilations per code: beyond the limit it would
+    # silently stop compiling
     settings = torch._dynamo.config
     settings.recompile_limit = max(settings.recompile_limit, len(blocks) + _SPARE_RECOMPILATIONS)
     for block in blocks:
-        # sizes never change in training: kernels are made for them
+        # sizes never change in training, so kernels can be specialised
         block.compile(backend=backend, dynamic=False)
     return len(blocks)
 
 
 def require_compilation(device: torch.device) -> None:
-    """Compile and run a few operations, forward and backward, so that a run fails before it begins or not for this.
+    """Compile and run a few operations, forward and backward, so that a broken compiler is found at start.
 
     Raises:
-        ConfigError: There is no compiler, or what it makes does not run.
+        ConfigError: There is no compiler, or its output does not run.
     """
     hint = "install it, or leave compile off"
     missing = missing_for_compilation("cuda" if device.type == "cuda" else "cpu", os.environ)
@@ -54,11 +54,11 @@ def require_compilation(device: torch.device) -> None:
     try:
         result = torch.compile(_few_operations, dynamic=False)(values)
         torch.autograd.backward(result)
-    except Exception as error:  # whatever a compiler, its headers or a cache folder may do
+    except Exception as error:  # whatever a compiler, its headers or a cache folder may raise
         raise ConfigError(
             f"torch.compile does not work here: {str(error).strip().splitlines()[0]}",
             where="compile=true",
-            hint="the compiler and Python's headers must be there, and the temporary folder writable; or leave it off",
+            hint="install the compiler and Python's headers and make the temporary folder writable, or turn it off",
         ) from error
 
 

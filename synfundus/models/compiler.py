@@ -1,4 +1,4 @@
-"""What `torch.compile` needs beside torch. Looked for without torch, so that `doctor` can ask."""
+"""What `torch.compile` needs besides torch; checked without importing torch, for `doctor`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def missing_for_compilation(
     which: Callable[[str], str | None] = shutil.which,
     has_package: Callable[[str], bool] = lambda name: importlib.util.find_spec(name) is not None,
 ) -> str | None:
-    """Return what `torch.compile` would lack on a device, or None.
+    """Return what `torch.compile` lacks on a device, or None.
 
     Args:
-        device: What is computed on.
-        environment: Where ``CXX`` may name a compiler.
-        which: How programs are found; an argument for tests.
-        has_package: How packages are found; an argument for tests.
+        device: Device to compute on.
+        environment: Environment, in which ``CXX`` may name a compiler.
+        which: Finds a program; an argument for tests.
+        has_package: Finds a package; an argument for tests.
     """
     if device == "cuda" and not has_package("triton"):
         return "the package triton"

@@ -1,7 +1,7 @@
 """Labels to conditioning: one token per label and one pooled vector.
 
-A label is a small integer or UNKNOWN, and UNKNOWN is a state with a vector of its own, not a zero: public data
-sets know only some of the labels, and the null of classifier-free guidance is the row in which nothing is known.
+A label is a small integer or UNKNOWN, and UNKNOWN is a state with its own vector, not zero: public data sets have only
+some of the labels, and the unconditional input of classifier-free guidance is the row with all labels UNKNOWN.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class LabelConditioner(nn.Module):
 
     A nominal label has one vector per value. An ordinal label of ``n`` values has a base and ``n - 1`` steps, and value
     ``v`` is the base plus the first ``v`` steps (thermometer code): neighbouring grades share all but one step, so
-    that a rare grade borrows from the common ones beside it.
+    that a rare grade also learns from its common neighbours.
 
     Args:
         num_values: Number of values of each label, UNKNOWN not counted.
@@ -40,7 +40,7 @@ class LabelConditioner(nn.Module):
         pooled_dim: Width of the pooled vector, the U-Net's ``class_labels``.
 
     Raises:
-        ConfigError: No label, lists of different lengths, a label of less than two values, or a width below one.
+        ConfigError: No label, lists of different lengths, a label with fewer than two values, or a width below one.
 
     Source: ADR-0009; ordinal code after Frank and Hall 2001, "A simple approach to ordinal classification".
     """
@@ -82,7 +82,7 @@ class LabelConditioner(nn.Module):
         """
         vectors = self.accumulate.to(self.table.dtype) @ self.table
         tokens = vectors[states + self.offsets]
-        # The root keeps the sum at the scale of one token for any number of labels.
+        # the square root keeps the sum at the scale of one token for any number of labels
         pooled: Tensor = self.pool(tokens.sum(dim=1) / math.sqrt(self.num_labels))
         return tokens, pooled
 
@@ -110,7 +110,7 @@ class LabelConditioner(nn.Module):
         """Read what :meth:`save_pretrained` wrote.
 
         Raises:
-            CheckpointError: The folder holds no conditioner, or weights that do not fit its config.
+            CheckpointError: The folder holds no conditioner, or its weights do not match its config.
         """
         folder = Path(folder)
         try:
@@ -120,7 +120,7 @@ class LabelConditioner(nn.Module):
             raise CheckpointError(f"no label conditioner here: {error}", where=str(folder)) from error
         if config.get("_class_name") != _CLASS_NAME:
             raise CheckpointError(
-                f"the config names the class {config.get('_class_name')!r}, wanted {_CLASS_NAME!r}", where=str(folder)
+                f"the config names the class {config.get('_class_name')!r}, expected {_CLASS_NAME!r}", where=str(folder)
             )
         conditioner = cls(
             num_values=config["num_values"],
@@ -131,15 +131,15 @@ class LabelConditioner(nn.Module):
         try:
             conditioner.load_state_dict(tensors)
         except RuntimeError as error:
-            raise CheckpointError(f"weights do not fit the config: {error}", where=str(folder)) from error
+            raise CheckpointError(f"weights do not match the config: {error}", where=str(folder)) from error
         return conditioner
 
 
 def _keep_variance(layer: nn.Module) -> None:
-    """Draw weights that pass variance on through a SiLU.
+    """Draw weights that preserve variance through a SiLU.
 
-    PyTorch's default shrinks it with every layer: the labels would enter the network at a twelfth of the time
-    embedding's scale, and be learned as much later (docs/LOG.md, entry 9).
+    PyTorch's default reduces it with every layer: the labels would enter the network at a twelfth of the time
+    embedding's scale, and be learned that much later (docs/LOG.md, entry 9).
 
     Source: He et al. 2015, "Delving deep into rectifiers", Eq. 10, with the gain of SiLU.
     """
@@ -149,14 +149,14 @@ def _keep_variance(layer: nn.Module) -> None:
 
 
 def _check_schema(num_values: Sequence[int], ordinal: Sequence[bool], token_dim: int, pooled_dim: int) -> None:
-    """Refuse what no table can be built from."""
+    """Refuse values no table can be built from."""
     if not num_values:
         raise ConfigError("the label schema is empty: a conditional model needs at least one label")
     if len(num_values) != len(ordinal):
         raise ConfigError(f"{len(num_values)} labels have values, {len(ordinal)} have an ordinal flag")
     short = [index for index, count in enumerate(num_values) if count < 2]
     if short:
-        raise ConfigError(f"labels {short} have less than two values: nothing to condition on")
+        raise ConfigError(f"labels {short} have fewer than two values: nothing to condition on")
     if token_dim < 1 or pooled_dim < 1:
         raise ConfigError(f"token_dim {token_dim} and pooled_dim {pooled_dim} must be at least 1")
 

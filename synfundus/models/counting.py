@@ -1,4 +1,4 @@
-"""A network's parameters, operations and kept activations, counted on the meta device: nothing is computed."""
+"""Counts a network's parameters, operations and saved activations on the meta device: nothing is computed."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class NetworkCount:
     """What a network needs for one forward and backward pass.
 
     Attributes:
-        parameters: Numbers that are trained.
-        flops_forward: Operations of the forward pass, a multiply-add as two.
-        flops_recomputed: Operations the backward pass does again because the network checkpoints them; 0 if it does
-            not. Whole blocks are counted, though torch stops at the last tensor that it needs.
-        activation_bytes: What is kept for the backward pass, parameters aside, in the precision of the network.
+        parameters: Number of trainable parameters.
+        flops_forward: Operations of the forward pass; a multiply-add counts as two.
+        flops_recomputed: Operations the backward pass repeats because of gradient checkpointing; 0 without it. Whole
+            blocks are counted, although torch stops at the last tensor it needs.
+        activation_bytes: Tensors saved for the backward pass, without parameters, in the network's precision.
     """
 
     parameters: int
@@ -35,24 +35,24 @@ class NetworkCount:
 
 
 class _FusedAttention(torch.autograd.Function):
-    """What a fused kernel keeps of attention: its inputs and its output, not the weights of all pairs."""
+    """Saves what a fused attention kernel saves: its inputs and its output, not the attention weights."""
 
     @staticmethod
     def forward(context: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # noqa: ANN401 - torch's own
-        """Return the output's shape."""
+        """Return an output of the right shape."""
         output = torch.empty(*query.shape[:-1], value.shape[-1], dtype=query.dtype, device=query.device)
         context.save_for_backward(query, key, value, output)
         return output
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401
-        """Return the gradients' shapes."""
+        """Return gradients of the right shapes."""
         del gradients
         return tuple(torch.empty_like(tensor) for tensor in context.saved_tensors[:3])
 
 
 class _CountAttention(TorchFunctionMode):
-    """Stands in for ``scaled_dot_product_attention``: on the meta device torch has only the kernel that keeps all."""
+    """Replaces ``scaled_dot_product_attention``: on the meta device torch has only the unfused kernel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class _CountAttention(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 - whatever the function returns
-        """Count attention, and let everything else pass."""
+        """Count attention; run everything else unchanged."""
         del types
         if func is not torch.nn.functional.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
@@ -77,12 +77,12 @@ class _CountAttention(TorchFunctionMode):
 
 
 class _CountCheckpoints:
-    """Counts what is computed under `torch.utils.checkpoint`: the backward pass computes it again.
+    """Counts operations under `torch.utils.checkpoint`, which the backward pass repeats.
 
-    A checkpoint within a checkpoint is counted twice, as it is computed.
+    Those of a nested checkpoint count twice, as they are repeated twice.
 
     Args:
-        so_far: Returns the operations counted until now.
+        so_far: Returns the operations counted so far.
     """
 
     def __init__(self, so_far: Callable[[], int]) -> None:
@@ -97,14 +97,14 @@ class _CountCheckpoints:
         return result
 
     def __enter__(self) -> None:
-        torch.utils.checkpoint.checkpoint = self._counted  # networks look it up there when they call it
+        torch.utils.checkpoint.checkpoint = self._counted  # networks look it up there at each call
 
     def __exit__(self, *_: object) -> None:
         torch.utils.checkpoint.checkpoint = self._checkpoint
 
 
 def meta_copy(network: Network) -> Network:
-    """Return a copy of a network on the meta device; its weights are not copied on the way."""
+    """Return a copy of a network on the meta device, without copying its weights."""
     tensors: dict[int, Tensor] = {
         id(own): nn.Parameter(torch.empty_like(own, device="meta"), requires_grad=own.requires_grad)
         for own in network.parameters()
@@ -117,12 +117,12 @@ def count_network(network: nn.Module, *inputs: Tensor) -> NetworkCount:
     """Count a network on the meta device.
 
     Args:
-        network: On the meta device, in the precision it will have.
-        inputs: Its arguments, on the meta device too.
+        network: On the meta device, in the precision of the run.
+        inputs: Its arguments, also on the meta device.
     """
     own = {tensor.untyped_storage()._cdata for tensor in network.parameters()}
     kept: dict[int, int] = {}
-    alive: list[Any] = []  # a storage that is gone would lend its address to the next
+    alive: list[Any] = []  # a freed storage's address would be reused
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

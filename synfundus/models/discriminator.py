@@ -1,4 +1,4 @@
-"""A patch discriminator and the hinge losses: sharpness for the autoencoder, after a warm-up."""
+"""A patch discriminator and its hinge losses, which sharpen the autoencoder's reconstructions after a warm-up."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ _SLOPE = 0.2
 
 
 class PatchDiscriminator(nn.Module):
-    """Say of each patch whether it is from a photograph or from the decoder.
+    """Scores for each patch whether it is from a photograph or from the decoder.
 
-    Group norm in place of the original's batch norm: a sample's score must not depend on its batch, nor a rank's on the
-    others'.
+    It has group norm instead of the original's batch norm: a sample's score must not depend on its batch or rank.
 
     Args:
-        base_channels: Width after the first convolution; doubled at each further one, up to eight times.
-        num_layers: Convolutions of stride 2; 3 see patches of 70 px.
+        base_channels: Width after the first convolution; doubled by each further one, up to a factor of eight.
+        num_layers: Convolutions of stride 2; with 3 a patch is 70 px.
         norm_num_groups: Groups of the group norms.
 
     Raises:
-        ConfigError: Less than one layer, or a width that cannot be split into the groups.
+        ConfigError: Fewer than one layer, or a width that is not a multiple of the groups.
 
     Source: Isola et al. 2017, "Image-to-image translation with conditional adversarial networks", Sec. 3.2.2.
     """
@@ -51,7 +50,7 @@ class PatchDiscriminator(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 _h _w"]:
-        """Return one score per patch: high = photograph."""
+        """Return one score per patch; high means photograph."""
         scores: Tensor = self.layers(pixels.to(next(self.parameters()).dtype))
         return scores
 
@@ -59,8 +58,8 @@ class PatchDiscriminator(nn.Module):
 def generator_hinge_loss(discriminator: nn.Module, reconstruction: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b"]:
     """Return how far each reconstruction is from passing as a photograph.
 
-    The gradient reaches the reconstruction and not the discriminator: its parameters enter detached, so that one engine
-    and one backward pass can train both against each other.
+    The gradient reaches the reconstruction but not the discriminator, whose parameters are detached, so that one engine
+    and one backward pass can train both.
 
     Source: Lim and Ye 2017, "Geometric GAN", Eq. 14.
     """
@@ -72,7 +71,7 @@ def generator_hinge_loss(discriminator: nn.Module, reconstruction: Float[Tensor,
 def discriminator_hinge_loss(
     discriminator: nn.Module, photograph: Float[Tensor, "b 3 h w"], reconstruction: Float[Tensor, "b 3 h w"]
 ) -> Float[Tensor, "b"]:
-    """Return how badly photographs and reconstructions are told apart; no gradient reaches the reconstruction.
+    """Return how badly photographs and reconstructions are told apart; the reconstruction gets no gradient.
 
     Source: Lim and Ye 2017, "Geometric GAN", Eq. 13.
     """

@@ -1,8 +1,8 @@
 """A linear autoencoder in closed form, for training from scratch in minutes.
 
-Principal components of image patches are the best linear code there is, and take a second to fit. The convolutional
-autoencoder then starts from zero output and only learns what a linear code cannot say. A production run starts from
-pretrained weights instead and leaves this off.
+Principal components of image patches are the best linear code, and take a second to fit. The convolutional network
+then starts from zero output and learns only what a linear code cannot express. A production run starts from pretrained
+weights instead and turns this off.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _SPREAD_POWER = 0.5
 class LinearPath(nn.Module):
     """Patch PCA in, regression out: one latent position per patch, one latent channel per principal component.
 
-    The decoder looks at a neighbourhood of latent positions, not at one alone, which takes the block edges out of the
-    picture. Over the images it was fitted to, channels have mean 0 and mean variance 1; their standard deviations keep
-    the square root of the ratios that the components have in the image. Equal ones would ask the diffusion model for
-    fine detail and layout at the same noise level, as if both mattered as much.
+    The decoder uses a neighbourhood of latent positions, which avoids visible block edges. Over the images it was
+    fitted to, channels have mean 0 and mean variance 1; the ratios of their standard deviations are the square roots of
+    the ratios in the image. With equal ones the diffusion model would have to produce fine detail and layout at the
+    same noise level, as if both mattered equally.
 
-    The weights are buffers, not parameters: the residual network learns around them, and the optimizer cannot wear them
-    away. They stay float32 whatever the module around them is converted to, and work in float32 under autocast.
+    The weights are buffers, not parameters: the network learns the residual, and the optimizer cannot change them. They
+    stay float32 whatever the surrounding module is converted to, and compute in float32 under autocast.
 
     Args:
         patch_size_px: Edge of a patch, the autoencoder's downsample factor.
@@ -75,7 +75,7 @@ class LinearPath(nn.Module):
             return functional.conv2d(patches, self.encode_weight[:, :, None, None])
 
     def decode(self, latents: Float[Tensor, "b c lh lw"]) -> Float[Tensor, "b 3 h w"]:
-        """Predict each patch from the latents at and around it."""
+        """Predict each patch from the latents at its position and around it."""
         with torch.autocast(latents.device.type, enabled=False):
             patches = functional.conv2d(
                 latents.float(), self.decode_weight, bias=self.decode_bias, padding=_CONTEXT // 2
@@ -89,7 +89,7 @@ class LinearPath(nn.Module):
         The same images in the same order give the same weights: sums in float64, eigenvectors with a fixed sign.
 
         Args:
-            images: Batches in [-1, 1]; a few hundred images are plenty. Kept in memory while fitting.
+            images: Batches in [-1, 1], kept in memory during the fit; a few hundred images are enough.
 
         Raises:
             DataError: No images, or images without variance in as many directions as there are channels.
@@ -114,7 +114,7 @@ class LinearPath(nn.Module):
             scatter += rows.T @ rows
             count += rows.shape[0]
         if count < 2:
-            raise DataError("the linear path needs training images to be fitted to; none came")
+            raise DataError("there are no training images to fit the linear path to")
         mean = total / count
         covariance = scatter / count - torch.outer(mean, mean)
         values, vectors = torch.linalg.eigh(covariance)
@@ -123,7 +123,7 @@ class LinearPath(nn.Module):
         if float(variances[-1]) < _MIN_VARIANCE:
             raise DataError(
                 f"the training images vary in fewer than {self.latent_channels} directions",
-                hint="use fewer latent channels, or look at the images: are they all black?",
+                hint="use fewer latent channels, or check the images: are they all black?",
             )
         # An eigenvector's sign is arbitrary, and LAPACK's choice differs between machines.
         largest = components.gather(0, components.abs().argmax(dim=0, keepdim=True))
@@ -136,7 +136,7 @@ class LinearPath(nn.Module):
         return share
 
     def _fit_decoder(self, batches: Sequence[Float[Tensor, "_ 3 h w"]]) -> None:
-        """Set the regression from each neighbourhood of latents to its middle patch."""
+        """Set the regression from each neighbourhood of latents to its central patch."""
         features = self.latent_channels * _CONTEXT**2 + 1
         gram = torch.zeros(features, features, dtype=torch.float64)
         cross = torch.zeros(features, self.mean.shape[0], dtype=torch.float64)
@@ -161,7 +161,7 @@ class LinearPath(nn.Module):
         return patches.movedim(1, -1).reshape(-1, self.mean.shape[0])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LinearPath:
-        """Follow moves between devices, refuse conversions: bf16 would round the code the latents are written in."""
+        """Follow moves between devices but not conversions: bf16 would round the code of the latents."""
         before = dict(self.named_buffers())
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in before.items():

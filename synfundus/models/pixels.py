@@ -1,4 +1,4 @@
-"""Between stored pixels (uint8, rows first) and what networks take (float, channels first)."""
+"""Conversion between stored pixels (uint8, channels last) and network tensors (float, channels first)."""
 
 from __future__ import annotations
 

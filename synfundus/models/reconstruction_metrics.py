@@ -1,4 +1,4 @@
-"""How close a reconstruction is: PSNR and a differentiable SSIM."""
+"""Metrics of a reconstruction: PSNR and a differentiable SSIM."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def psnr(
     """Return the peak signal-to-noise ratio of each image in decibels; infinite for equal images.
 
     Args:
-        reconstruction: What came back.
-        reference: What went in.
+        reconstruction: The reconstructed images.
+        reference: The original images.
         data_range: Largest minus smallest possible value: 2 for pixels in [-1, 1].
     """
     error = (reconstruction.double() - reference.double()).square().flatten(1).mean(dim=1)
@@ -41,7 +41,7 @@ def ssim(
 def ssim_map(
     reconstruction: Float[Tensor, "b 3 h w"], reference: Float[Tensor, "b 3 h w"], *, data_range: float
 ) -> Float[Tensor, "b 3 _h _w"]:
-    """Return SSIM at each position whose whole window lies in the image: 5 px less on every side; differentiable.
+    """Return SSIM at each position whose window lies inside the image, 5 px from every edge; differentiable.
 
     Computed in float32 under autocast too: variances are differences of nearly equal numbers.
     """
@@ -62,8 +62,9 @@ def ssim_map(
 def _blur(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 _h _w"]:
     """Apply the Gaussian window along both axes, without padding.
 
-    On a CPU as two products with banded matrices: the backward pass of a one-channel convolution costs it more than the
-    autoencoder's. On a GPU those products may run in TF32, whose ten bits are too few for variances: there as sums.
+    On a CPU it uses two products with banded matrices, because the backward pass of a one-channel convolution costs
+    more there than the autoencoder's. On a GPU it uses sums, because products may run in TF32, too imprecise for
+    variances.
     """
     if images.is_cuda:
         return _blur_by_sums(images)
@@ -73,7 +74,7 @@ def _blur(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 _h _w"]:
 
 
 def _blur_by_sums(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 _h _w"]:
-    """Do the same as weighted sums of shifted images."""
+    """Do the same with weighted sums of shifted images."""
     for axis in (-2, -1):
         window = _window(images.shape[axis]).tolist()
         valid = images.shape[axis] - len(window) + 1
@@ -82,7 +83,7 @@ def _blur_by_sums(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 _h _w"
 
 
 def _window(size: int) -> Float64[Tensor, "taps"]:
-    """Return the Gaussian window for images of a size, whose sum is 1."""
+    """Return the Gaussian window, of sum 1; refuse images that are smaller."""
     taps = 2 * _RADIUS_PX + 1
     if size < taps:
         raise ConfigError(f"SSIM needs images of at least {taps} px, got {size}")

@@ -1,8 +1,8 @@
-"""The conditional denoiser: a stock ``UNet2DConditionModel`` and the label conditioner, under one roof.
+"""The conditional denoiser: a stock ``UNet2DConditionModel`` and the label conditioner in one module.
 
-diffusers supplies the network (ADR-0001), so that every export opens with ``from_pretrained``. Labels enter twice:
-as one token each through cross-attention, where a position can look for the lesion it should draw, and pooled
-through the time embedding, where they reach every residual block, also at levels without attention.
+diffusers supplies the network (ADR-0001), so that every export opens with ``from_pretrained``. Labels enter twice: as
+one token each through cross-attention, where a position can attend to the lesion it should draw, and pooled through the
+time embedding, where they reach every residual block, also at levels without attention.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ def build_unet(
         latent_channels: Channels of the latents, in and out.
         block_out_channels: Width of each resolution level, finest first.
         layers_per_block: Residual blocks per level on the way down (one more on the way up).
-        attention_levels: For each level, whether its blocks attend to themselves and to the labels. The middle
-            attends when the coarsest level does.
+        attention_levels: For each level, whether its blocks have self-attention and attend to the labels. The middle
+            block does if the coarsest level does.
         attention_head_dim: Width of one head; a level has ``channels / attention_head_dim`` heads.
         cross_attention_dim: Width of a label token.
         pooled_dim: Width of the pooled condition, given to the model as ``class_labels``.
         norm_num_groups: Groups of every group norm.
-        transformer_layers_per_block: Transformer layers behind each residual block of an attending level.
+        transformer_layers_per_block: Transformer layers after each residual block of an attending level.
         dropout: Dropout inside residual and transformer blocks.
         scale_shift_norm: Condition residual blocks by adaptive group norm (Dhariwal and Nichol 2021, Sec. 3).
 
     Raises:
-        ConfigError: Widths, levels, heads, groups or latent size that do not fit together.
+        ConfigError: Widths, levels, heads, groups or latent size do not fit together.
     """
     _check_unet(sample_size, block_out_channels, attention_levels, attention_head_dim, norm_num_groups)
     down = tuple("CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in attention_levels)
@@ -85,7 +85,7 @@ def _check_unet(
     attention_head_dim: int,
     norm_num_groups: int,
 ) -> None:
-    """Refuse, by name, what diffusers would refuse deep inside a constructor or not at all."""
+    """Refuse, with a clear message, what diffusers would refuse deep inside a constructor or not at all."""
     if not block_out_channels:
         raise ConfigError("block_out_channels is empty: the U-Net needs at least one level")
     if len(attention_levels) != len(block_out_channels):
@@ -97,7 +97,7 @@ def _check_unet(
     if sample_size % shrink:
         raise ConfigError(
             f"latents of {sample_size} x {sample_size} cannot be halved {len(block_out_channels) - 1} times",
-            hint="use fewer levels, or an image size that is a multiple of more powers of two",
+            hint="use fewer levels, or an image size that is a multiple of a higher power of two",
         )
     for width, attends in zip(block_out_channels, attention_levels, strict=True):
         if width % norm_num_groups:
@@ -107,14 +107,14 @@ def _check_unet(
 
 
 class ConditionalDenoiser(nn.Module):
-    """The network that is trained: ``unet.*`` and ``conditioner.*`` in one parameter space.
+    """The trained network: U-Net (``unet.*``) and conditioner (``conditioner.*``).
 
     Args:
-        unet: A U-Net built by :func:`build_unet`, or any that takes tokens and a projected ``class_labels``.
+        unet: A U-Net of :func:`build_unet`, or any with tokens and a projected ``class_labels``.
         conditioner: Embeds the labels; its widths must be the U-Net's.
 
     Raises:
-        ConfigError: Token or pooled width of the two differ.
+        ConfigError: The token or pooled widths of the two differ.
     """
 
     def __init__(self, *, unet: UNet2DConditionModel, conditioner: LabelConditioner) -> None:
@@ -135,11 +135,11 @@ class ConditionalDenoiser(nn.Module):
         timestep: Int[Tensor, "b"] | Float[Tensor, "b"],
         states: Int[Tensor, "b k"],
     ) -> Float[Tensor, "b c lh lw"]:
-        """Predict noise, velocity or sample, whichever the run trains.
+        """Predict noise, velocity or sample, depending on the run.
 
         Args:
             x_t: Noisy, normalised latents.
-            timestep: Index into the noise schedule; a fraction where a sampler stands between two.
+            timestep: Index into the noise schedule; a fraction if a sampler is between two indices.
             states: Label states, 0 = UNKNOWN.
         """
         tokens, pooled = self.conditioner(states)
@@ -154,7 +154,7 @@ class ConditionalDenoiser(nn.Module):
 
 
 def same_architecture(denoiser: ConditionalDenoiser) -> ConditionalDenoiser:
-    """Return another network of the same architecture, fp32, on the CPU; its weights are to be loaded."""
+    """Return a network of the same architecture, fp32, on the CPU, whose weights are still to be loaded."""
     conditioner = denoiser.conditioner
     with torch.random.fork_rng(devices=[]):
         return ConditionalDenoiser(

@@ -1,7 +1,7 @@
-"""Folders of diffusers models: which files hold the weights, reading them without running code, putting them to use.
+"""Finds the weights in folders of diffusers models, reads them without running code, loads them into networks.
 
-Published folders hold one safetensors file, shards with an index, or a half-precision variant of either. Beside them,
-or alone in old ones, lie pickled weights: unpickling runs what the file says, so those are never read (ADR-0008).
+Published folders hold one safetensors file, shards with an index, or a half-precision variant of either. Some also, or
+only, hold pickled weights: unpickling can run code from the file, so those are never read (ADR-0008).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PLACES = (
     ("diffusion_pytorch_model.fp16.safetensors", _HALF_VARIANT),
     ("diffusion_pytorch_model.safetensors.index.fp16.json", _HALF_VARIANT),
 )
-"""Where weights may lie, best first, and what diffusers calls the variant."""
+"""Possible weight files, best first, and diffusers' name of the variant."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -50,11 +50,11 @@ def read_config(folder: Path, *, classes: Sequence[str], kind: str) -> dict[str,
 
     Args:
         folder: A local folder.
-        classes: Classes that can be used.
-        kind: What the folder should hold, for messages: ``autoencoder``.
+        classes: Supported classes.
+        kind: What the folder should hold, for messages, e.g. ``autoencoder``.
 
     Raises:
-        CheckpointError: No config, none that can be read, or one of another class.
+        CheckpointError: No config, an unreadable one, or one of another class.
     """
     path = folder / CONFIG_NAME
     try:
@@ -64,7 +64,7 @@ def read_config(folder: Path, *, classes: Sequence[str], kind: str) -> dict[str,
     found = config.get("_class_name") if isinstance(config, dict) else None
     if found not in classes:
         raise CheckpointError(
-            f"the config names the class {found!r}, wanted {' or '.join(map(repr, classes))}", where=str(folder)
+            f"the config names the class {found!r}, expected {' or '.join(map(repr, classes))}", where=str(folder)
         )
     return dict(config)
 
@@ -73,7 +73,7 @@ def find_weights(folder: Path, *, kind: str) -> WeightFiles:
     """Return which files hold the weights.
 
     Raises:
-        CheckpointError: None, pickled ones alone, or an index that names files elsewhere.
+        CheckpointError: No weights, only pickled ones, or an index that names files elsewhere.
     """
     missing = [] if (folder / CONFIG_NAME).is_file() else [CONFIG_NAME]
     place = next(((name, variant) for name, variant in _PLACES if (folder / name).is_file()), None)
@@ -85,8 +85,8 @@ def find_weights(folder: Path, *, kind: str) -> WeightFiles:
             f"no {kind} here: {' and '.join(missing)} missing"
             + (f"; there is {pickled[0]}, a pickle, and a pickle can run code" if pickled else ""),
             where=str(folder),
-            hint="pickled weights are not read: take the safetensors of the same model, or have diffusers write them "
-            "(save_pretrained) on a machine that may run them"
+            hint="pickled weights are not read: use the safetensors of the same model, or convert them with diffusers "
+            "(save_pretrained) on a machine where code may run"
             if pickled
             else f"give a local diffusers folder ({CONFIG_NAME} + {WEIGHTS_NAME}); pickled weights are not read",
         )
@@ -95,10 +95,10 @@ def find_weights(folder: Path, *, kind: str) -> WeightFiles:
 
 
 def _shards(index: Path) -> tuple[str, ...]:
-    """Return the files an index names.
+    """Return the files in an index.
 
     Raises:
-        CheckpointError: Not an index, or one that names what does not lie beside it.
+        CheckpointError: Not an index, or it names files that are not beside it.
     """
     try:
         names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
@@ -115,10 +115,10 @@ def _shards(index: Path) -> tuple[str, ...]:
 
 
 def read_weights(folder: Path, files: WeightFiles) -> dict[str, Tensor]:
-    """Return all tensors of a folder in fp32, whatever they are stored in.
+    """Return all tensors of a folder, converted to fp32.
 
     Raises:
-        CheckpointError: A file that is damaged, or that holds a tensor twice.
+        CheckpointError: A file is damaged, or a tensor is stored twice.
     """
     tensors: dict[str, Tensor] = {}
     for name in files.names:
@@ -135,7 +135,7 @@ def read_weights(folder: Path, files: WeightFiles) -> dict[str, Tensor]:
 
 
 def replace_weights(network: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None:
-    """Put weights, by name, into a network.
+    """Load weights, by name, into a network.
 
     Raises:
         CheckpointError: They are of another network.

@@ -190,7 +190,7 @@ def test_autoencoders_that_cannot_be_used_leave_no_mark(image_set: ShardSet, wor
 
     with pytest.raises(ConfigError, match="AutoencoderDC cannot recompute its activations"):
         start("dc", {"gradient_checkpointing": True})
-    with pytest.raises(CheckpointError, match="'AutoencoderTiny', wanted 'AutoencoderKL' or 'AutoencoderDC'"):
+    with pytest.raises(CheckpointError, match="'AutoencoderTiny', expected 'AutoencoderKL' or 'AutoencoderDC'"):
         start("tiny", {})
     with pytest.raises(CheckpointError, match="'AutoencoderTiny', wanted"):
         encode(image_set, tmp_path / "tiny", tmp_path / "latents", world)
@@ -371,9 +371,9 @@ def test_starts_that_cannot_be_are_refused_and_leave_no_mark(
     (tmp_path / "nothing").mkdir()
     for folder, kind, words in (
         ("pickled", CheckpointError, "diffusion_pytorch_model.bin, a pickle"),
-        ("damaged", CheckpointError, "weights are not those of the config"),
+        ("damaged", CheckpointError, "weights do not match the config"),
         ("gated", ConfigError, "attention_type is 'gated'"),
-        ("vae", CheckpointError, "'AutoencoderKL', wanted 'UNet2DConditionModel'"),
+        ("vae", CheckpointError, "'AutoencoderKL', expected 'UNet2DConditionModel'"),
         ("sd3", CheckpointError, "a transformer; synfundus trains U-Nets"),
         ("nothing", CheckpointError, "no model here"),
         ("absent", CheckpointError, "there is no such folder"),

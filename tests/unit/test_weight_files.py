@@ -121,14 +121,14 @@ def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     tensors = {name: one for name, one in model.state_dict().items() if name != "encoder.conv_in.weight"}
     save_file(tensors, tmp_path / WEIGHTS_NAME, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"1 weights are not those of the config, first encoder\.conv_in\.weight"):
+    with pytest.raises(CheckpointError, match=r"1 weights do not match the config, first encoder\.conv_in\.weight"):
         LatentAutoencoder.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"_class_name": "AutoencoderTiny"}, "'AutoencoderTiny', wanted 'AutoencoderKL' or 'AutoencoderDC'"),
+        ({"_class_name": "AutoencoderTiny"}, "'AutoencoderTiny', expected 'AutoencoderKL' or 'AutoencoderDC'"),
         ({"_class_name": None}, "None"),
         ({"in_channels": 4}, "works on 4 channels, not on RGB images"),
     ],
