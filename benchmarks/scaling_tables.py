@@ -1,8 +1,8 @@
 """The tables of `docs/scaling.md`: a run on 1 to 1,024 GPUs and a set of 10^4 to 10^9 images, on paper.
 
 Everything comes from what `synfundus plan` computes, from the reading plan itself and from `benchmarks/failures.py`;
-what neither knows is stated in `ASSUMED`. Without arguments the tables are printed; with the document as argument they
-are put into it, and a test compares. ``--measure`` times what depends on the machine instead.
+further assumptions are in `ASSUMED`. Without arguments the tables are printed; with the document as argument they are
+written into it, and a test compares. ``--measure`` times what depends on the machine instead.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ PRESETS = ("fundus256", "fundus512", "fundus1024")
 GPUS_A_NODE = 8
 LINKS_GBIT = (100, 200, 400, 3200)
 ASSUMED: dict[str, tuple[float, str, str]] = {
-    "hfu": (0.3, "", "part of its peak a GPU computes at, recomputation included, whatever the micro-batch"),
+    "hfu": (0.3, "", "hardware FLOPs utilisation (HFU): fraction of the peak a GPU computes at, at any micro-batch"),
     "price": (2.0, "", "price of a GPU hour, in any currency"),
     "nvlink": (450e9, "450 GB/s", "between the GPUs of a node, in one direction (H100 data sheet: 900 GB/s both ways)"),
-    "link": (50e9, "400 Gb/s", "into and out of a node, where the table does not say otherwise"),
-    "gets": (5500.0, "5,500/s", "GET requests a prefix of S3 serves at least (Amazon S3 User Guide)"),
+    "link": (50e9, "400 Gb/s", "into and out of a node, unless the table says otherwise"),
+    "gets": (5500.0, "5,500/s", "GET requests that S3 serves at least per prefix (Amazon S3 User Guide)"),
     "copy": (20e9, "20 GB/s", "from a GPU into pinned host memory"),
-    "gather": (2e9, "2 GB/s", "into rank 0 from all others, over TCP"),
-    "node_write": (2e9, "2 GB/s", "a node writes, to its own disk or into a store"),
-    "shared_write": (20e9, "20 GB/s", "a shared file system takes from all nodes"),
-    "restart": (1 / 6, "10 min", "from a failure to the first step after it"),
+    "gather": (2e9, "2 GB/s", "into rank 0 from all other ranks, over TCP"),
+    "node_write": (2e9, "2 GB/s", "written by a node, to its own disk or into a store"),
+    "shared_write": (20e9, "20 GB/s", "written by all nodes together into a shared file system"),
+    "restart": (1 / 6, "10 min", "from a failure to the next step"),
 }
-"""What the tables stand on besides the code: value, how it is printed, meaning."""
+"""The assumptions of the tables besides the code: value, how it is printed, meaning."""
 
 MAX_NETWORK_SHARE = 0.2
 SIMULATED_DAYS = 4000
@@ -64,7 +64,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def number(value: float) -> str:
-    """Return a number with about three digits, as a person would write it."""
+    """Return a number with about three digits."""
     if value == 0:
         return "0"
     if value >= 99.95:
@@ -146,7 +146,7 @@ def traffic_table() -> str:
             ]
         )
     links = " / ".join(f"{link:,}" for link in LINKS_GBIT)
-    headers = ("preset", "parameters", "a rank sends a step", f"ms at {links} Gb/s a node", "ms of an image")
+    headers = ("preset", "parameters", "sent per rank and step", f"ms at {links} Gb/s a node", "compute, ms an image")
     return table((*headers, f"micro-batch for {1 - MAX_NETWORK_SHARE:.0%} computing", "micro-batch that fits"), rows)
 
 
@@ -252,12 +252,19 @@ def sets_table() -> str:
                 number(preset(name).train.loop.budget_images / images),
             ]
         )
-    headers = ("images", "latents, GB", "shards", "manifest, MB", "plan of a rank, MB", "small copies of `prepare`, GB")
+    headers = (
+        "images",
+        "latents, GB",
+        "shards",
+        "manifest, MB",
+        "reading plan of a rank, MB",
+        "thumbnails of `prepare`, GB",
+    )
     return table((*headers, "epochs in the budget"), rows)
 
 
 def save_costs(name: str, gpus: int) -> tuple[float, float, float]:
-    """Return (bytes of a checkpoint, seconds the loop stands, seconds until it is written)."""
+    """Return (bytes of a checkpoint, seconds the loop is blocked, seconds until it is written)."""
     summary = planned(name, gpus=gpus, batch=sane_batch(gpus))
     total, model = summary["checkpoint_bytes"], 4 * summary["parameters"]
     a_node = min(gpus, GPUS_A_NODE)
@@ -268,14 +275,14 @@ def save_costs(name: str, gpus: int) -> tuple[float, float, float]:
 
 
 def checkpoint_table() -> str:
-    """Bytes of a checkpoint, how long the loop stands, how long it is written."""
+    """Bytes of a checkpoint, how long it blocks the loop, how long it is written."""
     rows = []
     for name in PRESETS:
         for gpus in (1, 8, 64, 1024):
             total, stall, behind = save_costs(name, gpus)
             every = preset(name).train.loop.checkpoint_every_images / rate(name, gpus)
             rows.append([name, f"{gpus:,}", number(total / 1e9), number(stall), number(behind), number(every / 60)])
-    headers = ("preset", "GPUs", "checkpoint, GB", "the loop stands, s", "written after, s")
+    headers = ("preset", "GPUs", "checkpoint, GB", "loop blocked, s", "written after, s")
     return table((*headers, "the preset saves every, min"), rows)
 
 
@@ -307,7 +314,7 @@ def failures_table() -> str:
                 ]
             )
     headers = ("rate of", "GPUs", "failures a day", "save every, min", "million images", "lost, min a day")
-    more = ("standing, min a day", "restarting, min a day", "useful", "useful as preset")
+    more = ("blocked, min a day", "restarting, min a day", "useful", "useful as preset")
     return table((*headers, *more), rows)
 
 
