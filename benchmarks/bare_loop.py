@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from synfundus.config.measured import assumed_channels_last
+from synfundus.config.auto import assumed_channels_last
 from synfundus.config.schema import RunConfig
 from synfundus.config.training import OptimConfig
 from synfundus.diffusion.loss import denoising_loss
@@ -21,7 +21,7 @@ from synfundus.distributed.world import LocalWorld
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.unet import ConditionalDenoiser
-from synfundus.stages import build, diffusion_setup
+from synfundus.stages import build
 from synfundus.telemetry.console import SilentConsole
 from synfundus.training.ema import ema_decay
 from synfundus.training.optim import parameter_groups
@@ -85,14 +85,14 @@ class BareDiffusion:
 
     def __init__(self, config: RunConfig, latent_shape: tuple[int, int, int]) -> None:
         self._config = config
-        self.network: ConditionalDenoiser = diffusion_setup.denoiser(
+        self.network: ConditionalDenoiser = build.denoiser(
             config.train.unet, seed=config.seed, schema=DEFAULT_LABEL_SCHEMA, latent_shape=latent_shape
         )
         dtype = build.torch_dtype(config.train.loop.precision)
         # the kernel `train` chooses: in bf16 on a CPU diffusers' default is slower
         build.attention(self.network.unet, config.launch, dtype=dtype, world=LocalWorld(), console=SilentConsole())
         self._update = BareUpdate(self.network, dtype=dtype, optim=config.train.optim)
-        self._schedule = diffusion_setup.forward_process(config.train.diffusion)
+        self._schedule = build.forward_process(config.train.diffusion)
         self._images_seen = 0
         channels_last = assumed_channels_last(config.train.loop)
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format

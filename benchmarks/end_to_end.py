@@ -37,7 +37,7 @@ from synfundus.distributed.world import World, connect, disconnect
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.models.counting import count_network
 from synfundus.shards.reader import ShardSetReader, decode_json
-from synfundus.stages import build, diffusion_setup
+from synfundus.stages import build
 from synfundus.stages.encode_latents import job as encode_latents
 from synfundus.stages.phantoms import job as phantoms
 from synfundus.stages.prepare import job as prepare
@@ -136,9 +136,7 @@ def gflops(config: RunConfig) -> tuple[float, float]:
     shape = latent_shape(config.train_vae.autoencoder, image_size_px=size)
     with torch.device("meta"):
         encoder = build.autoencoder(config.train_vae.autoencoder, image_size_px=size, seed=0).network.encoder
-        network = diffusion_setup.denoiser(
-            config.train.unet, seed=config.seed, schema=DEFAULT_LABEL_SCHEMA, latent_shape=shape
-        )
+        network = build.denoiser(config.train.unet, seed=config.seed, schema=DEFAULT_LABEL_SCHEMA, latent_shape=shape)
         pixels, latents = torch.empty(1, 3, size, size), torch.empty(1, *shape)
         place = torch.zeros(1, dtype=torch.int64)
         states = torch.zeros(1, len(DEFAULT_LABEL_SCHEMA.labels), dtype=torch.int64)

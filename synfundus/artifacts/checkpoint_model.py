@@ -28,8 +28,7 @@ from synfundus.artifacts.model_folder import (
     read_setup,
     setup_document,
 )
-from synfundus.distributed.flat_layout import FlatLayout
-from synfundus.distributed.gathering import gather_named
+from synfundus.distributed.flat_layout import FlatLayout, gather_named
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import CheckpointError
 from synfundus.models.conditioner import CONDITIONER_WEIGHTS_NAME, LabelConditioner

@@ -20,7 +20,7 @@ from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World
 from synfundus.errors import CheckpointError, DataError, StorageError
 from synfundus.storage import documents, filesystem
-from synfundus.training.post_hoc_ema import Profile
+from synfundus.training.ema import Profile
 
 FOLDER_NAME = "ema"
 FORMAT_NAME = "synfundus-ema-snapshot"

@@ -13,9 +13,9 @@ from typing import Any, Literal
 from synfundus.cli.request import Request, load_request
 from synfundus.cli.submit import find_place, submit
 from synfundus.config.assets import find_asset
+from synfundus.config.auto import WORKING_PRECISIONS, WorkingPrecision, settle_precision, slow_precisions
 from synfundus.config.dump import dump_config
 from synfundus.config.loader import fingerprint
-from synfundus.config.precision import WORKING_PRECISIONS, WorkingPrecision, settle_precision, slow_precisions
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.rank_info import RankInfo, rank_info

@@ -17,7 +17,7 @@ from diffusers import (
     FlowMatchHeunDiscreteScheduler,
 )
 
-from synfundus.diffusion.flow_time import shifted
+from synfundus.diffusion.flow import shifted
 from synfundus.errors import ConfigError
 
 FlowScheduler: TypeAlias = (

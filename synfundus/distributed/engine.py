@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from synfundus.distributed.bundles import BundledModule
-from synfundus.distributed.flat_layout import FlatLayout
-from synfundus.distributed.gathering import gather_named
+from synfundus.distributed.flat_layout import FlatLayout, gather_named
 from synfundus.distributed.world import World, torch_device
 from synfundus.errors import LaunchError
 

@@ -1,4 +1,4 @@
-"""The place of each parameter in the flat vector that ZeRO-2 partitions. Pure.
+"""The place of each parameter in the flat vector that ZeRO-2 partitions, and its way back to named tensors.
 
 ZeRO concatenates the parameters of a group, pads the end to a multiple of the number of ranks, and gives each rank one
 equal slice. Without the padding the vector does not depend on the world size, so 3 ranks can read a checkpoint of 8.
@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from synfundus.distributed.world import World
 from synfundus.errors import CheckpointError
 
 ALIGNMENT = 2
@@ -118,3 +122,21 @@ class FlatLayout:
                     hint="use the config of the run, or another --run-dir",
                 )
         raise CheckpointError("the checkpoint groups or orders the parameters differently", where=where)
+
+
+def gather_named(layout: FlatLayout, partitions: Sequence[Tensor], world: World) -> dict[str, Tensor] | None:
+    """Join slices of all ranks into full fp32 tensors by name on rank 0; None elsewhere. Collective.
+
+    Args:
+        layout: The place of each parameter.
+        partitions: This rank's slices, one per group. With one rank on the CPU the result may be views of them.
+        world: The job, in any of its process groups.
+    """
+    named: dict[str, Tensor] = {}
+    for group, partition in zip(layout.groups, partitions, strict=True):
+        flat = world.gather(partition.detach().to("cpu", torch.float32).contiguous())
+        if flat is None:
+            continue
+        for parameter in group.parameters:
+            named[parameter.name] = flat[parameter.offset : parameter.offset + parameter.numel].view(parameter.shape)
+    return named if world.rank == 0 else None

@@ -12,8 +12,14 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from synfundus.distributed.placement import gpu_index, own_cores, require_one_device, require_own_gpus, this_gpu
-from synfundus.distributed.processor import processor_has_bf16
+from synfundus.distributed.processor import (
+    gpu_index,
+    own_cores,
+    processor_has_bf16,
+    require_one_device,
+    require_own_gpus,
+    this_gpu,
+)
 from synfundus.distributed.rank_info import RankInfo, integer_of, rank_info
 from synfundus.errors import LaunchError, PortTaken, RelayedDefect, Stalled
 

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from synfundus.artifacts.run_folder import RunFolder
+from synfundus.config.auto import definite, definite_channels_last
 from synfundus.config.machine import LaunchConfig
-from synfundus.config.measured import definite_channels_last
-from synfundus.config.precision import definite
 from synfundus.config.training import LoopConfig
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World, torch_device

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from synfundus.config.assets import read_ds_file
+from synfundus.config.auto import assumed_micro_batch, working_precision
 from synfundus.config.diffusion import TrainConfig
-from synfundus.config.measured import assumed_micro_batch
-from synfundus.config.precision import working_precision
 from synfundus.config.training import TrainVaeConfig
 from synfundus.distributed.ds_config import BatchPlan, build_ds_config, check_ds_file, plan_batch
 from synfundus.distributed.processor import processor_has_bf16

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from synfundus.artifacts.ema_snapshots import has_snapshots, write_snapshot
 from synfundus.artifacts.run_folder import RunFolder
+from synfundus.config.auto import definite_channels_last
 from synfundus.config.machine import LaunchConfig, TelemetryConfig
-from synfundus.config.measured import definite_channels_last
 from synfundus.config.training import EmaConfig, LoopConfig, OptimConfig
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.watchdog import Watchdog
@@ -29,8 +29,8 @@ from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import Console
 from synfundus.telemetry.sinks import MetricSinks
 from synfundus.training.checkpoints.model_files import ModelPart
+from synfundus.training.ema import Profile
 from synfundus.training.periodic import Checkpoint, Periodic, Saver, Work
-from synfundus.training.post_hoc_ema import Profile
 from synfundus.training.progress import StepCost
 from synfundus.training.recorder import Reports
 from synfundus.training.stopping import StopFlag

@@ -10,14 +10,13 @@ from torch import nn
 
 from synfundus.artifacts.run_folder import SaverSettings
 from synfundus.config.assets import read_ds_file
+from synfundus.config.auto import definite, definite_micro_batch
 from synfundus.config.machine import LaunchConfig
-from synfundus.config.measured import definite_micro_batch
-from synfundus.config.precision import definite
 from synfundus.config.training import EmaConfig, LoopConfig, OptimConfig
 from synfundus.distributed.agreement import together
-from synfundus.distributed.determinism import only_deterministic_kernels
 from synfundus.distributed.ds_config import BatchPlan, build_ds_config, check_ds_file, plan_batch
 from synfundus.distributed.engine import ZeroEngine
+from synfundus.distributed.numerics import only_deterministic_kernels
 from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import Device, World, status_store, torch_device
 from synfundus.models.compilation import compile_blocks, require_compilation

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from synfundus.config.auto import assumed_channels_last
 from synfundus.config.diffusion import DiffusionConfig, TrainConfig
-from synfundus.config.measured import assumed_channels_last
 from synfundus.config.training import AutoencoderConfig
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
-from synfundus.stages import build, diffusion_setup
+from synfundus.stages import build
 from synfundus.training.step import LatentDiffusionStep
 
 
@@ -24,10 +24,10 @@ def training_step(
     section: TrainConfig, shape: tuple[int, int, int], device: torch.device, *, seed: int
 ) -> LatentDiffusionStep:
     """Build the section's step for latents ``(c, lh, lw)``, normalised already, and the default labels."""
-    denoiser = diffusion_setup.denoiser(section.unet, seed=seed, schema=DEFAULT_LABEL_SCHEMA, latent_shape=shape)
+    denoiser = build.denoiser(section.unet, seed=seed, schema=DEFAULT_LABEL_SCHEMA, latent_shape=shape)
     return LatentDiffusionStep(
         denoiser.to(device=device, dtype=build.torch_dtype(section.loop.precision)),
-        schedule=diffusion_setup.forward_process(section.diffusion),
+        schedule=build.forward_process(section.diffusion),
         prediction_type=section.diffusion.prediction_type,
         min_snr_gamma=section.diffusion.min_snr_gamma,
         latent_mean=[0.0] * shape[0],

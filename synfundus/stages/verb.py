@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from synfundus.errors import ConfigError
+
 OptionKind = Literal["value", "many", "flag", "mapping", "switch", "list"]
 """value: one text; many: repeatable text; flag: no argument, sets true; mapping: repeatable NAME=VALUE; switch, list:
 for the CLI itself."""
@@ -96,3 +98,14 @@ CACHE = Option("--cache-dir", "storage.cache_dir", "Local folder for copies of r
 MICRO_BATCH_HELP = "Most images per rank and forward pass; auto: as many as memory holds, found at start."
 DATA_HELP = "Set of images, written by `prepare`."
 VAE_HELP = "Run of `train-vae`, or a folder of a diffusers AutoencoderKL or AutoencoderDC."
+
+
+def require(value: str | None, *, flag: str, key: str) -> str:
+    """Return a path the verb cannot do without.
+
+    Raises:
+        ConfigError: It was not given.
+    """
+    if value is None:
+        raise ConfigError(f"{flag} is missing", where=key, hint=f"give {flag}, or set {key} in the config")
+    return value

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from synfundus.diffusion.flow_time import FlowTime
+from synfundus.diffusion.flow import FlowTime
 from synfundus.labels.schema import UNKNOWN_STATE
 from synfundus.seeding import keyed_normal, keyed_uniform
 from synfundus.shards.reader import Arrays

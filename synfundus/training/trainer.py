@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from synfundus.distributed.agreement import on_rank_0, raise_together
-from synfundus.distributed.determinism import seed_kernels
 from synfundus.distributed.engine import StepResult, ZeroEngine
+from synfundus.distributed.numerics import seed_kernels
 from synfundus.distributed.watchdog import PHASE_PATIENCE, Watchdog
 from synfundus.distributed.world import World, lost_rank_error, torch_device
 from synfundus.errors import ConfigError, Interrupted, Preempted, SynfundusError

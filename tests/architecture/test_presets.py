@@ -15,8 +15,8 @@ import pytest
 from synfundus.cli.app import run_command
 from synfundus.cli.verbs import VERBS
 from synfundus.config.assets import list_assets, read_ds_file
+from synfundus.config.auto import assumed_micro_batch
 from synfundus.config.loader import list_presets, load_config, preset_text
-from synfundus.config.measured import assumed_micro_batch
 from synfundus.config.yaml_text import parse_mapping
 from synfundus.distributed.ds_config import build_ds_config, check_ds_file, plan_batch
 from synfundus.launch.plan import port_of_job

@@ -16,9 +16,8 @@ from synfundus.distributed.ds_config import build_ds_config, plan_batch
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.world import World, connect, disconnect
 from synfundus.launch.processes import end_process
-from synfundus.training.ema import ShardedEma, ema_decay
+from synfundus.training.ema import ShardedEma, ema_decay, power_decay, power_exponent
 from synfundus.training.optim import parameter_groups
-from synfundus.training.post_hoc_ema import power_decay, power_exponent
 
 GLOBAL_BATCH = 8
 STEPS = 6

@@ -34,7 +34,7 @@ from synfundus.stages.train_vae import job as train_vae
 from synfundus.storage import filesystem
 from synfundus.storage.cache.object_cache import ObjectCache
 from synfundus.telemetry.console import SilentConsole
-from synfundus.training.post_hoc_ema import Profile
+from synfundus.training.ema import Profile
 
 SIZE = 64
 Contents = dict[str, bytes]

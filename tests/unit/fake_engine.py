@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from synfundus.distributed.engine import StepResult, ZeroEngine
-from synfundus.distributed.flat_layout import FlatLayout
-from synfundus.distributed.gathering import gather_named
+from synfundus.distributed.flat_layout import FlatLayout, gather_named
 from synfundus.distributed.world import LocalWorld, World
 
 T = TypeVar("T")

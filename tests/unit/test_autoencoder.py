@@ -12,8 +12,13 @@ from diffusers import AutoencoderKL
 
 from synfundus.errors import CheckpointError, ConfigError, DataError
 from synfundus.models.autoencoder import LatentAutoencoder, build_autoencoder, fingerprint
-from synfundus.models.autoencoder_objective import AutoencoderObjective, kl_divergence
-from synfundus.models.discriminator import PatchDiscriminator, discriminator_hinge_loss, generator_hinge_loss
+from synfundus.models.autoencoder_objective import (
+    AutoencoderObjective,
+    PatchDiscriminator,
+    discriminator_hinge_loss,
+    generator_hinge_loss,
+    kl_divergence,
+)
 from synfundus.models.linear_path import LinearPath
 from synfundus.models.reconstruction_metrics import psnr, ssim
 

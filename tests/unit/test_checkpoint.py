@@ -24,8 +24,7 @@ from synfundus.distributed.world import World
 from synfundus.errors import CheckpointError, StorageError
 from synfundus.storage import filesystem
 from synfundus.training.checkpoints import checkpoint
-from synfundus.training.checkpoints.checkpoint import copy_state, load_checkpoint, write_checkpoint
-from synfundus.training.checkpoints.host_copy import copy_by_pieces
+from synfundus.training.checkpoints.checkpoint import copy_by_pieces, copy_state, load_checkpoint, write_checkpoint
 from synfundus.training.checkpoints.model_files import ModelPart
 from synfundus.training.checkpoints.search import checkpoint_name, find_checkpoint, verify
 from synfundus.training.ema import ShardedEma

@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny_sets import tiny_config
 
+from synfundus.config.auto import assumed_micro_batch
 from synfundus.config.loader import load_config
-from synfundus.config.measured import assumed_micro_batch
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld
 from synfundus.stages.demo import job as demo_job

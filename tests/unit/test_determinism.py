@@ -12,7 +12,7 @@ import torch.utils.deterministic
 
 from synfundus.config.machine import LaunchConfig
 from synfundus.config.training import LoopConfig
-from synfundus.distributed.determinism import only_deterministic_kernels, seed_kernels
+from synfundus.distributed.numerics import only_deterministic_kernels, seed_kernels
 from synfundus.distributed.world import LocalWorld
 from synfundus.models.attention import AttentionChoice
 from synfundus.models.unet import build_unet

@@ -12,9 +12,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from gaussian_data import MEAN, STD, draw, noise_of
 from torch import Tensor
 
-from synfundus.diffusion.flow import FlowPath
+from synfundus.diffusion.flow import FlowPath, shifted
 from synfundus.diffusion.flow_sampling import FLOW_SAMPLERS, follows_flow
-from synfundus.diffusion.flow_time import shifted
 from synfundus.diffusion.parametrisation import training_target
 from synfundus.diffusion.sampling import Denoiser, SamplerName, Scheduler, scheduler_for
 from synfundus.errors import ConfigError

@@ -18,7 +18,7 @@ from synfundus.config.machine import PlanConfig
 from synfundus.distributed.world import LocalWorld
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.models.counting import count_network
-from synfundus.stages import diffusion_setup
+from synfundus.stages import build
 from synfundus.stages.plan import job as plan
 from synfundus.telemetry.console import SilentConsole
 from synfundus.training.memory.footprint import (
@@ -212,7 +212,7 @@ def test_plan_and_run_count_the_same_operations(checkpointing: bool) -> None:
     config = load_config(preset="fundus256", file=None, settings=settings, flags=[]).config
     summary = plan.run(config, LocalWorld(), Talk())
     with torch.device("meta"):
-        denoiser = diffusion_setup.denoiser(
+        denoiser = build.denoiser(
             config.train.unet, seed=config.seed, schema=DEFAULT_LABEL_SCHEMA, latent_shape=(4, 32, 32)
         )
     cost = denoiser_cost(

@@ -9,14 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synfundus.errors import ConfigError
-from synfundus.training.ema import ShardedEma, power_name
-from synfundus.training.post_hoc_ema import (
+from synfundus.training.ema import (
     MAX_SIGMA_REL,
     Combination,
     Profile,
+    ShardedEma,
     combine,
     power_decay,
     power_exponent,
+    power_name,
 )
 
 BATCH, STEPS, SNAPSHOTS = 16, 4096, 16

@@ -11,9 +11,9 @@ import torch
 from synfundus.cli import run
 from synfundus.cli.request import Request
 from synfundus.cli.verbs import VERBS
+from synfundus.config.auto import PRECISION_KEYS, definite, settle_precision, slow_precisions
 from synfundus.config.diffusion import TrainConfig
 from synfundus.config.loader import LoadedConfig
-from synfundus.config.precision import PRECISION_KEYS, definite, settle_precision, slow_precisions
 from synfundus.config.schema import RunConfig
 from synfundus.config.training import LoopConfig
 from synfundus.distributed.processor import processor_has_bf16

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from synfundus.distributed.placement import gpu_index, own_cores, require_one_device, require_own_gpus
+from synfundus.distributed.processor import gpu_index, own_cores, require_one_device, require_own_gpus
 from synfundus.distributed.rank_info import RankInfo, rank_info
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import LaunchError

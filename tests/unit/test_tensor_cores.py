@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from synfundus.distributed.tensor_cores import set_tf32
+from synfundus.distributed.numerics import set_tf32
 from synfundus.distributed.world import LocalWorld
 from synfundus.stages import build
 from synfundus.telemetry.console import SilentConsole

@@ -27,7 +27,7 @@ from synfundus.shards.loader import RankSteps
 from synfundus.shards.mixture import MixedPlan
 from synfundus.shards.reader import Arrays
 from synfundus.shards.shard_plan import ReadingPlan, rank_positions
-from synfundus.stages import diffusion_setup
+from synfundus.stages import build
 from synfundus.stages.encode_latents.job import plan_tasks
 from synfundus.stages.prepare.plan import InputPlan
 from synfundus.stages.reading import training_loader
@@ -191,7 +191,7 @@ def fundus1024() -> FlatLayout:
     """The layout of the largest preset's network, on the meta device."""
     config = load_config(preset="fundus1024", file=None, settings=[], flags=[]).config
     with torch.device("meta"):
-        network = diffusion_setup.denoiser(
+        network = build.denoiser(
             config.train.unet, seed=config.seed, schema=DEFAULT_LABEL_SCHEMA, latent_shape=(16, 64, 64)
         )
     groups, _ = parameter_groups(network.named_parameters(), weight_decay=config.train.optim.weight_decay)

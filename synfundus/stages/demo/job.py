@@ -23,7 +23,7 @@ from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World, torch_device
 from synfundus.labels.plan import label_table
 from synfundus.shards.reader import decode_image
-from synfundus.stages import Summary, build, diffusion_setup
+from synfundus.stages import Summary, build
 from synfundus.stages.demo.judging import (
     LabelledImages,
     held_out_splits,
@@ -49,6 +49,7 @@ from synfundus.stages.prepare import job as prepare
 from synfundus.stages.sample import job as sample
 from synfundus.stages.train import job as train
 from synfundus.stages.train_vae import job as train_vae
+from synfundus.stages.verb import require
 from synfundus.storage import documents, filesystem
 from synfundus.storage.manifest import SPLITS, ShardSet, load_shard_set
 from synfundus.telemetry.console import Console
@@ -98,8 +99,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     Raises:
         ConfigError: No folder, or one with a demo of other settings; a sampler that cannot draw from the model.
     """
-    out = build.require(config.demo.out, flag="--out", key="demo.out")
-    diffusion_setup.check_sampler(config.sample.sampler, config.train.diffusion)
+    out = require(config.demo.out, flag="--out", key="demo.out")
+    build.check_sampler(config.sample.sampler, config.train.diffusion)
     pace = settle_pace(config.demo, out, lambda: measure_pace(config, world), world, console)
     config = place_stages(scale_budgets(config, pace=pace))
     demo = _Demo(config, out, pace, world, console)

@@ -12,7 +12,7 @@ import time
 import torch
 from torch import Tensor
 
-from synfundus.config.measured import assumed_micro_batch
+from synfundus.config.auto import assumed_micro_batch
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.ds_config import plan_batch
 from synfundus.distributed.world import World, torch_device

@@ -15,10 +15,11 @@ from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World
 from synfundus.errors import CheckpointError, ConfigError
 from synfundus.models.weight_files import replace_weights
-from synfundus.stages import Summary, build
+from synfundus.stages import Summary
+from synfundus.stages.verb import require
 from synfundus.storage import filesystem
 from synfundus.telemetry.console import Console
-from synfundus.training.post_hoc_ema import Combination, Profile, combine
+from synfundus.training.ema import Combination, Profile, combine
 
 WORTH_A_WARNING = 0.1
 """Relative distance of a profile from the wanted one beyond which the average is another one than was asked for."""
@@ -36,7 +37,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     """
     del world
     section = config.ema
-    run_url = build.require(section.run_dir, flag="--run-dir", key="ema.run_dir")
+    run_url = require(section.run_dir, flag="--run-dir", key="ema.run_dir")
     if section.sigma_rel is None:
         raise ConfigError("--sigma-rel is missing (ema.sigma_rel)", hint="for example --sigma-rel 0.10")
     snapshots = find_snapshots(run_url)

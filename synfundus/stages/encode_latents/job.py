@@ -31,6 +31,7 @@ from synfundus.stages.encode_latents.shard_encoder import (
     check_rejects,
     open_lanes,
 )
+from synfundus.stages.verb import require
 from synfundus.storage import documents, filesystem
 from synfundus.storage.locations import absolute_location
 from synfundus.storage.manifest import (
@@ -61,9 +62,9 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         DataError: Moments that fp16 cannot hold; more damaged images than ``encode_latents.max_bad_fraction``.
     """
     section = config.encode_latents
-    image_set = load_shard_set(build.require(section.data, flag="--data", key="encode_latents.data"), kind="images")
-    out = build.require(section.out, flag="--out", key="encode_latents.out")
-    folder = find_autoencoder(build.require(section.vae, flag="--vae", key="encode_latents.vae"))
+    image_set = load_shard_set(require(section.data, flag="--data", key="encode_latents.data"), kind="images")
+    out = require(section.out, flag="--out", key="encode_latents.out")
+    folder = find_autoencoder(require(section.vae, flag="--vae", key="encode_latents.vae"))
     build.tensor_cores(False, world, console)  # fp32, where it is asked for, is what the latents are made in
     device, dtype = torch_device(world), build.torch_dtype(section.precision)
     autoencoder, autoencoder_fingerprint = open_autoencoder(folder, device=device, dtype=dtype)

@@ -10,7 +10,8 @@ from synfundus.artifacts.model_folder import check_out, find_pipeline, load_pipe
 from synfundus.config.generation import ExportConfig
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World
-from synfundus.stages import Summary, build
+from synfundus.stages import Summary
+from synfundus.stages.verb import require
 from synfundus.storage.locations import resolved
 from synfundus.telemetry.console import Console
 
@@ -26,8 +27,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         ConfigError: The output folder holds something else.
     """
     del world
-    run_url = build.require(config.export.run_dir, flag="--run-dir", key="export.run_dir")
-    out = build.require(config.export.out, flag="--out", key="export.out")
+    run_url = require(config.export.run_dir, flag="--run-dir", key="export.run_dir")
+    out = require(config.export.out, flag="--out", key="export.out")
     finished = _finished(config.export, run_url)
     is_there = finished is not None and resolved(finished) == resolved(out)
     if not is_there:

@@ -11,16 +11,15 @@ from typing import Any
 import torch
 
 from synfundus.config.assets import read_ds_file
+from synfundus.config.auto import assumed_micro_batch, working_precision
 from synfundus.config.diffusion import DiffusionEmaConfig, TrainConfig
 from synfundus.config.machine import PlanConfig
-from synfundus.config.measured import assumed_micro_batch
-from synfundus.config.precision import working_precision
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.ds_config import BatchPlan, check_ds_file, plan_batch
 from synfundus.distributed.world import World
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.models.counting import NetworkCount, count_network
-from synfundus.stages import Summary, diffusion_setup
+from synfundus.stages import Summary, build
 from synfundus.stages.trial_step import latent_shape
 from synfundus.telemetry.console import Console
 from synfundus.training.memory.footprint import (
@@ -210,7 +209,7 @@ def count_denoiser(planned: PlannedRun) -> NetworkCount:
     schema, shape = DEFAULT_LABEL_SCHEMA, planned.latent_shape
     dtype = torch.bfloat16 if planned.weight_bytes == 2 else torch.float32
     with torch.device("meta"):
-        denoiser = diffusion_setup.denoiser(planned.train.unet, seed=planned.seed, schema=schema, latent_shape=shape)
+        denoiser = build.denoiser(planned.train.unet, seed=planned.seed, schema=schema, latent_shape=shape)
         denoiser = denoiser.to(dtype).train()
         if planned.train.loop.gradient_checkpointing:
             denoiser.unet.enable_gradient_checkpointing()

@@ -35,7 +35,8 @@ from synfundus.labels.plan import LabelRow, label_table, plan_labels
 from synfundus.pictures.sheets import contact_sheet, encode_png
 from synfundus.seeding import keyed_normal
 from synfundus.shards.reader import decode_image
-from synfundus.stages import Summary, build, diffusion_setup
+from synfundus.stages import Summary, build
+from synfundus.stages.verb import require
 from synfundus.storage import documents, filesystem
 from synfundus.telemetry.console import Console
 
@@ -94,8 +95,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         DataError: A label plan that cannot be read; the row is named.
     """
     section = config.sample
-    out = build.require(section.out, flag="--out", key="sample.out")
-    folder = find_pipeline(build.require(section.model, flag="--model", key="sample.model"))
+    out = require(section.out, flag="--out", key="sample.out")
+    folder = find_pipeline(require(section.model, flag="--model", key="sample.model"))
     build.tensor_cores(True, world, console)  # images have eight bits
     device, dtype = torch_device(world), build.torch_dtype(section.precision)
     pipeline = load_pipeline(folder, device=device)
@@ -200,7 +201,7 @@ def _batch_pixels(work: _Work, batch: int) -> NDArray[np.uint8]:
     return pipeline.generate(
         initial_noise=keyed_normal(work.seed, "sample", images, pipeline.latent_shape),
         states=np.array(states, dtype=np.int64),
-        settings=diffusion_setup.sampler_settings(work.section),
+        settings=build.sampler_settings(work.section),
         device=work.device,
     )
 

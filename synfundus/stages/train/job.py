@@ -14,9 +14,9 @@ from synfundus.artifacts.latent_set import LatentSets, load_sources, open_latent
 from synfundus.artifacts.model import ModelSetup
 from synfundus.artifacts.model_folder import save_pipeline
 from synfundus.artifacts.run_folder import RunFolder
+from synfundus.config.auto import definite_channels_last
 from synfundus.config.diffusion import TrainConfig
 from synfundus.config.generation import SampleConfig
-from synfundus.config.measured import definite_channels_last
 from synfundus.config.schema import RunConfig
 from synfundus.config.training import LoopConfig
 from synfundus.distributed.agreement import on_rank_0
@@ -25,12 +25,13 @@ from synfundus.errors import ConfigError
 from synfundus.models.unet import ConditionalDenoiser, same_architecture
 from synfundus.models.weight_files import replace_weights
 from synfundus.shards.batches import BatchReader
-from synfundus.stages import Summary, build, diffusion_setup, training_setup
+from synfundus.stages import Summary, build, training_setup
 from synfundus.stages.reading import latent_batches, latent_shape_of
 from synfundus.stages.train.preview import draw_preview
 from synfundus.stages.train.start import REPORT_NAME, Start, initial_denoiser, save_report
 from synfundus.stages.training_run import Outcome, Row, Shared, Training, TrainingRun, Weights
 from synfundus.stages.trial_step import random_batch
+from synfundus.stages.verb import require
 from synfundus.telemetry.console import Console
 from synfundus.telemetry.run_files import read_run, series
 from synfundus.training.checkpoints.model_files import ModelPart
@@ -68,7 +69,7 @@ def _set_up(
     """Open what the run needs and refuse what cannot work. Collective."""
     sets = open_latent_sets(section.latents)
     latents = sets.combined
-    run_url = build.require(section.run_dir, flag="--run-dir", key="train.run_dir")
+    run_url = require(section.run_dir, flag="--run-dir", key="train.run_dir")
     if section.diffusion.flip and not latents.properties["flip"]:
         raise ConfigError(
             "train.diffusion.flip is on, but the latents hold no mirrored moments",
@@ -79,13 +80,13 @@ def _set_up(
     autoencoder, fingerprint = open_autoencoder(autoencoder_folder, device=torch.device("cpu"), dtype=torch.float32)
     require_same_autoencoder(latents, fingerprint, where=autoencoder_folder)
     if section.loop.preview_every_images:
-        diffusion_setup.check_sampler(sample.sampler, section.diffusion)
+        build.check_sampler(sample.sampler, section.diffusion)
     start = initial_denoiser(section, latents, console, seed=shared.seed)
     training_setup.check_compilation(section.loop, world)
     # the last thing: a start that is refused must not leave its mark on the folder
     identity = {"seed": shared.seed, "latents": latents.identity, **section.identity_document(), **start.identity}
     directory = RunFolder(run_url, kind="diffusion", identity=identity, config=shared.document, world=world)
-    setup = diffusion_setup.model_setup(section.diffusion, latents, autoencoder)
+    setup = build.model_setup(section.diffusion, latents, autoencoder)
     on_rank_0(lambda: save_report(start, directory.path(REPORT_NAME)), world)
     on_rank_0(lambda: save_setup(run_url, setup, start.known(latents)), world)
     return DiffusionTraining(section, sample, shared, sets, start, setup, directory, world, console)
@@ -115,9 +116,9 @@ class DiffusionTraining(Training[ConditionalDenoiser, ConditionalDenoiser]):
         self.widths, self.snapshot_every_images = section.ema.sigma_rel, section.ema.snapshot_every_images
         self.trained, self.backbone = start.denoiser, start.denoiser.unet
         self.preview_at_end = section.loop.preview_every_images > 0
-        self._objective, self._start, self._sampler = section.diffusion, start, diffusion_setup.sampler_settings(sample)
+        self._objective, self._start, self._sampler = section.diffusion, start, build.sampler_settings(sample)
         self._sets, self._set = sets, sets.combined
-        self._schedule = diffusion_setup.forward_process(section.diffusion)
+        self._schedule = build.forward_process(section.diffusion)
         self._statistics = setup.latent_mean, setup.latent_std
         self._setup = setup if world.rank == 0 else None
         self._latent_shape = latent_shape_of(sets.combined)
@@ -160,7 +161,7 @@ class DiffusionTraining(Training[ConditionalDenoiser, ConditionalDenoiser]):
         draws = DiffusionDraws(
             seed=self.shared.seed,
             num_timesteps=objective.num_train_timesteps,
-            flow_time=diffusion_setup.flow_time(objective),
+            flow_time=build.flow_time(objective),
             label_drop_prob=objective.label_drop_prob,
             single_label_drop_prob=objective.single_label_drop_prob,
             flip=flip,

@@ -15,7 +15,7 @@ from synfundus.errors import CheckpointError, ConfigError, ManifestMismatch
 from synfundus.labels.schema import difference
 from synfundus.models.unet import ConditionalDenoiser
 from synfundus.seeding import derive_key
-from synfundus.stages import diffusion_setup
+from synfundus.stages import build
 from synfundus.stages.reading import latent_shape_of
 from synfundus.stages.train.foreign_unet import announce, find_foreign_unet, open_foreign_unet
 from synfundus.storage import documents, filesystem
@@ -98,9 +98,7 @@ def save_report(start: Start, url: str) -> None:
 
 
 def _fresh(section: TrainConfig, latents: ShardSet, *, seed: int) -> ConditionalDenoiser:
-    return diffusion_setup.denoiser(
-        section.unet, seed=seed, schema=latents.label_schema, latent_shape=latent_shape_of(latents)
-    )
+    return build.denoiser(section.unet, seed=seed, schema=latents.label_schema, latent_shape=latent_shape_of(latents))
 
 
 def _is_ours(location: str) -> bool:

@@ -14,15 +14,15 @@ from synfundus.config.schema import RunConfig
 from synfundus.config.training import AutoencoderLossConfig, LoopConfig, TrainVaeConfig
 from synfundus.distributed.world import World, torch_device
 from synfundus.models.autoencoder import LatentAutoencoder
-from synfundus.models.autoencoder_objective import AutoencoderObjective
-from synfundus.models.discriminator import PatchDiscriminator
+from synfundus.models.autoencoder_objective import AutoencoderObjective, PatchDiscriminator
 from synfundus.models.weight_files import replace_weights
 from synfundus.shards.batches import BatchReader
-from synfundus.stages import Summary, build, training_setup
+from synfundus.stages import Summary, training_setup
 from synfundus.stages.reading import image_batches
 from synfundus.stages.train_vae.held_out import draw_reconstructions, held_out_split, judge_reconstructions
 from synfundus.stages.train_vae.start import check_start, initial_autoencoder
 from synfundus.stages.training_run import Outcome, Row, Shared, Training, TrainingRun, Weights
+from synfundus.stages.verb import require
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import Console
@@ -52,8 +52,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
 
 def _set_up(section: TrainVaeConfig, shared: Shared, world: World, console: Console) -> AutoencoderTraining:
     """Open what the run needs and refuse what cannot work. Collective."""
-    image_set = load_shard_set(build.require(section.data, flag="--data", key="train_vae.data"), kind="images")
-    run_url = build.require(section.run_dir, flag="--run-dir", key="train_vae.run_dir")
+    image_set = load_shard_set(require(section.data, flag="--data", key="train_vae.data"), kind="images")
+    run_url = require(section.run_dir, flag="--run-dir", key="train_vae.run_dir")
     check_start(section, run_url)
     training_setup.check_compilation(section.loop, world)
     identity = {"seed": shared.seed, "data": image_set.identity, **section.identity_document()}

@@ -21,6 +21,7 @@ from synfundus.shards.images import ImageDecoder
 from synfundus.shards.latents import LatentDecoder
 from synfundus.shards.reader import ShardSetReader
 from synfundus.stages import Summary, build
+from synfundus.stages.verb import require
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import Console
 
@@ -36,10 +37,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         DataError: The mean PSNR is below the limit.
     """
     section = config.verify_latents
-    latents = load_shard_set(
-        build.require(section.latents, flag="--latents", key="verify_latents.latents"), kind="latents"
-    )
-    folder = find_autoencoder(build.require(section.vae, flag="--vae", key="verify_latents.vae"))
+    latents = load_shard_set(require(section.latents, flag="--latents", key="verify_latents.latents"), kind="latents")
+    folder = find_autoencoder(require(section.vae, flag="--vae", key="verify_latents.vae"))
     build.tensor_cores(False, world, console)
     autoencoder, fingerprint = open_autoencoder(folder, device=torch_device(world), dtype=torch.float32)
     require_same_autoencoder(latents, fingerprint, where=folder)

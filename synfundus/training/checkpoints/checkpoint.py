@@ -9,22 +9,22 @@ was left by a kill. A reader takes the newest folder whose manifest verifies. No
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from synfundus.distributed.agreement import together
 from synfundus.distributed.engine import MOMENT_NAMES, ZeroEngine
-from synfundus.distributed.flat_layout import FlatLayout
-from synfundus.distributed.gathering import gather_named
+from synfundus.distributed.flat_layout import FlatLayout, gather_named
 from synfundus.distributed.world import World
 from synfundus.errors import StorageError
 from synfundus.storage import documents, filesystem
-from synfundus.training.checkpoints.host_copy import host_copy
 from synfundus.training.checkpoints.model_files import ModelPart, model_files
 from synfundus.training.checkpoints.partition_source import PartitionSource, partition_name
 from synfundus.training.checkpoints.search import (
@@ -310,3 +310,41 @@ def _read_own(url: str, *, engine: ZeroEngine, average_names: Sequence[str], wor
         for number, group in enumerate(engine.layout.groups)
     ]
     return _Read(groups, int(document["optimizer_steps"]), document["state"])
+
+
+_STAGE_ELEMENTS = 2**26
+"""256 MiB of fp32."""
+
+
+def host_copy(vector: Tensor) -> Tensor:
+    """Return a copy ``[n]`` in host memory, fp32."""
+    copy = torch.empty(vector.shape, dtype=torch.float32)
+    if vector.device.type == "cuda":
+        copy_by_pieces(vector.detach(), copy, _stage(), wait=torch.cuda.current_stream().synchronize)
+        return copy
+    return copy.copy_(vector.detach())
+
+
+@functools.cache
+def _stage() -> Tensor:
+    """Return the pinned buffer a GPU copies into.
+
+    Pinned vectors would do too, but torch rounds each up to a power of two and never frees it.
+    """
+    return torch.empty(_STAGE_ELEMENTS, dtype=torch.float32, pin_memory=True)
+
+
+def copy_by_pieces(source: Tensor, target: Tensor, stage: Tensor, *, wait: Callable[[], None]) -> None:
+    """Copy a vector through a buffer.
+
+    Args:
+        source: ``[n]``.
+        target: ``[n]``.
+        stage: The buffer ``[k]``: ``k`` elements are copied at a time.
+        wait: Returns once the copy into the buffer is complete.
+    """
+    for there, here in zip(torch.split(source, len(stage)), torch.split(target, len(stage)), strict=True):
+        piece = stage[: len(there)]
+        piece.copy_(there, non_blocking=True)
+        wait()
+        here.copy_(piece)

@@ -1,4 +1,4 @@
-"""What `auto` means once it is known what a run computes on."""
+"""What `auto` means: before anything can be measured, and once it is known what a run computes on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 from synfundus.config.base import value_at
 from synfundus.config.schema import RunConfig
-from synfundus.config.training import Precision
+from synfundus.config.training import LoopConfig, Precision
 from synfundus.errors import ConfigError
 
 WorkingPrecision = Literal["fp32", "bf16"]
@@ -68,3 +68,35 @@ def definite(precision: Precision) -> WorkingPrecision:
             hint="use synfundus.config.precision.settle_precision",
         )
     return precision
+
+
+def assumed_micro_batch(loop: LoopConfig) -> int:
+    """Return the most images per rank and forward pass, where nothing can be measured: for `auto` no limit."""
+    return loop.global_batch_size if loop.micro_batch_size == "auto" else loop.micro_batch_size
+
+
+def assumed_channels_last(loop: LoopConfig) -> bool:
+    """Return whether memory is NHWC, where nothing can be measured: for `auto` it is."""
+    return loop.channels_last is not False
+
+
+def definite_micro_batch(loop: LoopConfig) -> int:
+    """Return a micro-batch that is settled.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if loop.micro_batch_size == "auto":
+        raise ConfigError("micro_batch_size 'auto' is settled when a training run starts; this needs a number")
+    return loop.micro_batch_size
+
+
+def definite_channels_last(loop: LoopConfig) -> bool:
+    """Return a memory layout that is settled.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if loop.channels_last == "auto":
+        raise ConfigError("channels_last 'auto' is settled when a training run starts; this needs true or false")
+    return loop.channels_last

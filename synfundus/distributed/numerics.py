@@ -1,4 +1,4 @@
-"""Keyed seeds for draws on the device; on request, GPU kernels that give the same bits every time.
+"""How a device computes: keyed seeds of its draws, tensor cores, and on request kernels that give the same bits.
 
 Several of the fastest kernels of cuBLAS, cuDNN and torch sum numbers in an order that depends on timing; those of a CPU
 do not.
@@ -52,3 +52,35 @@ def seed_kernels(seed: int, *, device: torch.device) -> None:
         torch.cuda.manual_seed(seed % 2**63)
     else:
         torch.default_generator.manual_seed(seed % 2**63)
+
+
+_FIRST_GENERATION = 8
+"""Compute capability of the first GPUs with TF32 (Ampere)."""
+
+
+def set_tf32(wanted: bool, *, device: Device, option: str = "") -> str | None:
+    """Let fp32 matrix products and convolutions use TF32, or forbid it, for the whole process.
+
+    Args:
+        wanted: Whether to allow TF32.
+        option: The option it comes from, for the log.
+        device: Device the process computes on; on a CPU nothing is changed.
+
+    Returns:
+        The new setting, for a log line; None on a CPU.
+    """
+    if device != "cuda":
+        return None
+    by = f" ({option})" if option else ""
+    precision = "tf32" if wanted else "ieee"
+    # recurrent kernels are not used, but torch refuses to report a cuDNN setting that differs between the two
+    cuda: Any = torch.backends.cuda
+    cudnn: Any = torch.backends.cudnn  # torch's type stubs do not know these yet
+    for backend in (cuda.matmul, cudnn.conv, cudnn.rnn):
+        backend.fp32_precision = precision
+    if not wanted:
+        return f"fp32 products are fp32, not TF32{by}"
+    major, minor = torch.cuda.get_device_capability()
+    if major < _FIRST_GENERATION:
+        return f"fp32 products are fp32: this GPU (compute capability {major}.{minor}) has no TF32"
+    return f"fp32 products run in TF32 on the tensor cores{by}"
