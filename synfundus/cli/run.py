@@ -13,7 +13,14 @@ from typing import Any, Literal
 from synfundus.cli.request import Request, load_request
 from synfundus.cli.submit import find_place, submit
 from synfundus.config.assets import find_asset
-from synfundus.config.auto import WORKING_PRECISIONS, WorkingPrecision, settle_precision, slow_precisions
+from synfundus.config.auto import (
+    PRECISION_KEYS,
+    WORKING_PRECISIONS,
+    WorkingPrecision,
+    settle_precision,
+    slow_precisions,
+)
+from synfundus.config.base import value_at
 from synfundus.config.dump import dump_config
 from synfundus.config.loader import fingerprint
 from synfundus.config.schema import RunConfig
@@ -155,7 +162,8 @@ def _with_precision(request: Request, world: World, console: Console) -> RunConf
     """Settle what ``auto`` means, the same on all ranks, and warn of what would take for ever. Collective."""
     native = not world.any(not has_native_bf16(world.device))
     settled = settle_precision(request.config, native_bf16=native, begun=_begun(request, world))
-    slow = [] if native else slow_precisions(settled, sections=request.verb.sections)
+    precisions = {key: value_at(settled, key) for key in PRECISION_KEYS}
+    slow = [] if native else slow_precisions(precisions, sections=request.verb.sections)
     if slow:
         console.warning(
             f"{', '.join(slow)}: bf16, for which this {world.device} has no instructions; expect it to be many times "

@@ -7,7 +7,6 @@ from functools import reduce
 from operator import getitem
 from typing import Literal
 
-from synfundus.config.base import value_at
 from synfundus.config.schema import RunConfig
 from synfundus.config.training import LoopConfig, Precision
 from synfundus.errors import ConfigError
@@ -51,9 +50,9 @@ def settle_precision(
     return RunConfig.model_validate(document)
 
 
-def slow_precisions(config: RunConfig, *, sections: tuple[str, ...]) -> list[str]:
-    """Return the options of some sections that ask for bf16."""
-    return [key for key in PRECISION_KEYS if value_at(config, key) == "bf16" and key.partition(".")[0] in sections]
+def slow_precisions(precisions: Mapping[str, object], *, sections: tuple[str, ...]) -> list[str]:
+    """Return the options, of `PRECISION_KEYS` and some sections, that ask for bf16."""
+    return [key for key, value in precisions.items() if value == "bf16" and key.partition(".")[0] in sections]
 
 
 def definite(precision: Precision) -> WorkingPrecision:

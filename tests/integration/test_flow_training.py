@@ -19,6 +19,7 @@ from synfundus.errors import ConfigError
 from synfundus.stages.demo.pace import measure_pace
 from synfundus.stages.sample import job as sample
 from synfundus.stages.train import job as train
+from synfundus.stages.trial_step import latent_shape
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import SilentConsole
 
@@ -122,4 +123,5 @@ def test_another_shift_is_another_run_and_a_start_from_the_export_is_not_warned_
 
 def test_the_pace_of_a_demo_is_measured_on_its_flow(latent_set: ShardSet, world: World, tmp_path: Path) -> None:
     config = tiny_config(merged(with_flow(latent_set, tmp_path), {"prepare": {"image_size_px": 64}}))
-    assert measure_pace(config, world) > 0
+    shape = latent_shape(config.train_vae.autoencoder, image_size_px=64)
+    assert measure_pace(config.train, shape, world, seed=0) > 0

@@ -14,7 +14,7 @@ from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld
 from synfundus.stages.demo import job as demo_job
 from synfundus.stages.demo.pace import measure_pace
-from synfundus.stages.demo.plan import REFERENCE_PACE, place_stages, scale_budgets
+from synfundus.stages.demo.plan import REFERENCE_PACE, plan_demo
 from synfundus.stages.trial_step import latent_shape
 from synfundus.telemetry.console import SilentConsole
 
@@ -28,6 +28,11 @@ def _config(out: Path, *, fit: bool = True) -> RunConfig:
     return RunConfig.model_validate(document)
 
 
+def _measure(config: RunConfig, world: LocalWorld) -> float:
+    shape = latent_shape(config.train_vae.autoencoder, image_size_px=config.prepare.image_size_px)
+    return measure_pace(config.train, shape, world, seed=config.seed)
+
+
 def _settle(config: RunConfig, measure: Callable[[], float]) -> float:
     return demo_job.settle_pace(config.demo, str(config.demo.out), measure, LocalWorld(), SilentConsole())
 
@@ -38,7 +43,7 @@ def _refuse_to_measure() -> float:
 
 def test_the_pace_is_that_of_real_steps_and_leaves_no_trace(tmp_path: Path) -> None:
     state = torch.get_rng_state()
-    pace = measure_pace(_config(tmp_path), LocalWorld())
+    pace = _measure(_config(tmp_path), LocalWorld())
     assert math.isfinite(pace)
     assert pace > 0
     assert torch.equal(torch.get_rng_state(), state)
@@ -50,16 +55,16 @@ def test_ranks_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("synfundus.stages.demo.pace._time_step", lambda *_: 0.5)
     config = _config(tmp_path)
     micro_batch = assumed_micro_batch(config.train.loop)
-    assert measure_pace(config, LocalWorld()) == pytest.approx(micro_batch / 0.5)
+    assert _measure(config, LocalWorld()) == pytest.approx(micro_batch / 0.5)
     share = config.train.loop.global_batch_size // 2
     expected = 2 * min(share, micro_batch) / 0.5
-    assert measure_pace(config, LocalWorld(rank=0, size=2)) == pytest.approx(expected)
+    assert _measure(config, LocalWorld(rank=0, size=2)) == pytest.approx(expected)
 
 
 def test_a_demo_that_goes_on_keeps_the_pace_it_began_with(tmp_path: Path) -> None:
     config = _config(tmp_path)
     pace = _settle(config, lambda: BEGUN_WITH)
-    planned = place_stages(scale_budgets(config, pace=pace))
+    planned = plan_demo(config, pace=pace)
     demo_job._Demo(planned, str(tmp_path), pace, LocalWorld(), SilentConsole()).claim()
     assert _settle(config, _refuse_to_measure) == BEGUN_WITH
 

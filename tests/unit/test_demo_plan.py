@@ -32,14 +32,26 @@ def _states(count: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     return np.asarray(draws, dtype=np.int64)
 
 
+def _scaled(config: RunConfig, *, pace: float) -> RunConfig:
+    document = config.model_dump()
+    scale_budgets(document, pace=pace)
+    return RunConfig.model_validate(document)
+
+
+def _placed(config: RunConfig) -> RunConfig:
+    document = config.model_dump()
+    place_stages(document)
+    return RunConfig.model_validate(document)
+
+
 def test_the_reference_minutes_on_the_reference_machine_are_the_preset_as_it_stands() -> None:
     config = _config(REFERENCE_MINUTES)
-    assert scale_budgets(config, pace=REFERENCE_PACE) == config
+    assert _scaled(config, pace=REFERENCE_PACE) == config
 
 
 @pytest.mark.parametrize("minutes", [0.05, 0.5, 3, 60])
 def test_budgets_follow_the_minutes_and_stay_valid(minutes: float) -> None:
-    before, after = _config(minutes), scale_budgets(_config(minutes), pace=REFERENCE_PACE)
+    before, after = _config(minutes), _scaled(_config(minutes), pace=REFERENCE_PACE)
     scale = minutes / REFERENCE_MINUTES
     for old, new in ((before.train.loop, after.train.loop), (before.train_vae.loop, after.train_vae.loop)):
         assert new.budget_images % new.global_batch_size == 0
@@ -52,13 +64,13 @@ def test_budgets_follow_the_minutes_and_stay_valid(minutes: float) -> None:
 def test_own_photographs_take_the_place_of_phantoms() -> None:
     document = _config(1).model_dump()
     document["demo"].update(source="photos", labels="table.csv", mapping="map.yaml")
-    prepare = place_stages(RunConfig.model_validate(document)).prepare
+    prepare = _placed(RunConfig.model_validate(document)).prepare
     assert (prepare.source, prepare.labels, prepare.mapping) == ("photos", "table.csv", "map.yaml")
-    assert place_stages(_config(1)).prepare.source == "somewhere/phantoms"
+    assert _placed(_config(1)).prepare.source == "somewhere/phantoms"
 
 
 def test_every_stage_reads_what_the_one_before_writes() -> None:
-    config = place_stages(_config(1))
+    config = _placed(_config(1))
     assert config.prepare.source == config.phantoms.out
     assert config.train_vae.data == config.encode_latents.data == config.prepare.out
     assert config.encode_latents.vae == config.train_vae.run_dir
@@ -134,7 +146,7 @@ def test_a_foreign_schema_gets_a_row_for_each_value() -> None:
 
 def test_a_faster_machine_trains_on_more_images_in_the_same_minutes() -> None:
     plain = _config(REFERENCE_MINUTES)
-    faster = scale_budgets(plain, pace=2.5 * REFERENCE_PACE)
+    faster = _scaled(plain, pace=2.5 * REFERENCE_PACE)
     for old, new in ((plain.train.loop, faster.train.loop), (plain.train_vae.loop, faster.train_vae.loop)):
         assert abs(new.budget_images - 2.5 * old.budget_images) <= new.global_batch_size
     assert plain.phantoms.num_images < faster.phantoms.num_images < 2 * plain.phantoms.num_images

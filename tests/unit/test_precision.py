@@ -12,6 +12,7 @@ from synfundus.cli import run
 from synfundus.cli.request import Request
 from synfundus.cli.verbs import VERBS
 from synfundus.config.auto import PRECISION_KEYS, definite, settle_precision, slow_precisions
+from synfundus.config.base import value_at
 from synfundus.config.diffusion import TrainConfig
 from synfundus.config.loader import LoadedConfig
 from synfundus.config.schema import RunConfig
@@ -146,12 +147,16 @@ def test_one_rank_without_bf16_decides_for_all(monkeypatch: pytest.MonkeyPatch) 
     assert settled(monkeypatch, config_of("auto"), WorldWithAnOldRank(), native=True).warnings == ["fp32"]
 
 
+def precisions_of(precision: str) -> dict[str, object]:
+    return {key: value_at(config_of(precision), key) for key in PRECISION_KEYS}
+
+
 def test_bf16_options_are_named_by_section() -> None:
-    assert slow_precisions(config_of("bf16"), sections=("encode_latents", "train_vae")) == [
+    assert slow_precisions(precisions_of("bf16"), sections=("encode_latents", "train_vae")) == [
         "train_vae.loop.precision",
         "encode_latents.precision",
     ]
-    assert slow_precisions(config_of("auto"), sections=("encode_latents", "train_vae", "train", "sample")) == []
+    assert slow_precisions(precisions_of("auto"), sections=("encode_latents", "train_vae", "train", "sample")) == []
 
 
 def test_a_dry_run_guesses_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,9 +38,8 @@ from synfundus.stages.demo.plan import (
     REFERENCE_PACE,
     GenerationPlan,
     pace_gain,
-    place_stages,
+    plan_demo,
     plan_generation,
-    scale_budgets,
 )
 from synfundus.stages.demo.report import DemoResult, draw_demo, peak_memory_gib, report_document, show_report
 from synfundus.stages.encode_latents import job as encode_latents
@@ -49,6 +48,7 @@ from synfundus.stages.prepare import job as prepare
 from synfundus.stages.sample import job as sample
 from synfundus.stages.train import job as train
 from synfundus.stages.train_vae import job as train_vae
+from synfundus.stages.trial_step import latent_shape
 from synfundus.stages.verb import require
 from synfundus.storage import documents, filesystem
 from synfundus.storage.manifest import SPLITS, ShardSet, load_shard_set
@@ -101,8 +101,11 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     """
     out = require(config.demo.out, flag="--out", key="demo.out")
     build.check_sampler(config.sample.sampler, config.train.diffusion)
-    pace = settle_pace(config.demo, out, lambda: measure_pace(config, world), world, console)
-    config = place_stages(scale_budgets(config, pace=pace))
+    shape = latent_shape(config.train_vae.autoencoder, image_size_px=config.prepare.image_size_px)
+    pace = settle_pace(
+        config.demo, out, lambda: measure_pace(config.train, shape, world, seed=config.seed), world, console
+    )
+    config = plan_demo(config, pace=pace)
     demo = _Demo(config, out, pace, world, console)
     demo.claim()
     for stage in STAGES:

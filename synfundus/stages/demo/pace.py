@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from synfundus.config.auto import assumed_micro_batch
-from synfundus.config.schema import RunConfig
+from synfundus.config.diffusion import TrainConfig
 from synfundus.distributed.ds_config import plan_batch
 from synfundus.distributed.world import World, torch_device
-from synfundus.stages.trial_step import latent_shape, random_batch, training_step
+from synfundus.stages.trial_step import random_batch, training_step
 from synfundus.training.step import LatentDiffusionStep
 
 _WARM_UP_STEPS = 3
@@ -24,25 +24,26 @@ _MIN_STEPS = 5
 _SECONDS = 3.0
 
 
-def measure_pace(config: RunConfig, world: World) -> float:
+def measure_pace(section: TrainConfig, shape: tuple[int, int, int], world: World, *, seed: int) -> float:
     """Return the images a second that all ranks together take through forward and backward passes. Collective.
 
-    The config's network and micro-batch on random latents, in its precision. The median step counts, so that a hiccup
+    The section's network and micro-batch on random latents, in its precision. The median step counts, so that a hiccup
     of a shared machine does not; ranks measure at the same time, as they train.
 
     Args:
-        config: A config whose precisions are definite.
+        section: What is trained; its precision is definite.
+        shape: Of the latents, ``(c, lh, lw)``.
         world: The ranks.
+        seed: Of the weights.
     """
     micro_batch = plan_batch(
-        global_batch_size=config.train.loop.global_batch_size,
-        max_micro_batch_size=assumed_micro_batch(config.train.loop),
+        global_batch_size=section.loop.global_batch_size,
+        max_micro_batch_size=assumed_micro_batch(section.loop),
         world_size=world.size,
     ).micro_batch_size
     device = torch_device(world)
-    shape = latent_shape(config.train_vae.autoencoder, image_size_px=config.prepare.image_size_px)
-    step = training_step(config.train, shape, device, seed=config.seed)
-    batch = random_batch(config.train.diffusion, micro_batch, shape, device)
+    step = training_step(section, shape, device, seed=seed)
+    batch = random_batch(section.diffusion, micro_batch, shape, device)
     for _ in range(_WARM_UP_STEPS):
         _time_step(step, batch, device)
     world.barrier()

@@ -138,44 +138,55 @@ def pace_gain(pace: float) -> float:
     return min(max(pace / REFERENCE_PACE, least), most)
 
 
-def scale_budgets(config: RunConfig, *, pace: float) -> RunConfig:
-    """Return the config with everything that counts images scaled to ``demo.minutes`` and to the machine.
-
-    Phantoms grow with the square root above the reference, so that a long demo sees more patients and each of them
-    more often.
+def plan_demo(config: RunConfig, *, pace: float) -> RunConfig:
+    """Return the config with budgets for the machine, and all stages below ``demo.out``.
 
     Args:
         config: The resolved config.
         pace: Images/s of `demo.pace.measure_pace`.
     """
-    scale = pace_gain(pace) * config.demo.minutes / REFERENCE_MINUTES
-    if scale == 1.0:
-        return config
     document = config.model_dump()
-    number = _scaled(config.phantoms.num_images, scale if scale < 1 else math.sqrt(scale), at_least=_MIN_PHANTOMS)
-    document["phantoms"]["num_images"] = number
-    document["demo"]["num_generated"] = _scaled(config.demo.num_generated, min(scale, 1.0), at_least=_MIN_GENERATED)
-    for section, loop in ((document["train_vae"], config.train_vae.loop), (document["train"], config.train.loop)):
-        section["loop"].update(_scaled_loop(loop, scale))
-        section["optim"]["warmup_images"] = round(section["optim"]["warmup_images"] * scale)
-        section["ema"]["half_life_images"] *= scale
+    scale_budgets(document, pace=pace)
+    place_stages(document)
     return RunConfig.model_validate(document)
 
 
-def place_stages(config: RunConfig) -> RunConfig:
-    """Return the config with the inputs and outputs of all stages below ``demo.out``."""
-    out = str(config.demo.out)
+def scale_budgets(document: dict[str, Any], *, pace: float) -> None:
+    """Scale everything in a config's document that counts images to ``demo.minutes`` and to the machine.
+
+    Phantoms grow with the square root above the reference, so that a long demo sees more patients and each of them
+    more often.
+
+    Args:
+        document: Changed in place.
+        pace: Images/s of `demo.pace.measure_pace`.
+    """
+    demo, phantoms = document["demo"], document["phantoms"]
+    scale = pace_gain(pace) * demo["minutes"] / REFERENCE_MINUTES
+    if scale == 1.0:
+        return
+    growth = scale if scale < 1 else math.sqrt(scale)
+    phantoms["num_images"] = _scaled(phantoms["num_images"], growth, at_least=_MIN_PHANTOMS)
+    demo["num_generated"] = _scaled(demo["num_generated"], min(scale, 1.0), at_least=_MIN_GENERATED)
+    for section in (document["train_vae"], document["train"]):
+        section["loop"].update(_scaled_loop(LoopConfig.model_validate(section["loop"]), scale))
+        section["optim"]["warmup_images"] = round(section["optim"]["warmup_images"] * scale)
+        section["ema"]["half_life_images"] *= scale
+
+
+def place_stages(document: dict[str, Any]) -> None:
+    """Put the inputs and outputs of all stages in a config's document below ``demo.out``."""
+    demo = document["demo"]
 
     def at(name: str) -> str:
-        return filesystem.join(out, name)
+        return filesystem.join(str(demo["out"]), name)
 
-    own = config.demo.source is not None
-    document = config.model_dump()
+    own = demo["source"] is not None
     document["phantoms"]["out"] = at("phantoms")
     document["prepare"].update(
-        source=config.demo.source if own else at("phantoms"),
-        labels=config.demo.labels if own else at("phantoms/labels.csv"),
-        mapping=config.demo.mapping if own else None,
+        source=demo["source"] if own else at("phantoms"),
+        labels=demo["labels"] if own else at("phantoms/labels.csv"),
+        mapping=demo["mapping"] if own else None,
         out=at("images"),
     )
     document["train_vae"].update(data=at("images"), run_dir=at("vae"))
@@ -184,7 +195,6 @@ def place_stages(config: RunConfig) -> RunConfig:
     document["sample"].update(
         model=at("model"), out=at("samples"), labels=at("label-plan.csv"), num_images=None, label={}, format="png"
     )
-    return RunConfig.model_validate(document)
 
 
 @dataclass(frozen=True)
