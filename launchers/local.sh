@@ -1,5 +1,5 @@
 #!/bin/bash
-# Runs a verb on the processes of this machine; `synfundus VERB --procs-per-node N` does the same without torchrun.
+# Runs a verb in several processes on this machine; `synfundus VERB --procs-per-node N` does the same without torchrun.
 # usage: PROCS_PER_NODE=2 launchers/local.sh train --latents DIR --run-dir DIR
 set -euo pipefail
 

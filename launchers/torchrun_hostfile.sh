@@ -1,10 +1,10 @@
 #!/bin/bash
 # Runs a verb on several hosts without SLURM. Start the same command on every host named in the host file (one host
-# a line, the first one is where the ranks meet), for example with ssh or pdsh.
+# per line; the ranks connect to the first one), for example with ssh or pdsh.
 # usage: HOSTFILE=hosts.txt PROCS_PER_NODE=8 launchers/torchrun_hostfile.sh train --latents DIR --run-dir DIR
 set -euo pipefail
 
-# first words only: empty lines, comments and MPI's "slots=8" are passed over
+# first words only: empty lines, comments and MPI's "slots=8" are ignored
 mapfile -t hosts < <(awk 'NF && $1 !~ /^#/ { print $1 }' "${HOSTFILE:?set HOSTFILE to a file with one host a line}")
 for number in "${!hosts[@]}"; do
   if [ "${hosts[number]}" = "$(hostname)" ] || [ "${hosts[number]}" = "$(hostname -s)" ]; then

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Submits the chain prepare -> train-vae -> encode-latents -> train -> sample; each job waits for the one before.
+# Submits the chain prepare -> train-vae -> encode-latents -> train -> sample; each job waits for the previous one.
 # usage: slurm/pipeline.sh RUN.yaml [sbatch options]
 # RUN.yaml names every folder (prepare.out, train_vae.data, train_vae.run_dir, encode.*, train.*, sample.*); see
 # `synfundus VERB --config RUN.yaml --dry-run`. Run it on a login node, not through sbatch.

@@ -10,9 +10,9 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=8
 #SBATCH --time=24:00:00
-# Trains the autoencoder: one task a GPU.
+# Trains the autoencoder: one task per GPU.
 # usage: sbatch [sbatch options] slurm/vae.sh --data SET --run-dir RUN [--init-from DIR]
-# --export names what a job inherits: never keys, they would enter the job record.
+# --export lists what a job inherits: never keys, which SLURM would store in the job record.
 set -uo pipefail
 restarts="${SLURM_RESTART_COUNT:-0}" cap="${SYNFUNDUS_MAX_RESTARTS:-20}"
 echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, restart $restarts of $cap"
@@ -21,17 +21,17 @@ export MASTER_ADDR MASTER_PORT="$((12000 + (SLURM_JOB_ID + 97 * restarts) % 1800
 export SYNFUNDUS_STALLED="$PWD/.stalled-$SLURM_JOB_ID-$restarts"; rm -f "$PWD/.stalled-$SLURM_JOB_ID-"*
 
 srun --export=ALL --kill-on-bad-exit=1 "${SYNFUNDUS_PYTHON:-python3}" -m synfundus train-vae "$@" &
-# srun hands USR2 on to all ranks; of TERM it would kill them before they have saved
+# srun forwards USR2 to all ranks; on TERM it would kill them before they have saved
 step=$! signals=0 seen=-1 tries=0
 trap 'signals=$((signals + 1)); kill -USR2 "$step"' USR2 TERM
-# bash runs a trap only while it waits, and the wait ends early for it: hence the loop
+# bash runs a trap only during a wait, and the trap ends that wait early: hence the loop
 until [ "$seen" -eq "$signals" ]; do
   seen="$signals"
   wait "$step"; code=$?
 done
 [ "$code" -eq 0 ] && exit
 rm "$SYNFUNDUS_STALLED" 2>/dev/null && code=75
-# 75: saved or stood still; 128 and more after a signal or a preemption: not saved. A cancelled job is not RUNNING.
+# 75: saved or stalled; 128 and more after a signal or a preemption: not saved. A cancelled job is not RUNNING.
 until read -r state since < <(squeue -hO State,PreemptTime -j "$SLURM_JOB_ID") || ((++tries > 9)); do sleep 20; done
 [[ "$since" == [0-9]* ]] && signals=$((signals + 1))
 if { [ "$code" -eq 75 ] || { [ "$signals" -gt 0 ] && [ "$code" -ge 128 ]; }; } && [ "$state" = RUNNING ]; then
