@@ -192,7 +192,7 @@ def test_autoencoders_that_cannot_be_used_leave_no_mark(image_set: ShardSet, wor
         start("dc", {"gradient_checkpointing": True})
     with pytest.raises(CheckpointError, match="'AutoencoderTiny', expected 'AutoencoderKL' or 'AutoencoderDC'"):
         start("tiny", {})
-    with pytest.raises(CheckpointError, match="'AutoencoderTiny', wanted"):
+    with pytest.raises(CheckpointError, match="'AutoencoderTiny', expected"):
         encode(image_set, tmp_path / "tiny", tmp_path / "latents", world)
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "latents").exists()

@@ -155,7 +155,7 @@ def test_prediction_types_are_kept_to_their_forward_process() -> None:
     schedule = build_schedule(kind="cosine", num_timesteps=10, beta_start=0.001, beta_end=0.02, zero_terminal_snr=False)
     check_prediction_type("flow_velocity", PATH)
     for kind, process in (("flow_velocity", schedule), ("v_prediction", PATH), ("epsilon", PATH)):
-        with pytest.raises(ConfigError, match=f"{kind} does not go with"):
+        with pytest.raises(ConfigError, match=f"{kind} does not fit"):
             check_prediction_type(kind, process)
 
 
