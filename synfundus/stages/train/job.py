@@ -59,8 +59,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     with watchdog.running():
         with watchdog.phase("the start"):
             training = _set_up(config.train, config.sample, shared, world, console)
-            whole = TrainingRun(training, watchdog=watchdog, world=world, console=console)
-        return whole.run()
+            training_run = TrainingRun(training, watchdog=watchdog, world=world, console=console)
+        return training_run.run()
 
 
 def _set_up(

@@ -46,8 +46,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     with watchdog.running():
         with watchdog.phase("the start"):
             training = _set_up(config.train_vae, shared, world, console)
-            whole = TrainingRun(training, watchdog=watchdog, world=world, console=console)
-        return whole.run()
+            training_run = TrainingRun(training, watchdog=watchdog, world=world, console=console)
+        return training_run.run()
 
 
 def _set_up(section: TrainVaeConfig, shared: Shared, world: World, console: Console) -> AutoencoderTraining:
@@ -165,7 +165,9 @@ def _objective(autoencoder: LatentAutoencoder, loss: AutoencoderLossConfig, *, s
     discriminator = None
     if loss.adversarial_weight > 0:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(
+                seed
+            )  # not a key of it: runs from before, stopped without a checkpoint, begin as they did
             discriminator = PatchDiscriminator(base_channels=DISCRIMINATOR_CHANNELS, num_layers=3, norm_num_groups=16)
     return AutoencoderObjective(
         autoencoder=autoencoder,
