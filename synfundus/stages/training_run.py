@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from synfundus.artifacts.ema_snapshots import has_snapshots, write_snapshot
 from synfundus.artifacts.run_folder import RunFolder
 from synfundus.config.auto import definite_channels_last
+from synfundus.config.diffusion import TrainConfig
 from synfundus.config.machine import LaunchConfig, TelemetryConfig
-from synfundus.config.training import EmaConfig, LoopConfig, OptimConfig
+from synfundus.config.training import LoopConfig, TrainVaeConfig
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import World, without_timeout
@@ -41,22 +42,6 @@ T = TypeVar("T", bound=nn.Module)
 N = TypeVar("N", bound=nn.Module)
 Weights = Literal["averaged", "raw"]
 Row = Mapping[str, float]
-
-
-class TrainingSection(Protocol):
-    """What the section of every verb that trains has."""
-
-    @property
-    def loop(self) -> LoopConfig:
-        """Budget, batch, precision, intervals."""
-
-    @property
-    def optim(self) -> OptimConfig:
-        """Optimizer."""
-
-    @property
-    def ema(self) -> EmaConfig:
-        """Weight averaging."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +104,7 @@ class Training(Protocol[T, N]):
     """
 
     name: str
-    section: TrainingSection
+    section: TrainConfig | TrainVaeConfig
     shared: Shared
     widths: Sequence[float]
     snapshot_every_images: int
@@ -245,7 +230,7 @@ class TrainingRun(Generic[T, N]):
             SynfundusError: As `Trainer.fit`.
         """
         training, shared, watchdog = self._training, self._training.shared, self._watchdog
-        self._announce()
+        self._report_start()
         with watchdog.phase("the reading of a checkpoint"):
             state = self._directory.resume(zero=self._zero, average=self._ema, console=self._console)
             saver = self._directory.saver(
@@ -280,7 +265,11 @@ class TrainingRun(Generic[T, N]):
                 set_names=set_names(training.sets),
                 cost=self._cost,
             ),
-            work=Work(self._periodic(saver, sinks), saver, self._rewind),
+            work=Work(
+                self._periodic(saver, sinks),
+                saver,
+                rewind=lambda: self._directory.rewind(zero=self._zero, average=self._ema, console=self._console),
+            ),
             watch=Watch(watchdog, self._flag),
             world=self._world,
         )
@@ -293,7 +282,7 @@ class TrainingRun(Generic[T, N]):
         with watchdog.phase("the export"):
             return self._finish(state)
 
-    def _announce(self) -> None:
+    def _report_start(self) -> None:
         """Say what is trained, with what, and how the global batch is spread."""
         zero, batch = self._zero, self._batch
         self._console.message(
@@ -305,44 +294,40 @@ class TrainingRun(Generic[T, N]):
             f"{batch.gradient_accumulation_steps} steps x {batch.micro_batch_size} images"
         )
 
-    def _rewind(self) -> int:
-        return self._directory.rewind(zero=self._zero, average=self._ema, console=self._console)
-
     def _periodic(self, saver: Saver, sinks: MetricSinks) -> Sequence[Periodic]:
         """Return what is done beside the steps, in its order."""
-        training, loop = self._training, self._loop
-
-        def save(state: TrainState) -> None:
-            saver.save(state.images_seen, state.to_document())
-
-        def has_validated(state: TrainState) -> bool:
-            return self._directory.has_judged(state.images_seen, training.figure)
-
-        def has_snapshots_of(state: TrainState) -> bool:
-            profiles = [Profile(state.images_seen, width) for width in training.widths]
-            return has_snapshots(self._directory.url, profiles)
-
-        def has_preview(state: TrainState) -> bool:
-            return filesystem.exists(self._preview_path(state))
-
+        training, loop, directory = self._training, self._loop, self._directory
         return [
             # before the checkpoint: a run that goes on from one has the row and the snapshots that lead up to it
             Periodic(
                 "validation",
                 loop.validate_every_images,
                 lambda state: self._validate(state, sinks),
-                has_validated,
+                done=lambda state: directory.has_judged(state.images_seen, training.figure),
                 at_end=training.judge_at_end,
             ),
             Periodic(
                 "snapshots",
                 training.snapshot_every_images,
                 self._snapshot,
-                has_snapshots_of,
+                done=lambda state: has_snapshots(
+                    directory.url, [Profile(state.images_seen, w) for w in training.widths]
+                ),
                 at_end=bool(training.widths),
             ),
-            Checkpoint("checkpoint", loop.checkpoint_every_images, save, at_end=True),
-            Periodic("preview", loop.preview_every_images, self._preview, has_preview, at_end=training.preview_at_end),
+            Checkpoint(
+                "checkpoint",
+                loop.checkpoint_every_images,
+                lambda state: saver.save(state.images_seen, state.to_document()),
+                at_end=True,
+            ),
+            Periodic(
+                "preview",
+                loop.preview_every_images,
+                self._preview,
+                done=lambda state: filesystem.exists(self._preview_path(state)),
+                at_end=training.preview_at_end,
+            ),
         ]
 
     def _network(self, partitions: Sequence[Tensor]) -> N:

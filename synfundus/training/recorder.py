@@ -55,6 +55,7 @@ class Recorder:
 
     Attributes:
         written_images: Place of the last row.
+        clock: Of the interval since then.
     """
 
     def __init__(
@@ -87,11 +88,7 @@ class Recorder:
     def start_clock(self) -> None:
         """Begin the interval of the next row."""
         self.written_images = self._state.images_seen
-        self._clock = Clock(images_at_start=self.written_images, wait_at_start_s=self._loader.wait_s)
-
-    def pause(self, seconds: float, *, saving: bool) -> None:
-        """Leave out time that is not training time; what of it went into checkpoints is kept apart."""
-        self._clock.pause(seconds, saving=saving)
+        self.clock = Clock(images_at_start=self.written_images, wait_at_start_s=self._loader.wait_s)
 
     def add_batch(self, batch: RankBatch) -> None:
         """Count what a batch was planned to hold, and holds."""
@@ -143,7 +140,7 @@ class Recorder:
 
     def _interval(self) -> Interval:
         """Return what lies between the last row and now, over all ranks. Collective."""
-        clock = self._clock
+        clock = self.clock
         elapsed = max(time.perf_counter() - clock.began, 1e-9)
         waited, stalled, peak = mean_waits_and_peak(
             self._world,

@@ -306,7 +306,7 @@ class Trainer:
                 if saving or not any(self._world.sum([self._flag.raised])):
                     job.action(state)
                     self._owed.discard(job.name)
-            self._recorder.pause(time.perf_counter() - began, saving=saving)
+            self._recorder.clock.pause(time.perf_counter() - began, saving=saving)
 
     def _stop(self, bar: Progress) -> None:
         """Save and leave."""

@@ -211,7 +211,10 @@ class DiffusionTraining(Training[ConditionalDenoiser, ConditionalDenoiser]):
     def export(self, network: ConditionalDenoiser, outcome: Outcome) -> Summary:
         """Write the averaged model as a pipeline folder."""
         assert self._setup is not None
-        row, validation_loss = self._last_figures(outcome)
+        view = read_run(self.directory.url)  # for a run that had nothing left to train
+        row = outcome.row or (view.rows[-1] if view.rows else {})
+        losses = [loss for _, loss in series(view.validation, self.figure)] or [math.nan]
+        validation_loss = outcome.judged.get(self.figure, losses[-1])
         summary: Summary = {
             "images_seen": outcome.state.images_seen,
             "quarantined_images": outcome.state.quarantined_images,
@@ -224,23 +227,10 @@ class DiffusionTraining(Training[ConditionalDenoiser, ConditionalDenoiser]):
             "zero_stage": outcome.zero_stage,
         }
         folder = self.directory.path("export")
-        save_pipeline(
-            folder,
-            denoiser=network,
-            setup=self._setup,
-            training_summary=summary | self._start.known(self._set),
-        )
+        figures = summary | self._start.known(self._set)
+        save_pipeline(folder, denoiser=network, setup=self._setup, training_summary=figures)
         self._console.message(f"trained on {summary['images_seen']:,} images; exported to {folder}")
         return summary | {"export": folder}
-
-    def _last_figures(self, outcome: Outcome) -> tuple[Row, float]:
-        """Return the last row and validation loss: of the run's files where there was nothing left to train."""
-        view = read_run(self.directory.url)
-        row = outcome.row or (view.rows[-1] if view.rows else {})
-        if outcome.judged:
-            return row, outcome.judged[self.figure]
-        judged = series(view.validation, self.figure)
-        return row, judged[-1][1] if judged else math.nan
 
 
 def _interruptible(network: ConditionalDenoiser, check: Callable[[], None]) -> ConditionalDenoiser:
