@@ -11,8 +11,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from phantom_clinic import write_clinic
 from PIL import Image
-from test_prepare import write_clinic
 from tiny_pipeline import tiny_denoiser, write_tiny_pipeline
 from tiny_sets import phantom_samples, tiny_config, write_set
 
