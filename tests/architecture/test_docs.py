@@ -6,6 +6,7 @@ import ast
 import os
 import re
 import shlex
+import tomllib
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -206,9 +207,32 @@ def test_architecture_names_modules_by_their_path() -> None:
 def unknown_keys(named: Iterable[str], known: Collection[str]) -> list[str]:
     """Return those that begin like a key of the configuration, of today or of version 0.1, and are none."""
     sections = {key.split(".")[0] for key in (*leaf_fields(), *RENAMED)}
+    keys = {*known, *(".".join(parts[:-1]) for parts in (leaf.split(".") for leaf in known) if len(parts) > 2)}
     return [
-        key for key in named if key.split(".")[0] in sections and not key.endswith(FILE_SUFFIXES) and key not in known
+        key for key in named if key.split(".")[0] in sections and not key.endswith(FILE_SUFFIXES) and key not in keys
     ]
+
+
+def test_architecture_says_which_module_may_import_which_library() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = project["tool"]["importlinter"]["contracts"]
+    doors = {
+        contract["forbidden_modules"][0]: {
+            ignored.split(" -> ")[0].replace(".", "/") + ".py" for ignored in contract["ignore_imports"]
+        }
+        for contract in contracts
+        if contract["name"].startswith("door: ") and contract.get("ignore_imports")
+    }
+    table = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("| library | imported in |", 1)[1]
+    said = {}
+    for row in table.split("\n\n", 1)[0].splitlines()[2:]:
+        _, libraries, places, _ = row.split("|")
+        for library in libraries.split(","):
+            said[library.strip()] = INLINE.findall(places)
+    assert set(said) == set(doors)
+    for library, modules in doors.items():
+        assert all(any(module.startswith(place) for place in said[library]) for module in modules), library
+        assert all(any(module.startswith(place) for module in modules) for place in said[library]), library
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)

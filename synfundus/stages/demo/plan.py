@@ -21,7 +21,7 @@ from synfundus.storage import filesystem
 REFERENCE_MINUTES = DemoConfig().minutes
 """The preset's budgets are meant for this many minutes."""
 REFERENCE_PACE = 82.0
-"""Images/s of `demo.pace.measure_pace` on the machine the preset's budgets are meant for: two cores with AVX2 alone."""
+"""Images/s of `measure_pace` on the machine the preset's budgets are meant for: two cores with AVX2 alone."""
 _PACE_GAINS = (1.0, 4.0)
 """Least and most that a pace scales budgets by: fewer images do not teach the labels, more gain little."""
 IMAGES_PER_CONDITION = 5
@@ -132,7 +132,7 @@ def pace_gain(pace: float) -> float:
     """Return what a machine's pace scales budgets by.
 
     Args:
-        pace: Images/s of `demo.pace.measure_pace`.
+        pace: Images/s of `measure_pace`.
     """
     least, most = _PACE_GAINS
     return min(max(pace / REFERENCE_PACE, least), most)
@@ -143,7 +143,7 @@ def plan_demo(config: RunConfig, *, pace: float) -> RunConfig:
 
     Args:
         config: The resolved config.
-        pace: Images/s of `demo.pace.measure_pace`.
+        pace: Images/s of `measure_pace`.
     """
     document = config.model_dump()
     scale_budgets(document, pace=pace)
@@ -159,7 +159,7 @@ def scale_budgets(document: dict[str, Any], *, pace: float) -> None:
 
     Args:
         document: Changed in place.
-        pace: Images/s of `demo.pace.measure_pace`.
+        pace: Images/s of `measure_pace`.
     """
     demo, phantoms = document["demo"], document["phantoms"]
     scale = pace_gain(pace) * demo["minutes"] / REFERENCE_MINUTES

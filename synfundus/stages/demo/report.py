@@ -41,7 +41,7 @@ class DemoResult:
 
     Attributes:
         minutes: What it was given.
-        pace_images_per_s: What the budgets are cut to (`demo.pace.measure_pace`).
+        pace_images_per_s: What the budgets are cut to (`measure_pace`).
         world_size: Processes.
         stages: In order.
         label_control: Agreement by image source.
