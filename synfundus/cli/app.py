@@ -1,4 +1,4 @@
-"""The Typer application, built from the table of verbs, and the way every error ends."""
+"""The Typer application, built from the verbs, and its exit codes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _EPILOG = (
 
 
 def _parameter(option: Option) -> inspect.Parameter:
-    """Turn a row of the table into a parameter Typer understands. All values stay text: the schema checks them."""
+    """Turn an option into a parameter for Typer. All values stay text: the schema checks them."""
     annotation: Any
     default: Any
     if option.kind in ("flag", "switch"):
@@ -53,7 +53,7 @@ def _parameter(option: Option) -> inspect.Parameter:
 def _command(verb: Verb, arguments: Sequence[str]) -> Callable[..., int]:
     """Make the function Typer calls for a verb."""
 
-    def command(**values: Any) -> int:  # noqa: ANN401 - what Typer hands over
+    def command(**values: Any) -> int:  # noqa: ANN401 - as Typer passes them
         from synfundus.cli.run import run_verb
 
         return run_verb(verb, values, tuple(arguments))
@@ -102,10 +102,10 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     """Build the application.
 
     Args:
-        arguments: The command line it will parse; verbs hand it to the processes they start.
+        arguments: The command line it will parse; verbs pass it to the processes they start.
     """
     settings = {"help_option_names": ["-h", "--help"]}
-    # plain help: rich's takes a multiple of the time the whole answer may take
+    # plain help: rich's takes several times longer than --help may take
     app = typer.Typer(
         add_completion=False, invoke_without_command=True, rich_markup_mode=None, context_settings=settings
     )
@@ -125,7 +125,7 @@ def run_command(arguments: Sequence[str]) -> int:
     Args:
         arguments: What follows the program's name.
     """
-    # pictures of patients and keys that name them: nobody but the owner reads what is written
+    # photographs of patients and keys that name them: only the owner may read what is written
     os.umask(0o077)
     debug = "--debug" in arguments
     try:
@@ -141,7 +141,7 @@ def run_command(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except BrokenPipeError:
-        # the reader left; Python's own flush at exit must not complain about it
+        # the reader has closed the pipe; the flush at exit must not fail for it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except SynfundusError as error:
@@ -154,7 +154,7 @@ def run_command(arguments: Sequence[str]) -> int:
 
 
 def _report_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Show the traceback of what nobody expected, without the secrets its texts may hold."""
+    """Show the traceback of an unexpected error, with secrets removed."""
     del kind, trace
     from synfundus.cli.report import report_traceback
 
@@ -166,11 +166,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.excepthook = _report_defect
     try:
         code = run_command(sys.argv[1:] if arguments is None else arguments)
-    except Exception as error:  # noqa: BLE001 - told before the interpreter ends: a GPU's process group may hold that up
+    except Exception as error:  # noqa: BLE001 - shown before the interpreter ends: a GPU's process group may block that
         _report_defect(type(error), error, error.__traceback__)
         code = 1
     if code == Preempted.exit_code:
-        # at once: everything is saved, and srun sends TERM, which has a code of its own, as soon as one rank has left
+        # at once: everything is saved, and srun sends TERM, with another exit code, as soon as one rank has ended
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -1,4 +1,4 @@
-"""How an error looks: one panel on a terminal, plain lines in a log file; what, where, what to do."""
+"""Printing errors: a panel on a terminal, plain lines in a log file; what, where, what to do."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from synfundus.redaction import redact
 
 
 def printable(text: str) -> str:
-    """Cut out secrets; escape what could move the cursor, colour the terminal or break the encoding.
+    """Remove secrets; escape what could move the cursor, colour the terminal or break the encoding.
 
-    Line breaks and tabs stay.
+    Line breaks and tabs are kept.
     """
     return "".join(
         character if character.isprintable() or character in "\n\t" else character.encode("unicode_escape").decode()
@@ -44,14 +44,14 @@ def _write(title: str, sections: Sequence[tuple[str, str]], stream: TextIO) -> N
 
 
 def report_traceback(error: BaseException) -> None:
-    """Show where an error came from, with what it was caused by."""
+    """Print the traceback of an error, with its causes."""
     sys.stderr.write(printable("".join(traceback.format_exception(error))))
 
 
 def report_error(error: SynfundusError, *, debug: bool) -> None:
-    """Say what went wrong on standard error.
+    """Print an error on standard error.
 
-    Ranks above 0 say it in one line with their number: rank 0 usually says the same at length.
+    Ranks above 0 print one line with their number: rank 0 usually prints the same in full.
     """
     if debug:
         report_traceback(error)
@@ -70,11 +70,11 @@ def report_error(error: SynfundusError, *, debug: bool) -> None:
 
 
 def report_usage(message: str, arguments: Sequence[str]) -> None:
-    """Say on standard error what is wrong with the command line itself."""
+    """Print an error of the command line itself on standard error."""
     from synfundus.cli.verbs import VERBS
 
     if message.startswith("Usage:"):
-        # a group without its command: the list of commands says it best
+        # a group without a command: show the list of commands
         sys.stderr.write(message.rstrip() + "\n")
         return
     verb = next((argument for argument in arguments if argument in {known.name for known in VERBS}), "")

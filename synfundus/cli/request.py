@@ -1,4 +1,4 @@
-"""What is asked for: a verb and its values, made of the options that were given and checked before anything starts."""
+"""A request: a verb and its values, resolved from the options and checked before anything starts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UNKNOWN_LABEL = "unknown"
 
 @dataclass(frozen=True)
 class Request:
-    """A verb and the values it is to run with.
+    """A verb and its values.
 
     Attributes:
         verb: The verb.
@@ -38,13 +38,13 @@ class Request:
         return self.loaded.config
 
     @property
-    def section(self) -> Any:  # noqa: ANN401 - each verb knows the class of its own
+    def section(self) -> Any:  # noqa: ANN401 - each verb knows its class
         """Return the verb's own section."""
         return getattr(self.config, self.verb.key)
 
     @property
     def training(self) -> TrainConfig | TrainVaeConfig:
-        """Return the training section; that of `train`, which says how many threads, for a verb that trains nothing."""
+        """Return the training section; for a verb that does not train that of `train`, for its number of threads."""
         section: TrainConfig | TrainVaeConfig = getattr(self.config, self.verb.trains or "train")
         return section
 
@@ -54,10 +54,10 @@ class Request:
         return [str(text) for text in value] if isinstance(value, tuple) else [] if value is None else [str(value)]
 
     def check(self, *, look: bool) -> None:
-        """Check what the schema cannot: that the verb has what it needs.
+        """Check what the schema cannot: that the verb has all it needs.
 
         Args:
-            look: Also look whether paths exist; a dry run may describe another machine.
+            look: Also check that paths exist; a dry run may describe another machine.
 
         Raises:
             ConfigError: Naming every option that is missing or points nowhere.
@@ -78,7 +78,7 @@ class Request:
 
 
 def load_request(verb: Verb, given: Mapping[str, Any]) -> Request:
-    """Resolve a verb's values from its options, given as typed by their Python names.
+    """Resolve a verb's values from its options, as typed, by Python name.
 
     Raises:
         ConfigError: With every problem found.
@@ -93,7 +93,7 @@ def load_request(verb: Verb, given: Mapping[str, Any]) -> Request:
 
 
 def _assignments(verb: Verb, given: Mapping[str, Any]) -> list[Assignment]:
-    """Turn the options that were given into assignments.
+    """Turn the given options into assignments.
 
     Raises:
         ConfigError: A repeatable NAME=VALUE without an equals sign.
@@ -123,7 +123,7 @@ def _pair(option: Option, text: str) -> Assignment:
 
 
 def _location_problem(option: Option, text: str, *, look: bool) -> str | None:
-    """Say what is wrong with a location, with ``look`` also on the disk; object stores are left to the job."""
+    """Return the problem of a location, with ``look`` also on the disk; the job checks object stores."""
     if not text.strip():
         return f"{option.flag} is empty ({option.path})"
     url = parse_weighted(text)[0] if option.kind == "many" else text

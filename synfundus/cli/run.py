@@ -1,4 +1,4 @@
-"""A verb from its options to its job: what is asked for -> checks -> dry run | launch | run here."""
+"""A verb from its options to its job: request -> checks -> dry run | launch | run here."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from synfundus.telemetry.console import Console, SilentConsole
 
 
 def plan_verb(request: Request, arguments: tuple[str, ...], machine: MachineFacts) -> LaunchPlan:
-    """Decide how the verb starts; verbs that take no such option run in one process whatever a shared file says."""
+    """Decide how the verb starts; a verb without these options runs in one process, whatever the config says."""
     verb, launch = request.verb, request.config.launch
     nodes = launch.nodes if verb.script else 1
     return plan_launch(
@@ -69,7 +69,7 @@ def plan_verb(request: Request, arguments: tuple[str, ...], machine: MachineFact
 
 
 def likely_device(request: Request, machine: MachineFacts) -> Literal["cpu", "cuda"]:
-    """Say what the run will compute on, without asking torch."""
+    """Return the device of the run, without torch."""
     device = request.config.launch.device
     if device == "auto":
         return "cuda" if machine.visible_gpus else "cpu"
@@ -77,7 +77,7 @@ def likely_device(request: Request, machine: MachineFacts) -> Literal["cpu", "cu
 
 
 def describe(request: Request, plan: LaunchPlan, device: Literal["cpu", "cuda"]) -> str:
-    """Write everything a run would start from: values with their origins, the arithmetic, the processes."""
+    """Describe a dry run: values with their origins, the batch arithmetic, the processes."""
     verb, config = request.verb, request.config
     text = f"# synfundus {verb.name}, configuration {fingerprint(config)[:16]}, device {device}\n"
     text += dump_config(request.loaded, only=frozenset(verb.sections)) + "\n"
@@ -95,7 +95,7 @@ def describe(request: Request, plan: LaunchPlan, device: Literal["cpu", "cuda"])
 
 @contextmanager
 def _joined(request: Request) -> Iterator[World]:
-    """Join the job for as long as the verb runs."""
+    """Join the process group while the verb runs."""
     verb, launch = request.verb, request.config.launch
     if not verb.distributed or (verb.host_only and rank_info(os.environ).world_size == 1):
         yield LocalWorld()
@@ -109,7 +109,7 @@ def _joined(request: Request) -> Iterator[World]:
         )
         yield world
     except BaseException:
-        # NCCL does not let go of a group before the others do, and they may wait in a step: this process just ends
+        # NCCL waits for the other ranks to leave the group, and they may be in a step: this process just ends
         if world is None or world.device == "cpu":
             disconnect()
         raise
@@ -142,24 +142,24 @@ def _run_here(request: Request, info: RankInfo, *, file: str | None, as_json: bo
 
 
 def _run_job(request: Request, job: Callable[..., Summary], world: World, console: Console) -> Summary:
-    """Run it; what another rank has met is that rank's to explain.
+    """Run it; the error of another rank is reported by that rank.
 
     Raises:
-        LaunchError: Another rank has gone, or (Stalled) does not answer.
+        LaunchError: Another rank has ended, or (Stalled) does not respond.
     """
     settle = request.verb.distributed and not request.verb.host_only
     try:
         config = _with_precision(request, world, console) if settle else request.config
         return job(config, world, console)
     except RuntimeError as error:
-        lost = lost_rank_error(error, hint="the same command goes on from what is there")
+        lost = lost_rank_error(error, hint="run the same command again to resume")
         if lost is None:
             raise
         raise lost from error
 
 
 def _with_precision(request: Request, world: World, console: Console) -> RunConfig:
-    """Settle what ``auto`` means, the same on all ranks, and warn of what would take for ever. Collective."""
+    """Resolve ``auto``, the same on all ranks, and warn of a slow precision. Collective."""
     native = not world.any(not has_native_bf16(world.device))
     settled = settle_precision(request.config, native_bf16=native, begun=_begun(request, world))
     precisions = {key: value_at(settled, key) for key in PRECISION_KEYS}
@@ -173,7 +173,7 @@ def _with_precision(request: Request, world: World, console: Console) -> RunConf
 
 
 def _begun(request: Request, world: World) -> dict[str, WorkingPrecision]:
-    """Return the precision of the run that goes on, by its option; empty for a new one. Collective."""
+    """Return the precision of a resumed run, by its option; empty for a new run. Collective."""
     runs = [url for option in request.verb.options if option.role == "run" for url in request.texts(option)]
     if not runs:
         return {}
@@ -185,11 +185,11 @@ def _begun(request: Request, world: World) -> dict[str, WorkingPrecision]:
 
 
 def run_verb(verb: Verb, given: Mapping[str, Any], arguments: tuple[str, ...]) -> int:
-    """Do what a command line asks for and return the exit code.
+    """Run a verb and return the exit code.
 
     Args:
         verb: The verb.
-        given: Options by their Python name, as typed.
+        given: Options as typed, by Python name.
         arguments: The command line after the program's name, for the processes to start.
     """
     request = load_request(verb, given)
@@ -207,6 +207,6 @@ def run_verb(verb: Verb, given: Mapping[str, Any], arguments: tuple[str, ...]) -
     if plan.kind == "in_process":
         return _run_here(request, info, file=given["config"], as_json=given["json"])
     outcome = submit(request.loaded, plan, os.environ) if plan.kind == "sbatch" else execute(plan, os.environ)
-    if outcome.message:  # what sbatch answers is the result
+    if outcome.message:  # the output of sbatch is the result
         (sys.stderr if outcome.exit_code else sys.stdout).write(f"{outcome.message}\n")
     return outcome.exit_code

@@ -1,4 +1,4 @@
-"""Handing a verb to sbatch, with its settings, code and command kept where the job's output goes."""
+"""Submitting a verb to SLURM, with a copy of its settings, code version and command beside its output."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from synfundus.storage.locations import is_local, local_path
 
 
 def find_place(request: Request) -> Submission | None:
-    """Choose where what a request is submitted with is kept; None where its output is in an object store."""
+    """Choose where the files of a submission are kept; None when the output is in an object store."""
     output = next(option for option in request.verb.options if option.role in ("output", "run") and option.required)
     (url,) = request.texts(output)
     if not is_local(url):
@@ -28,31 +28,31 @@ def find_place(request: Request) -> Submission | None:
 
 
 def _refuse_secrets(loaded: LoadedConfig, submission: Submission, environment: Mapping[str, str]) -> None:
-    """Refuse to keep the value of a secret variable. What looks like a secret by itself is no setting anyway."""
+    """Refuse settings with the value of a secret variable; the loader already refuses what looks like one."""
     texts = {path: format_value(value_at(loaded.config, path)) for path in leaf_fields()}
     secrets = environment_secrets(environment)
     for path, text in {**texts, "folder": str(submission.folder)}.items():
         if any(secret in text for secret in secrets):
             raise ConfigError(
-                "this holds the value of a variable of the environment whose name says that it is secret",
+                "this contains the value of an environment variable whose name marks it as secret",
                 where=path,
-                hint="a job's settings are kept in a file; give it another name",
+                hint="a job's settings are kept in a file; use another value, or rename the variable",
             )
 
 
 def _check_reads_back(submission: Submission, loaded: LoadedConfig) -> None:
-    """Read what was kept the way the job will: a surprise has to come now, not when the job starts.
+    """Read the settings back as the job will, so that a problem is found now and not when the job starts.
 
     Raises:
-        ConfigError: It cannot be read, or gives other values.
+        ConfigError: They cannot be read, or differ.
     """
     again = load_config(preset=None, file=str(submission.config), settings=[], flags=[])
     if again.config != loaded.config:
-        raise ConfigError("the settings do not survive being written to a file", where=str(submission.config))
+        raise ConfigError("the settings changed when they were written to a file", where=str(submission.config))
 
 
 def submit(loaded: LoadedConfig, plan: LaunchPlan, environment: Mapping[str, str]) -> Outcome:
-    """Hand a batch job to SLURM; beforehand keep what it is submitted with.
+    """Submit a batch job to SLURM, after saving its settings, code version and command.
 
     Args:
         loaded: The settings.
@@ -78,7 +78,7 @@ def submit(loaded: LoadedConfig, plan: LaunchPlan, environment: Mapping[str, str
     try:
         outcome = execute(plan, environment)
     except LaunchError as error:
-        # kept all the same: an answer that came too late does not mean that there is no job
+        # keep the files: after a late answer of sbatch the job may exist all the same
         record_answer(submission, error.message)
         raise
     record_answer(submission, outcome.message)

@@ -1,6 +1,6 @@
-"""The verbs, each as its folder in `synfundus.stages` says it, and the options that all of them take.
+"""The verbs, each defined in its folder of `synfundus.stages`, and their common options.
 
-Nothing else knows an option, and nothing here imports pydantic, which `--help` cannot afford.
+Nothing here imports pydantic, which is too slow for `--help`.
 """
 
 from __future__ import annotations

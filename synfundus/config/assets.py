@@ -18,7 +18,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def asset_folders(kind: AssetKind) -> tuple[Path, Path]:
-    """Return where assets of a kind may lie: packaged, and beside the package in a checkout."""
+    """Return the folders of a kind of asset: in the wheel, and beside the package in a checkout."""
     return _PACKAGE / "_assets" / kind, _PACKAGE.parent / kind
 
 
@@ -32,13 +32,13 @@ def find_asset(kind: AssetKind, name: str) -> Path:
 
     Args:
         kind: Folder of the asset.
-        name: A path (taken as it is when the file exists), or the name of a shipped file.
+        name: A path (used as given when the file exists), or the name of a shipped file.
 
     Raises:
         ConfigError: Neither exists.
     """
     given = Path(name)
-    with contextlib.suppress(RuntimeError):  # the home of somebody who has none
+    with contextlib.suppress(RuntimeError):  # ~ where there is no home folder
         given = given.expanduser()
     if given.is_file():
         return given.resolve()

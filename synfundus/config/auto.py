@@ -1,4 +1,4 @@
-"""What `auto` means: before anything can be measured, and once it is known what a run computes on."""
+"""What `auto` resolves to: before anything can be measured, and once the device is known."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ PRECISION_KEYS = ("train_vae.loop.precision", "encode_latents.precision", "train
 
 
 def working_precision(precision: Precision, *, native_bf16: bool) -> WorkingPrecision:
-    """Return what is computed in.
+    """Return the precision of the computation.
 
     Args:
         precision: As configured.
-        native_bf16: Whether the device has instructions for bf16. One that has not computes it all the same, on a CPU
-            two to sixty times slower than fp32.
+        native_bf16: Whether the device has instructions for bf16. Without them bf16 still runs, on a CPU two to sixty
+            times slower than fp32.
     """
     if precision == "auto":
         return "bf16" if native_bf16 else "fp32"
@@ -34,12 +34,12 @@ def working_precision(precision: Precision, *, native_bf16: bool) -> WorkingPrec
 def settle_precision(
     config: RunConfig, *, native_bf16: bool, begun: Mapping[str, WorkingPrecision] | None = None
 ) -> RunConfig:
-    """Return the config with a definite precision everywhere: what a run's identity and its resume compare.
+    """Return the config with every precision resolved, as a run's identity records it.
 
     Args:
         config: As configured.
         native_bf16: Whether the device has instructions for bf16.
-        begun: Options whose ``auto`` is decided: a run that goes on, on whatever node, computes as it began.
+        begun: Options whose ``auto`` was resolved at the start: a resumed run keeps its precision on any node.
     """
     document = config.model_dump()
     for key in PRECISION_KEYS:
@@ -51,39 +51,39 @@ def settle_precision(
 
 
 def slow_precisions(precisions: Mapping[str, object], *, sections: tuple[str, ...]) -> list[str]:
-    """Return the options, of `PRECISION_KEYS` and some sections, that ask for bf16."""
+    """Return those of `PRECISION_KEYS`, in the given sections, that ask for bf16."""
     return [key for key, value in precisions.items() if value == "bf16" and key.partition(".")[0] in sections]
 
 
 def definite(precision: Precision) -> WorkingPrecision:
-    """Return a precision that is settled.
+    """Return a precision that must be resolved.
 
     Raises:
-        ConfigError: It is not: whoever starts a job from a program has to choose.
+        ConfigError: It is still ``auto``: a program that starts a job has to choose.
     """
     if precision == "auto":
         raise ConfigError(
             "precision 'auto' is settled by the command line; a job started from a program needs bf16 or fp32",
-            hint="use synfundus.config.precision.settle_precision",
+            hint="use synfundus.config.auto.settle_precision",
         )
     return precision
 
 
 def assumed_micro_batch(loop: LoopConfig) -> int:
-    """Return the most images per rank and forward pass, where nothing can be measured: for `auto` no limit."""
+    """Return the micro-batch size where nothing can be measured: for `auto` no limit."""
     return loop.global_batch_size if loop.micro_batch_size == "auto" else loop.micro_batch_size
 
 
 def assumed_channels_last(loop: LoopConfig) -> bool:
-    """Return whether memory is NHWC, where nothing can be measured: for `auto` it is."""
+    """Return whether the layout is NHWC where nothing can be measured: for `auto` it is."""
     return loop.channels_last is not False
 
 
 def definite_micro_batch(loop: LoopConfig) -> int:
-    """Return a micro-batch that is settled.
+    """Return a micro-batch size that must be resolved.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: It is still ``auto``.
     """
     if loop.micro_batch_size == "auto":
         raise ConfigError("micro_batch_size 'auto' is settled when a training run starts; this needs a number")
@@ -91,10 +91,10 @@ def definite_micro_batch(loop: LoopConfig) -> int:
 
 
 def definite_channels_last(loop: LoopConfig) -> bool:
-    """Return a memory layout that is settled.
+    """Return a memory layout that must be resolved.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: It is still ``auto``.
     """
     if loop.channels_last == "auto":
         raise ConfigError("channels_last 'auto' is settled when a training run starts; this needs true or false")

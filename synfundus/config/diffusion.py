@@ -14,13 +14,13 @@ class FlowConfig(Section):
     """Times of flow matching (`train.diffusion.prediction_type=flow_velocity`): 0 is the image, 1 is noise."""
 
     time_density: Literal["logit_normal", "uniform"] = "logit_normal"
-    """Where along the way training looks: most in the middle, or everywhere alike (arXiv 2403.03206, Sec. 3.1)."""
+    """Distribution of training times: most in the middle, or uniform (arXiv 2403.03206, Sec. 3.1)."""
     location: Annotated[float, Field(ge=-10.0, le=10.0)] = 0.0
-    """Mean of the logit of a logit-normal time; above 0 is nearer to noise."""
+    """Mean of the logit of a logit-normal time; above 0 means more noise."""
     scale: Annotated[float, Field(gt=0.0, le=10.0)] = 1.0
-    """Spread of that logit."""
+    """Standard deviation of that logit."""
     shift: Annotated[float, Field(ge=0.01, le=100.0)] = 1.0
-    """Moves times of training and sampling towards noise, for larger images (arXiv 2403.03206, Eq. 23); usually 1-3."""
+    """Shifts training and sampling times towards noise, for larger images (arXiv 2403.03206, Eq. 23); usually 1-3."""
 
     @model_validator(mode="after")
     def _of_the_density(self) -> FlowConfig:
@@ -31,14 +31,14 @@ class FlowConfig(Section):
 
 
 _OF_SCHEDULES = ("beta_schedule", "beta_start", "beta_end", "zero_terminal_snr", "min_snr_gamma")
-"""Fields that say something about a noise schedule, which a flow does not have."""
+"""Fields of the noise schedule, which a flow does not have."""
 
 
 class DiffusionConfig(Section):
     """Objective, noise schedule or flow, and guidance drop."""
 
     num_train_timesteps: Annotated[int, Field(ge=2, le=100_000)] = 1000
-    """Length of the discrete schedule; of a flow, what the network is told at time 1."""
+    """Length of the discrete schedule; for a flow, the timestep the network is given at time 1."""
     beta_schedule: Literal["linear", "scaled_linear", "cosine"] = "scaled_linear"
     """Shape of the noise schedule."""
     beta_start: Fraction = 0.00085
@@ -48,20 +48,20 @@ class DiffusionConfig(Section):
     zero_terminal_snr: bool = False
     """Rescale the schedule so that the last step is pure noise (arXiv 2305.08891); needs v_prediction or sample."""
     prediction_type: Literal["epsilon", "v_prediction", "sample", "flow_velocity"] = "epsilon"
-    """What the network predicts; epsilon is the seed system's mean squared error on the noise. flow_velocity is flow
-    matching (rectified flow): straight ways from image to noise, no noise schedule."""
+    """What the network predicts; epsilon is the noise, as in the published system. flow_velocity is flow matching
+    (rectified flow): straight paths from image to noise, no noise schedule."""
     flow: FlowConfig = FlowConfig()
     """Times of flow_velocity."""
     latent_scaling: Literal["channel", "global"] = "channel"
-    """How latents get unit variance: each channel by its own spread, or all by one, which keeps their proportions."""
+    """How latents get unit variance: each channel by its own standard deviation, or all by a common one."""
     min_snr_gamma: PositiveFloat | None = None
     """Min-SNR weighting (arXiv 2303.09556), usually 5; null gives the plain mean squared error."""
     label_drop_prob: Fraction = 0.1
-    """Chance that all labels of a sample become unknown (for guidance)."""
+    """Probability that all labels of a sample become unknown (for guidance)."""
     single_label_drop_prob: Fraction = 0.1
-    """Chance of each single label to become unknown, so that any subset can condition."""
+    """Probability that a single label becomes unknown, so that any subset of labels can condition."""
     flip: bool = False
-    """Use the mirrored moments half of the time (the set must have been encoded with --flip)."""
+    """Use the mirrored moments half of the time (needs a latent set encoded with --flip)."""
 
     @model_validator(mode="after")
     def _solvable(self) -> DiffusionConfig:
@@ -76,10 +76,10 @@ class DiffusionConfig(Section):
         return self
 
     def _check_flow(self) -> None:
-        """Refuse what means nothing to the objective.
+        """Refuse fields that have no effect on the objective.
 
         Raises:
-            ValueError: Names the keys on both sides and the values they would have to have.
+            ValueError: Names the conflicting keys and the values they need.
         """
         if self.prediction_type != "flow_velocity":
             odd = [f"flow.{name}" for name in _changed(self.flow, tuple(FlowConfig.model_fields))]
@@ -101,7 +101,7 @@ class DiffusionConfig(Section):
     def identity_document(self) -> dict[str, Any]:
         """Return what of this section belongs to a run's identity.
 
-        The `flow` section only counts where it means something, so that runs from before there was one go on.
+        The `flow` section counts only where it has an effect, so that runs from before it existed can resume.
         """
         without = set() if self.prediction_type == "flow_velocity" else {"flow"}
         return self.model_dump(mode="json", exclude=without)
@@ -164,18 +164,18 @@ class DiffusionEmaConfig(EmaConfig):
     """Averages of the denoiser's weights."""
 
     sigma_rel: tuple[SigmaRel, ...] = ()
-    """Widths of power-function averages kept beside it, for `synfundus ema`; (0.05, 0.1) serves what lies between."""
+    """Widths of extra power-function averages, for `synfundus ema`; (0.05, 0.1) covers the widths between."""
     snapshot_every_images: NonNegativeInt = 0
-    """Images between snapshots of those averages (fp32, one file a width); 0 takes one at the end."""
+    """Images between snapshots of those averages (fp32, one file per width); 0: one at the end."""
 
 
 class TrainConfig(Section):
     """Training of the diffusion model (`synfundus train`)."""
 
     latents: tuple[str, ...] = ()
-    """Set of latents (written by `encode-latents`), or several, each with its share: `A:0.7`, `B:0.3`."""
+    """Latent set (written by `encode-latents`), or several with their shares: `A:0.7`, `B:0.3`."""
     vae: str | None = None
-    """Autoencoder for previews and export; default: the one the latent set names."""
+    """Autoencoder for previews and export; default: the one named in the latent set."""
     run_dir: str | None = None
     """Folder of the run."""
     init_from: str | None = None
@@ -197,9 +197,9 @@ class TrainConfig(Section):
         return () if value is None else (value,) if isinstance(value, str) else value
 
     def identity_document(self) -> dict[str, Any]:
-        """Return what of this section belongs to a run's identity; what it starts from adds the network."""
+        """Return what of this section belongs to a run's identity; the network is added by its start."""
         ema = self.ema.model_dump(mode="json", exclude={"snapshot_every_images"})
-        if not self.ema.sigma_rel:  # as in runs from before there were any
+        if not self.ema.sigma_rel:  # as in runs from before it existed
             del ema["sigma_rel"]
         return {
             "diffusion": self.diffusion.identity_document(),

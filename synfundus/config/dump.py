@@ -1,4 +1,4 @@
-"""Writing a resolved configuration as YAML that a person reads and the loader reads back."""
+"""Writing a resolved configuration as YAML for people to read and the loader to read back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _COMMENT_COLUMN = 44
 
 
 def _escape(text: str) -> str:
-    """Write what YAML would take for a line break, fold or refuse as an escape of its double-quoted style."""
+    """Escape characters that YAML would break, fold or refuse, as its double-quoted style does."""
     return "".join(character if character.isprintable() else f"\\U{ord(character):08x}" for character in text)
 
 
@@ -59,7 +59,7 @@ def dump_config(loaded: LoadedConfig, *, only: frozenset[str] | None = None, hid
     Args:
         loaded: What `load_config` returned.
         only: Top-level keys to write; all when left out.
-        hide_defaults: Leave out what nobody asked for.
+        hide_defaults: Leave out values that are still the default.
     """
     kept: list[str] = []
     top = ""
@@ -75,7 +75,7 @@ def dump_config(loaded: LoadedConfig, *, only: frozenset[str] | None = None, hid
 
 
 def _without_empty_sections(lines: list[str]) -> list[str]:
-    """Drop headings that nothing is left under."""
+    """Drop headings of empty sections."""
     kept: list[str] = []
     indent_below = -1
     for line in reversed(lines):

@@ -1,4 +1,4 @@
-"""Options of what reads or writes latents, models and images: encode, verify, sample, ema, export, demo."""
+"""Options of the verbs that read or write latents, models and images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class EncodeLatentsConfig(Section):
     """The separate pass that stores posterior moments (`synfundus encode-latents`)."""
 
     data: str | None = None
-    """Set of images."""
+    """Image set (written by `prepare`)."""
     vae: str | None = None
     """Run of `train-vae`, or a folder of a diffusers AutoencoderKL or AutoencoderDC."""
     out: str | None = None
@@ -25,22 +25,22 @@ class EncodeLatentsConfig(Section):
     batch_size: PositiveInt = 32
     """Images per forward pass."""
     precision: Precision = "fp32"
-    """Arithmetic of the encoder (auto as in train.loop.precision); moments are stored in fp16 either way."""
+    """Precision of the encoder (auto as in train.loop.precision); moments are always stored in fp16."""
     max_bad_fraction: Fraction = 0.001
-    """No latent set is made when more than this fraction of the images cannot be used."""
+    """Fail when more than this fraction of the images is unusable."""
 
 
 class VerifyLatentsConfig(Section):
     """Checking a latent set against its images (`synfundus verify-latents`)."""
 
     latents: str | None = None
-    """Set of latents (written by `encode-latents`)."""
+    """Latent set (written by `encode-latents`)."""
     vae: str | None = None
     """Run of `train-vae`, or a folder of a diffusers AutoencoderKL or AutoencoderDC."""
     data: str | None = None
-    """Set of images the latents were made of; by default the one they name."""
+    """Image set the latents were encoded from; default: the one named in the latent set."""
     num_samples: PositiveInt = 64
-    """Samples that are decoded."""
+    """Number of latents to decode."""
     min_psnr_db: NonNegativeFloat = 20.0
     """Fails below this PSNR."""
 
@@ -53,11 +53,11 @@ class SampleConfig(Section):
     out: str | None = None
     """Folder to write."""
     num_images: PositiveInt | None = None
-    """Number of images; with a label plan the default is one a row."""
+    """Number of images; default with a label plan: one per row."""
     label: dict[str, int | None] = {}  # noqa: RUF012 - pydantic copies defaults
-    """Labels every image gets; the rest is unknown."""
+    """Labels of every image; the others are unknown."""
     labels: str | None = None
-    """Label plan: a CSV with one row an image."""
+    """Label plan: a CSV with one row per image."""
     sampler: Literal["ddim", "dpmpp", "euler", "heun"] = "dpmpp"
     """Solver."""
     num_steps: Annotated[int, Field(ge=1, le=1000)] = 30
@@ -65,17 +65,17 @@ class SampleConfig(Section):
     guidance_scale: NonNegativeFloat = 2.0
     """Classifier-free guidance; 1 turns it off."""
     guidance_rescale: Fraction = 0.0
-    """Pull the guided prediction back to the conditional one's contrast (arXiv 2305.08891)."""
+    """How far the guided prediction is rescaled to the standard deviation of the conditional one (arXiv 2305.08891)."""
     guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)
-    """Part of the steps, from the noisy end, in which guidance acts (arXiv 2404.07724)."""
+    """Fraction of the steps, from the noisy end, with guidance (arXiv 2404.07724)."""
     batch_size: PositiveInt = 16
     """Images per batch."""
     format: Literal["png", "shards"] = "png"
-    """Single PNG files or a shard set."""
+    """PNG files or a shard set."""
     precision: Precision = "fp32"
-    """Arithmetic of the denoiser (auto as in train.loop.precision)."""
+    """Precision of the denoiser (auto as in train.loop.precision)."""
     contact_sheet_images: NonNegativeInt = 64
-    """Images on the contact sheet; 0 draws none."""
+    """Images on the contact sheet; 0: none."""
 
     @field_validator("guidance_interval")
     @classmethod
@@ -86,16 +86,16 @@ class SampleConfig(Section):
 
 
 class PostHocEmaConfig(Section):
-    """Averages of lengths nobody tracked (`synfundus ema`; EDM2, arXiv 2312.02696)."""
+    """Weight averages of any length after training (`synfundus ema`; EDM2, arXiv 2312.02696)."""
 
     run_dir: str | None = None
     """Run of `train` with snapshots."""
     sigma_rel: SigmaRel | None = None
-    """Width of the average relative to the run's length."""
+    """Width of the average, relative to the length of the run."""
     at_images: PositiveInt | None = None
-    """Time of the average, in images; by default the last snapshot's."""
+    """End of the average, in images; default: the last snapshot."""
     out: str | None = None
-    """Folder for the model; by default below the run."""
+    """Folder for the model; default: inside the run."""
 
     @field_validator("sigma_rel", mode="before")
     @classmethod
@@ -113,25 +113,25 @@ class ExportConfig(Section):
     out: str | None = None
     """Folder to write."""
     checkpoint: Annotated[str, Field(pattern=r"^images-\d{12}$")] | None = None
-    """Checkpoint to make the model of; by default the finished export, or the newest checkpoint where there is none."""
+    """Checkpoint to export; default: the finished model, or else the newest checkpoint."""
     weights: Literal["averaged", "raw"] = "averaged"
-    """Which weights of a checkpoint."""
+    """Which weights of a checkpoint to export."""
 
 
 class DemoConfig(Section):
     """The whole chain in minutes (`synfundus demo`)."""
 
     out: str | None = None
-    """Folder for everything the demo makes."""
+    """Folder for all results of the demo."""
     minutes: Annotated[float, Field(ge=0.05, le=10_000)] = 7.0
-    """Rough time of the chain on two idle cores; scales images, budgets and samples."""
+    """Approximate time on two idle cores; scales images, budgets and samples."""
     fit_to_machine: bool = True
-    """Time a few training steps first; a fast machine gets larger budgets, a slow one no smaller ones."""
+    """Time a few training steps first and enlarge the budgets on a fast machine; they are never reduced."""
     source: str | None = None
     """Folder of your own photographs instead of phantoms."""
     labels: str | None = None
-    """Label table of your own photographs."""
+    """Label table of these photographs."""
     mapping: str | None = None
-    """Mapping YAML of your own table."""
+    """Mapping YAML of this table."""
     num_generated: PositiveInt = 320
     """Images generated for the label-control test."""

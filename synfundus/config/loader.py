@@ -1,4 +1,4 @@
-"""From preset, run.yaml, ``--set`` and named flags to one checked configuration that knows where each value came from.
+"""Merge preset, run.yaml, ``--set`` and named flags into one checked configuration with the origin of each value.
 
 Precedence: schema < preset < ``--config`` < ``--set`` < named flags. All problems are reported at once, each with
 its dotted path, the offending value and where it was written.
@@ -39,18 +39,18 @@ RENAMED = {
     "ema.snapshot_every_images": "train.ema.snapshot_every_images",
     "post_hoc": "ema",
 }
-"""Keys of version 0.1 by today's: an old one is refused with the new one named."""
+"""Keys of version 0.1 and their new names: an old key is refused, and the message gives the new one."""
 MAX_PROBLEMS = 25
-"""More problems than this are counted, not listed."""
+"""Problems beyond this number are counted, not listed."""
 MAX_EXPLAINED = 10
-"""So many unknown keys get a suggestion or the list of known ones."""
+"""Unknown keys beyond this number get no suggestion and no list of known keys."""
 MAX_SHOWN = 80
-"""Characters of an offending value that a message shows."""
+"""Maximum length of a bad value in a message."""
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """One value somebody asked for.
+    """One value that was set.
 
     Attributes:
         path: Dotted path in `RunConfig`, such as ``train.loop.budget_images``.
@@ -69,7 +69,7 @@ class LoadedConfig:
 
     Attributes:
         config: The values.
-        provenance: Origin of every leaf by its dotted path; ``default`` where nobody asked for anything.
+        provenance: Origin of every leaf by its dotted path; ``default`` where it was not set.
     """
 
     config: RunConfig

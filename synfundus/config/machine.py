@@ -1,4 +1,4 @@
-"""Options of where things run and what is seen of them: processes, storage, metrics, `plan`, `watch`, `plot`."""
+"""Options of processes, storage and metrics, and of `plan`, `watch`, `plot`."""
 
 from __future__ import annotations
 
@@ -15,49 +15,49 @@ class LaunchConfig(Section):
     """Processes, nodes and the cluster."""
 
     nodes: PositiveInt = 1
-    """Nodes; above 1 SLURM is used."""
+    """Number of nodes; above 1, SLURM is used."""
     procs_per_node: PositiveInt | None = None
-    """Processes a node; default: one a GPU, or 1 without GPUs."""
+    """Processes per node; default: one per GPU, or 1 without GPUs."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto takes CUDA when it is there."""
+    """Where to compute; auto: CUDA if available."""
     ds_config: str | None = None
-    """DeepSpeed file (ZeRO and communication knobs only); default zero2.json, or zero2_cpu.json on a CPU."""
+    """DeepSpeed file (ZeRO and communication settings only); default: zero2.json, on a CPU zero2_cpu.json."""
     attention: AttentionBackend = "auto"
-    """Attention kernel; auto takes xformers on a GPU after a probe, else sdpa."""
+    """Attention kernel; auto: xformers on a GPU where it works, else sdpa."""
     partition: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}(,[A-Za-z0-9_.-]{1,64}){0,15}$")] | None = None
-    """SLURM partition, or several with commas between them: SLURM takes the one that is free first."""
+    """SLURM partition, or several separated by commas: SLURM takes the first that is free."""
     account: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] | None = None
     """SLURM account."""
     time_limit: Annotated[str, Field(pattern=r"^(\d+-)?\d{1,3}(:\d{2}){0,2}$")] = "24:00:00"
     """SLURM time limit, e.g. 24:00:00 or 2-00:00:00."""
     gpus_per_node: NonNegativeInt = 8
-    """GPUs requested on each node of a cluster job; 0 for CPU nodes."""
+    """GPUs to request per node of a cluster job; 0 for CPU nodes."""
     cpus_per_task: PositiveInt = 8
-    """CPU cores requested for each process of a cluster job."""
+    """CPU cores to request per process of a cluster job."""
     collective_timeout_s: PositiveInt = 1800
-    """Longest wait for the other ranks."""
+    """Timeout of a collective."""
 
 
 class StorageConfig(Section):
     """Reading from an object store (endpoint, region and credentials come from the environment)."""
 
     cache_dir: str | None = None
-    """Local folder for copies of remote shards, shared by the ranks of a node; without it every read is a request."""
+    """Local folder for copies of remote shards, shared by the ranks of a node; without it, no cache."""
     cache_max_bytes: PositiveInt = 200 * 2**30
-    """Most bytes in the cache; the copies that were not used for longest are removed."""
+    """Maximum size of the cache; the least recently used copies are removed."""
     deadline_s: PositiveFloat = 300.0
-    """Longest time spent in vain on one object: failed tries and the pauses between them."""
+    """Maximum time for failed tries on one object, with the pauses between them."""
     connect_timeout_s: PositiveFloat = 10.0
-    """Longest wait for a connection."""
+    """Timeout of a connection."""
     read_timeout_s: PositiveFloat = 30.0
-    """Longest wait for the next bytes of an answer."""
+    """Timeout of a read: longest wait for the next bytes."""
 
 
 class TelemetryConfig(Section):
     """Where metrics go; metrics.jsonl is always written."""
 
     console: Literal["auto", "rich", "plain", "quiet"] = "auto"
-    """auto shows a progress bar on a terminal and plain lines elsewhere."""
+    """auto: a progress bar on a terminal, plain lines elsewhere."""
     tensorboard: bool = True
     """Write TensorBoard files."""
     wandb_project: str | None = None
@@ -65,28 +65,28 @@ class TelemetryConfig(Section):
 
 
 class PlanConfig(Section):
-    """What a run will need (`synfundus plan`)."""
+    """Memory, time and cost of a run (`synfundus plan`)."""
 
     gpu: Literal["v100", "a100-40", "a100", "a6000", "l40s", "rtx4090", "h100", "h200"] = "h100"
-    """Processor to plan for."""
+    """GPU to plan for."""
     mfu: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
-    """Part of its peak it computes at: the MFU of a run that computes nothing twice; published runs of such U-Nets have
-    .2 to .4. Gradient checkpointing keeps the part and lowers the MFU, which the plan says."""
+    """Fraction of the peak FLOP/s that is reached: the MFU without recomputation, .2 to .4 in published runs of such
+    U-Nets. Gradient checkpointing keeps this fraction and lowers the MFU, which the plan shows."""
     num_images: PositiveInt = 1_000_000
-    """Images of the set, for the size of its latents."""
+    """Number of images, for the size of the latent set."""
     price_per_gpu_hour: NonNegativeFloat | None = None
-    """What an hour of one GPU costs, in any currency."""
+    """Price of one GPU hour, in any currency."""
 
 
 class WatchConfig(Section):
-    """Looking at a run from its files (`synfundus watch`)."""
+    """Progress of a run, read from its files (`synfundus watch`)."""
 
     run_dir: str | None = None
     """Folder of a run of `train` or `train-vae`."""
     once: bool = False
-    """Show it once instead of until Ctrl-C."""
+    """Show it once and exit."""
     refresh_s: Annotated[float, Field(ge=0.2, le=3600.0)] = 3.0
-    """Seconds between two looks."""
+    """Seconds between updates."""
 
 
 class PlotConfig(Section):
@@ -95,8 +95,8 @@ class PlotConfig(Section):
     run_dirs: tuple[str, ...] = ()
     """Folders of runs of `train` or `train-vae`."""
     out: Annotated[str, Field(pattern=r"(?i)\.png$")] | None = None
-    """PNG to write; an older one is replaced. By default curves.png in the folder of the run."""
+    """PNG to write (replaced if it exists); default: curves.png in the folder of the run."""
     curves: tuple[str, ...] = ()
-    """Names in metrics.jsonl, one panel each; by default the usual ones."""
+    """Metrics to plot, one panel each; default: the usual ones."""
     smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
-    """Weight of the past in the strong line, 0 for none; by default the more, the more points a curve has."""
+    """Smoothing (exponential moving average) of the curves, 0 for none; default: by the number of points."""

@@ -1,4 +1,4 @@
-"""Options of what makes, prepares and shows photographs: `phantoms`, `prepare`, `inspect`."""
+"""Options of `phantoms`, `prepare` and `inspect`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class PhantomsConfig(Section):
     num_images: PositiveInt = 1000
     """Number of photographs."""
     image_size_px: Annotated[int, Field(ge=64, le=2048)] = 256
-    """Edge of the square photographs in pixels."""
+    """Width and height of the photographs, in pixels."""
     workers: NonNegativeInt = 2
-    """Processes that draw; 0 draws in the main process."""
+    """Worker processes that draw; 0: the main process."""
 
 
 class PrepareConfig(Section):
@@ -30,37 +30,37 @@ class PrepareConfig(Section):
     labels: str | None = None
     """Label table, CSV."""
     mapping: str | None = None
-    """YAML that says which column means what; without it columns are named like the labels."""
+    """YAML that maps columns to labels; default: columns have the names of the labels."""
     label_schema: str | None = None
-    """YAML list of labels; without it the fifteen annotations of SynFundus-1M plus the eye side."""
+    """YAML list of labels; default: the fifteen annotations of SynFundus-1M plus the eye side."""
     out: str | None = None
-    """Folder of the shard set to write."""
+    """Folder of the image set to write."""
     crosswalk: str | None = None
-    """Folder for the map from keys to source names, outside the set; default `<out>.crosswalk`."""
+    """Folder for the map from keys to source names, outside the set; default: `<out>.crosswalk`."""
     image_size_px: ImageSizePx = 512
-    """Edge of the square images in the set, in pixels."""
+    """Width and height of the images in the set, in pixels."""
     splits: tuple[Fraction, Fraction, Fraction] = (0.8, 0.1, 0.1)
-    """Fractions of patients in train, val, test; they sum to 1."""
+    """Fractions of patients in train, val and test; must sum to 1."""
     workers: NonNegativeInt = 2
-    """Processes that decode and crop; 0 works in the main process."""
+    """Worker processes that decode and crop; 0: the main process."""
     image_format: Literal["png", "webp"] = "png"
-    """How images are stored (both lossless)."""
+    """Format of the stored images (both lossless)."""
     shard_max_samples: PositiveInt = 10_000
-    """Most samples in a shard."""
+    """Maximum number of samples in a shard."""
     shard_max_bytes: PositiveInt = 256 * 2**20
-    """Most bytes in a shard, by estimate from the image size."""
+    """Maximum size of a shard, estimated from the image size."""
     max_pixels: PositiveInt = 120_000_000
-    """Photographs with more pixels are rejected before they are decoded."""
+    """Reject photographs with more pixels, before decoding."""
     importer: str | None = None
-    """Known data set whose table to read, e.g. eyepacs; without it columns named like the labels, or `mapping`."""
+    """Importer for the table of a known data set, e.g. eyepacs; default: none (`mapping` applies)."""
     near_duplicates: bool = True
-    """Keep photographs that look the same in one split, together with their patients."""
+    """Keep near-duplicate photographs, and their patients, in one split."""
     compare_with: tuple[str, ...] = ()
-    """Other image sets: photographs that look like one of theirs go into the split it has there, and are reported."""
+    """Other image sets: near-duplicates of their photographs get the same split as there, and are reported."""
     burned_text: Literal["flag", "quarantine", "off"] = "flag"
-    """Writing inside the disc: flag it in the report, leave the image out, or do not look."""
+    """Text inside the field of view: flag it in the report, quarantine the image, or do not search."""
     photograph_limit_s: PositiveFloat = 600.0
-    """Longest time a worker may take for one photograph; it gets a second chance, then it is a named reject."""
+    """Maximum time of a worker for one photograph, which is tried twice and then rejected."""
 
     @field_validator("splits", mode="before")
     @classmethod
@@ -76,13 +76,13 @@ class PrepareConfig(Section):
 
 
 class InspectConfig(Section):
-    """Look into a shard set (`synfundus inspect`)."""
+    """Contents of a shard set (`synfundus inspect`)."""
 
     data: str | None = None
-    """Set of images, latents or samples."""
+    """Image set, latent set or sample set."""
     out: str | None = None
-    """Folder for inspect.json and the contact sheet; by default neither is written."""
+    """Folder for inspect.json and the contact sheet; default: neither is written."""
     verify: bool = False
-    """Read every byte and compare every hash."""
+    """Read every byte and check every hash."""
     contact_sheet_images: NonNegativeInt = 64
-    """Images on the contact sheet; 0 draws none."""
+    """Images on the contact sheet; 0: none."""

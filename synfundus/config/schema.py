@@ -1,7 +1,7 @@
 """Every option of synfundus with its default, bound, unit and meaning: the single source of truth.
 
-One section a verb, and three that several share: storage, launch, telemetry. The text under a field becomes the help
-text and the JSON schema. Defaults live nowhere else: the classes these values are handed to have none.
+One section per verb, and three shared ones: storage, launch, telemetry. The text under a field becomes its help text
+and its description in the JSON schema. Defaults stand nowhere else: the classes that take these values have none.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from synfundus.config.training import TrainVaeConfig
 
 
 class RunConfig(Section):
-    """One tree for every verb; a preset or a run.yaml can describe the whole chain."""
+    """Configuration of all verbs; a preset or a run.yaml can describe the whole chain."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of every random draw."""
@@ -37,7 +37,7 @@ class RunConfig(Section):
     prepare: PrepareConfig = PrepareConfig()
     """From photographs to image shards."""
     inspect: InspectConfig = InspectConfig()
-    """Looking into a set."""
+    """Contents of a set."""
     train_vae: TrainVaeConfig = TrainVaeConfig()
     """Training of the autoencoder."""
     encode_latents: EncodeLatentsConfig = EncodeLatentsConfig()
@@ -47,17 +47,17 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     """Training of the diffusion model."""
     watch: WatchConfig = WatchConfig()
-    """Watching a run."""
+    """Progress of a run."""
     plot: PlotConfig = PlotConfig()
     """Curves of runs."""
     sample: SampleConfig = SampleConfig()
     """Generating images."""
     ema: PostHocEmaConfig = PostHocEmaConfig()
-    """Averages put together after a run."""
+    """Weight averages of any length after training."""
     export: ExportConfig = ExportConfig()
     """Writing a model as a diffusers folder."""
     plan: PlanConfig = PlanConfig()
-    """What a run will need."""
+    """Memory, time and cost of a run."""
     storage: StorageConfig = StorageConfig()
     """Object store and cache."""
     launch: LaunchConfig = LaunchConfig()

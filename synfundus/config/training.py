@@ -22,7 +22,7 @@ class OptimConfig(Section):
     schedule: LrSchedule = "cosine"
     """Shape after the warm-up."""
     warmup_images: NonNegativeInt = 10_000
-    """Images over which the rate rises linearly from 0."""
+    """Images of the linear warm-up from 0."""
     min_lr_ratio: Fraction = 0.01
     """The cosine ends at this fraction of the peak."""
     beta1: Fraction = 0.9
@@ -41,70 +41,70 @@ class EmaConfig(Section):
     """Exponential moving average of the fp32 master weights (ADR-0007)."""
 
     half_life_images: PositiveFloat = 500_000.0
-    """Images after which a weight's share in the average has halved."""
+    """Half-life of the average, in images."""
     rampup_ratio: PositiveFloat = 0.05
     """Early in training the half-life is at most this fraction of the images seen (EDM2)."""
 
 
 class LoopConfig(Section):
-    """What both training verbs share."""
+    """Options of the training loop, shared by both trainings."""
 
     budget_images: PositiveInt = 20_000_000
     """Images to train on, epochs included."""
     global_batch_size: PositiveInt = 256
     """Images per optimizer step over all ranks."""
     micro_batch_size: PositiveInt | Literal["auto"] = 32
-    """Most images per rank and forward pass, accumulation follows from it; auto: as many as memory holds at start."""
+    """Maximum images per rank and forward pass, which sets accumulation; auto: as many as fit, measured at start."""
     precision: Precision = "auto"
-    """bf16: bf16 weights with fp32 masters; fp32: all in fp32; auto: bf16 where the device has instructions for it."""
+    """bf16: bf16 weights with fp32 master weights; fp32: all in fp32; auto: bf16 if the device supports it."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = False
-    """Compile the repeated blocks (torch.compile): minutes in the first step, which `watchdog_s` must allow for."""
+    """Compile the repeated blocks (torch.compile): the first step takes minutes, which `watchdog_s` must allow."""
     tf32: bool = True
-    """On a GPU, fp32 products run on tensor cores with 10 bits of mantissa; nothing changes on a CPU."""
+    """On a GPU, use TF32 tensor cores (10 bits of mantissa) for fp32; no effect on a CPU."""
     deterministic: bool = False
-    """On a GPU, only kernels that give the same bits every time: slower; a CPU's always do."""
+    """On a GPU, use only deterministic kernels, which are slower; those of a CPU always are."""
     channels_last: bool | Literal["auto"] = True
-    """NHWC memory layout for convolutions; auto: where it is faster, measured at start."""
+    """NHWC memory layout for convolutions; auto: if it is faster, measured at start."""
     prefetch_batches: NonNegativeInt = 4
-    """Global batches prepared ahead of the step; 0 without workers reads in the step."""
+    """Global batches to prepare ahead; 0 without workers: read in the step."""
     prefetch_max_bytes: PositiveInt = 2**30
-    """Most bytes of batches prepared ahead, per rank; one batch (with workers, two a worker) always fits."""
+    """Maximum bytes of batches prepared ahead, per rank; one batch (two per worker) is always allowed."""
     workers: NonNegativeInt = 0
-    """Processes per rank that read and draw; 0 does it in a background thread."""
+    """Worker processes per rank that read and draw; 0: a background thread."""
     worker_stall_s: PositiveFloat = 600.0
-    """A worker that brings nothing for so long ends the run with its name."""
+    """The run ends when a worker delivers nothing for this long, and names the worker."""
     checkpoint_every_images: PositiveInt = 500_000
-    """Images between two checkpoints."""
+    """Images between checkpoints."""
     keep_checkpoints: Annotated[int, Field(ge=2)] = 3
-    """Checkpoints kept, never below two."""
+    """Number of checkpoints to keep, at least 2."""
     async_checkpoints: bool = True
-    """A step only copies the state; gathering, hashing, writing and committing run behind the next ones."""
+    """Only copy the state in the step; gather, hash, write and commit in the background."""
     watchdog_s: NonNegativeFloat = 900.0
-    """A step, wait or save that takes longer (a start or export: ten times) ends all with stacks and 75; 0 never."""
+    """A step, wait or save that takes longer (start, export: 10 x) prints stacks, ends all ranks with 75; 0: off."""
     log_every_images: PositiveInt = 10_000
-    """Images between two lines of metrics.jsonl."""
+    """Images between lines of metrics.jsonl."""
     preview_every_images: NonNegativeInt = 500_000
-    """Images between two preview grids; 0 draws none."""
+    """Images between preview grids; 0: none."""
     validate_every_images: NonNegativeInt = 1_000_000
-    """Images between two passes over held-out patients; 0 only at the end."""
+    """Images between validations on held-out patients; 0: only at the end."""
     validation_images: PositiveInt = 1024
-    """Most held-out images a validation looks at."""
+    """Maximum number of images in a validation."""
     on_nonfinite: Literal["stop", "skip", "rewind"] = "stop"
-    """When a loss or gradient is not finite: rewind goes back to the last checkpoint's weights, not to its images."""
+    """When a loss or gradient is not finite; rewind: weights of the last checkpoint, but no image is seen again."""
     on_spike: Literal["off", "stop", "skip", "rewind"] = "off"
-    """What happens when a loss is a spike."""
+    """When the loss spikes."""
     spike_factor: Annotated[float, Field(gt=1.0)] = 4.0
-    """A loss above so many times the median of the last ones is a spike."""
+    """A loss above this multiple of the median of the last steps is a spike."""
     spike_window_steps: Annotated[int, Field(ge=2)] = 100
-    """How many last ones."""
+    """Number of last steps for this median."""
     max_rewinds: NonNegativeInt = 3
-    """Rewinds to one and the same checkpoint before the run stops."""
+    """Rewinds to the same checkpoint before the run stops."""
     max_bad_fraction: Fraction = 0.001
-    """The run stops when more than this fraction of samples had to be quarantined."""
+    """The run stops when more than this fraction of the samples is quarantined."""
     num_threads: NonNegativeInt = 0
-    """CPU threads per rank; 0 shares the cores among the ranks of the node."""
+    """CPU threads per rank; 0: the cores of the node divided among its ranks."""
 
 
 class AutoencoderConfig(Section):
@@ -115,7 +115,7 @@ class AutoencoderConfig(Section):
     block_out_channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=6)] = (128, 256, 512, 512)
     """Width of each level; the downsampling factor is block_size_px * 2 ** (levels - 1)."""
     block_size_px: Annotated[int, Field(ge=1, le=16)] = 1
-    """Above 1 the network sees blocks of pixels as channels: much faster, for training from scratch on a CPU."""
+    """Above 1, blocks of pixels become channels (space-to-depth): for fast training from scratch on a CPU."""
     layers_per_block: PositiveInt = 2
     """Residual blocks per level."""
     norm_num_groups: PositiveInt = 32
@@ -123,9 +123,9 @@ class AutoencoderConfig(Section):
     mid_block_attention: bool = True
     """Self-attention at the lowest level."""
     linear_path: bool = False
-    """Add the closed-form patch-PCA path (from-scratch training; stock AutoencoderKL when off)."""
+    """Add a closed-form patch-PCA path, for training from scratch; off: a plain AutoencoderKL."""
     linear_path_fit_images: PositiveInt = 512
-    """Training images the linear path is fitted on."""
+    """Number of training images to fit the linear path."""
 
 
 class AutoencoderLossConfig(Section):
@@ -138,16 +138,16 @@ class AutoencoderLossConfig(Section):
     kl_weight: NonNegativeFloat = 1e-6
     """Weight of the KL divergence to the standard normal, per latent element."""
     adversarial_weight: NonNegativeFloat = 0.0
-    """Weight of the patch discriminator; 0 builds none."""
+    """Weight of the patch discriminator; 0: none."""
     adversarial_start_images: NonNegativeInt = 1_000_000
-    """The discriminator joins after this many images."""
+    """Images before the discriminator joins."""
 
 
 class TrainVaeConfig(Section):
     """Training of the autoencoder (`synfundus train-vae`)."""
 
     data: str | None = None
-    """Set of images (written by `prepare`)."""
+    """Image set (written by `prepare`)."""
     run_dir: str | None = None
     """Folder of the run."""
     init_from: str | None = None

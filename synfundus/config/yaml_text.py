@@ -1,4 +1,4 @@
-"""Reading YAML that nobody has checked: data only, bounded, and every complaint names its line.
+"""Reading untrusted YAML: data only, bounded, and every error names its line.
 
 Only mappings, lists and scalars are read. A plain scalar stays the text the user wrote (``24:00:00`` is not 86400,
 ``no`` is not false, ``012`` is not ten): the schema knows the type of each field and converts it, the file format

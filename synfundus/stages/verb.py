@@ -1,8 +1,8 @@
-"""What a verb says of itself: its row on the command line, its checks, what it adds to a dry run.
+"""The description of a verb: its options, its checks, what it adds to a dry run.
 
-Each folder of `synfundus.stages` has a ``verb.py`` with ``VERB`` and a ``job.py`` with ``run``. Help texts are repeated
-in the rows because reading them from the schema would import pydantic, which `--help` cannot afford; a test compares
-every path with the schema.
+Each folder of `synfundus.stages` has a ``verb.py`` with ``VERB`` and a ``job.py`` with ``run``. Options repeat
+their help text because reading it from the schema would import pydantic, which is too slow for `--help`; a test
+compares every path with the schema.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class Option:
 
     Attributes:
         flag: As typed, ``--image-size``.
-        path: Dotted path of the configuration it sets; empty for what concerns the command line alone.
+        path: Dotted path of the value it sets; empty for options of the command line itself.
         help: One line.
         kind: How it is written.
-        required: The verb cannot do without a value at this path, wherever it comes from.
-        role: ``input`` must exist, ``output`` must not be a file; ``run`` is an output that is a run, which goes on as
-            it began.
+        required: The verb needs a value at this path, from any source.
+        role: ``input`` must exist, ``output`` must not be a file; ``run`` is an output that is a run, which can be
+            resumed.
     """
 
     flag: str
@@ -53,19 +53,19 @@ class Verb:
     Attributes:
         name: As typed.
         help: First line of its help.
-        order: Where it stands in the help, which follows the life of an image.
+        order: Position in the help, which follows the life of an image.
         options: Its own options.
-        sections: Top-level keys of the configuration that concern it.
+        sections: Top-level keys of the configuration it uses.
         distributed: Whether it runs as ranks of a job with a process group.
-        one_process: Whether its group has one rank, however many processes a shared file asks for.
-        host_only: Whether it computes on the host whatever accelerators there are; alone it needs no process group.
+        one_process: Whether its process group has one rank, even if a shared file asks for more processes.
+        host_only: Whether it always computes on the CPU; with one rank it needs no process group.
         script: Batch script for several nodes; empty when it does not run on several.
-        trains: Section of the training it does; None when it does not train.
-        default_preset: Preset taken when the user names none.
-        results_on_stdout: What it says is its result.
-        problems: Says what is wrong with the values of its own section that the schema cannot know; also with what lies
-            on the disk if the second argument says so.
-        dry_run: Returns what a dry run shows beside the values, from its own section and the seed.
+        trains: Section of its training; None when it does not train.
+        default_preset: Preset when the user names none.
+        results_on_stdout: Whether its messages are its result.
+        problems: Returns problems of its own section that the schema cannot find; looks at the disk too if the second
+            argument is true.
+        dry_run: Returns what a dry run shows in addition, from its own section and the seed.
     """
 
     name: str
@@ -90,21 +90,21 @@ class Verb:
 
 
 DEVICE = Option("--device", "launch.device", "auto, cpu or cuda.")
-PROCS = Option("--procs-per-node", "launch.procs_per_node", "Processes a node; default one a GPU, or 1.")
-NODES = Option("--nodes", "launch.nodes", "Nodes; above 1 SLURM is used.")
+PROCS = Option("--procs-per-node", "launch.procs_per_node", "Processes per node; default: one per GPU, or 1.")
+NODES = Option("--nodes", "launch.nodes", "Number of nodes; above 1, SLURM is used.")
 DISTRIBUTED = (NODES, PROCS, DEVICE)
 CACHE = Option("--cache-dir", "storage.cache_dir", "Local folder for copies of remote shards.", role="output")
 
-MICRO_BATCH_HELP = "Most images per rank and forward pass; auto: as many as memory holds, found at start."
-DATA_HELP = "Set of images, written by `prepare`."
+MICRO_BATCH_HELP = "Maximum images per rank and forward pass; auto: as many as fit, measured at start."
+DATA_HELP = "Image set (written by `prepare`)."
 VAE_HELP = "Run of `train-vae`, or a folder of a diffusers AutoencoderKL or AutoencoderDC."
 
 
 def require(value: str | None, *, flag: str, key: str) -> str:
-    """Return a path the verb cannot do without.
+    """Return a required path.
 
     Raises:
-        ConfigError: It was not given.
+        ConfigError: It is missing.
     """
     if value is None:
         raise ConfigError(f"{flag} is missing", where=key, hint=f"give {flag}, or set {key} in the config")

@@ -19,14 +19,14 @@ def _problems(section: DemoConfig, look: bool) -> list[str]:
 
 VERB = Verb(
     name="demo",
-    help="Walk the whole chain on phantoms, or on your own photographs, in minutes.",
+    help="Run the whole chain on phantoms, or on your own photographs, in minutes.",
     order=10,
     options=(
-        Option("--out", "demo.out", "Folder for everything the demo makes.", required=True, role="output"),
-        Option("--minutes", "demo.minutes", "Rough time on two idle cores."),
+        Option("--out", "demo.out", "Folder for all results of the demo.", required=True, role="output"),
+        Option("--minutes", "demo.minutes", "Approximate time on two idle cores."),
         Option("--source", "demo.source", "Folder of your own photographs instead of phantoms.", role="input"),
-        Option("--labels", "demo.labels", "Label table of your own photographs.", role="input"),
-        Option("--mapping", "demo.mapping", "Mapping YAML of your own table.", role="input"),
+        Option("--labels", "demo.labels", "Label table of these photographs.", role="input"),
+        Option("--mapping", "demo.mapping", "Mapping YAML of this table.", role="input"),
         PROCS,
         DEVICE,
     ),

@@ -4,13 +4,13 @@ from synfundus.stages.verb import Option, Verb
 
 VERB = Verb(
     name="ema",
-    help="Make a model with a longer or shorter weight average than was tracked.",
+    help="Build the model with a longer or shorter weight average, from the snapshots of a run.",
     order=420,
     options=(
         Option("--run-dir", "ema.run_dir", "Run of `train` with snapshots.", required=True, role="input"),
-        Option("--sigma-rel", "ema.sigma_rel", "Width of the average relative to the run, e.g. 0.10.", required=True),
-        Option("--at-images", "ema.at_images", "Time of the average; default the last snapshot's."),
-        Option("--out", "ema.out", "Folder to write; default below the run.", role="output"),
+        Option("--sigma-rel", "ema.sigma_rel", "Width of the average, relative to the run, e.g. 0.10.", required=True),
+        Option("--at-images", "ema.at_images", "End of the average, in images; default: the last snapshot."),
+        Option("--out", "ema.out", "Folder to write; default: inside the run.", role="output"),
     ),
     sections=("ema",),
 )

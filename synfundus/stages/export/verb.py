@@ -4,13 +4,13 @@ from synfundus.stages.verb import Option, Verb
 
 VERB = Verb(
     name="export",
-    help="Write a trained model as a diffusers folder; of a checkpoint while the run goes on.",
+    help="Write the model of a run, or of one of its checkpoints, as a diffusers folder.",
     order=430,
     options=(
         Option("--run-dir", "export.run_dir", "Run of `train`.", required=True, role="input"),
         Option("--out", "export.out", "Folder to write.", required=True, role="output"),
-        Option("--checkpoint", "export.checkpoint", "images-NNNNNNNNNNNN; default the finished model, or the newest."),
-        Option("--weights", "export.weights", "averaged, or raw ones of a checkpoint."),
+        Option("--checkpoint", "export.checkpoint", "images-NNNNNNNNNNNN; default: the finished model, or the newest."),
+        Option("--weights", "export.weights", "averaged or raw, of a checkpoint."),
     ),
     sections=("export",),
 )

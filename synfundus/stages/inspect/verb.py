@@ -4,13 +4,13 @@ from synfundus.stages.verb import Option, Verb
 
 VERB = Verb(
     name="inspect",
-    help="Look into a shard set: counts, labels, sizes, pictures; check every byte.",
+    help="Show what a shard set holds: counts, labels, sizes, images; check every byte.",
     order=130,
     options=(
-        Option("--data", "inspect.data", "Set of images, latents or samples.", required=True, role="input"),
+        Option("--data", "inspect.data", "Image set, latent set or sample set.", required=True, role="input"),
         Option("--out", "inspect.out", "Folder for inspect.json and the contact sheet; default: none.", role="output"),
-        Option("--verify", "inspect.verify", "Read every byte and compare every hash.", "flag"),
-        Option("--images", "inspect.contact_sheet_images", "Images on the contact sheet; 0 draws none."),
+        Option("--verify", "inspect.verify", "Read every byte and check every hash.", "flag"),
+        Option("--images", "inspect.contact_sheet_images", "Images on the contact sheet; 0: none."),
     ),
     sections=("seed", "inspect", "storage"),
     results_on_stdout=True,

@@ -9,8 +9,8 @@ VERB = Verb(
     options=(
         Option("--out", "phantoms.out", "Folder for the photographs and labels.csv.", required=True, role="output"),
         Option("--num-images", "phantoms.num_images", "Number of photographs."),
-        Option("--image-size", "phantoms.image_size_px", "Edge of the square photographs, in pixels."),
-        Option("--workers", "phantoms.workers", "Processes that draw; 0 draws in the main process."),
+        Option("--image-size", "phantoms.image_size_px", "Width and height of the photographs, in pixels."),
+        Option("--workers", "phantoms.workers", "Worker processes that draw; 0: the main process."),
     ),
     sections=("seed", "phantoms"),
 )

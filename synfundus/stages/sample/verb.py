@@ -33,7 +33,7 @@ def _problems(section: SampleConfig, look: bool) -> list[str]:
 
 
 def _schema_of(model: str) -> LabelSchema | None:
-    """Return the label schema a run or model states; None where it cannot be told: the job says why."""
+    """Return the label schema of a run or model; None where it cannot be read: the job says why."""
     from synfundus.labels.schema import LabelSchema
 
     for place in ("export/synfundus.json", "synfundus.json"):
@@ -53,9 +53,14 @@ VERB = Verb(
     options=(
         Option("--model", "sample.model", "Run of `train`, or an exported pipeline.", required=True, role="input"),
         Option("--out", "sample.out", "Folder to write.", required=True, role="output"),
-        Option("--num-images", "sample.num_images", "Number of images; with a plan the default is one a row."),
-        Option("--label", "sample.label", "NAME=VALUE every image gets (repeatable); the rest is unknown.", "mapping"),
-        Option("--labels", "sample.labels", "Label plan: a CSV with one row an image.", role="input"),
+        Option("--num-images", "sample.num_images", "Number of images; default with a label plan: one per row."),
+        Option(
+            "--label",
+            "sample.label",
+            "Label of every image, NAME=VALUE (repeatable); the others are unknown.",
+            "mapping",
+        ),
+        Option("--labels", "sample.labels", "Label plan: a CSV with one row per image.", role="input"),
         Option("--sampler", "sample.sampler", "ddim, dpmpp, euler or heun."),
         Option("--num-steps", "sample.num_steps", "Solver steps."),
         Option("--guidance-scale", "sample.guidance_scale", "Classifier-free guidance; 1 turns it off."),

@@ -4,14 +4,12 @@ from synfundus.stages.verb import CACHE, DEVICE, VAE_HELP, Option, Verb
 
 VERB = Verb(
     name="verify-latents",
-    help="Decode a sample of a latent set and report its PSNR.",
+    help="Decode some latents of a set and report their PSNR.",
     order=230,
     options=(
-        Option(
-            "--latents", "verify_latents.latents", "Set of latents (`encode-latents`).", required=True, role="input"
-        ),
+        Option("--latents", "verify_latents.latents", "Latent set (`encode-latents`).", required=True, role="input"),
         Option("--vae", "verify_latents.vae", VAE_HELP, required=True, role="input"),
-        Option("--data", "verify_latents.data", "Set of images the latents were made of.", role="input"),
+        Option("--data", "verify_latents.data", "Image set the latents were encoded from.", role="input"),
         CACHE,
         DEVICE,
     ),
