@@ -196,7 +196,7 @@ def test_without_auto_nothing_is_measured_or_written(
 
 def test_a_damaged_memory_of_the_start_is_refused(latent_set: ShardSet, world: World, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    run_dir.mkdir()
+    run_train(latent_set, run_dir, world)
     (run_dir / "machine.json").write_text('{"format": "synfundus-machine", "schema_version": 2}')
     with pytest.raises(DataError, match="version 2"):
         run_train(latent_set, run_dir, world, micro_batch_size="auto")
