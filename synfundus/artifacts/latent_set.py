@@ -54,7 +54,7 @@ def open_latent_sets(texts: Sequence[str]) -> LatentSets:
         return LatentSets(sets, (1.0,), sets[0])
     parts = shares(weights, BLOCK_POSITIONS)
     if len({one.identity for one in sets}) < len(sets):
-        raise ConfigError("the same set of latents is given twice", where="train.latents")
+        raise ConfigError("the same latent set is given twice", where="train.latents")
     for other in sets[1:]:
         _require_alike(sets[0], other)
     document = json.dumps([[one.identity, part] for one, part in zip(sets, parts, strict=True)])

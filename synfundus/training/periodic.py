@@ -1,4 +1,4 @@
-"""What a run does beside its steps, and when."""
+"""Periodic work of a run beside its steps: checkpoints, validation, snapshots, previews."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from synfundus.training.train_state import TrainState
 
 @dataclass(frozen=True)
 class Periodic:
-    """Something done every so many images, and at the end if asked.
+    """Work at an interval of images, and optionally at the end.
 
     Attributes:
-        name: What it is called where it does not end.
-        every_images: Interval; 0 never.
-        action: What is done, on every rank (it may be collective). It may be left with `Interrupted`, on every rank,
-            and is then done from its beginning when the run goes on.
-        done: Whether its result at this place is there; asked on rank 0, where a run goes on from a checkpoint. Without
-            an answer the work is done again.
+        name: Name, for messages of the watchdog.
+        every_images: Interval; 0: never.
+        action: The work, on every rank (may be collective). May raise `Interrupted`, on every rank; it is then done
+            from its start when the run is resumed.
+        done: Whether the result at this place exists; called on rank 0 after a resume. By default the work is done
+            again.
         at_end: Also when the budget is reached.
     """
 
@@ -38,25 +38,25 @@ class Periodic:
 
 @dataclass(frozen=True)
 class Checkpoint(Periodic):
-    """The checkpoint: what a run goes on from.
+    """The checkpoint, from which a run is resumed.
 
-    A row of metrics is written before it, so that none is half-summed in it. It is done also when a signal has come,
-    and never left for later.
+    A row of metrics is written before it, so that no sum is split by it. It is written even after a signal, and never
+    owed.
     """
 
 
 class Saver(Protocol):
-    """Writes checkpoints, possibly behind the steps; see `training.checkpoints.writer`."""
+    """Writes checkpoints, possibly in the background; see `training.checkpoints.writer`."""
 
     @property
     def failed(self) -> bool:
-        """Whether a save of this rank has failed that nobody was told of."""
+        """Whether a save of this rank has failed that was not raised yet."""
 
     def save(self, images_seen: int, state: Mapping[str, Any]) -> None:
-        """Take the state as it is now and have it written. Collective."""
+        """Copy the current state and write it. Collective."""
 
     def wait(self) -> None:
-        """Wait until everything is written, and raise what went wrong. Collective."""
+        """Wait until everything is written, and raise errors. Collective."""
 
     def close(self) -> None:
         """Wait until everything is written or has failed."""
@@ -64,12 +64,12 @@ class Saver(Protocol):
 
 @dataclass(frozen=True)
 class Work:
-    """What is done beside the steps.
+    """The work of a run beside its steps.
 
     Attributes:
-        periodic: What happens at intervals, in this order; the checkpoint is among it.
-        saver: Writes checkpoints; asked for one before a stop by signal.
-        rewind: Puts the newest checkpoint's weights, moments and averages in place, returns its images; collective.
+        periodic: Periodic work in its order, with the checkpoint.
+        saver: Writes checkpoints; also before a stop by a signal.
+        rewind: Loads weights, optimizer moments and averages of the newest checkpoint, returns its images; collective.
     """
 
     periodic: Sequence[Periodic]

@@ -1,4 +1,4 @@
-"""What a run says of itself: rows of metrics, and what became of the samples it was to train on."""
+"""The records of a run: rows of metrics, and the ledger of its samples."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from synfundus.training.train_state import TrainState
 
 @dataclass(frozen=True)
 class Reports:
-    """Where a run says how it goes.
+    """Where a run reports.
 
     Attributes:
         console: What the user sees.
         write_metrics: Takes a row of metrics; called on rank 0.
         write_ledger: Takes a row about quarantined samples or a finished epoch; called on rank 0.
-        set_names: What the ledger calls the sets the loader reads.
-        cost: What an image costs, for the figures that need it; rank 0 alone writes them.
+        set_names: Names of the loader's sets in the ledger.
+        cost: Cost of an image, for the figures that need it; only on rank 0, which writes them.
     """
 
     console: Console
@@ -42,20 +42,20 @@ class Reports:
 
 
 class Recorder:
-    """Adds up what happens between two rows, and writes them.
+    """Accumulates the figures between two rows, and writes the rows.
 
     Args:
-        reports: Where they go.
-        loader: Whose batches are trained on.
-        state: Place of the run; the recorder keeps its account of the samples.
+        reports: Where the rows go.
+        loader: Source of the batches.
+        state: State of the run; the recorder updates its counts of samples.
         budget_images: Images of the run.
-        global_batch_size: Images of a step.
-        max_bad_fraction: Part of the samples that may be quarantined.
+        global_batch_size: Images per step.
+        max_bad_fraction: Fraction of the samples that may be quarantined.
         world: The job.
 
     Attributes:
-        written_images: Place of the last row.
-        clock: Of the interval since then.
+        written_images: Images seen at the last row.
+        clock: Clock of the interval since then.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Recorder:
         self.clock = Clock(images_at_start=self.written_images, wait_at_start_s=self._loader.wait_s)
 
     def add_batch(self, batch: RankBatch) -> None:
-        """Count what a batch was planned to hold, and holds."""
+        """Count the planned and the delivered samples of a batch."""
         for key, (planned, delivered) in batch.tally().items():
             before = self._tally_here.get(key, (0, 0))
             self._tally_here[key] = before[0] + planned, before[1] + delivered
@@ -102,11 +102,11 @@ class Recorder:
         self._sums.add(sums)
 
     def write(self, step: StepResult | None, *, lr: float, bar: Progress) -> None:
-        """Write a row of metrics, and what has become of the samples since the last one. Collective.
+        """Write a row of metrics, and the rows of the ledger since the last one. Collective.
 
         Args:
-            step: The last one; None before the first.
-            lr: Learning rate here.
+            step: The last step; None before the first.
+            lr: Current learning rate.
             bar: Shows some of the figures.
 
         Raises:
@@ -139,7 +139,7 @@ class Recorder:
         self.start_clock()
 
     def _interval(self) -> Interval:
-        """Return what lies between the last row and now, over all ranks. Collective."""
+        """Return the interval since the last row, over all ranks. Collective."""
         clock = self.clock
         elapsed = max(time.perf_counter() - clock.began, 1e-9)
         waited, stalled, peak = mean_waits_and_peak(
@@ -157,7 +157,7 @@ class Recorder:
         self._reports.write_metrics(row)
 
     def _account(self) -> list[dict[str, Any]]:
-        """Count what all ranks planned and delivered since the last row, name what none could use. Collective.
+        """Count planned and delivered samples of all ranks since the last row; name the quarantined. Collective.
 
         Returns:
             Rows for the ledger.
@@ -191,5 +191,5 @@ class Recorder:
             raise DataError(
                 f"{state.quarantined_images} of {state.images_seen} samples had to be quarantined, more than "
                 f"max_bad_fraction = {limit}",
-                hint="the ledger names them; write the damaged shards again",
+                hint="ledger.jsonl lists them; write the damaged shards again",
             )

@@ -1,4 +1,4 @@
-"""Where a run is."""
+"""The state of a run."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 @dataclass
 class TrainState:
-    """Where a run is. Everything else follows from the config and `images_seen`.
+    """The state of a run. Everything else follows from the config and `images_seen`.
 
     Attributes:
         images_seen: Images trained on, epochs included; quarantined slots count.
         quarantined_images: Slots without a sample so far, over all ranks.
-        skipped_steps: Steps that were left out under the policy ``skip``.
-        rewinds: Steps at which the weights of the newest checkpoint were put back, under the policy ``rewind``.
-        rewound_images: Images whose training such a step undid, its own included; one undone twice counts twice.
-        recent_losses: Losses of the last steps, where spikes are looked for.
-        open_epochs: What the ledger has counted of the epochs that are not finished.
+        skipped_steps: Steps without an update, under the policy ``skip``.
+        rewinds: Steps after which the newest checkpoint's weights were loaded, under the policy ``rewind``.
+        rewound_images: Images whose training a rewind undid, its own step included; counted each time.
+        recent_losses: Losses of the last steps, to detect spikes.
+        open_epochs: Counts of the ledger for unfinished epochs.
     """
 
     images_seen: int = 0

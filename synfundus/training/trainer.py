@@ -1,4 +1,4 @@
-"""The training loop: when to step, log, save, look and stop. What a step computes is `training.step`."""
+"""The training loop: when to step, log, save, validate and stop. What a step computes is `training.step`."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ from synfundus.training.stopping import StopFlag, catch_signals
 from synfundus.training.train_state import TrainState
 
 _LAST_SAVE_PATIENCE = 3
-"""Times the watchdog's limit that a save may take which first waits for the one before it; each of the two has the
-limit for itself as well."""
+"""Multiple of the watchdog's limit for a save that first waits for the one before it; each of the two also has the
+limit for itself."""
 
 
 def _explained(error: RuntimeError, images_seen: int) -> SynfundusError | None:
-    """Say what an error of torch means to the user; None where that is not known."""
-    again = "the same command goes on from the last checkpoint"
+    """Translate an error of torch for the user; None where its meaning is unknown."""
+    again = "run the same command again to resume from the last checkpoint"
     if lost := lost_rank_error(error, hint=again):
         return lost
     if is_out_of_memory(error):
         return ConfigError(
             f"memory ran out at {images_seen:,} images: {error}",
             where="micro_batch_size",
-            hint="fewer images a forward pass (auto finds the number; the global batch stays), or "
-            "gradient_checkpointing=true; in a preview, preview_every_images=0",
+            hint="lower micro_batch_size (auto finds the largest; the global batch stays the same), or "
+            "gradient_checkpointing=true; if it was a preview, preview_every_images=0",
         )
     return None
 
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How the loop runs; every value comes from the config."""
+    """Settings of the loop, from the config."""
 
     seed: int
     budget_images: int
@@ -80,11 +80,11 @@ class Trained:
 
 @dataclass(frozen=True)
 class Watch:
-    """Who may end the run.
+    """What may end the run.
 
     Attributes:
-        watchdog: Ends the job when nothing moves; the caller lets it run.
-        flag: Says that a signal came; periodic work may look at it too.
+        watchdog: Ends the job when it hangs; the caller starts and stops it.
+        flag: Raised by a signal; periodic work may check it too.
     """
 
     watchdog: Watchdog
@@ -92,16 +92,16 @@ class Watch:
 
 
 class Trainer:
-    """Trains until the budget is reached, a signal comes, or something is wrong.
+    """Trains until the budget is reached, a signal arrives, or an error occurs.
 
     Args:
         trained: Engine, averages, learning rate.
         loader: This rank's batches from the state's position on.
         settings: Loop settings.
-        state: Place to start from.
-        reports: Where the run says how it goes.
-        work: What is done beside the steps.
-        watch: Who may end the run.
+        state: Where to start.
+        reports: Where progress is reported.
+        work: Checkpoints and other periodic work.
+        watch: What may end the run.
         world: The job.
     """
 
@@ -137,17 +137,17 @@ class Trainer:
             world=world,
         )
         self._last_step: StepResult | None = None
-        self._owed: set[str] = set()  # periodic work that is due here and not done
+        self._owed: set[str] = set()  # periodic work that is due here but not done
 
     def fit(self) -> TrainState:
         """Run to the budget and return the final state. Collective.
 
         Raises:
-            Preempted: A signal came; a checkpoint was written.
-            NumericalError: A step is not sound, and the policy is to stop.
+            Preempted: A signal arrived; a checkpoint was written.
+            NumericalError: A step is not finite or a spike, and the policy is to stop.
             DataError: More samples were quarantined than allowed.
             ConfigError: Memory ran out.
-            LaunchError: Another rank has gone, or (Stalled) does not answer.
+            LaunchError: Another rank has ended, or (Stalled) does not respond.
         """
         state, budget = self.state, self._settings.budget_images
         self._recorder.start_clock()
@@ -177,13 +177,13 @@ class Trainer:
         return state
 
     def _next_batch(self, bar: Progress) -> RankBatch | None:
-        """Return this rank's part of the next global batch, None when there is none to come. Collective.
+        """Return this rank's part of the next global batch, None at the end. Collective.
 
-        Here all ranks learn of what any of them has met since the last time, before one of them computes.
+        Ranks exchange signals and errors here, before any of them computes.
 
         Raises:
-            Preempted: A signal came to any rank; a checkpoint was written.
-            SynfundusError: Any rank cannot read on, or a save has failed.
+            Preempted: A signal reached any rank; a checkpoint was written.
+            SynfundusError: A rank cannot read further, or a save has failed.
         """
         flag = self._flag
         batch: RankBatch | None = None
@@ -200,7 +200,7 @@ class Trainer:
             raise_together(fault, self._world)
         if failed:
             self._saver.wait()
-        if stop and not (self._at_end and not self._owed):  # at the very end there is nothing left to stop
+        if stop and not (self._at_end and not self._owed):  # at the end there is nothing to stop
             self._stop(bar)
         return batch
 
@@ -211,7 +211,7 @@ class Trainer:
         after = state.images_seen + settings.global_batch_size
         lr = self._lr.at(after)
         result: StepResult | None = None
-        # the only draw torch makes itself is dropout; keyed, so that a resumed run drops the same units
+        # the only draw of torch itself is dropout; keyed, so that a resumed run drops the same units
         seed_kernels(derive_key(settings.seed, "dropout", self._world.rank, after), device=self._device)
         spike = float("nan")
         micros = batch.split(settings.gradient_accumulation_steps)
@@ -222,7 +222,7 @@ class Trainer:
                 totals = [totals[0] + float(sums["loss"]), totals[1] + float(sums["images"])]
                 if number == len(micros):
                     spike = self._spike(totals)
-                    # ZeRO leaves the weights alone, on all ranks, when a gradient is not finite
+                    # ZeRO skips the update, on all ranks, when a gradient is not finite
                     loss = loss if math.isnan(spike) else loss * float("nan")
             self._engine.backward(loss)
             result = self._engine.step(lr=lr)
@@ -240,7 +240,7 @@ class Trainer:
             self._ema.update(self._engine.masters(), batch_images=settings.global_batch_size, images_seen=after)
 
     def _spike(self, totals: Sequence[float]) -> float:
-        """Return the loss of a global batch if it is a spike, nan if it is none. Collective.
+        """Return the loss of a global batch if it is a spike, else nan. Collective.
 
         Args:
             totals: Sum of losses and number of images of this rank.
@@ -254,7 +254,7 @@ class Trainer:
         return float("nan")
 
     def _leave_out(self, policy: str, key: str, fault: str) -> None:
-        """Apply a policy to the step just made. Collective."""
+        """Apply a policy to the last step. Collective."""
         if policy == "rewind":
             self._saver.wait()
         state = self.state
@@ -284,7 +284,7 @@ class Trainer:
         self._do([job for job in self._periodic if job.due(before, now, budget)])
 
     def _left(self) -> list[Periodic]:
-        """Return the work that is due where the run goes on from, and was not done. Collective."""
+        """Return the work that was due at the checkpoint the run resumes from, and not done. Collective."""
         now, settings = self.state.images_seen, self._settings
         before = now - settings.global_batch_size
         due = [job for job in self._periodic if now and job.due(before, now, settings.budget_images)]
@@ -293,7 +293,7 @@ class Trainer:
         return [job for job in due if job.name in left and not isinstance(job, Checkpoint)]
 
     def _do(self, jobs: Sequence[Periodic]) -> None:
-        """Do periodic work, but for a checkpoint only until a signal comes; the rest is owed. Collective.
+        """Do periodic work; after a signal only the checkpoint, and the rest is owed. Collective.
 
         Its time does not count as training time.
         """
@@ -319,7 +319,7 @@ class Trainer:
         raise Preempted(
             f"stopped by {' '.join(self._flag.names) or 'a signal to another rank'} at {state.images_seen} images; "
             "everything is saved",
-            hint="start the same command again to go on",
+            hint="run the same command again to resume",
         )
 
     @property
