@@ -1,4 +1,4 @@
-"""Where an autoencoder lies, and opening it."""
+"""Finding, opening and writing the folder of an autoencoder."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def find_autoencoder(location: str) -> str:
     """Return the folder of an autoencoder: in a run of train-vae, in a pipeline folder, or the folder itself.
 
     Raises:
-        CheckpointError: Nothing of that kind is there.
-        StorageError: The store cannot be asked.
+        CheckpointError: There is none.
+        StorageError: The store cannot be read.
     """
     for candidate in (filesystem.join(location, "export", "vae"), filesystem.join(location, "vae"), location):
         if filesystem.exists(filesystem.join(candidate, CONFIG_NAME)):
             return candidate
     raise CheckpointError(
-        "no autoencoder here",
+        "there is no autoencoder here",
         where=location,
         hint="give a finished run of train-vae, or a folder of a diffusers AutoencoderKL or AutoencoderDC",
     )
@@ -52,33 +52,33 @@ def check_autoencoder(folder: str) -> dict[str, Any]:
     """Return the config of an autoencoder folder without loading the weights.
 
     Raises:
-        CheckpointError: It cannot be used.
+        CheckpointError: It is unusable.
     """
     with folder_to_read(folder) as local:
         return check_autoencoder_folder(local)
 
 
 def save_autoencoder(autoencoder: LatentAutoencoder, url: str) -> None:
-    """Write an autoencoder folder; one that is there is replaced as a whole."""
+    """Write an autoencoder folder; an existing one is replaced as a whole."""
     with folder_to_replace(url, last=(CONFIG_NAME,), own=NETWORK_FILE) as work:
         autoencoder.save_pretrained(work)
         forget_origin(work)
 
 
 def autoencoder_parts(autoencoder: LatentAutoencoder) -> tuple[ModelPart, ...]:
-    """Return the folder of a checkpoint that holds the autoencoder being trained, raw weights, for diffusers."""
+    """Return the checkpoint folder with the raw weights of the autoencoder in training, for diffusers."""
     return (ModelPart("vae", "codec.autoencoder.", config_text(autoencoder.network), WEIGHTS_NAME),)
 
 
 def config_text(network: ConfigMixin) -> str:
-    """Return the content of the ``config.json`` diffusers would write, without where the network was once read from."""
+    """Return the ``config.json`` of diffusers, without the path the network was loaded from."""
     config = json.loads(network.to_json_string())
     config.pop(_ORIGIN, None)
     return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
 
 def forget_origin(folder: Path) -> None:
-    """Remove from diffusers' configs the path the parts were once read from: it tells of the machine, not the model."""
+    """Remove from diffusers' configs the path the parts were loaded from: it describes the machine, not the model."""
     for path in folder.rglob(CONFIG_NAME):
         config = json.loads(path.read_text(encoding="utf-8"))
         if config.pop(_ORIGIN, None) is not None:

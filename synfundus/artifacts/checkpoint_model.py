@@ -1,8 +1,8 @@
-"""The model of a run at one of its checkpoints: a run that has not ended, or was better before its end.
+"""The model of a run at one of its checkpoints, e.g. of a run that has not finished.
 
 ::
 
-    RUN/model/                       written when the run begins
+    RUN/model/                       written at the start of the run
         vae/                         the autoencoder of the latents
         surroundings.json            labels, latent normalisation, noise schedule, fingerprints; written last
     RUN/checkpoints/images-.../
@@ -50,7 +50,7 @@ Weights = Literal["averaged", "raw"]
 
 
 def model_parts(denoiser: ConditionalDenoiser) -> tuple[ModelPart, ...]:
-    """Return the folders of a checkpoint that hold a network."""
+    """Return the network folders of a checkpoint."""
     return (
         ModelPart("unet", "unet.", config_text(denoiser.unet), WEIGHTS_NAME),
         ModelPart("conditioner", "conditioner.", denoiser.conditioner.config_text(), CONDITIONER_WEIGHTS_NAME),
@@ -58,12 +58,12 @@ def model_parts(denoiser: ConditionalDenoiser) -> tuple[ModelPart, ...]:
 
 
 def save_setup(run_url: str, setup: ModelSetup, training_summary: Mapping[str, Any]) -> None:
-    """Write what the network of a run needs around it, once; rank 0 calls it.
+    """Write the setup of a run's model, once; called on rank 0.
 
     Args:
         run_url: The run.
-        setup: What it is.
-        training_summary: Figures for model cards that are known when a run begins.
+        setup: The setup.
+        training_summary: Figures for model cards that are known at the start of a run.
     """
     url = filesystem.join(run_url, FOLDER_NAME)
     if filesystem.exists(filesystem.join(url, DOCUMENT_NAME)):
@@ -77,14 +77,14 @@ def save_setup(run_url: str, setup: ModelSetup, training_summary: Mapping[str, A
 
 
 def has_only_checkpoints(run_url: str) -> bool:
-    """Whether a run of `train` has not ended: it has begun, and has no export."""
+    """Whether a run of `train` has started but not finished: it has no export."""
     names = ((FOLDER_NAME, DOCUMENT_NAME), ("export", EXPORT_NAME))
     begun, ended = (filesystem.exists(filesystem.join(run_url, *parts)) for parts in names)
     return begun and not ended
 
 
 def newest_images(run_url: str) -> int:
-    """Return the images seen at a run's newest checkpoint, whole or not; 0 where there is none."""
+    """Return the images seen at a run's newest checkpoint, damaged or not; 0 where there is none."""
     root = filesystem.join(run_url, "checkpoints")
     names = checkpoint_search.list_checkpoints(root)[0] if filesystem.is_dir(root) else []
     return int(names[-1].removeprefix("images-")) if names else 0
@@ -95,12 +95,12 @@ def load_checkpoint_model(run_url: str, *, name: str | None, weights: Weights, c
 
     Args:
         run_url: The run.
-        name: Folder name of the checkpoint; None takes the newest that verifies.
-        weights: The averaged or the raw ones.
-        console: Told which checkpoint it is, and of damaged ones.
+        name: Folder name of the checkpoint; None: the newest that verifies.
+        weights: Averaged or raw.
+        console: Shows the chosen checkpoint, and damaged ones.
 
     Raises:
-        CheckpointError: No such checkpoint, a damaged one, or one from before these folders were kept.
+        CheckpointError: No such checkpoint, a damaged one, or one of an earlier version without these folders.
     """
     found = _find(run_url, name, console)
     document = documents.read_document(
@@ -149,7 +149,7 @@ def _setup(run_url: str) -> tuple[ModelSetup, dict[str, Any]]:
         raise CheckpointError(
             f"{FOLDER_NAME}/{DOCUMENT_NAME} is missing: no run of `train`, or one that an earlier version began",
             where=run_url,
-            hint="the same `synfundus train` goes on with the run and writes it",
+            hint="resume the run with the same `synfundus train`, which writes it",
         )
     with folder_to_read(url) as folder:
         path = str(folder / DOCUMENT_NAME)
@@ -166,7 +166,7 @@ def _denoiser(url: str, setup: ModelSetup) -> ConditionalDenoiser:
         raise CheckpointError(
             "this checkpoint has no unet/: an earlier version wrote it",
             where=url,
-            hint="the same `synfundus train` goes on from it, and its next checkpoint has one",
+            hint="resume the run with the same `synfundus train`; its next checkpoint has one",
         )
     with (
         folder_to_read(filesystem.join(url, "unet")) as unet,
@@ -180,7 +180,7 @@ def _denoiser(url: str, setup: ModelSetup) -> ConditionalDenoiser:
 
 
 def _averaged(url: str, document: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the averaged weights of a checkpoint by name, whole."""
+    """Return the complete averaged weights of a checkpoint by name."""
     try:
         layout = FlatLayout.from_document(document["layout"])
         source = PartitionSource(url, saved_world_size=int(document["world_size"]))

@@ -1,6 +1,6 @@
-"""Making a folder ours: what it is for is written into it before anything else, and what is for something else refused.
+"""Claims: a folder's purpose is written into it before anything else; a folder with another purpose is refused.
 
-One process at a time calls these; among ranks that is rank 0 (`on_rank_0`).
+Only one process at a time may call these; among ranks that is rank 0 (`on_rank_0`).
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ _ENVELOPE = ("format", "schema_version")
 
 @dataclass(frozen=True)
 class Claim:
-    """How one kind of folder says what it is for.
+    """The claim of one kind of folder.
 
     Attributes:
-        name: The document below the folder.
+        name: The document in the folder.
         format_name: Its format.
         version: Its version.
-        others: What the folder holds when it is for something else, e.g. "latents of something else".
+        others: What a folder with another purpose holds, for messages, e.g. "latents of something else".
         flag: The option that names the folder.
-        beside: Pattern of what may lie in a folder before it is ours.
+        beside: Pattern of files that a folder may hold before it is claimed.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Claim:
     beside: str = ""
 
     def read(self, folder: str) -> documents.Document | None:
-        """Return what a folder of ours is for; None where it is empty or not there.
+        """Return the claim of a folder; None where it is empty or does not exist.
 
         Raises:
             ConfigError: It holds something else.
@@ -53,10 +53,10 @@ class Claim:
             raise ConfigError(message, where=url, hint=error.hint or f"give another {self.flag}") from error
 
     def make(self, folder: str, wanted: Mapping[str, Any]) -> bool:
-        """Write down what a folder is for, or compare with what is written there; returns whether it was free.
+        """Claim a folder, or compare with its claim; returns whether it was unclaimed.
 
         Raises:
-            ConfigError: It is for something else, or holds something else; the message names both sides.
+            ConfigError: It has another purpose, or holds something else; the message names both sides.
         """
         found = self.read(folder)
         if found is None:
@@ -67,10 +67,10 @@ class Claim:
         return False
 
     def refuse_difference(self, folder: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-        """Refuse a folder that is for something else.
+        """Refuse a folder with another claim.
 
         Raises:
-            ConfigError: Names what differs.
+            ConfigError: Names the differences.
         """
         if changed := difference(found, wanted):
             hint = f"give another {self.flag}, or the settings and inputs it was begun with"
@@ -87,7 +87,7 @@ def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Say in one line how two documents differ, hashes last; empty if they do not."""
+    """Describe in one line how two documents differ, hashes last; empty if they are equal."""
     there, here = flatten(found), flatten(documents.as_json(wanted))
     keys = sorted((set(there) | set(here)).difference(_ENVELOPE), key=lambda key: (key.endswith("_sha256"), key))
     changed = [

@@ -1,4 +1,4 @@
-"""Snapshots of a run's power-function averages: what `synfundus ema` puts averages of other lengths together from.
+"""Snapshots of a run's power-function averages, from which `synfundus ema` builds averages of other lengths.
 
 ::
 
@@ -29,13 +29,13 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One that is there.
+    """A snapshot on disk.
 
     Attributes:
-        url: Its weights.
-        profile: Which average it is.
-        num_bytes: Size of the weights' file.
-        sha256: Hash of the weights' file.
+        url: File of the weights.
+        profile: Width and time of the average.
+        num_bytes: Size of the file.
+        sha256: Hash of the file.
     """
 
     url: str
@@ -48,7 +48,7 @@ def write_snapshot(run_url: str, weights: Mapping[str, Tensor] | None, profile: 
     """Write a snapshot; one of the same width and time is replaced. Collective: rank 0 has the weights, and writes.
 
     Raises:
-        StorageError: On every rank when rank 0 could not.
+        StorageError: On every rank when rank 0 failed.
     """
 
     def write() -> None:
@@ -69,7 +69,7 @@ def write_snapshot(run_url: str, weights: Mapping[str, Tensor] | None, profile: 
             raise StorageError(
                 f"a snapshot of the averages could not be written: {error.message}",
                 where=filesystem.join(run_url, FOLDER_NAME),
-                hint="free some space, or take fewer: train.ema.snapshot_every_images",
+                hint="free some space, or keep fewer: raise train.ema.snapshot_every_images",
             ) from error
 
     on_rank_0(write, world)
@@ -85,7 +85,7 @@ def _document_url(url: str) -> str:
 
 
 def has_snapshots(run_url: str, profiles: Iterable[Profile]) -> bool:
-    """Whether these snapshots are there."""
+    """Whether these snapshots exist."""
     return all(filesystem.exists(_document_url(_weights_url(run_url, profile))) for profile in profiles)
 
 
@@ -121,7 +121,7 @@ def read_snapshot(snapshot: Snapshot) -> dict[str, Tensor]:
     """Read the weights of a snapshot, fp32 by name.
 
     Raises:
-        CheckpointError: The file is not the one that was written.
+        CheckpointError: The file has changed since it was written.
     """
     data = filesystem.read_bytes(snapshot.url)
     if len(data) != snapshot.num_bytes:
@@ -131,5 +131,5 @@ def read_snapshot(snapshot: Snapshot) -> dict[str, Tensor]:
     try:
         weights: dict[str, Tensor] = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
-        raise CheckpointError(f"no safetensors file: {error}", where=snapshot.url) from error
+        raise CheckpointError(f"not a safetensors file: {error}", where=snapshot.url) from error
     return weights

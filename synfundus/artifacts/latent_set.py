@@ -1,4 +1,4 @@
-"""Latent sets: one, or several with weights (``--latents A:0.7 --latents B:0.3``), and what they were made of."""
+"""Latent sets: one, or several with weights (``--latents A:0.7 --latents B:0.3``), and their sources."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from synfundus.storage.locations import parse_weighted
 from synfundus.storage.manifest import ShardSet, load_shard_set
 
 SOURCES_NAME = "sources.json"
-"""Beside the manifest, not in it: the manifest's hash is the set's identity, and the same latents made from a copy of
-the images in another place are the same latents, read in the same order."""
+"""Beside the manifest, not in it: the manifest's hash is the set's identity, and the same latents encoded from a copy of
+the images elsewhere are the same set, read in the same order."""
 FORMAT_NAME = "synfundus-latent-sources"
 FORMAT_VERSION = 1
 _SAME = ("autoencoder_fingerprint", "moments_shape", "image_size_px", "input_range", "dtype")
@@ -26,12 +26,12 @@ _SAME = ("autoencoder_fingerprint", "moments_shape", "image_size_px", "input_ran
 
 @dataclass(frozen=True)
 class LatentSets:
-    """What a run trains on.
+    """The latent sets of a run.
 
     Attributes:
         sets: The sets.
         weights: Share of each.
-        combined: What stands for all of them: shards of all, properties of the mixture. Not to be read from.
+        combined: All shards, with the properties of the mixture. Only a description: samples are read from `sets`.
     """
 
     sets: tuple[ShardSet, ...]
@@ -40,11 +40,11 @@ class LatentSets:
 
 
 def open_latent_sets(texts: Sequence[str]) -> LatentSets:
-    """Open the sets a run trains on.
+    """Open the latent sets of a run.
 
     Raises:
-        ConfigError: None given, one given twice, weights that cannot be kept.
-        ManifestMismatch: Sets that were not made alike; names both sides.
+        ConfigError: None given, one given twice, or shares that are too small.
+        ManifestMismatch: Sets that do not fit together; names both sides.
     """
     if not texts:
         raise ConfigError("--latents is missing", where="train.latents", hint="give --latents, or set train.latents")
@@ -72,10 +72,10 @@ def open_latent_sets(texts: Sequence[str]) -> LatentSets:
 
 
 def require_same_autoencoder(latents: ShardSet, fingerprint: str, *, where: str) -> None:
-    """Check that an autoencoder is the one a latent set was made with.
+    """Check that a latent set was encoded with this autoencoder.
 
     Raises:
-        ManifestMismatch: It is not; names both.
+        ManifestMismatch: It was not; names both.
     """
     expected = str(latents.properties["autoencoder_fingerprint"])
     if expected != fingerprint:
@@ -101,7 +101,7 @@ def _require_alike(first: ShardSet, other: ShardSet) -> None:
 
 
 def _statistics(sets: Sequence[ShardSet], parts: Sequence[int]) -> dict[str, list[float]]:
-    """Return mean and spread of the mixture, per channel: E[x] and sqrt(E[x^2] - E[x]^2) over the weighted sets."""
+    """Return mean and standard deviation of the mixture, per channel: E[x] and sqrt(E[x^2] - E[x]^2) over the weighted sets."""
     weight = np.asarray(parts, dtype=np.float64)[:, None] / sum(parts)
     means = np.asarray([one.properties["latent_mean"] for one in sets], dtype=np.float64)
     stds = np.asarray([one.properties["latent_std"] for one in sets], dtype=np.float64)
@@ -112,7 +112,7 @@ def _statistics(sets: Sequence[ShardSet], parts: Sequence[int]) -> dict[str, lis
 
 @dataclass(frozen=True)
 class LatentSources:
-    """Where the images and the autoencoder of a latent set lie, as they were when the latents were encoded.
+    """Locations of the image set and the autoencoder of a latent set, at the time of encoding.
 
     Attributes:
         image_set_url: Folder of the image set.

@@ -1,4 +1,4 @@
-"""A model: a network and what it needs around it, and how it turns noise and label states into pixels."""
+"""A model: denoiser, autoencoder and settings, and how it turns noise and label states into pixels."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from synfundus.models.pixels import tensor_to_pixels
 from synfundus.models.unet import ConditionalDenoiser
 
 _DECODED_PIXELS = 2**22
-"""Pixels that are decoded at a time: four images of 1,024 px, for which fp32 activations are 4 GiB a layer."""
+"""Pixels to decode at a time: four images of 1,024 px, with fp32 activations of 4 GiB per layer."""
 
 
 @dataclass(frozen=True)
 class ModelSetup:
-    """What a network needs around it to make images; the same at the start of a run and at its end.
+    """All that a denoiser needs to generate images; constant during a run.
 
     Attributes:
-        autoencoder: The autoencoder the latents were made with.
-        schedule_settings: What `scheduler_for` takes.
+        autoencoder: The autoencoder of the latent set.
+        schedule_settings: Settings for `scheduler_for`.
         label_schema: Labels of the latent set.
         latent_mean: Per channel, ``[c]``: model latents are ``(latents - mean) / std``.
         latent_std: Per channel, ``[c]``.
-        image_size_px: Edge of the images.
+        image_size_px: Width and height of the images.
         latent_set_identity: Identity of the latent set.
-        autoencoder_fingerprint: Fingerprint the latent set names: sha256 over the autoencoder.
+        autoencoder_fingerprint: sha256 over the autoencoder, as recorded in the latent set.
     """
 
     autoencoder: LatentAutoencoder
@@ -46,12 +46,12 @@ class ModelSetup:
 
 @dataclass(frozen=True)
 class Model(ModelSetup):
-    """A loaded model with all that is needed to sample from it, in evaluation mode.
+    """A loaded model, ready to sample from, in evaluation mode.
 
     Attributes:
         denoiser: U-Net and conditioner.
         latent_shape: ``(c, lh, lw)``.
-        fingerprint: sha256 over U-Net and conditioner; empty for one that is in no pipeline folder.
+        fingerprint: sha256 over U-Net and conditioner; empty outside a pipeline folder.
         training_summary: Figures of the training run.
         folder: Where it was loaded from.
     """
@@ -96,10 +96,10 @@ def generate_images(
     settings: SamplerSettings,
     device: torch.device,
 ) -> NDArray[np.uint8]:
-    """Return one image for each row of noise, from a network that is in no model yet.
+    """Return one image for each row of noise, from a denoiser in training.
 
     Args:
-        setup: What the network needs around it; its autoencoder decodes in fp32.
+        setup: The setup of its model; its autoencoder decodes in fp32.
         denoiser: The network.
         initial_noise: ``[b, c, lh, lw]``.
         states: Label states, ``[b, k]``.

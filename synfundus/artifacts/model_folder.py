@@ -1,10 +1,10 @@
-"""The exported model: a folder that diffusers opens part by part, and synfundus as a whole.
+"""The exported model: a folder whose parts diffusers opens, and synfundus as a whole.
 
 ::
 
     unet/ vae/ scheduler/        stock diffusers folders: `from_pretrained` opens each
     conditioner/                 the label embedding
-    model_index.json             what is in it, as diffusers lists it
+    model_index.json             its parts, as diffusers lists them
     synfundus.json               labels, latent normalisation, noise schedule, fingerprints; written last
     MODEL_CARD.md                for people
 """
@@ -52,8 +52,8 @@ def find_pipeline(model: str) -> str:
     """Return the pipeline folder of a run of `train`, or the folder itself if it is one.
 
     Raises:
-        CheckpointError: Neither is there; the message says what was found instead.
-        StorageError: The store cannot be asked.
+        CheckpointError: Neither exists; the message says what was found instead.
+        StorageError: The store cannot be read.
     """
     for candidate in (filesystem.join(model, "export"), model):
         if filesystem.exists(filesystem.join(candidate, DOCUMENT_NAME)):
@@ -72,8 +72,8 @@ def find_pipeline(model: str) -> str:
         raise CheckpointError(
             "this run has no export/ yet: its training has not ended",
             where=model,
-            hint="`synfundus export --run-dir` makes a model of its newest checkpoint; the same `synfundus train` goes "
-            "on by itself and exports at the end",
+            hint="`synfundus export --run-dir` exports its newest checkpoint; the same `synfundus train` resumes the run and "
+            "exports at the end",
         )
     raise CheckpointError(
         f"no model here: neither export/{DOCUMENT_NAME} nor {DOCUMENT_NAME}",
@@ -83,10 +83,10 @@ def find_pipeline(model: str) -> str:
 
 
 def check_out(out: str) -> None:
-    """Refuse to write a model to a folder that is not one of `export` and `ema`; to be called before the work begins.
+    """Refuse to write a model to a folder that `export` or `ema` did not write; call it before the work.
 
     Raises:
-        ConfigError: It holds something else, or is the finished model of a run.
+        ConfigError: It holds something else, or the finished model of a run.
     """
     run, _, name = resolved(out).rpartition("/")
     if name == "export" and not run.endswith("/") and filesystem.exists(filesystem.join(run, "run.json")):
@@ -95,7 +95,7 @@ def check_out(out: str) -> None:
 
 
 def denoiser_fingerprint(folder: Path) -> str:
-    """Return the sha256 over weights and configs of U-Net and conditioner; keys that begin with ``_`` do not count."""
+    """Return the sha256 over weights and configs of U-Net and conditioner; without keys that begin with ``_``."""
     digest = hashlib.sha256()
     for part in ("unet", "conditioner"):
         for path in sorted([*(folder / part).glob("*.json"), *(folder / part).glob("*.safetensors")]):
@@ -113,7 +113,7 @@ def denoiser_fingerprint(folder: Path) -> str:
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401 - any JSON value
-    """Return a value in which figures that are not finite are None."""
+    """Replace non-finite numbers in a value by None."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
@@ -155,12 +155,12 @@ def save_pipeline(
     setup: ModelSetup,
     training_summary: Mapping[str, Any],
 ) -> str:
-    """Write a pipeline folder; one that is there is replaced as a whole. Returns the model's fingerprint.
+    """Write a pipeline folder; an existing one is replaced as a whole. Returns the model's fingerprint.
 
     Args:
         folder: Where to write it.
         denoiser: U-Net and conditioner, fp32.
-        setup: What the network needs around it.
+        setup: Autoencoder and settings.
         training_summary: Figures for the model card; no names of patients, files or sources.
 
     Raises:
@@ -200,7 +200,7 @@ def save_pipeline(
 
 
 def resave_pipeline(folder: str | Path, pipeline: Model) -> str:
-    """Write a loaded pipeline to a folder, with the weights it has now. Returns the model's fingerprint.
+    """Write a loaded pipeline to a folder, with its current weights. Returns the model's fingerprint.
 
     Raises:
         ManifestMismatch: As in `save_pipeline`.
@@ -209,7 +209,7 @@ def resave_pipeline(folder: str | Path, pipeline: Model) -> str:
 
 
 def setup_document(setup: ModelSetup) -> dict[str, Any]:
-    """Return what a JSON document says of a model's surroundings, the autoencoder by its fingerprint."""
+    """Return a model's setup for a JSON document, with the autoencoder as its fingerprint."""
     return {
         "label_schema": setup.label_schema.to_document(),
         "latent_mean": [float(value) for value in setup.latent_mean],
@@ -221,11 +221,11 @@ def setup_document(setup: ModelSetup) -> dict[str, Any]:
 
 
 def read_setup(folder: Path, document: Mapping[str, Any], *, where: str) -> ModelSetup:
-    """Return what a document says, with the autoencoder that lies in ``vae`` beside it.
+    """Read the setup of a document, with the autoencoder in ``vae`` beside it.
 
     Raises:
-        CheckpointError: The autoencoder is missing or cannot be read.
-        ManifestMismatch: It is another one.
+        CheckpointError: The autoencoder is missing or unreadable.
+        ManifestMismatch: It is another autoencoder.
     """
     fingerprints = document["fingerprints"]
     _check_autoencoder(folder / "vae", fingerprints["autoencoder"], where=str(folder))

@@ -1,4 +1,4 @@
-"""The folder of a training run: what it is of, what it was started with, and where it goes on."""
+"""The folder of a training run: its identity, its settings, and the checkpoint it resumes from."""
 
 from __future__ import annotations
 
@@ -44,33 +44,33 @@ _CLAIM = Claim(
     FORMAT_VERSION,
     others="another run",
     flag="--run-dir",
-    beside=r"submissions(/.*)?",  # a batch job is submitted before its run begins
+    beside=r"submissions(/.*)?",  # a batch job is submitted before its run starts
 )
 WANDB_FORMAT_NAME = "synfundus-wandb"
 PACKAGES = ("torch", "deepspeed", "diffusers", "numpy", "safetensors")
 
 
 def versions() -> dict[str, str]:
-    """Return the versions a result depends on."""
+    """Return the versions of all that results depend on."""
     return {"synfundus": __version__, "python": platform.python_version()} | {
         name: metadata.version(name) for name in PACKAGES
     }
 
 
 def begun_precision(url: str) -> str | None:
-    """Return what the run in a folder computes in; None where there is no run yet, or none that says so."""
+    """Return the precision of the run in a folder; None where there is no run, or it records none."""
     precision = flatten(_CLAIM.read(url) or {}).get("identity.precision")
     return precision if isinstance(precision, str) else None
 
 
 @dataclass(frozen=True)
 class SaverSettings:
-    """How checkpoints are kept and written.
+    """Settings of the checkpoint writer.
 
     Attributes:
-        keep: Checkpoints kept.
-        in_background: A step only copies the state; a background thread does the rest.
-        timeout_s: Longest wait of a rank for the others.
+        keep: Number of checkpoints to keep.
+        in_background: Only copy the state in the step; a background thread does the rest.
+        timeout_s: Timeout of its process group.
     """
 
     keep: int
@@ -86,12 +86,12 @@ class RunFolder:
     Args:
         url: The folder.
         kind: ``vae`` or ``diffusion``.
-        identity: What must not change between two starts of the same run: architecture, objective, data, seed.
+        identity: All that must not change when the run is resumed: architecture, objective, data, seed.
         config: The resolved config as a document, written to config.yaml.
         world: The job.
 
     Raises:
-        ConfigError: The folder holds a run of something else; the message names both sides.
+        ConfigError: The folder holds another run; the message names both sides.
         StorageError: On every rank when rank 0 cannot write there.
     """
 
@@ -106,11 +106,11 @@ class RunFolder:
         on_rank_0(lambda: self._claim({"kind": kind, "identity": dict(identity)}), world)
 
     def path(self, *parts: str) -> str:
-        """Return a location below the run."""
+        """Return a path in the run."""
         return filesystem.join(self.url, *parts)
 
     def _claim(self, wanted: dict[str, Any]) -> None:
-        """Write run.json and what the run is started with, or compare with the run.json that is there."""
+        """Write run.json, config and environment, or compare with the existing run.json."""
         if not _CLAIM.make(self.url, wanted):
             return
         config = yaml.safe_dump(dict(self._config), sort_keys=False)
@@ -123,10 +123,10 @@ class RunFolder:
         filesystem.write_bytes(self.path("environment.json"), documents.dump_json(environment))
 
     def resume(self, *, zero: ZeroEngine, average: ShardedEma, console: Console) -> TrainState:
-        """Load the newest checkpoint that verifies and return the place in the run. Collective.
+        """Load the newest checkpoint that verifies and return the state of the run. Collective.
 
         Raises:
-            CheckpointError: Everybody may write to the checkpoints: their hashes would prove nothing.
+            CheckpointError: Everybody may write to the checkpoints, so their hashes prove nothing.
         """
         root = self.path("checkpoints")
         found = find_checkpoint(root, world=self._world)
@@ -137,18 +137,18 @@ class RunFolder:
         self._pass_over(found, console)
         counters = load_checkpoint(found.url, engine=zero, ema=average, world=self._world)
         console.message(f"resumed at {found.images_seen:,} images from {found.url}")
-        counters.pop("owed", None)  # of earlier versions; what is left to do is seen from what is there
+        counters.pop("owed", None)  # of earlier versions; owed work is now found from the files
         return TrainState(images_seen=found.images_seen, **counters)
 
     def has_judged(self, images_seen: int, key: str) -> bool:
-        """Whether a validation at this place has left a figure in the metrics."""
+        """Whether the metrics have a figure of the validation at this place."""
         return any(row["images_seen"] == images_seen and key in row for row in read_run(self.url).validation)
 
     def rewind(self, *, zero: ZeroEngine, average: ShardedEma, console: Console) -> int:
-        """Put the newest checkpoint's weights, moments and averages in place; returns its images. Collective.
+        """Load the newest checkpoint's weights, optimizer moments and averages; returns its images. Collective.
 
         Raises:
-            NumericalError: There is none yet.
+            NumericalError: There is no checkpoint yet.
         """
         found = find_checkpoint(self.path("checkpoints"), world=self._world)
         if found is None:
@@ -160,19 +160,19 @@ class RunFolder:
         return found.images_seen
 
     def _pass_over(self, found: FoundCheckpoint, console: Console) -> None:
-        """Remember and name the damaged checkpoints that are newer than the one found."""
+        """Record and report the damaged checkpoints that are newer than the one found."""
         self._damaged |= found.damaged
         for line in found.passed_over:
             console.warning(f"damaged checkpoint passed over: {line}")
 
     def _check_writers(self, folders: Sequence[str], console: Console) -> None:
-        """Refuse folders everybody may write to, warn of those a group may."""
+        """Refuse folders that everybody may write to; warn of those a group may write to."""
         for folder in folders:
             if writers(folder) == "everybody":
                 raise CheckpointError(
                     "everybody may write to this folder, so nothing proves that its checkpoints are this run's",
                     where=folder,
-                    hint="chmod o-w, after a look at what is in it",
+                    hint="check what is in it, then chmod o-w",
                 )
             if writers(folder) == "its group":
                 console.warning(f"a whole group may write to {folder}, and so replace its checkpoints")
@@ -187,15 +187,15 @@ class RunFolder:
         watchdog: Watchdog,
         parts: Sequence[ModelPart] = (),
     ) -> CheckpointWriter:
-        """Return what saves this run from a place on, with the rows that lead up to a checkpoint before it. Collective.
+        """Return the checkpoint writer, which uploads the rows up to a checkpoint before it. Collective.
 
         Args:
-            state: The place: it is saved already, or the beginning.
-            zero: Weights and moments.
+            state: State after a resume, or of a new run.
+            zero: Weights and optimizer moments.
             average: Averaged weights.
-            settings: How checkpoints are kept and written.
-            watchdog: Ends the job when a save does not end.
-            parts: Parts of the network that get a folder diffusers opens.
+            settings: Settings of the writer.
+            watchdog: Ends the job when a save hangs.
+            parts: Parts of the network with a folder for diffusers.
         """
         return CheckpointWriter(
             self.path("checkpoints"),
@@ -213,7 +213,7 @@ class RunFolder:
 
     @property
     def _spool(self) -> RunSpool:
-        """Where rank 0 appends."""
+        """Where rank 0 appends rows."""
         if self._open_spool is None or self._open_spool.closed:
             self._open_spool = RunSpool(self.url)
         return self._open_spool
@@ -222,7 +222,7 @@ class RunFolder:
         """Bring metrics and ledger up to date in an object store. Collective.
 
         Raises:
-            StorageError: On every rank when rank 0 could not.
+            StorageError: On every rank when rank 0 failed.
         """
         if filesystem.is_local(self.url):
             return
@@ -234,10 +234,10 @@ class RunFolder:
         """Open the metric sinks of this rank. Collective.
 
         Args:
-            resume_images: Images seen where the run goes on.
+            resume_images: Images seen at the resume.
             tensorboard: Write TensorBoard files.
             wandb_project: Weights & Biases project; None for none.
-            console: Told what the sinks have to say.
+            console: Shows warnings of the sinks.
 
         Raises:
             ConfigError: On every rank when rank 0 cannot open one.
@@ -259,7 +259,7 @@ class RunFolder:
         return opened
 
     def _wandb(self, project: str, console: Console, folder: Path) -> WandbSink:
-        """Open the sink to Weights & Biases, as the run that this folder was there before."""
+        """Open the sink to Weights & Biases, with the run id of this folder."""
         path = self.path("wandb.json")
         if not filesystem.exists(path):
             new = {"id": secrets.token_hex(8)}
@@ -281,14 +281,14 @@ class RunFolder:
         return self.url.rstrip("/").rsplit("/", 1)[-1]
 
     def _trim_ledger(self, images_seen: int) -> None:
-        """Drop the rows behind the place a run goes on from: they will be written again."""
+        """Drop the rows after the checkpoint a run resumes from: they will be written again."""
         path = self.path(LEDGER_NAME)
         if filesystem.exists(path):
             rows = documents.read_lines(path)
             documents.write_lines(path, [row for row in rows if row.get("images_seen", 0) <= images_seen])
 
     def append_ledger(self, row: Mapping[str, Any]) -> None:
-        """Add a row to ledger.jsonl; rank 0 calls it."""
+        """Add a row to ledger.jsonl; called on rank 0."""
         path = self._spool.folder / LEDGER_NAME
         with filesystem.storage_errors("write the ledger", str(path)), path.open("ab") as stream:
             stream.write(documents.dump_line(row))

@@ -1,8 +1,8 @@
-"""Where the files of a run grow: metrics, ledger, TensorBoard.
+"""The files that a run appends to: metrics, ledger, TensorBoard.
 
-On a disk that is the folder of the run. An object store cannot append: there the files grow in a temporary folder and
-are uploaded whole, now and then, before every checkpoint and at the end. So a run that is killed has lost no row that
-leads up to its newest checkpoint, and those behind it are computed again.
+On a disk they are in the folder of the run. An object store cannot append: there they grow in a temporary folder and
+are uploaded as a whole at intervals, before every checkpoint and at the end. So a killed run loses no row up to its
+newest checkpoint, and later rows are written again after a resume.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ UPLOAD_INTERVAL_S = 30.0
 
 
 class RunSpool:
-    """The growing files of one run; one process has it open.
+    """The growing files of one run; only one process may open it.
 
     Args:
-        url: Folder of the run. What it holds of metrics and ledger is fetched, to be continued.
+        url: Folder of the run. Its metrics and ledger are downloaded, to be appended to.
 
     Attributes:
         folder: Where to append.
-        closed: Whether the temporary folder is gone.
+        closed: Whether the temporary folder is removed.
 
     Raises:
         StorageError: The store cannot be read.
@@ -42,7 +42,7 @@ class RunSpool:
         self._uploaded: dict[str, tuple[int, int]] = {}
         self._uploaded_at = time.monotonic()
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
-        self._lock = threading.Lock()  # a checkpoint is written behind the steps, and its rows before it
+        self._lock = threading.Lock()  # a checkpoint is written in the background, and its rows before it
         self.closed = False
         if filesystem.is_local(url):
             self.folder = filesystem.local_path(url)
@@ -55,10 +55,10 @@ class RunSpool:
                 (self.folder / name).write_bytes(filesystem.read_bytes(there))
 
     def upload(self) -> None:
-        """Upload what has changed.
+        """Upload changed files.
 
         Raises:
-            StorageError: The store refused; the next call tries again.
+            StorageError: The upload failed; the next call tries again.
         """
         with self._lock:
             self._upload()
@@ -77,7 +77,7 @@ class RunSpool:
                 self._uploaded[name] = mark
 
     def upload_if_due(self) -> None:
-        """Upload if that was not done for a while; a store that refuses is asked again at the next checkpoint."""
+        """Upload if the interval has passed; after an error, the next checkpoint tries again."""
         if time.monotonic() - self._uploaded_at < UPLOAD_INTERVAL_S or not self._lock.acquire(blocking=False):
             return
         try:
@@ -98,7 +98,7 @@ class RunSpool:
 
 
 class SpooledSinks(MetricSinks):
-    """Sinks that write into a spool, which is closed after them."""
+    """Sinks that write into a spool and close it."""
 
     def __init__(self, sinks: Sequence[MetricSink], spool: RunSpool) -> None:
         super().__init__(sinks)

@@ -1,6 +1,6 @@
-"""A finished shard leaves a record, written after it: its entry in the manifest, and what else its writer asks for.
+"""Records of finished shards, each written after its shard: its entry in the manifest, and more if the writer needs it.
 
-So a verb that was stopped takes up where it was, and the manifest is put together from what all ranks have finished.
+With them a stopped verb is resumed, and the manifest is assembled from the shards of all ranks.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from synfundus.storage.manifest import ShardEntry
 
 @dataclass(frozen=True)
 class ShardRecords:
-    """The records of one set that is being written.
+    """The records of a set that is being written.
 
     Attributes:
         out: The set.
         format_name: Format of a record.
         version: Its version.
-        folder: Where the records lie, flat, if that is not beside the shards.
+        folder: Folder of the records, without sub-folders; empty: beside the shards.
     """
 
     out: str
@@ -36,12 +36,12 @@ class ShardRecords:
         return filesystem.join(self.folder, name.replace("/", "-")) if self.folder else filesystem.join(self.out, name)
 
     def write(self, entry: ShardEntry, **more: Any) -> None:  # noqa: ANN401 - any JSON value
-        """Write the record of a shard that is there as a whole."""
+        """Write the record of a finished shard."""
         record = {"entry": asdict(entry), **more}
         documents.write_document(self.url(entry.name), record, format_name=self.format_name, version=self.version)
 
     def read(self, shard: str, **expected: object) -> Document | None:
-        """Return the record of a shard; None if it is not finished, its tar has another size, or not these fields."""
+        """Return the record of a shard; None if it is not finished, or its size or fields differ."""
         url, tar = self.url(shard), filesystem.join(self.out, shard)
         if not filesystem.exists(url) or not filesystem.exists(tar):
             return None
@@ -58,6 +58,6 @@ class ShardRecords:
         record = self.read(shard, **expected)
         if record is None:
             raise DataError(
-                f"shard {shard} is missing", where=self.out, hint="run the command again: what is there is kept"
+                f"shard {shard} is missing", where=self.out, hint="run the same command again: finished shards are kept"
             )
         return record

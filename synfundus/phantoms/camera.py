@@ -162,10 +162,10 @@ def _write(camera: Camera, draw: ImageDraw.ImageDraw, stream: np.random.Generato
 
 def expose(scene: Scene, camera: Camera) -> NDArray[np.uint8]:
     """Apply field stop, margin and sensor noise; return uint8 ``[h, w, 3]``."""
-    stream = scene.photo_stream("sensor")
+    stream = scene.photograph_stream("sensor")
     stop = field_stop(camera)
     sigma = np.float32(stream.uniform(0.9, 1.4))
     light = scene.image * np.float32(255) + stream.standard_normal(scene.image.shape, dtype=np.float32) * sigma
-    margin = _margin(camera, scene.photo_stream("margin"))
+    margin = _margin(camera, scene.photograph_stream("margin"))
     picture = margin + (light - margin) * stop
     return np.ascontiguousarray((np.clip(picture, 0, 255) + np.float32(0.5)).astype(np.uint8).transpose(1, 2, 0))

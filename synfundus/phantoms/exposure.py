@@ -31,7 +31,7 @@ def blurred(image: FloatArray, sigma_px: float) -> FloatArray:
 
 def illuminate(scene: Scene, cast: tuple[float, float, float]) -> None:
     """Apply the flash: brightest a little off centre, falling off to the rim; sometimes a rim flare."""
-    stream = scene.photo_stream("illumination")
+    stream = scene.photograph_stream("illumination")
     x, y = field_coordinates(scene)
     cx, cy = stream.normal(0, 0.16, 2)
     falloff = stream.uniform(0.16, 0.34)
@@ -54,15 +54,15 @@ def degrade(scene: Scene, *, disc_in_field: bool) -> None:
         _degrade_whole(scene)
         return
     if not scene.has("is_optic_disc_readable") and disc_in_field:
-        _degrade_region(scene, scene.eye.disc_center, 0.24, scene.photo_stream("fault.disc"))
+        _degrade_region(scene, scene.eye.disc_center, 0.24, scene.photograph_stream("fault.disc"))
     if not scene.has("is_macular_readable"):
-        _degrade_region(scene, scene.eye.fovea_center, 0.34, scene.photo_stream("fault.macula"))
+        _degrade_region(scene, scene.eye.fovea_center, 0.34, scene.photograph_stream("fault.macula"))
     if not scene.has("is_retinal_region_readable"):
         _degrade_periphery(scene)
 
 
 def _degrade_whole(scene: Scene) -> None:
-    stream = scene.photo_stream("fault.whole")
+    stream = scene.photograph_stream("fault.whole")
     mode = stream.choice(3, p=(0.4, 0.2, 0.4))
     if mode == 0:
         scene.image *= np.float32(stream.uniform(0.10, 0.22))
@@ -91,7 +91,7 @@ def _degrade_region(scene: Scene, center: tuple[float, float], size: float, stre
 
 def _degrade_periphery(scene: Scene) -> None:
     """Hide a large part of the retina behind an eyelid with lashes, or behind a milky arc of stray light."""
-    stream = scene.photo_stream("fault.periphery")
+    stream = scene.photograph_stream("fault.periphery")
     x, y = field_coordinates(scene)
     if stream.random() < 0.6:
         side = 1.0 if stream.random() < 0.6 else -1.0
@@ -128,6 +128,6 @@ def _lashes(scene: Scene, stream: np.random.Generator, side: float) -> FloatArra
 
 def focus(scene: Scene) -> None:
     """Apply the point spread of the optics, which varies slightly between photographs."""
-    stream = scene.photo_stream("focus")
+    stream = scene.photograph_stream("focus")
     sigma = _SHARPNESS_SIGMA_PX * (scene.view.size_px / 128) ** 0.5 * float(stream.uniform(0.8, 1.35))
     scene.image[:] = blurred(scene.image, sigma)

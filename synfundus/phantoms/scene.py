@@ -47,7 +47,7 @@ class Scene:
         """Return the stream of the eye for a purpose: the same at every visit, independent of other labels."""
         return keyed_generator(self.seed, f"phantom.{purpose}", index=self.exam.eye)
 
-    def photo_stream(self, purpose: str) -> np.random.Generator:
+    def photograph_stream(self, purpose: str) -> np.random.Generator:
         """Return the stream of this photograph for a purpose."""
         return keyed_generator(self.seed, f"phantom.{purpose}", index=self.exam.index)
 
