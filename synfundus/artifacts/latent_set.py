@@ -17,8 +17,8 @@ from synfundus.storage.locations import parse_weighted
 from synfundus.storage.manifest import ShardSet, load_shard_set
 
 SOURCES_NAME = "sources.json"
-"""Beside the manifest, not in it: the manifest's hash is the set's identity, and the same latents encoded from a copy of
-the images elsewhere are the same set, read in the same order."""
+"""Beside the manifest, not in it: the manifest's hash is the set's identity, and the same latents encoded from a
+copy of the images elsewhere are the same set, read in the same order."""
 FORMAT_NAME = "synfundus-latent-sources"
 FORMAT_VERSION = 1
 _SAME = ("autoencoder_fingerprint", "moments_shape", "image_size_px", "input_range", "dtype")
@@ -43,7 +43,7 @@ def open_latent_sets(texts: Sequence[str]) -> LatentSets:
     """Open the latent sets of a run.
 
     Raises:
-        ConfigError: None given, one given twice, or shares that are too small.
+        ConfigError: None given, one given twice, or unusable shares.
         ManifestMismatch: Sets that do not fit together; names both sides.
     """
     if not texts:
@@ -101,7 +101,7 @@ def _require_alike(first: ShardSet, other: ShardSet) -> None:
 
 
 def _statistics(sets: Sequence[ShardSet], parts: Sequence[int]) -> dict[str, list[float]]:
-    """Return mean and standard deviation of the mixture, per channel: E[x] and sqrt(E[x^2] - E[x]^2) over the weighted sets."""
+    """Return mean and std of the mixture, per channel: E[x] and sqrt(E[x^2] - E[x]^2) over the weighted sets."""
     weight = np.asarray(parts, dtype=np.float64)[:, None] / sum(parts)
     means = np.asarray([one.properties["latent_mean"] for one in sets], dtype=np.float64)
     stds = np.asarray([one.properties["latent_std"] for one in sets], dtype=np.float64)

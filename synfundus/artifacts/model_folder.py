@@ -72,8 +72,8 @@ def find_pipeline(model: str) -> str:
         raise CheckpointError(
             "this run has no export/ yet: its training has not ended",
             where=model,
-            hint="`synfundus export --run-dir` exports its newest checkpoint; the same `synfundus train` resumes the run and "
-            "exports at the end",
+            hint="`synfundus export --run-dir` exports its newest checkpoint; the same `synfundus train` resumes the "
+            "run and exports at the end",
         )
     raise CheckpointError(
         f"no model here: neither export/{DOCUMENT_NAME} nor {DOCUMENT_NAME}",

@@ -1,6 +1,6 @@
-"""A folder a verb, the only place where config meets classes; beside them what several verbs share.
+"""One folder per verb, the only place where config meets classes; beside them, code that verbs share.
 
-``verb.py`` says what the command line takes, ``job.py`` has ``run(config, world, console) -> Summary``. The command
+``verb.py`` defines the command line, ``job.py`` has ``run(config, world, console) -> Summary``. The command
 line, a rank started by srun and the demo all call the same function.
 """
 
@@ -9,4 +9,4 @@ from __future__ import annotations
 from typing import Any
 
 Summary = dict[str, Any]
-"""Figures a job ends with, ready for JSON."""
+"""The results of a job, ready for JSON."""

@@ -1,4 +1,4 @@
-"""Construction: a section of the config becomes an object. Shared by all jobs: each thing is built in one way."""
+"""Construction of objects from sections of the config, shared by all jobs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from synfundus.telemetry.console import Console
 
 
 def torch_dtype(precision: Precision) -> torch.dtype:
-    """Return the working type of a precision.
+    """Return the dtype of a precision.
 
     Raises:
         ConfigError: It is ``auto``, see `definite`.
@@ -41,7 +41,7 @@ def torch_dtype(precision: Precision) -> torch.dtype:
 
 
 def autoencoder(section: AutoencoderConfig, *, image_size_px: int, seed: int) -> LatentAutoencoder:
-    """Build an autoencoder with random weights that depend on the seed alone."""
+    """Build an autoencoder with random weights, by the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_key(seed, "init", "codec") % 2**63)
         return build_autoencoder(
@@ -57,10 +57,10 @@ def autoencoder(section: AutoencoderConfig, *, image_size_px: int, seed: int) ->
 
 
 def attention(model: Any, config: LaunchConfig, *, dtype: torch.dtype, world: World, console: Console) -> None:  # noqa: ANN401 - a diffusers model
-    """Choose the attention kernel of a model, the same on all ranks, install it and say which. Collective.
+    """Choose the attention kernel of a model, the same on all ranks, install and report it. Collective.
 
     Raises:
-        ConfigError: On every rank when one cannot use the kernel that was asked for.
+        ConfigError: On every rank when one cannot use the configured kernel.
     """
     widths = head_dims(model)
     if not widths:
@@ -71,7 +71,7 @@ def attention(model: Any, config: LaunchConfig, *, dtype: torch.dtype, world: Wo
         exact = config.attention == "auto" and torch.are_deterministic_algorithms_enabled()
         requested = "sdpa" if exact else config.attention
         if requested == "xformers" and torch.are_deterministic_algorithms_enabled():
-            console.warning("launch.attention=xformers may give other bits each time, also with deterministic=true")
+            console.warning("launch.attention=xformers is not deterministic, also with deterministic=true")
         choice = choose_attention(requested=requested, head_dims=widths, dtype=dtype, device=device)
     choice = agreed_attention(world.all_gather(choice))
     apply_attention(model, choice)
@@ -79,7 +79,7 @@ def attention(model: Any, config: LaunchConfig, *, dtype: torch.dtype, world: Wo
 
 
 def tensor_cores(wanted: bool, world: World, console: Console, *, option: str = "") -> None:
-    """Settle how a GPU multiplies fp32 numbers and say it; on a CPU there is nothing to settle or to say."""
+    """Choose how a GPU multiplies fp32 numbers (TF32 or not) and report it; no effect on a CPU."""
     settled = set_tf32(wanted, device=world.device, option=option)
     if settled is not None:
         console.message(settled)
@@ -99,7 +99,7 @@ def forward_process(section: DiffusionConfig) -> ForwardProcess:
 
 
 def flow_time(section: DiffusionConfig) -> FlowTime | None:
-    """Return how a flow's times are drawn; None on a noise schedule."""
+    """Return the distribution of a flow's times; None for a noise schedule."""
     if section.prediction_type != "flow_velocity":
         return None
     flow = section.flow
@@ -107,10 +107,10 @@ def flow_time(section: DiffusionConfig) -> FlowTime | None:
 
 
 def latent_statistics(section: DiffusionConfig, properties: Mapping[str, Any]) -> tuple[list[float], list[float]]:
-    """Return the mean and spread that training takes from and divides latents by, each ``[c]``.
+    """Return the mean and standard deviation for the normalisation of latents, each ``[c]``.
 
-    ``global`` divides all channels by the root mean square of their standard deviations, so that a channel that says
-    little stays small and does not claim as much of the loss as one that says much.
+    ``global`` divides all channels by the root mean square of their standard deviations, so that a channel with little
+    information stays small and has a smaller share in the loss.
 
     Args:
         section: The objective.
@@ -124,7 +124,7 @@ def latent_statistics(section: DiffusionConfig, properties: Mapping[str, Any]) -
 
 
 def schedule_settings(section: DiffusionConfig) -> dict[str, Any]:
-    """Return what an exported pipeline needs to rebuild the noise schedule or the flow."""
+    """Return the settings from which an exported pipeline rebuilds the noise schedule or the flow."""
     if section.prediction_type == "flow_velocity":
         return {
             "prediction_type": section.prediction_type,
@@ -142,10 +142,10 @@ def schedule_settings(section: DiffusionConfig) -> dict[str, Any]:
 
 
 def check_sampler(sampler: SamplerName, section: DiffusionConfig) -> None:
-    """Make sure that a sampler can draw from the model of an objective, before hours go by.
+    """Check before training that the sampler fits the objective.
 
     Raises:
-        ConfigError: It cannot.
+        ConfigError: It does not.
     """
     scheduler_for(sampler, schedule_settings(section))
 
@@ -153,7 +153,7 @@ def check_sampler(sampler: SamplerName, section: DiffusionConfig) -> None:
 def denoiser(
     section: UNetConfig, *, seed: int, schema: LabelSchema, latent_shape: Sequence[int]
 ) -> ConditionalDenoiser:
-    """Build the U-Net and its conditioner with random weights that depend on the seed alone.
+    """Build the U-Net and its conditioner with random weights, by the seed alone.
 
     Args:
         section: Architecture.
@@ -190,7 +190,7 @@ def denoiser(
 
 
 def model_setup(section: DiffusionConfig, latents: ShardSet, autoencoder: LatentAutoencoder) -> ModelSetup:
-    """Return what the network of a run will need around it."""
+    """Return the setup of a run's model."""
     mean, std = latent_statistics(section, latents.properties)
     return ModelSetup(
         autoencoder=autoencoder,
@@ -205,7 +205,7 @@ def model_setup(section: DiffusionConfig, latents: ShardSet, autoencoder: Latent
 
 
 def sampler_settings(section: SampleConfig) -> SamplerSettings:
-    """Return how images are drawn."""
+    """Return the settings of the sampler."""
     return SamplerSettings(
         sampler=section.sampler,
         num_steps=section.num_steps,

@@ -1,8 +1,7 @@
-"""What a training run measures before its first step: the micro-batch memory holds, and the layout that is faster.
+"""Measurements before the first step of a training run: the micro-batch that fits, and the faster memory layout.
 
-What was found is written to `machine.json` of the run, because both change rounding: a run that goes on takes what it
-began with, and ends with the same bits. Another number of ranks or another device makes a new search for the
-micro-batch.
+The results are written to `machine.json` of the run, because both change rounding: a resumed run uses them again, and
+ends with the same bits. The micro-batch is searched again on another number of ranks or another device.
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ N = TypeVar("N", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Rehearsed(Generic[N]):
-    """What is trained, as far as a rehearsal needs it.
+    """The training to rehearse.
 
     Attributes:
-        network: As it goes to the engine, on the host.
-        make_step: Wraps it in a step module; the second argument says whether memory is NHWC.
-        draw: Makes a batch of so many images, of random content, on the device.
-        num_averages: Averages of the weights.
+        network: The network for the engine, on the CPU.
+        make_step: Wraps it in a step module; the second argument is True for NHWC memory.
+        draw: Returns a random batch of a given size, on the device.
+        num_averages: Number of averages of the weights.
     """
 
     network: N
@@ -67,15 +66,15 @@ def settle_loop(
     Args:
         loop: As configured.
         launch: DeepSpeed file.
-        rehearsed: What is trained; nothing of it is touched.
-        directory: The run, which remembers what was found.
+        rehearsed: The training; it is not changed.
+        directory: The run, which stores the results.
         world: The job.
-        console: Where it is said.
+        console: Where the results are shown.
         section: Name of the loop section (``train_vae.loop``), for messages.
 
     Raises:
         ConfigError: Not even one image fits.
-        DataError: What the run remembers is damaged.
+        DataError: The stored results are damaged.
     """
     if loop.micro_batch_size != "auto" and loop.channels_last != "auto":
         return loop
@@ -118,7 +117,7 @@ class _Search:
         )
 
     def settle(self) -> LoopConfig:
-        """Take what the run remembers, measure the rest and remember it. Collective."""
+        """Use the stored results, measure the missing ones and store them. Collective."""
         remembered = on_rank_0(self._read, self._world)
         known = dict(remembered)
         loop = self._loop
@@ -171,7 +170,7 @@ class _Search:
         return loop.model_copy(update={"micro_batch_size": finding.size})
 
     def _settle_format(self, loop: LoopConfig, known: dict[str, Any]) -> LoopConfig:
-        """Have rank 0 measure; the others wait, so that nobody disturbs it. Collective."""
+        """Measure on rank 0 while the others wait, so as not to disturb it. Collective."""
         most = training_setup.batch_plan(loop, self._world.size).micro_batch_size
         rehearsal = self.rehearsal
 
@@ -192,7 +191,7 @@ class _Search:
         return torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
 
     def _fixed_bytes(self) -> int:
-        """Return what the engine and the averages will take of this rank's device."""
+        """Return the memory of the engine and the averages on this rank's device."""
         weight_bytes = 2 if definite(self._loop.precision) == "bf16" else 4
         parameters = self._rehearsed.network.parameters()
         states = state_bytes(
@@ -208,7 +207,7 @@ class _Search:
 
 
 def remembered_format(found: object) -> bool | None:
-    """Return the layout a run began with, None where it has to be measured.
+    """Return the stored layout of a run, None if it has to be measured.
 
     Args:
         found: The entry of `machine.json`.
@@ -218,11 +217,11 @@ def remembered_format(found: object) -> bool | None:
 
 
 def remembered_size(found: object, here: Mapping[str, Any], *, share: int) -> int | None:
-    """Return the micro-batch a run began with, None where it has to be found (again).
+    """Return the stored micro-batch of a run, None if it has to be searched (again).
 
     Args:
         found: The entry of `machine.json`.
-        here: World size and device now.
+        here: Current world size and device.
         share: Images of a global batch on a rank.
     """
     if not isinstance(found, dict) or any(found.get(name) != value for name, value in here.items()):

@@ -1,4 +1,4 @@
-"""What the training jobs read: batches of latents or images, in the run's order."""
+"""Data of the training jobs: batches of latents or images, in the run's order."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _plan(shard_set: ShardSet, source: SampleSource, *, split: str, seed: int) -
 def latent_batches(
     latents: LatentSets, *, split: str, seed: int, with_flip: bool, augment: Augment | None
 ) -> BatchReader:
-    """Return the batches of a split of one latent set or several; sets without that split are left out."""
+    """Return the batches of a split of one or several latent sets; sets without that split are ignored."""
     channels, height, width = latent_shape_of(latents.combined)
     there = [number for number, one in enumerate(latents.sets) if one.num_samples(split)] or [0]
     sources: list[SampleSource] = [
@@ -60,7 +60,7 @@ def image_batches(image_set: ShardSet, *, split: str, seed: int, augment: Augmen
 
 
 def training_loader(reader: BatchReader, loop: LoopConfig, world: World, *, start_images: int) -> BatchLoader:
-    """Return this rank's batches from an image on."""
+    """Return the loader of this rank's batches, from an image on."""
     return BatchLoader(
         reader=reader,
         steps=RankSteps(
@@ -79,5 +79,5 @@ def training_loader(reader: BatchReader, loop: LoopConfig, world: World, *, star
 
 
 def set_names(sets: Sequence[ShardSet]) -> list[str]:
-    """Return what the ledger calls sets: the beginning of their identity, which no path or name is part of."""
+    """Return the names of sets in the ledger: the start of their identity, without any path or name."""
     return [one.identity[:16] for one in sets]

@@ -1,4 +1,4 @@
-"""The arithmetic of a training run, checked and shown before anything starts, without torch."""
+"""The plan of a training run: batch, steps and DeepSpeed config, checked before anything starts, without torch."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from synfundus.distributed.processor import processor_has_bf16
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What follows from a training section.
+    """The plan that follows from a training section.
 
     Attributes:
         section: The section.
-        batch: How the global batch is spread.
-        steps: Optimizer steps until the budget is spent.
-        ds_path: The DeepSpeed file it builds on.
-        ds_config: What DeepSpeed will get.
+        batch: How the global batch is split.
+        steps: Optimizer steps of the budget.
+        ds_path: The DeepSpeed file it is based on.
+        ds_config: The config for DeepSpeed.
     """
 
     section: TrainConfig | TrainVaeConfig
@@ -33,7 +33,7 @@ class TrainingPlan:
     ds_config: dict[str, Any]
 
     def describe(self) -> str:
-        """Say it, for a dry run."""
+        """Describe it, for a dry run."""
         loop, batch = self.section.loop, self.batch
         spread = f"{batch.micro_batch_size} images x {batch.gradient_accumulation_steps} accumulation step(s)"
         if loop.micro_batch_size == "auto":
@@ -50,23 +50,23 @@ class TrainingPlan:
 
 
 def _likely_bf16(device: Literal["cpu", "cuda"]) -> bool:
-    """Guess, without asking torch, whether the run's device has instructions for bf16; the run itself looks."""
+    """Guess without torch whether the device has instructions for bf16; the run itself checks."""
     return device == "cuda" or processor_has_bf16()
 
 
 def plan_training(
     section: TrainConfig | TrainVaeConfig, ds_file: str | None, *, world_size: int, device: Literal["cpu", "cuda"]
 ) -> TrainingPlan:
-    """Derive batch, steps and the DeepSpeed dictionary; with a micro-batch found at start, as if all fitted at once.
+    """Derive batch, steps and the DeepSpeed config; a micro-batch of `auto` counts as all images of a rank.
 
     Args:
-        section: How it trains.
-        ds_file: The DeepSpeed file; None for the one that goes with the device.
-        world_size: Ranks.
-        device: What they compute on.
+        section: The training section.
+        ds_file: The DeepSpeed file; None for the default of the device.
+        world_size: Number of ranks.
+        device: Their device.
 
     Raises:
-        ConfigError: A global batch the ranks cannot share, or a DeepSpeed file that is not one.
+        ConfigError: The global batch cannot be split over the ranks, or the DeepSpeed file is invalid.
     """
     loop = section.loop
     batch = plan_batch(

@@ -1,7 +1,7 @@
-"""A training run from its start to its export, whatever is trained.
+"""A training run from its start to its export, for both trainings.
 
-What differs between trainings is what each supplies: a `Training`. All that they have in common is here, once: kernels,
-what is measured at start, engine, averages, resume, checkpoints, metrics, the loop, and who waits for whom.
+Each training supplies its own part: a `Training`. The common part is here: kernels, measurements at start, engine,
+averages, resume, checkpoints, metrics, the loop, and the timeouts.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ Row = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Shared:
-    """What every training reads of the configuration beside its own section.
+    """The configuration of a training beside its own section.
 
     Attributes:
-        seed: Of every draw.
+        seed: Seed of every random draw.
         launch: Processes.
         telemetry: Metrics.
-        document: All of it, as a run keeps it.
+        document: The whole configuration, as stored in the run.
     """
 
     seed: int
@@ -63,15 +63,15 @@ class Shared:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run ends with beside its weights.
+    """The results of a run beside its weights.
 
     Attributes:
-        state: Its counters.
-        parameters: Numbers that were trained.
+        state: Its final state.
+        parameters: Number of trained parameters.
         engine: Name of the optimizer's engine.
-        zero_stage: Of ZeRO.
-        row: The last row of metrics; empty if this process has trained nothing.
-        judged: The last validation; empty if this process has made none.
+        zero_stage: ZeRO stage.
+        row: The last row of metrics; empty if this process trained nothing.
+        judged: The last validation; empty if this process made none.
     """
 
     state: TrainState
@@ -83,23 +83,23 @@ class Outcome:
 
 
 class Training(Protocol[T, N]):
-    """What a training supplies.
+    """The part of a run that differs between trainings.
 
     `network`, `judge`, `preview` and `export` are called on rank 0 alone, while the others wait.
 
     Attributes:
         name: Key of its section.
         section: Its options.
-        shared: Those it has with other verbs.
-        widths: Of power-function averages kept beside the other one.
+        shared: The other options.
+        widths: Widths of the power-function averages.
         snapshot_every_images: Images between snapshots of those.
         directory: The run.
-        sets: What is read.
-        trained: What is trained; the names of its parameters go into checkpoints.
-        backbone: The network of diffusers in it, whose kernels are chosen.
-        figure: A figure that every validation leaves in the metrics.
-        judge_at_end: Validate when the budget is reached, too.
-        preview_at_end: Draw when the budget is reached, too.
+        sets: The sets it reads.
+        trained: The module to train; the names of its parameters go into checkpoints.
+        backbone: The diffusers network in it, whose kernels are chosen.
+        figure: A metric that every validation writes.
+        judge_at_end: Validate also when the budget is reached.
+        preview_at_end: Draw a preview also when the budget is reached.
         preview_of: Weights that a preview shows.
     """
 
@@ -118,68 +118,68 @@ class Training(Protocol[T, N]):
     preview_of: Sequence[Weights]
 
     def cost(self) -> StepCost | None:
-        """Count what an image costs; None but on rank 0. Asked before kernels are chosen."""
+        """Return the cost of an image, on rank 0, else None. Called before kernels are chosen."""
 
     def step(self, trained: T, channels_last: bool) -> nn.Module:
-        """Return the module that makes a batch a loss and named sums.
+        """Return the module that computes a loss and named sums from a batch.
 
         Args:
-            trained: What is trained, or a copy of it.
-            channels_last: Hand the network NHWC memory.
+            trained: The module to train, or a copy of it.
+            channels_last: Use NHWC memory.
         """
 
     def trial_batch(self, count: int) -> Mapping[str, Tensor]:
-        """Return a batch of random content on the device, for what is measured at start."""
+        """Return a random batch on the device, for the measurements at start."""
 
     def batches(self) -> BatchReader:
-        """Return what is trained on."""
+        """Return the reader of the training batches."""
 
     def parts(self) -> Sequence[ModelPart]:
-        """Return the parts of the network that get a folder in checkpoints which diffusers opens."""
+        """Return the parts of the network with a folder for diffusers in checkpoints."""
 
     def network(self, weights: Mapping[str, Tensor]) -> N:
-        """Return a network of its own with these weights, fp32, on the CPU.
+        """Return a separate network with these weights, fp32, on the CPU.
 
         Args:
-            weights: Those of `trained`, by name.
+            weights: Weights of `trained`, by name.
         """
 
     def judge(self, network: N, *, loop: LoopConfig, images_seen: int, check: Callable[[], None]) -> Row:
         """Return the figures of a network on held-out data.
 
         Args:
-            network: The averaged one.
-            loop: With what was measured at start.
+            network: The averaged network.
+            loop: The loop section, with the measurements at start.
             images_seen: Place in the run.
-            check: Called between parts of the work; raises when a signal came.
+            check: Called between parts of the work; raises after a signal.
         """
 
     def preview(self, networks: Mapping[Weights, N], *, images_seen: int, check: Callable[[], None]) -> bytes:
-        """Return a picture, PNG, of what networks do.
+        """Return a PNG with a preview of the networks.
 
         Args:
-            networks: By the weights they have, in the order of `preview_of`.
+            networks: Networks by their weights, in the order of `preview_of`.
             images_seen: Place in the run.
-            check: Called between parts of the work; raises when a signal came.
+            check: Called between parts of the work; raises after a signal.
         """
 
     def export(self, network: N, outcome: Outcome) -> Summary:
-        """Write the averaged network to where the next stage finds it; returns what the verb answers."""
+        """Write the averaged network for the next stage; returns the summary of the verb."""
 
 
 class TrainingRun(Generic[T, N]):
-    """Builds what a training needs, and runs it.
+    """Sets up a training and runs it.
 
     Collective; rank 0 validates, draws and exports.
 
     Args:
-        training: What is trained.
-        watchdog: Ends the job when nothing moves; the caller lets it run.
+        training: The training.
+        watchdog: Ends the job when it hangs; the caller starts and stops it.
         world: The job.
         console: What the user sees.
 
     Raises:
-        ConfigError: A kernel that cannot be used; not even one image fits.
+        ConfigError: A kernel is unusable, or not even one image fits.
     """
 
     def __init__(self, training: Training[T, N], *, watchdog: Watchdog, world: World, console: Console) -> None:
@@ -214,7 +214,7 @@ class TrainingRun(Generic[T, N]):
         self._judged: Row = {}
 
     def _choose_kernels(self) -> None:
-        """Settle what the network is computed with. Collective."""
+        """Choose the kernels of the network. Collective."""
         backbone, loop = self._training.backbone, self._training.section.loop
         training_setup.arithmetic(loop, self._world, self._console)
         dtype = build.torch_dtype(loop.precision)
@@ -283,7 +283,7 @@ class TrainingRun(Generic[T, N]):
             return self._finish(state)
 
     def _report_start(self) -> None:
-        """Say what is trained, with what, and how the global batch is spread."""
+        """Show parameters, engine, precision and the split of the global batch."""
         zero, batch = self._zero, self._batch
         self._console.message(
             f"{self._parameters / 1e6:.1f} M parameters, {zero.update_name} under {zero.optimizer_name} "
@@ -295,10 +295,10 @@ class TrainingRun(Generic[T, N]):
         )
 
     def _periodic(self, saver: Saver, sinks: MetricSinks) -> Sequence[Periodic]:
-        """Return what is done beside the steps, in its order."""
+        """Return the periodic work, in its order."""
         training, loop, directory = self._training, self._loop, self._directory
         return [
-            # before the checkpoint: a run that goes on from one has the row and the snapshots that lead up to it
+            # before the checkpoint: a run resumed from it has the row and the snapshots up to it
             Periodic(
                 "validation",
                 loop.validate_every_images,
@@ -331,7 +331,7 @@ class TrainingRun(Generic[T, N]):
         ]
 
     def _network(self, partitions: Sequence[Tensor]) -> N:
-        """Return a network with these weights, whole, for rank 0; there is none elsewhere. Collective."""
+        """Return a network with these weights, on rank 0 only. Collective."""
         named = self._zero.gather_named(partitions)
         return cast("N", None if named is None else self._training.network(named))
 
@@ -346,7 +346,7 @@ class TrainingRun(Generic[T, N]):
         on_rank_0(lambda: sinks.write({"images_seen": state.images_seen, **self._judged}), self._world)
 
     def _snapshot(self, state: TrainState) -> None:
-        """Keep the power-function averages as they are now. Collective."""
+        """Write snapshots of the power-function averages. Collective."""
         for width, slices in self._ema.power.items():
             profile = Profile(state.images_seen, width)
             write_snapshot(self._directory.url, self._zero.gather_named(slices), profile, self._world)
@@ -355,7 +355,7 @@ class TrainingRun(Generic[T, N]):
         return self._directory.path("previews", f"images-{state.images_seen:012d}.png")
 
     def _preview(self, state: TrainState) -> None:
-        """Draw what the weights do now. Collective."""
+        """Draw a preview of the current weights. Collective."""
         weights = {"averaged": self._ema.partitions, "raw": self._zero.masters()}
         networks = {name: self._network(weights[name]) for name in self._training.preview_of}
 

@@ -1,4 +1,4 @@
-"""A training as the config describes it: engine, averages, batch, learning rate, watchdog, kernels."""
+"""Parts of a training, built from the config: engine, averages, batch, learning rate, watchdog, kernels."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from synfundus.training.trainer import LoopSettings
 
 
 def arithmetic(loop: LoopConfig, world: World, console: Console) -> None:
-    """Settle which kernels of a GPU a run computes with; call it before anything is computed."""
+    """Choose deterministic kernels and TF32 on a GPU; call it before any computation."""
     if loop.deterministic and (settled := only_deterministic_kernels(device=world.device)) is not None:
         console.message(settled)
     build.tensor_cores(loop.tf32, world, console, option=f"tf32={str(loop.tf32).lower()}")
 
 
 def check_compilation(loop: LoopConfig, world: World) -> None:
-    """Make sure that a run which compiles can. Collective.
+    """Check that a run with compile=true can compile. Collective.
 
     Raises:
-        ConfigError: On every rank when the machine of one cannot.
+        ConfigError: On every rank when one cannot.
     """
     if not loop.compile:
         return
@@ -49,14 +49,14 @@ def check_compilation(loop: LoopConfig, world: World) -> None:
 
 
 def compiled(network: nn.Module, loop: LoopConfig, console: Console) -> None:
-    """Have a network's repeated blocks compiled if the run asks for it, and say it."""
+    """Compile a network's repeated blocks if configured, and report it."""
     if loop.compile:
         count = compile_blocks(network, backend="inductor")
-        console.message(f"{count} blocks are compiled in the first step (compile=true): minutes, once a machine")
+        console.message(f"{count} blocks are compiled in the first step (compile=true): minutes, once per machine")
 
 
 def kernels(loop: LoopConfig) -> Kernels:
-    """Return how a step of a loop section, whose precision is settled, is computed."""
+    """Return the kernels of a step, for a resolved precision."""
     return Kernels(
         bf16=definite(loop.precision) == "bf16", tf32=loop.tf32, gradient_checkpointing=loop.gradient_checkpointing
     )
@@ -69,7 +69,7 @@ def ds_document(config: LaunchConfig, device: Device) -> dict[str, Any]:
 
 
 def batch_plan(loop: LoopConfig, world_size: int) -> BatchPlan:
-    """Spread the global batch of a loop section, whose micro-batch is settled."""
+    """Split the global batch of a loop section, for a resolved micro-batch."""
     return plan_batch(
         global_batch_size=loop.global_batch_size,
         max_micro_batch_size=definite_micro_batch(loop),
@@ -95,11 +95,11 @@ def lr_plan(optim: OptimConfig, loop: LoopConfig) -> LrPlan:
 
 
 _PART_OF_THE_WAIT = 0.95
-"""Of the longest wait for another rank, so that the one that stands still is named first."""
+"""Fraction of the timeout of a collective: the rank that hangs is named before the others time out."""
 
 
 def watchdog(loop: LoopConfig, launch: LaunchConfig, world: World) -> Watchdog:
-    """Build what ends the job when nothing moves, with its stacks: before the wait of the other ranks is over."""
+    """Build the watchdog, which ends a job that hangs and prints its stacks, before the other ranks time out."""
     longest = _PART_OF_THE_WAIT * launch.collective_timeout_s if world.size > 1 else math.inf
     return Watchdog(
         rank=world.rank,
@@ -130,7 +130,7 @@ def loop_settings(loop: LoopConfig, batch: BatchPlan, *, seed: int) -> LoopSetti
 
 
 def saver_settings(loop: LoopConfig, launch: LaunchConfig) -> SaverSettings:
-    """Return how a run keeps and writes its checkpoints."""
+    """Build the settings of the checkpoint writer."""
     return SaverSettings(
         keep=loop.keep_checkpoints,
         in_background=loop.async_checkpoints,
@@ -151,12 +151,12 @@ def engine(
     """Put a step module under ZeRO-2. Collective.
 
     Args:
-        step: What the engine calls.
-        trained: The part of it whose parameters are trained, and whose names go into checkpoints.
+        step: The module that the engine calls.
+        trained: Its part to train; the names of its parameters go into checkpoints.
         loop: Precision and batch.
         optim: Optimizer.
         launch: DeepSpeed file.
-        batch: How the global batch is spread.
+        batch: How the global batch is split.
         world: The job.
     """
     groups, decays = parameter_groups(trained.named_parameters(), weight_decay=optim.weight_decay)
@@ -179,7 +179,7 @@ def engine(
 
 
 def ema(section: EmaConfig, zero: ZeroEngine, *, sigma_rel: Sequence[float] = ()) -> ShardedEma:
-    """Start averages at the engine's weights."""
+    """Build the averages, starting at the engine's weights."""
     return ShardedEma(
         zero.masters(),
         half_life_images=section.half_life_images,

@@ -1,4 +1,4 @@
-"""A step of the diffusion training on random latents: for measuring how fast it is and what fits into memory."""
+"""A step of the diffusion training on random latents, to measure speed and memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from synfundus.training.step import LatentDiffusionStep
 
 
 def latent_shape(section: AutoencoderConfig, *, image_size_px: int) -> tuple[int, int, int]:
-    """Return the shape ``(c, lh, lw)`` of the latents that an autoencoder makes of square images."""
+    """Return the shape ``(c, lh, lw)`` of an autoencoder's latents of square images."""
     halvings = len(section.block_out_channels) - 1
     edge = (image_size_px // section.block_size_px) >> halvings
     return (section.latent_channels, edge, edge)
@@ -23,7 +23,7 @@ def latent_shape(section: AutoencoderConfig, *, image_size_px: int) -> tuple[int
 def training_step(
     section: TrainConfig, shape: tuple[int, int, int], device: torch.device, *, seed: int
 ) -> LatentDiffusionStep:
-    """Build the section's step for latents ``(c, lh, lw)``, normalised already, and the default labels."""
+    """Build the section's step for normalised latents ``(c, lh, lw)`` and the default labels."""
     denoiser = build.denoiser(section.unet, seed=seed, schema=DEFAULT_LABEL_SCHEMA, latent_shape=shape)
     return LatentDiffusionStep(
         denoiser.to(device=device, dtype=build.torch_dtype(section.loop.precision)),
@@ -44,7 +44,7 @@ def random_batch(
     *,
     num_labels: int = len(DEFAULT_LABEL_SCHEMA.labels),
 ) -> dict[str, Tensor]:
-    """Draw what a step takes, ``count`` samples with all labels unknown; the same at every call."""
+    """Draw a batch of ``count`` samples with all labels unknown; the same at every call."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(channels: int) -> Tensor:
@@ -61,7 +61,7 @@ def random_batch(
 
 
 def _timesteps(section: DiffusionConfig, count: int, generator: torch.Generator) -> Tensor:
-    """Draw timesteps evenly: whole ones, or the fractions of a flow."""
+    """Draw uniform timesteps: integers, or fractions for a flow."""
     end = section.num_train_timesteps
     if section.prediction_type == "flow_velocity":
         return torch.rand(count, generator=generator) * end
