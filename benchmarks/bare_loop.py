@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from synfundus.config.auto import assumed_channels_last
 from synfundus.config.schema import RunConfig
 from synfundus.config.training import OptimConfig
-from synfundus.diffusion.loss import denoising_loss
-from synfundus.diffusion.parametrisation import training_target
+from synfundus.diffusion.parametrisation import denoising_loss, training_target
 from synfundus.distributed.world import LocalWorld
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.models.autoencoder import LatentAutoencoder

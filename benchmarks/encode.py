@@ -17,8 +17,8 @@ from benchmarks.training_runs import changed
 from synfundus.config.loader import load_config
 from synfundus.distributed.world import connect, disconnect
 from synfundus.models.pixels import pixels_to_tensor
-from synfundus.shards.images import ImageDecoder
 from synfundus.shards.reader import ShardSetReader
+from synfundus.shards.source import ImageDecoder
 from synfundus.stages import build
 from synfundus.stages.encode_latents import job as encode_latents
 from synfundus.storage.manifest import ShardSet

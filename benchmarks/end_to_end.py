@@ -35,7 +35,6 @@ from synfundus.config.loader import load_config
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World, connect, disconnect
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
-from synfundus.models.counting import count_network
 from synfundus.shards.reader import ShardSetReader, decode_json
 from synfundus.stages import build
 from synfundus.stages.encode_latents import job as encode_latents
@@ -45,6 +44,7 @@ from synfundus.stages.train import job as train
 from synfundus.stages.trial_step import latent_shape
 from synfundus.storage.manifest import load_shard_set
 from synfundus.telemetry.console import SilentConsole
+from synfundus.training.step_cost import count_network
 
 SCALED = (
     "launch.device=cpu",

@@ -21,13 +21,13 @@ from benchmarks.failures import LLAMA_3, OPT_175B, Costs, simulate, useful_share
 from benchmarks.rounding import gradients, relative_error, ring_mean, tree_mean
 from synfundus.config.loader import load_config
 from synfundus.config.schema import RunConfig
-from synfundus.models.counting import NetworkCount
 from synfundus.photographs.near_duplicates import THUMBNAIL_PX
 from synfundus.shards.shard_plan import NUM_STREAMS, ReadingPlan
 from synfundus.stages.plan.job import PlannedRun, count_denoiser, work_out
 from synfundus.stages.prepare.plan import samples_per_shard
 from synfundus.storage import documents
 from synfundus.storage.manifest import ShardEntry, shard_name
+from synfundus.training.step_cost import NetworkCount
 
 PRESETS = ("fundus256", "fundus512", "fundus1024")
 GPUS_A_NODE = 8

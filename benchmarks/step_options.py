@@ -16,7 +16,7 @@ from synfundus.config.loader import load_config
 from synfundus.distributed.world import Device, has_native_bf16
 from synfundus.stages import build
 from synfundus.stages.trial_step import latent_shape, random_batch, training_step
-from synfundus.training.memory.memory_format import LEAST_GAIN, measure_format
+from synfundus.training.memory.measuring import LEAST_GAIN, measure_format
 from synfundus.training.memory.rehearsal import Rehearsal
 
 

@@ -14,7 +14,7 @@ from synfundus.models.autoencoder import LatentAutoencoder, check_autoencoder_fo
 from synfundus.models.weight_files import WEIGHTS_NAME
 from synfundus.storage import filesystem
 from synfundus.storage.local_folder import folder_to_read, folder_to_replace
-from synfundus.training.checkpoints.model_files import ModelPart
+from synfundus.training.checkpoints.stored_weights import ModelPart
 
 CONFIG_NAME = "config.json"
 NETWORK_FILE = r"[^/]+\.(json|safetensors)"

@@ -38,8 +38,7 @@ from synfundus.storage import documents, filesystem
 from synfundus.storage.local_folder import folder_to_read, folder_to_replace
 from synfundus.telemetry.console import Console
 from synfundus.training.checkpoints import search as checkpoint_search
-from synfundus.training.checkpoints.model_files import ModelPart
-from synfundus.training.checkpoints.partition_source import PartitionSource
+from synfundus.training.checkpoints.stored_weights import ModelPart, PartitionSource
 
 FOLDER_NAME = "model"
 DOCUMENT_NAME = "surroundings.json"

@@ -11,7 +11,7 @@ from typing import Any
 
 from synfundus.errors import ConfigError, DataError
 from synfundus.storage import documents, filesystem
-from synfundus.storage.permissions import holds_ours
+from synfundus.storage.local_folder import holds_ours
 
 _MOST_SHOWN = 4
 _ENVELOPE = ("format", "schema_version")

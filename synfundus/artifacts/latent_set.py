@@ -11,7 +11,7 @@ import numpy as np
 
 from synfundus.errors import ConfigError, ManifestMismatch
 from synfundus.labels.schema import difference
-from synfundus.shards.mixture import BLOCK_POSITIONS, shares
+from synfundus.shards.shard_plan import BLOCK_POSITIONS, shares
 from synfundus.storage import documents, filesystem
 from synfundus.storage.locations import parse_weighted
 from synfundus.storage.manifest import ShardSet, load_shard_set

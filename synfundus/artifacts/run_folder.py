@@ -24,17 +24,17 @@ from synfundus.distributed.world import World, new_group
 from synfundus.errors import CheckpointError, NumericalError
 from synfundus.redaction import redact
 from synfundus.storage import documents, filesystem
-from synfundus.storage.permissions import writers
+from synfundus.storage.local_folder import writers
 from synfundus.telemetry.console import Console
 from synfundus.telemetry.run_files import read_run
 from synfundus.telemetry.sinks import MetricSinks, build_sinks
 from synfundus.telemetry.wandb_sink import WandbSink
 from synfundus.training.checkpoints.checkpoint import load_checkpoint
-from synfundus.training.checkpoints.model_files import ModelPart
 from synfundus.training.checkpoints.search import FoundCheckpoint, find_checkpoint
+from synfundus.training.checkpoints.stored_weights import ModelPart
 from synfundus.training.checkpoints.writer import CheckpointWriter
 from synfundus.training.ema import ShardedEma
-from synfundus.training.train_state import TrainState
+from synfundus.training.periodic import TrainState
 
 FORMAT_NAME = "synfundus-run"
 FORMAT_VERSION = 1

@@ -2,7 +2,10 @@
 
 All samplers are deterministic maps from the initial noise (DDIM with eta 0, DPM-Solver++ 2M, Euler, Heun): a sample
 depends on its own noise and labels, never on its batch. Timesteps have ``trailing`` spacing, from the last one down, so
-that a model trained with zero-terminal SNR starts at the last timestep. `flow_sampling` plans those of a flow.
+that a model trained with zero-terminal SNR starts at the last timestep.
+
+The samplers of a flow solve ``dx/dt = velocity`` from noise at time 1 to data at time 0. All pass the network timesteps
+as in training, ``t * num_train_timesteps`` as a fraction, and step evenly in time before the shift.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
@@ -21,21 +24,21 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
     HeunDiscreteScheduler,
 )
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from synfundus.diffusion.flow_sampling import (
-    FlowScheduler,
-    build_flow_scheduler,
-    follows_flow,
-    plan_flow_steps,
-)
+from synfundus.diffusion.flow import shifted
 from synfundus.diffusion.parametrisation import NoisePrediction, check_prediction_type
 from synfundus.diffusion.schedule import NoiseSchedule, ScheduleKind, build_schedule
 from synfundus.errors import ConfigError
 
+FlowScheduler: TypeAlias = (
+    FlowMatchEulerDiscreteScheduler | FlowMatchHeunDiscreteScheduler | DPMSolverMultistepScheduler
+)
 SamplerName: TypeAlias = Literal["ddim", "dpmpp", "euler", "heun"]
 Denoiser: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(x_t [b c lh lw], timestep [b], states [b k]) -> prediction [b c lh lw]``."""
@@ -313,3 +316,69 @@ def _check_sampling(
         raise ConfigError(f"guidance_rescale {guidance_rescale} must lie between 0 and 1")
     if guidance_interval is not None and not 0.0 <= guidance_interval[0] < guidance_interval[1] <= 1.0:
         raise ConfigError(f"guidance_interval {guidance_interval} must be (first, last) with 0 <= first < last <= 1")
+
+
+FLOW_SAMPLERS = ("dpmpp", "euler", "heun")
+_FLOW_CLASSES = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)
+
+
+def build_flow_scheduler(*, sampler: str, num_timesteps: int, shift: float) -> FlowScheduler:
+    """Build a sampler for a network that predicts the flow's velocity.
+
+    ``heun`` calls the network ``2 n - 1`` times in ``n`` steps. ``dpmpp`` is of second order with one call a step: it
+    starts at time ``1 - 1 / num_timesteps``, because its log signal-to-noise ratio is infinite at pure noise.
+
+    Raises:
+        ConfigError: A sampler that cannot be used for a flow.
+
+    Source: Esser et al. 2024 (arXiv 2403.03206), Eq. 23; Lu et al. 2022, "DPM-Solver++", Alg. 2.
+    """
+    if sampler == "euler":
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=num_timesteps, shift=shift)
+    if sampler == "heun":
+        return FlowMatchHeunDiscreteScheduler(num_train_timesteps=num_timesteps, shift=shift)
+    if sampler == "dpmpp":
+        return DPMSolverMultistepScheduler(
+            num_train_timesteps=num_timesteps,
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+            flow_shift=shift,
+            algorithm_type="dpmsolver++",
+            solver_order=2,
+        )
+    raise ConfigError(
+        f"sampler {sampler!r} cannot draw from a model that predicts flow_velocity",
+        hint=f"use one of {', '.join(FLOW_SAMPLERS)}: --sampler, or sample.sampler in the config",
+    )
+
+
+def follows_flow(scheduler: object) -> bool:
+    """Whether a scheduler is one of `build_flow_scheduler`."""
+    if isinstance(scheduler, DPMSolverMultistepScheduler):
+        return bool(scheduler.config.use_flow_sigmas)
+    return isinstance(scheduler, _FLOW_CLASSES)
+
+
+def plan_flow_steps(scheduler: FlowScheduler, num_steps: int, device: torch.device) -> None:
+    """Plan a sampler's steps, the shift applied once.
+
+    diffusers' own plans are not used. Euler's ends with a step of a thousandth of the path; Euler's and Heun's apply
+    the shift to a last time that is already shifted; DPM-Solver++ rounds the timesteps it passes to the network.
+    """
+    count = scheduler.config.num_train_timesteps
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / num_steps, num_steps).tolist(), device=device)
+        return
+    scheduler.set_timesteps(num_steps, device=device)
+    if isinstance(scheduler, FlowMatchHeunDiscreteScheduler):
+        # the last step, to time 0, is of first order: make it small
+        times = shifted(np.linspace(1.0, 1.0 / count, num_steps), scheduler.config.shift)
+        inner = np.repeat(times[1:], 2)
+        scheduler.sigmas = _tensor([times[0], *inner, 0.0], device)
+        scheduler.timesteps = _tensor([times[0] * count, *inner * count], device)
+        return
+    scheduler.timesteps = (scheduler.sigmas[:-1] * count).to(device)
+
+
+def _tensor(values: Sequence[float], device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device)

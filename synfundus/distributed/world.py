@@ -12,15 +12,17 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from synfundus.distributed.processor import (
+from synfundus.distributed.rank_info import (
+    RankInfo,
     gpu_index,
+    integer_of,
     own_cores,
     processor_has_bf16,
+    rank_info,
     require_one_device,
     require_own_gpus,
     this_gpu,
 )
-from synfundus.distributed.rank_info import RankInfo, integer_of, rank_info
 from synfundus.errors import LaunchError, PortTaken, RelayedDefect, Stalled
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from typing import IO
 
 from synfundus.errors import DataError
 from synfundus.storage import documents, filesystem
+from synfundus.storage.local_folder import holds_ours
 from synfundus.storage.manifest import is_complete
-from synfundus.storage.permissions import holds_ours
 
 SECRET_NAME = "secret.key"  # noqa: S105 - a file name
 OWNER_NAME = "owner.json"

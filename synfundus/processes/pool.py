@@ -19,8 +19,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
 from synfundus.errors import LaunchError, SynfundusError
-from synfundus.processes.parent_watch import end_with_parent
-from synfundus.processes.signals import ignore_stop_signals, stop_signals_blocked
+from synfundus.processes.worker_ends import end_with_parent, ignore_stop_signals, stop_signals_blocked
 
 T = TypeVar("T")
 R = TypeVar("R")

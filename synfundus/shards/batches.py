@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from synfundus.errors import CorruptShard, DataError
 from synfundus.processes.daemon_threads import DaemonThreads
 from synfundus.shards.ledger import Quarantined, Tally
-from synfundus.shards.mixture import MixedLocation, MixedPlan
 from synfundus.shards.reader import Arrays
+from synfundus.shards.shard_plan import MixedLocation, MixedPlan
 from synfundus.shards.source import Layout, SampleSource, allocate
 
 Augment = Callable[[NDArray[np.int64], Arrays], Arrays]

@@ -18,11 +18,10 @@ import numpy as np
 from synfundus.errors import CorruptShard, DataError, StorageError, SynfundusError
 from synfundus.labels.plan import LabelRow
 from synfundus.labels.schema import LabelSchema
-from synfundus.shards.images import ImageDecoder
-from synfundus.shards.latents import LatentDecoder
 from synfundus.shards.members import META, decode_json, label_states
 from synfundus.shards.reader import SampleDecoder
 from synfundus.shards.shard_check import KeysSeen, Problem, ShardReport, check_shard, open_shard, states_to_labels
+from synfundus.shards.source import ImageDecoder, LatentDecoder
 from synfundus.storage import documents, filesystem
 from synfundus.storage.manifest import REJECTS_NAME, ShardEntry, ShardSet
 from synfundus.storage.shard_index import ShardIndex

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from synfundus.errors import CorruptShard, StorageError
 from synfundus.labels.schema import LabelSchema
-from synfundus.shards.images import IMAGE_EXTENSIONS
 from synfundus.shards.members import check_kind, decode_json
 from synfundus.shards.reader import SampleDecoder
+from synfundus.shards.source import IMAGE_EXTENSIONS
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardEntry, ShardSet
 from synfundus.storage.shard_index import MAX_MEMBER_BYTES, MAX_MEMBERS_PER_SAMPLE, MAX_SAMPLE_BYTES, ShardIndex

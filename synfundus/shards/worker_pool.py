@@ -22,8 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synfundus.errors import ErrorReport, LaunchError, Stalled
-from synfundus.processes.parent_watch import end_with_parent
-from synfundus.processes.signals import ignore_stop_signals, stop_signals_blocked
+from synfundus.processes.worker_ends import end_with_parent, ignore_stop_signals, stop_signals_blocked
 from synfundus.shards.batches import BatchReader, RankBatch
 from synfundus.shards.reader import Arrays
 from synfundus.shards.source import Layout

@@ -23,8 +23,7 @@ from synfundus.stages import build, training_setup
 from synfundus.storage import documents, filesystem
 from synfundus.telemetry.console import Console
 from synfundus.training.memory.footprint import state_bytes
-from synfundus.training.memory.memory_format import measure_format, timed_images
-from synfundus.training.memory.micro_batch import MemoryBudget, find_micro_batch
+from synfundus.training.memory.measuring import MemoryBudget, find_micro_batch, measure_format, timed_images
 from synfundus.training.memory.rehearsal import Rehearsal, budget_bytes
 
 NAME = "machine.json"

@@ -8,13 +8,10 @@ from synfundus.artifacts.latent_set import LatentSets
 from synfundus.config.training import LoopConfig
 from synfundus.distributed.world import World
 from synfundus.shards.batches import Augment, BatchReader
-from synfundus.shards.images import ImageDecoder
-from synfundus.shards.latents import LatentSource
 from synfundus.shards.loader import BatchLoader, Prefetch, RankSteps
-from synfundus.shards.mixture import MixedPlan
 from synfundus.shards.reader import ShardSetReader
-from synfundus.shards.shard_plan import ReadingPlan
-from synfundus.shards.source import DecodedSource, SampleSource
+from synfundus.shards.shard_plan import MixedPlan, ReadingPlan
+from synfundus.shards.source import DecodedSource, ImageDecoder, LatentSource, SampleSource
 from synfundus.storage.manifest import ShardSet
 
 

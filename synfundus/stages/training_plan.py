@@ -11,7 +11,7 @@ from synfundus.config.auto import assumed_micro_batch, working_precision
 from synfundus.config.diffusion import TrainConfig
 from synfundus.config.training import TrainVaeConfig
 from synfundus.distributed.ds_config import BatchPlan, build_ds_config, check_ds_file, plan_batch
-from synfundus.distributed.processor import processor_has_bf16
+from synfundus.distributed.rank_info import processor_has_bf16
 
 
 @dataclass(frozen=True)

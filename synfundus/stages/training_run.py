@@ -29,13 +29,12 @@ from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import Console
 from synfundus.telemetry.sinks import MetricSinks
-from synfundus.training.checkpoints.model_files import ModelPart
+from synfundus.training.checkpoints.stored_weights import ModelPart
 from synfundus.training.ema import Profile
-from synfundus.training.periodic import Checkpoint, Periodic, Saver, Work
+from synfundus.training.periodic import Checkpoint, Periodic, Saver, TrainState, Work
 from synfundus.training.progress import StepCost
 from synfundus.training.recorder import Reports
 from synfundus.training.stopping import StopFlag
-from synfundus.training.train_state import TrainState
 from synfundus.training.trainer import Trained, Trainer, Watch
 
 T = TypeVar("T", bound=nn.Module)

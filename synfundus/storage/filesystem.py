@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from synfundus.errors import CorruptShard, StorageError
-from synfundus.storage.checked_read import read_until_valid
-from synfundus.storage.local_files import fsync_dir, walk_files, write_in_place
 from synfundus.storage.locations import ALLOWED_PROTOCOLS, is_local, join, local_path, protocol_of
-from synfundus.storage.s3 import bulk_download, object_store, object_upload, store_connection, store_settings
+from synfundus.storage.s3 import object_store, object_upload, store_connection
+from synfundus.storage.s3.store_connection import StoreSettings
 from synfundus.storage.s3.store_faults import BeyondEnd
-from synfundus.storage.s3.store_settings import StoreSettings
+from synfundus.storage.safe_files import fsync_dir, read_until_valid, walk_files, write_in_place
 
 __all__ = [
     "ALLOWED_PROTOCOLS", "StoreSettings", "atomic_write", "configure", "download_folder", "exists", "fetch",
@@ -39,14 +38,14 @@ _TRANSFERS_AT_ONCE = 8
 
 def configure(settings: StoreSettings | None) -> None:
     """Set deadlines, timeouts and the cache for this process and its children; None resets them."""
-    store_settings.configure(settings)
+    store_connection.configure(settings)
     forget_connections()
 
 
 def forget_connections() -> None:
     """Close the connections of this process to stores; the next call reads the environment again."""
     store_connection.forget()
-    bulk_download.forget()
+    object_store.forget_download_client()
     _filesystem.cache_clear()
 
 

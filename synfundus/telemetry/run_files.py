@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from synfundus.storage import filesystem
-from synfundus.storage.file_times import modified_at
+from synfundus.storage.s3 import object_store
 from synfundus.telemetry.sinks import METRICS_NAME
 
 LEDGER_NAME = "ledger.jsonl"
@@ -169,4 +169,21 @@ def _newest_checkpoint(root: str) -> Checkpoint | None:
         manifest = filesystem.join(root, name, "MANIFEST.json")
         if found and filesystem.exists(manifest):
             return Checkpoint(int(found[1]), modified_at(manifest))
+    return None
+
+
+def modified_at(url: str) -> float | None:
+    """Return when a file was last written, in seconds since 1970; None if it is missing or the time is unknown.
+
+    Raises:
+        StorageError: The store refused, or gave no valid answer within the deadline.
+    """
+    try:
+        if filesystem.is_local(url):
+            return filesystem.local_path(url).stat().st_mtime
+        if filesystem.protocol_of(url) == "s3":
+            written = object_store.stat(url).modified
+            return None if written is None else written.timestamp()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
     return None

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from synfundus.diffusion.flow import ForwardProcess
-from synfundus.diffusion.loss import denoising_loss
-from synfundus.diffusion.parametrisation import PredictionType, check_prediction_type, training_target
+from synfundus.diffusion.parametrisation import PredictionType, check_prediction_type, denoising_loss, training_target
 from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.autoencoder_objective import AutoencoderObjective
 from synfundus.models.pixels import pixels_to_tensor

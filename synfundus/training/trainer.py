@@ -25,10 +25,9 @@ from synfundus.training.ema import ShardedEma
 from synfundus.training.guards import Guard, GuardSettings, is_spike, remember
 from synfundus.training.memory.rehearsal import is_out_of_memory
 from synfundus.training.optim import LrPlan
-from synfundus.training.periodic import Checkpoint, Periodic, Work
+from synfundus.training.periodic import Checkpoint, Periodic, TrainState, Work
 from synfundus.training.recorder import Recorder, Reports
 from synfundus.training.stopping import StopFlag, catch_signals
-from synfundus.training.train_state import TrainState
 
 _LAST_SAVE_PATIENCE = 3
 """Multiple of the watchdog's limit for a save that first waits for the one before it; each of the two also has the

@@ -23,10 +23,8 @@ from PIL import Image
 from tiny_sets import Sample, encode_png, phantom_samples, write_set
 
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
-from synfundus.shards.images import ImageDecoder
-from synfundus.shards.latents import LatentDecoder, LatentSource
 from synfundus.shards.reader import Arrays, ShardSetReader, encode_npy
-from synfundus.shards.source import DecodedSource, SampleSource
+from synfundus.shards.source import DecodedSource, ImageDecoder, LatentDecoder, LatentSource, SampleSource
 from synfundus.storage.manifest import SetKind, ShardEntry, ShardSet, load_shard_set, save_shard_set
 from synfundus.storage.shard_index import ShardIndex
 from synfundus.storage.tarshard import write_shard

@@ -386,9 +386,9 @@ def _read_set(folder: Path) -> str:
     """Read a set as the loader and as inspect do; say how it ended."""
     from synfundus.errors import CorruptShard
     from synfundus.labels.counts import count_labels
-    from synfundus.shards.images import ImageDecoder
     from synfundus.shards.reader import ShardSetReader
     from synfundus.shards.set_survey import SetSurvey
+    from synfundus.shards.source import ImageDecoder
     from synfundus.stages.inspect.job import open_set
 
     shard_set = open_set(str(folder))

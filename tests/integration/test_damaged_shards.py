@@ -14,9 +14,8 @@ from damaged_shards import KINDS, Damaged, Original, source_of, write_original
 
 from synfundus.labels.counts import count_labels
 from synfundus.shards.batches import BatchReader
-from synfundus.shards.mixture import MixedPlan
 from synfundus.shards.set_survey import SetSurvey
-from synfundus.shards.shard_plan import ReadingPlan
+from synfundus.shards.shard_plan import MixedPlan, ReadingPlan
 
 SLOWEST_CASE_S = 10.0
 SHORT_CASES = 10

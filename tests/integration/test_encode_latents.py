@@ -22,8 +22,8 @@ from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import ConfigError, CorruptShard, DataError
 from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.pixels import pixels_to_tensor
-from synfundus.shards.images import ImageDecoder
 from synfundus.shards.reader import ShardSetReader, decode_npy
+from synfundus.shards.source import ImageDecoder
 from synfundus.stages.encode_latents import job as encode_latents
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardSet, load_shard_set

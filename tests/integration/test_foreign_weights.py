@@ -22,9 +22,8 @@ from synfundus.artifacts.model_folder import load_pipeline
 from synfundus.distributed.world import World
 from synfundus.errors import CheckpointError, ConfigError
 from synfundus.models.pixels import pixels_to_tensor
-from synfundus.shards.images import ImageDecoder
-from synfundus.shards.latents import LatentDecoder
 from synfundus.shards.reader import ShardSetReader
+from synfundus.shards.source import ImageDecoder, LatentDecoder
 from synfundus.stages.encode_latents import job as encode_latents
 from synfundus.stages.sample import job as sample
 from synfundus.stages.train import job as train

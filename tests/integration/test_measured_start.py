@@ -20,7 +20,7 @@ from synfundus.stages.measured_start import remembered_format, remembered_size
 from synfundus.stages.train import job as train
 from synfundus.stages.train_vae import job as train_vae
 from synfundus.storage.manifest import ShardSet
-from synfundus.training.memory.memory_format import FormatChoice
+from synfundus.training.memory.measuring import FormatChoice
 from synfundus.training.memory.rehearsal import Rehearsal
 
 SHORT = {"budget_images": 48, "checkpoint_every_images": 24, "validate_every_images": 0}

@@ -16,7 +16,7 @@ from rank_processes import clean_environment, run_processes
 from synfundus.errors import StorageError
 from synfundus.storage import filesystem
 from synfundus.storage.filesystem import StoreSettings
-from synfundus.storage.s3 import store_settings
+from synfundus.storage.s3 import store_connection
 
 # Python 3.12 warns about forks beside threads: that such forks are safe here is what is tested
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -27,7 +27,7 @@ DATA = bytes(range(256)) * 64
 def read_and_send(url: str, sender: Connection) -> None:
     """What a child does: read, say what settings it has."""
     data = filesystem.read_bytes(url)
-    sender.send((data == DATA, filesystem.read_range(url, 10, 5), store_settings.current().deadline_s))
+    sender.send((data == DATA, filesystem.read_range(url, 10, 5), store_connection.current_settings().deadline_s))
     sender.close()
 
 
@@ -134,16 +134,16 @@ def test_the_facade_does_not_load_the_stores_libraries() -> None:
 
 
 def test_settings_of_a_parent_that_are_none_stop_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
-    store_settings.configure(None)
-    monkeypatch.setenv(store_settings.SETTINGS_VARIABLE, '{"deadline_s": "long"}')
+    store_connection.configure(None)
+    monkeypatch.setenv(store_connection.SETTINGS_VARIABLE, '{"deadline_s": "long"}')
     with pytest.raises(StorageError, match="not the settings") as caught:
-        store_settings.current()
-    assert caught.value.where == store_settings.SETTINGS_VARIABLE
+        store_connection.current_settings()
+    assert caught.value.where == store_connection.SETTINGS_VARIABLE
 
 
 def test_settings_hold_no_credentials(s3_bucket: str) -> None:
     filesystem.configure(StoreSettings(77, 5, 20, "/cache", 1))
-    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in os.environ[store_settings.SETTINGS_VARIABLE]
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in os.environ[store_connection.SETTINGS_VARIABLE]
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from s3_server import S3Server
 from synfundus.errors import CorruptShard, StorageError
 from synfundus.storage import filesystem
 from synfundus.storage.filesystem import StoreSettings
-from synfundus.storage.s3 import bulk_download, object_store
+from synfundus.storage.s3 import object_store
 from synfundus.storage.s3.store_connection import Client, request
 from synfundus.storage.tarshard import ShardFiles, TarShardReader, write_shard
 
@@ -205,7 +205,7 @@ def test_a_store_that_sends_a_trickle_is_given_up_at_the_deadline(
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
     filesystem.configure(StoreSettings(2, 1, 1, None, 1))
     began = time.monotonic()
-    assert bulk_download.try_download("bucket", "shard", io.BytesIO()) == ""
+    assert object_store.try_download("bucket", "shard", io.BytesIO()) == ""
     assert 2 <= time.monotonic() - began < 10
     with pytest.raises(StorageError, match="no valid answer within 2 s"):
         filesystem.fetch("s3://bucket/shard", io.BytesIO(), sha256="0" * 64)

@@ -16,12 +16,10 @@ from tiny_sets import flip_byte, write_numbered_set
 from synfundus.errors import CorruptShard, DataError
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.shards.batches import BatchReader, RankBatch
-from synfundus.shards.latents import LatentDecoder
 from synfundus.shards.loader import BatchLoader, Prefetch, RankSteps
-from synfundus.shards.mixture import MixedPlan
 from synfundus.shards.reader import Arrays, Members, ShardSetReader
-from synfundus.shards.shard_plan import ReadingPlan
-from synfundus.shards.source import DecodedSource
+from synfundus.shards.shard_plan import MixedPlan, ReadingPlan
+from synfundus.shards.source import DecodedSource, LatentDecoder
 from synfundus.storage.manifest import ShardSet
 
 SIZES = [9, 0, 5, 1, 12]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from synfundus.distributed.bundles import BundledModule, plan_bundles
+from synfundus.distributed.engine import BundledModule, plan_bundles
 
 
 @given(st.lists(st.integers(1, 50)), st.integers(1, 60))

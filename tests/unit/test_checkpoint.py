@@ -25,8 +25,8 @@ from synfundus.errors import CheckpointError, StorageError
 from synfundus.storage import filesystem
 from synfundus.training.checkpoints import checkpoint
 from synfundus.training.checkpoints.checkpoint import copy_by_pieces, copy_state, load_checkpoint, write_checkpoint
-from synfundus.training.checkpoints.model_files import ModelPart
 from synfundus.training.checkpoints.search import checkpoint_name, find_checkpoint, verify
+from synfundus.training.checkpoints.stored_weights import ModelPart
 from synfundus.training.ema import ShardedEma
 
 LAYOUT = FlatLayout.of([[("a.weight", (5, 3)), ("b.weight", (4, 2))], [("a.bias", (5,)), ("s", ())]])

@@ -15,9 +15,9 @@ import pytest
 from synfundus.config.machine import StorageConfig
 from synfundus.errors import CorruptShard, StorageError
 from synfundus.storage import filesystem
-from synfundus.storage.checked_read import read_until_valid
 from synfundus.storage.filesystem import StoreSettings
-from synfundus.storage.s3 import store_settings
+from synfundus.storage.s3 import store_connection
+from synfundus.storage.safe_files import read_until_valid
 
 
 def test_a_path_and_a_file_url_are_the_same_place(tmp_path: Path) -> None:
@@ -238,11 +238,11 @@ def test_folders_are_copied_with_their_hashes(tmp_path: Path) -> None:
 
 
 def test_settings_start_as_the_schema_says() -> None:
-    assert asdict(store_settings.UNCONFIGURED) == StorageConfig().model_dump()
+    assert asdict(store_connection.UNCONFIGURED) == StorageConfig().model_dump()
 
 
 def test_settings_reach_child_processes_through_the_environment(tmp_path: Path) -> None:
-    code = "from synfundus.storage.s3 import store_settings; print(store_settings.current())"
+    code = "from synfundus.storage.s3 import store_connection; print(store_connection.current_settings())"
     settings = StoreSettings(5, 4, 3, str(tmp_path), 2)
     try:
         filesystem.configure(settings)
@@ -250,6 +250,6 @@ def test_settings_reach_child_processes_through_the_environment(tmp_path: Path) 
     finally:
         filesystem.configure(None)
     assert found.stdout.strip() == str(settings)
-    assert store_settings.SETTINGS_VARIABLE not in os.environ
+    assert store_connection.SETTINGS_VARIABLE not in os.environ
     with pytest.raises(StorageError, match="must be positive"):
         StoreSettings(0, 4, 3, None, 2)

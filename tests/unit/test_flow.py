@@ -17,8 +17,7 @@ from synfundus.config.diffusion import DiffusionConfig
 from synfundus.config.loader import load_config
 from synfundus.config.schema import RunConfig
 from synfundus.diffusion.flow import FlowPath, FlowTime, TimeDensity, shifted
-from synfundus.diffusion.loss import denoising_loss, min_snr_weight
-from synfundus.diffusion.parametrisation import check_prediction_type, training_target
+from synfundus.diffusion.parametrisation import check_prediction_type, denoising_loss, min_snr_weight, training_target
 from synfundus.diffusion.schedule import build_schedule
 from synfundus.errors import ConfigError
 from synfundus.shards.reader import Arrays

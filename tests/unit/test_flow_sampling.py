@@ -13,9 +13,8 @@ from gaussian_data import MEAN, STD, draw, noise_of
 from torch import Tensor
 
 from synfundus.diffusion.flow import FlowPath, shifted
-from synfundus.diffusion.flow_sampling import FLOW_SAMPLERS, follows_flow
 from synfundus.diffusion.parametrisation import training_target
-from synfundus.diffusion.sampling import Denoiser, SamplerName, Scheduler, scheduler_for
+from synfundus.diffusion.sampling import FLOW_SAMPLERS, Denoiser, SamplerName, Scheduler, follows_flow, scheduler_for
 from synfundus.errors import ConfigError
 
 SAMPLERS: tuple[SamplerName, ...] = ("dpmpp", "euler", "heun")

@@ -17,7 +17,6 @@ from synfundus.config.loader import list_presets, load_config
 from synfundus.config.machine import PlanConfig
 from synfundus.distributed.world import LocalWorld
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
-from synfundus.models.counting import count_network
 from synfundus.stages import build
 from synfundus.stages.plan import job as plan
 from synfundus.telemetry.console import SilentConsole
@@ -31,7 +30,7 @@ from synfundus.training.memory.footprint import (
     throughput,
 )
 from synfundus.training.periodic import Periodic
-from synfundus.training.step_cost import Kernels, denoiser_cost, image_flops
+from synfundus.training.step_cost import Kernels, count_network, denoiser_cost, image_flops
 
 
 class Talk(SilentConsole):

@@ -15,9 +15,8 @@ from tiny_sets import flip_byte
 
 from synfundus.errors import CorruptShard
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
-from synfundus.shards.latents import LatentSource, all_finite, npy_header
 from synfundus.shards.reader import Arrays, ShardSetReader, encode_npy
-from synfundus.shards.source import allocate
+from synfundus.shards.source import LatentSource, all_finite, allocate, npy_header
 from synfundus.storage.manifest import ShardEntry, ShardSet, load_shard_set, save_shard_set
 from synfundus.storage.tarshard import write_shard
 

@@ -7,8 +7,7 @@ from typing import get_args
 import pytest
 import torch
 
-from synfundus.diffusion.loss import denoising_loss, min_snr_weight
-from synfundus.diffusion.parametrisation import NoisePrediction, training_target
+from synfundus.diffusion.parametrisation import NoisePrediction, denoising_loss, min_snr_weight, training_target
 from synfundus.diffusion.schedule import build_schedule
 
 SCHEDULE = build_schedule(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synfundus.training.memory.memory_format import (
+from synfundus.training.memory.measuring import (
     LEAST_GAIN,
     MOST_PAIRS,
     MOST_SECONDS,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from synfundus.distributed.world import LocalWorld
-from synfundus.telemetry.metrics import SumAccumulator, means
+from synfundus.training.recorder import SumAccumulator, means
 
 
 @dataclass(frozen=True)

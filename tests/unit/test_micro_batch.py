@@ -14,7 +14,7 @@ from synfundus.distributed.ds_config import plan_batch
 from synfundus.distributed.world import World
 from synfundus.errors import ConfigError
 from synfundus.training.memory.footprint import GIB
-from synfundus.training.memory.micro_batch import (
+from synfundus.training.memory.measuring import (
     MemoryBudget,
     MicroBatchChoice,
     Need,

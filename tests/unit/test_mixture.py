@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synfundus.errors import ConfigError
-from synfundus.shards.mixture import BLOCK_POSITIONS, MixedPlan, shares
-from synfundus.shards.shard_plan import ReadingPlan
+from synfundus.shards.shard_plan import BLOCK_POSITIONS, MixedPlan, ReadingPlan, shares
 from synfundus.storage.locations import parse_weighted
 
 

@@ -16,17 +16,16 @@ import pytest
 from tiny_sets import write_numbered_set
 
 from synfundus.shards.reader import ShardSetReader
-from synfundus.storage import open_files
-from synfundus.storage.byte_source import LocalBytes
-from synfundus.storage.open_files import OpenFile
+from synfundus.storage import byte_source
+from synfundus.storage.byte_source import LocalBytes, OpenFile
 
 
 @pytest.fixture
-def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[open_files._Pool]:
-    monkeypatch.setattr(open_files, "_pool", open_files._Pool())
-    monkeypatch.setattr(open_files, "_pool_capacity", lambda: 3)
-    yield open_files._pool
-    for file in list(open_files._pool.open):
+def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[byte_source._Pool]:
+    monkeypatch.setattr(byte_source, "_pool", byte_source._Pool())
+    monkeypatch.setattr(byte_source, "_pool_capacity", lambda: 3)
+    yield byte_source._pool
+    for file in list(byte_source._pool.open):
         file.close()
 
 
@@ -44,7 +43,7 @@ def first_byte(file: OpenFile) -> int:
         return os.pread(descriptor, 1, 0)[0]
 
 
-def test_those_read_longest_ago_are_closed_and_opened_again(pool: open_files._Pool, tmp_path: Path) -> None:
+def test_those_read_longest_ago_are_closed_and_opened_again(pool: byte_source._Pool, tmp_path: Path) -> None:
     made = files(tmp_path, 6)
     for number in (0, 1, 2, 0, 3, 4, 1, 5, 0):
         assert first_byte(made[number]) == number
@@ -52,7 +51,7 @@ def test_those_read_longest_ago_are_closed_and_opened_again(pool: open_files._Po
     assert [made.index(file) for file in pool.open] == [1, 5, 0]
 
 
-def test_a_file_that_is_read_is_closed_only_afterwards(pool: open_files._Pool, tmp_path: Path) -> None:
+def test_a_file_that_is_read_is_closed_only_afterwards(pool: byte_source._Pool, tmp_path: Path) -> None:
     made = files(tmp_path, 6)
     with made[0].descriptor() as descriptor:
         assert [first_byte(file) for file in made[1:]] == [1, 2, 3, 4, 5]
@@ -64,7 +63,7 @@ def test_a_file_that_is_read_is_closed_only_afterwards(pool: open_files._Pool, t
         os.fstat(descriptor)
 
 
-def test_threads_always_read_from_the_file_they_asked_for(pool: open_files._Pool, tmp_path: Path) -> None:
+def test_threads_always_read_from_the_file_they_asked_for(pool: byte_source._Pool, tmp_path: Path) -> None:
     made = files(tmp_path, 8)
     wrong: list[int] = []
 
@@ -85,7 +84,7 @@ def test_threads_always_read_from_the_file_they_asked_for(pool: open_files._Pool
     assert len(pool.open) <= 3
 
 
-def test_a_full_table_of_files_closes_idle_ones_and_tries_again(pool: open_files._Pool, tmp_path: Path) -> None:
+def test_a_full_table_of_files_closes_idle_ones_and_tries_again(pool: byte_source._Pool, tmp_path: Path) -> None:
     made = files(tmp_path, 3)
     for file in made:
         first_byte(file)
@@ -101,13 +100,15 @@ def test_a_full_table_of_files_closes_idle_ones_and_tries_again(pool: open_files
     assert still_open == [[0, 1, 2], [2]]
 
 
-def test_a_forked_child_starts_without_the_files_of_its_parent(pool: open_files._Pool, tmp_path: Path) -> None:
+def test_a_forked_child_starts_without_the_files_of_its_parent(pool: byte_source._Pool, tmp_path: Path) -> None:
     (file,) = files(tmp_path, 1)
     first_byte(file)
     with pool.lock:  # as another thread of the parent may hold it
         child = os.fork()
         if child == 0:
-            os._exit(0 if first_byte(file) == 0 and not pool.open.keys() & open_files._pool.open.keys() ^ {file} else 1)
+            os._exit(
+                0 if first_byte(file) == 0 and not pool.open.keys() & byte_source._pool.open.keys() ^ {file} else 1
+            )
     assert os.waitpid(child, 0)[1] == 0
 
 
@@ -133,7 +134,7 @@ def test_a_set_of_more_shards_than_a_process_may_open_files_is_read(tmp_path: Pa
     assert now_open > 90 if hard == 600 else now_open < 64
 
 
-def test_indices_stay_when_files_are_closed(pool: open_files._Pool, tmp_path: Path) -> None:
+def test_indices_stay_when_files_are_closed(pool: byte_source._Pool, tmp_path: Path) -> None:
     reader = ShardSetReader(write_numbered_set(tmp_path / "set", [1] * 9), split="train")
     for number in range(9):
         reader.read(number, 0)
@@ -146,13 +147,13 @@ def test_indices_stay_when_files_are_closed(pool: open_files._Pool, tmp_path: Pa
 
 def test_the_limit_is_raised_no_further_than_is_allowed() -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    assert 8 <= open_files._pool_capacity() <= open_files._MAX_OPEN
+    assert 8 <= byte_source._pool_capacity() <= byte_source._MAX_OPEN
     after = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert after[1] == before[1]
     assert before[0] <= after[0]
 
 
-def test_a_stale_handle_is_opened_again(pool: open_files._Pool, tmp_path: Path) -> None:
+def test_a_stale_handle_is_opened_again(pool: byte_source._Pool, tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(b"abc")
     source = LocalBytes(path, "x")

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from synfundus.errors import DataError
-from synfundus.labels.captions import label_caption
+from synfundus.labels.schema import label_caption
 from synfundus.pictures.sheets import PictureRow, PictureSection, contact_sheet, encode_png, titled_rows, wrap_text
 
 TILE_PX = 32

@@ -17,7 +17,7 @@ from synfundus.config.diffusion import TrainConfig
 from synfundus.config.loader import LoadedConfig
 from synfundus.config.schema import RunConfig
 from synfundus.config.training import LoopConfig
-from synfundus.distributed.processor import processor_has_bf16
+from synfundus.distributed.rank_info import processor_has_bf16
 from synfundus.distributed.world import Device, LocalWorld, has_native_bf16
 from synfundus.errors import ConfigError
 from synfundus.stages import build, training_plan

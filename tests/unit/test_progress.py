@@ -14,7 +14,6 @@ from fake_engine import run_ranks
 from torch import nn
 
 from synfundus.distributed.world import World
-from synfundus.models.counting import count_network, meta_copy
 from synfundus.training.memory.footprint import GIB, find_gpu
 from synfundus.training.progress import (
     CLOCK_FIGURES,
@@ -25,6 +24,7 @@ from synfundus.training.progress import (
     mean_waits_and_peak,
     peak_memory_bytes,
 )
+from synfundus.training.step_cost import count_network, meta_copy
 
 INTERVAL = Interval(images=800, training_s=8.0, wall_s=10.0, waited_s=2.0, stalled_s=1.5, peak_bytes=3 * GIB)
 

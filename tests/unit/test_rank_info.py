@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from synfundus.distributed.processor import gpu_index, own_cores, require_one_device, require_own_gpus
-from synfundus.distributed.rank_info import RankInfo, rank_info
+from synfundus.distributed.rank_info import (
+    RankInfo,
+    gpu_index,
+    own_cores,
+    rank_info,
+    require_one_device,
+    require_own_gpus,
+)
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import LaunchError
 

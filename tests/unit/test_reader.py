@@ -22,9 +22,8 @@ from tiny_sets import encode_png, flip_byte, moments_of, numbered_samples, write
 from synfundus.errors import CorruptShard, StorageError
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.shards import reader as reader_module
-from synfundus.shards.images import ImageDecoder
-from synfundus.shards.latents import LatentDecoder
 from synfundus.shards.reader import ShardSetReader, decode_image, decode_json, decode_npy, encode_npy
+from synfundus.shards.source import ImageDecoder, LatentDecoder
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardSet, load_shard_set
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from synfundus.distributed.world import LocalWorld
 from synfundus.training.memory import rehearsal as module
-from synfundus.training.memory.micro_batch import MemoryBudget, Need, find_micro_batch
+from synfundus.training.memory.measuring import MemoryBudget, Need, find_micro_batch
 from synfundus.training.memory.rehearsal import GPU_RESERVE, HOST_RESERVE, Rehearsal, budget_bytes
 
 WIDTH = 64

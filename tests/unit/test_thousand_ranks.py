@@ -24,15 +24,14 @@ from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.photographs.ingest import PlannedSample
 from synfundus.shards.batches import BatchReader, RankBatch
 from synfundus.shards.loader import RankSteps
-from synfundus.shards.mixture import MixedPlan
 from synfundus.shards.reader import Arrays
-from synfundus.shards.shard_plan import ReadingPlan, rank_positions
+from synfundus.shards.shard_plan import MixedPlan, ReadingPlan, rank_positions
 from synfundus.stages import build
 from synfundus.stages.encode_latents.job import plan_tasks
 from synfundus.stages.prepare.plan import InputPlan
 from synfundus.stages.reading import training_loader
 from synfundus.storage.manifest import ShardEntry, ShardSet, shard_name
-from synfundus.training.checkpoints.partition_source import PartitionSource, partition_name
+from synfundus.training.checkpoints.stored_weights import PartitionSource, partition_name
 from synfundus.training.optim import parameter_groups
 
 WORLDS = (1, 2, 3, 8, 64, 1024)

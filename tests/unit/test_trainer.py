@@ -19,21 +19,18 @@ from synfundus.distributed.world import LocalStatusStore, World
 from synfundus.errors import DataError, NumericalError, Preempted, StorageError
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.shards.batches import BatchReader, RankBatch
-from synfundus.shards.latents import LatentDecoder
 from synfundus.shards.loader import BatchLoader, Prefetch, RankSteps
-from synfundus.shards.mixture import MixedPlan
 from synfundus.shards.reader import ShardSetReader
-from synfundus.shards.shard_plan import ReadingPlan
-from synfundus.shards.source import DecodedSource
+from synfundus.shards.shard_plan import MixedPlan, ReadingPlan
+from synfundus.shards.source import DecodedSource, LatentDecoder
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import SilentConsole
 from synfundus.training.ema import ShardedEma
 from synfundus.training.guards import GuardSettings
 from synfundus.training.optim import LrPlan
-from synfundus.training.periodic import Checkpoint, Periodic, Work
+from synfundus.training.periodic import Checkpoint, Periodic, TrainState, Work
 from synfundus.training.recorder import Reports
 from synfundus.training.stopping import StopFlag
-from synfundus.training.train_state import TrainState
 from synfundus.training.trainer import LoopSettings, Trained, Trainer, Watch
 
 LAYOUT = FlatLayout.of([[("w", (3,))]])

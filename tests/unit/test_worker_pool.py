@@ -20,11 +20,10 @@ from synfundus.errors import DataError, LaunchError
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.shards import worker_pool
 from synfundus.shards.batches import BatchReader
-from synfundus.shards.latents import LatentSource
 from synfundus.shards.loader import BatchLoader, Prefetch, RankSteps
-from synfundus.shards.mixture import MixedPlan
 from synfundus.shards.reader import Arrays, ShardSetReader
-from synfundus.shards.shard_plan import ReadingPlan
+from synfundus.shards.shard_plan import MixedPlan, ReadingPlan
+from synfundus.shards.source import LatentSource
 from synfundus.storage.manifest import ShardSet
 
 pytestmark = pytest.mark.timeout(120)

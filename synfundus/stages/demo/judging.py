@@ -16,9 +16,9 @@ from synfundus.evaluation.label_control import Agreement
 from synfundus.labels.schema import LabelSchema
 from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.pixels import pixels_to_tensor, tensor_to_pixels
-from synfundus.shards.images import ImageDecoder
 from synfundus.shards.members import META, decode_json, label_states
 from synfundus.shards.reader import ShardSetReader
+from synfundus.shards.source import ImageDecoder
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import Console
 

@@ -24,10 +24,9 @@ from synfundus.errors import CorruptShard, DataError
 from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.pixels import pixels_to_tensor
 from synfundus.processes.daemon_threads import DaemonThreads
-from synfundus.shards.images import ImageDecoder
-from synfundus.shards.latents import FLIPPED_MOMENTS, MOMENTS
 from synfundus.shards.members import META
 from synfundus.shards.reader import ShardSetReader, encode_npy
+from synfundus.shards.source import FLIPPED_MOMENTS, MOMENTS, ImageDecoder
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import SPLITS, ShardEntry, ShardSet
 from synfundus.storage.tarshard import write_shard

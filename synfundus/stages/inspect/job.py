@@ -11,8 +11,8 @@ import numpy as np
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World
 from synfundus.errors import ConfigError, CorruptShard, DataError, StorageError
-from synfundus.labels.captions import label_caption
 from synfundus.labels.counts import LabelCounts, count_labels
+from synfundus.labels.schema import label_caption
 from synfundus.pictures.inspection import co_occurrence_map, compose_sheet, label_bars, moments_picture
 from synfundus.pictures.sheets import Pixels, contact_sheet, encode_png
 from synfundus.seeding import keyed_generator

@@ -18,7 +18,6 @@ from synfundus.config.schema import RunConfig
 from synfundus.distributed.ds_config import BatchPlan, check_ds_file, plan_batch
 from synfundus.distributed.world import World
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
-from synfundus.models.counting import NetworkCount, count_network
 from synfundus.stages import Summary, build
 from synfundus.stages.trial_step import latent_shape
 from synfundus.telemetry.console import Console
@@ -34,7 +33,7 @@ from synfundus.training.memory.footprint import (
     step_traffic,
     throughput,
 )
-from synfundus.training.step_cost import image_flops
+from synfundus.training.step_cost import NetworkCount, count_network, image_flops
 
 USABLE = 0.9
 """Part of a GPU's memory that is planned with: CUDA's context, NCCL's buffers and fragments take the rest."""

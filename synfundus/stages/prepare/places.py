@@ -11,9 +11,9 @@ from synfundus.errors import ConfigError, DataError
 from synfundus.photographs.crosswalk import SECRET_NAME, owner_of, write_private_lines
 from synfundus.stages.prepare.plan import InputPlan
 from synfundus.storage import documents, filesystem
+from synfundus.storage.local_folder import holds_ours
 from synfundus.storage.locations import resolved
 from synfundus.storage.manifest import MANIFEST_NAME, REJECTS_NAME, SPLITS, load_shard_set
-from synfundus.storage.permissions import holds_ours
 
 RECORD_FORMAT = "synfundus-preparation"
 RECORD_VERSION = 2

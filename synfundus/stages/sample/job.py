@@ -30,8 +30,8 @@ from synfundus.config.schema import RunConfig
 from synfundus.diffusion.sampling import scheduler_for
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World, share_of, torch_device, without_timeout
-from synfundus.labels.captions import label_caption
 from synfundus.labels.plan import LabelRow, label_table, plan_labels
+from synfundus.labels.schema import label_caption
 from synfundus.pictures.sheets import contact_sheet, encode_png
 from synfundus.seeding import keyed_normal
 from synfundus.shards.reader import decode_image

@@ -34,7 +34,7 @@ from synfundus.stages.trial_step import random_batch
 from synfundus.stages.verb import require
 from synfundus.telemetry.console import Console
 from synfundus.telemetry.run_files import read_run, series
-from synfundus.training.checkpoints.model_files import ModelPart
+from synfundus.training.checkpoints.stored_weights import ModelPart
 from synfundus.training.draws import DiffusionDraws
 from synfundus.training.progress import StepCost
 from synfundus.training.step import LatentDiffusionStep

@@ -9,8 +9,7 @@ import torch
 
 from synfundus.artifacts.model import ModelSetup, generate_images
 from synfundus.diffusion.sampling import SamplerSettings
-from synfundus.labels.captions import label_caption
-from synfundus.labels.schema import LabelSchema
+from synfundus.labels.schema import LabelSchema, label_caption
 from synfundus.models.unet import ConditionalDenoiser
 from synfundus.pictures.sheets import contact_sheet, encode_png
 from synfundus.seeding import keyed_normal

@@ -26,7 +26,7 @@ from synfundus.stages.verb import require
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import Console
-from synfundus.training.checkpoints.model_files import ModelPart
+from synfundus.training.checkpoints.stored_weights import ModelPart
 from synfundus.training.draws import AutoencoderDraws
 from synfundus.training.progress import StepCost
 from synfundus.training.step import AutoencoderStep

@@ -17,9 +17,8 @@ from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.pixels import pixels_to_tensor
 from synfundus.models.reconstruction_metrics import psnr
 from synfundus.seeding import keyed_generator
-from synfundus.shards.images import ImageDecoder
-from synfundus.shards.latents import LatentDecoder
 from synfundus.shards.reader import ShardSetReader
+from synfundus.shards.source import ImageDecoder, LatentDecoder
 from synfundus.stages import Summary, build
 from synfundus.stages.verb import require
 from synfundus.storage.manifest import ShardSet, load_shard_set

@@ -27,8 +27,8 @@ from typing import IO, Self
 
 from synfundus.errors import StorageError
 from synfundus.storage import filesystem
-from synfundus.storage.permissions import holds_ours
-from synfundus.storage.s3 import store_settings
+from synfundus.storage.local_folder import holds_ours
+from synfundus.storage.s3 import store_connection
 
 _DOWNLOAD_LOCKS = 4096
 _POLL_S = 0.05
@@ -195,7 +195,7 @@ class ObjectCache:
         Two downloads of one copy are wasteful but safe: each is complete when it is renamed.
         """
         number = int(entry.name[:8], 16) % _DOWNLOAD_LOCKS
-        deadline_s = store_settings.current().deadline_s
+        deadline_s = store_connection.current_settings().deadline_s
         with _open_private(self._locks / f"{number:03x}") as lock:
             before, since, checked = -1, time.monotonic(), 0.0
             while not _try_lock(lock):
@@ -302,7 +302,7 @@ def configured_cache() -> ObjectCache | None:
     Raises:
         StorageError: Its folder cannot be used.
     """
-    settings = store_settings.current()
+    settings = store_connection.current_settings()
     return None if settings.cache_dir is None else ObjectCache(Path(settings.cache_dir), settings.cache_max_bytes)
 
 

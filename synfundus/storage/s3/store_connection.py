@@ -5,6 +5,7 @@ fault; one that keeps failing is given up after the deadline, over all its reque
 
 s3fs holds the connection; its client is used directly, because only it gives the length, range, entity tag and error
 code of an answer. A connection belongs to the process that built it: after a fork the child builds its own.
+The settings are set once by the job and inherited by child processes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import errno
+import json
 import logging
 import os
 import random
@@ -20,12 +22,13 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from synfundus.errors import StorageError
-from synfundus.storage.s3 import store_faults, store_settings
+from synfundus.storage.s3 import store_faults
 from synfundus.storage.s3.store_faults import BeyondEnd, Fault, ObjectChanged, Verdict
 
 T = TypeVar("T")
@@ -52,7 +55,7 @@ def service_descriptions() -> Any:  # noqa: ANN401 - botocore is untyped
 class _Connection:
     """A connection of this process: the s3fs object and the settings it was built with."""
 
-    def __init__(self, settings: store_settings.StoreSettings) -> None:
+    def __init__(self, settings: StoreSettings) -> None:
         import s3fs
         from aiobotocore.session import AioSession
 
@@ -145,7 +148,7 @@ def forget() -> None:
         connection.close()
 
 
-def _connect(settings: store_settings.StoreSettings) -> _Connection:
+def _connect(settings: StoreSettings) -> _Connection:
     with _connections.lock:
         if not _connections.all or _connections.all[-1].settings != settings:
             refuse_credentials_in_endpoint()
@@ -223,7 +226,7 @@ _budget: ContextVar[_RetryBudget | None] = ContextVar("retry_budget", default=No
 def shared_deadline() -> Iterator[_RetryBudget]:
     """Share one deadline between all requests of the block; an outer block takes precedence."""
     outer = _budget.get()
-    budget = outer or _RetryBudget(store_settings.current().deadline_s)
+    budget = outer or _RetryBudget(current_settings().deadline_s)
     token = _budget.set(budget)
     try:
         yield budget
@@ -246,7 +249,7 @@ def request(action: str, url: str, operation: Callable[[Client], Awaitable[T]]) 
         BeyondEnd: The range starts after the end of the object.
         ObjectChanged: The entity tag of the object is not the one in the request.
     """
-    settings = store_settings.current()
+    settings = current_settings()
     budget = _budget.get() or _RetryBudget(settings.deadline_s)
     attempts, renewed, warned = 0, False, False
     while True:
@@ -301,3 +304,70 @@ def _deadline_error(action: str, url: str, fault: Fault, attempts: int, deadline
         where=url,
         hint=f"check the network and the store at {_endpoint()}; storage.deadline_s sets how long to retry",
     )
+
+
+SETTINGS_VARIABLE = "SYNFUNDUS_STORAGE"
+"""Environment variable that passes the settings to child processes. It contains no secrets."""
+
+
+@dataclass(frozen=True)
+class StoreSettings:
+    """The ``storage`` section of the config, as plain values.
+
+    Attributes:
+        deadline_s: Maximum time of failed attempts per object.
+        connect_timeout_s: Maximum wait for a connection.
+        read_timeout_s: Maximum wait for the next bytes of an answer.
+        cache_dir: Local folder for copies of remote shards; None disables the cache.
+        cache_max_bytes: Maximum size of that folder.
+    """
+
+    deadline_s: float
+    connect_timeout_s: float
+    read_timeout_s: float
+    cache_dir: str | None
+    cache_max_bytes: int
+
+    def __post_init__(self) -> None:
+        if min(self.deadline_s, self.connect_timeout_s, self.read_timeout_s, self.cache_max_bytes) <= 0:
+            raise StorageError("storage settings must be positive", where="storage")
+
+
+UNCONFIGURED = StoreSettings(300.0, 10.0, 30.0, None, 200 * 2**30)
+"""Used until `configure` is called; a test checks that it equals the defaults of the schema."""
+
+_configured: StoreSettings | None = None
+
+
+def configure(settings: StoreSettings | None) -> None:
+    """Set the settings of this process and its children; None resets them."""
+    global _configured
+    _configured = settings
+    if settings is None:
+        os.environ.pop(SETTINGS_VARIABLE, None)
+    else:
+        os.environ[SETTINGS_VARIABLE] = json.dumps(asdict(settings), sort_keys=True)
+
+
+def current_settings() -> StoreSettings:
+    """Return the settings in force: configured here, or inherited through the environment.
+
+    Raises:
+        StorageError: The environment variable does not contain settings.
+    """
+    global _configured
+    if _configured is None and SETTINGS_VARIABLE in os.environ:
+        _configured = _parse(os.environ[SETTINGS_VARIABLE])
+    return _configured or UNCONFIGURED
+
+
+def _parse(text: str) -> StoreSettings:
+    try:
+        document = json.loads(text)
+        return StoreSettings(**{field.name: document[field.name] for field in fields(StoreSettings)})
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(
+            "not the settings that a parent process passes",
+            where=SETTINGS_VARIABLE,
+            hint="unset this variable; settings come from the section `storage` of the config",
+        ) from error

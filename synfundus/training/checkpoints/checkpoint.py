@@ -25,8 +25,6 @@ from synfundus.distributed.flat_layout import FlatLayout, gather_named
 from synfundus.distributed.world import World
 from synfundus.errors import StorageError
 from synfundus.storage import documents, filesystem
-from synfundus.training.checkpoints.model_files import ModelPart, model_files
-from synfundus.training.checkpoints.partition_source import PartitionSource, partition_name
 from synfundus.training.checkpoints.search import (
     FORMAT_NAME,
     FORMAT_VERSION,
@@ -37,6 +35,7 @@ from synfundus.training.checkpoints.search import (
     list_checkpoints,
     sha256_of,
 )
+from synfundus.training.checkpoints.stored_weights import ModelPart, PartitionSource, model_files, partition_name
 from synfundus.training.ema import ShardedEma
 
 

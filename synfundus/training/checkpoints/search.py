@@ -12,7 +12,7 @@ from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World
 from synfundus.errors import CheckpointError, DataError, StorageError
 from synfundus.storage import documents, filesystem
-from synfundus.training.checkpoints.partition_source import partition_name
+from synfundus.training.checkpoints.stored_weights import partition_name
 
 FORMAT_NAME = "synfundus-checkpoint"
 FORMAT_VERSION = 1

@@ -19,8 +19,8 @@ from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import World
 from synfundus.training.checkpoints.checkpoint import StateCopy, copy_state, write_checkpoint
-from synfundus.training.checkpoints.model_files import ModelPart
 from synfundus.training.checkpoints.search import checkpoint_name
+from synfundus.training.checkpoints.stored_weights import ModelPart
 from synfundus.training.ema import ShardedEma
 
 _NICENESS = 10

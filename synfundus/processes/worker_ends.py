@@ -1,4 +1,4 @@
-"""Stop signals in worker processes: only the rank handles them, its workers ignore them from the start.
+"""How worker processes end: with their parent, even if it is killed, and not by a stop signal, which the rank handles.
 
 srun signals every process of a step, not only the ranks. A new interpreter needs a second before it can ignore a
 signal and would be killed by it until then, so signals are blocked while a process is started, which it inherits.
@@ -7,9 +7,31 @@ signal and would be killed by it until then, so signals are blocked while a proc
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
+from multiprocessing.connection import wait
+
+ORPHANED = 70
+"""Exit code of a worker whose parent is gone."""
+
+
+def end_with_parent() -> None:
+    """Exit this process as soon as its parent ends; call it first in a worker."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        # not an exception: the main thread may be inside a decoder or waiting for a store
+        os._exit(ORPHANED)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
