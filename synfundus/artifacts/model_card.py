@@ -68,10 +68,6 @@ def _count(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else "not recorded"
 
 
-def _figure(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "not recorded"
-
-
 def _objective(schedule: Mapping[str, Any]) -> str:
     """Say what the network predicts, and on which way from image to noise."""
     kind, count = schedule["prediction_type"], schedule["num_timesteps"]
@@ -94,11 +90,12 @@ def model_card(document: Mapping[str, Any], schema: LabelSchema, *, linear_path:
         autoencoder_class: diffusers' name of what opens ``vae/``.
     """
     training, prints = document["training"], document["fingerprints"]
+    loss = training.get("validation_loss")
     facts = [
         ("training photographs", _count(training.get("training_images"))),
         ("images seen in training (repetitions included)", _count(training.get("images_seen"))),
         ("parameters of U-Net and conditioner", _count(training.get("parameters"))),
-        ("validation loss on held-out patients", _figure(training.get("validation_loss"))),
+        ("validation loss on held-out patients", f"{loss:.4g}" if isinstance(loss, float) else "not recorded"),
         ("model fingerprint", f"`{prints['model']}`"),
         ("autoencoder fingerprint", f"`{prints['autoencoder']}`"),
         ("latent set", f"`{prints['latent_set']}`"),

@@ -153,10 +153,6 @@ def label_agreement(
     }
 
 
-def _figure_name(agreement: LabelAgreement) -> str:
-    return "kappa" if agreement.kappa is not None else "AUC" if agreement.auc is not None else "accuracy"
-
-
 def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
@@ -219,7 +215,7 @@ def agreement_table(agreements: Mapping[str, Agreement]) -> tuple[list[str], lis
     for name, first in next(iter(agreements.values()), {}).items():
         if name in shown_labels:
             continue
-        measure = _figure_name(first)
+        measure = "kappa" if first.kappa is not None else "AUC" if first.auc is not None else "accuracy"
         figures = [agreements[source][name] for source in sources]
         rows.append([f"{name}, {measure}", *(_shown(getattr(figure, measure.lower())) for figure in figures)])
     return ["label", *sources], rows

@@ -252,17 +252,15 @@ def _parse_row(
     labels: dict[str, int | None] = dict.fromkeys(schema.names)
     for name, source in mapping.labels.items():
         text = canonical_cell(cells[columns[source.column]])
-        known = _known_values(source.values, schema[name].num_values)
+        known = source.values
+        if known is None:
+            known = {str(value): value for value in range(schema[name].num_values)}
         if text not in known and text.lower() in MISSING:
             continue
         if text not in known:
             return RejectedRow(line, file, patient, "unknown_label_value", f"{name}: column {source.column} = {text!r}")
         labels[name] = known[text]
     return TableRow(line, file, patient, labels)
-
-
-def _known_values(values: Mapping[str, int | None] | None, num_values: int) -> Mapping[str, int | None]:
-    return {str(value): value for value in range(num_values)} if values is None else values
 
 
 def _warnings(mapping: TableMapping, rows: Sequence[TableRow]) -> tuple[str, ...]:

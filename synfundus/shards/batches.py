@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,7 @@ class BatchReader:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as a description."""
-        return _reader_of, (self.plan, self._sources, self._augment)
+        return partial(BatchReader, self.plan, self._sources, augment=self._augment), ()
 
     def layout(self) -> Layout:
         """Return shape and type of each array per sample, with augmentation; reads no data."""
@@ -184,10 +185,6 @@ class BatchReader:
             requests.close()
         for source in self._sources:
             source.close()
-
-
-def _reader_of(plan: MixedPlan, sources: Sequence[SampleSource], augment: Augment | None) -> BatchReader:
-    return BatchReader(plan, sources, augment=augment)
 
 
 def _rows(at: MixedLocation) -> Iterator[tuple[int, int, int, int]]:

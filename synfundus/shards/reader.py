@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,7 @@ class ShardSetReader:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as a description: another process opens its own files and connections."""
-        return _reader_of, (self._set, self._split)
+        return partial(ShardSetReader, self._set, split=self._split), ()
 
     @property
     def shard_sizes(self) -> list[int]:
@@ -219,10 +220,6 @@ class ShardSetReader:
             reader.close()
         if self._cache is not None:
             self._cache.close()
-
-
-def _reader_of(shard_set: ShardSet, split: str) -> ShardSetReader:
-    return ShardSetReader(shard_set, split=split)
 
 
 @contextmanager

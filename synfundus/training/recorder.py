@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, SupportsFloat
+from typing import Any
 
 from torch import Tensor
 
@@ -211,13 +211,9 @@ class SumAccumulator:
     def reduce(self, world: World) -> dict[str, float]:
         """Return the sums over all ranks and reset them. Collective; every rank must have added the same names."""
         names = sorted(self._sums)
-        values = [_to_float(self._sums[name]) for name in names]
+        values = [float(self._sums[name]) for name in names]
         self._sums = {}
         return dict(zip(names, world.sum(values), strict=True)) if names else {}
-
-
-def _to_float(value: SupportsFloat) -> float:
-    return float(value)
 
 
 def means(sums: Mapping[str, float]) -> dict[str, float]:

@@ -100,9 +100,9 @@ def prepare_chunks(
 
     def tasks() -> Iterator[PhotographTask]:
         for chunk, _ in chunks:
-            for sample in _read_chunk_plan(paths, chunk):
+            for row in documents.read_lines(paths.chunk_url(chunk, "plan.jsonl")):
                 yield PhotographTask(
-                    sample=sample,
+                    sample=PlannedSample(**row),
                     source=paths.source,
                     image_size_px=section.image_size_px,
                     image_format=section.image_format,
@@ -130,11 +130,6 @@ def _results(
             # by its key: file names may contain patient names, and logs are widely read
             console.warning(f"photograph {result.sample.key} is rejected, {result.reason}: {result.detail}")
         yield result
-
-
-def _read_chunk_plan(paths: PreparePaths, number: int) -> list[PlannedSample]:
-    """Return the samples of a chunk."""
-    return [PlannedSample(**row) for row in documents.read_lines(paths.chunk_url(number, "plan.jsonl"))]
 
 
 def _write_chunk(

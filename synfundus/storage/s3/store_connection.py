@@ -272,13 +272,14 @@ def request(action: str, url: str, operation: Callable[[Client], Awaitable[T]]) 
             raise _deadline_error(action, url, fault, attempts, settings.deadline_s)
         if budget.spent_s > _WARN_AFTER_S and not warned:
             warned = True
-            _LOG.warning("no valid answer from %s for %.0f s (%s); retrying", _endpoint(), budget.spent_s, fault.text)
+            _LOG.warning(
+                "no valid answer from %s for %.0f s (%s); retrying",
+                store_faults.endpoint_name(),
+                budget.spent_s,
+                fault.text,
+            )
         time.sleep(pause_s)
         budget.spend(pause_s)
-
-
-def _endpoint() -> str:
-    return store_faults.endpoint_name()
 
 
 def _raise_if_final(action: str, url: str, fault: Fault) -> None:
@@ -302,7 +303,7 @@ def _deadline_error(action: str, url: str, fault: Fault, attempts: int, deadline
     return StorageError(
         f"cannot {action}: no valid answer within {deadline_s:g} s, {attempts} attempts; the last fault: {fault.text}",
         where=url,
-        hint=f"check the network and the store at {_endpoint()}; storage.deadline_s sets how long to retry",
+        hint=f"check the network and the store at {store_faults.endpoint_name()}; storage.deadline_s sets how long to retry",
     )
 
 
