@@ -13,8 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from synfundus.phantoms.canvas import FloatArray, View, pixel_grid, smoothstep
 from synfundus.phantoms.clinic import Exam
-from synfundus.phantoms.eye import EyeAnatomy
-from synfundus.phantoms.scene import Scene
+from synfundus.phantoms.scene import EyeAnatomy, Scene
 from synfundus.seeding import keyed_generator
 
 CameraKind = Literal["full", "cut", "framed"]

@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synfundus.errors import ConfigError
-from synfundus.phantoms import background, circulation, diabetic, exposure, macular, optic_disc, vascular
+from synfundus.phantoms import background, circulation, exposure, macular, optic_disc, retinopathies
 from synfundus.phantoms.camera import Camera, CameraKind, camera_of, expose
 from synfundus.phantoms.clinic import LABEL_NAMES, Exam, exam_of, recorded_labels_of, true_labels_of
-from synfundus.phantoms.eye import EyeAnatomy, anatomy_of
-from synfundus.phantoms.scene import Scene
+from synfundus.phantoms.scene import EyeAnatomy, Scene, anatomy_of
 
 __all__ = ["LABEL_NAMES", "SMALLEST_SIZE_PX", "CameraKind", "Phantom", "PhantomTruth", "draw_exam", "draw_phantom"]
 
@@ -157,14 +156,14 @@ def _paint(scene: Scene) -> None:
     macular.paint_macular_degeneration(scene)
     background.paint_nerve_fibres(scene)
     optic_disc.paint_disc(scene)
-    diabetic.paint_macular_edema(scene)
+    retinopathies.paint_macular_edema(scene)
     circulation.paint_vessels(scene)
-    diabetic.paint_diabetic_blood(scene)
-    vascular.paint_occlusion(scene)
-    vascular.paint_hypertensive_lesions(scene)
+    retinopathies.paint_diabetic_blood(scene)
+    retinopathies.paint_occlusion(scene)
+    retinopathies.paint_hypertensive_lesions(scene)
     circulation.absorb_blood(scene)
-    diabetic.paint_diabetic_exudates(scene)
-    diabetic.paint_preretinal_haemorrhage(scene)
+    retinopathies.paint_diabetic_exudates(scene)
+    retinopathies.paint_preretinal_haemorrhage(scene)
     macular.paint_epiretinal_membrane(scene)
 
 

@@ -1,7 +1,8 @@
-"""The scene that the painters share: exam, labels, anatomy, view, and the image."""
+"""The permanent features of an eye, and the scene that the painters share: exam, labels, view, and the image."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -9,8 +10,77 @@ import numpy as np
 
 from synfundus.phantoms.canvas import FloatArray, Mask, Rgb, View
 from synfundus.phantoms.clinic import Exam
-from synfundus.phantoms.eye import EyeAnatomy
 from synfundus.seeding import keyed_generator
+
+# Fundus colours at full light, from blond to heavily pigmented (sRGB, 0..1).
+_PIGMENTATIONS = np.array(
+    [
+        [0.90, 0.47, 0.20],
+        [0.84, 0.37, 0.19],
+        [0.66, 0.36, 0.18],
+        [0.85, 0.53, 0.25],
+        [0.53, 0.29, 0.15],
+        [0.90, 0.55, 0.34],
+    ]
+)
+_PIGMENTATION_WEIGHTS = np.array([0.28, 0.20, 0.17, 0.14, 0.09, 0.12])
+
+
+@dataclass(frozen=True)
+class EyeAnatomy:
+    """Permanent features of one eye, in eye coordinates of a right eye.
+
+    Attributes:
+        pigmentation: Fundus colour at full light (sRGB, 0..1).
+        disc_center: Centre of the optic disc.
+        disc_axes: Half axes of the disc (x, y).
+        disc_tilt: Rotation of the disc's axes in radians.
+        cup_ratio: Cup-to-disc ratio of the healthy disc.
+        fovea_center: Centre of the fovea.
+        calibre: Width of the widest vein at the disc.
+        tortuosity: Relative waviness of the vessels.
+        youth: 0 old .. 1 young: nerve fibre sheen, foveal reflex.
+        tessellation: Visibility of choroidal vessels without disease.
+    """
+
+    pigmentation: Rgb
+    disc_center: tuple[float, float]
+    disc_axes: tuple[float, float]
+    disc_tilt: float
+    cup_ratio: float
+    fovea_center: tuple[float, float]
+    calibre: float
+    tortuosity: float
+    youth: float
+    tessellation: float
+
+
+def anatomy_of(seed: int, exam: Exam) -> EyeAnatomy:
+    """Return the anatomy of the photographed eye: that of the patient, with small deviations of the eye."""
+    patient = keyed_generator(seed, "phantom.anatomy.patient", index=exam.patient)
+    own = keyed_generator(seed, "phantom.anatomy.eye", index=exam.eye)
+    first, second = patient.choice(len(_PIGMENTATIONS), size=2, p=_PIGMENTATION_WEIGHTS)
+    blend = patient.uniform(0, 0.6)
+    color = _PIGMENTATIONS[first] * (1 - blend) + _PIGMENTATIONS[second] * blend
+    color = color * np.exp(patient.normal(0, 0.05, 3) + patient.normal(0, 0.05))
+    size = patient.uniform(0.142, 0.168) * math.exp(own.normal(0, 0.03))
+    oval = patient.uniform(1.04, 1.14)
+    distance = patient.uniform(0.63, 0.70) + own.normal(0, 0.008)
+    disc = (0.47 + own.normal(0, 0.012), -0.03 + own.normal(0, 0.015))
+    fovea = (disc[0] - distance, disc[1] + patient.uniform(0.05, 0.11) + own.normal(0, 0.01))
+    youth = float(patient.uniform(0, 1))
+    return EyeAnatomy(
+        pigmentation=(float(color[0]), float(color[1]), float(color[2])),
+        disc_center=disc,
+        disc_axes=(size, size * oval),
+        disc_tilt=float(own.normal(0, 0.15)),
+        cup_ratio=float(np.clip(patient.normal(0.34, 0.07) + own.normal(0, 0.02), 0.18, 0.46)),
+        fovea_center=fovea,
+        calibre=float(patient.uniform(0.030, 0.036)),
+        tortuosity=float(patient.uniform(0.6, 1.5)),
+        youth=youth,
+        tessellation=float(patient.uniform(0, 0.22) + 0.12 * (1 - youth)),
+    )
 
 
 @dataclass

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from synfundus.phantoms.eye import EyeAnatomy
+from synfundus.phantoms.scene import EyeAnatomy
 from synfundus.seeding import keyed_generator
 
 Floats = NDArray[np.float64]

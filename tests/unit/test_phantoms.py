@@ -19,7 +19,7 @@ from synfundus.phantoms.clinic import (
     true_labels_of,
 )
 from synfundus.phantoms.draw import LABEL_NAMES, SMALLEST_SIZE_PX, Phantom, PhantomTruth, draw_exam, draw_phantom
-from synfundus.phantoms.eye import anatomy_of
+from synfundus.phantoms.scene import anatomy_of
 from synfundus.phantoms.vessels import vessel_tree
 
 SEED = 11

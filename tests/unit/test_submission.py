@@ -19,9 +19,15 @@ from synfundus.cli.app import run_command
 from synfundus.config.loader import load_config
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import LaunchError
-from synfundus.launch.code_version import code_differences, code_version
 from synfundus.launch.plan import slurm_file_name
-from synfundus.launch.submission import Submission, changed_code, freeze, place_submission
+from synfundus.launch.submission import (
+    Submission,
+    changed_code,
+    code_differences,
+    code_version,
+    freeze,
+    place_submission,
+)
 from synfundus.stages.train import job as train
 
 NOON = datetime(2026, 11, 26, 12, 0, 5, tzinfo=UTC)
@@ -71,7 +77,7 @@ def test_a_file_name_is_written_so_that_slurm_takes_it_letter_by_letter(path: st
 
 def test_code_is_named_without_importing_it() -> None:
     script = (
-        "import sys, json\nfrom synfundus.launch.code_version import code_version\n"
+        "import sys, json\nfrom synfundus.launch.submission import code_version\n"
         "print(json.dumps([code_version(), sorted({'torch', 'deepspeed', 'diffusers'} & set(sys.modules))]))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from synfundus.photographs.importers.codings import DISEASES, FINDING, GRADE, ONLY_ABSENCE, SIDE, words
-from synfundus.photographs.importers.importer import Cells, Column, Doubt, Importer
+from synfundus.photographs.importers.importer import (
+    DISEASES,
+    FINDING,
+    GRADE,
+    ONLY_ABSENCE,
+    SIDE,
+    Cells,
+    Column,
+    Doubt,
+    Importer,
+    words,
+)
 from synfundus.photographs.label_mapping import canonical_cell
 
 AIROGS = Importer(

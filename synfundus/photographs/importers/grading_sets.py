@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from synfundus.photographs.importers.codings import FINDING, GRADE, SIDE
 from synfundus.photographs.importers.file_names import picture_stem, picture_suffix
-from synfundus.photographs.importers.importer import Cells, Column, Doubt, Importer, Source
+from synfundus.photographs.importers.importer import FINDING, GRADE, SIDE, Cells, Column, Doubt, Importer, Source
 from synfundus.photographs.label_table import RecordFault, TableRecord, TableRecords, read_records, text_lines
 
 _DDR_HEADER = ("image", "grade")

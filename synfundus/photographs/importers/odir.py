@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from synfundus.photographs.importers.codings import DISEASES, FINDING, GRADE, SIDE
-from synfundus.photographs.importers.importer import Cells, Column, Importer
+from synfundus.photographs.importers.importer import DISEASES, FINDING, GRADE, SIDE, Cells, Column, Importer
 from synfundus.photographs.label_mapping import canonical_cell
 
 _SEPARATORS = re.compile("[，,;；、]")

@@ -300,10 +300,11 @@ def _pause_s(attempts: int, fault: Fault) -> float:
 
 
 def _deadline_error(action: str, url: str, fault: Fault, attempts: int, deadline_s: float) -> StorageError:
+    endpoint = store_faults.endpoint_name()
     return StorageError(
         f"cannot {action}: no valid answer within {deadline_s:g} s, {attempts} attempts; the last fault: {fault.text}",
         where=url,
-        hint=f"check the network and the store at {store_faults.endpoint_name()}; storage.deadline_s sets how long to retry",
+        hint=f"check the network and the store at {endpoint}; storage.deadline_s sets how long to retry",
     )
 
 

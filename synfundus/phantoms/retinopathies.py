@@ -1,4 +1,4 @@
-"""Signs of diabetic retinopathy by grade, and of diabetic macular edema."""
+"""Signs of retinopathies: diabetic, by grade, with macular edema; of vein occlusion and hypertension."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synfundus.phantoms.canvas import Rgb, absorb, blend, blob_outlines, gaussian
-from synfundus.phantoms.lesions import BLOOD, paint_cotton, paint_exudates, scattered
+from synfundus.phantoms.circulation import changed_tree, occluded_quadrant
 from synfundus.phantoms.scene import Scene
 
 Floats = NDArray[np.float64]
@@ -116,3 +116,102 @@ def paint_preretinal_haemorrhage(scene: Scene) -> None:
     mask = scene.mask()
     mask.polygons(hull[None], 1.0)
     absorb(scene.image, [(mask.finish(blur=0.006), _DEEP_BLOOD)])
+
+
+def paint_occlusion(scene: Scene) -> None:
+    """Add flame haemorrhages along the branches of the blocked vein, and cotton-wool spots between them."""
+    quadrant = occluded_quadrant(scene)
+    if quadrant is None:
+        return
+    stream = scene.eye_stream("flames")
+    count = 120 if quadrant >= 0 else 170
+    spots, angles = [], []
+    for order in changed_tree(scene)[:3]:
+        hit = ~order.is_artery & ((order.quadrant == quadrant) | (quadrant == -1))
+        lines = order.points[hit]
+        ahead = np.gradient(lines, axis=1)
+        far = np.hypot(*np.moveaxis(lines - np.array(scene.eye.disc_center), -1, 0))
+        good = (far > 0.17) & (far < 1.0)
+        spots.append(lines[good])
+        angles.append(np.arctan2(ahead[..., 1], ahead[..., 0])[good])
+    sites, directions = np.concatenate(spots), np.concatenate(angles)
+    chosen = stream.integers(0, len(sites), count)
+    places = sites[chosen] + stream.normal(0, 0.065, (count, 2))
+    flames = blob_outlines(
+        stream,
+        places,
+        stream.uniform(0.008, 0.016, count),
+        raggedness=0.3,
+        stretch=stream.uniform(2.0, 5.0, count),
+        angles=directions[chosen] + stream.normal(0, 0.25, count),
+    )
+    mask = scene.mask()
+    mask.polygons(flames, stream.uniform(0.55, 0.95, count))
+    cover = mask.finish(blur=0.005)
+    scene.blood.append((cover, BLOOD))
+    paint_cotton(scene, stream, places[:4] + 0.04)
+
+
+def paint_hypertensive_lesions(scene: Scene) -> None:
+    """Add a few flame haemorrhages and cotton-wool spots around the disc."""
+    if not scene.has("is_htr"):
+        return
+    stream = scene.eye_stream("hypertensive")
+    count = scene.grown(9)
+    angle = stream.uniform(0, 2 * math.pi, 14)[:count]
+    reach = stream.uniform(0.22, 0.42, 14)[:count]
+    places = np.array(scene.eye.disc_center) + np.stack([np.cos(angle), np.sin(angle)], axis=-1) * reach[:, None]
+    flames = blob_outlines(stream, places, np.full(count, 0.012), raggedness=0.2, stretch=3.5, angles=angle)
+    mask = scene.mask()
+    mask.polygons(flames, 0.85)
+    scene.blood.append((mask.finish(blur=0.004), BLOOD))
+    paint_cotton(scene, scene.eye_stream("hypertensive.cotton"), places[:3] + np.array([-0.06, 0.05]))
+
+
+BLOOD: Rgb = (0.50, 1.55, 1.25)
+"""Absorption of a haemorrhage inside the retina."""
+_HARD_EXUDATE: Rgb = (1.0, 0.90, 0.50)
+_COTTON: Rgb = (0.99, 0.93, 0.80)
+_TRIES = 220
+
+
+def scattered(scene: Scene, stream: np.random.Generator, count: int, *, nearest: float, farthest: float) -> Floats:
+    """Return ``count`` positions ``[count, 2]`` around the posterior pole, away from fovea and disc.
+
+    A larger count extends the list without changing the first positions.
+
+    Args:
+        scene: The scene.
+        stream: Stream of the eye for this kind of lesion.
+        count: Number of positions.
+        nearest: Minimum distance from the fovea.
+        farthest: Maximum distance from the centre of the field.
+    """
+    angle = stream.uniform(0, 2 * math.pi, _TRIES)
+    radius = farthest * np.sqrt(stream.uniform(0.02, 1, _TRIES))
+    places = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
+    from_fovea = np.hypot(*(places - np.array(scene.eye.fovea_center)).T)
+    from_disc = np.hypot(*(places - np.array(scene.eye.disc_center)).T)
+    free = (from_fovea > nearest) & (from_disc > 1.5 * scene.eye.disc_axes[1])
+    kept: Floats = places[free][:count]
+    return kept
+
+
+def paint_exudates(scene: Scene, stream: np.random.Generator, spots: Floats, radii: Floats) -> None:
+    """Paint hard exudates at ``spots`` ``[n, 2]`` with ``radii`` ``[n]``."""
+    mask = scene.mask()
+    mask.polygons(blob_outlines(stream, spots, radii, raggedness=0.3, corners=10), 0.95)
+    blend(scene.image, mask.finish(blur=0.004), _HARD_EXUDATE)
+
+
+def paint_cotton(scene: Scene, stream: np.random.Generator, spots: Floats) -> None:
+    """Paint cotton-wool spots at ``spots`` ``[n, 2]``."""
+    if len(spots) == 0:
+        return
+    radii = stream.uniform(0.032, 0.052, 40)[: len(spots)]
+    outlines = blob_outlines(
+        stream, spots, radii, raggedness=0.5, stretch=1.25, angles=stream.uniform(0, math.pi, 40)[: len(spots)]
+    )
+    mask = scene.mask()
+    mask.polygons(outlines, 0.9)
+    blend(scene.image, mask.finish(blur=0.019), _COTTON)
