@@ -13,8 +13,7 @@ from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.engine import StepResult
 from synfundus.distributed.world import World, torch_device
 from synfundus.errors import DataError
-from synfundus.shards.batches import RankBatch
-from synfundus.shards.ledger import Ledger, Quarantined
+from synfundus.shards.batches import Ledger, Quarantined, RankBatch
 from synfundus.shards.loader import BatchLoader
 from synfundus.telemetry.console import Console, Progress
 from synfundus.training.periodic import TrainState

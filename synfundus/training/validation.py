@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from synfundus.errors import DataError
-from synfundus.shards.batches import BatchReader
-from synfundus.shards.ledger import Quarantined
+from synfundus.shards.batches import BatchReader, Quarantined
 from synfundus.telemetry.console import Console
 from synfundus.training.step import LatentDiffusionStep
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from synfundus.errors import DataError
-from synfundus.shards.ledger import Ledger, Quarantined
+from synfundus.shards.batches import Ledger, Quarantined
 
 
 def lost(position: int, kind: str = "checksum", *, epoch: int = 0, number: int = 0) -> Quarantined:

@@ -13,7 +13,7 @@ from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.pixels import pixels_to_tensor, tensor_to_pixels
 from synfundus.models.reconstruction_metrics import psnr, ssim
 from synfundus.pictures.sheets import contact_sheet, encode_png
-from synfundus.shards.ledger import Quarantined
+from synfundus.shards.batches import Quarantined
 from synfundus.stages.reading import image_batches
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import Console
