@@ -1,7 +1,7 @@
-"""`synfundus demo`: the whole chain, through the same jobs as everywhere, in the minutes it is given.
+"""`synfundus demo`: the whole chain, with the jobs of the verbs, in a given number of minutes.
 
-phantoms -> prepare -> train-vae -> encode-latents -> train -> sample, then a judge looks at the result. A stage that is
-done leaves a record in ``stages/``, so a demo that was stopped goes on where it was.
+phantoms -> prepare -> train-vae -> encode-latents -> train -> sample, then a judge classifies the result. A finished
+stage leaves a record in ``stages/``, so that a stopped demo can be resumed.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ STAGES = (
 
 
 def run(config: RunConfig, world: World, console: Console) -> Summary:
-    """Walk the chain. Collective; resumes by itself.
+    """Run the chain. Collective; resumes by itself.
 
     Returns:
         The content of demo.json.
@@ -118,16 +118,16 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
 
 
 def settle_pace(section: DemoConfig, out: str, measure: Callable[[], float], world: World, console: Console) -> float:
-    """Return the pace budgets are cut to: the one a demo that was stopped here began with, or a new one. Collective.
+    """Return the pace that scales the budgets: the stored one of a resumed demo, or a new one. Collective.
 
     Args:
         section: What is asked for.
         out: The demo's folder.
         measure: Measures a pace. Collective.
         world: The ranks.
-        console: Where the pace is told.
+        console: Where the pace is shown.
     """
-    begun = on_rank_0(lambda: _CLAIM.read(out), world)  # a folder of something else is refused before it is measured
+    begun = on_rank_0(lambda: _CLAIM.read(out), world)  # refuse a folder of something else before measuring
     if not section.fit_to_machine:
         return REFERENCE_PACE
     if begun is not None:
@@ -148,7 +148,7 @@ def _write(url: str, document: Summary) -> None:
 
 
 class _Demo:
-    """One walk through the chain."""
+    """One run of the chain."""
 
     def __init__(self, config: RunConfig, out: str, pace: float, world: World, console: Console) -> None:
         self._config = config
@@ -161,14 +161,14 @@ class _Demo:
         return filesystem.join(self._out, *parts)
 
     def claim(self) -> None:
-        """Make the folder ours. Collective.
+        """Claim the folder. Collective.
 
         Raises:
             ConfigError: It holds a demo with other settings.
         """
         settings = self._config.model_dump(mode="json", exclude={"launch", "telemetry"})
         for verb in ("train_vae", "train"):
-            settings[verb]["loop"]["num_threads"] = 0  # decides nothing but speed
+            settings[verb]["loop"]["num_threads"] = 0  # only changes speed
         request = {
             "settings_sha256": hashlib.sha256(documents.dump_json(settings)).hexdigest(),
             "minutes": self._config.demo.minutes,
@@ -178,7 +178,7 @@ class _Demo:
         on_rank_0(lambda: _CLAIM.make(self._out, request), self._world)
 
     def run_stage(self, stage: _Stage) -> None:
-        """Run a stage, or take its record. Collective."""
+        """Run a stage, or read its record. Collective."""
         url = self._at(STAGES_DIR, f"{stage.name}.json")
         record: Summary | None = on_rank_0(lambda: _read(url), self._world)
         if record is None:
@@ -205,7 +205,7 @@ class _Demo:
         )
 
     def write_label_plan(self) -> None:
-        """Write which labels the model is asked for. Collective."""
+        """Write the label plan. Collective."""
         url = self._at("label-plan.csv")
 
         def write() -> None:
@@ -216,7 +216,7 @@ class _Demo:
         on_rank_0(write, self._world)
 
     def finish(self) -> Summary:
-        """Judge, draw, report: rank 0 works. Collective."""
+        """Judge, draw, report, on rank 0. Collective."""
         return on_rank_0(self._report, self._world)
 
     def _report(self) -> Summary:
@@ -281,6 +281,6 @@ class _Demo:
 
 
 def _plain_figures(summary: Summary) -> dict[str, Any]:
-    """Return a summary as JSON holds it; a figure that is not finite is left out."""
+    """Return a summary for JSON, without non-finite numbers."""
     kept = {name: value for name, value in summary.items() if not isinstance(value, float) or np.isfinite(value)}
     return dict(documents.as_json(kept))

@@ -1,4 +1,4 @@
-"""The demo's last stage: a judge trained on real photographs looks at real, reconstructed and generated ones."""
+"""The demo's last stage: a judge trained on the photographs classifies photographs, reconstructions and generated images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ JUDGE_SIZE_PX = 96
 TRAIN_SPLIT = "train"
 HELD_OUT_SPLITS = ("val", "test")
 MAX_IMAGES = 8192
-"""Most photographs of a kind that are held in memory."""
+"""Maximum number of photographs of a kind in memory."""
 _BATCH = 32
 _LR = 6e-3
 _WEIGHT_DECAY = 0.02

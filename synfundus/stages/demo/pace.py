@@ -1,7 +1,7 @@
-"""How fast this machine trains the demo's U-Net: what its budgets are scaled by.
+"""How fast this machine trains the demo's U-Net, which scales its budgets.
 
-Processors differ by five in the training steps they do in a minute, and the demo promises minutes. So a few steps are
-timed before anything else is decided.
+Processors differ by a factor of five in training steps per minute, and the demo promises minutes. So a few steps are
+timed first.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _SECONDS = 3.0
 
 
 def measure_pace(section: TrainConfig, shape: tuple[int, int, int], world: World, *, seed: int) -> float:
-    """Return the images a second that all ranks together take through forward and backward passes. Collective.
+    """Return the images per second of forward and backward passes, over all ranks. Collective.
 
-    The section's network and micro-batch on random latents, in its precision. The median step counts, so that a hiccup
-    of a shared machine does not; ranks measure at the same time, as they train.
+    Runs the section's network and micro-batch on random latents, in its precision. The median step counts, so that a
+    short disturbance does not; ranks measure at the same time, as they train.
 
     Args:
-        section: What is trained; its precision is definite.
-        shape: Of the latents, ``(c, lh, lw)``.
+        section: The training; its precision is resolved.
+        shape: Shape of the latents, ``(c, lh, lw)``.
         world: The ranks.
-        seed: Of the weights.
+        seed: Seed of the weights.
     """
     micro_batch = plan_batch(
         global_batch_size=section.loop.global_batch_size,

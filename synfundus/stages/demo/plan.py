@@ -1,4 +1,4 @@
-"""What the demo does in the minutes it is given, and which labels it asks the model for. Pure decisions."""
+"""The plan of the demo: budgets for the given minutes, and the labels to generate. Pure decisions."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from synfundus.seeding import keyed_generator
 from synfundus.storage import filesystem
 
 REFERENCE_MINUTES = DemoConfig().minutes
-"""The preset's budgets are meant for this many minutes."""
+"""Minutes that the preset's budgets are made for."""
 REFERENCE_PACE = 82.0
-"""Images/s of `measure_pace` on the machine the preset's budgets are meant for: two cores with AVX2 alone."""
+"""Images/s of `measure_pace` on the reference machine of the preset's budgets: two cores with AVX2 alone."""
 _PACE_GAINS = (1.0, 4.0)
-"""Least and most that a pace scales budgets by: fewer images do not teach the labels, more gain little."""
+"""Minimum and maximum scale of the budgets: with fewer images labels are not learned, more gain little."""
 IMAGES_PER_CONDITION = 5
 _MIN_PHANTOMS = 96
 _MIN_GENERATED = 16
@@ -56,8 +56,8 @@ class Condition:
 
     Attributes:
         title: Row title.
-        defining: Labels a photograph must have to stand in the row.
-        requested: Labels the model is asked for.
+        defining: Labels of the photographs in the row.
+        requested: Labels of the generated images.
     """
 
     title: str
@@ -91,7 +91,7 @@ _CONDITIONS = (
 
 
 def conditions_of(schema: LabelSchema) -> list[Condition]:
-    """Return the rows of the picture for a label schema: the named ones it can express, or one for each value."""
+    """Return the rows of the picture for a label schema: the named ones it has labels for, or one per value."""
     names = set(schema.names)
     named = [condition for condition in _CONDITIONS if set(condition.defining) <= names]
     if named:
@@ -129,7 +129,7 @@ def _scaled_loop(loop: LoopConfig, scale: float) -> dict[str, Any]:
 
 
 def pace_gain(pace: float) -> float:
-    """Return what a machine's pace scales budgets by.
+    """Return the scale of the budgets for a machine's pace.
 
     Args:
         pace: Images/s of `measure_pace`.
@@ -199,11 +199,11 @@ def place_stages(document: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class GenerationPlan:
-    """Which generated image is for what.
+    """The purpose of each generated image.
 
     Attributes:
         rows: Requested labels of every image.
-        num_control: The first so many are for the label-control test.
+        num_control: Number of images, from the first, for the label-control test.
         conditions: The picture's rows; condition c has the images from ``num_control + c * IMAGES_PER_CONDITION`` on.
     """
 
@@ -225,13 +225,13 @@ def plan_generation(
     num_control: int,
     seed: int,
 ) -> GenerationPlan:
-    """Decide what is generated: label rows of held-out photographs, then the conditions of the picture.
+    """Plan the generated images: label rows of held-out photographs, then the conditions of the picture.
 
     The control rows are drawn with replacement, so that prevalences and combinations are those of held-out patients.
 
     Args:
         held_out_states: Label states of held-out photographs ``[n, k]``.
-        known_states: Label states of all photographs ``[m, k]``; a condition nobody has is left out.
+        known_states: Label states of all photographs ``[m, k]``; a condition without any photograph is left out.
         schema: The labels.
         num_control: Images for the label-control test.
         seed: The run's seed.

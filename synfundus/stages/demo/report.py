@@ -1,4 +1,4 @@
-"""What the demo ends with: a table, demo.json and demo.png."""
+"""The results of the demo: a table, demo.json and demo.png."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class DemoResult:
     """All figures of a demo.
 
     Attributes:
-        minutes: What it was given.
-        pace_images_per_s: What the budgets are cut to (`measure_pace`).
+        minutes: Its given minutes.
+        pace_images_per_s: The pace that scaled the budgets (`measure_pace`).
         world_size: Processes.
         stages: In order.
         label_control: Agreement by image source.
@@ -87,7 +87,7 @@ def report_document(result: DemoResult, *, seed: int, budgets: Mapping[str, int 
     Args:
         result: Figures of the stages and of the judge.
         seed: Seed of the run.
-        budgets: Images by what they are spent on.
+        budgets: Images by purpose.
     """
     vae = result.summary_of("train-vae")
     return {

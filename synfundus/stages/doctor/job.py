@@ -1,7 +1,7 @@
 """`synfundus doctor`: what this machine has, what is missing, and what to do about it.
 
-Facts are gathered first (in processes of their own where an import may crash or hang), then judged by pure functions.
-Secrets are never read: only whether they are there.
+Facts are gathered first (in separate processes where an import may crash or hang), then judged by pure functions.
+Secrets are never read: only whether they exist.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ choice = choose_attention(requested="auto", head_dims=(64,), dtype=torch.bfloat1
 facts = {"backend": choice.backend, "reason": choice.reason}
 """
 _PROBES = {"torch": _TORCH_PROBE, "deepspeed": _DEEPSPEED_PROBE, "diffusers": _DIFFUSERS_PROBE}
-"""What must import, each tried in a process of its own."""
+"""Packages that must import, each tried in a separate process."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Check:
     """One line of the table.
 
     Attributes:
-        name: What was looked at.
+        name: What was checked.
         status: ``ok``, ``warn`` (works, but) or ``fail`` (the main job will not run).
         detail: What was found.
         hint: What to do; empty when nothing.
@@ -87,7 +87,7 @@ class Check:
 
 
 def probe(statements: str, *, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Run statements that set ``facts`` in a process of their own; a crash or a hang becomes ``{"error": ...}``."""
+    """Run statements that set ``facts`` in a separate process; a crash or a hang becomes ``{"error": ...}``."""
     script = f"import json, warnings\nwarnings.simplefilter('ignore')\n{statements}\nprint('\\n' + json.dumps(facts))"
     try:
         done = subprocess.run(
@@ -134,7 +134,7 @@ def check_package(name: str, facts: Mapping[str, Any]) -> Check:
 
 
 def check_cuda(facts: Mapping[str, Any], *, wanted: Literal["auto", "cpu", "cuda"], driver: bool) -> Check:
-    """Judge the GPUs. None is fine unless they were asked for.
+    """Judge the GPUs. None is fine unless launch.device is cuda.
 
     Args:
         facts: What the torch probe found.
@@ -172,7 +172,7 @@ def check_xformers(facts: Mapping[str, Any] | None) -> Check:
 
 
 def check_compiler(missing: str | None) -> Check:
-    """Say whether `train.loop.compile` can work; nothing else compiles."""
+    """Report whether `train.loop.compile` can work; nothing else compiles."""
     if missing is not None:
         return Check("compiler", "ok", f"train.loop.compile is not possible without {missing}; nothing else compiles")
     return Check("compiler", "ok", "there: train.loop.compile is possible")
@@ -190,7 +190,7 @@ def check_slurm(versions: Mapping[str, str | None]) -> Check:
 
 
 def check_s3(environment: Mapping[str, str], *, credentials_file: bool) -> Check:
-    """Say where S3 credentials would come from. No value is read."""
+    """Report the sources of S3 credentials. No value is read."""
     key, secret = "AWS_ACCESS_KEY_ID" in environment, "AWS_SECRET_ACCESS_KEY" in environment
     if key != secret:
         lacking = "AWS_SECRET_ACCESS_KEY" if key else "AWS_ACCESS_KEY_ID"
@@ -220,7 +220,7 @@ def check_disk(free_bytes: Mapping[str, int]) -> Check:
 
 
 def check_memory(available_bytes: int) -> Check:
-    """Judge the memory this process may take."""
+    """Judge the memory this process may use."""
     gib = available_bytes / GIB
     status = _level(gib, LOW_MEMORY_GIB, NO_MEMORY_GIB)
     return Check("memory", status, f"{gib:.1f} GiB available", "" if status == "ok" else "the demo wants 6 GiB")
@@ -233,7 +233,7 @@ def check_cores(cores: int) -> Check:
 
 
 def check_jit_locks(ages_s: Mapping[str, float]) -> Check:
-    """Judge lock files of extension builds: a killed build leaves one, and every later build waits for it for ever."""
+    """Judge lock files of extension builds: a killed build leaves one, and every later build waits for it forever."""
     stale = [path for path, age in ages_s.items() if age >= STALE_LOCK_S]
     if stale:
         return Check("JIT locks", "warn", f"stale: {', '.join(stale)}", "delete these files when no build is running")
@@ -248,7 +248,7 @@ def find_jit_locks(folder: Path, *, now: float) -> dict[str, float]:
 
 
 def program_version(name: str) -> str | None:
-    """Return what ``name --version`` says; None when the program is not there."""
+    """Return the output of ``name --version``; None when the program does not exist."""
     path = shutil.which(name)
     if path is None:
         return None
@@ -260,7 +260,7 @@ def program_version(name: str) -> str | None:
 
 
 def examine(environment: Mapping[str, str], *, device: Literal["auto", "cpu", "cuda"]) -> list[Check]:
-    """Look at everything."""
+    """Run all checks."""
     with ThreadPoolExecutor(max_workers=2) as pool:
         packages = dict(
             zip(_PROBES, pool.map(lambda code: probe(code, environment=environment), _PROBES.values()), strict=True)
@@ -287,7 +287,7 @@ def examine(environment: Mapping[str, str], *, device: Literal["auto", "cpu", "c
 
 
 def run(config: RunConfig, world: World, console: Console) -> Summary:
-    """Look at this machine and say what was found.
+    """Check this machine and report the results.
 
     Returns:
         ``ok`` (false when a check failed), ``platform`` and the ``checks``.

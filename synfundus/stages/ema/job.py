@@ -1,4 +1,4 @@
-"""`synfundus ema`: an average of a length that was not tracked, put together from snapshots of those that were."""
+"""`synfundus ema`: a weight average of any length, built from the snapshots of a run."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from synfundus.telemetry.console import Console
 from synfundus.training.ema import Combination, Profile, combine
 
 WORTH_A_WARNING = 0.1
-"""Relative distance of a profile from the wanted one beyond which the average is another one than was asked for."""
+"""Maximum relative distance between the reached and the requested profile, before a warning."""
 
 
 def run(config: RunConfig, world: World, console: Console) -> Summary:
-    """Put an average together and write it as a model of its own. One process.
+    """Build an average and write it as a model. One process.
 
     Returns:
         ``out``, ``fingerprint``, ``sigma_rel``, ``images_seen``, ``snapshots``, ``profile_error``.
 
     Raises:
         CheckpointError: No snapshots, damaged ones, or those of another network.
-        ConfigError: A time the run has not reached, or an output folder that holds something else.
+        ConfigError: A time the run has not reached, or an output folder with something else.
     """
     del world
     section = config.ema
@@ -48,8 +48,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     combination = combine([snapshot.profile for snapshot in snapshots], wanted)
     if combination.error > WORTH_A_WARNING:
         console.warning(
-            f"with these {len(snapshots)} snapshots the average comes out {combination.error:.0%} away from the one "
-            "asked for; more of them, or widths on both sides of it, come closer"
+            f"with these {len(snapshots)} snapshots the average is {combination.error:.0%} away from the requested one; "
+            "more snapshots, or widths on both sides of it, come closer"
         )
     pipeline = _run_model(run_url, console)
     weights = _weighted_sum(snapshots, combination, console)
@@ -78,7 +78,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
 
 
 def _run_model(run_url: str, console: Console) -> Model:
-    """Return the run's model, whose weights are going to be replaced: that of a checkpoint while it has no other."""
+    """Return the run's model, whose weights will be replaced: the export, or else that of a checkpoint."""
     if has_only_checkpoints(run_url):
         return load_checkpoint_model(run_url, name=None, weights="raw", console=console)
     return load_pipeline(find_pipeline(run_url), device=torch.device("cpu"))
@@ -88,14 +88,14 @@ def _wanted(snapshots: list[Snapshot], sigma_rel: float, at_images: int | None) 
     last = snapshots[-1].profile.images_seen
     if at_images is not None and at_images > last:
         raise ConfigError(
-            f"the last snapshot is of {last:,} images; an average at {at_images:,} is not to be had",
+            f"the last snapshot is of {last:,} images; an average at {at_images:,} is not possible",
             where="ema.at_images",
         )
     return Profile(at_images or last, sigma_rel)
 
 
 def _weighted_sum(snapshots: list[Snapshot], combination: Combination, console: Console) -> dict[str, Tensor]:
-    """Add the snapshots up in float64, one in memory at a time."""
+    """Add up the snapshots in float64, with one in memory at a time."""
     total: dict[str, Tensor] = {}
     with console.progress("reading snapshots", total=len(snapshots), unit="files") as bar:
         for snapshot, factor in zip(snapshots, combination.factors, strict=True):

@@ -1,8 +1,8 @@
 """`synfundus encode-latents`: the separate pass that stores posterior moments.
 
 One latent shard per image shard; a rank takes every W-th shard. A finished shard leaves a record with its hashes and
-statistics, so a pass that was stopped goes on where it was, and the manifest is put together from the records in shard
-order: the bytes do not depend on the number of ranks.
+statistics, so that a stopped pass can be resumed, and the manifest is assembled from the records in shard order: the
+bytes do not depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     image_set = load_shard_set(require(section.data, flag="--data", key="encode_latents.data"), kind="images")
     out = require(section.out, flag="--out", key="encode_latents.out")
     folder = find_autoencoder(require(section.vae, flag="--vae", key="encode_latents.vae"))
-    build.tensor_cores(False, world, console)  # fp32, where it is asked for, is what the latents are made in
+    build.tensor_cores(False, world, console)  # fp32 means fp32 here, without TF32
     device, dtype = torch_device(world), build.torch_dtype(section.precision)
     autoencoder, autoencoder_fingerprint = open_autoencoder(folder, device=device, dtype=dtype)
     build.attention(autoencoder.network, config.launch, dtype=dtype, world=world, console=console)
@@ -97,7 +97,7 @@ def _records(out: str) -> ShardRecords:
 
 
 def plan_tasks(image_set: ShardSet) -> list[EncodeTask]:
-    """Return what there is to encode: a task for each shard."""
+    """Return one task per shard."""
     return [
         EncodeTask(split, number, entry)
         for split in SPLITS
@@ -108,7 +108,7 @@ def plan_tasks(image_set: ShardSet) -> list[EncodeTask]:
 def _properties(
     section: EncodeLatentsConfig, image_set: ShardSet, autoencoder: LatentAutoencoder, fingerprint: str
 ) -> dict[str, Any]:
-    """Return what a latent set records about how it was made."""
+    """Return the properties of a latent set, for its manifest."""
     size = int(image_set.properties["image_size_px"])
     edge = size // autoencoder.downsample_factor
     shape = [2 * autoencoder.latent_channels, edge, edge]
@@ -118,7 +118,7 @@ def _properties(
         raise ConfigError(
             f"moments of {shape} take {member_bytes} bytes, more than a member of a shard may have",
             where="encode_latents.vae",
-            hint="take an autoencoder that makes images smaller, or smaller images",
+            hint="use an autoencoder with a higher downsampling factor, or smaller images",
         )
     return {
         "autoencoder_fingerprint": fingerprint,
@@ -136,7 +136,7 @@ def _properties(
 
 
 def _claim(out: str, properties: dict[str, Any]) -> bool:
-    """Make the folder ours; returns whether it is complete already."""
+    """Claim the folder; returns whether it is already complete."""
     if not is_complete(out):
         _CLAIM.make(out, properties)
         return False
@@ -169,7 +169,7 @@ def _publish(
     console: Console,
     max_bad_fraction: float,
 ) -> None:
-    """Put the manifest together, check that in = out + rejects, publish, clean up."""
+    """Assemble the manifest, check that in = out + rejects, publish, clean up."""
     done = _records(out)
     records = [done.require(task.entry.name) for task in tasks]
     rejects = [reject for record in records for reject in record["rejects"]]

@@ -1,7 +1,7 @@
 """From image shards to latent shards: decode, encode, gather statistics, write.
 
-On a CPU the bytes do not depend on the number of cores: how many threads share an operation changes the last bits of
-its result, so each batch is computed by one thread, and several batches side by side.
+On a CPU the bytes do not depend on the number of cores: the number of threads of an operation changes its last bits,
+so each batch is computed by one thread, and several batches in parallel.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from synfundus.storage.tarshard import write_shard
 from synfundus.telemetry.console import Progress
 
 _PASSING = frozenset({"missing", "unreadable"})
-"""What can be the fault of a moment: such shards are looked at twice."""
+"""Kinds of rejects that may be temporary: such shards are read twice."""
 _REQUESTS_AT_ONCE = 8
 FP16_MAX = float(np.finfo(np.float16).max)
 
@@ -49,7 +49,7 @@ class EncodeTask:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Samples as they lie in a shard, on their way through the encoder.
+    """Consecutive samples of a shard, on their way through the encoder.
 
     Attributes:
         task: The shard.
@@ -66,7 +66,7 @@ class _Batch:
 
 @dataclass(frozen=True)
 class _Decoded:
-    """A batch's readable samples, pixels uint8 ``[s, s, 3]`` each, and the samples that could not be read."""
+    """A batch's readable samples, pixels uint8 ``[s, s, 3]`` each, and its unreadable samples."""
 
     keys: list[str]
     metas: list[bytes]
@@ -85,9 +85,9 @@ class _Encoded:
         metas: Their JSON members, ``[b]``.
         states: Their label states, ``[b][k]``.
         moments: fp16 ``[b, 2c, lh, lw]``.
-        mirrored: The same of the mirrored images, where they are asked for.
-        rejects: The samples that could not be read.
-        kinds: Why, one word each.
+        mirrored: Moments of the mirrored images, if configured.
+        rejects: The unreadable samples.
+        kinds: Kind of each reject, one word.
     """
 
     keys: list[str]
@@ -101,12 +101,12 @@ class _Encoded:
 
 @dataclass(frozen=True)
 class Lanes:
-    """Threads that compute batches: one a core on a CPU, where each decodes its images too; one for a GPU.
+    """Threads that compute batches: one per core on a CPU, where each also decodes its images; one for a GPU.
 
     Attributes:
         encoders: Run the autoencoder.
-        decoders: Decode images for a GPU meanwhile.
-        depth: Batches that may be under way.
+        decoders: Decode images for a GPU.
+        depth: Maximum number of batches in flight.
     """
 
     encoders: ThreadPoolExecutor
@@ -116,7 +116,7 @@ class Lanes:
 
 @contextmanager
 def open_lanes(device: torch.device) -> Iterator[Lanes]:
-    """Open the lanes; torch's own threads are as before at the end."""
+    """Open the lanes; restores torch's number of threads at the end."""
     threads = torch.get_num_threads()
     on_cpu = device.type == "cpu"
     count = threads if on_cpu else 1
@@ -133,7 +133,7 @@ def open_lanes(device: torch.device) -> Iterator[Lanes]:
 
 
 class ShardEncoder:
-    """Encodes image shards one after the other; the next one's batches are under way while a shard is written."""
+    """Encodes image shards one after the other; the next shard is computed while one is written."""
 
     def __init__(
         self,
@@ -158,12 +158,12 @@ class ShardEncoder:
         )
 
     def encode(self, tasks: Sequence[EncodeTask], bar: Progress) -> None:
-        """Encode shards, except those whose record says that they are done.
+        """Encode shards, except those with a record.
 
-        Those with rejects are encoded again: what was missing may be there now.
+        Those with rejects are encoded again: missing images may exist now.
 
         Raises:
-            DataError: More images cannot be used than ``max_bad_fraction`` allows.
+            DataError: More images are unusable than ``max_bad_fraction`` allows.
         """
         todo = []
         for task in tasks:
@@ -174,7 +174,7 @@ class ShardEncoder:
                 bar.advance(task.entry.num_samples)
         lost = self._encode_in_turn(todo, bar.advance)
         if lost:
-            self._readers = _readers(self._set)  # which remember nothing as lost
+            self._readers = _readers(self._set)  # new readers, without a memory of lost shards
             self._encode_in_turn(list(lost), lambda _: None, better_than=lost)
 
     def _encode_in_turn(
@@ -184,12 +184,12 @@ class ShardEncoder:
         *,
         better_than: Mapping[EncodeTask, int] | None = None,
     ) -> dict[EncodeTask, int]:
-        """Encode shards; returns those with rejects that another look may find, and how many rejects they have.
+        """Encode shards; returns those with rejects that may be temporary, and how many rejects they have.
 
         Args:
             tasks: The shards.
-            advance: Called with the number of images that are done.
-            better_than: Rejects at the first look: a shard is written when it has fewer now.
+            advance: Called with the number of finished images.
+            better_than: Rejects of the first pass: a shard is written only with fewer.
         """
         lost: dict[EncodeTask, int] = {}
         parts: list[_Encoded] = []
@@ -206,14 +206,14 @@ class ShardEncoder:
                 num_rejects = sum(len(part.rejects) for part in parts)
                 if better_than is None or num_rejects < better_than[batch.task]:
                     self._write(batch.task, parts)
-                check_rejects(damaged, self._set, self._max_bad_fraction)  # all of them are counted at the end
+                check_rejects(damaged, self._set, self._max_bad_fraction)  # counted again over all ranks at the end
                 if any(_PASSING.intersection(part.kinds) for part in parts):
                     lost[batch.task] = num_rejects
                 parts = []
         return lost
 
     def _write(self, task: EncodeTask, parts: list[_Encoded]) -> None:
-        """Write a latent shard, then the record that says so."""
+        """Write a latent shard, then its record."""
         statistics = _Statistics(self._autoencoder.latent_channels)
         samples: list[tuple[str, dict[str, bytes]]] = []
         states = [row for part in parts for row in part.states]
@@ -255,7 +255,7 @@ class ShardEncoder:
                 reader.close()
 
     def _encoded(self, batches: Iterable[_Batch]) -> Iterator[tuple[_Batch, _Encoded]]:
-        """Yield batches with their moments, in order; no more than the lanes can take are held in memory."""
+        """Yield batches with their moments, in order; at most ``depth`` of them are in memory."""
         waiting: deque[tuple[_Batch, Future[_Encoded]]] = deque()
         for batch in batches:
             waiting.append((batch, self._submit(batch)))
@@ -274,7 +274,7 @@ class ShardEncoder:
         return encoders.submit(lambda: self._encode(decoded.result()))
 
     def _decode(self, batch: _Batch) -> _Decoded:
-        """Decode a batch's images; name those that cannot be."""
+        """Decode a batch's images; name those that cannot be decoded."""
         decoded = _Decoded([], [], [], [], [], [])
         for sample, read in zip(batch.samples, batch.read, strict=True):
             try:
@@ -296,7 +296,7 @@ class ShardEncoder:
 
     @torch.no_grad()
     def _encode(self, decoded: _Decoded) -> _Encoded:
-        """Encode a batch; runs in a lane, where gradients have to be turned off again."""
+        """Encode a batch, in a thread of a lane, where gradients must be turned off again."""
         mirrored: NDArray[np.float16] | None
         if decoded.keys:
             pixels = np.stack(decoded.pixels)
@@ -327,7 +327,7 @@ def _readers(image_set: ShardSet) -> dict[str, ShardSetReader]:
 
 
 def _read(reader: ShardSetReader, shard: int, sample: int) -> tuple[str, dict[str, bytes]] | CorruptShard:
-    """Return key and members of a sample, or what is wrong with it."""
+    """Return key and members of a sample, or its problem."""
     try:
         return reader.read(shard, sample)
     except CorruptShard as error:
@@ -335,10 +335,10 @@ def _read(reader: ShardSetReader, shard: int, sample: int) -> tuple[str, dict[st
 
 
 def check_rejects(rejects: Sequence[Mapping[str, str]], image_set: ShardSet, max_bad_fraction: float) -> None:
-    """Stop where too many images cannot be used; a shard may not have been copied yet.
+    """Stop when too many images are unusable, e.g. because a shard has not been copied yet.
 
     Raises:
-        DataError: They are more than the limit.
+        DataError: They exceed the limit.
     """
     total = image_set.num_samples()
     if len(rejects) > max_bad_fraction * total:
@@ -346,8 +346,8 @@ def check_rejects(rejects: Sequence[Mapping[str, str]], image_set: ShardSet, max
             f"{len(rejects)} of {total} images cannot be used, more than encode_latents.max_bad_fraction = "
             f"{max_bad_fraction:g}; the first, {rejects[0]['name']}: {rejects[0]['reason']}",
             where=image_set.url,
-            hint="`synfundus inspect --verify` names what is wrong; when it is mended the same command goes on, and "
-            "looks at shards with rejects again",
+            hint="`synfundus inspect --verify` names the damage; after its repair the same command resumes, and reads shards "
+            "with rejects again",
         )
 
 

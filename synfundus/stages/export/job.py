@@ -1,4 +1,4 @@
-"""`synfundus export`: copy a trained model out of its run, checked part by part, or make one of a checkpoint."""
+"""`synfundus export`: copy a trained model out of its run, checked part by part, or export that of a checkpoint."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
 
 
 def _finished(section: ExportConfig, run_url: str) -> str | None:
-    """Return where the finished model of a run lies; None where one is to be made of a checkpoint."""
+    """Return the folder of a run's finished model; None when a checkpoint is to be exported."""
     if section.checkpoint is not None or section.weights != "averaged" or has_only_checkpoints(run_url):
         return None
     return find_pipeline(run_url)
@@ -59,5 +59,5 @@ def _model(section: ExportConfig, run_url: str, finished: str | None, console: C
     pipeline = load_pipeline(finished, device=torch.device("cpu"))
     newest = newest_images(run_url)
     if newest > int(pipeline.training_summary.get("images_seen") or 0):
-        console.warning(f"the run has gone on since this model was exported, to {newest:,} images: see --checkpoint")
+        console.warning(f"the run was trained further after this export, to {newest:,} images: see --checkpoint")
     return pipeline

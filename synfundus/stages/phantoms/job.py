@@ -1,8 +1,8 @@
 """`synfundus phantoms`: a folder of drawn fundus photographs with a label table and the truth behind it.
 
-The folder looks like what a clinic hands over: ``images/000000.png ...`` and ``labels.csv`` (an empty cell is an
-unknown label). ``truth.jsonl`` beside it says what no clinic knows: every label as it is, and where things are.
-A run that was stopped goes on where it was; the same command again finds everything there.
+The folder looks like the data of a clinic: ``images/000000.png ...`` and ``labels.csv`` (an empty cell is an unknown
+label). ``truth.jsonl`` beside it has what no clinic knows: every true label, and all positions. The same command
+resumes a stopped run and keeps finished photographs.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _draw_chunk(chunk: _Chunk) -> list[Row]:
 
 
 def _known_rows(out: str, num_images: int) -> dict[int, Row]:
-    """Return the rows of photographs an earlier run has finished."""
+    """Return the rows of photographs that an earlier run finished."""
     urls = [filesystem.join(out, TRUTH_NAME)]
     parts = filesystem.join(out, _PARTS_DIR)
     urls += [filesystem.join(parts, name) for name in filesystem.list_names(parts) if name.endswith(".jsonl")]
@@ -94,7 +94,7 @@ def _known_rows(out: str, num_images: int) -> dict[int, Row]:
 
 
 def draw_folder(*, out: str, num_images: int, image_size_px: int, seed: int, workers: int, console: Console) -> Summary:
-    """Draw a folder of phantoms; what is there already is kept.
+    """Draw a folder of phantoms; existing ones are kept.
 
     Args:
         out: Folder to write.

@@ -1,4 +1,4 @@
-"""`synfundus plan`: parameters, memory of a rank, hours, bytes and price of a diffusion run, before it is started.
+"""`synfundus plan`: parameters, memory per rank, time, disk space and cost of a diffusion run, before it starts.
 
 The network is built on the meta device: nothing is allocated, computed or started.
 """
@@ -36,22 +36,22 @@ from synfundus.training.memory.footprint import (
 from synfundus.training.step_cost import NetworkCount, count_network, image_flops
 
 USABLE = 0.9
-"""Part of a GPU's memory that is planned with: CUDA's context, NCCL's buffers and fragments take the rest."""
+"""Usable fraction of a GPU's memory: CUDA's context, NCCL's buffers and fragmentation take the rest."""
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run of `train`, by what decides what it needs.
+    """A run of `train`, with all that its needs depend on.
 
     Attributes:
-        plan: What to plan for.
-        train: How it trains.
-        ranks: Its ranks.
-        ranks_per_node: Those of a node.
-        ds_document: What its DeepSpeed file says.
+        plan: The plan section.
+        train: The train section.
+        ranks: Number of ranks.
+        ranks_per_node: Ranks per node.
+        ds_document: Content of its DeepSpeed file.
         weight_bytes: Bytes of a weight.
         latent_shape: ``(c, h, w)`` of a latent.
-        with_flip: Whether the set has the latents of mirrored images too.
+        with_flip: Whether the latent set also has moments of mirrored images.
         seed: Seed of the run.
     """
 
@@ -67,7 +67,7 @@ class PlannedRun:
 
     @classmethod
     def of(cls, config: RunConfig) -> PlannedRun:
-        """Take what decides from a configuration."""
+        """Build it from a configuration."""
         launch = config.launch
         ranks_per_node = launch.procs_per_node or launch.gpus_per_node or 1
         path, document = read_ds_file(launch.ds_config, device="cuda")
@@ -90,28 +90,28 @@ class PlannedRun:
 
     @property
     def bucket_bytes(self) -> int:
-        """Return the size of the buffer gradients are gathered in before they are reduced."""
+        """Return the size of the buffer for gradients before their reduction."""
         return int(self.ds_document["zero_optimization"]["reduce_bucket_size"]) * self.weight_bytes
 
     def batch(self, *, most: int) -> BatchPlan:
-        """Spread the global batch, with at most so many images in a micro-batch."""
+        """Split the global batch, with a maximum micro-batch."""
         size = self.train.loop.global_batch_size
         return plan_batch(global_batch_size=size, max_micro_batch_size=most, world_size=self.ranks)
 
     def on_gpu(self, states: StateBytes) -> StateBytes:
-        """Return the states that stay on the GPU: with an optimizer on the CPU the weights alone."""
+        """Return the states on the GPU: with the optimizer on the CPU only the weights."""
         if self.ds_document["zero_optimization"].get("offload_optimizer", {}).get("device") != "cpu":
             return states
         return StateBytes(weights=states.weights, gradients=0, masters=0, moments=0, averages=0)
 
     def largest_micro_batch(self, count: NetworkCount, states: StateBytes) -> int:
-        """Return the most images whose activations fit beside the states."""
+        """Return the largest micro-batch whose activations fit beside the states."""
         fixed = self.on_gpu(states).total + self.bucket_bytes
         return max(0, (int(USABLE * self.gpu.memory_bytes) - fixed) // count.activation_bytes)
 
 
 def run(config: RunConfig, world: World, console: Console) -> Summary:
-    """Work out what the run of a config needs, and say it; returns what `work_out` does."""
+    """Estimate and show the needs of a run; returns the result of `work_out`."""
     del world
     planned = PlannedRun.of(config)
     summary = work_out(planned, count_denoiser(planned))
@@ -120,13 +120,13 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
 
 
 def work_out(planned: PlannedRun, count: NetworkCount) -> Summary:
-    """Return what a run needs. Pure.
+    """Return the needs of a run. Pure.
 
     Args:
         planned: The run.
         count: Its network, from `count_denoiser`.
 
-    A micro-batch that a run would find at start is taken to be the largest that fits by this arithmetic.
+    A micro-batch of `auto` is assumed to be the largest that fits by this arithmetic.
 
     Returns:
         ``parameters``, ``flops_per_image`` (the model's), ``flops_recomputed``, ``ranks``, ``global_batch_size``,
@@ -186,7 +186,7 @@ def work_out(planned: PlannedRun, count: NetworkCount) -> Summary:
 
 
 def _memory(planned: PlannedRun, count: NetworkCount, batch: BatchPlan, states: StateBytes) -> Summary:
-    """Return the part of the summary that is about a rank's memory."""
+    """Return the summary of a rank's memory."""
     on_gpu, device = planned.on_gpu(states), planned.gpu.memory_bytes
     activations = count.activation_bytes * batch.micro_batch_size
     memory = {**asdict(on_gpu), "buckets": planned.bucket_bytes, "activations": activations}
@@ -280,7 +280,7 @@ def _report(planned: PlannedRun, console: Console, summary: Summary) -> None:
 
 
 def _snapshots(ema: DiffusionEmaConfig, summary: Summary) -> list[tuple[str, str, str]]:
-    """Return the line about snapshots of averages, for a run that takes any."""
+    """Return the row about snapshots, for a run that writes any."""
     if not ema.sigma_rel:
         return []
     widths = ", ".join(f"{width:g}" for width in ema.sigma_rel)

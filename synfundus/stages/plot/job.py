@@ -18,7 +18,7 @@ DEFAULT_CURVES = (
     *("loss", "validation_loss", "loss_t0", "loss_t3", "psnr_db", "ssim"),
     *("grad_norm", "lr", "images_per_s", "data_wait_percent"),
 )
-"""What is drawn where the runs have it, in this order."""
+"""The usual curves, in this order."""
 _TITLES = {
     "loss": "training loss",
     "validation_loss": "validation loss, averaged weights, held-out patients",
@@ -36,7 +36,7 @@ _ALWAYS_LINEAR = ("psnr_db", "ssim", "images_per_s", "data_wait_percent")
 
 
 def run(config: RunConfig, world: World, console: Console) -> Summary:
-    """Draw the curves of runs that go on or have ended.
+    """Plot the curves of running or finished runs.
 
     Returns:
         ``out``, ``runs``, ``curves`` (names of the panels), ``without_rows`` (runs that have nothing to draw yet).
@@ -73,7 +73,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
 
 
 def _place_beside(urls: Sequence[str]) -> str:
-    """Return where the picture of a run goes when no place was named."""
+    """Return the default path of a run's picture."""
     if not urls:
         raise ConfigError("--run-dir is missing", where="plot.run_dirs", hint="give --run-dir")
     if len(urls) > 1:
@@ -90,7 +90,7 @@ def _is_plot(url: str) -> bool:
 
 
 def _say_what_is_not_finite(view: RunView, keys: Sequence[str], console: Console) -> None:
-    """Count what a curve passes over: metrics.jsonl has null where a figure was not finite."""
+    """Warn of missing values: metrics.jsonl has null where a figure was not finite."""
     for key in keys:
         missing = sum(key in row and row[key] is None for row in (*view.rows, *view.validation))
         if missing:
@@ -98,7 +98,7 @@ def _say_what_is_not_finite(view: RunView, keys: Sequence[str], console: Console
 
 
 def plan_panels(views: Sequence[RunView], wanted: Sequence[str]) -> list[Panel]:
-    """Return a panel for each curve that any run has.
+    """Return a panel for each curve of any run.
 
     Args:
         views: Runs with rows.
@@ -116,7 +116,7 @@ def plan_panels(views: Sequence[RunView], wanted: Sequence[str]) -> list[Panel]:
 
 
 def run_names(views: Sequence[RunView]) -> list[str]:
-    """Return a name for each run: the last part of its location, as many parts as tell it from the others."""
+    """Return a name for each run: the last parts of its path, as many as make it unique."""
     parts = [PurePosixPath(view.url.rstrip("/")).parts for view in views]
     for length in range(1, max(len(part) for part in parts) + 1):
         names = ["/".join(part[-length:]) for part in parts]

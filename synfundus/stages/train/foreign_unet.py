@@ -1,4 +1,4 @@
-"""Starting from a U-Net that others have trained: where it lies, what of it fits, and what its scheduler says."""
+"""Starting from a pretrained U-Net: finding it, adapting its weights, comparing its scheduler."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SCHEDULER_DEFAULTS: dict[str, Any] = {
     "beta_end": 0.02,
     "rescale_betas_zero_snr": False,
 }
-"""What a scheduler of diffusers takes where its config says nothing."""
+"""Defaults of a diffusers scheduler."""
 _DIFFUSERS_SCHEDULES = {"cosine": "squaredcos_cap_v2"}
 _SHOWN = 12
 
@@ -41,10 +41,10 @@ class ForeignStart:
 
     Attributes:
         denoiser: The network.
-        adaptation: What became of the weights.
+        adaptation: Which weights were taken, adapted or new.
         architecture: The U-Net's config, without keys that begin with ``_``.
         fingerprint: sha256 over the foreign config and weights.
-        scheduler: What the foreign scheduler says, empty if there is none.
+        scheduler: Config of the foreign scheduler, empty if there is none.
     """
 
     denoiser: ConditionalDenoiser
@@ -59,7 +59,7 @@ def find_foreign_unet(location: str) -> str | None:
 
     Raises:
         CheckpointError: There is a network of another kind, which cannot be started from.
-        StorageError: The store cannot be asked.
+        StorageError: The store cannot be read.
     """
     for folder in (filesystem.join(location, "unet"), location):
         if filesystem.exists(filesystem.join(folder, CONFIG_NAME)):
@@ -80,7 +80,7 @@ def open_foreign_unet(
     latent_shape: tuple[int, int, int],
     dropout: float,
 ) -> ForeignStart:
-    """Read a foreign U-Net and adapt it. What is new comes from the global generator: seed it.
+    """Read a foreign U-Net and adapt it. New weights come from the global generator: seed it.
 
     Args:
         folder: From `find_foreign_unet`.
@@ -129,7 +129,7 @@ def _fingerprint(folder: Path, config: Mapping[str, Any], files: WeightFiles) ->
 
 
 def _read_scheduler(folder: str) -> dict[str, Any]:
-    """Return what the scheduler beside a U-Net says, with diffusers' defaults; empty where there is none."""
+    """Return the config of the scheduler beside a U-Net, with diffusers' defaults; empty where there is none."""
     above = folder.rstrip("/").rpartition("/")[0] or "."
     url = filesystem.join(above, *_SCHEDULER)
     if not folder.rstrip("/").endswith("unet") or not filesystem.exists(url):
@@ -146,7 +146,7 @@ def _read_scheduler(folder: str) -> dict[str, Any]:
 
 
 def scheduler_differences(theirs: Mapping[str, Any], section: DiffusionConfig) -> list[str]:
-    """Say where a foreign scheduler and the run differ: first what is predicted, then the noise schedule."""
+    """List the differences between a foreign scheduler and the run: prediction type first, then noise schedule."""
     if not theirs:
         return []
     ours: dict[str, Any] = {
@@ -167,7 +167,7 @@ def scheduler_differences(theirs: Mapping[str, Any], section: DiffusionConfig) -
 
 
 def announce(start: ForeignStart, folder: str, section: DiffusionConfig, console: Console) -> None:
-    """Say what a run starts from, and what does not agree."""
+    """Report the initial weights of a run, and differences in the objective."""
     report = start.adaptation
     console.message(
         f"started from {folder}: {len(report.taken)} tensors ({_parameters(report.taken)}) taken, "

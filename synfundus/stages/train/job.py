@@ -51,7 +51,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         ``images_seen``, ``loss``, ``validation_loss``, ``images_per_s``, ``parameters``, ``engine``, ``export``.
 
     Raises:
-        ManifestMismatch: The latents were made by another autoencoder than the one given, or are not of the kind the
+        ManifestMismatch: The latents were encoded by another autoencoder than the given one, or are not of the kind the
             model to start from was trained on.
     """
     shared = Shared(config.seed, config.launch, config.telemetry, config.model_dump(mode="json"))
@@ -66,7 +66,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
 def _set_up(
     section: TrainConfig, sample: SampleConfig, shared: Shared, world: World, console: Console
 ) -> DiffusionTraining:
-    """Open what the run needs and refuse what cannot work. Collective."""
+    """Open the inputs of the run and check them. Collective."""
     sets = open_latent_sets(section.latents)
     latents = sets.combined
     run_url = require(section.run_dir, flag="--run-dir", key="train.run_dir")
@@ -83,7 +83,7 @@ def _set_up(
         build.check_sampler(sample.sampler, section.diffusion)
     start = initial_denoiser(section, latents, console, seed=shared.seed)
     training_setup.check_compilation(section.loop, world)
-    # the last thing: a start that is refused must not leave its mark on the folder
+    # last: a refused start must not claim the folder
     identity = {"seed": shared.seed, "latents": latents.identity, **section.identity_document(), **start.identity}
     directory = RunFolder(run_url, kind="diffusion", identity=identity, config=shared.document, world=world)
     setup = build.model_setup(section.diffusion, latents, autoencoder)
@@ -93,7 +93,7 @@ def _set_up(
 
 
 class DiffusionTraining(Training[ConditionalDenoiser, ConditionalDenoiser]):
-    """What `TrainingRun` needs to train a denoiser; rank 0 has the autoencoder, in fp32 on the CPU."""
+    """The training of a denoiser; rank 0 has the autoencoder, in fp32 on the CPU."""
 
     name = "train"
     figure = "validation_loss"
@@ -126,7 +126,7 @@ class DiffusionTraining(Training[ConditionalDenoiser, ConditionalDenoiser]):
         self._world, self._device, self._console = world, torch_device(world), console
 
     def cost(self) -> StepCost | None:
-        """Count U-Net and conditioner."""
+        """Return the cost of U-Net and conditioner."""
         return denoiser_cost(
             self.trained,
             latent_shape=self._latent_shape,
@@ -153,7 +153,7 @@ class DiffusionTraining(Training[ConditionalDenoiser, ConditionalDenoiser]):
         return random_batch(self._objective, count, self._latent_shape, self._device, num_labels=self._num_labels)
 
     def batches(self) -> BatchReader:
-        """Return latents of the training split with all that is drawn for them."""
+        """Return latents of the training split with their random draws."""
         return self._read("train", flip=self._objective.flip)
 
     def _read(self, split: str, *, flip: bool) -> BatchReader:
@@ -211,7 +211,7 @@ class DiffusionTraining(Training[ConditionalDenoiser, ConditionalDenoiser]):
     def export(self, network: ConditionalDenoiser, outcome: Outcome) -> Summary:
         """Write the averaged model as a pipeline folder."""
         assert self._setup is not None
-        view = read_run(self.directory.url)  # for a run that had nothing left to train
+        view = read_run(self.directory.url)  # for a run with nothing left to train
         row = outcome.row or (view.rows[-1] if view.rows else {})
         losses = [loss for _, loss in series(view.validation, self.figure)] or [math.nan]
         validation_loss = outcome.judged.get(self.figure, losses[-1])
@@ -234,6 +234,6 @@ class DiffusionTraining(Training[ConditionalDenoiser, ConditionalDenoiser]):
 
 
 def _interruptible(network: ConditionalDenoiser, check: Callable[[], None]) -> ConditionalDenoiser:
-    """Have a network look for a signal before each pass."""
+    """Make a network check for a signal before each pass."""
     network.register_forward_pre_hook(lambda *_: check())
     return network

@@ -19,7 +19,7 @@ _SEED = 0
 
 
 def preview_labels(schema: LabelSchema) -> list[dict[str, int | None]]:
-    """Return sixteen rows of labels: nothing known, then every value of every label in turn, then again."""
+    """Return sixteen rows of labels: all unknown, then each value of each label, repeated."""
     rows: list[dict[str, int | None]] = [{}]
     for spec in schema.labels:
         rows += [{spec.name: value} for value in range(1 if spec.num_values == 2 else 0, spec.num_values)]
@@ -38,7 +38,7 @@ def draw_preview(
     """Draw a grid from each network, one below the other, and return them as PNG; all are on the CPU afterwards.
 
     Args:
-        setup: What the networks need around them.
+        setup: Autoencoder and settings.
         denoisers: Networks by the name of their weights, top to bottom.
         settings: Sampler, steps, guidance.
         latent_shape: ``(c, lh, lw)``.

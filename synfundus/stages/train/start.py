@@ -1,4 +1,4 @@
-"""The network a run of `train` starts from: random by the seed, an exported model's, or a foreign U-Net's weights."""
+"""The initial weights of a run of `train`: random by the seed, of an exported model, or of a foreign U-Net."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Start:
-    """What a run starts from.
+    """The start of a run.
 
     Attributes:
         denoiser: The network.
-        identity: What of it must not change between two starts of the run.
-        report: What became of foreign weights; None where there are none.
+        identity: Its part of the run's identity, which must not change at a resume.
+        report: How foreign weights were adapted; None where there are none.
     """
 
     denoiser: ConditionalDenoiser
@@ -43,7 +43,7 @@ class Start:
 
     @property
     def fingerprint(self) -> str:
-        """Of the foreign weights; empty where there are none."""
+        """Fingerprint of the foreign weights; empty where there are none."""
         return str(self.identity.get("init_fingerprint", ""))
 
     def known(self, latents: ShardSet) -> dict[str, Any]:
@@ -56,10 +56,10 @@ class Start:
 
 
 def initial_denoiser(section: TrainConfig, latents: ShardSet, console: Console, *, seed: int) -> Start:
-    """Return the network a run starts from, the same on every rank and at every start.
+    """Return the initial network of a run, the same on every rank and at every start.
 
     Raises:
-        CheckpointError: There is nothing to start from, or nothing that can be read.
+        CheckpointError: There is no model to start from, or it is unreadable.
         ConfigError: Another network than the configured one, or one that cannot be adapted.
         ManifestMismatch: An exported model of other latents or labels.
     """
@@ -92,7 +92,7 @@ def initial_denoiser(section: TrainConfig, latents: ShardSet, console: Console, 
 
 
 def save_report(start: Start, url: str) -> None:
-    """Write what became of foreign weights, once; rank 0 calls it."""
+    """Write how foreign weights were adapted, once; called on rank 0."""
     if start.report is not None and not filesystem.exists(url):
         documents.write_document(url, start.report, format_name=FORMAT_NAME, version=FORMAT_VERSION)
 
@@ -102,7 +102,7 @@ def _fresh(section: TrainConfig, latents: ShardSet, *, seed: int) -> Conditional
 
 
 def _is_ours(location: str) -> bool:
-    """Whether a location holds a model or run of synfundus, whole or not: those are opened as such or refused."""
+    """Whether a location holds a model or run of synfundus, complete or not: those are opened as such or refused."""
     names = {"synfundus.json", "export", "checkpoints", "run.json"}
     return any(filesystem.exists(filesystem.join(location, name)) for name in names)
 

@@ -1,4 +1,4 @@
-"""What an autoencoder makes of images it has not seen: figures, and a picture."""
+"""An autoencoder on held-out images: PSNR, SSIM and a picture."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from synfundus.telemetry.console import Console
 from synfundus.training.validation import warn_of_damage
 
 _BATCH_PIXELS, _BATCH_IMAGES = 2**22, 16
-"""At most so many at a time: decoded in fp32 a layer of four images of 1,024 px is 4 GiB."""
+"""Maximum images at a time: decoded in fp32, a layer of four images of 1,024 px takes 4 GiB."""
 _GRID_IMAGES = 8
 
 
@@ -34,7 +34,7 @@ def read_images(
 ) -> Iterator[Tensor]:
     """Yield the first ``count`` images of a split in reading order, ``[n, 3, h, w]`` in [-1, 1], in batches.
 
-    Those that cannot be used are left out, and added to ``damaged``.
+    Unusable ones are left out, and added to ``damaged``.
     """
     reader = image_batches(image_set, split=split, seed=seed, augment=None)
     total = min(count, reader.plan.set_sizes[0])
@@ -59,11 +59,11 @@ def judge_reconstructions(
     """Return PSNR and SSIM of reconstructions from the posterior mean, averaged over held-out images.
 
     Args:
-        autoencoder: To be judged, fp32.
-        image_set: Where the images are.
-        count: Most images.
-        console: Is told which of them cannot be used.
-        check: Called before every batch; it may raise.
+        autoencoder: The autoencoder, fp32.
+        image_set: The image set.
+        count: Maximum number of images.
+        console: Shows unusable images.
+        check: Called before every batch; may raise.
 
     Raises:
         DataError: None of them can be read.
@@ -106,7 +106,7 @@ def draw_reconstructions(autoencoder: LatentAutoencoder, image_set: ShardSet) ->
 
 
 def _reconstruct(autoencoder: LatentAutoencoder, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return images on the autoencoder's device, and what it makes of them."""
+    """Return images on the autoencoder's device, and their reconstructions."""
     target = images.to(next(autoencoder.parameters()).device)
     mean, _ = LatentAutoencoder.split(autoencoder.encode(target))
     return target, autoencoder.decode(mean)
