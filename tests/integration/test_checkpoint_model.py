@@ -123,10 +123,10 @@ def test_the_slices_of_two_ranks_make_the_model_that_the_run_exported(cut_off: P
 def test_an_export_that_the_run_has_left_behind_is_named(ended: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(ended, copy)
-    assert "has gone on" not in run_cli("export", "--run-dir", copy, "--out", tmp_path / "one").check().output
+    assert "was trained further" not in run_cli("export", "--run-dir", copy, "--out", tmp_path / "one").check().output
     shutil.copytree(copy / "checkpoints" / LAST, copy / "checkpoints" / "images-000000000480")
     said = run_cli("export", "--run-dir", copy, "--out", tmp_path / "two").check().output
-    assert "has gone on since this model was exported, to 480 images" in " ".join(said.split())
+    assert "was trained further after this export, to 480 images" in " ".join(said.split())
 
 
 def test_weights_of_another_network_are_refused(ended: Path) -> None:

@@ -1,4 +1,4 @@
-"""The demo's last stage: a judge trained on the photographs classifies photographs, reconstructions and generated images."""
+"""The demo's last stage: a judge compares photographs, reconstructions and generated images."""
 
 from __future__ import annotations
 

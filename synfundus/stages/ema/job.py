@@ -48,8 +48,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     combination = combine([snapshot.profile for snapshot in snapshots], wanted)
     if combination.error > WORTH_A_WARNING:
         console.warning(
-            f"with these {len(snapshots)} snapshots the average is {combination.error:.0%} away from the requested one; "
-            "more snapshots, or widths on both sides of it, come closer"
+            f"with these {len(snapshots)} snapshots the average is {combination.error:.0%} away from the requested "
+            "one; more snapshots, or widths on both sides of it, come closer"
         )
     pipeline = _run_model(run_url, console)
     weights = _weighted_sum(snapshots, combination, console)

@@ -346,8 +346,8 @@ def check_rejects(rejects: Sequence[Mapping[str, str]], image_set: ShardSet, max
             f"{len(rejects)} of {total} images cannot be used, more than encode_latents.max_bad_fraction = "
             f"{max_bad_fraction:g}; the first, {rejects[0]['name']}: {rejects[0]['reason']}",
             where=image_set.url,
-            hint="`synfundus inspect --verify` names the damage; after its repair the same command resumes, and reads shards "
-            "with rejects again",
+            hint="`synfundus inspect --verify` names the damage; after its repair the same command resumes, and reads "
+            "shards with rejects again",
         )
 
 
