@@ -28,12 +28,7 @@ VERB = Verb(
     order=120,
     options=(
         Option("--source", "prepare.source", "Folder of photographs.", required=True, role="input"),
-        Option(
-            "--labels",
-            "prepare.labels",
-            "Label table, CSV; not needed if the importer's data set has none.",
-            role="input",
-        ),
+        Option("--labels", "prepare.labels", "Label table, CSV; some importers need none.", role="input"),
         Option("--importer", "prepare.importer", "Importer for a known data set, e.g. eyepacs, aptos2019, odir5k."),
         Option("--mapping", "prepare.mapping", "YAML that maps columns to labels.", role="input"),
         Option("--out", "prepare.out", "Folder of the image set to write.", required=True, role="output"),

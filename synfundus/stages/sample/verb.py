@@ -54,12 +54,7 @@ VERB = Verb(
         Option("--model", "sample.model", "Run of `train`, or an exported pipeline.", required=True, role="input"),
         Option("--out", "sample.out", "Folder to write.", required=True, role="output"),
         Option("--num-images", "sample.num_images", "Number of images; default with a label plan: one per row."),
-        Option(
-            "--label",
-            "sample.label",
-            "Label of every image, NAME=VALUE (repeatable); the others are unknown.",
-            "mapping",
-        ),
+        Option("--label", "sample.label", "NAME=VALUE for every image (repeatable); others are unknown.", "mapping"),
         Option("--labels", "sample.labels", "Label plan: a CSV with one row per image.", role="input"),
         Option("--sampler", "sample.sampler", "ddim, dpmpp, euler or heun."),
         Option("--num-steps", "sample.num_steps", "Solver steps."),
