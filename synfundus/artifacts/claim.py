@@ -5,6 +5,7 @@ Only one process at a time may call these; among ranks that is rank 0 (`on_rank_
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from synfundus.storage.local_folder import holds_ours
 
 _MOST_SHOWN = 4
 _ENVELOPE = ("format", "schema_version")
+_CONTAINER = re.compile(r"^(identity|settings)\.")
+"""What is left out of a name: below it are the names of the configuration."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +90,12 @@ def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Describe in one line how two documents differ, hashes last; empty if they are equal."""
+    """Describe in one line how two documents differ, what stands at the top first, hashes last; empty if they don't."""
     there, here = flatten(found), flatten(documents.as_json(wanted))
-    keys = sorted((set(there) | set(here)).difference(_ENVELOPE), key=lambda key: (key.endswith("_sha256"), key))
+    keys = (set(there) | set(here)).difference(_ENVELOPE)
     changed = [
-        f"{key} is {there.get(key, 'absent')!r} there, {here.get(key, 'absent')!r} here"
-        for key in keys
+        f"{_CONTAINER.sub('', key)} is {there.get(key, 'absent')!r} there, {here.get(key, 'absent')!r} here"
+        for key in sorted(keys, key=lambda key: (key.endswith("_sha256"), "." in key, key))
         if there.get(key, "absent") != here.get(key, "absent")
     ]
     more = f" and {len(changed) - _MOST_SHOWN} more" if len(changed) > _MOST_SHOWN else ""

@@ -110,7 +110,7 @@ def test_the_export_names_the_flow_to_people_to_diffusers_and_to_synfundus(strai
 def test_another_shift_is_another_run_and_a_start_from_the_export_is_not_warned_of(
     straight: Path, latent_set: ShardSet, world: World, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"diffusion\.flow\.shift was 1\.5, is 3\.0"):
+    with pytest.raises(ConfigError, match=r"diffusion\.flow\.shift is 1\.5 there, 3\.0 here"):
         train.run(tiny_config(with_flow(latent_set, straight, shift=3.0)), world, SilentConsole())
     config = merged(
         with_flow(latent_set, tmp_path / "run", budget_images=16),

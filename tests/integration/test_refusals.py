@@ -184,11 +184,11 @@ class TestTrain:
         refusal(
             ConfigError,
             lambda: train.run(config, world, SilentConsole()),
-            *("optim.lr was 0.001, is 0.5", "unet.cross_attention_dim was 16, is 32"),
+            *("optim.lr is 0.001 there, 0.5 here", "unet.cross_attention_dim is 16 there, 32 here"),
         )
 
     def test_the_folder_of_an_autoencoder_run(self, latent_set: ShardSet, vae_run: Path, world: World) -> None:
-        refusal(ConfigError, lambda: start(latent_set, vae_run, world), "of kind 'vae', this is 'diffusion'")
+        refusal(ConfigError, lambda: start(latent_set, vae_run, world), "kind is 'vae' there, 'diffusion' here")
 
     def test_images_where_latents_are_needed(self, image_set: ShardSet, world: World, tmp_path: Path) -> None:
         refusal(
@@ -226,7 +226,7 @@ class TestTrainVae:
         refusal(
             ConfigError,
             lambda: train_vae.run(config, world, SilentConsole()),
-            *("data was", image_set.identity, other.identity),
+            *("data is", image_set.identity, other.identity),
         )
 
 

@@ -66,5 +66,9 @@ def test_a_difference_names_hashes_last_and_what_is_absent() -> None:
     assert difference(there, {"labels_sha256": "cd", "seed": 2, "same": (1,)}) == (
         "gone is None there, 'absent' here; seed is 1 there, 2 here; labels_sha256 is 'ab' there, 'cd' here"
     )
+    run = {"kind": "vae", "identity": {"data": "ab", "lr": 1}}
+    assert difference(run, {"kind": "diffusion", "identity": {"data": "ab", "lr": 2}}) == (
+        "kind is 'vae' there, 'diffusion' here; lr is 1 there, 2 here"
+    )
     assert difference({str(n): n for n in range(7)}, {}).endswith(" and 3 more")
     assert difference(there, there) == ""
