@@ -223,7 +223,7 @@ def test_a_damaged_index_is_named_and_the_tar_said_to_be_whole(small_set: ShardS
     assert report["good"] == NUM_SAMPLES - 5
     texts = " ".join(problem["reason"] for problem in report["problems"])
     assert "does not match the manifest" in texts
-    assert "the tar itself is whole" in texts
+    assert "the tar itself is complete" in texts
 
 
 def rewrite(shard_set: ShardSet, number: int, samples: list[Any], **options: Any) -> ShardSet:
@@ -245,7 +245,7 @@ def test_what_has_right_hashes_and_is_wrong_all_the_same_is_named(small_set: Sha
     samples[3] = (phantom_samples(NUM_SAMPLES)[6][0], samples[3][1])
     rewrite(small_set, 0, samples)
     found = reasons(verify(small_set.url, tmp_path))
-    assert "kind .pkl does not belong" in found[f"train/000000.tar#{keys[0]}"]
+    assert "must not contain members of kind .pkl" in found[f"train/000000.tar#{keys[0]}"]
     assert "the image does not match sha256_image" in found[f"train/000000.tar#{keys[1]}"]
     assert "image of (32, 32, 3), expected 64" in found[f"train/000000.tar#{keys[2]}"]
     assert "the key is also in train/000000.tar" in found[f"train/000001.tar#{samples[3][0]}"]
