@@ -83,7 +83,7 @@ def test_weights_of_another_schema_are_refused(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text())
     config["num_values"] = [5, 2, 4]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="do not fit"):
+    with pytest.raises(CheckpointError, match="do not match the config"):
         LabelConditioner.from_pretrained(tmp_path)
 
 
