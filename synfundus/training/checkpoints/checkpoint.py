@@ -12,7 +12,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import safetensors
 import safetensors.torch
@@ -37,6 +37,8 @@ from synfundus.training.checkpoints.search import (
 )
 from synfundus.training.checkpoints.stored_weights import ModelPart, PartitionSource, model_files, partition_name
 from synfundus.training.ema import ShardedEma
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -127,52 +129,29 @@ def write_checkpoint(
     if weights is not None:
         files |= model_files(weights, parts)
         files[STATE_NAME] = documents.dump_json(copy.document)
-    failure = _clear(folder) if world.rank == 0 else None
-    world.barrier()
-    entries: dict[str, dict[str, Any]] = {}
-    if failure is None:
+
+    def write() -> dict[str, dict[str, Any]]:
         try:
-            entries = _write_all(folder, files)
-        except StorageError as error:
-            failure = error
-    reports = world.all_gather((entries, None if failure is None else str(failure)))
-    _raise_if_any_failed(reports, failure, folder, world, clear=True)
-    if world.rank == 0:
-        failure = _commit(root, folder, final, {name: entry for own, _ in reports for name, entry in own.items()})
-    reports = world.all_gather(({}, None if failure is None else str(failure)))
+            if world.rank == 0:
+                _drop(folder)  # the remains of a killed save
+        finally:
+            world.barrier()
+        return _write_all(folder, files)
+
+    def read_back() -> None:
+        problem = compare(final, {name: listing[name] for name in files})
+        if problem:
+            raise StorageError(f"the files differ from what was written: {problem}", where=final)
+
+    listing = {name: entry for own in _do(write, folder, world, clear=True) for name, entry in own.items()}
     # under its final name it may already be committed: then it stays
-    _raise_if_any_failed(reports, failure, folder, world, clear=folder != final)
-    failure = _read_back(final, entries)
-    reports = world.all_gather(({}, None if failure is None else str(failure)))
+    _do(lambda: _commit(root, folder, final, listing), folder, world, only_rank_0=True, clear=folder != final)
+    # older checkpoints are removed only once the new one is known to be intact
     advice = "check the disk; earlier checkpoints are untouched and a damaged one is skipped:"
-    _raise_if_any_failed(reports, failure, final, world, clear=False, advice=advice)
-    if world.rank == 0:
-        failure = _retain(root, keep, set(damaged) - {checkpoint_name(copy.images_seen)})
-    reports = world.all_gather(({}, None if failure is None else str(failure)))
-    _raise_if_any_failed(reports, failure, final, world, clear=False)
+    _do(read_back, final, world, clear=False, advice=advice)
+    uncounted = set(damaged) - {checkpoint_name(copy.images_seen)}
+    _do(lambda: _retain(root, keep, uncounted), final, world, only_rank_0=True, clear=False)
     return final
-
-
-def _read_back(folder: str, entries: Mapping[str, Any]) -> StorageError | None:
-    """Read a rank's files back and compare: older checkpoints are removed only once the new one is known to be intact.
-
-    Returns:
-        A failure, which is not raised.
-    """
-    try:
-        problem = compare(folder, entries)
-    except StorageError as error:
-        return error
-    return StorageError(f"the files differ from what was written: {problem}", where=folder) if problem else None
-
-
-def _clear(folder: str) -> StorageError | None:
-    """Remove the remains of a killed save; returns a failure, which is not raised."""
-    try:
-        _drop(folder)
-    except StorageError as error:
-        return error
-    return None
 
 
 def _drop(folder: str) -> None:
@@ -181,19 +160,27 @@ def _drop(folder: str) -> None:
     filesystem.remove(folder, recursive=True)
 
 
-def _raise_if_any_failed(
-    reports: Sequence[tuple[Any, str | None]],
-    own: StorageError | None,
+def _do(
+    work: Callable[[], T],
     folder: str,
     world: World,
     *,
     clear: bool,
+    only_rank_0: bool = False,
     advice: str = "free some space; the previous checkpoint is untouched",
-) -> None:
-    """Raise on every rank if one could not write, so that no rank waits for it."""
+) -> list[T]:
+    """Do a part of a save, return every rank's result; raise on all if one failed, so that none waits. Collective."""
+    result: T | None = None
+    failure: StorageError | None = None
+    if world.rank == 0 or not only_rank_0:
+        try:
+            result = work()
+        except StorageError as error:
+            failure = error
+    reports = world.all_gather((result, None if failure is None else str(failure)))
     failures = [f"rank {rank}: {text}" for rank, (_, text) in enumerate(reports) if text is not None]
     if not failures:
-        return
+        return [cast("T", result) for result, _ in reports]
     if world.rank == 0 and clear:
         with contextlib.suppress(StorageError):  # readers ignore a folder without a manifest
             _drop(folder)
@@ -201,22 +188,18 @@ def _raise_if_any_failed(
         f"a checkpoint could not be written ({'; '.join(failures)})",
         where=folder,
         hint=f"{advice}, then run the same command again to resume",
-    ) from own
+    ) from failure
 
 
-def _commit(root: str, folder: str, final: str, listing: Mapping[str, Any]) -> StorageError | None:
-    """Write the manifest and publish the folder; returns a failure, which is not raised."""
-    try:
-        if folder == final:
-            _check_sizes(folder, listing)
-        manifest = {"format": FORMAT_NAME, "schema_version": FORMAT_VERSION, "files": dict(sorted(listing.items()))}
-        filesystem.write_bytes(filesystem.join(folder, MANIFEST_NAME), documents.dump_json(manifest))
-        if folder != final:
-            _publish_local(folder, final, listing)
-        filesystem.write_bytes(filesystem.join(root, "latest"), (final.rsplit("/", 1)[-1] + "\n").encode())
-    except StorageError as error:
-        return error
-    return None
+def _commit(root: str, folder: str, final: str, listing: Mapping[str, Any]) -> None:
+    """Write the manifest and publish the folder."""
+    if folder == final:
+        _check_sizes(folder, listing)
+    manifest = {"format": FORMAT_NAME, "schema_version": FORMAT_VERSION, "files": dict(sorted(listing.items()))}
+    filesystem.write_bytes(filesystem.join(folder, MANIFEST_NAME), documents.dump_json(manifest))
+    if folder != final:
+        _publish_local(folder, final, listing)
+    filesystem.write_bytes(filesystem.join(root, "latest"), (final.rsplit("/", 1)[-1] + "\n").encode())
 
 
 def _check_sizes(folder: str, listing: Mapping[str, Any]) -> None:
@@ -248,21 +231,13 @@ def _publish_local(folder: str, final: str, names: Iterable[str]) -> None:
         raise StorageError(f"cannot publish: {error.strerror}", where=final) from error
 
 
-def _retain(root: str, keep: int, damaged: Collection[str]) -> StorageError | None:
-    """Remove checkpoints older than the newest ``keep`` intact ones, and the remains of killed saves.
-
-    Returns:
-        A failure, which is not raised.
-    """
-    try:
-        complete, left = list_checkpoints(root)
-        sound = [name for name in complete if name not in damaged]
-        oldest = sound[-max(2, keep) :][0]
-        for name in [name for name in complete if name < oldest] + left:
-            _drop(filesystem.join(root, name))
-    except StorageError as error:
-        return error
-    return None
+def _retain(root: str, keep: int, damaged: Collection[str]) -> None:
+    """Remove checkpoints older than the newest ``keep`` intact ones, and the remains of killed saves."""
+    complete, left = list_checkpoints(root)
+    sound = [name for name in complete if name not in damaged]
+    oldest = sound[-max(2, keep) :][0]
+    for name in [name for name in complete if name < oldest] + left:
+        _drop(filesystem.join(root, name))
 
 
 def load_checkpoint(url: str, *, engine: ZeroEngine, ema: ShardedEma, world: World) -> dict[str, Any]:
@@ -274,41 +249,29 @@ def load_checkpoint(url: str, *, engine: ZeroEngine, ema: ShardedEma, world: Wor
         CheckpointError: It is of another network.
         StorageError: On every rank if one cannot read its part.
     """
+    averages = ema.vectors()
     with together(world):
-        read = _read_own(url, engine=engine, average_names=list(ema.vectors()), world=world)
-    for name, slices in ema.vectors().items():
-        for own, vectors in zip(slices, read.groups, strict=True):
+        document = documents.read_document(
+            filesystem.join(url, STATE_NAME), format_name=FORMAT_NAME, version=FORMAT_VERSION
+        )
+        engine.layout.require_same(FlatLayout.from_document(document["layout"]), where=url)
+        source = PartitionSource(url, saved_world_size=int(document["world_size"]))
+        groups = [
+            {
+                name: source.slice(number, group, name, rank=world.rank, world_size=world.size)
+                for name in ("master", *MOMENT_NAMES, *averages)
+            }
+            for number, group in enumerate(engine.layout.groups)
+        ]
+        optimizer_steps = int(document["optimizer_steps"])
+        state: dict[str, Any] = document["state"]
+    for name, slices in averages.items():
+        for own, vectors in zip(slices, groups, strict=True):
             own.copy_(vectors[name])
-    masters = [vectors["master"] for vectors in read.groups]
-    moments = [{name: vectors[name] for name in MOMENT_NAMES} for vectors in read.groups]
-    engine.load_partitions(masters, moments, optimizer_steps=read.optimizer_steps)
-    return read.state
-
-
-@dataclass(frozen=True)
-class _Read:
-    """What a rank reads from a checkpoint: its slices by group and name, and what is the same on all ranks."""
-
-    groups: list[dict[str, Tensor]]
-    optimizer_steps: int
-    state: dict[str, Any]
-
-
-def _read_own(url: str, *, engine: ZeroEngine, average_names: Sequence[str], world: World) -> _Read:
-    """Read the slices of this rank."""
-    document = documents.read_document(
-        filesystem.join(url, STATE_NAME), format_name=FORMAT_NAME, version=FORMAT_VERSION
-    )
-    engine.layout.require_same(FlatLayout.from_document(document["layout"]), where=url)
-    source = PartitionSource(url, saved_world_size=int(document["world_size"]))
-    groups = [
-        {
-            name: source.slice(number, group, name, rank=world.rank, world_size=world.size)
-            for name in ("master", *MOMENT_NAMES, *average_names)
-        }
-        for number, group in enumerate(engine.layout.groups)
-    ]
-    return _Read(groups, int(document["optimizer_steps"]), document["state"])
+    masters = [vectors["master"] for vectors in groups]
+    moments = [{name: vectors[name] for name in MOMENT_NAMES} for vectors in groups]
+    engine.load_partitions(masters, moments, optimizer_steps=optimizer_steps)
+    return state
 
 
 _STAGE_ELEMENTS = 2**26
