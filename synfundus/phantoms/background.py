@@ -46,8 +46,7 @@ def choroid(scene: Scene, texture: np.random.Generator) -> FloatArray:
     bends = scene.view.noise(texture, cells=21, aspect=0.9)
     first = np.exp(-np.square(streaks) * np.float32(1.9))
     second = np.exp(-np.square(bends + streaks * np.float32(0.35)) * np.float32(2.5))
-    out: FloatArray = np.maximum(first, second)
-    return out
+    return np.asarray(np.maximum(first, second))
 
 
 def paint_macula(scene: Scene) -> None:
@@ -65,8 +64,7 @@ def paint_macula(scene: Scene) -> None:
 def paint_nerve_fibres(scene: Scene) -> None:
     """Add the sheen of the nerve fibres above and below the disc; glaucoma removes a wedge of it."""
     eye = scene.eye
-    dx = scene.x - np.float32(eye.disc_center[0])
-    dy = scene.y - np.float32(eye.disc_center[1])
+    dx, dy = scene.offsets(eye.disc_center)
     distance = np.sqrt(dx * dx + dy * dy) + np.float32(1e-6)
     upright = np.abs(dy) / distance
     reach = smoothstep(0.62, 0.14, distance) * smoothstep(0.06, 0.16, distance)

@@ -102,12 +102,11 @@ def field_stop(camera: Camera) -> FloatArray:
     columns, rows = pixel_grid(view.size_px)
     dx, dy = columns - np.float32(view.center_px[0]), rows - np.float32(view.center_px[1])
     distance = np.sqrt(dx * dx + dy * dy)
+    notch = None
     if camera.notch_angle is not None:
         angle = camera.notch_angle + (math.pi if view.mirrored else 0.0)
         reach = 0.985 * view.radius_px
         notch = np.hypot(dx - np.float32(reach * math.cos(angle)), dy - np.float32(reach * math.sin(angle)))
-    else:
-        notch = None
     stop = np.empty((3, view.size_px, view.size_px), dtype=np.float32)
     for channel, shrink in enumerate((1.0, 0.994, 0.988)):
         radius = view.radius_px * shrink

@@ -68,8 +68,7 @@ class View:
     def to_pixels(self, points: NDArray[np.floating]) -> NDArray[np.float64]:
         """Map eye coordinates ``[..., 2]`` to pixels ``[..., 2]``."""
         matrix, offset = self.forward()
-        mapped: NDArray[np.float64] = points @ matrix.T + offset
-        return mapped
+        return np.asarray(points @ matrix.T + offset)
 
     def eye_grid(self) -> tuple[FloatArray, FloatArray]:
         """Return the eye coordinates (x, y) of every pixel centre, each ``[h, w]``."""
@@ -94,14 +93,7 @@ class View:
         inverse = np.linalg.inv(matrix)
         start = NOISE_HALF_SPAN - inverse @ offset
         sx, sy = columns / (2 * NOISE_HALF_SPAN), rows / (2 * NOISE_HALF_SPAN)
-        coefficients = (
-            inverse[0, 0] * sx,
-            inverse[0, 1] * sx,
-            start[0] * sx,
-            inverse[1, 0] * sy,
-            inverse[1, 1] * sy,
-            start[1] * sy,
-        )
+        coefficients = (np.column_stack([inverse, start]) * [[sx], [sy]]).ravel().tolist()
         field = Image.fromarray(grid).transform(
             (self.size_px, self.size_px), Image.Transform.AFFINE, coefficients, resample=Image.Resampling.BICUBIC
         )
@@ -130,23 +122,26 @@ class Mask:
         for row, value in zip(rows, np.rint(values[visible]).astype(int).tolist(), strict=True):
             self._draw.polygon(row, fill=value)
 
-    def finish(self, *, blur: float = 0.0) -> FloatArray:
-        """Return the coverage ``[h, w]`` in 0..1, blurred by ``blur`` field-of-view radii."""
-        reduced = self._image.reduce(self.view.supersampling)
-        return blurred_mask(reduced, blur * self.view.radius_px)
+    def finish(self, *, blur: float) -> FloatArray:
+        """Return the coverage ``[h, w]`` in 0..1, blurred by ``blur`` field-of-view radii (not below 0.2 px)."""
+        mask, sigma_px = self._image.reduce(self.view.supersampling), blur * self.view.radius_px
+        soft = mask.filter(ImageFilter.GaussianBlur(sigma_px)) if sigma_px > 0.2 else mask
+        return np.asarray(soft, dtype=np.float32) * np.float32(1 / 255)
 
 
-def blurred_mask(image: Image.Image, sigma_px: float) -> FloatArray:
-    """Return an 8-bit mask as ``[h, w]`` in 0..1 after a Gaussian blur (none below a fifth of a pixel)."""
-    soft = image.filter(ImageFilter.GaussianBlur(sigma_px)) if sigma_px > 0.2 else image
-    return np.asarray(soft, dtype=np.float32) * np.float32(1 / 255)
+def ribbons(lines: NDArray[np.float64], half_widths: NDArray[np.float64] | float) -> NDArray[np.float64]:
+    """Return closed outlines ``[n, 2p, 2]`` around lines ``[n, p, 2]`` of half widths ``[n, p]``, or one for all."""
+    tangent = np.gradient(lines, axis=1)
+    length = np.hypot(tangent[..., 0], tangent[..., 1])[..., None] + 1e-9
+    normal = np.stack([-tangent[..., 1], tangent[..., 0]], axis=-1) / length
+    half = normal * np.asarray(half_widths)[..., None]
+    return np.concatenate([lines + half, (lines - half)[:, ::-1]], axis=1)
 
 
 def smoothstep(low: float, high: float, values: FloatArray) -> FloatArray:
     """Rise from 0 at ``low`` to 1 at ``high`` (falls when ``high < low``)."""
     t = np.clip((values - np.float32(low)) * np.float32(1 / (high - low)), 0, 1)
-    out: FloatArray = t * t * (3 - 2 * t)
-    return out
+    return np.asarray(t * t * (3 - 2 * t))
 
 
 def gaussian(
@@ -154,12 +149,11 @@ def gaussian(
 ) -> FloatArray:
     """Return a Gaussian ``[h, w]`` around ``center``; ``squeeze`` > 1 makes it narrower in y."""
     dx, dy = x - np.float32(center[0]), (y - np.float32(center[1])) * np.float32(squeeze)
-    out: FloatArray = np.exp((dx * dx + dy * dy) * np.float32(-0.5 / sigma**2))
-    return out
+    return np.asarray(np.exp((dx * dx + dy * dy) * np.float32(-0.5 / sigma**2)))
 
 
-def blend(image: FloatArray, alpha: FloatArray, color: Rgb | FloatArray) -> None:
-    """Blend ``color`` (constant or ``[3, h, w]``) over ``image`` ``[3, h, w]`` in place."""
+def blend(image: FloatArray, alpha: FloatArray | np.float32, color: Rgb | FloatArray) -> None:
+    """Blend ``color`` (or ``[3, h, w]``) over ``image`` ``[3, h, w]`` in place, with one ``alpha`` or ``[h, w]``."""
     for channel in range(3):
         image[channel] += (color[channel] - image[channel]) * alpha
 
@@ -208,5 +202,4 @@ def blob_outlines(
     across = reach * np.sin(theta)
     cos, sin = np.cos(np.broadcast_to(angles, (n,)))[:, None], np.sin(np.broadcast_to(angles, (n,)))[:, None]
     outline = np.stack([along * cos - across * sin, along * sin + across * cos], axis=-1)
-    placed: NDArray[np.float64] = outline + np.asarray(centers)[:, None, :]
-    return placed
+    return np.asarray(outline + np.asarray(centers)[:, None, :])

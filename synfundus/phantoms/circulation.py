@@ -21,9 +21,7 @@ def occluded_quadrant(scene: Scene) -> int | None:
     if not scene.has("is_rvo"):
         return None
     stream = scene.eye_stream("occlusion")
-    if stream.random() < 0.2:
-        return -1
-    return int(stream.choice(4, p=(0.5, 0.34, 0.08, 0.08)))
+    return -1 if stream.random() < 0.2 else int(stream.choice(4, p=(0.5, 0.34, 0.08, 0.08)))
 
 
 def changed_tree(scene: Scene) -> tuple[Branches, ...]:
@@ -75,11 +73,9 @@ def paint_vessels(scene: Scene) -> None:
     for order in orders[:2]:
         walls = order.select(order.is_artery)
         reflex.polygons(walls.outlines(0.55 if hypertensive else 0.36), walls.density)
-    soft = 0.002
-    vein_cover, artery_cover = veins.finish(blur=soft), arteries.finish(blur=soft)
-    scene.blood.append((vein_cover, _VENOUS))
-    scene.blood.append((artery_cover, _ARTERIAL))
-    scene.blood.append((reflex.finish(blur=soft), _SILVER if hypertensive else _REFLEX))
+    shine = _SILVER if hypertensive else _REFLEX
+    layers = ((veins, _VENOUS), (arteries, _ARTERIAL), (reflex, shine))
+    scene.blood += [(mask.finish(blur=0.002), color) for mask, color in layers]
 
 
 def _draw(mask: Mask, branches: Branches) -> None:

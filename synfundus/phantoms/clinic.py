@@ -13,22 +13,8 @@ from statistics import NormalDist
 from synfundus.seeding import keyed_generator
 
 GRADED_LABEL = "dr_grade"
-DISEASE_LABELS = (
-    "is_amd",
-    "is_aon",
-    "is_crp",
-    "is_dm",
-    "is_dme",
-    "is_em",
-    "is_gc",
-    "is_htr",
-    "is_pm",
-    "is_rvo",
-)
 READABILITY_LABELS = ("is_fundus", "is_optic_disc_readable", "is_macular_readable", "is_retinal_region_readable")
 SIDE_LABEL = "eye_side"
-LABEL_NAMES = (GRADED_LABEL, *DISEASE_LABELS, *READABILITY_LABELS, SIDE_LABEL)
-"""The fifteen annotations of SynFundus-1M plus the side of the eye (0 right, 1 left)."""
 
 PATIENTS_PER_BLOCK = 3
 PHOTOGRAPHS_PER_BLOCK = 12
@@ -53,7 +39,7 @@ _PREVALENCE = {
 }
 # Loadings on the factors of a patient: age, myopia, vascular. The sum of squares must be below one.
 _LOADINGS = {
-    "dr_grade": (0.15, 0.0, 0.45),
+    GRADED_LABEL: (0.15, 0.0, 0.45),
     "is_amd": (0.55, 0.0, 0.0),
     "is_aon": (0.2, 0.0, 0.1),
     "is_crp": (0.1, 0.25, 0.0),
@@ -65,6 +51,10 @@ _LOADINGS = {
     "is_pm": (0.15, 0.6, 0.0),
     "is_rvo": (0.35, 0.0, 0.35),
 }
+DISEASE_LABELS = tuple(_LOADINGS)[1:]
+LABEL_NAMES = (*_LOADINGS, *READABILITY_LABELS, SIDE_LABEL)
+"""The fifteen annotations of SynFundus-1M plus the side of the eye (0 right, 1 left)."""
+
 _BOTH_EYES = 0.6
 """Share of the remaining variance that is common to both eyes of a patient."""
 _DRIFT_PER_VISIT = 0.15

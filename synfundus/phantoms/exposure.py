@@ -68,12 +68,10 @@ def _degrade_whole(scene: Scene) -> None:
         scene.image *= np.float32(stream.uniform(0.10, 0.22))
         scene.image[0] *= np.float32(0.9)
     elif mode == 1:
-        white = np.full((scene.view.size_px, scene.view.size_px), stream.uniform(0.80, 0.90), dtype=np.float32)
-        blend(scene.image, white, (0.98, 0.95, 0.90))
+        blend(scene.image, np.float32(stream.uniform(0.80, 0.90)), (0.98, 0.95, 0.90))
     else:
         scene.image[:] = blurred(scene.image, stream.uniform(0.10, 0.15) * scene.view.radius_px)
-        haze = np.full((scene.view.size_px, scene.view.size_px), 0.35, dtype=np.float32)
-        blend(scene.image, haze, (0.62, 0.52, 0.46))
+        blend(scene.image, np.float32(0.35), (0.62, 0.52, 0.46))
 
 
 def _degrade_region(scene: Scene, center: tuple[float, float], size: float, stream: np.random.Generator) -> None:
@@ -99,8 +97,7 @@ def _degrade_periphery(scene: Scene) -> None:
         shadow = smoothstep(0.02, 0.62, lid)
         lashes = _lashes(scene, stream, side)
         dark = 1 - (1 - np.float32(0.93) * shadow) * (1 - np.float32(0.75) * lashes)
-        for channel, deepest in enumerate((0.05, 0.03, 0.03)):
-            scene.image[channel] += (np.float32(deepest) - scene.image[channel]) * dark
+        blend(scene.image, dark, (0.05, 0.03, 0.03))
     else:
         angle = stream.uniform(-0.6, 0.6) + (0 if stream.random() < 0.5 else math.pi)
         ahead = x * np.float32(math.cos(angle)) + y * np.float32(math.sin(angle))
@@ -112,7 +109,6 @@ def _degrade_periphery(scene: Scene) -> None:
 def _lashes(scene: Scene, stream: np.random.Generator, side: float) -> FloatArray:
     """Return the blurred shadows ``[h, w]`` of lashes from above (side -1) or below (1)."""
     count = 12
-    mask = scene.mask()
     root = np.linspace(-0.9, 0.9, count) + stream.normal(0, 0.05, count)
     lean = 0.35 * root + stream.normal(0, 0.08, count)
     t = np.linspace(0, 1, 8)
@@ -122,8 +118,7 @@ def _lashes(scene: Scene, stream: np.random.Generator, side: float) -> FloatArra
     half = 0.028 * (1 - 0.85 * t)
     left = np.stack([spine_x - half, spine_y], axis=-1)
     right = np.stack([spine_x + half, spine_y], axis=-1)
-    mask.polygons(np.concatenate([left, right[:, ::-1]], axis=1), 1.0)
-    return mask.finish(blur=0.022)
+    return scene.cover(np.concatenate([left, right[:, ::-1]], axis=1), 1.0, blur=0.022)
 
 
 def focus(scene: Scene) -> None:

@@ -9,8 +9,6 @@ import numpy as np
 from synfundus.phantoms.canvas import Rgb, absorb, blend, blob_outlines, gaussian, smoothstep
 from synfundus.phantoms.scene import Scene
 
-_DRUSEN: Rgb = (0.98, 0.82, 0.48)
-_SCLERA: Rgb = (0.96, 0.86, 0.64)
 _PIGMENT: Rgb = (1.5, 1.7, 1.5)
 
 
@@ -28,18 +26,15 @@ def paint_macular_degeneration(scene: Scene) -> None:
     size = stream.uniform(0.12, 0.17) * (1 + 0.08 * scene.exam.visit)
     shape = scene.view.noise(stream, cells=26) * np.float32(0.30)
     spots = np.array(scene.eye.fovea_center) + stream.normal(0, 0.07, (5, 2))
-    mask = scene.mask()
-    mask.polygons(blob_outlines(stream, places, radii, raggedness=0.12, corners=12), 0.85)
-    blend(scene.image, mask.finish(blur=0.008), _DRUSEN)
+    drusen = blob_outlines(stream, places, radii, raggedness=0.12, corners=12)
+    blend(scene.image, scene.cover(drusen, 0.85, blur=0.008), (0.98, 0.82, 0.48))
     if is_geographic:
-        distance = np.hypot(
-            scene.x - np.float32(scene.eye.fovea_center[0]), scene.y - np.float32(scene.eye.fovea_center[1])
-        )
+        distance = np.hypot(*scene.offsets(scene.eye.fovea_center))
         patch = smoothstep(1.08, 0.92, distance * np.float32(1 / size) + shape)
         blend(scene.image, patch * np.float32(0.72), (0.97, 0.74, 0.48))
-    stream, clump = scene.eye_stream("clumps"), scene.mask()
-    clump.polygons(blob_outlines(stream, spots, stream.uniform(0.008, 0.02, 5), raggedness=0.4), 0.6)
-    absorb(scene.image, [(clump.finish(blur=0.004), _PIGMENT)])
+    stream = scene.eye_stream("clumps")
+    clumps = blob_outlines(stream, spots, stream.uniform(0.008, 0.02, 5), raggedness=0.4)
+    absorb(scene.image, [(scene.cover(clumps, 0.6, blur=0.004), _PIGMENT)])
 
 
 def paint_myopic_atrophy(scene: Scene) -> None:
@@ -53,13 +48,11 @@ def paint_myopic_atrophy(scene: Scene) -> None:
     reach = np.array([0.16, 0.30, 0.34])
     places = fovea + np.stack([np.cos(angle), np.sin(angle)], axis=-1) * reach[:, None]
     radii = np.array([0.10, 0.055, 0.05]) * stream.uniform(0.8, 1.2, 3) * (1 + 0.08 * scene.exam.visit)
-    mask = scene.mask()
-    mask.polygons(blob_outlines(stream, places, radii, raggedness=0.3, corners=24), 0.85)
-    blend(scene.image, mask.finish(blur=0.008), _SCLERA)
-    edge = scene.mask()
+    patches = blob_outlines(stream, places, radii, raggedness=0.3, corners=24)
+    blend(scene.image, scene.cover(patches, 0.85, blur=0.008), (0.96, 0.86, 0.64))
     spots = places[0] + stream.normal(0, 0.06, (4, 2))
-    edge.polygons(blob_outlines(stream, spots, stream.uniform(0.010, 0.02, 4), raggedness=0.4), 0.6)
-    absorb(scene.image, [(edge.finish(blur=0.004), _PIGMENT)])
+    clumps = blob_outlines(stream, spots, stream.uniform(0.010, 0.02, 4), raggedness=0.4)
+    absorb(scene.image, [(scene.cover(clumps, 0.6, blur=0.004), _PIGMENT)])
 
 
 def paint_chorioretinal_scars(scene: Scene) -> None:
@@ -76,14 +69,13 @@ def paint_chorioretinal_scars(scene: Scene) -> None:
     inner = places + (stream.normal(0, 0.5, (limit, 2)))[:count] * radii[:, None]
     stretch, turn = stream.uniform(1, 1.6, limit)[:count], stream.uniform(0, math.pi, limit)[:count]
     shape = blob_outlines(stream, places, radii, raggedness=0.42, stretch=stretch, angles=turn, corners=24)
-    pale, dark = scene.mask(), scene.mask()
-    pale.polygons(shape, 0.85)
+    dark = scene.mask()
     middle = places[:, None, :]
     dark.polygons(middle + (shape - middle) * 1.18, border)
     dark.polygons(middle + (shape - middle) * 0.90, 0.0)
     spots = scene.eye_stream("scars.pigment")
     dark.polygons(blob_outlines(spots, inner, radii * spot, raggedness=0.6, stretch=1.4, angles=turn), 0.9)
-    blend(scene.image, pale.finish(blur=0.009), (0.96, 0.82, 0.58))
+    blend(scene.image, scene.cover(shape, 0.85, blur=0.009), (0.96, 0.82, 0.58))
     absorb(scene.image, [(dark.finish(blur=0.009), _PIGMENT)])
 
 
@@ -97,10 +89,7 @@ def paint_epiretinal_membrane(scene: Scene) -> None:
     outline, ripple = scene.view.noise(stream, cells=18), scene.view.noise(stream, cells=22)
     area = gaussian(scene.x, scene.y, center, 0.20) * (1 + outline * np.float32(0.35))
     turn = stream.uniform(0, math.pi)
-    across = np.float32(math.cos(turn)) * (scene.x - np.float32(center[0]))
-    across = across + np.float32(math.sin(turn)) * (scene.y - np.float32(center[1]))
-    along = np.float32(math.cos(turn)) * (scene.y - np.float32(center[1]))
-    along = along - np.float32(math.sin(turn)) * (scene.x - np.float32(center[0]))
+    across, along = scene.offsets(center, turn)
     phase = across * np.float32(2 * math.pi / 0.115) / (1 + np.float32(1.6) * np.abs(along)) + ripple * np.float32(0.9)
     wave = np.sin(phase)
     crest = np.clip(wave, 0, 1) ** 3

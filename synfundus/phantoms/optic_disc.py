@@ -20,12 +20,9 @@ def is_swollen(scene: Scene) -> bool:
 
 def _elliptic(scene: Scene, center: tuple[float, float], axes: tuple[float, float], tilt: float) -> FloatArray:
     """Return the elliptic distance ``[h, w]`` from ``center``: 1 on the ellipse."""
-    cos, sin = np.float32(math.cos(tilt)), np.float32(math.sin(tilt))
-    dx, dy = scene.x - np.float32(center[0]), scene.y - np.float32(center[1])
-    along = (cos * dx + sin * dy) * np.float32(1 / axes[0])
-    across = (cos * dy - sin * dx) * np.float32(1 / axes[1])
-    out: FloatArray = np.sqrt(along * along + across * across)
-    return out
+    along, across = scene.offsets(center, tilt)
+    along, across = along * np.float32(1 / axes[0]), across * np.float32(1 / axes[1])
+    return np.asarray(np.sqrt(along * along + across * across))
 
 
 def paint_crescent(scene: Scene) -> None:
@@ -76,8 +73,7 @@ def _cup_distance(scene: Scene, ratio: float) -> FloatArray:
 def _paint_nerve_fibre_loss(scene: Scene, radial: FloatArray) -> None:
     """Paint signs of glaucoma around the disc: a pale zone of atrophy, dark arcuate wedges of lost nerve fibres."""
     blend(scene.image, smoothstep(1.75, 1.25, radial) * np.float32(0.62), (0.98, 0.82, 0.60))
-    dx = scene.x - np.float32(scene.eye.disc_center[0])
-    dy = scene.y - np.float32(scene.eye.disc_center[1])
+    dx, dy = scene.offsets(scene.eye.disc_center)
     # temporal is towards -x: the wedges run above and below the macula
     angle = np.arctan2(dy, -dx)
     reach = smoothstep(1.3, 2.0, radial) * smoothstep(7.0, 5.0, radial)
@@ -131,6 +127,5 @@ def _paint_splinter_haemorrhages(scene: Scene, *, radius: float, count: int) -> 
     angle = stream.uniform(0, 2 * math.pi, count)
     reach = radius * stream.uniform(0.9, 1.25, count)
     centers = np.array(scene.eye.disc_center) + np.stack([np.cos(angle), np.sin(angle)], axis=-1) * reach[:, None]
-    mask = scene.mask()
-    mask.polygons(blob_outlines(stream, centers, np.full(count, 0.013), raggedness=0.2, stretch=3.2, angles=angle), 0.8)
-    scene.blood.append((mask.finish(blur=0.004), (0.55, 1.5, 1.2)))
+    streaks = blob_outlines(stream, centers, np.full(count, 0.013), raggedness=0.2, stretch=3.2, angles=angle)
+    scene.blood.append((scene.cover(streaks, 0.8, blur=0.004), (0.55, 1.5, 1.2)))

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from synfundus.phantoms.canvas import Rgb, absorb, blend, blob_outlines, gaussian
+from synfundus.phantoms.canvas import Rgb, absorb, blend, blob_outlines, gaussian, ribbons
 from synfundus.phantoms.circulation import changed_tree, occluded_quadrant
 from synfundus.phantoms.scene import Scene
 
@@ -85,23 +85,17 @@ def _fronds(stream: np.random.Generator, root: Floats, size: float, count: int) 
     radius = size * stream.uniform(0.5, 1.1, (count, 1)) * np.sin(math.pi * t * stream.uniform(0.6, 0.95, (count, 1)))
     angle = base + sweep * t + 0.35 * np.sin(14 * t + base)
     line = root + np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
-    half = 0.0055
-    tangent = np.gradient(line, axis=1)
-    normal = np.stack([-tangent[..., 1], tangent[..., 0]], axis=-1)
-    normal = normal / (np.hypot(normal[..., 0], normal[..., 1])[..., None] + 1e-9) * half
-    loops: Floats = np.concatenate([line + normal, (line - normal)[:, ::-1]], axis=1)
-    return loops
+    return ribbons(line, 0.0055)
 
 
 def _paint_proliferation(scene: Scene) -> None:
     """Add tangles of new vessels at the disc and at an arcade."""
     stream = scene.eye_stream("proliferation")
     disc = np.array(scene.eye.disc_center)
-    tangle = scene.mask()
-    tangle.polygons(_fronds(stream, disc + np.array([-0.02, -0.05]), 0.26, 13), 0.75)
+    at_disc = _fronds(stream, disc + np.array([-0.02, -0.05]), 0.26, 13)
     elsewhere = np.array([stream.uniform(-0.45, 0.1), stream.choice([-0.56, 0.56])])
-    tangle.polygons(_fronds(stream, elsewhere, 0.17, 7), 0.75)
-    scene.blood.append((tangle.finish(blur=0.003), (0.40, 1.25, 1.0)))
+    tangles = np.concatenate([at_disc, _fronds(stream, elsewhere, 0.17, 7)])
+    scene.blood.append((scene.cover(tangles, 0.75, blur=0.003), (0.40, 1.25, 1.0)))
 
 
 def paint_preretinal_haemorrhage(scene: Scene) -> None:
@@ -113,9 +107,7 @@ def paint_preretinal_haemorrhage(scene: Scene) -> None:
     width, depth = stream.uniform(0.20, 0.29), stream.uniform(0.13, 0.18)
     bow = np.linspace(0, math.pi, 20)
     hull = np.stack([np.cos(bow) * width, np.sin(bow) ** 0.8 * depth], axis=-1) + boat
-    mask = scene.mask()
-    mask.polygons(hull[None], 1.0)
-    absorb(scene.image, [(mask.finish(blur=0.006), _DEEP_BLOOD)])
+    absorb(scene.image, [(scene.cover(hull[None], 1.0, blur=0.006), _DEEP_BLOOD)])
 
 
 def paint_occlusion(scene: Scene) -> None:
@@ -145,10 +137,7 @@ def paint_occlusion(scene: Scene) -> None:
         stretch=stream.uniform(2.0, 5.0, count),
         angles=directions[chosen] + stream.normal(0, 0.25, count),
     )
-    mask = scene.mask()
-    mask.polygons(flames, stream.uniform(0.55, 0.95, count))
-    cover = mask.finish(blur=0.005)
-    scene.blood.append((cover, BLOOD))
+    scene.blood.append((scene.cover(flames, stream.uniform(0.55, 0.95, count), blur=0.005), BLOOD))
     paint_cotton(scene, stream, places[:4] + 0.04)
 
 
@@ -162,9 +151,7 @@ def paint_hypertensive_lesions(scene: Scene) -> None:
     reach = stream.uniform(0.22, 0.42, 14)[:count]
     places = np.array(scene.eye.disc_center) + np.stack([np.cos(angle), np.sin(angle)], axis=-1) * reach[:, None]
     flames = blob_outlines(stream, places, np.full(count, 0.012), raggedness=0.2, stretch=3.5, angles=angle)
-    mask = scene.mask()
-    mask.polygons(flames, 0.85)
-    scene.blood.append((mask.finish(blur=0.004), BLOOD))
+    scene.blood.append((scene.cover(flames, 0.85, blur=0.004), BLOOD))
     paint_cotton(scene, scene.eye_stream("hypertensive.cotton"), places[:3] + np.array([-0.06, 0.05]))
 
 
@@ -193,15 +180,13 @@ def scattered(scene: Scene, stream: np.random.Generator, count: int, *, nearest:
     from_fovea = np.hypot(*(places - np.array(scene.eye.fovea_center)).T)
     from_disc = np.hypot(*(places - np.array(scene.eye.disc_center)).T)
     free = (from_fovea > nearest) & (from_disc > 1.5 * scene.eye.disc_axes[1])
-    kept: Floats = places[free][:count]
-    return kept
+    return np.asarray(places[free][:count])
 
 
 def paint_exudates(scene: Scene, stream: np.random.Generator, spots: Floats, radii: Floats) -> None:
     """Paint hard exudates at ``spots`` ``[n, 2]`` with ``radii`` ``[n]``."""
-    mask = scene.mask()
-    mask.polygons(blob_outlines(stream, spots, radii, raggedness=0.3, corners=10), 0.95)
-    blend(scene.image, mask.finish(blur=0.004), _HARD_EXUDATE)
+    outlines = blob_outlines(stream, spots, radii, raggedness=0.3, corners=10)
+    blend(scene.image, scene.cover(outlines, 0.95, blur=0.004), _HARD_EXUDATE)
 
 
 def paint_cotton(scene: Scene, stream: np.random.Generator, spots: Floats) -> None:
@@ -212,6 +197,4 @@ def paint_cotton(scene: Scene, stream: np.random.Generator, spots: Floats) -> No
     outlines = blob_outlines(
         stream, spots, radii, raggedness=0.5, stretch=1.25, angles=stream.uniform(0, math.pi, 40)[: len(spots)]
     )
-    mask = scene.mask()
-    mask.polygons(outlines, 0.9)
-    blend(scene.image, mask.finish(blur=0.019), _COTTON)
+    blend(scene.image, scene.cover(outlines, 0.9, blur=0.019), _COTTON)

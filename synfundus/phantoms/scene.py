@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from synfundus.phantoms.canvas import FloatArray, Mask, Rgb, View
 from synfundus.phantoms.clinic import Exam
@@ -125,6 +126,20 @@ class Scene:
         """Return a number of lesions at this visit: it grows by a fifth per visit."""
         return round(count * (1 + 0.2 * self.exam.visit))
 
+    def offsets(self, center: tuple[float, float], turn: float = 0.0) -> tuple[FloatArray, FloatArray]:
+        """Return (x, y) of every pixel from ``center``, each ``[h, w]``, along axes turned by ``turn`` radians."""
+        dx, dy = self.x - np.float32(center[0]), self.y - np.float32(center[1])
+        if turn == 0:
+            return dx, dy
+        cos, sin = np.float32(math.cos(turn)), np.float32(math.sin(turn))
+        return cos * dx + sin * dy, cos * dy - sin * dx
+
     def mask(self) -> Mask:
         """Return an empty coverage mask of this view."""
         return Mask(self.view)
+
+    def cover(self, outlines: NDArray[np.floating], fills: NDArray[np.floating] | float, *, blur: float) -> FloatArray:
+        """Return the coverage ``[h, w]`` in 0..1 of outlines ``[n, k, 2]``, blurred by ``blur`` field-of-view radii."""
+        mask = self.mask()
+        mask.polygons(outlines, fills)
+        return mask.finish(blur=blur)

@@ -6,12 +6,13 @@ All branches of an order are grown at once, as arrays. All coordinates are eye c
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from synfundus.phantoms.canvas import ribbons
 from synfundus.phantoms.scene import EyeAnatomy
 from synfundus.seeding import keyed_generator
 
@@ -45,17 +46,11 @@ class Branches:
 
     def outlines(self, scale: float = 1.0) -> Floats:
         """Return closed outlines ``[n, 2p, 2]`` of the branches, ``scale`` times their width."""
-        tangent = np.gradient(self.points, axis=1)
-        length = np.hypot(tangent[..., 0], tangent[..., 1])[..., None] + 1e-9
-        normal = np.stack([-tangent[..., 1], tangent[..., 0]], axis=-1) / length
-        half = normal * (self.widths * (0.5 * scale))[..., None]
-        return np.concatenate([self.points + half, (self.points - half)[:, ::-1]], axis=1)
+        return ribbons(self.points, self.widths * (0.5 * scale))
 
-    def select(self, keep: NDArray[np.bool_]) -> Branches:
-        """Return the branches where ``keep`` ``[n]`` holds."""
-        return Branches(
-            self.points[keep], self.widths[keep], self.is_artery[keep], self.quadrant[keep], self.density[keep]
-        )
+    def select(self, keep: NDArray[np.bool_] | slice) -> Branches:
+        """Return the branches where ``keep`` ``[n]`` holds, or those of a slice."""
+        return Branches(*(getattr(self, one.name)[keep] for one in fields(self)))
 
 
 @lru_cache(maxsize=1)
@@ -173,13 +168,7 @@ def _spare_fovea_and_disc(branches: Branches, eye: EyeAnatomy) -> Branches:
 
 def _joined(*parts: Branches) -> Branches:
     """Return the branches of several calls as one order."""
-    return Branches(
-        points=np.concatenate([part.points for part in parts]),
-        widths=np.concatenate([part.widths for part in parts]),
-        is_artery=np.concatenate([part.is_artery for part in parts]),
-        quadrant=np.concatenate([part.quadrant for part in parts]),
-        density=np.concatenate([part.density for part in parts]),
-    )
+    return Branches(*(np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(Branches)))
 
 
 @lru_cache(maxsize=8)
@@ -188,12 +177,7 @@ def vessel_tree(seed: int, patient: int, eye_number: int, eye: EyeAnatomy) -> tu
     shared = keyed_generator(seed, "phantom.vessels.patient", index=patient)
     own = keyed_generator(seed, "phantom.vessels.eye", index=eye_number)
     trunks = _trunks(shared, own, eye)
-    order = np.arange(len(trunks.points))
-    arcades, nasal, minor = (
-        trunks.select(order < 4),
-        trunks.select((order >= 4) & (order < 8)),
-        trunks.select(order > 7),
-    )
+    arcades, nasal, minor = (trunks.select(slice(*ends)) for ends in ((0, 4), (4, 8), (8, None)))
     first = _joined(
         _sprout(own, arcades, eye, per_parent=7, lengths=(0.30, 0.75), steps=14, density=0.80),
         _sprout(own, nasal, eye, per_parent=4, lengths=(0.25, 0.55), steps=14, density=0.74),
