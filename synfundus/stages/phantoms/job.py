@@ -13,6 +13,7 @@ from typing import Any
 
 from synfundus.artifacts.claim import Claim
 from synfundus.artifacts.sample_set import is_complete_png
+from synfundus.config.photographs import PhantomsConfig
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World
@@ -93,33 +94,21 @@ def _known_rows(out: str, num_images: int) -> dict[int, Row]:
     return rows
 
 
-def draw_folder(*, out: str, num_images: int, image_size_px: int, seed: int, workers: int, console: Console) -> Summary:
-    """Draw a folder of phantoms; existing ones are kept.
-
-    Args:
-        out: Folder to write.
-        num_images: Photographs 0 .. num_images - 1 of the clinic.
-        image_size_px: Edge of a photograph.
-        seed: Which clinic.
-        workers: Processes; 0 draws in this one.
-        console: Where progress is shown.
-
-    Raises:
-        ConfigError: The folder holds phantoms of another seed or size.
-        LaunchError: A process died twice over the same photographs.
-    """
+def _draw_folder(section: PhantomsConfig, out: str, seed: int, console: Console) -> Summary:
+    """Draw a folder of phantoms; existing ones are kept."""
     began = time.perf_counter()
-    _CLAIM.make(out, {"seed": seed, "image_size_px": image_size_px})
+    _CLAIM.make(out, {"seed": seed, "image_size_px": section.image_size_px})
     filesystem.make_dir(filesystem.join(out, IMAGES_DIR))
+    num_images = section.num_images
     rows = _known_rows(out, num_images)
     missing = [index for index in range(num_images) if index not in rows]
     num_kept = len(rows)
     chunks = [
-        _Chunk(out, seed, image_size_px, tuple(missing[at : at + _CHUNK_IMAGES]))
+        _Chunk(out, seed, section.image_size_px, tuple(missing[at : at + _CHUNK_IMAGES]))
         for at in range(0, len(missing), _CHUNK_IMAGES)
     ]
     with (
-        process_map(min(workers, len(chunks)) if len(chunks) > 1 else 0) as mapped,
+        process_map(min(section.workers, len(chunks)) if len(chunks) > 1 else 0) as mapped,
         console.progress("drawing phantoms", total=num_images, unit="images", start=num_kept) as progress,
     ):
         for drawn in mapped(_draw_chunk, chunks):
@@ -132,11 +121,13 @@ def draw_folder(*, out: str, num_images: int, image_size_px: int, seed: int, wor
     filesystem.write_bytes(filesystem.join(out, LABELS_NAME), table)
     filesystem.remove(filesystem.join(out, _PARTS_DIR), recursive=True)
     seconds = time.perf_counter() - began
+    num_patients = len({row["patient_id"] for row in ordered})
+    console.message(f"{num_images} phantoms of {num_patients} patients in {out} ({num_kept} were there)")
     return {
         "out": out,
         "num_images": num_images,
         "num_kept": num_kept,
-        "num_patients": len({row["patient_id"] for row in ordered}),
+        "num_patients": num_patients,
         "seconds": round(seconds, 3),
         "images_per_s": round((num_images - num_kept) / seconds, 1),
     }
@@ -148,25 +139,11 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     Collective: every rank calls it.
 
     Raises:
-        ConfigError: No output folder, or one that holds other phantoms.
+        ConfigError: No output folder, or one that holds phantoms of another seed or size.
+        LaunchError: A process died twice over the same photographs.
     """
-    if config.phantoms.out is None:
+    section = config.phantoms
+    if section.out is None:
         raise ConfigError("phantoms need a folder to be written to", where="phantoms.out", hint="give --out DIR")
-    out = config.phantoms.out
-
-    def draw() -> Summary:
-        summary = draw_folder(
-            out=out,
-            num_images=config.phantoms.num_images,
-            image_size_px=config.phantoms.image_size_px,
-            seed=config.seed,
-            workers=config.phantoms.workers,
-            console=console,
-        )
-        console.message(
-            f"{summary['num_images']} phantoms of {summary['num_patients']} patients in {out} "
-            f"({summary['num_kept']} were there)"
-        )
-        return summary
-
-    return on_rank_0(draw, world)
+    out = section.out
+    return on_rank_0(lambda: _draw_folder(section, out, config.seed, console), world)
