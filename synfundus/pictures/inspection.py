@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+from PIL.ImageFont import load_default
 
-from synfundus.pictures.sheets import Font, Pixels
+from synfundus.pictures.sheets import Pixels
 
 _BACKGROUND = (22, 23, 26)
 _INK = (214, 216, 220)
@@ -27,18 +28,14 @@ _GAP_PX = 8
 _MARGIN_PX = 18
 
 
-def _font(size_px: int) -> Font:
-    return ImageFont.load_default(size_px)
-
-
 def _widest(texts: Sequence[str], size_px: int) -> int:
-    return int(max((_font(size_px).getlength(text) for text in texts), default=0)) + 1
+    return int(max((load_default(size_px).getlength(text) for text in texts), default=0)) + 1
 
 
 def _canvas(width: int, height: int, title: str) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     image = Image.new("RGB", (max(width, _widest([title], _TITLE_PX)), height), _BACKGROUND)
     draw = ImageDraw.Draw(image)
-    draw.text((0, 0), title, fill=_INK, font=_font(_TITLE_PX))
+    draw.text((0, 0), title, fill=_INK, font=load_default(_TITLE_PX))
     return image, draw
 
 
@@ -65,7 +62,7 @@ def label_bars(values: Mapping[str, Mapping[str, int]]) -> Pixels:
     image, draw = _canvas(width, top + _ROW_PX * len(values), "labels: values 0, 1, ... and unknown (grey)")
     for row, (name, counts) in enumerate(values.items()):
         y = top + row * _ROW_PX
-        draw.text((0, y + 2), name, fill=_INK, font=_font(_TEXT_PX))
+        draw.text((0, y + 2), name, fill=_INK, font=load_default(_TEXT_PX))
         total, before = max(sum(counts.values()), 1), 0
         for number, count in enumerate(counts.values()):
             last = number == len(counts) - 1
@@ -74,14 +71,14 @@ def label_bars(values: Mapping[str, Mapping[str, int]]) -> Pixels:
             if count:
                 draw.rectangle((begin, y + 2, max(begin, end - 1), y + _ROW_PX - 4), fill=colour)
             before += count
-        draw.text((left + _BAR_PX + _GAP_PX, y + 2), texts[name], fill=_FAINT_INK, font=_font(_TEXT_PX))
+        draw.text((left + _BAR_PX + _GAP_PX, y + 2), texts[name], fill=_FAINT_INK, font=load_default(_TEXT_PX))
     return np.asarray(image, dtype=np.uint8)
 
 
 def _sideways(text: str) -> Image.Image:
     """Draw a text rotated by 90 degrees."""
     strip = Image.new("RGB", (_widest([text], _TEXT_PX), _TEXT_PX + 4), _BACKGROUND)
-    ImageDraw.Draw(strip).text((0, 0), text, fill=_INK, font=_font(_TEXT_PX))
+    ImageDraw.Draw(strip).text((0, 0), text, fill=_INK, font=load_default(_TEXT_PX))
     return strip.transpose(Image.Transpose.ROTATE_90)
 
 
@@ -103,10 +100,10 @@ def co_occurrence_map(counts: Mapping[str, Mapping[str, int]]) -> Pixels:
     image, draw = _canvas(left + edge, top + edge, "co-occurrence: samples with both, bright = share of the row")
     for column, title in enumerate(titles):
         image.paste(title, (left + column * _CELL_PX + (_CELL_PX - title.width) // 2, top - _GAP_PX - title.height))
-    font = _font(_TEXT_PX - 2)
+    font = load_default(_TEXT_PX - 2)
     for row, name in enumerate(names):
         y = top + row * _CELL_PX
-        draw.text((0, y + (_CELL_PX - _TEXT_PX) // 2), name, fill=_INK, font=_font(_TEXT_PX))
+        draw.text((0, y + (_CELL_PX - _TEXT_PX) // 2), name, fill=_INK, font=load_default(_TEXT_PX))
         for column, other in enumerate(names):
             count = counts[name][other]
             share = count / counts[name][name]
@@ -118,7 +115,7 @@ def co_occurrence_map(counts: Mapping[str, Mapping[str, int]]) -> Pixels:
                 shift = (_CELL_PX - font.getlength(_short(count))) / 2
                 draw.text((x + shift, y + (_CELL_PX - _TEXT_PX) // 2), _short(count), fill=ink, font=font)
     if not names:
-        draw.text((0, _ROW_PX + _GAP_PX), "no finding in any sample", fill=_FAINT_INK, font=_font(_TEXT_PX))
+        draw.text((0, _ROW_PX + _GAP_PX), "no finding in any sample", fill=_FAINT_INK, font=load_default(_TEXT_PX))
     return np.asarray(image, dtype=np.uint8)
 
 

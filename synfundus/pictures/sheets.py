@@ -8,10 +8,12 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+from PIL.ImageFont import FreeTypeFont, ImageFont, load_default
 from PIL.PngImagePlugin import PngInfo
 
 from synfundus.errors import DataError
@@ -31,8 +33,6 @@ _ROW_TITLE_SIZE_PX = 14
 _SUBTITLE_SIZE_PX = 13
 _LINE_SPACING = 1.25
 _MAX_CAPTION_LINES = 4
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True)
@@ -65,23 +65,15 @@ class PictureSection:
     rows: Sequence[PictureRow]
 
 
-def _font(size_px: int) -> Font:
-    return ImageFont.load_default(size_px)
-
-
-def _text_width(font: Font, text: str) -> float:
-    return float(font.getlength(text))
-
-
 def _line_height(size_px: int) -> int:
     return round(size_px * _LINE_SPACING)
 
 
-def _split_long(word: str, font: Font, width_px: int) -> list[str]:
+def _split_long(word: str, font: FreeTypeFont | ImageFont, width_px: int) -> list[str]:
     """Split a word that is wider than a line."""
     pieces, piece = [], ""
     for letter in word:
-        if piece and _text_width(font, piece + letter) > width_px:
+        if piece and font.getlength(piece + letter) > width_px:
             pieces.append(piece)
             piece = ""
         piece += letter
@@ -90,12 +82,12 @@ def _split_long(word: str, font: Font, width_px: int) -> list[str]:
 
 def wrap_text(text: str, *, size_px: int, width_px: int) -> list[str]:
     """Wrap a text to lines no wider than ``width_px`` in the default font; a line feed starts a new line."""
-    font = _font(size_px)
+    font = load_default(size_px)
     lines: list[str] = []
     for paragraph in text.split("\n"):
         line = ""
         for word in paragraph.split():
-            if line and _text_width(font, f"{line} {word}") <= width_px:
+            if line and font.getlength(f"{line} {word}") <= width_px:
                 line = f"{line} {word}"
                 continue
             if line:
@@ -117,9 +109,9 @@ def _write(
     centre_in_px: int = 0,
 ) -> None:
     """Draw lines of text; with ``centre_in_px`` each is centred in a column of that width."""
-    font = _font(size_px)
+    font = load_default(size_px)
     for number, line in enumerate(lines):
-        shift = (centre_in_px - _text_width(font, line)) / 2 if centre_in_px else 0.0
+        shift = (centre_in_px - font.getlength(line)) / 2 if centre_in_px else 0.0
         draw.text((left_px + shift, top_px + number * _line_height(size_px)), line, fill=ink, font=font)
 
 
@@ -197,16 +189,12 @@ class _Layout:
     title_width_px: int
     group_sizes: tuple[int, ...]
 
-    @property
-    def group_gap_px(self) -> int:
-        return 3 * _GAP_PX
-
     def group_width_px(self, group: int) -> int:
         count = self.group_sizes[group]
         return count * self.tile_px + max(count - 1, 0) * _GAP_PX
 
     def group_left_px(self, group: int) -> int:
-        before = sum(self.group_width_px(number) + self.group_gap_px for number in range(group))
+        before = sum(self.group_width_px(number) + 3 * _GAP_PX for number in range(group))
         return _MARGIN_PX + self.title_width_px + _GAP_PX + before
 
     @property
@@ -216,12 +204,8 @@ class _Layout:
 
 
 def _layout(rows: Sequence[PictureRow], *, tile_px: int, title_width_px: int) -> _Layout:
-    groups = max(len(row.groups) for row in rows)
-    sizes = tuple(
-        max((len(row.groups[number]) for row in rows if number < len(row.groups)), default=0)
-        for number in range(groups)
-    )
-    return _Layout(tile_px=tile_px, title_width_px=title_width_px, group_sizes=sizes)
+    columns = zip_longest(*(row.groups for row in rows), fillvalue=())
+    return _Layout(tile_px, title_width_px, group_sizes=tuple(max(map(len, groups)) for groups in columns))
 
 
 def _draw_row(row: PictureRow, layout: _Layout) -> Image.Image:
@@ -257,16 +241,6 @@ def _draw_head(section: PictureSection, layout: _Layout) -> Image.Image:
     return head
 
 
-def _stack(strips: Sequence[Image.Image], *, margin_px: int) -> Image.Image:
-    width = max(strip.width for strip in strips)
-    sheet = Image.new("RGB", (width, sum(strip.height for strip in strips) + 2 * margin_px), _BACKGROUND)
-    top = margin_px
-    for strip in strips:
-        sheet.paste(strip, (0, top))
-        top += strip.height
-    return sheet
-
-
 def titled_rows(sections: Sequence[PictureSection], *, tile_px: int, title_width_px: int) -> Pixels:
     """Stack sections of titled rows; the groups of a section's rows are aligned.
 
@@ -287,7 +261,13 @@ def titled_rows(sections: Sequence[PictureSection], *, tile_px: int, title_width
         layout = _layout(section.rows, tile_px=tile_px, title_width_px=title_width_px)
         strips.append(_draw_head(section, layout))
         strips.extend(_draw_row(row, layout) for row in section.rows)
-    return np.asarray(_stack(strips, margin_px=_MARGIN_PX), dtype=np.uint8)
+    width, height = max(strip.width for strip in strips), sum(strip.height for strip in strips)
+    sheet = Image.new("RGB", (width, height + 2 * _MARGIN_PX), _BACKGROUND)
+    top = _MARGIN_PX
+    for strip in strips:
+        sheet.paste(strip, (0, top))
+        top += strip.height
+    return np.asarray(sheet, dtype=np.uint8)
 
 
 def encode_png(pixels: Pixels, *, text: Mapping[str, str], compress_level: int) -> bytes:
