@@ -51,25 +51,28 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     out = options.out or _place_beside(urls)
     if filesystem.exists(out) and not _is_plot(out):
         raise ConfigError("`plot` did not write what is there", where=out, hint="give another --out")
-    views = [_read(url) for url in urls]
+    for url in urls:
+        if not filesystem.is_dir(url):
+            hint = "--run-dir takes the folder of a run of train or train-vae"
+            raise ConfigError("there is no run", where=url, hint=hint)
+    views = [read_run(url) for url in urls]
     drawn = [view for view in views if view.rows or view.validation]
     empty = [view.url for view in views if not (view.rows or view.validation)]
     for url in empty:
         console.warning(f"{url} has no row of metrics yet; it is left out")
     if not drawn:
         raise ConfigError("no run has a row of metrics yet", where=", ".join(empty), hint="wait for its first row")
+    keys = _keys(drawn, options.curves)
     for view in drawn:
-        _say_what_is_not_finite(view, _keys(drawn, options.curves), console)
+        for key in keys:  # metrics.jsonl has null where a figure was not finite
+            missing = sum(key in row and row[key] is None for row in (*view.rows, *view.validation))
+            if missing:
+                console.warning(f"{view.url}: {missing} values of {key} are not finite; the curve passes over them")
     panels = plan_panels(drawn, options.curves)
     data = draw_curves(panels, run_names(drawn), heading=_heading(drawn), smoothing=options.smoothing)
     filesystem.write_bytes(out, data)
     console.message(f"{len(panels)} curves of {len(drawn)} run(s): {out}")
-    return {
-        "out": out,
-        "runs": [view.url for view in drawn],
-        "curves": _keys(drawn, options.curves),
-        "without_rows": empty,
-    }
+    return {"out": out, "runs": [view.url for view in drawn], "curves": keys, "without_rows": empty}
 
 
 def _place_beside(urls: Sequence[str]) -> str:
@@ -87,14 +90,6 @@ def _place_beside(urls: Sequence[str]) -> str:
 
 def _is_plot(url: str) -> bool:
     return not filesystem.is_dir(url) and f"Software\0{SOFTWARE}".encode() in filesystem.read_range(url, 0, 4096)
-
-
-def _say_what_is_not_finite(view: RunView, keys: Sequence[str], console: Console) -> None:
-    """Warn of missing values: metrics.jsonl has null where a figure was not finite."""
-    for key in keys:
-        missing = sum(key in row and row[key] is None for row in (*view.rows, *view.validation))
-        if missing:
-            console.warning(f"{view.url}: {missing} values of {key} are not finite; the curve passes over them")
 
 
 def plan_panels(views: Sequence[RunView], wanted: Sequence[str]) -> list[Panel]:
@@ -124,14 +119,6 @@ def run_names(views: Sequence[RunView]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return [view.url for view in views]
-
-
-def _read(url: str) -> RunView:
-    if not filesystem.is_dir(url):
-        raise ConfigError(
-            "there is no run", where=url, hint="--run-dir takes the folder of a run of train or train-vae"
-        )
-    return read_run(url)
 
 
 def _points(view: RunView, key: str) -> list[tuple[int, float]]:
