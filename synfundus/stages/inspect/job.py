@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 
@@ -41,7 +41,6 @@ MAX_LISTED_PROBLEMS = 10_000
 _SHOWN_PROBLEMS = 12
 _COLUMNS = 10
 _TILE_PX = 128
-_COMPRESS_LEVEL = 6
 
 
 def open_set(url: str) -> ShardSet:
@@ -91,11 +90,11 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         where = filesystem.join(section.out, REPORT_NAME)
         documents.write_document(where, report, format_name=REPORT_FORMAT, version=REPORT_VERSION)
         written = f"written: {where}" + (f", {SHEET_NAME}" if images else "")
-    if section.out is not None and images:
-        sheet = _sheet(shard_set, counts, wanted=images, seed=config.seed)
-        marks = {"synthetic": "yes"} if shard_set.kind == "samples" else {}
-        data = encode_png(sheet, text=marks, compress_level=_COMPRESS_LEVEL)
-        filesystem.write_bytes(filesystem.join(section.out, SHEET_NAME), data)
+        if images:
+            sheet = _sheet(shard_set, counts, wanted=images, seed=config.seed)
+            marks = {"synthetic": "yes"} if shard_set.kind == "samples" else {}
+            data = encode_png(sheet, text=marks, compress_level=6)
+            filesystem.write_bytes(filesystem.join(section.out, SHEET_NAME), data)
     _print(console, shard_set, survey, counts, report)
     console.message(written)
     return report
@@ -121,8 +120,7 @@ def _check_out(out: str) -> None:
 
 
 def _report(shard_set: ShardSet, survey: SetSurvey, counts: LabelCounts) -> dict[str, Any]:
-    problems = survey.problems
-    good = survey.good
+    problems, good = survey.problems, survey.good
     return {
         "ok": not problems,
         "exit_code": DataError.exit_code if problems else 0,
@@ -177,16 +175,12 @@ def _size(num_bytes: float) -> str:
 
 
 def _print(console: Console, shard_set: ShardSet, survey: SetSurvey, counts: LabelCounts, report: Summary) -> None:
-    """Print the report."""
+    sizes = ("bytes", "smallest_shard_bytes", "median_shard_bytes", "largest_shard_bytes")
     console.table(
         f"{shard_set.kind}: {shard_set.num_samples():,} samples, identity {shard_set.identity[:12]}",
         ("split", "samples", "shards", "bytes", "smallest shard", "median", "largest"),
         [
-            (
-                split,
-                *(f"{row[name]:,}" for name in ("num_samples", "num_shards")),
-                *(_size(row[name]) for name in ("bytes", *(f"{at}_shard_bytes" for at in _SHARD_SIZES))),
-            )
+            (split, f"{row['num_samples']:,}", f"{row['num_shards']:,}", *(_size(row[name]) for name in sizes))
             for split, row in report["splits"].items()
         ],
     )
@@ -196,11 +190,11 @@ def _print(console: Console, shard_set: ShardSet, survey: SetSurvey, counts: Lab
         [
             (
                 f".{name}",
-                f"{sizes.count:,}",
-                *map(_size, (sizes.total_bytes, sizes.smallest_bytes)),
-                *map(_size, (sizes.total_bytes / max(sizes.count, 1), sizes.largest_bytes)),
+                f"{one.count:,}",
+                *map(_size, (one.total_bytes, one.smallest_bytes)),
+                *map(_size, (one.total_bytes / max(one.count, 1), one.largest_bytes)),
             )
-            for name, sizes in survey.members.items()
+            for name, one in survey.members.items()
         ],
     )
     header, *rows = counts.value_rows()
@@ -215,12 +209,9 @@ def _print(console: Console, shard_set: ShardSet, survey: SetSurvey, counts: Lab
     console.message(_verdict(report))
 
 
-_SHARD_SIZES: tuple[Literal["smallest", "median", "largest"], ...] = ("smallest", "median", "largest")
-
-
-def _short(value: object, *, limit: int = 100) -> str:
+def _short(value: object) -> str:
     text = str(value)
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _verdict(report: Summary) -> str:
@@ -280,8 +271,7 @@ def _chosen_pictures(shard_set: ShardSet, *, wanted: int, seed: int) -> tuple[li
 
 def _picture(shard_set: ShardSet, arrays: dict[str, Any]) -> Pixels:
     if "pixels" in arrays:
-        pixels: Pixels = arrays["pixels"]
-        return pixels
+        return cast(Pixels, arrays["pixels"])
     moments = arrays["moments"]
     channels = moments.shape[0] // 2
     own = moments[:channels].astype(np.float32)
