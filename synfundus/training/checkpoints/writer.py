@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from synfundus.distributed.engine import ZeroEngine
@@ -27,12 +28,13 @@ _NICENESS = 10
 """Added to the thread's niceness: it gets a tenth of a core it shares."""
 
 
+@dataclass(kw_only=True, eq=False)
 class CheckpointWriter:
     """Saves the checkpoints of one run.
 
     Collective: every rank has one and saves at the same steps.
 
-    Args:
+    Attributes:
         root: Folder of the checkpoints.
         engine: Weights and moments.
         ema: Averaged weights.
@@ -41,43 +43,26 @@ class CheckpointWriter:
         background: The same ranks in another process group, for the thread; None writes in the step.
         watchdog: Ends the job if a save does not end.
         before: Called before anything is written, with the world in use; collective.
-        saved_images: Images of the checkpoint the run resumed from, which is not saved again.
+        saved_images: Images of the last checkpoint, which is not saved again; at first that the run resumed from.
         damaged: Names of damaged checkpoints, which do not count as kept; the caller may add to it.
         parts: Parts of the network that get a folder diffusers can open.
-
-    Attributes:
         stall_s: Seconds the caller was held up so far: by copying, and by waiting for the previous save.
     """
 
-    def __init__(
-        self,
-        root: str,
-        *,
-        engine: ZeroEngine,
-        ema: ShardedEma,
-        keep: int,
-        world: World,
-        background: World | None,
-        watchdog: Watchdog,
-        before: Callable[[World], None] | None = None,
-        saved_images: int = -1,
-        damaged: set[str] | None = None,
-        parts: Sequence[ModelPart] = (),
-    ) -> None:
-        self._root = root
-        self._engine = engine
-        self._ema = ema
-        self._keep = keep
-        self._world = world
-        self._background = background
-        self._watchdog = watchdog
-        self._before = before
-        self._thread: threading.Thread | None = None
-        self._failure: BaseException | None = None
-        self._last_images = saved_images
-        self._damaged = set() if damaged is None else damaged
-        self._parts = parts
-        self.stall_s = 0.0
+    root: str = field(kw_only=False)
+    engine: ZeroEngine
+    ema: ShardedEma
+    keep: int
+    world: World
+    background: World | None
+    watchdog: Watchdog
+    before: Callable[[World], None] | None = None
+    saved_images: int = -1
+    damaged: set[str] = field(default_factory=set)
+    parts: Sequence[ModelPart] = ()
+    stall_s: float = field(default=0.0, init=False)
+    _thread: threading.Thread | None = field(default=None, init=False)
+    _failure: BaseException | None = field(default=None, init=False)
 
     def save(self, images_seen: int, state: Mapping[str, Any]) -> None:
         """Save the current state. Collective.
@@ -90,28 +75,26 @@ class CheckpointWriter:
         began = time.perf_counter()
         try:
             self.wait()
-            if images_seen == self._last_images:
+            if images_seen == self.saved_images:
                 return
-            copy = copy_state(
-                engine=self._engine, ema=self._ema, images_seen=images_seen, state=state, world=self._world
-            )
-            self._last_images = images_seen
-            if self._background is None:
-                self._write(copy, self._world)
+            copy = copy_state(engine=self.engine, ema=self.ema, images_seen=images_seen, state=state, world=self.world)
+            self.saved_images = images_seen
+            if self.background is None:
+                self._write(copy, self.world)
             else:
                 self._thread = threading.Thread(
-                    target=self._write_in_background, args=(copy, self._background), name="checkpoint", daemon=True
+                    target=self._write_in_background, args=(copy, self.background), name="checkpoint", daemon=True
                 )
                 self._thread.start()
         finally:
             self.stall_s += time.perf_counter() - began
 
     def _write(self, copy: StateCopy, world: World) -> None:
-        with self._watchdog.expect_end(lambda: f"the writing of the checkpoint at {copy.images_seen:,} images"):
-            if self._before is not None:
-                self._before(world)
-            write_checkpoint(self._root, copy, keep=self._keep, world=world, damaged=self._damaged, parts=self._parts)
-            self._damaged.discard(checkpoint_name(copy.images_seen))
+        with self.watchdog.expect_end(lambda: f"the writing of the checkpoint at {copy.images_seen:,} images"):
+            if self.before is not None:
+                self.before(world)
+            write_checkpoint(self.root, copy, keep=self.keep, world=world, damaged=self.damaged, parts=self.parts)
+            self.damaged.discard(checkpoint_name(copy.images_seen))
 
     def _write_in_background(self, copy: StateCopy, world: World) -> None:
         _yield_cores()
@@ -136,16 +119,13 @@ class CheckpointWriter:
         Raises:
             StorageError: A rank could not write it.
         """
-        self._join()
+        self.close()
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
 
     def close(self) -> None:
         """Wait until the checkpoint is written or has failed, without raising: another error is being raised."""
-        self._join()
-
-    def _join(self) -> None:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
