@@ -9,8 +9,8 @@ import copy
 import gc
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -53,10 +53,11 @@ def budget_bytes(device: torch.device, world: World) -> int:
     return int((1.0 - HOST_RESERVE) * left / world.local_size)
 
 
+@dataclass(kw_only=True, eq=False)
 class Rehearsal(Generic[N]):
     """Runs a step on a copy of a network.
 
-    Args:
+    Attributes:
         network: The network to be trained; copied before the first pass.
         make_step: Wraps it in a step module; the second argument says whether memory is NHWC.
         draw: Makes a batch of that many images on the device.
@@ -65,23 +66,13 @@ class Rehearsal(Generic[N]):
         images_seen: Images seen to pass to the step: so many that every part of the loss is active.
     """
 
-    def __init__(
-        self,
-        network: N,
-        *,
-        make_step: Callable[[N, bool], nn.Module],
-        draw: Callable[[int], Mapping[str, Tensor]],
-        device: torch.device,
-        dtype: torch.dtype,
-        images_seen: int,
-    ) -> None:
-        self._network = network
-        self._copy: N | None = None
-        self._make_step = make_step
-        self._draw = draw
-        self._device = device
-        self._dtype = dtype
-        self._images_seen = images_seen
+    network: N = field(kw_only=False)
+    make_step: Callable[[N, bool], nn.Module]
+    draw: Callable[[int], Mapping[str, Tensor]]
+    device: torch.device
+    dtype: torch.dtype
+    images_seen: int
+    _copy: N | None = field(default=None, init=False)
 
     def peak_bytes(self, size: int, layouts: Sequence[bool]) -> int | None:
         """Return the peak bytes of passes over ``size`` images, without the weights; None if memory ran out.
@@ -110,18 +101,18 @@ class Rehearsal(Generic[N]):
         """Free all memory and reset the peak, so that a run measures its own."""
         self._copy = None
         self._tidy()
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
 
     def _peak(self, size: int, layout: bool) -> int | None:
         try:
             network = self._working_copy()
-            if self._device.type == "cuda":
-                before = torch.cuda.memory_reserved(self._device)
-                torch.cuda.reset_peak_memory_stats(self._device)
+            if self.device.type == "cuda":
+                before = torch.cuda.memory_reserved(self.device)
+                torch.cuda.reset_peak_memory_stats(self.device)
                 self._pass(size, layout)
                 self._synchronize()
-                return int(torch.cuda.max_memory_reserved(self._device)) - before
+                return int(torch.cuda.max_memory_reserved(self.device)) - before
             with _LiveBytes([*network.parameters(), *network.buffers()]) as live:
                 self._pass(size, layout)
             return int(live.peak)
@@ -132,28 +123,29 @@ class Rehearsal(Generic[N]):
 
     def _working_copy(self) -> N:
         if self._copy is None:
-            self._copy = copy.deepcopy(self._network).to(device=self._device, dtype=self._dtype)
+            self._copy = copy.deepcopy(self.network).to(device=self.device, dtype=self.dtype)
             self._tidy()
         return self._copy
 
     def _pass(self, size: int, layout: bool) -> None:
         """Run one forward and backward pass; no gradient is kept."""
         network = self._working_copy()
-        with _restored_generators(self._device):
+        # dropout draws from torch's generators
+        with torch.random.fork_rng([self.device.index] if self.device.type == "cuda" else []):
             try:
-                loss, _ = self._make_step(network, layout).to(self._device)(self._draw(size), self._images_seen)
+                loss, _ = self.make_step(network, layout).to(self.device)(self.draw(size), self.images_seen)
                 loss.backward()
             finally:
                 network.zero_grad(set_to_none=True)
 
     def _synchronize(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def _tidy(self) -> None:
         """Release cached memory, so that the next peak counts from the weights alone."""
         gc.collect()
-        if self._device.type == "cuda":
+        if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
 
@@ -162,14 +154,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
-
-
-@contextmanager
-def _restored_generators(device: torch.device) -> Iterator[None]:
-    """Restore torch's generators after the block: dropout draws from them."""
-    devices = [device.index] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
