@@ -7,7 +7,7 @@ keys; a record beside it, written last, has their offsets, perceptual hashes, an
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -82,8 +82,8 @@ def pending_chunks(paths: PreparePaths, num_chunks: int) -> list[int]:
 
 def prepare_chunks(
     section: PrepareConfig, paths: PreparePaths, collection: str, chunks: Sequence[tuple[int, int]], console: Console
-) -> int:
-    """Prepare chunks with a pool of processes; return the number of photographs.
+) -> None:
+    """Prepare chunks with a pool of processes.
 
     Args:
         section: Options of `prepare`.
@@ -119,7 +119,6 @@ def prepare_chunks(
         results = _results(mapped, tasks(), console)
         for chunk, num_samples in chunks:
             _write_chunk(section, paths, chunk, num_samples, results, progress)
-    return total
 
 
 def _results(
@@ -209,8 +208,7 @@ def read_chunks(paths: PreparePaths, plan: InputPlan, thumbnails: NDArray[np.uin
 
 def _stored_image(sample: PlannedSample, chunk: int, row: Mapping[str, Any]) -> StoredImage:
     if sample.labels.get(EYE_SIDE) != row["eye_side"]:
-        labels = {**sample.labels, EYE_SIDE: row["eye_side"]}
-        sample = PlannedSample(**{**asdict(sample), "labels": labels})
+        sample = replace(sample, labels={**sample.labels, EYE_SIDE: row["eye_side"]})
     json_span, image_span = (tuple(span) for span in row["spans"])
     return StoredImage(
         sample=sample,

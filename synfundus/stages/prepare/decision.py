@@ -154,10 +154,8 @@ def _splits_in_other_sets(
 
 
 def _num_patients(samples: Sequence[PlannedSample], splits: dict[str, str]) -> dict[str, int]:
-    patients: dict[str, set[str]] = {split: set() for split in SPLITS}
-    for sample in samples:
-        patients[splits[sample.key]].add(sample.patient_group)
-    return {split: len(found) for split, found in patients.items()}
+    patients = {(sample.patient_group, splits[sample.key]) for sample in samples}
+    return {split: sum(theirs == split for _, theirs in patients) for split in SPLITS}
 
 
 def _near_duplicate_counts(

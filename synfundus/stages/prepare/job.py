@@ -25,14 +25,7 @@ from synfundus.stages import Summary
 from synfundus.stages.prepare.chunks import ChunkResults, pending_chunks, prepare_chunks, read_chunks
 from synfundus.stages.prepare.decision import Decision, decide
 from synfundus.stages.prepare.look_alikes import OtherSet, find_other_sets, thumbnail_buffer
-from synfundus.stages.prepare.places import (
-    PreparePaths,
-    check_out,
-    claim,
-    clear_work,
-    find_paths,
-    require_same_set,
-)
+from synfundus.stages.prepare.places import PreparePaths, check_out, claim, find_paths, require_same_set
 from synfundus.stages.prepare.plan import InputPlan, plan_inputs
 from synfundus.stages.prepare.report import report, write_crosswalk, write_findings
 from synfundus.stages.prepare.shards import ShardTask, assemble_shards, finished_entries, plan_shard_tasks
@@ -94,7 +87,7 @@ class _Rank0:
             self._console.warning(warning)
         if complete:
             require_same_set(paths, plan)
-            clear_work(paths)  # a run may have been killed between its last two steps
+            filesystem.remove(paths.work, recursive=True)  # a run may have been killed between its last two steps
             return _Assignment(True, plan.collection, plan.schema, ())
         claim(paths, plan)
         pending = pending_chunks(paths, plan.num_chunks)
@@ -154,7 +147,7 @@ class _Rank0:
         shard_set = save_shard_set(
             ShardSet(paths.out, "images", plan.schema, entries, rejects=counts, properties=decision.properties)
         )
-        clear_work(paths)
+        filesystem.remove(paths.work, recursive=True)
         report(self._console, shard_set, decision)
 
 

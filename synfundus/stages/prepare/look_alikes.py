@@ -140,10 +140,7 @@ def stack_hashes(hashes: Sequence[bytes]) -> NDArray[np.uint8]:
 
 
 def _reader(thumbnails: NDArray[np.uint8]) -> Callable[[Rows], NDArray[np.uint8]]:
-    def read(rows: Rows) -> NDArray[np.uint8]:
-        return np.asarray(thumbnails[rows])
-
-    return read
+    return lambda rows: np.asarray(thumbnails[rows])
 
 
 def near_duplicates_within(

@@ -151,9 +151,3 @@ def claim(paths: PreparePaths, plan: InputPlan) -> None:
         rows = (asdict(sample) for sample in plan.chunk(number))
         write_private_lines(paths.chunk_url(number, "plan.jsonl"), rows)
     documents.write_document(request, wanted, format_name=RECORD_FORMAT, version=RECORD_VERSION)
-
-
-def clear_work(paths: PreparePaths) -> None:
-    """Remove the temporary files of a run."""
-    if filesystem.is_dir(paths.work):
-        filesystem.remove(paths.work, recursive=True)

@@ -57,8 +57,13 @@ def write_findings(paths: PreparePaths, results: ChunkResults, decision: Decisio
     """Write flags and near-duplicates by file name, and the perceptual hashes."""
     flags = [{**_who(decision, row), "flags": list(one.flags)} for row, one in enumerate(decision.kept) if one.flags]
     write_private_lines(filesystem.join(paths.crosswalk, FLAGS_NAME), flags)
-    lines = [_within(decision, pair) for pair in decision.near_duplicates]
-    lines += [_elsewhere(decision, one, others) for one in decision.other_set_matches]
+    lines = []
+    for pair in decision.near_duplicates:
+        other = {f"other_{name}": value for name, value in _who(decision, pair.second).items()}
+        lines.append({"kind": "within", **_who(decision, pair.first), **other, **_measure(pair)})
+    for one in decision.other_set_matches:
+        other = {"other_set": others[one.other_set].url, "other_key": one.other_key, "other_split": one.other_split}
+        lines.append({"kind": "elsewhere", **_who(decision, one.row), **other, **_measure(one)})
     write_private_lines(filesystem.join(paths.crosswalk, NEAR_DUPLICATES_NAME), lines)
     save_hashes(
         filesystem.join(paths.crosswalk, HASHES_NAME),
@@ -79,16 +84,8 @@ def _who(decision: Decision, row: int) -> Line:
     }
 
 
-def _within(decision: Decision, pair: NearDuplicate) -> Line:
-    other = {f"other_{name}": value for name, value in _who(decision, pair.second).items()}
-    measure = {"similarity": round(pair.similarity, 4), "mirrored": pair.mirrored}
-    return {"kind": "within", **_who(decision, pair.first), **other, **measure}
-
-
-def _elsewhere(decision: Decision, one: OtherSetMatch, others: Sequence[OtherSet]) -> Line:
-    measure = {"similarity": round(one.similarity, 4), "mirrored": one.mirrored}
-    other = {"other_set": others[one.other_set].url, "other_key": one.other_key, "other_split": one.other_split}
-    return {"kind": "elsewhere", **_who(decision, one.row), **other, **measure}
+def _measure(one: NearDuplicate | OtherSetMatch) -> Line:
+    return {"similarity": round(one.similarity, 4), "mirrored": one.mirrored}
 
 
 def report(console: Console, shard_set: ShardSet, decision: Decision) -> None:

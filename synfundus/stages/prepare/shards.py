@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,11 @@ from synfundus.errors import CorruptShard
 from synfundus.labels.schema import LabelSchema
 from synfundus.photographs.crosswalk import close_to_others, write_private
 from synfundus.shards.members import decode_json, label_states
-from synfundus.stages.prepare.chunks import StoredImage
 from synfundus.stages.prepare.decision import Decision
 from synfundus.stages.prepare.places import RECORD_FORMAT, RECORD_VERSION, PreparePaths
 from synfundus.storage import documents, filesystem
 from synfundus.storage.manifest import SPLITS, ShardEntry
-from synfundus.storage.tarshard import index_url, write_shard
+from synfundus.storage.tarshard import ShardFiles, index_url, write_shard
 from synfundus.telemetry.console import Console
 
 _REQUESTS_AT_ONCE = 16
@@ -46,13 +45,12 @@ class ShardTask:
 
 def plan_shard_tasks(paths: PreparePaths, decision: Decision) -> list[ShardTask]:
     """Write the plans of the shards and return the tasks; shards of an earlier plan are removed."""
-    images: dict[str, StoredImage] = {one.sample.key: one for one in decision.kept}
+    images = {one.sample.key: one for one in decision.kept}
     tasks = []
     for shard in decision.shards:
         lines = [
-            documents.dump_line({"key": sample.key, "chunk": one.chunk, "spans": one.spans})
-            for sample in shard.samples
-            for one in (images[sample.key],)
+            documents.dump_line({"key": one.sample.key, "chunk": one.chunk, "spans": one.spans})
+            for one in (images[sample.key] for sample in shard.samples)
         ]
         data = b"".join(lines)
         write_private(paths.shard_url(shard.name, "plan.jsonl"), data)
@@ -80,75 +78,56 @@ def assemble_shards(
             if records.read(task.name, plan_sha256=task.plan_sha256) is not None:
                 progress.advance(task.num_samples)
                 continue
-            rows = documents.read_lines(paths.shard_url(task.name, "plan.jsonl"))
-            with _samples(paths, extensions, rows, progress.advance) as samples:
-                collected = _StateCollector(samples, schema, task.name)
-                url = filesystem.join(paths.out, task.name)
-                files = write_shard(url, collected, extensions=extensions, states=collected.array)
+            files = _write_shard(paths, extensions, task, schema, progress.advance)
             records.write(ShardEntry.of(task.name, task.split, files), plan_sha256=task.plan_sha256)
             close_to_others(records.url(task.name))
 
 
-class _StateCollector:
-    """Iterates over the samples of a shard and collects their label states, for the index.
+def _write_shard(
+    paths: PreparePaths, extensions: tuple[str, str], task: ShardTask, schema: LabelSchema, advance: Callable[[], None]
+) -> ShardFiles:
+    """Write a shard, with the label states of its samples in the index."""
+    states: list[NDArray[np.int64]] = []
 
-    Args:
-        samples: The samples.
-        schema: Label schema of the set.
-        where: The shard, for messages.
-    """
-
-    def __init__(self, samples: Iterator[tuple[str, Members]], schema: LabelSchema, where: str) -> None:
-        self._samples = samples
-        self._schema = schema
-        self._where = where
-        self._rows: list[NDArray[np.int64]] = []
-
-    def __iter__(self) -> Iterator[tuple[str, Members]]:
-        for key, members in self._samples:
-            document = decode_json(members["json"], where=f"{self._where}#{key}")
-            self._rows.append(label_states(document, self._schema, where=f"{self._where}#{key}"))
+    def noted(samples: Iterator[tuple[str, Members]]) -> Iterator[tuple[str, Members]]:
+        for key, members in samples:
+            advance()
+            where = f"{task.name}#{key}"
+            states.append(label_states(decode_json(members["json"], where=where), schema, where=where))
             yield key, members
 
-    def array(self) -> NDArray[np.int16]:
-        """Return the states collected so far, ``[n, k]``."""
-        return np.reshape(self._rows, (len(self._rows), len(self._schema.labels))).astype(np.int16)
+    rows = documents.read_lines(paths.shard_url(task.name, "plan.jsonl"))
+    with closing(_samples(paths, extensions, rows)) as samples:
+        return write_shard(
+            filesystem.join(paths.out, task.name),
+            noted(samples),
+            extensions=extensions,
+            states=lambda: np.reshape(states, (len(states), len(schema.labels))).astype(np.int16),
+        )
 
 
-@contextmanager
 def _samples(
-    paths: PreparePaths, extensions: tuple[str, str], rows: Sequence[Row], advance: Callable[[], None]
-) -> Iterator[Iterator[tuple[str, Members]]]:
-    """Provide the samples of a shard in order, prefetched from an object store."""
+    paths: PreparePaths, extensions: tuple[str, str], rows: Sequence[Row]
+) -> Generator[tuple[str, Members], None, None]:
+    """Yield the samples of a shard in order, prefetched from an object store."""
 
     def read(row: Row) -> tuple[str, Members]:
         return row["key"], _read_members(paths, extensions, row)
 
-    def counted(samples: Iterator[tuple[str, Members]]) -> Iterator[tuple[str, Members]]:
-        for sample in samples:
-            advance()
-            yield sample
-
     if filesystem.is_local(paths.work):
-        yield counted(map(read, rows))
+        yield from map(read, rows)
         return
     with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
         try:
-            yield counted(_ahead(pool, read, rows))
+            pending: deque[Future[tuple[str, Members]]] = deque()
+            for row in rows:
+                pending.append(pool.submit(read, row))
+                if len(pending) >= _SAMPLES_AHEAD:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, read: Callable[[Row], tuple[str, Members]], rows: Sequence[Row]
-) -> Iterator[tuple[str, Members]]:
-    pending: deque[Future[tuple[str, Members]]] = deque()
-    for row in rows:
-        pending.append(pool.submit(read, row))
-        if len(pending) >= _SAMPLES_AHEAD:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
 
 
 def _read_members(paths: PreparePaths, extensions: tuple[str, str], row: Row) -> Members:
