@@ -99,11 +99,4 @@ class TrainState:
 
     def to_document(self) -> dict[str, Any]:
         """Return the counters for a checkpoint."""
-        return {
-            "quarantined_images": self.quarantined_images,
-            "skipped_steps": self.skipped_steps,
-            "rewinds": self.rewinds,
-            "rewound_images": self.rewound_images,
-            "recent_losses": self.recent_losses,
-            "open_epochs": self.open_epochs,
-        }
+        return {name: value for name, value in vars(self).items() if name != "images_seen"}

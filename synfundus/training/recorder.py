@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import Tensor
-
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.engine import StepResult
 from synfundus.distributed.world import World, torch_device
@@ -52,6 +50,7 @@ class Recorder:
         world: The job.
 
     Attributes:
+        sums: Figures of the forward passes since the last row.
         written_images: Images seen at the last row.
         clock: Clock of the interval since then.
     """
@@ -78,7 +77,7 @@ class Recorder:
         self._ledger = Ledger(loader.set_sizes, reports.set_names)
         self._ledger.restore(state.open_epochs)
         self._meter = Meter(budget_images=budget_images, ranks=world.size, cost=reports.cost)
-        self._sums = SumAccumulator()
+        self.sums = SumAccumulator()
         self._quarantined_here: list[Quarantined] = []
         self._tally_here: dict[tuple[int, int], tuple[int, int]] = {}
         self.start_clock()
@@ -95,10 +94,6 @@ class Recorder:
             self._tally_here[key] = before[0] + planned, before[1] + delivered
         self._quarantined_here += batch.quarantined
 
-    def add_sums(self, sums: Mapping[str, Tensor]) -> None:
-        """Add the figures of a forward pass."""
-        self._sums.add(sums)
-
     def write(self, step: StepResult | None, *, lr: float, bar: Progress) -> None:
         """Write a row of metrics, and the rows of the ledger since the last one. Collective.
 
@@ -111,7 +106,7 @@ class Recorder:
             DataError: More samples were quarantined than allowed.
         """
         state = self._state
-        figures = means(self._sums.reduce(self._world))
+        figures = means(self.sums.reduce(self._world))
         interval = self._interval()
         ledger_rows = self._account()
         row = {
@@ -125,7 +120,13 @@ class Recorder:
             "skipped_steps": state.skipped_steps,
             **({"rewinds": state.rewinds, "rewound_images": state.rewound_images} if state.rewinds else {}),
         }
-        on_rank_0(lambda: self._write_rows(row, ledger_rows), self._world)
+
+        def write_rows() -> None:
+            for ledger_row in ledger_rows:
+                self._reports.write_ledger(ledger_row)
+            self._reports.write_metrics(row)
+
+        on_rank_0(write_rows, self._world)
         bar.advance(
             0,
             loss=f"{figures.get('loss', float('nan')):.4f}",
@@ -149,17 +150,8 @@ class Recorder:
         images = self._state.images_seen - clock.images_at_start
         return Interval(images, elapsed, elapsed + clock.paused_s, waited, stalled, peak)
 
-    def _write_rows(self, row: Mapping[str, Any], ledger_rows: Sequence[Mapping[str, Any]]) -> None:
-        for ledger_row in ledger_rows:
-            self._reports.write_ledger(ledger_row)
-        self._reports.write_metrics(row)
-
     def _account(self) -> list[dict[str, Any]]:
-        """Count planned and delivered samples of all ranks since the last row; name the quarantined. Collective.
-
-        Returns:
-            Rows for the ledger.
-        """
+        """Count all ranks' samples since the last row, name the quarantined, return the ledger's rows. Collective."""
         state = self._state
         reports = self._world.all_gather((self._tally_here, self._quarantined_here))
         samples = sorted((sample for _, own in reports for sample in own), key=lambda sample: sample.position)
@@ -171,17 +163,16 @@ class Recorder:
         state.open_epochs = self._ledger.to_document()
         for sample in samples:
             self._reports.console.warning(f"quarantined {sample.place}: {sample.reason}")
-        return [self._quarantine_row(samples), *rows] if samples else list(rows)
-
-    def _quarantine_row(self, samples: Sequence[Quarantined]) -> dict[str, Any]:
-        state = self._state
-        return {
+        if not samples:
+            return list(rows)
+        quarantined = {
             "images_seen": state.images_seen,
             "planned": state.images_seen,
             "delivered": state.images_seen - state.quarantined_images,
             "quarantined": state.quarantined_images,
             "samples": [asdict(sample) for sample in samples],
         }
+        return [quarantined, *rows]
 
     def _check_quarantine(self) -> None:
         state, limit = self._state, self._max_bad_fraction

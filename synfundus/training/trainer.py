@@ -225,7 +225,7 @@ class Trainer:
                     loss = loss if math.isnan(spike) else loss * float("nan")
             self._engine.backward(loss)
             result = self._engine.step(lr=lr)
-            self._recorder.add_sums(sums)
+            self._recorder.sums.add(sums)
         if result is None:
             raise RuntimeError("the engine did not update the weights at the end of a global batch")
         state.images_seen = after

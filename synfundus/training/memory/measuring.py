@@ -210,14 +210,11 @@ def measure_format(step_s: Callable[[bool], float], *, clock: Callable[[], float
         clock: Returns seconds; an argument for tests.
     """
     began = clock()
-    pairs = [_pair(step_s, first=False)]  # the warm-up pair alone decides if it used up the time
-    number = 0
-    while number < MOST_PAIRS and clock() - began < MOST_SECONDS:
-        if number == 0:
-            pairs = []
-        pairs.append(_pair(step_s, first=number % 2 == 1))
-        number += 1
-    return choose_format(pairs)
+    warm_up = _pair(step_s, first=False)
+    pairs: list[tuple[float, float]] = []
+    while len(pairs) < MOST_PAIRS and clock() - began < MOST_SECONDS:
+        pairs.append(_pair(step_s, first=len(pairs) % 2 == 1))
+    return choose_format(pairs or [warm_up])  # the warm-up decides if it used up the time
 
 
 def timed_images(micro_batch: int, *, one_image_s: float) -> int:
