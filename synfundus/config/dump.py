@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from synfundus.config.base import Section
-from synfundus.config.loader import DEFAULT_ORIGIN, LoadedConfig
+from synfundus.config.loader import LoadedConfig
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./+-]([A-Za-z0-9_./+:@=-]*[A-Za-z0-9_./+=@-])?")
 _COMMENT_COLUMN = 44
@@ -41,47 +41,26 @@ def format_value(value: object) -> str:
     return repr(value)
 
 
-def _lines(section: Section, provenance: Mapping[str, str], path: str, depth: int) -> Iterator[str]:
-    for name in type(section).model_fields:
+def _lines(
+    section: Section, names: Iterable[str], provenance: Mapping[str, str], path: str = "", indent: str = ""
+) -> Iterator[str]:
+    for name in names:
         value = getattr(section, name)
         dotted = f"{path}{name}"
-        key = f"{'  ' * depth}{name}:"
+        key = f"{indent}{name}:"
         if isinstance(value, Section):
             yield key
-            yield from _lines(value, provenance, f"{dotted}.", depth + 1)
+            yield from _lines(value, type(value).model_fields, provenance, f"{dotted}.", f"{indent}  ")
         else:
             yield f"{key} {format_value(value)}".ljust(_COMMENT_COLUMN) + f"  # {_escape(provenance[dotted])}"
 
 
-def dump_config(loaded: LoadedConfig, *, only: frozenset[str] | None = None, hide_defaults: bool = False) -> str:
+def dump_config(loaded: LoadedConfig, *, only: frozenset[str] | None = None) -> str:
     """Write the configuration as YAML, each value with its origin in a comment.
 
     Args:
         loaded: What `load_config` returned.
         only: Top-level keys to write; all when left out.
-        hide_defaults: Leave out values that are still the default.
     """
-    kept: list[str] = []
-    top = ""
-    for line in _lines(loaded.config, loaded.provenance, "", 0):
-        if not line.startswith(" "):
-            top = line.split(":", 1)[0]
-        if only is not None and top not in only:
-            continue
-        if hide_defaults and line.endswith(f"# {DEFAULT_ORIGIN}"):
-            continue
-        kept.append(line)
-    return "\n".join(_without_empty_sections(kept)) + "\n"
-
-
-def _without_empty_sections(lines: list[str]) -> list[str]:
-    """Drop headings of empty sections."""
-    kept: list[str] = []
-    indent_below = -1
-    for line in reversed(lines):
-        indent = len(line) - len(line.lstrip())
-        if line.endswith(":") and indent_below <= indent:
-            continue
-        kept.append(line)
-        indent_below = indent
-    return kept[::-1]
+    names = [name for name in type(loaded.config).model_fields if only is None or name in only]
+    return "\n".join(_lines(loaded.config, names, loaded.provenance)) + "\n"

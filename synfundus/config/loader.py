@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 
 from synfundus.config.base import Section
 from synfundus.config.schema import RunConfig
-from synfundus.config.yaml_text import Entry, Value, parse_flow, parse_mapping, read_text
+from synfundus.config.yaml_text import Entry, Value, parse_flow, parse_mapping, plain_value, read_text
 from synfundus.errors import ConfigError
 from synfundus.redaction import redact, secret_kind
 
@@ -154,7 +154,7 @@ def _renamed(key: str) -> tuple[str, str] | None:
     return None
 
 
-def _unknown(path: Sequence[str], section: type[Section], origin: str, *, whole: str = "", look: bool) -> str:
+def _unknown(path: Sequence[str], section: type[Section], origin: str, *, whole: str = "", suggest: bool) -> str:
     """Describe a key the schema does not have.
 
     Args:
@@ -162,13 +162,13 @@ def _unknown(path: Sequence[str], section: type[Section], origin: str, *, whole:
         section: The section it is not in.
         origin: Who asked.
         whole: The path as it was written, where it is longer.
-        look: Look for close matches, which takes time that the thousandth problem is not worth.
+        suggest: Look for close matches, which takes time that the thousandth problem is not worth.
     """
     *parents, last = path
     prefix = ".".join(parents)
     if renamed := _renamed(whole or ".".join(path)):
         return f"unknown key {_show(renamed[0])} ({origin}): it is called {renamed[1]} now"
-    clause = _suggest(last, list(section.model_fields)) if look else " "
+    clause = _suggest(last, list(section.model_fields)) if suggest else " "
     if not clause:
         everywhere = leaf_fields()
         same_name = [known for known in everywhere if known.rsplit(".", 1)[-1] == last.rsplit(".", 1)[-1]]
@@ -242,25 +242,18 @@ def _merge_entries(
             draft.problems.append(
                 f"unknown key ({origin})"  # beyond what is shown only the number counts
                 if count >= MAX_PROBLEMS
-                else _unknown(here, section, origin, look=count < MAX_EXPLAINED)
+                else _unknown(here, section, origin, suggest=count < MAX_EXPLAINED)
             )
             continue
         nested = section_class(info)
         if nested is None:
-            _put_leaf(draft, here, info, _plain_value(entry.value), origin)
+            _put_leaf(draft, here, info, plain_value(entry.value), origin)
         elif isinstance(entry.value, dict):
             _merge_entries(draft, inside, nested, here, source, lines)
         elif entry.value is not None:
             draft.problems.append(
                 f"{'.'.join(here)} = {_show(entry.value)} ({origin}): is a section, it takes keys of its own"
             )
-
-
-def _plain_value(value: Value | dict[str, Entry]) -> Value:
-    """Forget the lines inside a mapping that is the value of one field."""
-    if isinstance(value, dict):
-        return {key: _plain_value(item.value) if isinstance(item, Entry) else item for key, item in value.items()}
-    return value
 
 
 def _merge_assignment(draft: _Draft, assignment: Assignment) -> None:
@@ -271,7 +264,7 @@ def _merge_assignment(draft: _Draft, assignment: Assignment) -> None:
         here = parts[: depth + 1]
         info = section.model_fields.get(part)
         if info is None:
-            draft.problems.append(_unknown(here, section, assignment.origin, whole=assignment.path, look=True))
+            draft.problems.append(_unknown(here, section, assignment.origin, whole=assignment.path, suggest=True))
             return
         nested = section_class(info)
         if nested is not None:
@@ -291,21 +284,6 @@ def _merge_assignment(draft: _Draft, assignment: Assignment) -> None:
         f"{assignment.path} = {_show(assignment.value)} ({assignment.origin}): is a section; "
         f"it has {', '.join(section.model_fields)}"
     )
-
-
-def parse_setting(text: str) -> Assignment:
-    """Parse the argument of ``--set``.
-
-    Raises:
-        ConfigError: Not of the form KEY=VALUE.
-    """
-    path, equals, value = text.partition("=")
-    path = path.strip()
-    if not equals or not path:
-        raise ConfigError(
-            f"{_show(text)} is not of the form KEY=VALUE", where="--set", hint="for example --set train.optim.lr=2e-4"
-        )
-    return Assignment(path, None if value.strip() in ("null", "~") else value, "--set")
 
 
 def _nest(leaves: Mapping[tuple[str, ...], Assignment]) -> dict[str, Any]:
@@ -366,10 +344,12 @@ def load_config(
             raise ConfigError(f"the path {_show(file)} {wrong}", where="--config")
         _merge_entries(draft, parse_mapping(read_text(file), where=file), RunConfig, (), file, lines=True)
     for text in settings:
-        try:
-            _merge_assignment(draft, parse_setting(text))
-        except ConfigError as error:
-            draft.problems.append(f"--set: {error.message}")
+        path, equals, value = text.partition("=")
+        if not equals or not path.strip():
+            draft.problems.append(f"--set: {_show(text)} is not of the form KEY=VALUE")
+            continue
+        given = None if value.strip() in ("null", "~") else value
+        _merge_assignment(draft, Assignment(path.strip(), given, "--set"))
     for flag in flags:
         _merge_assignment(draft, flag)
     try:

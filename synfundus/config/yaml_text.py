@@ -23,7 +23,6 @@ MAX_DEPTH = 20
 Value = str | None | list["Value"] | dict[str, "Value"]
 """Scalars are text; null is None."""
 
-_NULLS = frozenset({"null", "~", ""})
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -35,7 +34,7 @@ class Entry:
     line: int
 
 
-def read_text(path: str, *, limit: int = MAX_BYTES) -> str:
+def read_text(path: str) -> str:
     """Read a text file a user named.
 
     Raises:
@@ -43,14 +42,16 @@ def read_text(path: str, *, limit: int = MAX_BYTES) -> str:
     """
     try:
         with Path(path).open("rb") as stream:
-            data = stream.read(limit + 1)
+            data = stream.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
         raise ConfigError("the config file does not exist", where=path, hint="check the path after --config") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"the config file cannot be read: {reason}", where=path) from error
-    if len(data) > limit:
-        raise ConfigError(f"the config file has more than {limit} bytes", where=path, hint="a run.yaml is a few KiB")
+    if len(data) > MAX_BYTES:
+        raise ConfigError(
+            f"the config file has more than {MAX_BYTES} bytes", where=path, hint="a run.yaml is a few KiB"
+        )
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -102,7 +103,7 @@ def _check_events(text: str, where: str) -> None:
 
 def _scalar(node: ScalarNode) -> str | None:
     text: str = node.value
-    return None if not node.style and text.lower() in _NULLS else text
+    return None if not node.style and text.lower() in ("null", "~", "") else text
 
 
 def _plain(node: Node, where: str) -> Value:
@@ -111,12 +112,13 @@ def _plain(node: Node, where: str) -> Value:
         return _scalar(node)
     if isinstance(node, SequenceNode):
         return [_plain(item, where) for item in node.value]
-    return {key: _strip(entry.value) for key, entry in _entries(node, where).items()}
+    return {key: plain_value(entry.value) for key, entry in _entries(node, where).items()}
 
 
-def _strip(value: Value | dict[str, Entry]) -> Value:
+def plain_value(value: Value | dict[str, Entry]) -> Value:
+    """Forget the lines of entries."""
     if isinstance(value, dict):
-        return {key: _strip(item.value) if isinstance(item, Entry) else item for key, item in value.items()}
+        return {key: plain_value(item.value) if isinstance(item, Entry) else item for key, item in value.items()}
     return value
 
 
@@ -175,7 +177,7 @@ def parse_mapping(text: str, *, where: str) -> dict[str, Entry]:
     return _entries(node, where)
 
 
-def parse_document(text: str, *, where: str) -> Value:
+def parse_yaml(text: str, *, where: str) -> Value:
     """Parse a document of any kind to plain values: scalars are text, null is None.
 
     Raises:

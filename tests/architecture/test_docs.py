@@ -17,7 +17,7 @@ import pytest
 from synfundus.cli.app import run_command
 from synfundus.cli.verbs import VERBS
 from synfundus.config.loader import RENAMED, leaf_fields
-from synfundus.config.yaml_text import parse_document
+from synfundus.config.yaml_text import parse_yaml
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.photographs.decode import Undecodable
 from synfundus.photographs.field_of_view import NoFieldOfView
@@ -315,9 +315,7 @@ def test_formats_document_lists_every_reason_to_refuse_a_photograph() -> None:
 def test_the_example_of_a_mapping_is_one() -> None:
     examples = [block.text for block in blocks(ROOT / "docs" / "formats.md") if block.language == "yaml"]
     assert len(examples) == 1
-    mapping = parse_table_mapping(
-        parse_document(examples[0], where="docs"), DEFAULT_LABEL_SCHEMA, where="docs/formats.md"
-    )
+    mapping = parse_table_mapping(parse_yaml(examples[0], where="docs"), DEFAULT_LABEL_SCHEMA, where="docs/formats.md")
     assert mapping.labels["is_gc"].values == {"RG": 1, "NRG": 0, "?": None}
 
 

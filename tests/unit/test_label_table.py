@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from synfundus.config.yaml_text import parse_document
+from synfundus.config.yaml_text import parse_yaml
 from synfundus.errors import ConfigError, DataError
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema, LabelSpec
 from synfundus.photographs.label_mapping import canonical_cell, parse_table_mapping
@@ -15,7 +15,7 @@ def read(text: str, mapping: str | None = None, schema: LabelSchema = SCHEMA) ->
     parsed = (
         None
         if mapping is None
-        else parse_table_mapping(parse_document(mapping, where="map.yaml"), schema, where="map.yaml")
+        else parse_table_mapping(parse_yaml(mapping, where="map.yaml"), schema, where="map.yaml")
     )
     return read_label_table(text.encode(), schema, parsed, where="t.csv")
 

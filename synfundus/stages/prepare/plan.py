@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from synfundus.config.photographs import PrepareConfig
-from synfundus.config.yaml_text import parse_document
+from synfundus.config.yaml_text import parse_yaml
 from synfundus.errors import ConfigError, DataError, SynfundusError
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema
 from synfundus.photographs.importers import read_with_importer
@@ -90,14 +90,14 @@ def _load_schema(url: str | None) -> LabelSchema:
     if url is None:
         return DEFAULT_LABEL_SCHEMA
     text = _read_text(url, "label schema", "prepare.label_schema")
-    parse_document(text, where=url)  # bounded, no duplicate keys
+    parse_yaml(text, where=url)  # bounded, no duplicate keys
     return LabelSchema.from_document(yaml.safe_load(text), where=url)
 
 
 def _load_mapping(url: str | None, schema: LabelSchema) -> TableMapping | None:
     if url is None:
         return None
-    document = parse_document(_read_text(url, "mapping", "prepare.mapping"), where=url)
+    document = parse_yaml(_read_text(url, "mapping", "prepare.mapping"), where=url)
     return parse_table_mapping(document, schema, where=url)
 
 
