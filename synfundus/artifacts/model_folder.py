@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -35,6 +34,7 @@ from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.autoencoder import fingerprint as autoencoder_fingerprint
 from synfundus.models.conditioner import LabelConditioner
 from synfundus.models.unet import ConditionalDenoiser
+from synfundus.models.weight_files import hash_network
 from synfundus.storage import documents, filesystem
 from synfundus.storage.local_folder import folder_to_read, folder_to_replace, require_replaceable
 from synfundus.storage.locations import resolved
@@ -98,17 +98,7 @@ def denoiser_fingerprint(folder: Path) -> str:
     """Return the sha256 over weights and configs of U-Net and conditioner; without keys that begin with ``_``."""
     digest = hashlib.sha256()
     for part in ("unet", "conditioner"):
-        for path in sorted([*(folder / part).glob("*.json"), *(folder / part).glob("*.safetensors")]):
-            digest.update(f"{part}/{path.name}\0".encode())
-            if path.suffix == ".json":
-                config = json.loads(path.read_text(encoding="utf-8"))
-                kept = {key: value for key, value in config.items() if not key.startswith("_")}
-                digest.update(json.dumps(kept, sort_keys=True).encode())
-            else:
-                with path.open("rb") as stream:
-                    while block := stream.read(1 << 20):
-                        digest.update(block)
-            digest.update(b"\0")
+        hash_network(folder / part, digest, prefix=f"{part}/")
     return digest.hexdigest()
 
 

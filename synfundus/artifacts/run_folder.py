@@ -6,7 +6,6 @@ import platform
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -61,21 +60,6 @@ def begun_precision(url: str) -> str | None:
     """Return the precision of the run in a folder; None where there is no run, or it records none."""
     precision = flatten(_CLAIM.read(url) or {}).get("identity.precision")
     return precision if isinstance(precision, str) else None
-
-
-@dataclass(frozen=True)
-class SaverSettings:
-    """Settings of the checkpoint writer.
-
-    Attributes:
-        keep: Number of checkpoints to keep.
-        in_background: Only copy the state in the step; a background thread does the rest.
-        timeout_s: Timeout of its process group.
-    """
-
-    keep: int
-    in_background: bool
-    timeout_s: float
 
 
 class RunFolder:
@@ -183,7 +167,8 @@ class RunFolder:
         *,
         zero: ZeroEngine,
         average: ShardedEma,
-        settings: SaverSettings,
+        keep: int,
+        background_timeout_s: float | None,
         watchdog: Watchdog,
         parts: Sequence[ModelPart] = (),
     ) -> CheckpointWriter:
@@ -193,7 +178,9 @@ class RunFolder:
             state: State after a resume, or of a new run.
             zero: Weights and optimizer moments.
             average: Averaged weights.
-            settings: Settings of the writer.
+            keep: Number of checkpoints to keep.
+            background_timeout_s: Timeout of the process group of a background thread, to which the step only hands a
+                copy of the state; None: all is done in the step.
             watchdog: Ends the job when a save hangs.
             parts: Parts of the network with a folder for diffusers.
         """
@@ -201,9 +188,9 @@ class RunFolder:
             self.path("checkpoints"),
             engine=zero,
             ema=average,
-            keep=settings.keep,
+            keep=keep,
             world=self._world,
-            background=new_group(self._world, timeout_s=settings.timeout_s) if settings.in_background else None,
+            background=None if background_timeout_s is None else new_group(self._world, timeout_s=background_timeout_s),
             watchdog=watchdog,
             before=self._upload_rows,
             saved_images=state.images_seen,

@@ -28,7 +28,7 @@ from torch.nn import functional
 from synfundus.errors import CheckpointError, ConfigError
 from synfundus.models import linear_path as linear_path_files
 from synfundus.models.linear_path import LinearPath
-from synfundus.models.weight_files import CONFIG_NAME, WEIGHTS_NAME, find_weights, read_config
+from synfundus.models.weight_files import CONFIG_NAME, WEIGHTS_NAME, find_weights, hash_network, read_config
 
 LOGVAR_RANGE = (-30.0, 20.0)
 """The posterior's log-variance is clamped to this range, as in diffusers; the lower end means an exact code."""
@@ -329,17 +329,7 @@ def fingerprint(autoencoder: LatentAutoencoder | str | Path) -> str:
     folder = Path(autoencoder)
     check_autoencoder_folder(folder)
     digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
-        digest.update(path.name.encode() + b"\0")
-        if path.suffix == ".json":
-            config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            kept = {key: value for key, value in config.items() if not key.startswith("_")}
-            digest.update(json.dumps(kept, sort_keys=True).encode())
-        else:
-            with path.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-        digest.update(b"\0")
+    hash_network(folder, digest)
     return digest.hexdigest()
 
 

@@ -6,6 +6,7 @@ only, hold pickled weights: unpickling can run code from the file, so those are 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -132,6 +133,35 @@ def read_weights(folder: Path, files: WeightFiles) -> dict[str, Tensor]:
         for key, tensor in part.items():
             tensors[key] = tensor.to(torch.float32)
     return tensors
+
+
+def hash_network(folder: Path, digest: hashlib._Hash, *, prefix: str = "") -> None:
+    """Add a network's configs and weights to a hash, by name; config keys that begin with ``_`` do not count.
+
+    Args:
+        folder: A local folder.
+        digest: Changed in place.
+        prefix: Goes before the names of files.
+    """
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+        digest.update(f"{prefix}{path.name}\0".encode())
+        if path.suffix == ".json":
+            digest.update(hashed_config(json.loads(path.read_text(encoding="utf-8"))))
+        else:
+            hash_file(path, digest)
+        digest.update(b"\0")
+
+
+def hashed_config(config: Mapping[str, Any]) -> bytes:
+    """Return what counts of a diffusers config, in one form: keys that begin with ``_`` describe its origin."""
+    return json.dumps({key: value for key, value in config.items() if not key.startswith("_")}, sort_keys=True).encode()
+
+
+def hash_file(path: Path, digest: hashlib._Hash) -> None:
+    """Add the content of a file to a hash."""
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
 
 
 def replace_weights(network: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None:

@@ -236,7 +236,8 @@ class TrainingRun(Generic[T, N]):
                 state,
                 zero=self._zero,
                 average=self._ema,
-                settings=training_setup.saver_settings(self._loop, shared.launch),
+                keep=self._loop.keep_checkpoints,
+                background_timeout_s=shared.launch.collective_timeout_s if self._loop.async_checkpoints else None,
                 watchdog=watchdog,
                 parts=training.parts(),
             )

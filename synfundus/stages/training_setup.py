@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from synfundus.artifacts.run_folder import SaverSettings
 from synfundus.config.assets import read_ds_file
 from synfundus.config.auto import definite, definite_micro_batch
 from synfundus.config.machine import LaunchConfig
@@ -126,15 +125,6 @@ def loop_settings(loop: LoopConfig, batch: BatchPlan, *, seed: int) -> LoopSetti
             max_rewinds=loop.max_rewinds,
         ),
         max_bad_fraction=loop.max_bad_fraction,
-    )
-
-
-def saver_settings(loop: LoopConfig, launch: LaunchConfig) -> SaverSettings:
-    """Build the settings of the checkpoint writer."""
-    return SaverSettings(
-        keep=loop.keep_checkpoints,
-        in_background=loop.async_checkpoints,
-        timeout_s=launch.collective_timeout_s,
     )
 
 

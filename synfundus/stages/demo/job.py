@@ -25,12 +25,12 @@ from synfundus.labels.plan import label_table
 from synfundus.shards.reader import decode_image
 from synfundus.stages import Summary, build
 from synfundus.stages.demo.judging import (
+    TRAIN_SPLIT,
     LabelledImages,
     held_out_splits,
     judge_label_control,
-    read_held_out,
+    read_images,
     read_states,
-    read_train,
     reconstruct,
 )
 from synfundus.stages.demo.pace import measure_pace
@@ -245,7 +245,8 @@ class _Demo:
         autoencoder, _ = open_autoencoder(
             find_autoencoder(self._at("vae")), device=device, dtype=build.torch_dtype("fp32")
         )
-        train_images, held_out = read_train(image_set), read_held_out(image_set)
+        train_images = read_images(image_set, splits=(TRAIN_SPLIT,))
+        held_out = read_images(image_set, splits=held_out_splits(image_set))
         restored = reconstruct(autoencoder, held_out.pixels, device=device)
         generated = self._generated(plan, image_set)
         self._result.label_control = judge_label_control(

@@ -63,11 +63,11 @@ def _places(image_set: ShardSet, split: str) -> Iterator[tuple[ShardSetReader, i
     reader.close()
 
 
-def read_images(image_set: ShardSet, *, splits: tuple[str, ...], limit: int) -> LabelledImages:
-    """Read the photographs of some splits, in the order of the set, at most ``limit``."""
+def read_images(image_set: ShardSet, *, splits: tuple[str, ...]) -> LabelledImages:
+    """Read the photographs of some splits, in the order of the set, at most `MAX_IMAGES`."""
     size = int(image_set.properties["image_size_px"])
     decode = ImageDecoder(schema=image_set.label_schema, image_size_px=size)
-    total = min(limit, sum(image_set.num_samples(split) for split in splits))
+    total = min(MAX_IMAGES, sum(image_set.num_samples(split) for split in splits))
     pixels = np.empty((total, size, size, 3), dtype=np.uint8)
     states = np.empty((total, len(image_set.label_schema.labels)), dtype=np.int64)
     places = itertools.chain.from_iterable(_places(image_set, split) for split in splits)
@@ -91,16 +91,6 @@ def read_states(image_set: ShardSet, *, splits: tuple[str, ...]) -> NDArray[np.i
 def held_out_splits(image_set: ShardSet) -> tuple[str, ...]:
     """Return the splits of held-out patients; the train split of a set too small to hold anyone out."""
     return HELD_OUT_SPLITS if any(image_set.num_samples(split) for split in HELD_OUT_SPLITS) else (TRAIN_SPLIT,)
-
-
-def read_held_out(image_set: ShardSet) -> LabelledImages:
-    """Read the photographs of held-out patients."""
-    return read_images(image_set, splits=held_out_splits(image_set), limit=MAX_IMAGES)
-
-
-def read_train(image_set: ShardSet) -> LabelledImages:
-    """Read the photographs the judge is trained on."""
-    return read_images(image_set, splits=(TRAIN_SPLIT,), limit=MAX_IMAGES)
 
 
 @torch.no_grad()

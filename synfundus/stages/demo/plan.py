@@ -28,26 +28,9 @@ IMAGES_PER_CONDITION = 5
 _MIN_PHANTOMS = 96
 _MIN_GENERATED = 16
 
-_READABLE = {
-    "is_fundus": 1,
-    "is_optic_disc_readable": 1,
-    "is_macular_readable": 1,
-    "is_retinal_region_readable": 1,
-}
-_NO_FINDINGS = {
-    "dr_grade": 0,
-    "is_amd": 0,
-    "is_aon": 0,
-    "is_crp": 0,
-    "is_dm": 0,
-    "is_dme": 0,
-    "is_em": 0,
-    "is_gc": 0,
-    "is_htr": 0,
-    "is_pm": 0,
-    "is_rvo": 0,
-}
-_HEALTHY = {**_NO_FINDINGS, **_READABLE}
+_READABLE = ("is_fundus", "is_optic_disc_readable", "is_macular_readable", "is_retinal_region_readable")
+_DISEASES = ("dr_grade", *(f"is_{name}" for name in ("amd", "aon", "crp", "dm", "dme", "em", "gc", "htr", "pm", "rvo")))
+_HEALTHY = {**dict.fromkeys(_DISEASES, 0), **dict.fromkeys(_READABLE, 1)}
 
 
 @dataclass(frozen=True)
@@ -86,7 +69,7 @@ _CONDITIONS = (
     _finding("epiretinal membrane", is_em=1),
     _finding("choroidal retinal pathology", is_crp=1),
     _finding("anomaly of the optic nerve", is_aon=1),
-    Condition("unreadable photograph", {"is_fundus": 0}, {**dict.fromkeys(_READABLE, 0)}),
+    Condition("unreadable photograph", {"is_fundus": 0}, dict.fromkeys(_READABLE, 0)),
 )
 
 
@@ -262,7 +245,7 @@ def matching_rows(defining: Mapping[str, int], states: NDArray[np.int64], schema
     fits = np.ones(len(states), dtype=bool)
     for name, value in defining.items():
         fits &= states[:, columns[name]] == value + 1
-    others = [columns[name] for name in _NO_FINDINGS if name in columns and name not in defining]
+    others = [columns[name] for name in _DISEASES if name in columns and name not in defining]
     unread = [columns[name] for name in _READABLE if name in columns and name not in defining]
     excess = (states[:, others] > 1).sum(axis=1) + (states[:, unread] == 1).sum(axis=1)
     found = np.flatnonzero(fits)

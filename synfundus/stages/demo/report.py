@@ -68,11 +68,7 @@ class DemoResult:
     def headline_text(self) -> str:
         """Return the figures on generated images in one line."""
         figures = headline(self.label_control["generated"])
-        shown = [
-            f"{figure.short} {figures[figure.name]:.2f}"
-            for figure in HEADLINE_FIGURES
-            if figures[figure.name] is not None
-        ]
+        shown = [f"{one.short} {value:.2f}" for one in HEADLINE_FIGURES if (value := figures[one.name]) is not None]
         return ", ".join(shown) or "no figure defined"
 
 
@@ -120,13 +116,10 @@ def show_report(result: DemoResult, console: Console) -> None:
     """Show the two tables: stages, label control."""
     total = sum(stage.seconds for stage in result.stages)
     rows = [[stage.name, f"{stage.seconds:.1f}", stage.merit] for stage in result.stages]
-    console.table("demo", ["stage", "seconds", "figure of merit"], [*rows, ["total", f"{total:.1f}", _memory(result)]])
+    rows.append(["total", f"{total:.1f}", f"peak memory {result.peak_memory_gib:.2f} GiB"])
+    console.table("demo", ["stage", "seconds", "figure of merit"], rows)
     columns, lines = agreement_table(result.label_control)
     console.table(f"label control, {result.num_generated} generated images", columns, lines)
-
-
-def _memory(result: DemoResult) -> str:
-    return f"peak memory {result.peak_memory_gib:.2f} GiB"
 
 
 def _reconstruction_section(

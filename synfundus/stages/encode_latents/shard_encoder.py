@@ -214,11 +214,9 @@ class ShardEncoder:
 
     def _write(self, task: EncodeTask, parts: list[_Encoded]) -> None:
         """Write a latent shard, then its record."""
-        statistics = _Statistics(self._autoencoder.latent_channels)
         samples: list[tuple[str, dict[str, bytes]]] = []
         states = [row for part in parts for row in part.states]
         for part in parts:
-            statistics.add(part.moments)
             for row, key in enumerate(part.keys):
                 members = {META: part.metas[row], MOMENTS: encode_npy(part.moments[row])}
                 if part.mirrored is not None:
@@ -235,7 +233,7 @@ class ShardEncoder:
             ShardEntry.of(task.entry.name, task.split, files),
             rejects=[reject for part in parts for reject in part.rejects],
             kinds=[kind for part in parts for kind in part.kinds],
-            statistics=statistics.to_document(),
+            statistics=_statistics([part.moments for part in parts]),
         )
 
     def _batches(self, tasks: list[EncodeTask]) -> Generator[_Batch]:
@@ -351,20 +349,12 @@ def check_rejects(rejects: Sequence[Mapping[str, str]], image_set: ShardSet, max
         )
 
 
-class _Statistics:
-    """Sums over the moments of a shard, per channel, in float64."""
-
-    def __init__(self, channels: int) -> None:
-        self.count = 0
-        self.sums = np.zeros((3, channels), dtype=np.float64)
-
-    def add(self, moments: NDArray[np.float16]) -> None:
-        """Add a batch of stored moments ``[b, 2c, lh, lw]``."""
-        mean, logvar = np.split(moments.astype(np.float64), 2, axis=1)
+def _statistics(moments: Sequence[NDArray[np.float16]]) -> dict[str, Any]:
+    """Return float64 sums over stored moments ``[b, 2c, lh, lw]``: of means, their squares, variances ``[3, c]``."""
+    count, sums = 0, np.zeros(())
+    for batch in moments:
+        mean, logvar = np.split(batch.astype(np.float64), 2, axis=1)
         axes = (0, 2, 3)
-        self.count += mean.shape[0] * mean.shape[2] * mean.shape[3]
-        self.sums += np.stack([mean.sum(axes), np.square(mean).sum(axes), np.exp(logvar).sum(axes)])
-
-    def to_document(self) -> dict[str, Any]:
-        """Return count, sum of means, sum of squared means, sum of variances."""
-        return {"count": self.count, "sums": self.sums.tolist()}
+        count += mean.size // mean.shape[1]
+        sums = sums + np.stack([mean.sum(axes), np.square(mean).sum(axes), np.exp(logvar).sum(axes)])
+    return {"count": count, "sums": sums.tolist()}

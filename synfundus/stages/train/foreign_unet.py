@@ -15,7 +15,15 @@ from synfundus.labels.schema import LabelSchema
 from synfundus.models.adapted_unet import CLASS_NAME, Adaptation, adapt_unet
 from synfundus.models.conditioner import LabelConditioner
 from synfundus.models.unet import ConditionalDenoiser
-from synfundus.models.weight_files import CONFIG_NAME, WeightFiles, find_weights, read_config, read_weights
+from synfundus.models.weight_files import (
+    CONFIG_NAME,
+    WeightFiles,
+    find_weights,
+    hash_file,
+    hashed_config,
+    read_config,
+    read_weights,
+)
 from synfundus.storage import filesystem
 from synfundus.storage.local_folder import folder_to_read
 from synfundus.telemetry.console import Console
@@ -118,13 +126,10 @@ def open_foreign_unet(
 
 def _fingerprint(folder: Path, config: Mapping[str, Any], files: WeightFiles) -> str:
     """Return the sha256 over config and weights; keys that begin with ``_`` do not count."""
-    kept = {key: value for key, value in config.items() if not key.startswith("_")}
-    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
+    digest = hashlib.sha256(hashed_config(config))
     for name in files.names:
         digest.update(f"\0{name}\0".encode())
-        with (folder / name).open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
+        hash_file(folder / name, digest)
     return digest.hexdigest()
 
 

@@ -20,6 +20,7 @@ from synfundus.seeding import keyed_generator
 from synfundus.shards.reader import ShardSetReader
 from synfundus.shards.source import ImageDecoder, LatentDecoder
 from synfundus.stages import Summary, build
+from synfundus.stages.reading import latent_shape_of
 from synfundus.stages.verb import require
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import Console
@@ -71,8 +72,8 @@ def _compare(
     """Return the PSNR of a keyed choice of samples."""
     split = "train"
     stored, originals = ShardSetReader(latents, split=split), ShardSetReader(images, split=split)
-    _, height, width = latents.properties["moments_shape"]
-    shape = (int(latents.properties["moments_shape"][0]), int(height), int(width))
+    channels, height, width = latent_shape_of(latents)
+    shape = (2 * channels, height, width)
     decode_latents = LatentDecoder(schema=latents.label_schema, moments_shape=shape, with_flip=False)
     decode_image = ImageDecoder(schema=images.label_schema, image_size_px=int(images.properties["image_size_px"]))
     places = [(shard, sample) for shard, size in enumerate(stored.shard_sizes) for sample in range(size)]
