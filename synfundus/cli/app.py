@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -16,9 +17,6 @@ from synfundus.cli.verbs import COMMON, VERBS
 from synfundus.distributed.requeue import request_requeue
 from synfundus.errors import ConfigError, PortTaken, Preempted, Stalled, SynfundusError
 from synfundus.stages.verb import Option, Verb
-
-INTERRUPTED = 130
-BROKEN_PIPE = 141
 
 _EPILOG = (
     "Exit codes: 0 done, 1 a fault of the program, 2 configuration, 3 data, 4 checkpoint, 5 storage, 6 not finite, "
@@ -141,11 +139,11 @@ def run_command(arguments: Sequence[str]) -> int:
         report_usage(error.format_message(), arguments)
         return ConfigError.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        return INTERRUPTED
+        return 128 + signal.SIGINT
     except BrokenPipeError:
         # the reader has closed the pipe; the flush at exit must not fail for it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        return 128 + signal.SIGPIPE
     except SynfundusError as error:
         from synfundus.cli.report import report_error
 

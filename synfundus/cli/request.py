@@ -17,8 +17,6 @@ from synfundus.errors import ConfigError
 from synfundus.stages.verb import Option, Verb
 from synfundus.storage.locations import parse_weighted
 
-UNKNOWN_LABEL = "unknown"
-
 
 @dataclass(frozen=True)
 class Request:
@@ -118,7 +116,7 @@ def _pair(option: Option, text: str) -> Assignment:
         raise ConfigError(
             f"{text!r} is not of the form NAME=VALUE", where=option.flag, hint=f"for example {option.flag} dr_grade=3"
         )
-    unknown = value.strip().lower() in (UNKNOWN_LABEL, "null")
+    unknown = value.strip().lower() in ("unknown", "null")
     return Assignment(f"{option.path}.{name.strip()}", None if unknown else value.strip(), option.flag)
 
 

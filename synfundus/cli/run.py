@@ -194,7 +194,7 @@ def run_verb(verb: Verb, given: Mapping[str, Any], arguments: tuple[str, ...]) -
     """
     request = load_request(verb, given)
     request.check(look=not given["dry_run"])
-    info = rank_info(os.environ) if verb.distributed else RankInfo(0, 1, 0, 1, 0, "single")
+    info = rank_info(os.environ) if verb.distributed else RankInfo(0, 1, 0, 1, "single")
     machine = inspect_machine(os.environ, is_rank=info.source != "single")
     plan = plan_verb(request, tuple(text for text in arguments if text != "--dry-run"), machine)
     device = likely_device(request, machine)

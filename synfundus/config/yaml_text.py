@@ -112,7 +112,7 @@ def _plain(node: Node, where: str) -> Value:
         return _scalar(node)
     if isinstance(node, SequenceNode):
         return [_plain(item, where) for item in node.value]
-    return {key: plain_value(entry.value) for key, entry in _entries(node, where).items()}
+    return plain_value(_entries(node, where))
 
 
 def plain_value(value: Value | dict[str, Entry]) -> Value:

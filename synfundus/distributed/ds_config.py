@@ -60,7 +60,6 @@ ALLOWED_ZERO_KEYS = frozenset(
     }
 )
 """Keys its ``zero_optimization`` may hold; others belong to stage 3, or change what our partitions assume."""
-_BUCKETS = ("reduce_bucket_size", "allgather_bucket_size")
 _MUST_BE_OFF = {
     "overlap_comm": "it has corrupted gradients in several releases of DeepSpeed",
     "round_robin_gradients": "it orders the weights differently from checkpoints and exports",
@@ -112,6 +111,13 @@ def _refuse_auto(node: object, path: str) -> None:
         raise ConfigError(f'{path} is "auto": DeepSpeed would drop it silently', hint="set a value or remove the key")
 
 
+def _refuse_unknown(section: Mapping[str, Any], allowed: frozenset[str], name: str, where: str) -> None:
+    unknown = sorted(set(section) - allowed)
+    if unknown:
+        hint = f"allowed: {', '.join(sorted(allowed))}"
+        raise ConfigError(f"unknown keys in {name}: {', '.join(unknown)}", where=where, hint=hint)
+
+
 def check_ds_file(document: object, *, where: str) -> dict[str, Any]:
     """Check the content of a ds_configs file.
 
@@ -128,13 +134,7 @@ def check_ds_file(document: object, *, where: str) -> dict[str, Any]:
             where=where,
             hint="use global_batch_size, micro_batch_size and precision of the loop section, and the optim section",
         )
-    unknown = sorted(set(document) - ALLOWED_KEYS)
-    if unknown:
-        raise ConfigError(
-            f"unknown keys in a DeepSpeed config: {', '.join(unknown)}",
-            where=where,
-            hint=f"allowed: {', '.join(sorted(ALLOWED_KEYS))}",
-        )
+    _refuse_unknown(document, ALLOWED_KEYS, "a DeepSpeed config", where)
     _refuse_auto(document, "")
     zero = document.get("zero_optimization")
     if not isinstance(zero, dict) or zero.get("stage") != 2:
@@ -151,17 +151,11 @@ def check_ds_file(document: object, *, where: str) -> dict[str, Any]:
 
 
 def _check_zero(zero: Mapping[str, Any], where: str) -> None:
-    unknown = sorted(set(zero) - ALLOWED_ZERO_KEYS)
-    if unknown:
-        raise ConfigError(
-            f"unknown keys in zero_optimization: {', '.join(unknown)}",
-            where=where,
-            hint=f"allowed: {', '.join(sorted(ALLOWED_ZERO_KEYS))}",
-        )
+    _refuse_unknown(zero, ALLOWED_ZERO_KEYS, "zero_optimization", where)
     for key, reason in _MUST_BE_OFF.items():
         if zero.get(key, False) is not False:
             raise ConfigError(f"zero_optimization.{key} must be false: {reason}", where=where)
-    for key in _BUCKETS:
+    for key in ("reduce_bucket_size", "allgather_bucket_size"):
         size = zero.get(key)
         if isinstance(size, bool) or not isinstance(size, int | float) or not 1 <= size < 2**53 or size != int(size):
             raise ConfigError(

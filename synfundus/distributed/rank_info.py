@@ -27,7 +27,6 @@ class RankInfo:
         world_size: Number of processes.
         local_rank: Index of this process on its node.
         local_world_size: Processes on this node.
-        node_rank: Index of the node.
         source: Where the values come from: ``torchrun``, ``slurm`` or ``single``.
     """
 
@@ -35,16 +34,17 @@ class RankInfo:
     world_size: int
     local_rank: int
     local_world_size: int
-    node_rank: int
     source: Literal["torchrun", "slurm", "single"]
 
 
-def integer_of(environment: Mapping[str, str], name: str) -> int:
-    """Return the integer in a variable.
+def integer_of(environment: Mapping[str, str], name: str, *, default: int | None = None) -> int:
+    """Return the integer in a variable, or the default where there is one and the variable is not set.
 
     Raises:
         LaunchError: It is not an integer.
     """
+    if default is not None and name not in environment:
+        return default
     text = environment[name]
     try:
         return int(text)
@@ -60,8 +60,7 @@ def _tasks_on_node(environment: Mapping[str, str], node: int, *, size: int) -> i
     """
     text = environment.get("SLURM_STEP_TASKS_PER_NODE")
     if text is None:
-        nodes = integer_of(environment, "SLURM_NNODES") if "SLURM_NNODES" in environment else 1
-        return max(1, size // nodes)
+        return max(1, size // integer_of(environment, "SLURM_NNODES", default=1))
     counts: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
@@ -94,10 +93,9 @@ def rank_info(environment: Mapping[str, str]) -> RankInfo:
         if missing:
             raise LaunchError(f"RANK or WORLD_SIZE is set, but {', '.join(missing)} is not", where="environment")
         size = integer_of(environment, "WORLD_SIZE")
-        local = integer_of(environment, "LOCAL_RANK") if "LOCAL_RANK" in environment else 0
-        local_size = integer_of(environment, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in environment else size
-        node = integer_of(environment, "GROUP_RANK") if "GROUP_RANK" in environment else 0
-        info = RankInfo(integer_of(environment, "RANK"), size, local, local_size, node, "torchrun")
+        local = integer_of(environment, "LOCAL_RANK", default=0)
+        local_size = integer_of(environment, "LOCAL_WORLD_SIZE", default=size)
+        info = RankInfo(integer_of(environment, "RANK"), size, local, local_size, "torchrun")
     elif _is_task(environment):
         missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environment]
         if missing:
@@ -107,17 +105,15 @@ def rank_info(environment: Mapping[str, str]) -> RankInfo:
                 hint="start through slurm/*.sh or launchers/srun.sh, which set them for all tasks",
             )
         size = integer_of(environment, "SLURM_NTASKS")
-        node = integer_of(environment, "SLURM_NODEID")
         info = RankInfo(
             integer_of(environment, "SLURM_PROCID"),
             size,
             integer_of(environment, "SLURM_LOCALID"),
-            _tasks_on_node(environment, node, size=size),
-            node,
+            _tasks_on_node(environment, integer_of(environment, "SLURM_NODEID"), size=size),
             "slurm",
         )
     else:
-        return RankInfo(0, 1, 0, 1, 0, "single")
+        return RankInfo(0, 1, 0, 1, "single")
     if not 0 <= info.rank < info.world_size:
         raise LaunchError(f"rank {info.rank} is not below the world size {info.world_size}", where="environment")
     return info

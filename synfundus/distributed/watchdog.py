@@ -122,15 +122,17 @@ class Watchdog:
             # set anew in each round: it fires only if this thread cannot run
             faulthandler.dump_traceback_later(self._limit_s + 2 * self._poll_s, exit=True, file=_STANDARD_ERROR)
             name = f"rank {self._rank} of {self._world_size}"
-            overdue = self._overdue()
+            now = time.monotonic()
+            overdue = next((one for one in self._current() if now - one.began > one.limit_s), None)
             if overdue is not None:
                 faulthandler.cancel_dump_traceback_later()
                 text = f"no end of {_told(overdue)} after {time.monotonic() - overdue.began:.0f} s"
-                _try(partial(self._set_status, text))
+                _try(partial(self._store.set, _STATUS, json.dumps({"rank": self._rank, "text": text})))
                 self._end(f"{name}: {text}")
             if self._stalled:
                 faulthandler.cancel_dump_traceback_later()
-                self._end(f"{name} is at: {self._doing()}; it ends because {self._stalled}")
+                doing = ", ".join(map(_told, self._current())) or "nothing that is watched"
+                self._end(f"{name} is at: {doing}; it ends because {self._stalled}")
 
     def _listen(self) -> None:
         with contextlib.suppress(RuntimeError):  # the store is gone with its rank: collectives notice that themselves
@@ -141,21 +143,9 @@ class Watchdog:
                     self._stalled = f"rank {found['rank']} reports {found['text']}"
                     return
 
-    def _overdue(self) -> _Activity | None:
-        """Return work that has exceeded its limit."""
-        now = time.monotonic()
-        overdue = [activity for activity in self._current() if now - activity.began > activity.limit_s]
-        return overdue[0] if overdue else None
-
-    def _doing(self) -> str:
-        return ", ".join(map(_told, self._current())) or "nothing that is watched"
-
     def _current(self) -> list[_Activity]:
         with self._lock:
             return list(self._activities.values())
-
-    def _set_status(self, text: str) -> None:
-        self._store.set(_STATUS, json.dumps({"rank": self._rank, "text": text}))
 
     def _end(self, headline: str) -> None:
         """Write the stacks in one piece and exit."""

@@ -132,11 +132,6 @@ def end_process(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _exit_code(returncode: int) -> int:
-    """Turn a return code of subprocess into the code a shell would report."""
-    return 128 - returncode if returncode < 0 else returncode
-
-
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """End the processes that still run: SIGTERM, then SIGKILL after a grace period."""
     for process in processes:
@@ -181,7 +176,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> Outcome:
             returncode = process.poll()
             if rank in codes or returncode is None:
                 continue
-            codes[rank] = code = _exit_code(returncode)
+            codes[rank] = code = 128 - returncode if returncode < 0 else returncode  # as a shell reports it
             # after a signal all ranks save and exit: wait for the others
             if code == Preempted.exit_code and exited_at is None:
                 exited_at = time.monotonic()

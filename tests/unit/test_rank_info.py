@@ -29,16 +29,16 @@ SLURM = {
 
 
 def test_without_variables_the_world_is_one() -> None:
-    assert rank_info({}) == RankInfo(0, 1, 0, 1, 0, "single")
+    assert rank_info({}) == RankInfo(0, 1, 0, 1, "single")
 
 
 def test_torchrun_variables_are_read() -> None:
-    environment = {**TORCHRUN, "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "GROUP_RANK": "1"}
-    assert rank_info(environment) == RankInfo(5, 8, 1, 4, 1, "torchrun")
+    environment = {**TORCHRUN, "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    assert rank_info(environment) == RankInfo(5, 8, 1, 4, "torchrun")
 
 
 def test_srun_variables_are_read() -> None:
-    assert rank_info(SLURM) == RankInfo(5, 8, 1, 4, 1, "slurm")
+    assert rank_info(SLURM) == RankInfo(5, 8, 1, 4, "slurm")
 
 
 @pytest.mark.parametrize(
