@@ -153,14 +153,11 @@ def _speed(run: RunView) -> list[Line]:
         *figure("data_wait_percent", "data {:.1f} %"),
         *figure("checkpoint_stall_percent", "checkpoint {:.1f} %"),
     ]
-    lines = [Line("rate", ", ".join(rate))] if rate else []
     left = row.get("eta_s")
-    if isinstance(left, int | float) and run.images_seen < run.budget_images:
-        lines.append(Line("ETA", format_duration(left)))
-    if waits:
-        lines.append(Line("waits for", ", ".join(waits)))
+    known = isinstance(left, int | float) and run.images_seen < run.budget_images
     memory = figure("peak_memory_gib", "{:.2f} GiB at most on a rank")
-    return [*lines, *([Line("memory", memory[0])] if memory else [])]
+    parts = {"rate": rate, "ETA": [format_duration(left)] if known else [], "waits for": waits, "memory": memory}
+    return [Line(label, ", ".join(texts)) for label, texts in parts.items() if texts]
 
 
 def _saved(run: RunView, now: float) -> Line:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 
@@ -53,19 +54,19 @@ def estimate_remaining_s(*, done: int, start: int, total: int, elapsed_s: float)
     return (total - done) * elapsed_s / (done - start)
 
 
+@dataclass
 class _RichProgress:
     """One bar of a `rich.progress.Progress`."""
 
-    def __init__(self, bars: rich_progress.Progress, task: rich_progress.TaskID) -> None:
-        self._bars = bars
-        self._task = task
-        self._fields: dict[str, str] = {}
+    bars: rich_progress.Progress
+    task: rich_progress.TaskID
+    fields: dict[str, str] = field(default_factory=dict)
 
     def advance(self, amount: int = 1, **fields: str) -> None:
         """Advance and replace the values beside the bar."""
-        self._fields.update(fields)
-        shown = "  ".join(f"{name} {value}" for name, value in self._fields.items())
-        self._bars.update(self._task, advance=amount, shown=shown)
+        self.fields.update(fields)
+        shown = "  ".join(f"{name} {value}" for name, value in self.fields.items())
+        self.bars.update(self.task, advance=amount, shown=shown)
 
 
 class RichConsole:
@@ -115,54 +116,48 @@ class RichConsole:
             yield _RichProgress(bars, bars.add_task(description, total=total, completed=start, unit=unit, shown=""))
 
 
+@dataclass
 class _PlainProgress:
     """Progress as occasional lines of text."""
 
-    def __init__(
-        self,
-        say: Callable[[str], None],
-        clock: Callable[[], float],
-        description: str,
-        *,
-        total: int,
-        unit: str,
-        start: int,
-    ) -> None:
-        self._say = say
-        self._clock = clock
-        self._description = description
-        self._total = total
-        self._unit = unit
-        self._start = self._done = self._said = start
-        self._began = self._said_at = clock()
-        self._fields: dict[str, str] = {}
+    say: Callable[[str], None]
+    clock: Callable[[], float]
+    description: str
+    total: int
+    unit: str
+    start: int
+    fields: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._done = self._said = self.start
+        self._began = self._said_at = self.clock()
 
     def advance(self, amount: int = 1, **fields: str) -> None:
         """Advance; print a line now and then."""
         self._done += amount
-        self._fields.update(fields)
-        waited = self._clock() - self._said_at
-        much = self._done - self._said >= PLAIN_FRACTION * self._total
+        self.fields.update(fields)
+        waited = self.clock() - self._said_at
+        much = self._done - self._said >= PLAIN_FRACTION * self.total
         if waited >= PLAIN_PATIENCE_S or (waited >= PLAIN_INTERVAL_S and much):
             self.say_now()
 
     def say_now(self) -> None:
         """Print a progress line."""
-        now = self._clock()
+        now = self.clock()
         remaining = estimate_remaining_s(
-            done=self._done, start=self._start, total=self._total, elapsed_s=now - self._began
+            done=self._done, start=self.start, total=self.total, elapsed_s=now - self._began
         )
-        percent = 100 * self._done / self._total if self._total else 100.0
-        parts = [f"{self._description}: {self._done}/{self._total} {self._unit} ({percent:.0f} %)"]
-        parts += [f"{name} {value}" for name, value in self._fields.items()]
-        if self._done < self._total and math.isfinite(remaining):
+        percent = 100 * self._done / self.total if self.total else 100.0
+        parts = [f"{self.description}: {self._done}/{self.total} {self.unit} ({percent:.0f} %)"]
+        parts += [f"{name} {value}" for name, value in self.fields.items()]
+        if self._done < self.total and math.isfinite(remaining):
             parts.append(f"ETA {format_duration(remaining)}")
-        self._say(", ".join(parts))
+        self.say(", ".join(parts))
         self._said, self._said_at = self._done, now
 
     def finish(self) -> None:
         """Print a last line, unless it was just printed."""
-        if self._said != self._done or self._done == self._start:
+        if self._said != self._done or self._done == self.start:
             self.say_now()
 
 
@@ -194,7 +189,7 @@ class PlainConsole:
     @contextmanager
     def progress(self, description: str, *, total: int, unit: str, start: int = 0) -> Iterator[Progress]:
         """Print progress lines, few enough for a log file."""
-        progress = _PlainProgress(self.message, self._clock, description, total=total, unit=unit, start=start)
+        progress = _PlainProgress(self.message, self._clock, description, total, unit, start)
         yield progress
         progress.finish()
 
