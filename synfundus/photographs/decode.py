@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import warnings
 import zlib
 from typing import Literal
@@ -34,26 +35,23 @@ FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
 
 ImageFormat = Literal["png", "webp"]
 
-_SIGNATURES: tuple[tuple[bytes, str], ...] = (
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"II+\0", "TIFF"),
-    (b"MM\0+", "TIFF"),
-    (b"BM", "BMP"),
-)
-_UNSUPPORTED_SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
-    (0, b"GIF8", "GIF"),
-    (0, b"%PDF", "PDF"),
-    (0, b"8BPS", "Photoshop"),
-    (0, b"\0\0\0\x0cjP  ", "JPEG 2000"),
-    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
-    (4, b"ftyp", "HEIF or AVIF"),
-    (0, b"%!PS", "PostScript"),
-    (0, b"\0\0\x01\0", "icon"),
-    (0, b"PK\x03\x04", "ZIP"),
-)
+_SIGNATURES = {
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "TIFF": rb"(II[*+]\0|MM\0[*+])",
+    "WEBP": rb"RIFF.{4}WEBP",
+    "BMP": rb"BM",
+    "GIF": rb"GIF8",
+    "PDF": rb"%PDF",
+    "Photoshop": rb"8BPS",
+    "JPEG 2000": rb"(\0\0\0\x0cjP  |\xff\x4f\xff\x51)",
+    "HEIF or AVIF": rb".{4}ftyp",
+    "PostScript": rb"%!PS",
+    "icon": rb"\0\0\x01\0",
+    "ZIP": rb"PK\x03\x04",
+}
+"""Patterns of the first bytes, those of `FORMATS` and of files that are often taken for photographs."""
+
 _ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -124,15 +122,12 @@ def _sniff(data: bytes) -> str:
     """
     if not data:
         raise UndecodableImage(Undecodable.EMPTY_FILE, "the file is empty")
-    for signature, name in _SIGNATURES:
-        if data.startswith(signature):
-            return name
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WEBP"
-    for offset, signature, name in _UNSUPPORTED_SIGNATURES:
-        if data[offset : offset + len(signature)] == signature:
-            raise UndecodableImage(Undecodable.UNSUPPORTED_FORMAT, f"{name} is not one of {', '.join(FORMATS)}, DICOM")
-    raise UndecodableImage(Undecodable.NOT_AN_IMAGE, "the file does not start like a picture")
+    name = next((name for name, pattern in _SIGNATURES.items() if re.match(pattern, data, re.DOTALL)), None)
+    if name is None:
+        raise UndecodableImage(Undecodable.NOT_AN_IMAGE, "the file does not start like a picture")
+    if name not in FORMATS:
+        raise UndecodableImage(Undecodable.UNSUPPORTED_FORMAT, f"{name} is not one of {', '.join(FORMATS)}, DICOM")
+    return name
 
 
 def _is_truncated(data: bytes, file_format: str) -> bool:

@@ -69,7 +69,6 @@ _HEADER_READS = 10_000  # the header of an eye camera needs hundreds; two reads 
 _HEADER_BYTES = 64 * 2**20  # previews and private blocks come before the pixels
 _VALUE_BYTES = 2**20  # the largest palette has 128 KiB
 _FRAGMENT_READS = 100_000
-_PYDICOM_HINT = "pip install 'synfundus[dicom]'"
 
 
 class _BoundedBytes(io.BytesIO):
@@ -133,7 +132,10 @@ def decode_dicom(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
     """
     with _undecodable_errors():
         header = _read_header(data)
-        _check_kind(header)
+        sop_class = str(header.dataset.get("SOPClassUID", ""))
+        if sop_class not in _CLASSES:
+            kind = f"{_registered_name(sop_class)} is not an accepted kind of photograph"
+            raise UndecodableImage(Undecodable.UNSUPPORTED_DICOM_CLASS, kind)
         if header.pixels_at is None:
             raise UndecodableImage(Undecodable.TRUNCATED, "this DICOM file ends before its pixel data")
         rows, columns = header.number("Rows"), header.number("Columns")
@@ -201,9 +203,8 @@ def _read_header(data: bytes) -> _Header:
     try:
         from pydicom.filereader import read_dataset
     except ImportError as error:
-        raise UndecodableImage(
-            Undecodable.DICOM_SUPPORT_MISSING, f"reading DICOM files needs pydicom: {_PYDICOM_HINT}"
-        ) from error
+        message = "reading DICOM files needs pydicom: pip install 'synfundus[dicom]'"
+        raise UndecodableImage(Undecodable.DICOM_SUPPORT_MISSING, message) from error
     # Its messages quote values, which may be names.
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
     if data[128:132] != b"DICM":
@@ -251,14 +252,6 @@ def _registered_name(uid: str) -> str:
 
     name = UID(uid).name
     return "an unregistered UID" if name == uid else str(name)
-
-
-def _check_kind(header: _Header) -> None:
-    sop_class = str(header.dataset.get("SOPClassUID", ""))
-    if sop_class not in _CLASSES:
-        raise UndecodableImage(
-            Undecodable.UNSUPPORTED_DICOM_CLASS, f"{_registered_name(sop_class)} is not an accepted kind of photograph"
-        )
 
 
 def _check_pixel_layout(header: _Header) -> str:

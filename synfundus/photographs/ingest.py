@@ -160,9 +160,8 @@ def plan_samples(photographs: Iterable[Photograph], secret: bytes) -> list[Plann
         photographs: In table order.
         secret: Secret for `sample_key`.
     """
-    shared: dict[
-        tuple[tuple[str, int | None], ...], Mapping[str, int | None]
-    ] = {}  # saves memory: millions of rows, few label patterns
+    # saves memory: millions of rows, few label patterns
+    shared: dict[tuple[tuple[str, int | None], ...], Mapping[str, int | None]] = {}
     return [
         PlannedSample(
             sample_key(secret, one.source),

@@ -121,15 +121,16 @@ def read_label_table(data: bytes, schema: LabelSchema, mapping: TableMapping | N
     table = read_records(data, where=where)
     mapping = mapping or default_mapping(table.header, schema, where=where)
     columns = _column_numbers(table.header, mapping, where)
-    rows: list[TableRow] = []
-    rejected: list[RejectedRow] = []
-    for record in table.records:
-        parsed = rejected_record(record) or _parse_row(record.line, record.cells, columns, mapping, schema)
-        if isinstance(parsed, TableRow):
-            rows.append(parsed)
-        else:
-            rejected.append(parsed)
-    return LabelTable(tuple(rows), tuple(rejected), mapping, _warnings(mapping, rows))
+    parsed = [
+        rejected_record(record) or _parse_row(record.line, record.cells, columns, mapping, schema)
+        for record in table.records
+    ]
+    rows = tuple(one for one in parsed if isinstance(one, TableRow))
+    rejected = tuple(one for one in parsed if isinstance(one, RejectedRow))
+    warnings = patient_warnings("the table has no patient column", mapping, rows)
+    if not mapping.labels:
+        warnings.append("no column contains a label: all labels will be unknown")
+    return LabelTable(rows, rejected, mapping, tuple(warnings))
 
 
 def rejected_record(record: TableRecord) -> RejectedRow | None:
@@ -263,18 +264,12 @@ def _parse_row(
     return TableRow(line, file, patient, labels)
 
 
-def _warnings(mapping: TableMapping, rows: Sequence[TableRow]) -> tuple[str, ...]:
-    """Return warnings about missing columns and patients."""
-    warnings = []
+def patient_warnings(no_patients: str, mapping: TableMapping, rows: Sequence[TableRow]) -> list[str]:
+    """Return warnings about missing patients; ``no_patients`` says that the table gives none."""
     if mapping.patient_column is None:
-        warnings.append(
-            "the table has no patient column: every photograph counts as its own patient, so two photographs "
-            "of one patient may be in different splits"
-        )
-    else:
-        without = sum(not row.patient for row in rows)
-        if without:
-            warnings.append(f"{without} rows have no patient: each counts as its own patient")
-    if not mapping.labels:
-        warnings.append("no column contains a label: all labels will be unknown")
-    return tuple(warnings)
+        return [
+            f"{no_patients}: every photograph counts as its own patient, so two photographs of one patient may be in "
+            "different splits"
+        ]
+    without = sum(not row.patient for row in rows)
+    return [f"{without} rows have no patient: each counts as its own patient"] if without else []

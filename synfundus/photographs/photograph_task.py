@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from synfundus.errors import CorruptShard, StorageError
 from synfundus.photographs.burned_text import BurnedTextError
@@ -144,8 +144,7 @@ def with_eye_side(sample: PlannedSample, data: bytes) -> PlannedSample:
     """Return a sample with the eye side of its DICOM file if the table does not have it."""
     if sample.labels.get(EYE_SIDE, 0) is not None or data[128:132] != b"DICM":
         return sample
-    labels = {**sample.labels, EYE_SIDE: dicom_eye_side(data)}
-    return PlannedSample(sample.key, sample.source, sample.patient, labels, sample.size_bytes)
+    return replace(sample, labels={**sample.labels, EYE_SIDE: dicom_eye_side(data)})
 
 
 def reject_of_lost(lost: Lost[PhotographTask]) -> Unusable:

@@ -70,11 +70,9 @@ def prepare_pixels(data: bytes, *, image_size_px: int, max_pixels: int, burned_t
     if burned_text == "off":
         return PreparedPixels(pixels)
     region = find_burned_text(photograph, circle, size_px=max(image_size_px, WORKING_SIZE_PX))
-    if region is None:
-        return PreparedPixels(pixels)
-    if burned_text == "quarantine":
+    if region is not None and burned_text == "quarantine":
         raise BurnedTextError(region)
-    return PreparedPixels(pixels, (TEXT_FLAG,))
+    return PreparedPixels(pixels, () if region is None else (TEXT_FLAG,))
 
 
 def sample_document(labels: Mapping[str, int | None], *, collection: str, image_size_px: int, image: bytes) -> bytes:

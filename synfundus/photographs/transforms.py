@@ -62,10 +62,9 @@ def crop_to_field_of_view(pixels: NDArray[np.uint8], circle: Circle, image_size_
     visible &= _within(canvas.shape[0], factor, circle.top_px - y0, circle.bottom_px - y0)[:, None]
     _blacken(canvas, visible)
     image = Image.fromarray(canvas)
-    box = (center_x - radius, center_y - radius, center_x + radius, center_y + radius)
-    resized = image.resize(
-        (image_size_px, image_size_px), Image.Resampling.LANCZOS, box=_clamped(box, image.width, image.height)
-    )
+    # Clamped: after averaging by an integer factor it can be a fraction of a pixel outside.
+    box = np.clip([center_x - radius, center_y - radius, center_x + radius, center_y + radius], 0, [*image.size] * 2)
+    resized = image.resize((image_size_px, image_size_px), Image.Resampling.LANCZOS, box=tuple(box.tolist()))
     mask = fundus_mask(circle, frame_height_px=height, frame_width_px=width, image_size_px=image_size_px)
     return np.asarray(np.asarray(resized) * mask[..., None], dtype=np.uint8)
 
@@ -115,8 +114,3 @@ def _disc(height: int, width: int, center_x: float, center_y: float, radius: flo
     dx = (np.arange(width, dtype=np.float32) + 0.5 - np.float32(center_x)) ** 2
     dy = (np.arange(height, dtype=np.float32) + 0.5 - np.float32(center_y)) ** 2
     return np.asarray(dx[None, :] + dy[:, None] < np.float32(max(radius, 0.0) ** 2))
-
-
-def _clamped(box: tuple[float, float, float, float], width: int, height: int) -> tuple[float, float, float, float]:
-    """Clamp a box to an image: after averaging by an integer factor it can be a fraction of a pixel outside."""
-    return max(box[0], 0.0), max(box[1], 0.0), min(box[2], float(width)), min(box[3], float(height))

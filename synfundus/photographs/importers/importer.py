@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from synfundus.errors import DataError
-from synfundus.labels.schema import LabelSchema
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema
 from synfundus.photographs.importers.file_names import FileIndex, picture_suffix
 from synfundus.photographs.label_mapping import TableMapping, canonical_cell
 from synfundus.photographs.label_table import (
@@ -20,6 +20,7 @@ from synfundus.photographs.label_table import (
     TableRecord,
     TableRecords,
     TableRow,
+    patient_warnings,
     read_records,
     rejected_record,
 )
@@ -175,21 +176,19 @@ def read_photographs(
             raise DataError(f"column {column!r} occurs {table.header.count(column)} times", where=where)
     positions = {name: table.header.index(located[name]) if name in located else None for name in importer.columns}
     reader = _RowReader(importer, schema, FileIndex(files))
-    rows: list[TableRow] = []
-    rejected: list[RejectedRow] = []
+    parsed: list[TableRow | RejectedRow] = []
     for record in table.records:
         reject = rejected_record(record)
         if reject is not None:
-            rejected.append(reject)
+            parsed.append(reject)
             continue
-        for cells in importer.photographs(_cells(record, positions)):
-            parsed = reader.read(record.line, cells)
-            if isinstance(parsed, TableRow):
-                rows.append(parsed)
-            else:
-                rejected.append(parsed)
+        parsed += [reader.read(record.line, cells) for cells in importer.photographs(_cells(record, positions))]
+    rows = tuple(one for one in parsed if isinstance(one, TableRow))
+    rejected = tuple(one for one in parsed if isinstance(one, RejectedRow))
     mapping = TableMapping(importer.file, importer.patient, source=importer.collection)
-    return LabelTable(tuple(rows), tuple(rejected), mapping, _warnings(importer, table.header, schema, rows))
+    warnings = _warnings(importer, table.header, schema)
+    warnings += patient_warnings(f"{importer.collection} does not identify patients", mapping, rows)
+    return LabelTable(rows, rejected, mapping, tuple(warnings))
 
 
 def _cells(record: TableRecord, positions: Mapping[str, int | None]) -> Cells:
@@ -224,13 +223,9 @@ class _RowReader:
         labels = dict(self._unknown)
         for name, columns, num_values in self._labels:
             try:
-                value = _value(columns, cells)
+                labels[name] = _value(columns, cells, num_values)
             except _OutsideCoding as error:
                 return RejectedRow(line, file, patient, "unknown_label_value", f"{name}: {error}")
-            if value is not None and value >= num_values:
-                detail = f"{name}: {value} is not one of 0..{num_values - 1}"
-                return RejectedRow(line, file, patient, "unknown_label_value", detail)
-            labels[name] = value
         for doubt in importer.doubts:
             if canonical_cell(cells[doubt.column]) in doubt.cells:
                 for name in doubt.labels:
@@ -240,14 +235,14 @@ class _RowReader:
 
 
 class _OutsideCoding(Exception):
-    """A cell that the set does not define."""
+    """A cell that the set or the label schema does not define."""
 
 
-def _value(columns: Sequence[Column], cells: Cells) -> int | None:
-    """Return the value of a label from its columns.
+def _value(columns: Sequence[Column], cells: Cells, num_values: int) -> int | None:
+    """Return the value of a label, which has ``num_values``, from its columns.
 
     Raises:
-        _OutsideCoding: A cell that is neither empty nor defined by the set.
+        _OutsideCoding: A cell that is neither empty nor defined by the set, or a value that the label does not have.
     """
     values: list[int | None] = []
     for column in columns:
@@ -258,29 +253,20 @@ def _value(columns: Sequence[Column], cells: Cells) -> int | None:
             raise _OutsideCoding(f"column {column.name} = {text!r}")
         values.append(column.values[text] if text else None)
     known = [value for value in values if value is not None]
-    if any(known) or len(known) == len(values):
-        return max(known)
-    return None
+    value = max(known) if any(known) or len(known) == len(values) else None
+    if value is not None and value >= num_values:
+        raise _OutsideCoding(f"{value} is not one of 0..{num_values - 1}")
+    return value
 
 
-def _warnings(
-    importer: Importer, header: Sequence[str], schema: LabelSchema, rows: Sequence[TableRow]
-) -> tuple[str, ...]:
+def _warnings(importer: Importer, header: Sequence[str], schema: LabelSchema) -> list[str]:
     warnings = [text for columns, text in importer.notes if not columns or set(columns) & set(header)]
     left_out = [name for name in (*importer.labels, *importer.constants) if name not in schema.names]
     if left_out:
         warnings.append(
             f"{importer.collection} has {', '.join(left_out)}, which the label schema does not have: left out"
         )
-    without = sum(not row.patient for row in rows)
-    if importer.patient is None:
-        warnings.append(
-            f"{importer.collection} does not identify patients: every photograph counts as its own patient, so two "
-            "photographs of one patient may be in different splits"
-        )
-    elif without:
-        warnings.append(f"{without} rows have no patient: each counts as its own patient")
-    return tuple(warnings)
+    return warnings
 
 
 GRADE: Mapping[str, int | None] = {"0": 0, "1": 1, "2": 2, "3": 3, "4": 4}
@@ -298,19 +284,7 @@ SIDE: Mapping[str, int | None] = {
 }
 """Names of the eye sides."""
 
-DISEASES = (
-    "dr_grade",
-    "is_amd",
-    "is_aon",
-    "is_crp",
-    "is_dm",
-    "is_dme",
-    "is_em",
-    "is_gc",
-    "is_htr",
-    "is_pm",
-    "is_rvo",
-)
+DISEASES = DEFAULT_LABEL_SCHEMA.names[:11]  # those of readability and the eye side follow
 """Labels that are 0 if readers called the whole fundus normal."""
 
 
