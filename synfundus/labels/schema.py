@@ -216,6 +216,11 @@ _UNREADABLE = {
 }
 _SIDES = {0: "right", 1: "left"}
 
+DISEASES = ("dr_grade", *_FINDINGS)
+"""Labels that are 0 in a healthy eye."""
+READABLE = tuple(_UNREADABLE)
+"""Labels that are 0 where a photograph cannot be judged."""
+
 
 def label_caption(labels: Mapping[str, int | None]) -> str:
     """Describe a label row: the side, the grade, findings that are present, parts that are unreadable.

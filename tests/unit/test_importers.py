@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, DISEASES
 from synfundus.photographs.importers import IMPORTERS, read_with_importer
-from synfundus.photographs.importers.importer import DISEASES
 from synfundus.photographs.importers.odir import eye_labels, keywords
 from synfundus.photographs.label_table import LabelTable
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from synfundus.labels.schema import DISEASES, READABLE
 from synfundus.photographs.importers.importer import (
-    DISEASES,
     FINDING,
     GRADE,
     ONLY_ABSENCE,
@@ -145,8 +145,6 @@ def _synfundus_photographs(cells: Cells) -> Sequence[Cells]:
     return ({**cells, "image": cells["idx"]},)
 
 
-_SYNFUNDUS_READABLE = ("is_fundus", "is_optic_disc_readable", "is_macular_readable", "is_retinal_region_readable")
-
 SYNFUNDUS_1M = Importer(
     collection="SynFundus-1M",
     file="image",
@@ -154,10 +152,10 @@ SYNFUNDUS_1M = Importer(
     aliases={"idx": ("file_name",)},
     labels={
         "dr_grade": (Column("dr_grade", GRADE),),
-        **{name: (Column(name, FINDING),) for name in (*DISEASES[1:], *_SYNFUNDUS_READABLE, "eye_side")},
+        **{name: (Column(name, FINDING),) for name in (*DISEASES[1:], *READABLE, "eye_side")},
     },
     required=("idx",),
-    optional=frozenset({*_SYNFUNDUS_READABLE, "eye_side"}),
+    optional=frozenset({*READABLE, "eye_side"}),
     derived=frozenset({"image"}),
     photographs=_synfundus_photographs,
 )

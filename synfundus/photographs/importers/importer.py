@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from synfundus.errors import DataError
-from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema
+from synfundus.labels.schema import LabelSchema
 from synfundus.photographs.importers.file_names import FileIndex, picture_suffix
 from synfundus.photographs.label_mapping import TableMapping, canonical_cell
 from synfundus.photographs.label_table import (
@@ -283,9 +283,6 @@ SIDE: Mapping[str, int | None] = {
     **dict.fromkeys(("left", "Left", "LEFT", "L", "l", "OS"), 1),
 }
 """Names of the eye sides."""
-
-DISEASES = DEFAULT_LABEL_SCHEMA.names[:11]  # those of readability and the eye side follow
-"""Labels that are 0 if readers called the whole fundus normal."""
 
 
 def words(values: Mapping[str, int | None]) -> Mapping[str, int | None]:

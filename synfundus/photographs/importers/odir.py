@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from synfundus.photographs.importers.importer import DISEASES, FINDING, GRADE, SIDE, Cells, Column, Importer
+from synfundus.labels.schema import DISEASES
+from synfundus.photographs.importers.importer import FINDING, GRADE, SIDE, Cells, Column, Importer
 from synfundus.photographs.label_mapping import canonical_cell
 
 _SEPARATORS = re.compile("[，,;；、]")

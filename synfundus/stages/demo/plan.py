@@ -14,7 +14,7 @@ from synfundus.config.generation import DemoConfig
 from synfundus.config.schema import RunConfig
 from synfundus.config.training import LoopConfig
 from synfundus.labels.plan import LabelRow
-from synfundus.labels.schema import LabelSchema
+from synfundus.labels.schema import DISEASES, READABLE, LabelSchema
 from synfundus.seeding import keyed_generator
 from synfundus.storage import filesystem
 
@@ -28,9 +28,7 @@ IMAGES_PER_CONDITION = 5
 _MIN_PHANTOMS = 96
 _MIN_GENERATED = 16
 
-_READABLE = ("is_fundus", "is_optic_disc_readable", "is_macular_readable", "is_retinal_region_readable")
-_DISEASES = ("dr_grade", *(f"is_{name}" for name in ("amd", "aon", "crp", "dm", "dme", "em", "gc", "htr", "pm", "rvo")))
-_HEALTHY = {**dict.fromkeys(_DISEASES, 0), **dict.fromkeys(_READABLE, 1)}
+_HEALTHY = {**dict.fromkeys(DISEASES, 0), **dict.fromkeys(READABLE, 1)}
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ _CONDITIONS = (
     _finding("epiretinal membrane", is_em=1),
     _finding("choroidal retinal pathology", is_crp=1),
     _finding("anomaly of the optic nerve", is_aon=1),
-    Condition("unreadable photograph", {"is_fundus": 0}, dict.fromkeys(_READABLE, 0)),
+    Condition("unreadable photograph", {"is_fundus": 0}, dict.fromkeys(READABLE, 0)),
 )
 
 
@@ -245,8 +243,8 @@ def matching_rows(defining: Mapping[str, int], states: NDArray[np.int64], schema
     fits = np.ones(len(states), dtype=bool)
     for name, value in defining.items():
         fits &= states[:, columns[name]] == value + 1
-    others = [columns[name] for name in _DISEASES if name in columns and name not in defining]
-    unread = [columns[name] for name in _READABLE if name in columns and name not in defining]
+    others = [columns[name] for name in DISEASES if name in columns and name not in defining]
+    unread = [columns[name] for name in READABLE if name in columns and name not in defining]
     excess = (states[:, others] > 1).sum(axis=1) + (states[:, unread] == 1).sum(axis=1)
     found = np.flatnonzero(fits)
     return np.asarray(found[np.argsort(excess[found], kind="stable")], dtype=np.int64)
