@@ -154,9 +154,9 @@ def _speed(run: RunView) -> list[Line]:
         *figure("checkpoint_stall_percent", "checkpoint {:.1f} %"),
     ]
     left = row.get("eta_s")
-    known = isinstance(left, int | float) and run.images_seen < run.budget_images
+    eta = [format_duration(left)] if isinstance(left, int | float) and run.images_seen < run.budget_images else []
     memory = figure("peak_memory_gib", "{:.2f} GiB at most on a rank")
-    parts = {"rate": rate, "ETA": [format_duration(left)] if known else [], "waits for": waits, "memory": memory}
+    parts = {"rate": rate, "ETA": eta, "waits for": waits, "memory": memory}
     return [Line(label, ", ".join(texts)) for label, texts in parts.items() if texts]
 
 
