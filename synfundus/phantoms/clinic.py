@@ -10,10 +10,10 @@ import itertools
 from dataclasses import dataclass
 from statistics import NormalDist
 
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, READABLE
 from synfundus.seeding import keyed_generator
 
 GRADED_LABEL = "dr_grade"
-READABILITY_LABELS = ("is_fundus", "is_optic_disc_readable", "is_macular_readable", "is_retinal_region_readable")
 SIDE_LABEL = "eye_side"
 
 PATIENTS_PER_BLOCK = 3
@@ -51,8 +51,7 @@ _LOADINGS = {
     "is_pm": (0.15, 0.6, 0.0),
     "is_rvo": (0.35, 0.0, 0.35),
 }
-DISEASE_LABELS = tuple(_LOADINGS)[1:]
-LABEL_NAMES = (*_LOADINGS, *READABILITY_LABELS, SIDE_LABEL)
+LABEL_NAMES = DEFAULT_LABEL_SCHEMA.names
 """The fifteen annotations of SynFundus-1M plus the side of the eye (0 right, 1 left)."""
 
 _BOTH_EYES = 0.6
@@ -125,9 +124,9 @@ def true_labels_of(seed: int, exam: Exam) -> dict[str, int]:
     labels[GRADED_LABEL] = grade
     labels["is_dme"] = int(grade >= 2 and liability["is_dme"] > 1 - _DME_GIVEN_DR)
     labels[SIDE_LABEL] = exam.eye_side
-    draws = keyed_generator(seed, "phantom.readability", index=exam.index).random(len(READABILITY_LABELS))
+    draws = keyed_generator(seed, "phantom.readability", index=exam.index).random(len(READABLE))
     labels["is_fundus"] = int(draws[0] >= _NOT_FUNDUS_RATE)
-    for name, draw in zip(READABILITY_LABELS[1:], draws[1:], strict=True):
+    for name, draw in zip(READABLE[1:], draws[1:], strict=True):
         labels[name] = int(labels["is_fundus"] and draw >= _REGION_UNREADABLE_RATE)
     return {name: labels[name] for name in LABEL_NAMES}
 
@@ -139,7 +138,7 @@ def recorded_labels_of(seed: int, exam: Exam, true_labels: dict[str, int]) -> di
     the eye are recorded.
     """
     draws = keyed_generator(seed, "phantom.unknown", index=exam.index).random(len(LABEL_NAMES))
-    shown = LABEL_NAMES if true_labels["is_fundus"] else READABILITY_LABELS
+    shown = LABEL_NAMES if true_labels["is_fundus"] else READABLE
     return {
         name: true_labels[name] if name in shown and draw >= UNKNOWN_RATE else None
         for name, draw in zip(LABEL_NAMES, draws, strict=True)

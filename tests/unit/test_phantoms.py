@@ -9,10 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from synfundus.errors import ConfigError
+from synfundus.labels.schema import DISEASES, READABLE
 from synfundus.phantoms.camera import Camera, camera_of
 from synfundus.phantoms.clinic import (
-    DISEASE_LABELS,
-    READABILITY_LABELS,
     Exam,
     exam_of,
     recorded_labels_of,
@@ -25,7 +24,7 @@ from synfundus.phantoms.vessels import vessel_tree
 SEED = 11
 SIZE = 128
 WITH_TEXT = 2  # a photograph with a name in its margin
-HEALTHY = {name: int(name in READABILITY_LABELS) for name in LABEL_NAMES}
+HEALTHY = {name: int(name in READABLE) for name in LABEL_NAMES}
 Pixels = NDArray[np.uint8]
 
 
@@ -139,7 +138,7 @@ def test_diseases_never_get_better_and_readability_comes_and_goes() -> None:
         exam = exam_of(SEED, index)
         history[exam.patient, exam.eye_side].append(true_labels_of(SEED, exam))
     steps = [(a, b) for visits in history.values() for a, b in pairwise(visits)]
-    for name in ("dr_grade", *DISEASE_LABELS):
+    for name in DISEASES:
         assert all(after[name] >= before[name] for before, after in steps), name
     assert any(after["dr_grade"] > before["dr_grade"] for before, after in steps)
     assert any(after["is_fundus"] > before["is_fundus"] for before, after in steps)
@@ -159,9 +158,9 @@ def test_grades_and_diseases_are_as_frequent_as_intended() -> None:
     grades = np.bincount(rows[:, 0], minlength=5) / len(rows)
     np.testing.assert_allclose(grades, [0.56, 0.11, 0.15, 0.09, 0.09], atol=0.03)
     share = dict(zip(LABEL_NAMES, rows.mean(axis=0), strict=True))
-    for name in DISEASE_LABELS:
+    for name in DISEASES[1:]:
         assert 0.035 < share[name] < 0.17, name
-    for name in READABILITY_LABELS:
+    for name in READABLE:
         assert 0.04 < 1 - share[name] < 0.105, name
     assert share["eye_side"] == pytest.approx(0.5)
 

@@ -143,14 +143,14 @@ def write_checkpoint(
         if problem:
             raise StorageError(f"the files differ from what was written: {problem}", where=final)
 
-    listing = {name: entry for own in _do(write, folder, world, clear=True) for name, entry in own.items()}
+    listing = {name: entry for own in _all_or_raise(write, folder, world, clear=True) for name, entry in own.items()}
     # under its final name it may already be committed: then it stays
-    _do(lambda: _commit(root, folder, final, listing), folder, world, only_rank_0=True, clear=folder != final)
+    _all_or_raise(lambda: _commit(root, folder, final, listing), folder, world, only_rank_0=True, clear=folder != final)
     # older checkpoints are removed only once the new one is known to be intact
     advice = "check the disk; earlier checkpoints are untouched and a damaged one is skipped:"
-    _do(read_back, final, world, clear=False, advice=advice)
+    _all_or_raise(read_back, final, world, clear=False, advice=advice)
     uncounted = set(damaged) - {checkpoint_name(copy.images_seen)}
-    _do(lambda: _retain(root, keep, uncounted), final, world, only_rank_0=True, clear=False)
+    _all_or_raise(lambda: _retain(root, keep, uncounted), final, world, only_rank_0=True, clear=False)
     return final
 
 
@@ -160,7 +160,7 @@ def _drop(folder: str) -> None:
     filesystem.remove(folder, recursive=True)
 
 
-def _do(
+def _all_or_raise(
     work: Callable[[], T],
     folder: str,
     world: World,
