@@ -15,8 +15,7 @@ import os
 import resource
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -64,6 +63,8 @@ class LocalBytes:
         open_stream: Reopens it; None opens the path.
     """
 
+    is_local = True
+
     def __init__(
         self,
         path: Path,
@@ -74,11 +75,6 @@ class LocalBytes:
     ) -> None:
         self._url = url
         self._file = OpenFile(open_stream or (lambda: path.open("rb", buffering=0)), stream)
-
-    @property
-    def is_local(self) -> bool:
-        """True."""
-        return True
 
     def _attempts(self, attempt: Callable[[int], str]) -> None:
         """Try twice, the second time with the file reopened: a handle can go stale on a shared file system."""
@@ -132,13 +128,10 @@ class LocalBytes:
 class RemoteBytes:
     """Bytes of an object, one request per range."""
 
+    is_local = False
+
     def __init__(self, url: str) -> None:
         self._url = url
-
-    @property
-    def is_local(self) -> bool:
-        """False."""
-        return False
 
     def read(self, start: int, size: int, check: Callable[[bytes], str]) -> bytes:
         """Return a range that passes the check."""
@@ -146,7 +139,6 @@ class RemoteBytes:
 
     def read_into(self, start: int, buffers: Sequence[memoryview], check: Callable[[], str]) -> None:
         """Fill buffers with bytes that pass the check."""
-        size = sum(len(buffer) for buffer in buffers)
 
         def unpack(data: bytes) -> str:
             at = 0
@@ -155,7 +147,7 @@ class RemoteBytes:
                 at += len(buffer)
             return check()
 
-        self.read(start, size, unpack)
+        self.read(start, sum(map(len, buffers)), unpack)
 
     def close(self) -> None:
         """Nothing to close."""
@@ -264,15 +256,6 @@ class OpenFile:
             handle.readers -= 1
             if handle.is_retired and not handle.readers:
                 handle.stream.close()
-
-    @contextmanager
-    def descriptor(self) -> Iterator[int]:
-        """Provide a descriptor that is valid within the block; `acquire` and `release` are faster."""
-        handle = self.acquire()
-        try:
-            yield handle.descriptor
-        finally:
-            self.release(handle)
 
     def _opened(self) -> IO[bytes]:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -159,11 +160,11 @@ def list_files(url: str) -> dict[str, int]:
         entries = filesystem.find(path, detail=True) if filesystem.isdir(path) else {}
         found = ((name.removeprefix(f"{root}/"), int(entry["size"])) for name, entry in entries.items())
     with storage_errors("list", url):
-        return {name: size for name, size in sorted(found) if not _is_hidden(name)}
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") and part.strip(".") for part in name.split("/"))
+        return {
+            name: size
+            for name, size in sorted(found)
+            if not any(part.startswith(".") and part.strip(".") for part in name.split("/"))
+        }
 
 
 def make_dir(url: str) -> None:
@@ -177,10 +178,12 @@ def make_dir(url: str) -> None:
 
 def read_bytes(url: str) -> bytes:
     """Read a whole file; an object of a store is checked as in `fetch`."""
+    if _on_s3(url):
+        content = io.BytesIO()
+        fetch(url, content)
+        return content.getvalue()
+    filesystem, path = _resolve(url)
     with storage_errors("read", url):
-        if _on_s3(url):
-            return object_store.read_whole(url)
-        filesystem, path = _resolve(url)
         return bytes(filesystem.cat_file(path))
 
 
@@ -293,21 +296,19 @@ def atomic_write(url: str) -> Iterator[IO[bytes]]:
     Raises:
         StorageError: The disk or the store failed; nothing is left under the final name.
     """
-    if _on_s3(url):
-        with storage_errors("write", url), _spool() as stream:
+    with storage_errors("write", url):
+        if is_local(url):
+            with write_in_place(local_path(url).absolute()) as stream:
+                yield stream
+            return
+        with _spool() as stream:
             yield stream
-            object_upload.put(url, stream)
-        return
-    if not is_local(url):
-        filesystem, path = _resolve(url)
-        with storage_errors("write", url), _spool() as stream:
-            yield stream
+            if _on_s3(url):
+                object_upload.put(url, stream)
+                return
+            filesystem, path = _resolve(url)
             stream.seek(0)
             filesystem.pipe_file(path, stream.read())
-        return
-    target = local_path(url).absolute()
-    with storage_errors("write", url), write_in_place(target) as stream:
-        yield stream
 
 
 def write_bytes(url: str, data: bytes) -> None:
@@ -384,9 +385,5 @@ def _copy_files(names: list[str], last: Sequence[str], copy: Callable[[str], str
         raise StorageError(f"not in the folder: {', '.join(missing)}", where=where)
     first = [name for name in names if name not in last]
     with ThreadPoolExecutor(_TRANSFERS_AT_ONCE) as pool:
-        try:
-            copied = dict(zip(first, pool.map(copy, first), strict=True))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        copied = dict(zip(first, pool.map(copy, first), strict=True))  # an error cancels what has not started
     return {**copied, **{name: copy(name) for name in last}}

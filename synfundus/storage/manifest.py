@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from synfundus.errors import DataError, StorageError
@@ -126,19 +126,7 @@ def save_shard_set(shard_set: ShardSet) -> ShardSet:
     }
     url = filesystem.join(shard_set.url, MANIFEST_NAME)
     data = documents.write_document(url, document, format_name=FORMAT_NAME, version=FORMAT_VERSION)
-    return _with_identity(shard_set, data)
-
-
-def _with_identity(shard_set: ShardSet, data: bytes) -> ShardSet:
-    return ShardSet(
-        url=shard_set.url,
-        kind=shard_set.kind,
-        label_schema=shard_set.label_schema,
-        shards=shard_set.shards,
-        rejects=shard_set.rejects,
-        properties=shard_set.properties,
-        identity=hashlib.sha256(data).hexdigest(),
-    )
+    return replace(shard_set, identity=hashlib.sha256(data).hexdigest())
 
 
 def load_shard_set(url: str, *, kind: SetKind) -> ShardSet:
@@ -167,6 +155,7 @@ def load_shard_set(url: str, *, kind: SetKind) -> ShardSet:
             shards=tuple(ShardEntry(**entry) for entry in document["shards"]),
             rejects=document["rejects"],
             properties=document["properties"],
+            identity=hashlib.sha256(data).hexdigest(),
         )
         if not isinstance(shard_set.rejects, dict) or not isinstance(shard_set.properties, dict):
             raise TypeError("rejects and properties are mappings")
@@ -181,4 +170,4 @@ def load_shard_set(url: str, *, kind: SetKind) -> ShardSet:
             or entry.num_samples > MAX_SHARD_SAMPLES
         ):
             raise DataError(f"the manifest lists an invalid shard: {entry.name!r}", where=manifest_url)
-    return _with_identity(shard_set, data)
+    return shard_set

@@ -8,7 +8,6 @@ any sample directly and verifies it.
 from __future__ import annotations
 
 import hashlib
-import io
 import tarfile
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -100,11 +99,6 @@ class TarShardWriter:
         self._keys.append(key)
         self._rows.append(row)
 
-    @property
-    def num_samples(self) -> int:
-        """Number of samples written so far."""
-        return len(self._keys)
-
     def finish(self, states: NDArray[np.int16] | None = None) -> tuple[ShardIndex, str, int]:
         """Write the end of the archive; return (index, sha256 of the tar, size of the tar).
 
@@ -162,12 +156,11 @@ def _read_index(url: str, sha256: str | None) -> ShardIndex:
     elif filesystem.is_local(url):
         data = _read_again_if_wrong(url, sha256)
     else:
-        stream = io.BytesIO()
         try:
-            filesystem.fetch(url, stream, sha256=sha256)
+            with filesystem.open_read(url, sha256=sha256) as stream:
+                data = stream.read()
         except CorruptShard as error:
             raise CorruptShard(error.message, where=error.where, reason="index") from error
-        data = stream.getvalue()
     return ShardIndex.from_bytes(data, where=url)
 
 

@@ -73,7 +73,7 @@ def copies(cache: ObjectCache) -> list[Path]:
 
 def read(cache: ObjectCache, url: str, digest: str) -> bytes:
     with cache.open(url, sha256=digest, size=SIZE) as found:
-        return found.stream.read()
+        return found.read()
 
 
 def test_a_file_is_downloaded_once(cache: ObjectCache, shelf: Shelf) -> None:
@@ -81,7 +81,7 @@ def test_a_file_is_downloaded_once(cache: ObjectCache, shelf: Shelf) -> None:
     for _ in range(3):
         assert read(cache, url, digest) == content(1)
     with cache.open(url, sha256=digest) as found:
-        assert found.path.read_bytes() == content(1)
+        assert Path(found.name).read_bytes() == content(1)
     assert shelf.downloads == 1
 
 
@@ -175,8 +175,8 @@ def test_a_copy_that_is_read_is_not_removed(cache: ObjectCache, shelf: Shelf) ->
     held = [cache.open(url, sha256=digest, size=SIZE) for url, digest in map(shelf.put, range(3))]
     for number in range(3, 20):
         read(cache, *shelf.put(number))
-    assert all(found.path.exists() for found in held)
-    assert [found.stream.read() for found in held] == [content(number) for number in range(3)]
+    assert all(Path(found.name).exists() for found in held)
+    assert [found.read() for found in held] == [content(number) for number in range(3)]
     for found in held:
         found.close()
 
@@ -276,7 +276,7 @@ for _ in range(int(num_reads)):
         except CacheFull:
             time.sleep(0.01)
     with found:
-        wrong += found.stream.read() != data
+        wrong += found.read() != data
 print("wrong", wrong, flush=True)
 sys.exit(wrong != 0)
 """

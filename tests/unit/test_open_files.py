@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -38,8 +39,17 @@ def files(folder: Path, count: int) -> list[OpenFile]:
     return made
 
 
+@contextmanager
+def descriptor_of(file: OpenFile) -> Iterator[int]:
+    handle = file.acquire()
+    try:
+        yield handle.descriptor
+    finally:
+        file.release(handle)
+
+
 def first_byte(file: OpenFile) -> int:
-    with file.descriptor() as descriptor:
+    with descriptor_of(file) as descriptor:
         return os.pread(descriptor, 1, 0)[0]
 
 
@@ -53,7 +63,7 @@ def test_those_read_longest_ago_are_closed_and_opened_again(pool: byte_source._P
 
 def test_a_file_that_is_read_is_closed_only_afterwards(pool: byte_source._Pool, tmp_path: Path) -> None:
     made = files(tmp_path, 6)
-    with made[0].descriptor() as descriptor:
+    with descriptor_of(made[0]) as descriptor:
         assert [first_byte(file) for file in made[1:]] == [1, 2, 3, 4, 5]
         assert made[0] in pool.open, "it has a reader"
         made[0].close()

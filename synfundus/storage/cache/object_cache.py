@@ -22,8 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self
+from typing import IO
 
 from synfundus.errors import StorageError
 from synfundus.storage import filesystem
@@ -55,31 +54,6 @@ class _Entry:
         return hashlib.sha256(f"{self.sha256}\n{self.url}".encode()).hexdigest()
 
 
-class CachedFile:
-    """An open copy; it is not removed while it is open.
-
-    Attributes:
-        path: Its path, for memory maps and ``pread``. Do not write to it.
-        stream: Open for reading.
-    """
-
-    def __init__(self, path: Path, stream: IO[bytes]) -> None:
-        self.path = path
-        self.stream = stream
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the copy; it may be removed afterwards."""
-        self.stream.close()  # releases the shared lock
-
-
 class ObjectCache:
     """Copies of remote files in a local folder.
 
@@ -94,6 +68,7 @@ class ObjectCache:
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder = folder.absolute()
+        self._objects, self._locks = self._folder / "objects", self._folder / "locks"
         self._max_bytes = max_bytes
         self._verified: dict[str, tuple[int, int, int]] = {}
         holds_ours(str(self._folder), proof=["locks"], beside=_FOLDER, flag="--cache-dir")
@@ -108,16 +83,10 @@ class ObjectCache:
                 hint="use your own folder, with chmod 700",
             )
 
-    @property
-    def _objects(self) -> Path:
-        return self._folder / "objects"
+    def open(self, url: str, *, sha256: str, size: int | None = None) -> IO[bytes]:
+        """Return a copy of a file, open for reading; downloaded if missing, verified once per process.
 
-    @property
-    def _locks(self) -> Path:
-        return self._folder / "locks"
-
-    def open(self, url: str, *, sha256: str, size: int | None = None) -> CachedFile:
-        """Return an open copy of a file; downloaded if missing, verified once per process.
+        It is not removed while it is open.
 
         Args:
             url: The file.
@@ -148,7 +117,7 @@ class ObjectCache:
     def _path(self, entry: _Entry, suffix: str) -> Path:
         return self._objects / f"{entry.name}{suffix}"
 
-    def _open_verified(self, entry: _Entry) -> CachedFile | None:
+    def _open_verified(self, entry: _Entry) -> IO[bytes] | None:
         """Open a copy if it is valid; remove it if it is not."""
         path = self._path(entry, _COPY)
         try:
@@ -156,11 +125,11 @@ class ObjectCache:
         except FileNotFoundError:
             return None
         try:
-            descriptor = found.stream.fileno()
+            descriptor = found.fileno()
             status = os.fstat(descriptor)
-            if status.st_nlink and self._is_valid(entry, found.stream, status):
+            if status.st_nlink and self._is_valid(entry, found, status):
                 os.utime(descriptor, ns=(time.time_ns(), status.st_mtime_ns))  # last use; not all mounts record it
-                found.stream.seek(0)
+                found.seek(0)
                 return found
             with suppress(FileNotFoundError):
                 if path.stat().st_ino == status.st_ino:
@@ -181,7 +150,7 @@ class ObjectCache:
         self._verified[entry.name] = _identity(status)
         return True
 
-    def _fill(self, entry: _Entry, size: int | None) -> CachedFile | None:
+    def _fill(self, entry: _Entry, size: int | None) -> IO[bytes] | None:
         """Download a copy and return it open; None if another process did so in the meantime."""
         with self._download_lock(entry):
             if self._path(entry, _COPY).exists():
@@ -213,7 +182,7 @@ class ObjectCache:
     def _bytes_so_far(self, entry: _Entry) -> int:
         return sum(status.st_size for path, status in self._files(_PART) if path.name.startswith(entry.name))
 
-    def _download(self, entry: _Entry, size: int) -> CachedFile:
+    def _download(self, entry: _Entry, size: int) -> IO[bytes]:
         part, stream = self._reserve(entry, size)
         try:
             with stream:
@@ -310,11 +279,11 @@ def _open_private(path: Path) -> IO[bytes]:
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b")
 
 
-def open_shared(path: Path) -> CachedFile:
-    """Open a file with a shared lock; it may have been removed before the lock was acquired."""
+def open_shared(path: Path) -> IO[bytes]:
+    """Open a file with a shared lock until it is closed; it may have been removed before the lock was acquired."""
     stream = path.open("rb")
     fcntl.flock(stream, fcntl.LOCK_SH)
-    return CachedFile(path, stream)
+    return stream
 
 
 def _try_lock(stream: IO[bytes]) -> bool:

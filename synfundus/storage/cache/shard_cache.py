@@ -12,11 +12,16 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import IO, TypeVar
 
 from synfundus.errors import CorruptShard, StorageError, SynfundusError
 from synfundus.processes.daemon_threads import DaemonThreads
-from synfundus.storage.byte_source import LocalBytes, RemoteBytes
-from synfundus.storage.cache.object_cache import CachedFile, ObjectCache, open_shared
+from synfundus.storage.byte_source import ByteSource, LocalBytes, RemoteBytes
+from synfundus.storage.cache.object_cache import ObjectCache, open_shared
+
+T = TypeVar("T")
 
 _DOWNLOADS = 2
 _SOON_S = 10.0
@@ -42,22 +47,19 @@ class ShardCache:
         """Return the bytes of a shard."""
         return CachedBytes(self, url, sha256=sha256, size=size)
 
-    def request(self, url: str, *, sha256: str, size: int) -> Future[CachedFile]:
+    def request(self, url: str, *, sha256: str, size: int) -> Future[IO[bytes]]:
         """Request a copy."""
         if self._requested == self._done:
             self._start, self._requested, self._done = time.monotonic(), 0, 0
         self._requested += 1
-        download = self._downloads.submit(self._download, url, sha256, size)
+        download = self._downloads.submit(partial(self._cache.open, url, sha256=sha256, size=size))
         download.add_done_callback(self._count)
         return download
 
-    def _download(self, url: str, sha256: str, size: int) -> CachedFile:
-        return self._cache.open(url, sha256=sha256, size=size)
-
-    def _count(self, _: Future[CachedFile]) -> None:
+    def _count(self, _: Future[IO[bytes]]) -> None:
         self._done += 1
 
-    def wait_for(self, download: Future[CachedFile]) -> None:
+    def wait_for(self, download: Future[IO[bytes]]) -> None:
         """Wait for a copy as long as all requested copies are expected within seconds, at the rate so far."""
         deadline = time.monotonic() + _MAX_WAIT_S
         while not download.done() and time.monotonic() < deadline and self._is_soon():
@@ -86,7 +88,7 @@ class CachedBytes:
         self._url, self._sha256, self._size = url, sha256, size
         self._remote = RemoteBytes(url)
         self._copy: LocalBytes | None = None
-        self._download: Future[CachedFile] | None = None
+        self._download: Future[IO[bytes]] | None = None
         self._lock = threading.Lock()
 
     @property
@@ -112,34 +114,28 @@ class CachedBytes:
         if self._download.done():
             # no space, a full disk, a damaged object: read from the store, which reports what is wrong with it
             with suppress(SynfundusError, CancelledError):
-                found = self._download.result()
-                path = found.path
-                self._copy = LocalBytes(
-                    path, self._url, stream=found.stream, open_stream=lambda: open_shared(path).stream
-                )
+                stream = self._download.result()
+                path = Path(stream.name)
+                self._copy = LocalBytes(path, self._url, stream=stream, open_stream=partial(open_shared, path))
         return self._copy
 
     def read(self, start: int, size: int, check: Callable[[bytes], str]) -> bytes:
         """Return a range that passes the check."""
-        copy = self._find_copy(waits=True)
-        if copy is not None:
-            try:
-                return copy.read(start, size, check)
-            except (CorruptShard, StorageError):
-                self._drop(copy)
-        return self._remote.read(start, size, check)
+        return self._from_best_source(lambda source: source.read(start, size, check))
 
     def read_into(self, start: int, buffers: Sequence[memoryview], check: Callable[[], str]) -> None:
         """Fill buffers with bytes that pass the check."""
+        self._from_best_source(lambda source: source.read_into(start, buffers, check))
+
+    def _from_best_source(self, read: Callable[[ByteSource], T]) -> T:
+        """Read from the copy if there is one, and from the store if there is none or it fails."""
         copy = self._find_copy(waits=True)
         if copy is not None:
             try:
-                copy.read_into(start, buffers, check)
+                return read(copy)
             except (CorruptShard, StorageError):
                 self._drop(copy)
-            else:
-                return
-        self._remote.read_into(start, buffers, check)
+        return read(self._remote)
 
     def _drop(self, copy: LocalBytes) -> None:
         """Close and remove a copy that is damaged or cannot be read; the next read requests it again."""
@@ -161,6 +157,6 @@ class CachedBytes:
             self._download = None
 
 
-def _close_result(download: Future[CachedFile]) -> None:
+def _close_result(download: Future[IO[bytes]]) -> None:
     if not download.cancelled() and download.exception() is None:
         download.result().close()

@@ -12,7 +12,6 @@ fault they are read in chunks.
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import re
 import threading
@@ -66,6 +65,17 @@ def split(url: str) -> tuple[str, str]:
     """Return (bucket, key) of a location."""
     bucket, _, key = url.removeprefix("s3://").partition("/")
     return bucket, key.strip("/")
+
+
+def call(action: str, url: str, method: str, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401 - passed to the client
+    """Call a method of the store's client on an object, as a `request`."""
+    bucket, key = split(url)
+
+    async def operation(client: Client) -> dict[str, Any]:
+        answer: dict[str, Any] = await getattr(client, method)(Bucket=bucket, Key=key, **arguments)
+        return answer
+
+    return request(action, url, operation)
 
 
 def _info(answer: dict[str, Any], size: int) -> ObjectInfo:
@@ -126,23 +136,11 @@ def stat(url: str) -> ObjectInfo:
         StorageError: The store refused, or gave no valid answer within the deadline.
         FileNotFoundError: The object does not exist.
     """
-    bucket, key = split(url)
     try:
         return read_range(url, 0, 1)[1]
     except BeyondEnd:
-
-        async def head(client: Client) -> ObjectInfo:
-            answer = await client.head_object(Bucket=bucket, Key=key)
-            return _info(answer, int(answer["ContentLength"]))
-
-        return request("access", url, head)
-
-
-def read_whole(url: str) -> bytes:
-    """Return the content of an object, checked as in `fetch`."""
-    sink = io.BytesIO()
-    fetch(url, sink)
-    return sink.getvalue()
+        answer = call("access", url, "head_object")
+        return _info(answer, int(answer["ContentLength"]))
 
 
 def fetch(url: str, sink: IO[bytes], *, sha256: str = "") -> str:
@@ -159,16 +157,19 @@ def fetch(url: str, sink: IO[bytes], *, sha256: str = "") -> str:
         StorageError: The store refused, or gave no valid answer within the deadline.
         FileNotFoundError: The object does not exist.
     """
-    if sha256 and _fetch_fast(url, sink, sha256):
-        return sha256
-    problem, rounds, confirmed = "", 0, ""
+    if sha256:
+        sink.seek(0)
+        sink.truncate()
+        if try_download(*split(url), sink) == sha256:
+            return sha256
+    problem = confirmed = ""
     with shared_deadline():
         # wrong content is retried by rounds, not by the deadline: a large object on a slow network gets them all
-        while rounds < _MAX_ROUNDS:
+        for rounds in range(1, _MAX_ROUNDS + 1):
             sink.seek(0)
             sink.truncate()
             try:
-                info, found, md5 = _copy_chunks(url, sink, twice=rounds > 0, expected_sha256=sha256)
+                info, found, md5 = _copy_chunks(url, sink, twice=rounds > 1, expected_sha256=sha256)
             except ObjectChanged:
                 problem = "it was replaced repeatedly while it was read"
             else:
@@ -176,10 +177,8 @@ def fetch(url: str, sink: IO[bytes], *, sha256: str = "") -> str:
                 if not problem:
                     return found
                 if confirmed == found:  # the object itself is damaged
-                    rounds += 1
                     break
-                confirmed = found if rounds > 0 else ""
-            rounds += 1
+                confirmed = found if rounds > 1 else ""
     raise CorruptShard(
         f"the object does not match its hash after {rounds} readings: {problem}", where=url, reason="checksum"
     )
@@ -200,13 +199,6 @@ def _mismatch(url: str, info: ObjectInfo, found: str, md5: str, sha256: str) -> 
     if expected:
         return "" if found == expected else f"sha256 {found} instead of {expected} ({info.describe()})"
     return "" if md5 == (info.md5 or md5) else f"MD5 {md5} instead of {info.md5} ({info.describe()})"
-
-
-def _fetch_fast(url: str, sink: IO[bytes], sha256: str) -> bool:
-    """Try the fast download once; return whether the content is right."""
-    sink.seek(0)
-    sink.truncate()
-    return try_download(*split(url), sink) == sha256
 
 
 def _copy_chunks(url: str, sink: IO[bytes], *, twice: bool, expected_sha256: str) -> tuple[ObjectInfo, str, str]:

@@ -8,8 +8,8 @@ import io
 from typing import IO, Any
 
 from synfundus.errors import StorageError
-from synfundus.storage.s3.object_store import SHA256_METADATA, fetch, split, stat
-from synfundus.storage.s3.store_connection import Client, request, shared_deadline
+from synfundus.storage.s3.object_store import SHA256_METADATA, call, fetch, stat
+from synfundus.storage.s3.store_connection import shared_deadline
 
 PART_BYTES = 32 * 2**20
 """Objects up to this size are written in one PUT; larger ones in parts of this size."""
@@ -55,87 +55,48 @@ def _at_start(content: IO[bytes]) -> Any:  # noqa: ANN401 - hashlib asks for a p
     return content
 
 
-def _md5(data: bytes) -> Any:  # noqa: ANN401 - the hash type has no public name
-    return hashlib.md5(data, usedforsecurity=False)
+def _md5(data: bytes) -> bytes:
+    return hashlib.md5(data, usedforsecurity=False).digest()
 
 
 def _put_whole(url: str, data: bytes, sha256: str) -> str:
-    bucket, key = split(url)
     md5 = _md5(data)
-
-    async def put_object(client: Client) -> None:
-        await client.put_object(
-            Bucket=bucket,
-            Key=key,
-            Body=data,
-            ContentMD5=base64.b64encode(md5.digest()).decode(),
-            Metadata={SHA256_METADATA: sha256},
-        )
-
-    request("write", url, put_object)
-    return str(md5.hexdigest())
+    checks = {"ContentMD5": base64.b64encode(md5).decode(), "Metadata": {SHA256_METADATA: sha256}}
+    call("write", url, "put_object", Body=data, **checks)
+    return md5.hex()
 
 
 def _put_parts(url: str, content: IO[bytes], size: int, sha256: str) -> str:
-    bucket, key = split(url)
     part_bytes = max(PART_BYTES, -(-size // _MAX_PARTS))
-
-    async def create(client: Client) -> str:
-        answer = await client.create_multipart_upload(Bucket=bucket, Key=key, Metadata={SHA256_METADATA: sha256})
-        return str(answer["UploadId"])
-
-    upload = request("write", url, create)
+    upload = str(call("write", url, "create_multipart_upload", Metadata={SHA256_METADATA: sha256})["UploadId"])
     try:
         digests = b""
         parts = []
         for number, data in enumerate(iter(lambda: content.read(part_bytes), b""), start=1):
-            digests += _md5(data).digest()
+            digests += _md5(data)
             parts.append({"PartNumber": number, "ETag": _put_part(url, upload, number, data)})
         _complete(url, upload, parts)
     except BaseException:
         _abort(url, upload)
         raise
-    return f"{_md5(digests).hexdigest()}-{len(parts)}"
+    return f"{_md5(digests).hex()}-{len(parts)}"
 
 
 def _put_part(url: str, upload: str, number: int, data: bytes) -> str:
-    bucket, key = split(url)
-
-    async def upload_part(client: Client) -> str:
-        answer = await client.upload_part(
-            Bucket=bucket,
-            Key=key,
-            UploadId=upload,
-            PartNumber=number,
-            Body=data,
-            ContentMD5=base64.b64encode(_md5(data).digest()).decode(),
-        )
-        return str(answer["ETag"])
-
-    return request("write", url, upload_part)
+    md5 = base64.b64encode(_md5(data)).decode()
+    answer = call("write", url, "upload_part", UploadId=upload, PartNumber=number, Body=data, ContentMD5=md5)
+    return str(answer["ETag"])
 
 
 def _complete(url: str, upload: str, parts: list[dict[str, Any]]) -> None:
-    bucket, key = split(url)
-
-    async def complete(client: Client) -> None:
-        await client.complete_multipart_upload(
-            Bucket=bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": parts}
-        )
-
     try:
-        request("write", url, complete)
+        call("write", url, "complete_multipart_upload", UploadId=upload, MultipartUpload={"Parts": parts})
     except FileNotFoundError:
         stat(url)  # the first answer was lost: the upload is complete, and `put` checks the object
 
 
 def _abort(url: str, upload: str) -> None:
-    bucket, key = split(url)
-
-    async def abort(client: Client) -> None:
-        await client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload)
-
     try:
-        request("stop writing", url, abort)
+        call("stop writing", url, "abort_multipart_upload", UploadId=upload)
     except (StorageError, FileNotFoundError):
         return  # report the error that ended the upload, not this one

@@ -198,25 +198,17 @@ def _request_errors() -> tuple[type[Exception], ...]:
     return (BotoCoreError, ClientError, HttpError, HttpProcessingError, OSError, TimeoutError, *other)
 
 
+@dataclass
 class _RetryBudget:
-    """The time left for failed attempts.
+    """The total time for failed attempts, and how much of it is spent."""
 
-    Args:
-        deadline_s: Total time for failed attempts.
-    """
-
-    def __init__(self, deadline_s: float) -> None:
-        self._deadline_s = deadline_s
-        self.spent_s = 0.0
+    deadline_s: float
+    spent_s: float = 0.0
 
     @property
     def left_s(self) -> float:
         """Time left; zero or negative when the deadline is reached."""
-        return self._deadline_s - self.spent_s
-
-    def spend(self, seconds: float) -> None:
-        """Add the time of a failed attempt."""
-        self.spent_s += seconds
+        return self.deadline_s - self.spent_s
 
 
 _budget: ContextVar[_RetryBudget | None] = ContextVar("retry_budget", default=None)
@@ -261,7 +253,7 @@ def request(action: str, url: str, operation: Callable[[Client], Awaitable[T]]) 
         except _request_errors() as error:
             fault = store_faults.classify(error)
         # raised outside the except block: chained exceptions quote requests
-        budget.spend(time.monotonic() - began)
+        budget.spent_s += time.monotonic() - began
         if fault.verdict is Verdict.RENEW and not renewed:
             renewed = True
             _renew(connection)
@@ -279,7 +271,7 @@ def request(action: str, url: str, operation: Callable[[Client], Awaitable[T]]) 
                 fault.text,
             )
         time.sleep(pause_s)
-        budget.spend(pause_s)
+        budget.spent_s += pause_s
 
 
 def _raise_if_final(action: str, url: str, fault: Fault) -> None:
