@@ -114,9 +114,9 @@ class CachedBytes:
         if self._download.done():
             # no space, a full disk, a damaged object: read from the store, which reports what is wrong with it
             with suppress(SynfundusError, CancelledError):
-                stream = self._download.result()
-                path = Path(stream.name)
-                self._copy = LocalBytes(path, self._url, stream=stream, open_stream=partial(open_shared, path))
+                opened = self._download.result()
+                path = Path(opened.name)
+                self._copy = LocalBytes(path, self._url, stream=opened, open_stream=partial(open_shared, path))
         return self._copy
 
     def read(self, start: int, size: int, check: Callable[[bytes], str]) -> bytes:
