@@ -8,6 +8,7 @@ any sample directly and verifies it.
 from __future__ import annotations
 
 import hashlib
+import io
 import tarfile
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -156,11 +157,12 @@ def _read_index(url: str, sha256: str | None) -> ShardIndex:
     elif filesystem.is_local(url):
         data = _read_again_if_wrong(url, sha256)
     else:
+        stream = io.BytesIO()
         try:
-            with filesystem.open_read(url, sha256=sha256) as stream:
-                data = stream.read()
+            filesystem.fetch(url, stream, sha256=sha256)
         except CorruptShard as error:
             raise CorruptShard(error.message, where=error.where, reason="index") from error
+        data = stream.getvalue()
     return ShardIndex.from_bytes(data, where=url)
 
 

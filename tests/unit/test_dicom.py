@@ -225,9 +225,9 @@ def test_more_run_length_data_than_any_encoder_makes_are_not_unpacked() -> None:
     dataset = photograph_dataset(RETINA[:10, :10])
     dataset.PixelData = encapsulate([header + b"\0\0\0\0" + segment])
     dataset["PixelData"].is_undefined_length = True
-    began = time.process_time()
+    began = time.thread_time()
     assert reason(dicom_file(dataset, RLE)) == "damaged"
-    assert time.process_time() - began < 0.5
+    assert time.thread_time() - began < 0.5
 
 
 def test_a_flood_of_elements_and_of_nested_sequences_ends_soon() -> None:
@@ -238,9 +238,9 @@ def test_a_flood_of_elements_and_of_nested_sequences_ends_soon() -> None:
         "<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF
     )
     for flood in (private, nested * 50_000):
-        began = time.process_time()
+        began = time.thread_time()
         assert reason(head[:at] + flood + head[at:]) in {"damaged", "truncated"}
-        assert time.process_time() - began < 1.0
+        assert time.thread_time() - began < 1.0
 
 
 def test_without_pydicom_the_reason_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

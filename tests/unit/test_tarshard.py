@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tiny_sets import flip_byte
 
 from synfundus.errors import CorruptShard, DataError, StorageError
+from synfundus.storage import filesystem
 from synfundus.storage.tarshard import ShardIndex, TarShardReader, index_url, write_shard
 
 Sample = tuple[str, dict[str, bytes]]
@@ -214,6 +215,21 @@ def test_a_flipped_byte_of_the_index_is_found_by_its_hash(tmp_path: Path) -> Non
         with pytest.raises(CorruptShard):
             TarShardReader(str(tar), index_sha256=files.index_sha256)
         flip_byte(index, position)
+
+
+@pytest.mark.usefixtures("memory_store")
+def test_the_hash_of_an_index_is_checked_on_every_kind_of_store() -> None:
+    """Not only on s3: a protocol that is added gets the check too."""
+    tar = "memory://synfundus-index/000000.tar"
+    try:
+        files = write_shard(tar, SAMPLES, extensions=("json", "png"))
+        assert TarShardReader(tar, index_sha256=files.index_sha256).index.keys == tuple(key for key, _ in SAMPLES)
+        write_shard(tar, SAMPLES[:2], extensions=("json", "png"))
+        with pytest.raises(CorruptShard, match=files.index_sha256) as caught:
+            TarShardReader(tar, index_sha256=files.index_sha256)
+        assert caught.value.reason == "index"
+    finally:
+        filesystem.remove("memory://synfundus-index", recursive=True)
 
 
 def test_an_index_that_holds_pickles_is_refused(tmp_path: Path) -> None:
