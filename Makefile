@@ -3,10 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# what is installed: chosen once by `make install-gpu`, else torch as the package index has it
+LOCK := $(or $(file <$(VENV)/lock),requirements.lock)
 REFERENCES := $(VENV)/references
 DEMO_OUT ?= demo-out
 
-.PHONY: help install demo demo-long test check lint unit bench soak golden clean
+.PHONY: help install install-gpu demo demo-long test check lint unit bench soak golden clean
 
 help:
 	@echo "make demo       set up and walk the whole chain on phantoms: $(DEMO_OUT)/demo.png"
@@ -15,16 +17,24 @@ help:
 	@echo "make check      everything CI runs: format, lint, types, contracts, tests"
 	@echo "make bench      the performance claims, each as a ratio in one JSON line"
 	@echo "make soak       the long campaigns"
+	@echo "make install-gpu [ATTENTION=xformers]  the CUDA build of torch; with xformers torch 2.10 for CUDA 12"
 
 # torch first: with it in place nothing else pulls another build of it
-$(STAMP): requirements.lock pyproject.toml
+$(STAMP): $(LOCK) pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check $$(grep '^torch==' requirements.lock)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check $$(grep '^torch==' $(LOCK))
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r $(LOCK)
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $(STAMP)
 
 install: $(STAMP)
+
+install-gpu:
+	@case "$(ATTENTION)" in ""|sdpa|xformers) ;; *) echo "ATTENTION=$(ATTENTION): sdpa or xformers"; exit 2;; esac
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	echo requirements-gpu$(if $(filter xformers,$(ATTENTION)),-xformers).lock > $(VENV)/lock
+	rm -f $(STAMP)
+	$(MAKE) --no-print-directory install
 
 demo: $(STAMP)
 	$(BIN)/synfundus demo --preset demo-cpu --out $(DEMO_OUT)
