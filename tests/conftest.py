@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 from s3_server import BUCKET, S3Server, s3_environment
 from tiny_sets import tiny_config, write_phantom_set
 
+import synfundus.models.diffusers_classes  # noqa: F401 - before any test imports diffusers, which would import xformers
 from synfundus.distributed.world import World
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardSet, load_shard_set

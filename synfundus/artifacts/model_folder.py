@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from diffusers import __version__ as diffusers_version
 
 from synfundus import __version__
@@ -33,6 +32,7 @@ from synfundus.labels.schema import LabelSchema
 from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.autoencoder import fingerprint as autoencoder_fingerprint
 from synfundus.models.conditioner import LabelConditioner
+from synfundus.models.diffusers_classes import UNet2DConditionModel
 from synfundus.models.unet import ConditionalDenoiser
 from synfundus.models.weight_files import hash_network
 from synfundus.storage import documents, filesystem

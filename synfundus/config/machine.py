@@ -8,7 +8,7 @@ from pydantic import Field
 
 from synfundus.config.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
-AttentionBackend = Literal["auto", "xformers", "sdpa", "math"]
+AttentionBackend = Literal["auto", "sdpa", "cudnn", "flash", "efficient", "xformers", "math"]
 
 
 class LaunchConfig(Section):
@@ -23,7 +23,7 @@ class LaunchConfig(Section):
     ds_config: str | None = None
     """DeepSpeed file (ZeRO and communication settings only); default: zero2.json, on a CPU zero2_cpu.json."""
     attention: AttentionBackend = "auto"
-    """Attention kernel; auto: xformers on a GPU where it works, else sdpa."""
+    """Attention kernel; auto: a training on a GPU takes the fastest that passes a test, everything else sdpa."""
     partition: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}(,[A-Za-z0-9_.-]{1,64}){0,15}$")] | None = None
     """SLURM partition, or several separated by commas: SLURM takes the first that is free."""
     account: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] | None = None

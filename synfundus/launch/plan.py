@@ -19,7 +19,7 @@ LaunchKind = Literal["in_process", "local", "srun", "sbatch"]
 PASSED_ON = (
     *("PATH", "HOME", "USER", "LANG", "TMPDIR", "AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"),
     *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "AWS_CA_BUNDLE"),
-    "SYNFUNDUS_MAX_RESTARTS",
+    *("SYNFUNDUS_MAX_RESTARTS", "SYNFUNDUS_MAX_FAULTS"),
 )
 """Environment variables a batch job inherits: names and locations, never keys (SLURM would record them)."""
 SWITCHES = ("--json", "--debug")

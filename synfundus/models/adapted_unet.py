@@ -19,12 +19,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
-from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from jaxtyping import Float
 from torch import Tensor
 
 from synfundus.errors import CheckpointError, ConfigError
+from synfundus.models.diffusers_classes import TimestepEmbedding, Timesteps, UNet2DConditionModel
 
 CLASS_NAME = "UNet2DConditionModel"
 _BLOCKS = frozenset({"CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"})

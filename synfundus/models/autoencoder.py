@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderDC, AutoencoderKL
 from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
@@ -27,6 +26,7 @@ from torch.nn import functional
 
 from synfundus.errors import CheckpointError, ConfigError
 from synfundus.models import linear_path as linear_path_files
+from synfundus.models.diffusers_classes import AutoencoderDC, AutoencoderKL
 from synfundus.models.linear_path import LinearPath
 from synfundus.models.weight_files import CONFIG_NAME, WEIGHTS_NAME, find_weights, hash_network, read_config
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 import os
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 from synfundus.errors import ConfigError
 from synfundus.models.compiler import missing_for_compilation
+from synfundus.models.diffusers_classes import BasicTransformerBlock, ResnetBlock2D
 
 REPEATED_BLOCKS = (ResnetBlock2D, BasicTransformerBlock)
 _SPARE_RECOMPILATIONS = 8

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from diffusers import UNet2DConditionModel
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from synfundus.errors import ConfigError
 from synfundus.models.conditioner import LabelConditioner
+from synfundus.models.diffusers_classes import UNet2DConditionModel
 
 
 def build_unet(

@@ -22,7 +22,7 @@ from synfundus.distributed.numerics import set_tf32
 from synfundus.distributed.world import World, torch_device
 from synfundus.errors import DataError
 from synfundus.labels.schema import LabelSchema
-from synfundus.models.attention import agreed_attention, apply_attention, choose_attention, head_dims
+from synfundus.models.attention import apply_attention, choose_attention, probe_shapes
 from synfundus.models.autoencoder import LatentAutoencoder, build_autoencoder
 from synfundus.models.conditioner import LabelConditioner
 from synfundus.models.unet import ConditionalDenoiser, build_unet
@@ -57,23 +57,22 @@ def autoencoder(section: AutoencoderConfig, *, image_size_px: int, seed: int) ->
 
 
 def attention(model: Any, config: LaunchConfig, *, dtype: torch.dtype, world: World, console: Console) -> None:  # noqa: ANN401 - a diffusers model
-    """Choose the attention kernel of a model, the same on all ranks, install and report it. Collective.
+    """Choose the attention kernel of a model without measuring, the same on all ranks, install and report it.
+
+    Collective.
 
     Raises:
         ConfigError: On every rank when one cannot use the configured kernel.
     """
-    widths = head_dims(model)
-    if not widths:
+    shapes = probe_shapes(model)
+    if not shapes:
         return
     with together(world):
-        device = torch_device(world)
-        # the backward pass of xformers adds in an order that depends on timing
-        exact = config.attention == "auto" and torch.are_deterministic_algorithms_enabled()
-        requested = "sdpa" if exact else config.attention
+        requested = config.attention
+        # its backward pass adds in an order that depends on timing
         if requested == "xformers" and torch.are_deterministic_algorithms_enabled():
             console.warning("launch.attention=xformers is not deterministic, also with deterministic=true")
-        choice = choose_attention(requested=requested, head_dims=widths, dtype=dtype, device=device)
-    choice = agreed_attention(world.all_gather(choice))
+        choice = choose_attention(requested=requested, shapes=shapes, dtype=dtype, device=torch_device(world))
     apply_attention(model, choice)
     console.message(f"attention of {type(model).__name__}: {choice.backend} ({choice.reason})")
 

@@ -1,12 +1,12 @@
-"""Measurements before the first step of a training run: the micro-batch that fits, and the faster memory layout.
+"""Measurements before the first step of a training run: micro-batch that fits, faster memory layout, attention kernel.
 
-The results are written to `machine.json` of the run, because both change rounding: a resumed run uses them again, and
+The results are written to `machine.json` of the run, because all change rounding: a resumed run uses them again, and
 ends with the same bits. The micro-batch is searched again on another number of ranks or another device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
@@ -17,8 +17,9 @@ from synfundus.artifacts.run_folder import RunFolder
 from synfundus.config.auto import definite, definite_channels_last
 from synfundus.config.machine import LaunchConfig
 from synfundus.config.training import LoopConfig
-from synfundus.distributed.agreement import on_rank_0
+from synfundus.distributed.agreement import on_rank_0, together
 from synfundus.distributed.world import World, torch_device
+from synfundus.models.attention import AttentionShape, apply_attention, fastest_attention, measure_attention
 from synfundus.stages import build, training_setup
 from synfundus.storage import documents, filesystem
 from synfundus.telemetry.console import Console
@@ -117,7 +118,7 @@ class _Search:
 
     def settle(self) -> LoopConfig:
         """Use the stored results, measure the missing ones and store them. Collective."""
-        remembered = on_rank_0(self._read, self._world)
+        remembered = on_rank_0(lambda: _read(self._url), self._world)
         known = dict(remembered)
         loop = self._loop
         layout = remembered_format(known.get("channels_last"))
@@ -129,25 +130,16 @@ class _Search:
         if loop.channels_last == "auto":
             loop = self._settle_format(loop, known)
         if known != remembered:
-            on_rank_0(lambda: self._write(known), self._world)
+            on_rank_0(lambda: _write(self._url, known), self._world)
         return loop
 
     def _say(self, what: str) -> None:
         self._console.message(f"{what}, as this run began with ({NAME})")
 
-    def _read(self) -> dict[str, Any]:
-        if not filesystem.exists(self._url):
-            return {}
-        document = documents.read_document(self._url, format_name=FORMAT_NAME, version=FORMAT_VERSION)
-        return {name: document[name] for name in ("micro_batch", "channels_last") if name in document}
-
-    def _write(self, known: Mapping[str, Any]) -> None:
-        documents.write_document(self._url, known, format_name=FORMAT_NAME, version=FORMAT_VERSION)
-
     def _settle_micro_batch(self, loop: LoopConfig, known: dict[str, Any]) -> LoopConfig:
         world = self._world
         share = training_setup.rank_share(loop, world.size)
-        here = {"world_size": world.size, "device": on_rank_0(self._device_name, world)}
+        here = {"world_size": world.size, "device": on_rank_0(lambda: _device_name(self._device), world)}
         size = remembered_size(known.get("micro_batch"), here, share=share)
         if size is not None:
             self._say(f"micro-batch {size}")
@@ -186,9 +178,6 @@ class _Search:
         known["channels_last"] = measured
         return loop.model_copy(update={"channels_last": bool(measured["channels_last"])})
 
-    def _device_name(self) -> str:
-        return torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
-
     def _fixed_bytes(self) -> int:
         """Return the memory of the engine and the averages on this rank's device."""
         weight_bytes = 2 if definite(self._loop.precision) == "bf16" else 4
@@ -203,6 +192,69 @@ class _Search:
         buckets = int(zero["reduce_bucket_size"]) * weight_bytes
         offloaded = zero.get("offload_optimizer", {}).get("device") == "cpu" and self._device.type == "cuda"
         return buckets + (states.weights if offloaded else states.total)
+
+
+def settle_attention(
+    backbone: nn.Module,
+    loop: LoopConfig,
+    launch: LaunchConfig,
+    shapes: Sequence[AttentionShape],
+    *,
+    directory: RunFolder,
+    world: World,
+    console: Console,
+) -> None:
+    """Choose, install and report the attention kernel of a training, the same on all ranks. Collective.
+
+    ``auto`` measures on a GPU, on the shapes of this run, unless the bits have to be the same every time.
+
+    Args:
+        backbone: The network.
+        loop: Precision, micro-batch.
+        launch: The configured kernel.
+        shapes: Its attention layers, on rank 0.
+        directory: The run, which stores the result.
+        world: The job.
+        console: Where the result is shown.
+
+    Raises:
+        ConfigError: On every rank when one cannot use the configured kernel.
+    """
+    device, dtype = torch_device(world), build.torch_dtype(loop.precision)
+    shapes = on_rank_0(lambda: shapes, world)
+    measures = launch.attention == "auto" and device.type == "cuda" and not torch.are_deterministic_algorithms_enabled()
+    if not measures or not shapes:
+        build.attention(backbone, launch, dtype=dtype, world=world, console=console)
+        return
+    url, images = directory.path(NAME), loop.micro_batch_size
+    known = on_rank_0(lambda: _read(url), world)
+    stored = known.get("attention")
+    with together(world):
+        measured = measure_attention(
+            shapes, batch_size=images if isinstance(images, int) else 8, dtype=dtype, device=device
+        )
+    choice = fastest_attention(
+        world.all_gather(measured), stored=stored.get("backend") if isinstance(stored, dict) else None
+    )
+    apply_attention(backbone, choice)
+    console.message(f"attention: {choice.backend} ({choice.reason})")
+    found = {"backend": choice.backend, "device": _device_name(device), **asdict(measured)}
+    on_rank_0(lambda: _write(url, {**known, "attention": found}), world)
+
+
+def _read(url: str) -> dict[str, Any]:
+    if not filesystem.exists(url):
+        return {}
+    document = documents.read_document(url, format_name=FORMAT_NAME, version=FORMAT_VERSION)
+    return {name: document[name] for name in ("micro_batch", "channels_last", "attention") if name in document}
+
+
+def _write(url: str, known: Mapping[str, Any]) -> None:
+    documents.write_document(url, known, format_name=FORMAT_NAME, version=FORMAT_VERSION)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def remembered_format(found: object) -> bool | None:

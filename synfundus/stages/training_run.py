@@ -22,8 +22,8 @@ from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import World, without_timeout
 from synfundus.shards.batches import BatchReader
-from synfundus.stages import Summary, build, training_setup
-from synfundus.stages.measured_start import Rehearsed, settle_loop
+from synfundus.stages import Summary, training_setup
+from synfundus.stages.measured_start import Rehearsed, settle_attention, settle_loop
 from synfundus.stages.reading import set_names, training_loader
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardSet
@@ -216,8 +216,15 @@ class TrainingRun(Generic[T, N]):
         """Choose the kernels of the network. Collective."""
         backbone, loop = self._training.backbone, self._training.section.loop
         training_setup.arithmetic(loop, self._world, self._console)
-        dtype = build.torch_dtype(loop.precision)
-        build.attention(backbone, self._training.shared.launch, dtype=dtype, world=self._world, console=self._console)
+        settle_attention(
+            backbone,
+            loop,
+            self._training.shared.launch,
+            () if self._cost is None else self._cost.attention,
+            directory=self._directory,
+            world=self._world,
+            console=self._console,
+        )
         if loop.gradient_checkpointing:
             backbone.enable_gradient_checkpointing()  # type: ignore[operator]
         training_setup.compiled(backbone, loop, self._console)

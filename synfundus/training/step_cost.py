@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from synfundus.distributed.world import World
+from synfundus.models.attention import AttentionShape
 from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.unet import ConditionalDenoiser
 from synfundus.training.memory.footprint import GPUS, ImageFlops, find_gpu
@@ -118,6 +120,7 @@ def _cost(count: NetworkCount, kernels: Kernels, world: World) -> StepCost:
         flops_per_image=flops.model,
         recomputed=flops.hardware / flops.model,
         peak_flops=_peak_flops(kernels, world),
+        attention=count.attention,
     )
 
 
@@ -142,12 +145,14 @@ class NetworkCount:
         flops_recomputed: Operations the backward pass repeats because of gradient checkpointing; 0 without it. Whole
             blocks are counted, although torch stops at the last tensor it needs.
         activation_bytes: Tensors saved for the backward pass, without parameters, in the network's precision.
+        attention: Its attention layers.
     """
 
     parameters: int
     flops_forward: int
     flops_recomputed: int
     activation_bytes: int
+    attention: tuple[AttentionShape, ...] = ()
 
 
 class _FusedAttention(torch.autograd.Function):
@@ -173,6 +178,7 @@ class _CountAttention(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.flops = 0
+        self.layers: Counter[tuple[int, int, int, int]] = Counter()
 
     def __torch_function__(
         self,
@@ -188,6 +194,7 @@ class _CountAttention(TorchFunctionMode):
         named = dict(zip(("query", "key", "value"), args, strict=False)) | dict(kwargs or {})
         query, key, value = named["query"], named["key"], named["value"]
         pairs = query.shape[:-1].numel() * key.shape[-2]
+        self.layers[query.shape[-2], key.shape[-2], query.shape[-3], query.shape[-1]] += 1
         self.flops += 2 * pairs * (query.shape[-1] + value.shape[-1])
         return _FusedAttention.apply(query, key, value)  # type: ignore[no-untyped-call]
 
@@ -257,4 +264,5 @@ def count_network(network: nn.Module, *inputs: Tensor) -> NetworkCount:
         flops_forward=checkpoints.so_far(),
         flops_recomputed=checkpoints.flops,
         activation_bytes=sum(kept.values()),
+        attention=tuple(AttentionShape(*size, layers) for size, layers in attention.layers.items()),
     )

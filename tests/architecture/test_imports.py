@@ -117,6 +117,36 @@ def test_the_check_itself_can_fail() -> None:
     assert imported_by("import synfundus.cli, json, numpy", "json", "numpy", "torch") == {"json", "numpy"}
 
 
+@pytest.fixture
+def broken_xformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed xformers that warns and ends whoever imports it, as one built for another torch does."""
+    package, information = tmp_path / "xformers", tmp_path / "xformers-0.0.35.dist-info"
+    package.mkdir()
+    information.mkdir()
+    (package / "__init__.py").write_text(
+        "import warnings\nwarnings.warn('old', DeprecationWarning)\nraise OSError('no')"
+    )
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: xformers\nVersion: 0.0.35\n")
+    (information / "RECORD").write_text("xformers/__init__.py,,\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
+
+
+@pytest.mark.parametrize(
+    "module", ["synfundus.models.autoencoder", "synfundus.artifacts.model_folder", "synfundus.stages.train.job"]
+)
+def test_an_installed_xformers_is_not_imported_with_diffusers(broken_xformers: None, module: str) -> None:
+    assert imported_by(f"import {module}, diffusers.models", "xformers", "diffusers") == {"diffusers"}
+
+
+@pytest.mark.usefixtures("broken_xformers")
+def test_tests_are_collected_beside_an_xformers_that_warns() -> None:
+    tests = ["tests/unit/test_attention.py", "tests/unit/test_schedule.py", "tests/unit/test_autoencoder.py"]
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *tests]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "::" in done.stdout
+
+
 def test_help_answers_at_once() -> None:
     """The best of five, in seconds of a processor, so that a busy machine does not decide; starting Python included."""
     command = [sys.executable, "-m", "synfundus", "--help"]

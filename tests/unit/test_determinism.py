@@ -10,13 +10,10 @@ import pytest
 import torch
 import torch.utils.deterministic
 
-from synfundus.config.machine import LaunchConfig
 from synfundus.config.training import LoopConfig
 from synfundus.distributed.numerics import only_deterministic_kernels, seed_kernels
 from synfundus.distributed.world import LocalWorld
-from synfundus.models.attention import AttentionChoice
-from synfundus.models.unet import build_unet
-from synfundus.stages import build, training_setup
+from synfundus.stages import training_setup
 from synfundus.telemetry.console import SilentConsole
 
 
@@ -51,28 +48,6 @@ def test_a_gpu_is_asked_for_them_and_it_is_said(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     only_deterministic_kernels(device="cuda")
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8", "a choice of the user's stays"
-
-
-@pytest.mark.parametrize(("attention", "asked"), [("auto", "sdpa"), ("xformers", "xformers"), ("math", "math")])
-def test_auto_does_not_take_a_kernel_that_gives_other_bits(
-    monkeypatch: pytest.MonkeyPatch, attention: str, asked: str
-) -> None:
-    requests = []
-
-    def choose(*, requested: str, **_: object) -> AttentionChoice:
-        requests.append(requested)
-        return AttentionChoice("math", "a stand-in")
-
-    monkeypatch.setattr(build, "choose_attention", choose)
-    unet = build_unet(
-        sample_size=8, latent_channels=4, block_out_channels=(16, 16), layers_per_block=1,
-        attention_levels=(False, True), attention_head_dim=8, cross_attention_dim=16, pooled_dim=16,
-        norm_num_groups=4, transformer_layers_per_block=1, dropout=0.0, scale_shift_norm=False,
-    )  # fmt: skip
-    torch.use_deterministic_algorithms(True)
-    launch = LaunchConfig.model_validate({"attention": attention})
-    build.attention(unet, launch, dtype=torch.float32, world=LocalWorld(), console=SilentConsole())
-    assert requests == [asked]
 
 
 def test_a_seed_gives_the_draws_that_it_gives_elsewhere() -> None:
