@@ -27,10 +27,10 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, dict[str
     answers: dict[str, dict[str, Any]] = {
         "torch": dict(TORCH),
         "deepspeed": {"version": "0.19.8"},
-        "diffusers": {"version": "0.42.1"},
-        "xformers": {"backend": "xformers", "reason": "probe passed"},
+        "diffusers": {"version": "0.42.1", "xformers": None, "misfit": None},
+        "attention": {"ms": {"sdpa": 0.4}, "obstacles": {}},
     }
-    codes = {**doctor._PROBES, "xformers": doctor._XFORMERS_PROBE}
+    codes = {**doctor._PROBES, "attention": doctor._ATTENTION_PROBE}
 
     def answer(statements: str, *, environment: object) -> dict[str, Any]:
         del environment
@@ -71,12 +71,12 @@ def test_no_gpu_is_fine_unless_one_was_asked_for(quick: dict[str, dict[str, Any]
     assert summary("cuda")["ok"] is False
 
 
-def test_xformers_is_probed_only_where_a_gpu_is_used(quick: dict[str, dict[str, Any]]) -> None:
-    quick["xformers"] = {"error": "no operator"}
-    assert status_of("xformers") == "ok"
+def test_attention_is_measured_only_where_a_gpu_is_used(quick: dict[str, dict[str, Any]]) -> None:
+    quick["attention"] = {"error": "no operator"}
+    assert status_of("attention") == "ok"
     quick["torch"] = dict(GPUS)
-    assert status_of("xformers") == "warn"
-    assert status_of("xformers", device="cpu") == "ok"
+    assert status_of("attention") == "warn"
+    assert status_of("attention", device="cpu") == "ok"
 
 
 def test_a_compiler_is_optional_and_what_lacks_is_named() -> None:
@@ -88,19 +88,94 @@ def test_a_compiler_is_optional_and_what_lacks_is_named() -> None:
 
 
 def test_gpus_are_counted_by_name() -> None:
-    check = doctor.check_cuda(GPUS, wanted="auto", driver=True)
+    check = doctor.check_cuda(GPUS, wanted="auto", driver="580.95.05")
     assert (check.status, check.detail) == ("ok", "13.0: 2 x H100, bf16")
-    assert doctor.check_cuda({**GPUS, "bf16": False}, wanted="auto", driver=True).status == "warn"
+    assert doctor.check_cuda({**GPUS, "bf16": False}, wanted="auto", driver="580.95.05").status == "warn"
 
 
-def test_a_driver_that_torch_does_not_use_is_a_warning() -> None:
-    assert doctor.check_cuda(TORCH, wanted="auto", driver=True).status == "warn"
+CPU_BUILD, CUDA_13, CUDA_12 = TORCH, {**TORCH, "cuda": "13.0"}, {**TORCH, "cuda": "12.8"}
 
 
-def test_a_missing_xformers_on_a_gpu_names_the_extra() -> None:
-    check = doctor.check_xformers({"backend": "sdpa", "reason": "xformers is not installed"})
-    assert check.status == "warn"
-    assert "synfundus[gpu]" in check.hint
+@pytest.mark.parametrize(
+    ("facts", "driver", "detail", "hint"),
+    [
+        (CPU_BUILD, "580.95.05", "driver 580.95.05; torch is a CPU build", "make install-gpu"),
+        (CPU_BUILD, None, "no NVIDIA driver; torch is a CPU build", "make install-gpu"),
+        (
+            CUDA_13,
+            "535.104.05",
+            "driver 535.104.05 is too old: torch for CUDA 13.0 needs 580",
+            "update the driver, or make install-gpu ATTENTION=xformers (525 or newer)",
+        ),
+        (CUDA_12, "470.1", "driver 470.1 is too old: torch for CUDA 12.8 needs 525", "update the driver"),
+        (CUDA_13, "580.95.05", "driver 580.95.05; torch sees no device", "CUDA_VISIBLE_DEVICES"),
+        (CUDA_12, "535.104.05", "driver 535.104.05; torch sees no device", "CUDA_VISIBLE_DEVICES"),
+        (CUDA_13, None, "no NVIDIA driver; torch sees no device", "nvidia-smi"),
+    ],
+)
+def test_why_no_gpu_is_seen(facts: dict[str, Any], driver: str | None, detail: str, hint: str) -> None:
+    check = doctor.check_cuda(facts, wanted="cuda", driver=driver)
+    assert (check.status, check.detail) == ("fail", detail)
+    assert hint in check.hint
+    assert doctor.check_cuda(facts, wanted="auto", driver=driver).status == ("warn" if driver else "ok")
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\n", "535.104.05"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95  Release Build  (dvs@host)\n", "580.95"),
+        ("something else", "0"),
+    ],
+)
+def test_the_version_of_the_driver(tmp_path: Path, text: str, version: str) -> None:
+    assert doctor.driver_version(tmp_path / "version") is None
+    (tmp_path / "version").write_text(text)
+    assert doctor.driver_version(tmp_path / "version") == version
+
+
+BUILT = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
+
+
+@pytest.mark.parametrize(
+    ("major", "minor", "built", "runs"),
+    [
+        (7, 0, BUILT, False),  # V100
+        (7, 5, BUILT, True),
+        (8, 9, BUILT, True),  # binaries of sm_86 run
+        (9, 0, BUILT, True),
+        (11, 0, BUILT, False),
+        (12, 1, BUILT, True),
+        (7, 0, ["sm_70", *BUILT], True),
+        (11, 0, [*BUILT, "compute_100"], True),
+        (9, 0, ["sm_90a"], True),
+    ],
+)
+def test_a_gpu_without_kernels_is_recognised(major: int, minor: int, built: list[str], runs: bool) -> None:
+    assert doctor.has_kernels(major, minor, built) == runs
+    facts = {**GPUS, "devices": ["H100", "Odd"], "capabilities": [[9, 0], [major, minor]], "architectures": built}
+    check = doctor.check_cuda(facts, wanted="auto", driver="580.95.05")
+    assert check.status == ("ok" if runs else "fail")
+    if not runs:
+        assert f"Odd is sm_{major}{minor}; this torch has kernels for sm_75" in check.detail
+        assert "ATTENTION=xformers" in check.hint
+
+
+def test_an_xformers_that_does_not_fit_torch_is_named_with_or_without_a_gpu() -> None:
+    misfit = "its operators are built for CUDA 12.8, torch 2.13.0 for CUDA 13.0"
+    packages = {"version": "0.42.1", "xformers": "0.0.35", "misfit": misfit}
+    for facts in (None, {"ms": {"sdpa": 0.4}, "obstacles": {"xformers": misfit}}):
+        check = doctor.check_attention(packages, facts)
+        assert check.status == "warn"
+        assert check.detail == f"xformers 0.0.35 cannot be used: {misfit}"
+        assert "make install-gpu ATTENTION=xformers" in check.hint
+
+
+def test_kernels_are_listed_with_their_times_and_obstacles() -> None:
+    facts = {"ms": {"sdpa": 0.42, "cudnn": 0.38}, "obstacles": {"xformers": "not installed"}}
+    check = doctor.check_attention({"xformers": None, "misfit": None}, facts)
+    assert (check.status, check.detail) == ("ok", "cudnn 0.38 ms, sdpa 0.42 ms; xformers: not installed")
+    assert doctor.check_attention({}, {"ms": {}, "obstacles": {"sdpa": "no kernel"}}).status == "warn"
 
 
 @pytest.mark.parametrize(("version", "status"), [((3, 10, 9), "fail"), ((3, 11, 0), "ok"), ((3, 13, 1), "ok")])
@@ -109,7 +184,8 @@ def test_old_pythons_fail(version: tuple[int, ...], status: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "status"), [("2.9.1", "warn"), ("2.11.0", "ok"), ("3.0", "ok"), ("nightly", "warn")]
+    ("version", "status"),
+    [("2.9.1", "warn"), ("2.10.0+cu128", "ok"), ("2.11.0", "ok"), ("3.0", "ok"), ("nightly", "warn")],
 )
 def test_an_old_torch_is_a_warning(version: str, status: str) -> None:
     assert doctor.check_package("torch", {"version": version}).status == status

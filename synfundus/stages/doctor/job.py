@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,7 +35,10 @@ PROBE_TIMEOUT_S = 180
 STALE_LOCK_S = 600
 LOW_DISK_GIB, NO_DISK_GIB = 10.0, 1.0
 LOW_MEMORY_GIB, NO_MEMORY_GIB = 6.0, 2.0
-OLDEST_TORCH = (2, 11)
+OLDEST_TORCH = (2, 10)
+OLDEST_DRIVER = {"12": 525, "13": 580}
+"""NVIDIA's minimum, by major version of CUDA (CUDA Toolkit release notes, table of driver versions)."""
+INSTALL_CUDA_12 = "make install-gpu ATTENTION=xformers"
 SLURM_PROGRAMS = ("sbatch", "srun", "scontrol")
 
 _TORCH_PROBE = """
@@ -47,23 +50,32 @@ facts = {
     "version": torch.__version__,
     "cuda": torch.version.cuda,
     "devices": [cuda.get_device_name(index) for index in range(cuda.device_count())] if there else [],
+    "capabilities": [cuda.get_device_capability(index) for index in range(cuda.device_count())] if there else [],
+    "architectures": cuda.get_arch_list() if there else [],
     "bf16": has_native_bf16("cuda" if there else "cpu"),
 }
 """
 _DIFFUSERS_PROBE = """
+import torch
+from synfundus.models.attention import installed_xformers, xformers_misfit
 import diffusers
-from diffusers import AutoencoderKL, UNet2DConditionModel
-facts = {"version": diffusers.__version__}
+xformers = installed_xformers()
+facts = {
+    "version": diffusers.__version__,
+    "xformers": xformers and xformers[0],
+    "misfit": xformers and xformers_misfit(xformers[1], torch.version.cuda),
+}
 """
 _DEEPSPEED_PROBE = """
 import deepspeed
 facts = {"version": deepspeed.__version__}
 """
-_XFORMERS_PROBE = """
+_ATTENTION_PROBE = """
 import torch
-from synfundus.models.attention import choose_attention
-choice = choose_attention(requested="auto", head_dims=(64,), dtype=torch.bfloat16, device=torch.device("cuda"))
-facts = {"backend": choice.backend, "reason": choice.reason}
+from synfundus.models.attention import AttentionShape, measure_attention
+device = torch.device("cuda")
+found = measure_attention([AttentionShape(1024, 1024, 8, 64)], batch_size=4, dtype=torch.bfloat16, device=device)
+facts = {"ms": found.ms, "obstacles": found.obstacles}
 """
 _PROBES = {"torch": _TORCH_PROBE, "deepspeed": _DEEPSPEED_PROBE, "diffusers": _DIFFUSERS_PROBE}
 """Packages that must import, each tried in a separate process."""
@@ -133,42 +145,84 @@ def check_package(name: str, facts: Mapping[str, Any]) -> Check:
     return Check(name, "ok", version)
 
 
-def check_cuda(facts: Mapping[str, Any], *, wanted: Literal["auto", "cpu", "cuda"], driver: bool) -> Check:
+def check_cuda(facts: Mapping[str, Any], *, wanted: Literal["auto", "cpu", "cuda"], driver: str | None) -> Check:
     """Judge the GPUs. None is fine unless launch.device is cuda.
 
     Args:
         facts: What the torch probe found.
         wanted: `launch.device`.
-        driver: Whether an NVIDIA driver is loaded.
+        driver: Version of the NVIDIA driver; None if none is loaded.
     """
-    devices = list(facts.get("devices", []))
+    devices, built_for = list(facts.get("devices", [])), facts.get("cuda")
     if devices:
-        names = ", ".join(f"{devices.count(name)} x {name}" for name in dict.fromkeys(devices))
-        bf16 = "bf16" if facts.get("bf16") else "no bf16"
-        status: Status = "ok" if facts.get("bf16") else "warn"
-        return Check(
-            "CUDA",
-            status,
-            f"{facts.get('cuda')}: {names}, {bf16}",
-            "" if facts.get("bf16") else "precision auto means fp32",
-        )
-    if wanted == "cuda":
-        return Check("CUDA", "fail", "torch sees no CUDA device", "install a CUDA build of torch, check nvidia-smi")
-    if driver:
-        return Check("CUDA", "warn", "a driver is loaded, but torch sees no device", "install a CUDA build of torch")
+        return _check_devices(facts, devices)
+    if driver is not None or wanted == "cuda":
+        status: Status = "fail" if wanted == "cuda" else "warn"
+        loaded = f"driver {driver}" if driver else "no NVIDIA driver"
+        if built_for is None:
+            return Check("CUDA", status, f"{loaded}; torch is a CPU build", "make install-gpu")
+        oldest = OLDEST_DRIVER.get(str(built_for).split(".")[0], 0)
+        if driver and int(driver.split(".")[0]) < oldest:
+            hint = f"update the driver, or {INSTALL_CUDA_12} ({OLDEST_DRIVER['12']} or newer)"
+            return Check("CUDA", status, f"{loaded} is too old: torch for CUDA {built_for} needs {oldest}", hint)
+        return Check("CUDA", status, f"{loaded}; torch sees no device", "check nvidia-smi and CUDA_VISIBLE_DEVICES")
     meaning = "bf16" if facts.get("bf16") else "fp32: this CPU emulates bf16, very slowly"
     return Check("CUDA", "ok", f"no device: runs on the CPU; precision auto means {meaning}")
 
 
-def check_xformers(facts: Mapping[str, Any] | None) -> Check:
-    """Judge the attention kernel; ``facts`` is None where there is no GPU."""
+def _check_devices(facts: Mapping[str, Any], devices: Sequence[str]) -> Check:
+    names = ", ".join(f"{devices.count(name)} x {name}" for name in dict.fromkeys(devices))
+    built = list(facts.get("architectures", []))
+    for name, (major, minor) in zip(devices, facts.get("capabilities", []), strict=False):
+        if built and not has_kernels(major, minor, built):
+            detail = f"{name} is sm_{major}{minor}; this torch has kernels for {', '.join(built)}"
+            return Check("CUDA", "fail", detail, f"use another GPU; for sm_70: {INSTALL_CUDA_12}")
+    if facts.get("bf16"):
+        return Check("CUDA", "ok", f"{facts.get('cuda')}: {names}, bf16")
+    return Check("CUDA", "warn", f"{facts.get('cuda')}: {names}, no bf16", "precision auto means fp32")
+
+
+def has_kernels(major: int, minor: int, built: Sequence[str]) -> bool:
+    """Whether a build of torch runs on a GPU: binaries (sm) within a major version, PTX (compute) on anything newer.
+
+    Args:
+        major: First digit of the compute capability.
+        minor: Its second digit.
+        built: `torch.cuda.get_arch_list()`.
+    """
+    for kind, digits in (name.split("_") for name in built):
+        one = divmod(int(digits.rstrip("af")), 10)
+        if one <= (major, minor) and (kind == "compute" or one[0] == major):
+            return True
+    return False
+
+
+def driver_version(path: Path = Path("/proc/driver/nvidia/version")) -> str | None:
+    """Return the version of the loaded NVIDIA driver, None without one."""
+    try:
+        found = re.search(r"\b(\d{3,}\.\d+(\.\d+)?)\b", path.read_text())
+    except OSError:
+        return None
+    return found[1] if found else "0"
+
+
+def check_attention(packages: Mapping[str, Any], facts: Mapping[str, Any] | None) -> Check:
+    """Judge the attention kernels.
+
+    Args:
+        packages: What the diffusers probe found, which looks for xformers without importing it.
+        facts: What the kernels took; None where there is no GPU.
+    """
+    if packages.get("misfit"):
+        detail = f"xformers {packages['xformers']} cannot be used: {packages['misfit']}"
+        return Check("attention", "warn", detail, f"{INSTALL_CUDA_12}, or pip uninstall xformers: it is not needed")
     if facts is None:
-        return Check("xformers", "ok", "not used without a GPU")
+        return Check("attention", "ok", "plain products without a GPU")
     if "error" in facts:
-        return Check("xformers", "warn", f"probe failed: {facts['error']}", "launch.attention=sdpa works")
-    if facts["backend"] == "xformers":
-        return Check("xformers", "ok", f"forward and backward ran ({facts['reason']})")
-    return Check("xformers", "warn", f"{facts['backend']}: {facts['reason']}", "pip install 'synfundus[gpu]'")
+        return Check("attention", "warn", f"probe failed: {facts['error']}", "launch.attention=math works")
+    times = [f"{name} {ms:.2g} ms" for name, ms in sorted(facts["ms"].items(), key=lambda item: float(item[1]))]
+    detail = "; ".join([", ".join(times), *(f"{name}: {why}" for name, why in facts["obstacles"].items())])
+    return Check("attention", "ok" if "sdpa" in facts["ms"] else "warn", detail)
 
 
 def check_compiler(missing: str | None) -> Check:
@@ -272,10 +326,10 @@ def examine(environment: Mapping[str, str], *, device: Literal["auto", "cpu", "c
     return [
         check_python(tuple(sys.version_info[:3])),
         check_package("torch", packages["torch"]),
-        check_cuda(packages["torch"], wanted=device, driver=Path("/proc/driver/nvidia/version").exists()),
+        check_cuda(packages["torch"], wanted=device, driver=driver_version()),
         check_package("deepspeed", packages["deepspeed"]),
         check_package("diffusers", packages["diffusers"]),
-        check_xformers(probe(_XFORMERS_PROBE, environment=environment) if gpus else None),
+        check_attention(packages["diffusers"], probe(_ATTENTION_PROBE, environment=environment) if gpus else None),
         check_compiler(missing_for_compilation("cuda" if gpus else "cpu", environment)),
         check_slurm({name: program_version(name) for name in SLURM_PROGRAMS}),
         check_s3(environment, credentials_file=credentials.is_file()),

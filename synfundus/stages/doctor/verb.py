@@ -4,7 +4,7 @@ from synfundus.stages.verb import DEVICE, Verb
 
 VERB = Verb(
     name="doctor",
-    help="Check this machine: Python, torch, CUDA, DeepSpeed, xformers, SLURM, S3, disk.",
+    help="Check this machine: Python, torch, CUDA, DeepSpeed, attention, SLURM, S3, disk.",
     order=20,
     options=(DEVICE,),
     sections=("launch",),
