@@ -8,9 +8,6 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from synfundus.distributed.agreement import on_rank_0, raise_together
 from synfundus.distributed.engine import StepResult, ZeroEngine
 from synfundus.distributed.numerics import seed_kernels
@@ -27,6 +24,7 @@ from synfundus.training.memory.rehearsal import is_out_of_memory
 from synfundus.training.optim import LrPlan
 from synfundus.training.periodic import Checkpoint, Periodic, TrainState, Work
 from synfundus.training.recorder import Recorder, Reports
+from synfundus.training.staging import staging_for
 from synfundus.training.stopping import StopFlag, catch_signals
 
 _LAST_SAVE_PATIENCE = 3
@@ -125,6 +123,7 @@ class Trainer:
         self._watchdog, self._flag = watch.watchdog, watch.flag
         self._world = world
         self._device = torch_device(world)
+        self._stage = staging_for(self._device)
         self._guard = Guard(settings.guards, rewind=work.rewind, warn=reports.console.warning)
         self._recorder = Recorder(
             reports,
@@ -216,7 +215,9 @@ class Trainer:
         micros = batch.split(settings.gradient_accumulation_steps)
         totals = [0.0, 0.0]
         for number, micro in enumerate(micros, start=1):
-            loss, sums = self._engine.forward(self._to_device(micro), state.images_seen)
+            loss, sums = self._engine.forward(
+                self._stage({**micro.arrays, "weights": micro.weights}), state.images_seen
+            )
             if settings.guards.on_spike != "off":
                 totals = [totals[0] + float(sums["loss"]), totals[1] + float(sums["images"])]
                 if number == len(micros):
@@ -263,10 +264,6 @@ class Trainer:
         else:
             state.rewinds += 1
             state.rewound_images += state.images_seen - place
-
-    def _to_device(self, batch: RankBatch) -> dict[str, Tensor]:
-        arrays = {**batch.arrays, "weights": batch.weights}
-        return {name: torch.from_numpy(array).to(self._device, non_blocking=True) for name, array in arrays.items()}
 
     def _log_due(self, before: int) -> bool:
         now, every, budget = self.state.images_seen, self._settings.log_every_images, self._settings.budget_images
