@@ -16,12 +16,14 @@ import importlib
 import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import distributed_c10d
 
 from synfundus.distributed.flat_layout import FlatLayout, gather_named
 from synfundus.distributed.world import World, torch_device
@@ -64,6 +66,16 @@ def _import_deepspeed(device: str) -> Any:  # noqa: ANN401 - deepspeed is untype
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     return deepspeed
+
+
+@contextmanager
+def _timeout_of_job() -> Iterator[None]:
+    """Give the process groups made inside the block the timeout of the job's own instead of torch's 30 minutes."""
+    before = set(distributed_c10d._world.pg_map)
+    yield
+    own: Any = distributed_c10d._get_default_group()._get_backend(torch.device("cpu"))
+    for group in set(distributed_c10d._world.pg_map) - before:
+        distributed_c10d._set_pg_timeout(own.options._timeout, group)
 
 
 def _import_muon_uncompiled() -> None:
@@ -136,9 +148,10 @@ class ZeroEngine:
         deepspeed.init_distributed(
             dist_backend="nccl" if world.device == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False
         )
-        self._engine, self._zero, _, _ = deepspeed.initialize(
-            model=self._bundled, optimizer=optimizer, config=dict(ds_config), dist_init_required=False
-        )
+        with _timeout_of_job():
+            self._engine, self._zero, _, _ = deepspeed.initialize(
+                model=self._bundled, optimizer=optimizer, config=dict(ds_config), dist_init_required=False
+            )
         self._check_internals(deepspeed)
         self.load_named(exact)
         self._bundled.bind()  # frees the memory of the original parameters

@@ -72,12 +72,9 @@ def set_tf32(wanted: bool, *, device: Device, option: str = "") -> str | None:
     if device != "cuda":
         return None
     by = f" ({option})" if option else ""
-    precision = "tf32" if wanted else "ieee"
-    # recurrent kernels are not used, but torch refuses to report a cuDNN setting that differs between the two
-    cuda: Any = torch.backends.cuda
-    cudnn: Any = torch.backends.cudnn  # torch's type stubs do not know these yet
-    for backend in (cuda.matmul, cudnn.conv, cudnn.rnn):
-        backend.fp32_precision = precision
+    # set by torch's newer names (fp32_precision), what reads these raises: max-autotune, profilers
+    torch.backends.cuda.matmul.allow_tf32 = wanted
+    torch.backends.cudnn.allow_tf32 = wanted
     if not wanted:
         return f"fp32 products are fp32, not TF32{by}"
     major, minor = torch.cuda.get_device_capability()

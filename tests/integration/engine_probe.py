@@ -10,6 +10,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.distributed import distributed_c10d
 
 from synfundus.config.assets import find_asset
 from synfundus.distributed.ds_config import build_ds_config, plan_batch
@@ -143,8 +144,16 @@ def observe(world: World, *, precision: str, micro: int) -> tuple[dict[str, Any]
         "optimizer_steps": engine.optimizer_steps(),
         "partition_sizes": [master.numel() for master in engine.masters()],
         "dtypes": sorted({str(tensor.dtype) for tensor in engine.masters()}),
+        "timeouts_s": timeouts_s(),
     }
     return figures, tensors
+
+
+def timeouts_s() -> list[float]:
+    """Return the timeout of each process group."""
+    cpu = torch.device("cpu")
+    backends: list[Any] = [group._get_backend(cpu) for group in distributed_c10d._world.pg_map]
+    return [backend.options._timeout.total_seconds() for backend in backends]
 
 
 def lerp(averages: dict[str, Tensor], now: dict[str, Tensor], decay: float) -> dict[str, Tensor]:

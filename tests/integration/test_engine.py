@@ -121,6 +121,16 @@ def test_the_optimizer_is_deepspeeds_zero_2(
     assert type(engine._zero.optimizer) is torch.optim.AdamW
 
 
+def test_every_process_group_has_the_timeout_of_the_job(
+    two_ranks: dict[str, Observed], four_ranks: dict[str, Observed]
+) -> None:
+    """DeepSpeed makes groups of its own, and all gradients go through them."""
+    for observed in (two_ranks, four_ranks):
+        for figures, _ in observed.values():
+            assert len(figures["timeouts_s"]) > 1
+            assert set(figures["timeouts_s"]) == {60.0}
+
+
 def test_two_ranks_hold_half_of_the_masters_each(one_rank: dict[str, Observed], two_ranks: dict[str, Observed]) -> None:
     for precision in ("fp32", "bf16"):
         whole = one_rank[precision][0]["partition_sizes"]
