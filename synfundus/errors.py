@@ -12,7 +12,8 @@
     ├── NumericalError        6   a loss or gradient that is not finite
     ├── LaunchError           7   processes, ranks, SLURM
     │   ├── Stalled          75   a wait exceeded its limit (EX_TEMPFAIL: requeue)
-    │   └── PortTaken        75   another program uses the rendezvous port (EX_TEMPFAIL: requeue)
+    │   ├── PortTaken        75   another program uses the rendezvous port (EX_TEMPFAIL: requeue)
+    │   └── DeviceFault      71   a GPU or its network failed (EX_OSERR: requeue on other nodes)
     └── Preempted            75   stopped by a signal after saving (EX_TEMPFAIL: requeue)
         └── Interrupted           work between steps was postponed because of a signal
 
@@ -125,6 +126,13 @@ class PortTaken(LaunchError):
     """Another program uses the rendezvous port. A retry with another port may succeed."""
 
     exit_code = 75
+
+
+class DeviceFault(LaunchError):
+    """A GPU, or NCCL on it, failed: an Xid, an ECC error, an illegal access. Another node may succeed."""
+
+    exit_code = 71
+    title = "Failed GPU"
 
 
 class RelayedDefect(RuntimeError):

@@ -26,7 +26,16 @@ from synfundus.config.loader import fingerprint
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.rank_info import RankInfo, rank_info
-from synfundus.distributed.world import LocalWorld, World, connect, disconnect, has_native_bf16, lost_rank_error
+from synfundus.distributed.requeue import open_fault_report, report_fault
+from synfundus.distributed.world import (
+    LocalWorld,
+    World,
+    connect,
+    device_fault,
+    disconnect,
+    has_native_bf16,
+    lost_rank_error,
+)
 from synfundus.launch import (
     LaunchPlan,
     MachineFacts,
@@ -129,6 +138,7 @@ def _run_here(request: Request, info: RankInfo, *, file: str | None, as_json: bo
     """Run the job in this process."""
     die_with_launcher(os.environ)
     exit_on_signals()
+    open_fault_report(info.rank)
     filesystem.configure(filesystem.StoreSettings(**request.config.storage.model_dump()))
     job = importlib.import_module(f"synfundus.stages.{request.verb.key}.job")
     console = _console(request, info, as_json=as_json)
@@ -152,6 +162,10 @@ def _run_job(request: Request, job: Callable[..., Summary], world: World, consol
         config = _with_precision(request, world, console) if settle else request.config
         return job(config, world, console)
     except RuntimeError as error:
+        failed = device_fault(error, rank=world.rank)
+        if failed is not None:
+            report_fault(failed.message)
+            raise failed from error
         lost = lost_rank_error(error, hint="run the same command again to resume")
         if lost is None:
             raise

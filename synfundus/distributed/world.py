@@ -6,6 +6,7 @@ Rank and world size are values everywhere, so rank logic can be tested in one pr
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from synfundus.distributed.rank_info import (
     require_own_gpus,
     this_gpu,
 )
-from synfundus.errors import LaunchError, PortTaken, RelayedDefect, Stalled
+from synfundus.errors import DeviceFault, LaunchError, PortTaken, RelayedDefect, Stalled
 
 if TYPE_CHECKING:
     import torch
@@ -353,6 +354,31 @@ _DISCONNECTED = ("Connection closed by peer", "Connection reset by peer", "Broke
 _TIMED_OUT = ("Timed out", "Socket Timeout", "wait timeout after")
 _PORT_TAKEN = ("EADDRINUSE", "Ping failed")
 """Another program has the port: rank 0 cannot listen on it, and the other ranks get no answer of a torch store."""
+
+
+_DEVICE_FAILED = re.compile(
+    r"CUDA error: (?!out of memory|device-side assert|no kernel image|invalid (argument|device|config))"
+    r"|unhandled (cuda|system) error|NCCL.* internal error|uncorrectable (ECC|NVLink)"
+    r"|CU(BLAS|DNN)_STATUS_EXECUTION_FAILED",
+    re.IGNORECASE,
+)
+"""Errors of CUDA, NCCL, cuBLAS and cuDNN that another GPU may not have; an illegal access can also be a bug."""
+
+
+def device_fault(error: BaseException, *, rank: int) -> DeviceFault | None:
+    """Translate an error of a failed GPU, or of NCCL on it; None for every other error.
+
+    Args:
+        error: Any error.
+        rank: This rank.
+    """
+    if not isinstance(error, RuntimeError) or isinstance(error, RelayedDefect) or not _DEVICE_FAILED.search(str(error)):
+        return None
+    return DeviceFault(
+        f"the GPU of rank {rank} on {socket.gethostname()} failed: {str(error).partition(chr(10))[0]}",
+        hint="the batch scripts queue the job again without this node; look for Xid in the node's kernel log (dmesg). "
+        "If it happens on another node too, it is a fault of the program: please report it",
+    )
 
 
 def lost_rank_error(error: BaseException, *, hint: str) -> LaunchError | None:

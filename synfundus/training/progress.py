@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 
 from synfundus.distributed.world import World
+from synfundus.models.attention import AttentionShape
 from synfundus.training.memory.footprint import GIB
 
 RATE_HALF_LIFE_S = 600.0
@@ -42,11 +43,13 @@ class StepCost:
         flops_per_image: Operations of an image's forward and backward pass, without recomputation.
         recomputed: The same with gradient checkpointing's recomputation, relative to `flops_per_image`; 1 without it.
         peak_flops: Operations a second of one GPU in the working precision; None if unknown.
+        attention: The attention layers of the network.
     """
 
     flops_per_image: float
     recomputed: float
     peak_flops: float | None
+    attention: tuple[AttentionShape, ...] = ()
 
 
 @dataclass(frozen=True)

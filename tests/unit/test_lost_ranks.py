@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from synfundus.distributed.world import _join_error, lost_rank_error
-from synfundus.errors import ErrorReport, LaunchError, PortTaken, Stalled, SynfundusError
+from synfundus.distributed.world import _join_error, device_fault, lost_rank_error
+from synfundus.errors import DeviceFault, ErrorReport, LaunchError, PortTaken, Stalled, SynfundusError
 
 
 @pytest.mark.parametrize(
@@ -49,3 +50,46 @@ def test_ranks_that_do_not_meet_say_why(rank: int, text: str, kind: type[Synfund
     found = _join_error(RuntimeError(text), rank=rank, master="tcp://node7:16711")
     assert type(found) is kind
     assert kind is Stalled or "tcp://node7:16711" in str(found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be asynchronously reported",
+        "CUDA error: an illegal memory access was encountered",
+        "CUDA error: unspecified launch failure",
+        "CUDA error: the launch timed out and was terminated",
+        "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`",
+        "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+        "NCCL error in: ProcessGroupNCCL.cpp:3690, unhandled cuda error (run with NCCL_DEBUG=INFO for details)",
+        "NCCL error in: NCCLUtils.cpp:94, unhandled system error",
+        "NCCL error in: NCCLUtils.cpp:94, internal error - please report this issue to the NCCL developers",
+    ],
+)
+def test_a_failed_gpu_is_told_from_a_bug(text: str) -> None:
+    found = device_fault(RuntimeError(text), rank=3)
+    assert type(found) is DeviceFault
+    assert found.exit_code == 71
+    assert text.splitlines()[0] in found.message
+    assert "rank 3" in found.message
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: device-side assert triggered"),
+        RuntimeError("CUDA error: no kernel image is available for execution on the device"),
+        RuntimeError("CUDA error: invalid device ordinal"),
+        RuntimeError("CUDA error: invalid argument"),
+        RuntimeError("CUDA error: invalid configuration argument"),
+        RuntimeError("CUDA error: out of memory"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        RuntimeError("Connection closed by peer [127.0.0.1]:41234"),
+        ValueError("CUDA error: unspecified launch failure"),
+        ErrorReport.of(RuntimeError("CUDA error: unspecified launch failure")).to_error(source="rank 3"),
+    ],
+)
+def test_what_every_gpu_would_repeat_is_no_failed_gpu(error: Exception) -> None:
+    """The last is what another rank has met, and reports itself."""
+    assert device_fault(error, rank=0) is None

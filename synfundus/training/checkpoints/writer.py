@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from synfundus.distributed.engine import ZeroEngine
+from synfundus.distributed.requeue import forget_faults
 from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import World
 from synfundus.training.checkpoints.checkpoint import StateCopy, copy_state, write_checkpoint
@@ -95,6 +96,8 @@ class CheckpointWriter:
                 self.before(world)
             write_checkpoint(self.root, copy, keep=self.keep, world=world, damaged=self.damaged, parts=self.parts)
             self.damaged.discard(checkpoint_name(copy.images_seen))
+        if world.rank == 0:
+            forget_faults()
 
     def _write_in_background(self, copy: StateCopy, world: World) -> None:
         _yield_cores()
