@@ -128,7 +128,7 @@ COMMAND_LINES: list[tuple[str, ...]] = [
             *(
                 "train.ema.half_life_images=0",
                 "telemetry.console=loud",
-                "launch.attention=flash",
+                "launch.attention=flash-attn",
                 "launch.time_limit=forever",
             ),
             *("launch.time_limit=1:2:3:4", "launch.partition=a b", "launch.partition=a;b", "launch.account=$(id)"),
