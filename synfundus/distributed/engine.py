@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import distributed_c10d
 
-from synfundus.distributed.flat_layout import FlatLayout, gather_named
+from synfundus.distributed.flat_layout import FlatLayout, flatten, gather_named, unflatten
 from synfundus.distributed.world import World, torch_device
 from synfundus.errors import LaunchError
 
@@ -110,6 +110,7 @@ class ZeroEngine:
         lr: Initial learning rate; `step` sets it.
         betas: AdamW's betas.
         eps: AdamW's epsilon.
+        channels_last: Keep the weights of convolutions in NHWC order, as a GPU's kernels want them.
     """
 
     def __init__(
@@ -123,18 +124,21 @@ class ZeroEngine:
         lr: float,
         betas: tuple[float, float],
         eps: float,
+        channels_last: bool = False,
     ) -> None:
         deepspeed = _import_deepspeed(world.device)
         # deepspeed requires this variable and uses it as the index of the GPU
         os.environ["LOCAL_RANK"] = str(torch_device(world).index if world.device == "cuda" else world.local_rank)
         self._world = world
-        self.layout = FlatLayout.of([[(name, p.shape) for name, p in group] for group in groups])
+        shapes = [[(name, p.shape) for name, p in group] for group in groups]
+        convolutions = {name for group in shapes for name, shape in group if len(shape) == 4}
+        self.layout = FlatLayout.of(shapes, channels_last=convolutions if channels_last else ())
         # ZeRO builds its fp32 masters from weights already cast to bf16; keep the digits this would lose
         exact = {name: p.detach().to("cpu", torch.float32, copy=True) for group in groups for name, p in group}
         if ds_config.get("bf16", {}).get("enabled"):
             module.bfloat16()  # deepspeed casts what it sees, and it sees the bundles
         limit = min(MOST_BUNDLED, int(ds_config["zero_optimization"]["reduce_bucket_size"]))
-        self._bundled = BundledModule(module, groups, max_elements=limit)
+        self._bundled = BundledModule(module, groups, max_elements=limit, channels_last=channels_last)
         optimizer = torch.optim.AdamW(
             [
                 {"params": bundles, "weight_decay": decay}
@@ -258,7 +262,8 @@ class ZeroEngine:
                 begin, stop = max(first, parameter.offset), min(end, parameter.offset + parameter.numel)
                 if begin >= stop:
                     continue
-                flat = weights[parameter.name].reshape(-1)[begin - parameter.offset : stop - parameter.offset]
+                whole = parameter.flatten(weights[parameter.name])
+                flat = whole[begin - parameter.offset : stop - parameter.offset]
                 master[begin - first : stop - first].copy_(flat)
         self._zero.update_lp_params()
 
@@ -271,7 +276,8 @@ class ZeroEngine:
         named = gather_named(self.layout, partitions, self._world)
         if named is None or self._world.size > 1:
             return named
-        return {name: tensor.clone() for name, tensor in named.items()}  # they may be views of the trained weights
+        # they may be views of the trained weights
+        return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in named.items()}
 
 
 NamedParameters = Sequence[tuple[str, nn.Parameter]]
@@ -312,10 +318,14 @@ class BundledModule(nn.Module):
         module: What is trained.
         groups: Optimizer groups as lists of (name, parameter), together all trainable parameters of the module.
         max_elements: Most elements of a bundle of several parameters.
+        channels_last: Keep the weights of convolutions in NHWC order.
     """
 
-    def __init__(self, module: nn.Module, groups: Sequence[NamedParameters], *, max_elements: int) -> None:
+    def __init__(
+        self, module: nn.Module, groups: Sequence[NamedParameters], *, max_elements: int, channels_last: bool = False
+    ) -> None:
         super().__init__()
+        self._channels_last = channels_last
         self._module = [module]  # in a list: torch would register it
         owners: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
         for part in module.modules():
@@ -330,7 +340,8 @@ class BundledModule(nn.Module):
             bundled: list[nn.Parameter] = []
             for run in plan_bundles([p.numel() for p in parameters], max_elements=max_elements):
                 members = parameters[run.start : run.stop]
-                flat = nn.Parameter(torch.cat([member.detach().reshape(-1) for member in members]))
+                parts = [flatten(member.detach(), channels_last=channels_last) for member in members]
+                flat = nn.Parameter(torch.cat(parts))
                 bundled.append(flat)
                 self.bundles.append(flat)
                 self._pieces.append([_Piece(tuple(owners[member]), member.shape, member.numel()) for member in members])
@@ -347,7 +358,9 @@ class BundledModule(nn.Module):
             views: Sequence[Tensor] = flat.split([piece.size for piece in pieces])
             for view, piece in zip(views, pieces, strict=True):
                 # most are vectors already; each view saved is an autograd node saved
-                shaped = view if len(piece.shape) == 1 else view.view(piece.shape)
+                shaped = view
+                if len(piece.shape) > 1:
+                    shaped = unflatten(view, piece.shape, channels_last=self._channels_last)
                 for owner, name in piece.owners:
                     owner._parameters[name] = shaped  # type: ignore[assignment]  # a view serves as a parameter
 

@@ -16,6 +16,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
 __all__ = [
     "Attention",
@@ -25,5 +26,6 @@ __all__ = [
     "ResnetBlock2D",
     "TimestepEmbedding",
     "Timesteps",
+    "Transformer2DModel",
     "UNet2DConditionModel",
 ]

@@ -20,7 +20,8 @@ from synfundus.config.machine import LaunchConfig, TelemetryConfig
 from synfundus.config.training import LoopConfig, TrainVaeConfig
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.watchdog import Watchdog
-from synfundus.distributed.world import World, without_timeout
+from synfundus.distributed.world import World, torch_device, without_timeout
+from synfundus.models.memory_format import keep_channels_last, kernels_for
 from synfundus.shards.batches import BatchReader
 from synfundus.stages import Summary, training_setup
 from synfundus.stages.measured_start import Rehearsed, settle_attention, settle_loop
@@ -227,6 +228,8 @@ class TrainingRun(Generic[T, N]):
         )
         if loop.gradient_checkpointing:
             backbone.enable_gradient_checkpointing()  # type: ignore[operator]
+        if self._world.device == "cuda":
+            keep_channels_last(backbone, kernels_for(torch_device(self._world)))
         training_setup.compiled(backbone, loop, self._console)
 
     def run(self) -> Summary:

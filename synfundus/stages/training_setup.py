@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from synfundus.config.assets import read_ds_file
-from synfundus.config.auto import definite, definite_micro_batch
+from synfundus.config.auto import definite, definite_channels_last, definite_micro_batch
 from synfundus.config.machine import LaunchConfig
 from synfundus.config.training import EmaConfig, LoopConfig, OptimConfig
 from synfundus.distributed.agreement import together
@@ -165,6 +165,7 @@ def engine(
         lr=optim.lr,
         betas=(optim.beta1, optim.beta2),
         eps=optim.eps,
+        channels_last=world.device == "cuda" and definite_channels_last(loop),
     )
 
 

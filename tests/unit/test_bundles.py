@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from synfundus.distributed.engine import BundledModule, plan_bundles
+from synfundus.distributed.flat_layout import FlatLayout
 
 
 @given(st.lists(st.integers(1, 50)), st.integers(1, 60))
@@ -99,3 +100,29 @@ def test_groups_do_not_share_a_bundle() -> None:
     bundled = BundledModule(inner, groups, max_elements=10_000)
     assert [[p.numel() for p in group] for group in bundled.groups] == [[36], [15]]
     assert len(list(bundled.parameters())) == 2
+
+
+def convolutions() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 5, 1), nn.Flatten(), nn.Linear(5 * 36, 2))
+
+
+def test_in_nhwc_order_the_weights_of_convolutions_are_nhwc_memory_with_the_same_gradients() -> None:
+    plain, inner = convolutions(), convolutions()
+    bundled = BundledModule(inner, [trained(inner)], max_elements=500, channels_last=True)
+    images = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+    loss, expected = bundled(images).square().sum(), plain(images).square().sum()
+    for mine, theirs in zip(inner, plain, strict=True):
+        if isinstance(mine, nn.Conv2d) and isinstance(theirs, nn.Conv2d):
+            assert mine.weight.is_contiguous(memory_format=torch.channels_last)
+            assert torch.equal(mine.weight, theirs.weight)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    flat = torch.cat([p.grad for p in bundled.parameters() if p.grad is not None])
+    grads = {name: p.grad for name, p in trained(plain) if p.grad is not None}
+    layout = FlatLayout.of(
+        [[(name, grad.shape) for name, grad in grads.items()]], channels_last={"0.weight", "1.weight"}
+    )
+    wanted = [one.flatten(grads[one.name]) for one in layout.groups[0].parameters]
+    torch.testing.assert_close(flat, torch.cat(wanted))

@@ -79,21 +79,30 @@ def saved_on(size: int, root: Path | str, layout: FlatLayout = LAYOUT) -> str:
     return str(results[0])
 
 
-shapes = st.lists(st.lists(st.integers(1, 5), max_size=3), min_size=1, max_size=5)
+shapes = st.lists(st.lists(st.integers(1, 5), max_size=4), min_size=1, max_size=5)
 
 
-@settings(max_examples=25)
-@given(groups=st.lists(shapes, min_size=1, max_size=2), before=st.integers(1, 4), after=st.integers(1, 4))
-def test_a_checkpoint_of_any_world_size_is_read_by_any_other(
-    groups: list[list[list[int]]], before: int, after: int, tmp_path_factory: pytest.TempPathFactory
+@settings(max_examples=50)
+@given(
+    groups=st.lists(shapes, min_size=1, max_size=2),
+    before=st.tuples(st.integers(1, 4), st.booleans()),
+    after=st.tuples(st.integers(1, 4), st.booleans()),
+)
+def test_a_checkpoint_of_any_world_size_and_order_is_read_by_any_other(
+    groups: list[list[list[int]]],
+    before: tuple[int, bool],
+    after: tuple[int, bool],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    layout = FlatLayout.of(
-        [[(f"{number}.{index}", shape) for index, shape in enumerate(group)] for number, group in enumerate(groups)]
-    )
-    url = saved_on(before, tmp_path_factory.mktemp("root"), layout)
-    found = run_ranks(after, lambda world: restored(url, world, layout))[0]
+    named = [[(f"{number}.{index}", shape) for index, shape in enumerate(group)] for number, group in enumerate(groups)]
+    (ranks, nhwc), (new_ranks, new_nhwc) = before, after
+    four_axes = {name for group in named for name, shape in group if len(shape) == 4}
+    saved = FlatLayout.of(named, channels_last=four_axes if nhwc else ())
+    url = saved_on(ranks, tmp_path_factory.mktemp("root"), saved)
+    wanted = FlatLayout.of(named, channels_last=four_axes if new_nhwc else ())
+    found = run_ranks(new_ranks, lambda world: restored(url, world, wanted))[0]
     assert isinstance(found, dict), found
-    alone = FakeEngine(layout, ALONE)
+    alone = FakeEngine(saved, ALONE)
     for name in VECTORS:
         expected, got = alone.gather_named(alone.vectors[name]), found[name]
         assert got is not None

@@ -5,19 +5,23 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synfundus.distributed.flat_layout import ALIGNMENT, FlatLayout
+from synfundus.distributed.flat_layout import ALIGNMENT, FlatGroup, FlatLayout
 from synfundus.errors import CheckpointError
 
 shapes = st.lists(st.lists(st.integers(1, 7), max_size=4), min_size=1, max_size=8)
+orders = st.booleans()
 worlds = st.integers(1, 9)
 
 
-def layout_of(groups: list[list[list[int]]]) -> FlatLayout:
+def layout_of(groups: list[list[list[int]]], *, channels_last: bool = False) -> FlatLayout:
+    four_axes = {f"g{n}.p{index}" for n, group in enumerate(groups) for index, s in enumerate(group) if len(s) == 4}
     return FlatLayout.of(
-        [[(f"g{number}.p{index}", shape) for index, shape in enumerate(group)] for number, group in enumerate(groups)]
+        [[(f"g{number}.p{index}", shape) for index, shape in enumerate(group)] for number, group in enumerate(groups)],
+        channels_last=four_axes if channels_last else (),
     )
 
 
@@ -42,11 +46,33 @@ def test_parameters_lie_end_to_end(group: list[list[int]]) -> None:
     assert flat.numel == offset
 
 
-@given(groups=st.lists(shapes, min_size=1, max_size=3))
-def test_a_layout_comes_back_from_its_document(groups: list[list[list[int]]]) -> None:
-    layout = layout_of(groups)
+@given(groups=st.lists(shapes, min_size=1, max_size=3), nhwc=orders)
+def test_a_layout_comes_back_from_its_document(groups: list[list[list[int]]], nhwc: bool) -> None:
+    layout = layout_of(groups, channels_last=nhwc)
     assert FlatLayout.from_document(layout.to_document()) == layout
-    layout.require_same(FlatLayout.from_document(layout.to_document()), where="x")
+    layout.require_same(layout_of(groups, channels_last=not nhwc), where="x")
+
+
+@given(shape=st.lists(st.integers(1, 4), max_size=5), nhwc=orders)
+def test_a_parameter_comes_back_from_its_part_of_the_vector(shape: list[int], nhwc: bool) -> None:
+    (parameter,) = layout_of([[shape]], channels_last=nhwc).groups[0].parameters
+    tensor = torch.arange(float(math.prod(shape))).reshape(shape)
+    assert torch.equal(parameter.unflatten(parameter.flatten(tensor)), tensor)
+    moved = tensor.movedim(1, -1) if nhwc and len(shape) == 4 else tensor
+    assert torch.equal(parameter.flatten(tensor), moved.reshape(-1))
+
+
+@given(group=shapes, nhwc=orders, saved=orders)
+def test_a_vector_saved_in_another_order_is_put_into_this_one(group: list[list[int]], nhwc: bool, saved: bool) -> None:
+    mine, theirs = (layout_of([group], channels_last=order).groups[0] for order in (nhwc, saved))
+    named = [torch.randn(shape) for shape in group]
+    padding = torch.zeros(3)
+
+    def flat(of: FlatGroup) -> torch.Tensor:
+        parts = [one.flatten(tensor) for one, tensor in zip(of.parameters, named, strict=True)]
+        return torch.cat([*parts, padding])
+
+    assert torch.equal(mine.reordered(flat(theirs), theirs), flat(mine))
 
 
 def test_another_network_is_refused_naming_the_first_parameter_that_differs() -> None:

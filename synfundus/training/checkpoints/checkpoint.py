@@ -254,11 +254,14 @@ def load_checkpoint(url: str, *, engine: ZeroEngine, ema: ShardedEma, world: Wor
         document = documents.read_document(
             filesystem.join(url, STATE_NAME), format_name=FORMAT_NAME, version=FORMAT_VERSION
         )
-        engine.layout.require_same(FlatLayout.from_document(document["layout"]), where=url)
+        saved = FlatLayout.from_document(document["layout"])
+        engine.layout.require_same(saved, where=url)
         source = PartitionSource(url, saved_world_size=int(document["world_size"]))
         groups = [
             {
-                name: source.slice(number, group, name, rank=world.rank, world_size=world.size)
+                name: source.slice(
+                    number, group, name, rank=world.rank, world_size=world.size, saved=saved.groups[number]
+                )
                 for name in ("master", *MOMENT_NAMES, *averages)
             }
             for number, group in enumerate(engine.layout.groups)

@@ -77,13 +77,28 @@ class PartitionSource:
                 raise CheckpointError(f"{name} is not a safetensors file: {error}", where=self._url) from error
         return self._files[rank]
 
-    def slice(self, number: int, group: FlatGroup, name: str, *, rank: int, world_size: int) -> Tensor:
-        """Return a rank's slice of one flat vector, zero in the padding."""
+    def slice(
+        self, number: int, group: FlatGroup, name: str, *, rank: int, world_size: int, saved: FlatGroup | None = None
+    ) -> Tensor:
+        """Return a rank's slice of one flat vector, zero in the padding.
+
+        Args:
+            number: Number of the group.
+            group: The group as it is wanted.
+            name: Name of the vector.
+            rank: The rank.
+            world_size: Number of ranks to slice for.
+            saved: The group as it was saved, with elements in another order: then the whole vector is read.
+        """
         result = torch.zeros(group.partition_size(world_size), dtype=torch.float32)
-        first, _ = group.partition_bounds(rank, world_size)
+        first, end = group.partition_bounds(rank, world_size)
+        if saved is not None and saved != group:
+            whole = group.reordered(self.slice(number, saved, name, rank=0, world_size=1), saved)
+            result[: end - first] = whole[first:end]
+            return result
         pieces = group.saved_pieces(rank, world_size, saved_world_size=self._saved_world_size)
         for saved_rank, begin, stop in pieces:
             saved_first, _ = group.partition_bounds(saved_rank, self._saved_world_size)
-            saved = self._file(saved_rank)[f"group{number}.{name}"]
-            result[begin - first : stop - first] = saved[begin - saved_first : stop - saved_first]
+            partition = self._file(saved_rank)[f"group{number}.{name}"]
+            result[begin - first : stop - first] = partition[begin - saved_first : stop - saved_first]
         return result

@@ -130,6 +130,9 @@ class Rehearsal(Generic[N]):
     def _pass(self, size: int, layout: bool) -> None:
         """Run one forward and backward pass; no gradient is kept."""
         network = self._working_copy()
+        if self.device.type == "cuda":  # as the engine will hold the weights of convolutions
+            order = torch.channels_last if layout else torch.contiguous_format
+            network.to(memory_format=order)  # type: ignore[call-overload]
         # dropout draws from torch's generators
         with torch.random.fork_rng([self.device.index] if self.device.type == "cuda" else []):
             try:

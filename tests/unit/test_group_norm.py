@@ -1,0 +1,145 @@
+"""Group normalisation in NHWC memory: the values and gradients of torch's own, and no other memory format."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from synfundus.models.group_norm import PLAIN, ChannelsLastGroupNorm, RowOperations
+
+SHAPES = [(2, 64, 5, 7), (3, 96, 16, 16), (1, 32, 1, 9), (2, 160, 33, 20)]
+Gradients = tuple[Tensor, Tensor, Tensor]
+
+
+def of(norm: nn.GroupNorm, image: Tensor, towards: Tensor) -> tuple[Tensor, Gradients]:
+    """Return what a norm makes of an image, and the gradients of its product with another."""
+    leaf = image.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    norm.zero_grad()
+    normalised = norm(leaf)
+    torch.autograd.backward((normalised.float() * towards).sum())
+    assert leaf.grad is not None
+    assert norm.weight.grad is not None
+    assert norm.bias.grad is not None
+    return normalised.detach(), (leaf.grad, norm.weight.grad.clone(), norm.bias.grad.clone())
+
+
+def both(
+    shape: tuple[int, ...], dtype: torch.dtype, *, offset: float = 0.0, operations: RowOperations = PLAIN
+) -> tuple[tuple[Tensor, Gradients], tuple[Tensor, Gradients]]:
+    """Return what our norm and torch's own, in fp64, make of the same image."""
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(32, shape[1])
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    norm.to(dtype)
+    image = (torch.randn(shape) + offset).to(dtype).contiguous(memory_format=torch.channels_last)
+    towards = torch.randn(shape)
+    mine = of(ChannelsLastGroupNorm.of(norm, operations), image, towards)
+    return mine, of(norm.double(), image.double(), towards.double())
+
+
+def close(mine: Tensor, theirs: Tensor, *, part: float) -> None:
+    """Compare two tensors; the largest difference is a part of the largest value."""
+    assert float((mine.double() - theirs).abs().max()) <= part * float(theirs.abs().max())
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("dtype", "part"), [(torch.float32, 2e-6), (torch.bfloat16, 8e-3)], ids=["fp32", "bf16"])
+def test_values_and_gradients_are_those_of_torch(shape: tuple[int, ...], dtype: torch.dtype, part: float) -> None:
+    (mine, gradients), (theirs, wanted) = both(shape, dtype)
+    assert mine.dtype == dtype
+    close(mine, theirs, part=part)
+    for ours, own in zip(gradients, wanted, strict=True):
+        close(ours, own, part=part)
+
+
+@pytest.mark.parametrize("offset", [10.0, 100.0])
+def test_a_mean_far_from_zero_costs_few_digits(offset: float) -> None:
+    """A variance from sums of squares loses as many digits as the square of mean over deviation has."""
+    (mine, _), (theirs, _) = both((2, 64, 32, 32), torch.float32, offset=offset)
+    close(mine, theirs, part=2e-7 * offset**2)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_memory_stays_nhwc_forward_and_backward(shape: tuple[int, ...]) -> None:
+    (mine, (gradient, _, _)), _ = both(shape, torch.float32)
+    assert mine.is_contiguous(memory_format=torch.channels_last)
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_other_memory_and_other_shapes_are_left_to_torch() -> None:
+    norm = nn.GroupNorm(4, 8)
+    ours = ChannelsLastGroupNorm.of(norm, RowOperations(_refuse, _refuse))
+    for image in (torch.randn(2, 8, 4, 4), torch.randn(2, 8, 5), torch.randn(2, 8)):
+        torch.testing.assert_close(ours(image), norm(image), rtol=0, atol=0)
+
+
+def test_a_compiled_norm_is_torchs_own() -> None:
+    norm = ChannelsLastGroupNorm.of(nn.GroupNorm(4, 8), RowOperations(_refuse, _refuse))
+    image = torch.randn(2, 8, 4, 4).contiguous(memory_format=torch.channels_last)
+    compiled = torch.compile(norm, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(image), nn.functional.group_norm(image, 4))
+
+
+def test_under_autocast_it_computes_in_fp32_as_torch_does() -> None:
+    norm = nn.GroupNorm(4, 8)
+    ours = ChannelsLastGroupNorm.of(norm, PLAIN)
+    image = torch.randn(2, 8, 4, 4).bfloat16().contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ours(image).dtype == torch.float32
+
+
+def test_parameters_and_names_stay() -> None:
+    norm = nn.GroupNorm(4, 8).requires_grad_(False)
+    ours = ChannelsLastGroupNorm.of(norm.eval(), PLAIN)
+    assert ours.weight is norm.weight
+    assert not ours.training
+    assert list(ours.state_dict()) == ["weight", "bias"]
+
+
+def _refuse(*_: object) -> Any:
+    raise AssertionError("our kernels were called")
+
+
+KERNELS = """
+import sys
+import torch
+sys.path.insert(0, sys.argv[1])
+from test_group_norm import SHAPES, both, close
+from synfundus.models.row_kernels import TRITON
+for dtype, part in ((torch.float32, 2e-6), (torch.bfloat16, 8e-3)):
+    for shape in [*SHAPES, (1, 64, 40, 20)]:
+        (mine, gradients), (theirs, wanted) = both(shape, dtype, operations=TRITON)
+        close(mine, theirs, part=part)
+        for ours, own in zip(gradients, wanted, strict=True):
+            close(ours, own, part=part)
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_the_triton_kernels_compute_the_same() -> None:
+    """In triton's interpreter, which needs no GPU; it must be chosen before triton is imported."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    folder = str(Path(__file__).parent)
+    subprocess.run([sys.executable, "-c", KERNELS, folder], env=environment, check=True, timeout=300)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_triton_kernels_on_a_gpu(shape: tuple[int, ...]) -> None:
+    from synfundus.models.row_kernels import TRITON
+
+    with torch.device("cuda"):
+        (mine, gradients), (theirs, wanted) = both(shape, torch.bfloat16, operations=TRITON)
+    close(mine, theirs, part=8e-3)
+    for ours, own in zip(gradients, wanted, strict=True):
+        close(ours, own, part=8e-3)
