@@ -38,10 +38,10 @@ def kernels_for(device: torch.device) -> RowOperations | None:
     if device.type != "cuda" or native_norm_keeps(device):
         return None
     try:
-        from synfundus.models.row_kernels import TRITON
+        from synfundus.models.row_kernels import TritonOperations
     except ImportError:
         return None
-    return TRITON
+    return TritonOperations()
 
 
 def native_norm_keeps(device: torch.device) -> bool:

@@ -1,7 +1,6 @@
 """The operations of `group_norm` as Triton kernels. The only module that imports triton; for a GPU."""
 
 # ruff: noqa: ANN001, ANN202 - the arguments of a kernel are addresses, not tensors
-
 from __future__ import annotations
 
 from typing import Any
@@ -11,8 +10,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from synfundus.models.group_norm import RowOperations
-
 _ROWS = 32
 _CHANNELS = 64
 _STEPS = 8
@@ -20,7 +17,7 @@ _STEPS = 8
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _sum_kernel(  # type: ignore[no-untyped-def]
+def _sum_kernel(
     a, b, sums, products, rows, channels, parts, ROWS: tl.constexpr, CHANNELS: tl.constexpr, STEPS: tl.constexpr
 ):
     image, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -41,9 +38,60 @@ def _sum_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _combine_kernel(  # type: ignore[no-untyped-def]
-    a, p, s, b, q, out, rows, channels, BOTH: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr
+def _over_parts(values, image, parts, channels, channel, inside, WIDTH: tl.constexpr):
+    total = tl.zeros((WIDTH,), tl.float32)
+    for part in range(parts):
+        total += tl.load(values + (image * parts + part) * channels + channel, mask=inside, other=0.0)
+    return total
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _scale_kernel(
+    sums, squares, weight, bias, scales, shifts, means, rstds, rows, parts, groups, width, eps, WIDTH: tl.constexpr
 ):
+    image, group = tl.program_id(0), tl.program_id(1)
+    offset = tl.arange(0, WIDTH)
+    inside = offset < width
+    channel, channels = group * width + offset, groups * width
+    count = (rows * width).to(tl.float32)
+    mean = tl.sum(_over_parts(sums, image, parts, channels, channel, inside, WIDTH), axis=0) / count
+    square = tl.sum(_over_parts(squares, image, parts, channels, channel, inside, WIDTH), axis=0) / count
+    rstd = 1.0 / tl.sqrt(tl.maximum(square - mean * mean, 0.0) + eps)
+    scale = rstd * tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32)
+    shift = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32) - mean * scale
+    tl.store(scales + image * channels + channel, scale, mask=inside)
+    tl.store(shifts + image * channels + channel, shift, mask=inside)
+    tl.store(means + image * groups + group, mean)
+    tl.store(rstds + image * groups + group, rstd)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _gradient_kernel(
+    sums, products, weight, means, rstds, ps, ss, qs, of_weight, of_bias, rows, parts, groups, width,
+    WIDTH: tl.constexpr,
+):  # fmt: skip
+    image, group = tl.program_id(0), tl.program_id(1)
+    offset = tl.arange(0, WIDTH)
+    inside = offset < width
+    channel, channels = group * width + offset, groups * width
+    count = (rows * width).to(tl.float32)
+    total = _over_parts(sums, image, parts, channels, channel, inside, WIDTH)
+    product = _over_parts(products, image, parts, channels, channel, inside, WIDTH)
+    scale = tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32)
+    mean, rstd = tl.load(means + image * groups + group), tl.load(rstds + image * groups + group)
+    of_grad, of_product = tl.sum(total * scale, axis=0), tl.sum(product * scale, axis=0)
+    q = (of_grad * mean - of_product) * rstd * rstd * rstd / count
+    s = -q * mean - of_grad * rstd / count
+    at = image * channels + channel
+    tl.store(ps + at, rstd * scale, mask=inside)
+    tl.store(ss + at, tl.zeros((WIDTH,), tl.float32) + s, mask=inside)
+    tl.store(qs + at, tl.zeros((WIDTH,), tl.float32) + q, mask=inside)
+    tl.store(of_weight + at, (product - mean * total) * rstd, mask=inside)
+    tl.store(of_bias + at, total, mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _combine_kernel(a, p, s, b, q, out, rows, channels, BOTH: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
     image = tl.program_id(0).to(tl.int64)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
@@ -64,24 +112,59 @@ def _grid(x: Tensor, rows_a_program: int) -> tuple[int, int, int]:
     return x.shape[0], triton.cdiv(x.shape[1], rows_a_program), triton.cdiv(x.shape[2], _CHANNELS)
 
 
-def _sums(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    grid = _grid(a, _ROWS * _STEPS)
-    images, parts, _ = grid
-    shape = (images, parts, a.shape[2])
-    sums, products = (torch.empty(shape, dtype=torch.float32, device=a.device) for _ in range(2))
-    kernel: Any = _sum_kernel
-    kernel[grid](a, b, sums, products, a.shape[1], a.shape[2], parts, ROWS=_ROWS, CHANNELS=_CHANNELS, STEPS=_STEPS)
-    return (sums[:, 0], products[:, 0]) if parts == 1 else (sums.sum(dim=1), products.sum(dim=1))
+def _run(kernel: Any, grid: tuple[int, ...], *arguments: Any, **sizes: Any) -> None:  # noqa: ANN401 - untyped
+    kernel[grid](*arguments, **sizes)
 
 
-def _combine(a: Tensor, p: Tensor, s: Tensor, more: tuple[Tensor, Tensor] | None) -> Tensor:
-    out = torch.empty_like(a)
-    b, q = (a, p) if more is None else more
-    factors = [values.contiguous() for values in (p, s, q)]
-    kernel: Any = _combine_kernel
-    sizes = {"BOTH": more is not None, "ROWS": _ROWS, "CHANNELS": _CHANNELS}
-    kernel[_grid(a, _ROWS)](a, *factors[:2], b, factors[2], out, a.shape[1], a.shape[2], **sizes)
-    return out
+def _fresh(like: Tensor, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device=like.device)
 
 
-TRITON = RowOperations(_sums, _combine)
+class TritonOperations:
+    """See `RowOperations`. No atomic operation: the same bits every time."""
+
+    def sums(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """See `RowOperations`."""
+        grid = _grid(a, _ROWS * _STEPS)
+        images, parts, _ = grid
+        rows, channels = a.shape[1:]
+        sums, products = (_fresh(a, images, parts, channels) for _ in range(2))
+        sizes = {"ROWS": _ROWS, "CHANNELS": _CHANNELS, "STEPS": _STEPS}
+        _run(_sum_kernel, grid, a, b, sums, products, rows, channels, parts, **sizes)
+        return sums, products
+
+    def scale_and_shift(
+        self, sums: Tensor, squares: Tensor, weight: Tensor, bias: Tensor, *, rows: int, groups: int, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """See `RowOperations`."""
+        images, parts, channels = sums.shape
+        of_channels, of_groups = _fresh(sums, 2, images, channels), _fresh(sums, 2, images, groups)
+        width = channels // groups
+        numbers = (rows, parts, groups, width, eps)
+        weights = (weight.contiguous(), bias.contiguous())
+        made = (*of_channels.unbind(), *of_groups.unbind())
+        block = triton.next_power_of_2(width)
+        _run(_scale_kernel, (images, groups), sums, squares, *weights, *made, *numbers, WIDTH=block)
+        scale, shift, mean, rstd = made
+        return scale, shift, mean, rstd
+
+    def gradients(
+        self, sums: Tensor, products: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, *, rows: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """See `RowOperations`."""
+        (images, parts, channels), groups = sums.shape, mean.shape[1]
+        made = _fresh(sums, 5, images, channels).unbind()
+        width = channels // groups
+        known = (sums, products, weight.contiguous(), mean, rstd)
+        block = triton.next_power_of_2(width)
+        _run(_gradient_kernel, (images, groups), *known, *made, rows, parts, groups, width, WIDTH=block)
+        p, s, q, of_weight, of_bias = made
+        return p, s, q, of_weight, of_bias
+
+    def combine(self, a: Tensor, p: Tensor, s: Tensor, more: tuple[Tensor, Tensor] | None) -> Tensor:
+        """See `RowOperations`."""
+        out = torch.empty_like(a)
+        b, q = (a, p) if more is None else more
+        sizes = {"BOTH": more is not None, "ROWS": _ROWS, "CHANNELS": _CHANNELS}
+        _run(_combine_kernel, _grid(a, _ROWS), a, p, s, b, q, out, a.shape[1], a.shape[2], **sizes)
+        return out

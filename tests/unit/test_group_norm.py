@@ -7,14 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from synfundus.models.group_norm import PLAIN, ChannelsLastGroupNorm, RowOperations
+from synfundus.models.group_norm import ChannelsLastGroupNorm, PlainOperations, RowOperations
 
+PLAIN = PlainOperations()
 SHAPES = [(2, 64, 5, 7), (3, 96, 16, 16), (1, 32, 1, 9), (2, 160, 33, 20)]
 Gradients = tuple[Tensor, Tensor, Tensor]
 
@@ -77,13 +77,13 @@ def test_memory_stays_nhwc_forward_and_backward(shape: tuple[int, ...]) -> None:
 
 def test_other_memory_and_other_shapes_are_left_to_torch() -> None:
     norm = nn.GroupNorm(4, 8)
-    ours = ChannelsLastGroupNorm.of(norm, RowOperations(_refuse, _refuse))
+    ours = ChannelsLastGroupNorm.of(norm, Refusing())
     for image in (torch.randn(2, 8, 4, 4), torch.randn(2, 8, 5), torch.randn(2, 8)):
         torch.testing.assert_close(ours(image), norm(image), rtol=0, atol=0)
 
 
 def test_a_compiled_norm_is_torchs_own() -> None:
-    norm = ChannelsLastGroupNorm.of(nn.GroupNorm(4, 8), RowOperations(_refuse, _refuse))
+    norm = ChannelsLastGroupNorm.of(nn.GroupNorm(4, 8), Refusing())
     image = torch.randn(2, 8, 4, 4).contiguous(memory_format=torch.channels_last)
     compiled = torch.compile(norm, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(image), nn.functional.group_norm(image, 4))
@@ -105,8 +105,11 @@ def test_parameters_and_names_stay() -> None:
     assert list(ours.state_dict()) == ["weight", "bias"]
 
 
-def _refuse(*_: object) -> Any:
-    raise AssertionError("our kernels were called")
+class Refusing(PlainOperations):
+    """Kernels that are not to be called."""
+
+    def sums(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        raise AssertionError("our kernels were called")
 
 
 KERNELS = """
@@ -114,10 +117,10 @@ import sys
 import torch
 sys.path.insert(0, sys.argv[1])
 from test_group_norm import SHAPES, both, close
-from synfundus.models.row_kernels import TRITON
+from synfundus.models.row_kernels import TritonOperations
 for dtype, part in ((torch.float32, 2e-6), (torch.bfloat16, 8e-3)):
     for shape in [*SHAPES, (1, 64, 40, 20)]:
-        (mine, gradients), (theirs, wanted) = both(shape, dtype, operations=TRITON)
+        (mine, gradients), (theirs, wanted) = both(shape, dtype, operations=TritonOperations())
         close(mine, theirs, part=part)
         for ours, own in zip(gradients, wanted, strict=True):
             close(ours, own, part=part)
@@ -136,10 +139,10 @@ def test_the_triton_kernels_compute_the_same() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_triton_kernels_on_a_gpu(shape: tuple[int, ...]) -> None:
-    from synfundus.models.row_kernels import TRITON
+    from synfundus.models.row_kernels import TritonOperations
 
     with torch.device("cuda"):
-        (mine, gradients), (theirs, wanted) = both(shape, torch.bfloat16, operations=TRITON)
+        (mine, gradients), (theirs, wanted) = both(shape, torch.bfloat16, operations=TritonOperations())
     close(mine, theirs, part=8e-3)
     for ours, own in zip(gradients, wanted, strict=True):
         close(ours, own, part=8e-3)

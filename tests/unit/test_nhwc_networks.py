@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from synfundus.models.diffusers_classes import AutoencoderKL, UNet2DConditionModel
-from synfundus.models.group_norm import PLAIN
+from synfundus.models.group_norm import PlainOperations
 from synfundus.models.memory_format import keep_channels_last, kernels_for
 from synfundus.models.unet import build_unet
 
@@ -75,7 +75,7 @@ def test_every_3x3_convolution_gets_nhwc_and_the_values_stay(kind: str, training
     run, channels = (run_autoencoder, 3) if kind == "autoencoder" else (run_unet, 4)
     stock.train(training)
     ours = copy.deepcopy(stock).to(memory_format=torch.channels_last)
-    keep_channels_last(ours, PLAIN)
+    keep_channels_last(ours, PlainOperations())
     every, wrong = not_nhwc(ours)
     image = torch.randn(2, channels, 16, 16)
     mine, theirs = run(ours, image.contiguous(memory_format=torch.channels_last)), run(stock, image)
@@ -93,7 +93,7 @@ def test_every_3x3_convolution_gets_nhwc_and_the_values_stay(kind: str, training
 def test_nchw_memory_is_computed_as_before_bit_for_bit() -> None:
     stock = unet(linear=True)
     ours = copy.deepcopy(stock)
-    keep_channels_last(ours, PLAIN)
+    keep_channels_last(ours, PlainOperations())
     image = torch.randn(2, 4, 16, 16)
     assert torch.equal(run_unet(ours, image), run_unet(stock, image))
 
@@ -101,7 +101,7 @@ def test_nchw_memory_is_computed_as_before_bit_for_bit() -> None:
 def test_names_of_weights_stay() -> None:
     stock = unet(linear=True)
     ours = copy.deepcopy(stock)
-    keep_channels_last(ours, PLAIN)
+    keep_channels_last(ours, PlainOperations())
     assert list(ours.state_dict()) == list(stock.state_dict())
 
 
