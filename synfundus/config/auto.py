@@ -79,6 +79,11 @@ def assumed_channels_last(loop: LoopConfig) -> bool:
     return loop.channels_last is not False
 
 
+def assumed_compile(loop: LoopConfig, *, device: Literal["cpu", "cuda"]) -> bool:
+    """Return whether a run compiles, if the compiler works: ``auto`` does on a GPU."""
+    return device == "cuda" if loop.compile == "auto" else loop.compile
+
+
 def definite_micro_batch(loop: LoopConfig) -> int:
     """Return a micro-batch size that must be resolved.
 

@@ -59,8 +59,9 @@ class LoopConfig(Section):
     """bf16: bf16 weights with fp32 master weights; fp32: all in fp32; auto: bf16 if the device supports it."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
-    compile: bool = False
-    """Compile the repeated blocks (torch.compile): the first step takes minutes, which `watchdog_s` must allow."""
+    compile: bool | Literal["auto"] = False
+    """Compile the repeated blocks (torch.compile): the first step takes minutes, which `watchdog_s` must allow; auto:
+    on a GPU, if the compiler works there."""
     tf32: bool = True
     """On a GPU, use TF32 tensor cores (10 bits of mantissa) for fp32; no effect on a CPU."""
     deterministic: bool = False

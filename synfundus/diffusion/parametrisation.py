@@ -98,13 +98,54 @@ def denoising_loss(
     """
     errors = (prediction.float() - target.float()).square().flatten(1).mean(dim=1)
     if min_snr_gamma is not None:
-        if isinstance(schedule, FlowPath):
-            raise ConfigError(_NO_MIN_SNR)
-        errors = errors * min_snr_weight(schedule.snr(timestep), gamma=min_snr_gamma, prediction_type=prediction_type)
+        errors = errors * loss_weight(
+            timestep, schedule=schedule, prediction_type=prediction_type, min_snr_gamma=min_snr_gamma
+        )
     weights = weights.to(errors)
     total = weights.sum()
     mean = (errors * weights).sum() / torch.where(total > 0, total, torch.ones_like(total))
     return errors, mean
+
+
+def loss_weight(
+    timestep: Real[Tensor, "b"],
+    *,
+    schedule: ForwardProcess,
+    prediction_type: PredictionType,
+    min_snr_gamma: float | None,
+) -> Float[Tensor, "b"]:
+    """Return the weight of the squared error at each timestep; 1 without min-SNR weighting.
+
+    Raises:
+        ConfigError: min-SNR weighting of a flow.
+    """
+    if min_snr_gamma is None:
+        return torch.ones_like(timestep, dtype=torch.float32)
+    if isinstance(schedule, FlowPath):
+        raise ConfigError(_NO_MIN_SNR)
+    return min_snr_weight(schedule.snr(timestep), gamma=min_snr_gamma, prediction_type=prediction_type)
+
+
+def unweighted_start(
+    *, schedule: ForwardProcess, prediction_type: PredictionType, min_snr_gamma: float | None
+) -> str | None:
+    """Return what is wrong if the last timestep, with which every sample begins, has no weight in the loss.
+
+    The formulas of Hang et al. give it the weight 0 when its SNR is 0, where Lin et al. want it trained.
+
+    Source: Lin et al. 2023, "Common diffusion noise schedules and sample steps are flawed", Sec. 3.
+    """
+    if isinstance(schedule, FlowPath) or min_snr_gamma is None:
+        return None
+    last = torch.tensor([schedule.num_timesteps - 1])
+    weight = loss_weight(last, schedule=schedule, prediction_type=prediction_type, min_snr_gamma=min_snr_gamma)
+    if float(weight) > 0:
+        return None
+    return (
+        f"min_snr_gamma {min_snr_gamma:g} gives the last timestep, with which every sample begins, the weight 0, since "
+        "zero_terminal_snr leaves nothing but noise there: what decides layout and brightness is hardly trained. For a "
+        "new run set min_snr_gamma to null"
+    )
 
 
 def min_snr_weight(snr: Float[Tensor, "b"], *, gamma: float, prediction_type: PredictionType) -> Float[Tensor, "b"]:

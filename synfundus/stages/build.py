@@ -14,6 +14,7 @@ from synfundus.config.diffusion import DiffusionConfig, UNetConfig
 from synfundus.config.generation import SampleConfig
 from synfundus.config.machine import LaunchConfig
 from synfundus.config.training import AutoencoderConfig, Precision
+from synfundus.diffusion import parametrisation
 from synfundus.diffusion.flow import FlowPath, FlowTime, ForwardProcess
 from synfundus.diffusion.sampling import SamplerName, SamplerSettings, scheduler_for
 from synfundus.diffusion.schedule import build_schedule
@@ -94,6 +95,15 @@ def forward_process(section: DiffusionConfig) -> ForwardProcess:
         beta_start=section.beta_start,
         beta_end=section.beta_end,
         zero_terminal_snr=section.zero_terminal_snr,
+    )
+
+
+def unweighted_start(section: DiffusionConfig) -> str | None:
+    """Return what is wrong if the timestep with which every sample begins has no weight in the loss."""
+    return parametrisation.unweighted_start(
+        schedule=forward_process(section),
+        prediction_type=section.prediction_type,
+        min_snr_gamma=section.min_snr_gamma,
     )
 
 

@@ -230,7 +230,7 @@ class TrainingRun(Generic[T, N]):
             backbone.enable_gradient_checkpointing()  # type: ignore[operator]
         if self._world.device == "cuda":
             keep_channels_last(backbone, kernels_for(torch_device(self._world)))
-        training_setup.compiled(backbone, loop, self._console)
+        training_setup.compiled(backbone, loop, self._world, self._console)
 
     def run(self) -> Summary:
         """Resume, train, validate, export. Collective.

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from synfundus.config.assets import read_ds_file
-from synfundus.config.auto import definite, definite_channels_last, definite_micro_batch
+from synfundus.config.auto import assumed_compile, definite, definite_channels_last, definite_micro_batch
 from synfundus.config.machine import LaunchConfig
 from synfundus.config.training import EmaConfig, LoopConfig, OptimConfig
 from synfundus.distributed.agreement import together
@@ -18,6 +18,7 @@ from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.numerics import only_deterministic_kernels
 from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import Device, World, status_store, torch_device
+from synfundus.errors import ConfigError
 from synfundus.models.compilation import compile_blocks, require_compilation
 from synfundus.stages import build
 from synfundus.telemetry.console import Console
@@ -41,17 +42,32 @@ def check_compilation(loop: LoopConfig, world: World) -> None:
     Raises:
         ConfigError: On every rank when one cannot.
     """
-    if not loop.compile:
+    if loop.compile is not True:
         return
     with together(world):
         require_compilation(torch_device(world))
 
 
-def compiled(network: nn.Module, loop: LoopConfig, console: Console) -> None:
-    """Compile a network's repeated blocks if configured, and report it."""
-    if loop.compile:
-        count = compile_blocks(network, backend="inductor")
-        console.message(f"{count} blocks are compiled in the first step (compile=true): minutes, once per machine")
+def compiled(network: nn.Module, loop: LoopConfig, world: World, console: Console) -> None:
+    """Compile a network's repeated blocks if configured, and report it. Collective."""
+    if not assumed_compile(loop, device=world.device):
+        return
+    option = f"compile={str(loop.compile).lower()}"
+    if loop.compile == "auto" and (obstacle := _obstacle_to_compilation(world)):
+        console.message(f"nothing is compiled ({option}): {obstacle}")
+        return
+    count = compile_blocks(network, backend="inductor")
+    console.message(f"{count} blocks are compiled in the first step ({option}): minutes, once per machine")
+
+
+def _obstacle_to_compilation(world: World) -> str:
+    """Return why a rank cannot compile; empty if all can. Collective."""
+    try:
+        require_compilation(torch_device(world))
+        found = ""
+    except ConfigError as error:
+        found = error.message
+    return next(filter(None, world.all_gather(found)), "")
 
 
 def kernels(loop: LoopConfig) -> Kernels:

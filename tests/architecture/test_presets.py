@@ -18,8 +18,11 @@ from synfundus.config.assets import list_assets, read_ds_file
 from synfundus.config.auto import assumed_micro_batch
 from synfundus.config.loader import list_presets, load_config, preset_text
 from synfundus.config.yaml_text import parse_mapping
+from synfundus.diffusion.parametrisation import loss_weight
+from synfundus.diffusion.sampling import scheduler_for
 from synfundus.distributed.ds_config import build_ds_config, check_ds_file, plan_batch
 from synfundus.launch.plan import port_of_job
+from synfundus.stages import build
 from synfundus.stages.verb import Verb
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,6 +110,23 @@ def test_research_presets_say_why_and_share_their_batch_over_eight_gpus(preset: 
     assert config.prepare.image_size_px == int(preset.removeprefix("fundus"))
     latent = config.prepare.image_size_px // factor
     assert latent % 2 ** (len(config.train.unet.block_out_channels) - 1) == 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # numpy's, of diffusers
+@pytest.mark.parametrize("preset", list_presets())
+def test_the_first_timestep_that_a_preset_samples_has_its_weight_in_the_loss(preset: str) -> None:
+    config = load_config(preset=preset, file=None, settings=[], flags=[]).config
+    diffusion = config.train.diffusion
+    scheduler = scheduler_for(config.sample.sampler, build.schedule_settings(diffusion))
+    scheduler.set_timesteps(config.sample.num_steps)
+    weight = loss_weight(
+        scheduler.timesteps[:1],
+        schedule=build.forward_process(diffusion),
+        prediction_type=diffusion.prediction_type,
+        min_snr_gamma=diffusion.min_snr_gamma,
+    )
+    assert float(weight) > 0.5
+    assert build.unweighted_start(diffusion) is None
 
 
 @pytest.mark.parametrize("preset", list_presets())

@@ -16,7 +16,7 @@ from tiny_runs import losses, relative_difference, settings, state_hashes, train
 from tiny_sets import merged, tiny_config, write_config
 
 from synfundus.distributed.engine import ZeroEngine
-from synfundus.distributed.world import World
+from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import ConfigError
 from synfundus.models.compilation import compile_blocks
 from synfundus.models.compiler import missing_for_compilation
@@ -108,8 +108,38 @@ def test_a_run_that_does_not_compile_looks_for_no_compiler(world: World, monkeyp
     monkeypatch.setattr(training_setup, "require_compilation", lambda device: pytest.fail(f"looked at {device}"))
     training_setup.check_compilation(tiny_config().train.loop, world)
     denoiser = training_step(tiny_config(SMALL).train, SHAPE, CPU, seed=0).denoiser
-    training_setup.compiled(denoiser, tiny_config().train.loop, SilentConsole())
+    for compile_ in (False, "auto"):
+        loop = tiny_config().train.loop.model_copy(update={"compile": compile_})
+        training_setup.compiled(denoiser, loop, world, SilentConsole())
     assert not [module for module in denoiser.modules() if module._compiled_call_impl is not None]
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_auto_compiles_on_a_gpu_where_the_compiler_works_on_every_rank(
+    works: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def require(device: torch.device) -> None:
+        assert device.type == "cuda"
+        if not works:
+            raise ConfigError("torch.compile needs a C++ compiler, which is not here")
+
+    class Listening(SilentConsole):
+        def message(self, text: str) -> None:
+            said.append(text)
+
+    said: list[str] = []
+    monkeypatch.setattr(training_setup, "torch_device", lambda world: torch.device(world.device))
+    monkeypatch.setattr(training_setup, "require_compilation", require)
+    monkeypatch.setattr(training_setup, "compile_blocks", lambda network, backend: 9)
+    loop = tiny_config().train.loop.model_copy(update={"compile": "auto"})
+    world = LocalWorld(device="cuda")
+    training_setup.check_compilation(loop, world)
+    training_setup.compiled(torch.nn.Identity(), loop, world, Listening())
+    assert said == [
+        "9 blocks are compiled in the first step (compile=auto): minutes, once per machine"
+        if works
+        else "nothing is compiled (compile=auto): torch.compile needs a C++ compiler, which is not here"
+    ]
 
 
 def compiled_config(latent_set: ShardSet, run_dir: Path, *, dropout: float, compiled: bool) -> dict[str, Any]:

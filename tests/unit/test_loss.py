@@ -7,7 +7,14 @@ from typing import get_args
 import pytest
 import torch
 
-from synfundus.diffusion.parametrisation import NoisePrediction, denoising_loss, min_snr_weight, training_target
+from synfundus.diffusion.flow import FlowPath
+from synfundus.diffusion.parametrisation import (
+    NoisePrediction,
+    denoising_loss,
+    min_snr_weight,
+    training_target,
+    unweighted_start,
+)
 from synfundus.diffusion.schedule import build_schedule
 
 SCHEDULE = build_schedule(
@@ -124,3 +131,19 @@ def test_the_error_is_taken_in_float32_whatever_the_network_computes_in() -> Non
         weights=torch.ones(1),
     )
     assert float(mean) == pytest.approx(0.0078125**2, rel=1e-6)
+
+
+@pytest.mark.parametrize("zero", [True, False])
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+def test_a_start_without_weight_is_named(kind: NoisePrediction, zero: bool) -> None:
+    schedule = build_schedule(
+        kind="scaled_linear", num_timesteps=1000, beta_start=0.00085, beta_end=0.012, zero_terminal_snr=zero
+    )
+    doubt = unweighted_start(schedule=schedule, prediction_type=kind, min_snr_gamma=5.0)
+    assert (doubt is not None) is zero
+    assert doubt is None or "the weight 0" in doubt
+    assert unweighted_start(schedule=schedule, prediction_type=kind, min_snr_gamma=None) is None
+
+
+def test_a_flow_has_no_such_start() -> None:
+    assert unweighted_start(schedule=FlowPath(1000), prediction_type="flow_velocity", min_snr_gamma=None) is None
