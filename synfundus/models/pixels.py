@@ -11,8 +11,8 @@ from torch import Tensor
 
 def pixels_to_tensor(pixels: NDArray[np.uint8] | Tensor) -> Float[Tensor, "b 3 h w"]:
     """Turn uint8 ``[b, h, w, 3]`` into float32 in [-1, 1]."""
-    stored = pixels if isinstance(pixels, Tensor) else torch.tensor(pixels)
-    return stored.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    stored = pixels if isinstance(pixels, Tensor) else torch.from_numpy(np.require(pixels, requirements=("C", "W")))
+    return stored.permute(0, 3, 1, 2).to(torch.float32, copy=True).div_(127.5).sub_(1.0)
 
 
 def tensor_to_pixels(images: Float[Tensor, "b 3 h w"]) -> NDArray[np.uint8]:

@@ -154,11 +154,13 @@ class ConditionalDenoiser(nn.Module):
 
 
 def same_architecture(denoiser: ConditionalDenoiser) -> ConditionalDenoiser:
-    """Return a network of the same architecture, fp32, on the CPU, whose weights are still to be loaded."""
+    """Return a network of the same architecture for `replace_weights`: of its U-Net only the shapes, on meta."""
     conditioner = denoiser.conditioner
     with torch.random.fork_rng(devices=[]):
+        with torch.device("meta"):  # to draw weights that are replaced takes seconds
+            unet = UNet2DConditionModel.from_config(denoiser.unet.config)
         return ConditionalDenoiser(
-            unet=UNet2DConditionModel.from_config(denoiser.unet.config),
+            unet=unet,
             conditioner=LabelConditioner(
                 num_values=conditioner.num_values,
                 ordinal=conditioner.ordinal,

@@ -165,13 +165,14 @@ def hash_file(path: Path, digest: hashlib._Hash) -> None:
 
 
 def replace_weights(network: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None:
-    """Load weights, by name, into a network.
+    """Load weights, by name, into a network. One with parameters on the meta device takes the tensors themselves.
 
     Raises:
         CheckpointError: They are of another network.
     """
+    bare = any(parameter.is_meta for parameter in network.parameters())
     try:
-        missing, unexpected = network.load_state_dict(dict(weights), strict=False)
+        missing, unexpected = network.load_state_dict(dict(weights), strict=False, assign=bare)
     except RuntimeError as error:
         raise CheckpointError(f"these are the weights of another network: {error}", where=where) from error
     lacking = sorted(set(missing) - {name for name, _ in network.named_buffers()})

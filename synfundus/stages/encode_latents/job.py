@@ -65,11 +65,12 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     image_set = load_shard_set(require(section.data, flag="--data", key="encode_latents.data"), kind="images")
     out = require(section.out, flag="--out", key="encode_latents.out")
     folder = find_autoencoder(require(section.vae, flag="--vae", key="encode_latents.vae"))
-    build.tensor_cores(False, world, console)  # fp32 means fp32 here, without TF32
+    tf32 = section.tf32 and world.device == "cuda"
+    build.tensor_cores(tf32, world, console, option=f"encode_latents.tf32={str(section.tf32).lower()}")
     device, dtype = torch_device(world), build.torch_dtype(section.precision)
     autoencoder, autoencoder_fingerprint = open_autoencoder(folder, device=device, dtype=dtype)
     build.attention(autoencoder.network, config.launch, dtype=dtype, world=world, console=console)
-    properties = _properties(section, image_set, autoencoder, autoencoder_fingerprint)
+    properties = _properties(section, image_set, autoencoder, autoencoder_fingerprint, tf32=tf32)
     complete = on_rank_0(lambda: _claim(out, properties), world)
     sources = LatentSources(
         image_set_url=absolute_location(image_set.url), autoencoder_url=absolute_location(str(section.vae))
@@ -106,7 +107,7 @@ def plan_tasks(image_set: ShardSet) -> list[EncodeTask]:
 
 
 def _properties(
-    section: EncodeLatentsConfig, image_set: ShardSet, autoencoder: LatentAutoencoder, fingerprint: str
+    section: EncodeLatentsConfig, image_set: ShardSet, autoencoder: LatentAutoencoder, fingerprint: str, *, tf32: bool
 ) -> dict[str, Any]:
     """Return the properties of a latent set, for its manifest."""
     size = int(image_set.properties["image_size_px"])
@@ -129,7 +130,7 @@ def _properties(
         "flip": section.flip,
         "dtype": "float16",
         "moments_shape": shape,
-        "encoder_precision": section.precision,
+        "encoder_precision": "tf32" if tf32 and section.precision == "fp32" else section.precision,
         "encoder_batch_size": section.batch_size,
         "encoder_version": __version__,
     }

@@ -6,10 +6,11 @@ so each batch is computed by one thread, and several batches in parallel.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,6 +32,7 @@ from synfundus.storage import filesystem
 from synfundus.storage.manifest import SPLITS, ShardEntry, ShardSet
 from synfundus.storage.tarshard import write_shard
 from synfundus.telemetry.console import Progress
+from synfundus.training.staging import staging_for
 
 _PASSING = frozenset({"missing", "unreadable"})
 """Kinds of rejects that may be temporary: such shards are read twice."""
@@ -101,7 +103,9 @@ class _Encoded:
 
 @dataclass(frozen=True)
 class Lanes:
-    """Threads that compute batches: one per core on a CPU, where each also decodes its images; one for a GPU.
+    """Threads that compute batches: one per core on a CPU, where each also decodes its images; two for a GPU.
+
+    Of those one waits for its moments while the other launches the next batch.
 
     Attributes:
         encoders: Run the autoencoder.
@@ -119,7 +123,7 @@ def open_lanes(device: torch.device) -> Iterator[Lanes]:
     """Open the lanes; restores torch's number of threads at the end."""
     threads = torch.get_num_threads()
     on_cpu = device.type == "cpu"
-    count = threads if on_cpu else 1
+    count = threads if on_cpu else 2
     with (
         ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as encoders,
         ThreadPoolExecutor(threads) as decoders,
@@ -151,7 +155,8 @@ class ShardEncoder:
         self._set = image_set
         self._autoencoder = autoencoder
         self._records = records
-        self._device = device
+        self._stage = staging_for(device)
+        self._launching: AbstractContextManager[object] = threading.Lock() if device.type == "cuda" else nullcontext()
         self._readers = _readers(image_set)
         self._decode_image = ImageDecoder(
             schema=image_set.label_schema, image_size_px=int(image_set.properties["image_size_px"])
@@ -312,12 +317,17 @@ class ShardEncoder:
         Raises:
             DataError: A value that fp16 cannot hold.
         """
-        moments = self._autoencoder.encode(pixels_to_tensor(pixels).to(self._device)).float().cpu().numpy()
-        if not np.isfinite(moments).all() or np.abs(moments).max() > FP16_MAX:
+        with self._launching:  # batches on a GPU one after the other, as its memory allows
+            stored = self._stage({"pixels": pixels})["pixels"]
+            moments = self._autoencoder.encode(pixels_to_tensor(stored)).half()
+        found: NDArray[np.float16] = moments.cpu().numpy()
+        if not np.isfinite(found).all():
             raise DataError(
-                f"moments up to {np.abs(moments).max():.3g} do not fit fp16", hint="the autoencoder has diverged"
+                f"moments that are not finite or above {FP16_MAX:,.0f} do not fit fp16",
+                where=self._records.out,
+                hint="the autoencoder has diverged",
             )
-        return moments.astype(np.float16)
+        return found
 
 
 def _readers(image_set: ShardSet) -> dict[str, ShardSetReader]:
