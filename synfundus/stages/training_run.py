@@ -21,7 +21,7 @@ from synfundus.config.training import LoopConfig, TrainVaeConfig
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import World, torch_device, without_timeout
-from synfundus.models.memory_format import keep_channels_last, kernels_for
+from synfundus.models.nhwc.networks import keep_channels_last, kernels_for
 from synfundus.shards.batches import BatchReader
 from synfundus.stages import Summary, training_setup
 from synfundus.stages.measured_start import Rehearsed, settle_attention, settle_loop

@@ -10,45 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from norm_parity import PLAIN, SHAPES, both, check_operations, close
 from torch import Tensor, nn
 
-from synfundus.models.group_norm import ChannelsLastGroupNorm, PlainOperations, RowOperations
-
-PLAIN = PlainOperations()
-SHAPES = [(2, 64, 5, 7), (3, 96, 16, 16), (1, 32, 1, 9), (2, 160, 33, 20)]
-Gradients = tuple[Tensor, Tensor, Tensor]
-
-
-def of(norm: nn.GroupNorm, image: Tensor, towards: Tensor) -> tuple[Tensor, Gradients]:
-    """Return what a norm makes of an image, and the gradients of its product with another."""
-    leaf = image.detach().clone(memory_format=torch.preserve_format).requires_grad_()
-    norm.zero_grad()
-    normalised = norm(leaf)
-    torch.autograd.backward((normalised.float() * towards).sum())
-    assert leaf.grad is not None
-    assert norm.weight.grad is not None
-    assert norm.bias.grad is not None
-    return normalised.detach(), (leaf.grad, norm.weight.grad.clone(), norm.bias.grad.clone())
-
-
-def both(
-    shape: tuple[int, ...], dtype: torch.dtype, *, offset: float = 0.0, operations: RowOperations = PLAIN
-) -> tuple[tuple[Tensor, Gradients], tuple[Tensor, Gradients]]:
-    """Return what our norm and torch's own, in fp64, make of the same image."""
-    torch.manual_seed(0)
-    norm = nn.GroupNorm(32, shape[1])
-    nn.init.normal_(norm.weight)
-    nn.init.normal_(norm.bias)
-    norm.to(dtype)
-    image = (torch.randn(shape) + offset).to(dtype).contiguous(memory_format=torch.channels_last)
-    towards = torch.randn(shape)
-    mine = of(ChannelsLastGroupNorm.of(norm, operations), image, towards)
-    return mine, of(norm.double(), image.double(), towards.double())
-
-
-def close(mine: Tensor, theirs: Tensor, *, part: float) -> None:
-    """Compare two tensors; the largest difference is a part of the largest value."""
-    assert float((mine.double() - theirs).abs().max()) <= part * float(theirs.abs().max())
+from synfundus.models.nhwc.group_norm import ChannelsLastGroupNorm, PlainOperations
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -113,36 +78,24 @@ class Refusing(PlainOperations):
 
 
 KERNELS = """
-import sys
-import torch
-sys.path.insert(0, sys.argv[1])
-from test_group_norm import SHAPES, both, close
-from synfundus.models.row_kernels import TritonOperations
-for dtype, part in ((torch.float32, 2e-6), (torch.bfloat16, 8e-3)):
-    for shape in [*SHAPES, (1, 64, 40, 20)]:
-        (mine, gradients), (theirs, wanted) = both(shape, dtype, operations=TritonOperations())
-        close(mine, theirs, part=part)
-        for ours, own in zip(gradients, wanted, strict=True):
-            close(ours, own, part=part)
+import norm_parity
+from synfundus.models.nhwc.row_kernels import TritonOperations
+norm_parity.check_operations(TritonOperations())
 """
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_the_triton_kernels_compute_the_same() -> None:
     """In triton's interpreter, which needs no GPU; it must be chosen before triton is imported."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    folder = str(Path(__file__).parent)
-    subprocess.run([sys.executable, "-c", KERNELS, folder], env=environment, check=True, timeout=300)
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": paths}
+    subprocess.run([sys.executable, "-c", KERNELS], env=environment, check=True, timeout=300)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_triton_kernels_on_a_gpu(shape: tuple[int, ...]) -> None:
-    from synfundus.models.row_kernels import TritonOperations
+def test_the_triton_kernels_on_a_gpu() -> None:
+    from synfundus.models.nhwc.row_kernels import TritonOperations
 
     with torch.device("cuda"):
-        (mine, gradients), (theirs, wanted) = both(shape, torch.bfloat16, operations=TritonOperations())
-    close(mine, theirs, part=8e-3)
-    for ours, own in zip(gradients, wanted, strict=True):
-        close(ours, own, part=8e-3)
+        check_operations(TritonOperations())

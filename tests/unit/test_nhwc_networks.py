@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from synfundus.models.diffusers_classes import AutoencoderKL, UNet2DConditionModel
-from synfundus.models.group_norm import PlainOperations
-from synfundus.models.memory_format import keep_channels_last, kernels_for
+from synfundus.models.nhwc.group_norm import PlainOperations
+from synfundus.models.nhwc.networks import keep_channels_last, kernels_for
 from synfundus.models.unet import build_unet
 
 

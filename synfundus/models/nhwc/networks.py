@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from synfundus.models.diffusers_classes import Transformer2DModel
-from synfundus.models.group_norm import ChannelsLastGroupNorm, RowOperations
+from synfundus.models.nhwc.group_norm import ChannelsLastGroupNorm, RowOperations
 
 
 def keep_channels_last(network: nn.Module, operations: RowOperations | None) -> None:
@@ -38,7 +38,7 @@ def kernels_for(device: torch.device) -> RowOperations | None:
     if device.type != "cuda" or native_norm_keeps(device):
         return None
     try:
-        from synfundus.models.row_kernels import TritonOperations
+        from synfundus.models.nhwc.row_kernels import TritonOperations
     except ImportError:
         return None
     return TritonOperations()

@@ -1,0 +1,1 @@
+"""NHWC memory on a GPU: networks that keep it, and the group norm they need for it."""
