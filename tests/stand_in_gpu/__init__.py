@@ -1,0 +1,1 @@
+"""The stand-in GPU: CUDA builds of torch run without a GPU, and what they ask of one is counted. See README.md."""
