@@ -18,7 +18,10 @@ LIBRARY = "libcuda.so.1"
 _PLACES = ("torch/lib/*.so", "torch/_C*.so", "xformers/*.so", "xformers/*/*.so")
 _ASKED = re.compile(r"__cuda|cuda[A-Z]|cublas|cudnn|nccl|cu(?!File)[A-Z]")
 _RULES = (
-    (re.compile(r"cublas.*(gemm|Gemm|dot|Dot|trsm)|cublasLtMatmul$"), "return stand_in_count(COUNT_matrix_products), 0;"),
+    (
+        re.compile(r"cublas.*(gemm|Gemm|dot|Dot|trsm)|cublasLtMatmul$"),
+        "return stand_in_count(COUNT_matrix_products), 0;",
+    ),
     (re.compile(r"cudnnConvolution(Forward|Backward|Bias)"), "return stand_in_count(COUNT_convolutions), 0;"),
     (re.compile(r"nccl(All|Bcast|Broadcast|Reduce(?!dOp))"), "return stand_in_count(COUNT_collectives), 0;"),
     (re.compile(r"cudnnCreate\w+Descriptor$"), "return *made = calloc(1, 4096), 0;"),

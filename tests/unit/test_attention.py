@@ -252,6 +252,21 @@ def test_a_kernel_that_is_hardly_faster_does_not_replace_pytorchs_choice(on_cpu:
     assert fastest_attention([measured()]).backend == "sdpa"
 
 
+def test_what_cudnn_has_refused_is_not_asked_of_it_again(on_cpu: dict[str, Any]) -> None:
+    asked: list[int] = []
+
+    def refused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        asked.append(query.shape[1])
+        raise RuntimeError("cuDNN Frontend error: [cudnn_frontend] Error: No execution plans support the graph.")
+
+    on_cpu["kernels"].update(sdpa=refused, cudnn=refused)
+    found = measured()
+    assert len(asked) == 1
+    assert found.obstacles["cudnn"] == found.obstacles["sdpa"]
+    assert "64 x 64 tokens, heads of 8: cuDNN Frontend error" in found.obstacles["cudnn"]
+    assert set(found.ms) == {"flash", "efficient", "xformers"}
+
+
 @pytest.mark.parametrize(
     ("kernel", "reason"),
     [

@@ -34,7 +34,7 @@ EXPORT int cudnnGetProperty(int which, int* value) {
 }
 EXPORT const char* cudnnGetErrorString(int status) { return status ? "not supported by the stand-in GPU" : "success"; }
 EXPORT void cudnnGetLastErrorString(char* text, size_t size) {
-    if (size) strncpy(text, "not supported by the stand-in GPU", size - 1), text[size - 1] = 0;
+    if (size) strncpy(text, " (not supported by the stand-in GPU)", size - 1), text[size - 1] = 0;
 }
 
 // one algorithm, number 0; the records of several (cudnnConvolutionFwdAlgoPerf_t, ...) are 48 bytes or less
