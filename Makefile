@@ -7,8 +7,9 @@ STAMP := $(VENV)/.installed
 LOCK := $(or $(file <$(VENV)/lock),requirements.lock)
 REFERENCES := $(VENV)/references
 DEMO_OUT ?= demo-out
+STAND_IN := .venv-gpu-stand-in$(if $(filter xformers,$(ATTENTION)),-xformers)
 
-.PHONY: help install install-gpu demo demo-long test check lint unit bench soak golden clean
+.PHONY: help install install-gpu gpu-stand-in demo demo-long test check lint unit bench soak golden clean
 
 help:
 	@echo "make demo       set up and walk the whole chain on phantoms: $(DEMO_OUT)/demo.png"
@@ -18,6 +19,7 @@ help:
 	@echo "make bench      the performance claims, each as a ratio in one JSON line"
 	@echo "make soak       the long campaigns"
 	@echo "make install-gpu [ATTENTION=xformers]  the CUDA build of torch; with xformers torch 2.10 for CUDA 12"
+	@echo "make gpu-stand-in [ATTENTION=xformers]  the CUDA build on a GPU that computes nothing: about 5 GB, 25 minutes"
 
 # torch first: with it in place nothing else pulls another build of it
 $(STAMP): $(LOCK) pyproject.toml
@@ -35,6 +37,11 @@ install-gpu:
 	echo requirements-gpu$(if $(filter xformers,$(ATTENTION)),-xformers).lock > $(VENV)/lock
 	rm -f $(STAMP)
 	$(MAKE) --no-print-directory install
+
+# in an environment of its own; what runs there, and what it proves: tests/stand_in_gpu/README.md
+gpu-stand-in:
+	$(MAKE) --no-print-directory install-gpu VENV=$(STAND_IN) ATTENTION=$(ATTENTION)
+	$(STAND_IN)/bin/python -m pytest -m slow -n 0 -s --durations=0 tests/integration/test_stand_in_gpu.py
 
 demo: $(STAMP)
 	$(BIN)/synfundus demo --preset demo-cpu --out $(DEMO_OUT)
