@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +29,8 @@ class ConvLayouts:
         for name, module in self._convolutions.items():
 
             def look(module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-                weight: Tensor = module.weight
-                self._nhwc[name] = all(
-                    tensor.is_contiguous(memory_format=torch.channels_last) for tensor in (inputs[0], weight)
-                )
+                given: tuple[Any, ...] = (inputs[0], module.weight)  # the engine puts views in the place of parameters
+                self._nhwc[name] = all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in given)
 
             self._hooks.append(module.register_forward_pre_hook(look))
         return self

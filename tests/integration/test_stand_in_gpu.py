@@ -134,10 +134,10 @@ def test_two_ranks_with_a_gpu_each(
     config = write_config(tmp_path / "vae.yaml", {"train_vae": {"loop": LOOP, "loss": adversary}})
     images = ("--data", image_set.url, "--config", config)
     gpu.synfundus("train-vae", *images, "--run-dir", tmp_path / "vae", *ranks, **two, name="train-vae, 2 ranks")
-    where = ("--vae", tmp_path / "vae", "--out", tmp_path / "latents")
-    gpu.synfundus("encode-latents", *images, *where, *ranks, **two, name="encode-latents, 2 ranks")
-    where = ("--model", trained, "--out", tmp_path / "samples", "--num-images", "4")
-    gpu.synfundus("sample", *where, "--config", config, *ranks, **two, name="sample, 2 ranks")
+    encoded = ("--vae", tmp_path / "vae", "--out", tmp_path / "latents")
+    gpu.synfundus("encode-latents", *images, *encoded, *ranks, **two, name="encode-latents, 2 ranks")
+    drawn = ("--model", trained, "--out", tmp_path / "samples", "--num-images", "4")
+    gpu.synfundus("sample", *drawn, "--config", config, *ranks, **two, name="sample, 2 ranks")
 
 
 @pytest.mark.parametrize(

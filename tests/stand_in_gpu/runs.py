@@ -41,20 +41,21 @@ class StandIn:
     library: Path
     has_xformers: bool
 
-    def run(self, *command: str | Path, name: str, major: int = 8, devices: int = 1, timeout_s: float = 900) -> Ended:
+    def run(self, *command: str | Path, name: str, timeout_s: float = 900, **card: Any) -> Ended:
         """Run the interpreter with arguments; it has to end well. Prints how long it took, as a line of JSON.
 
         Args:
             command: What follows the interpreter.
             name: What is printed.
-            major: Compute capability of the GPU.
-            devices: Number of GPUs.
             timeout_s: When it is killed.
+            card: Arguments of `under`.
         """
         paths = {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}"}
         caches = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
         kept = {variable: str(self.library.parent / folder) for variable, folder in caches.items()}
-        environment = clean_environment({**paths, **kept, **under(self.library, major=major, devices=devices)})
+        own = clean_environment({**paths, **kept, **under(self.library, **card)})
+        # the tests' own process group of one computes on the CPU, and tells DeepSpeed so
+        environment = {variable: value for variable, value in own.items() if variable != "DS_ACCELERATOR"}
         began, worked = time.perf_counter(), _cpu_seconds()
         arguments = [str(self.python), *map(str, command)]
         ended = run_processes([arguments], [environment], timeout_s=timeout_s)[0].check()
