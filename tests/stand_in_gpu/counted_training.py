@@ -53,7 +53,9 @@ class Count:
         self.steps.append(Step())
         self._since()
         with ExitStack() as stack:
-            looked = None if self.layouts else stack.enter_context(ConvLayouts(_network(trainer)))
+            looked = None
+            if self.layouts is None and not _is_compiled(trainer):  # hooks would make torch compile all blocks again
+                looked = stack.enter_context(ConvLayouts(_network(trainer)))
             _step(trainer, *arguments)
         self.steps[-1].after = self._since()
         if looked is not None:
@@ -74,6 +76,10 @@ class Count:
 def _network(trainer: Trainer) -> nn.Module:
     engine: ZeroEngine = trainer._engine
     return engine.module
+
+
+def _is_compiled(trainer: Trainer) -> bool:
+    return any(module._compiled_call_impl is not None for module in _network(trainer).modules())
 
 
 _step, _update = Trainer._step, ZeroEngine.step
