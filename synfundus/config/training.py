@@ -106,6 +106,8 @@ class LoopConfig(Section):
     """The run stops when more than this fraction of the samples is quarantined."""
     num_threads: NonNegativeInt = 0
     """CPU threads per rank; 0: the cores of the node divided among its ranks."""
+    profile_steps: NonNegativeInt = 0
+    """Steps of rank 0 to record soon after each start, with torch.profiler, in `profile/` of the run; 0: none."""
 
 
 class AutoencoderConfig(Section):

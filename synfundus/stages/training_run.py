@@ -33,6 +33,7 @@ from synfundus.telemetry.sinks import MetricSinks
 from synfundus.training.checkpoints.stored_weights import ModelPart
 from synfundus.training.ema import Profile
 from synfundus.training.periodic import Checkpoint, Periodic, Saver, TrainState, Work
+from synfundus.training.profiling import StepProfiler
 from synfundus.training.progress import StepCost
 from synfundus.training.recorder import Reports
 from synfundus.training.stopping import StopFlag
@@ -258,6 +259,16 @@ class TrainingRun(Generic[T, N]):
                 console=self._console,
             )
             loader = training_loader(training.batches(), self._loop, self._world, start_images=state.images_seen)
+        profiler = StepProfiler(
+            self._loop.profile_steps,
+            self._directory.path("profile"),
+            state=state,
+            global_batch_size=self._batch.global_batch_size,
+            budget_images=self._loop.budget_images,
+            rank=self._world.rank,
+            device=torch_device(self._world),
+            console=self._console,
+        )
 
         def write_metrics(row: Row) -> None:
             self._row = row
@@ -276,7 +287,7 @@ class TrainingRun(Generic[T, N]):
                 cost=self._cost,
             ),
             work=Work(
-                self._periodic(saver, sinks),
+                [*profiler.jobs(), *self._periodic(saver, sinks)],
                 saver,
                 rewind=lambda: self._directory.rewind(zero=self._zero, average=self._ema, console=self._console),
             ),
@@ -287,6 +298,7 @@ class TrainingRun(Generic[T, N]):
             trainer.fit()
         finally:
             with watchdog.phase("the closing of the metrics"):
+                profiler.close()
                 loader.close()
                 sinks.close()
         with watchdog.phase("the export"):
