@@ -1,0 +1,59 @@
+"""The steps, in their order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the check.
+
+    Attributes:
+        number: Its number.
+        title: What it is about.
+        planned_s: Seconds it plans for; what does not fit into them it leaves out and says so.
+        module: Module of this package with its ``run``.
+    """
+
+    number: int
+    title: str
+    planned_s: int
+    module: str
+
+    def limit_s(self, patience: float) -> float:
+        """Return the seconds after which it is ended: starts of processes vary, so there is room."""
+        return 60.0 + patience * self.planned_s
+
+
+STEPS = (
+    Step(0, "machine", 20, "machine"),
+    Step(1, "tests for a GPU", 60, "suite"),
+    Step(2, "attention", 30, "kernels"),
+    Step(3, "numbers of a step", 60, "parity"),
+    Step(4, "speed", 180, "speed"),
+    Step(5, "memory", 60, "memory"),
+    Step(6, "kill, resume, averages, offload", 60, "resume"),
+    Step(7, "the chain", 60, "chain"),
+    Step(8, "two GPUs", 60, "ranks"),
+)
+"""Step 9, the verdict, is the document at the end."""
+
+
+def chosen(only: str | None) -> list[Step]:
+    """Return the steps to run.
+
+    Args:
+        only: Numbers with commas between them; None: all.
+
+    Raises:
+        ValueError: One is no number of a step.
+    """
+    if only is None:
+        return list(STEPS)
+    wanted = {word.strip() for word in only.split(",") if word.strip()}
+    known = {str(step.number) for step in STEPS}
+    if not wanted or wanted - known:
+        unknown = ", ".join(sorted(wanted - known)) or "nothing"
+        raise ValueError(f"--only {only}: {unknown} is no step; there are {', '.join(sorted(known))}")
+    return [step for step in STEPS if str(step.number) in wanted]
