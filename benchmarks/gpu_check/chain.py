@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.gpu_check.setting import QUIET, Ended, Setting, run_verb
+from benchmarks.gpu_check.setting import NARROW, QUIET, Ended, Setting, run_verb
 from benchmarks.gpu_check.verdicts import Report
 from benchmarks.measuring import write_phantom_images
 from synfundus.shards.reader import ShardSetReader
@@ -24,7 +24,7 @@ _SAMPLERS = ("ddim", "dpmpp")
 def run(setting: Setting, report: Report) -> None:
     """Walk the chain; where a verb fails the rest is left out."""
     folder = setting.folder
-    count, edge = (8, 64) if setting.small else (64, 256)
+    count, edge = (8, 128) if setting.small else (64, 256)
     write_phantom_images(folder / "images", num_images=count, image_size_px=edge, shard_samples=count // 2)
     vae = folder / "vae"
     if not _verb(
@@ -51,6 +51,7 @@ def run(setting: Setting, report: Report) -> None:
     batch = min(8, count)
     quick = (
         *QUIET,
+        *(() if setting.small else NARROW),
         f"train.loop.global_batch_size={batch}",
         f"train.loop.micro_batch_size={batch}",
         f"train.loop.budget_images={2 * batch}",

@@ -13,7 +13,7 @@ import torch
 from torch import distributed
 
 from benchmarks.gpu_check.resume import PRESET, arguments, metrics
-from benchmarks.gpu_check.setting import QUIET, Ended, Setting, VerbProcess, below, run_verb
+from benchmarks.gpu_check.setting import NARROW, QUIET, Ended, Setting, VerbProcess, below, run_verb
 from benchmarks.gpu_check.verdicts import NOTHING_COMPUTED, Report, relative_gap
 from benchmarks.training_runs import last_lines, start_ranks, write_autoencoder_and_latents
 from synfundus.distributed.world import connect, disconnect
@@ -35,6 +35,7 @@ def run(setting: Setting, report: Report) -> None:
     settings = setting.job(
         PRESET,
         *QUIET,
+        *(() if setting.small else NARROW),
         "train.loop.precision=bf16",
         "train.loop.channels_last=false",
         "train.unet.dropout=0",
@@ -109,7 +110,8 @@ def _break(
     process = VerbProcess(
         *arguments(setting, place), "--procs-per-node", "2", log=setting.folder / f"{place}.log", settings=settings
     )
-    rank = _running_rank(process, setting.folder / place, timeout_s=180)
+    steps = process.wait_for(lambda: bool(metrics(setting.folder / place)), timeout_s=180)
+    rank = rank_process(process.process.pid, rank=1) if steps else None
     if rank is None:
         process.kill()
         report.holds(name, False, "no step of two ranks to break")
@@ -126,16 +128,6 @@ def judge_break(ended: Ended, seconds: float, *, codes: tuple[int, ...], limit_s
     fine = ended.code in codes and seconds < limit_s
     wanted = " or ".join(str(code) for code in dict.fromkeys(codes))
     return fine, f"the job ended with {ended.code} after {seconds:.0f} s ({wanted} within {limit_s:.0f} s)"
-
-
-def _running_rank(process: VerbProcess, run_dir: Path, *, timeout_s: float) -> int | None:
-    """Wait until a training has written a row; returns the process id of its rank 1."""
-    ends = time.monotonic() + timeout_s
-    while time.monotonic() < ends and process.process.poll() is None:
-        if metrics(run_dir):
-            return rank_process(process.process.pid, rank=1)
-        time.sleep(0.2)
-    return None
 
 
 def rank_process(launcher: int, *, rank: int) -> int | None:

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import math
-import time
 from pathlib import Path
 
 import torch
 
-from benchmarks.gpu_check.setting import QUIET, Ended, Setting, VerbProcess, run_verb
+from benchmarks.gpu_check.setting import NARROW, QUIET, Ended, Setting, VerbProcess, run_verb
 from benchmarks.gpu_check.verdicts import Report
 from benchmarks.training_runs import write_autoencoder_and_latents
 from synfundus.storage.documents import read_lines
 from synfundus.training.ema import ShardedEma
 
 PRESET = "fundus256"
-EMA_TOLERANCE = 1e-6
+EMA_TOLERANCE = 1e-5
+"""Of weights up to about 5, after 8 updates: some units in the last place of fp32."""
 
 
 def run(setting: Setting, report: Report) -> None:
     """Run the parts, the cheap one first."""
     _averages(report)
-    batch, images = (4, 32) if setting.small else (64, 2048)
+    batch, images, latents = (4, 32, 16) if setting.small else (64, 12_800, 1024)
     settings = setting.job(
         PRESET,
         *QUIET,
+        *(() if setting.small else NARROW),
         "train.loop.precision=bf16",
         "train.loop.channels_last=false",
         f"train.loop.global_batch_size={batch}",
@@ -32,7 +33,7 @@ def run(setting: Setting, report: Report) -> None:
         f"train.loop.checkpoint_every_images={images // 4}",
         f"train.loop.log_every_images={batch}",
     )
-    write_autoencoder_and_latents(setting.config(PRESET, *settings), setting.folder, sizes=(images // 2, images // 2))
+    write_autoencoder_and_latents(setting.config(PRESET, *settings), setting.folder, sizes=(latents, latents))
     _kill_and_resume(setting, report, settings, images)
     _offload(setting, report, (*settings, f"train.loop.budget_images={4 * batch}"))
 
@@ -72,7 +73,7 @@ def _kill_and_resume(setting: Setting, report: Report, settings: tuple[str, ...]
     run_dir = setting.folder / "run"
     command = arguments(setting, "run")
     process = VerbProcess(*command, log=setting.folder / "killed.log", settings=settings)
-    killed = _wait_for_checkpoint(process, run_dir, timeout_s=300)
+    killed = process.wait_for(lambda: any(run_dir.glob("checkpoints/images-*/MANIFEST.json")), timeout_s=300)
     process.kill()
     if not killed:
         last = (process.output().strip().splitlines() or [""])[-1]
@@ -100,21 +101,11 @@ def judge_resume(ended: Ended, rows: list[dict[str, float]], images: int) -> tup
         return False, f"the resumed run ended with {ended.code}: {ended.complaint}"
     if resumed is None:
         return False, "the second start began anew"
+    if int(resumed.replace(",", "")) >= images:
+        return False, "it was killed after its last step: nothing was left to resume"
     if not places or places[-1] != images or len(set(places)) != len(places):
         return False, f"metrics end at {places[-1] if places else 'nothing'} of {images}, {len(places)} rows"
     return True, f"resumed at {resumed} images, ended at {images:,} with each row once"
-
-
-def _wait_for_checkpoint(process: VerbProcess, run_dir: Path, *, timeout_s: float) -> bool:
-    """Wait for the first checkpoint of a running training; returns whether there is one."""
-    ends = time.monotonic() + timeout_s
-    while time.monotonic() < ends:
-        if any(run_dir.glob("checkpoints/images-*/MANIFEST.json")):
-            return True
-        if process.process.poll() is not None:
-            return False
-        time.sleep(0.05)
-    return False
 
 
 def _offload(setting: Setting, report: Report, settings: tuple[str, ...]) -> None:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +23,11 @@ SMALL = (
     "train.loop.micro_batch_size=2",
     "train_vae.autoencoder.block_out_channels=[32,32,32,32]",
     "train_vae.loop.micro_batch_size=2",
-    "prepare.image_size_px=64",
+    "prepare.image_size_px=128",
 )
 """Sizes for a stand-in GPU, whose memory is the host's: they walk the same code."""
+NARROW = ("train.unet.block_out_channels=[64,128,192,256]",)
+"""A U-Net whose checkpoints are written in a moment, where speed is not looked at."""
 QUIET = (
     "train.loop.preview_every_images=0",
     "train.loop.validate_every_images=0",
@@ -137,6 +139,18 @@ class VerbProcess:
         except subprocess.TimeoutExpired:
             self.kill()
         return Ended(self.process.returncode, self.output(), time.monotonic() - self._began)
+
+    def wait_for(self, seen: Callable[[], bool], *, timeout_s: float) -> bool:
+        """Wait until something is seen while it runs; returns whether it was."""
+        ends = time.monotonic() + timeout_s
+        while time.monotonic() < ends:
+            running = self.process.poll() is None
+            if seen():
+                return True
+            if not running:
+                return False
+            time.sleep(0.05)
+        return False
 
     def kill(self) -> None:
         """Kill it with all processes below it."""

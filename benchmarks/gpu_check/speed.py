@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from benchmarks.gpu_check.verdicts import Report
 from benchmarks.training_runs import changed
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld, World, connect, disconnect
+from synfundus.errors import SynfundusError
 from synfundus.models.compiler import missing_for_compilation
 from synfundus.stages import build, training_setup
 from synfundus.stages.plan import job as plan
@@ -34,7 +36,7 @@ VARIANTS = {
 }
 ACCUMULATION = 2
 _WARM_UP, _MOST_STEPS, _MOST_SECONDS = 2, 10, 4.0
-_PROFILED = 5
+_PROFILED = 3
 _RESERVED_S = {False: 8.0, True: 45.0}
 """Planned seconds that must be left before a job begins, eager and compiled."""
 LAYOUT_KERNELS = r"(?i)nchwToNhwc|nhwcToNchw"
@@ -43,7 +45,7 @@ LAYOUT_KERNELS = r"(?i)nchwToNhwc|nhwcToNchw"
 def run(setting: Setting, report: Report) -> None:
     """Time every preset eager first, then compiled as long as there is time."""
     world = connect(device="cuda", timeout_s=300, num_threads=0)
-    missing = missing_for_compilation("cuda", {})
+    missing = missing_for_compilation("cuda", os.environ)
     for compiled in (False, True):
         for preset in PRESETS:
             for variant, settings in VARIANTS.items():
@@ -66,17 +68,17 @@ def _one(
 ) -> None:
     """Build a job, time it, report it, and free its memory."""
     size = ACCUMULATION * setting.micro_batch(preset)
-    config = setting.config(
-        preset, "train.loop.precision=bf16", f"train.loop.global_batch_size={size}", "train.ema.sigma_rel=[]", *settings
-    )
+    config = setting.config(preset, "train.loop.precision=bf16", f"train.loop.global_batch_size={size}", *settings)
     try:
         _measure(setting, report, world, preset, name, config, profiled=profiled)
-    except RuntimeError as error:
+    except (RuntimeError, SynfundusError) as error:
         if is_out_of_memory(error):
             report.skip(name, f"memory ran out with micro-batches of {size // ACCUMULATION}")
         else:
             report.holds(name, False, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
     finally:
+        if config.train.loop.compile:
+            torch.compiler.reset()  # its cache holds few versions of a block: those of the next job must find room
         gc.collect()
         torch.cuda.empty_cache()
 
@@ -137,7 +139,7 @@ def stepper(config: RunConfig, world: World) -> Callable[[], None]:
     engine = training_setup.engine(
         step, step.denoiser, loop=loop, optim=section.optim, launch=config.launch, batch=batch, world=world
     )
-    average = training_setup.ema(section.ema, engine)
+    average = training_setup.ema(section.ema, engine, sigma_rel=section.ema.sigma_rel)
     data = random_batch(section.diffusion, batch.micro_batch_size, shape, device)
     images = 0
 
@@ -217,11 +219,16 @@ def _profile(setting: Setting, report: Report, preset: str, step: Callable[[], N
     place = setting.folder / f"{preset}.json.gz"
     place.write_bytes(trace.document)
     place.with_suffix("").with_suffix(".txt").write_text(describe(summary, device=preset), encoding="utf-8")
-    idle = "no GPU in the trace" if summary.gpu_idle is None else f"GPU idle {summary.gpu_idle:.1%}"
     layout = summary.share_of(LAYOUT_KERNELS)
+    text = "no GPU in the trace"
+    if summary.gpu_idle is not None:
+        text = (
+            f"GPU idle {summary.gpu_idle:.1%}, {summary.launches:,.0f} kernels and copies a step, "
+            f"{layout:.1%} of their time changes layouts; longest {summary.kernels[0].name[:60]}"
+        )
     report.figure(
         f"{preset}, profile",
-        f"{idle}, {summary.launches:,.0f} kernels and copies a step, {layout:.1%} of their time changes layouts",
+        text,
         gpu_idle=summary.gpu_idle,
         launches=summary.launches,
         layout_share=layout,
