@@ -102,7 +102,7 @@ def outcome(config: RunConfig, device: torch.device, *, images: int) -> Outcome:
         part = {name: value[number * images : (number + 1) * images] for name, value in batch.items()}
         loss, _ = step(part, 0)
         (loss / MICRO_BATCHES).backward()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     gradients = [one.grad for one in step.parameters() if one.grad is not None]
     norm = torch.stack([torch.linalg.vector_norm(one.float()) for one in gradients]).norm()
     return Outcome(sum(losses) / len(losses), float(norm), _digest(gradients))
