@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib
 import json
 import os
 import subprocess
@@ -96,8 +95,7 @@ def _run_step(number: int, folder: Path, *, small: bool, stand_in: bool) -> int:
 
     ends = time.monotonic() + step.planned_s
     setting = Setting(small=small, stand_in=stand_in, folder=folder, ends=ends)
-    module = importlib.import_module(f"benchmarks.gpu_check.{step.module}")
-    module.run(setting, Report(number, stand_in=stand_in, write=write))
+    step.run(setting, Report(number, stand_in=stand_in, write=write))
     return 0
 
 

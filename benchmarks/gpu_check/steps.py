@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from benchmarks.gpu_check import chain, kernels, machine, memory, parity, ranks, resume, speed, suite
+from benchmarks.gpu_check.setting import Setting
+from benchmarks.gpu_check.verdicts import Report
 
 
 @dataclass(frozen=True)
@@ -13,13 +18,13 @@ class Step:
         number: Its number.
         title: What it is about.
         planned_s: Seconds it plans for; what does not fit into them it leaves out and says so.
-        module: Module of this package with its ``run``.
+        run: Runs it.
     """
 
     number: int
     title: str
     planned_s: int
-    module: str
+    run: Callable[[Setting, Report], None]
 
     def limit_s(self, patience: float) -> float:
         """Return the seconds after which it is ended: starts of processes vary, so there is room."""
@@ -27,15 +32,15 @@ class Step:
 
 
 STEPS = (
-    Step(0, "machine", 20, "machine"),
-    Step(1, "tests for a GPU", 60, "suite"),
-    Step(2, "attention", 30, "kernels"),
-    Step(3, "numbers of a step", 60, "parity"),
-    Step(4, "speed", 180, "speed"),
-    Step(5, "memory", 60, "memory"),
-    Step(6, "kill, resume, averages, offload", 60, "resume"),
-    Step(7, "the chain", 60, "chain"),
-    Step(8, "two GPUs", 60, "ranks"),
+    Step(0, "machine", 20, machine.run),
+    Step(1, "tests for a GPU", 60, suite.run),
+    Step(2, "attention", 30, kernels.run),
+    Step(3, "numbers of a step", 60, parity.run),
+    Step(4, "speed", 180, speed.run),
+    Step(5, "memory", 60, memory.run),
+    Step(6, "kill, resume, averages, offload", 60, resume.run),
+    Step(7, "the chain", 60, chain.run),
+    Step(8, "two GPUs", 60, ranks.run),
 )
 """Step 9, the verdict, is the document at the end."""
 

@@ -259,16 +259,7 @@ class TrainingRun(Generic[T, N]):
                 console=self._console,
             )
             loader = training_loader(training.batches(), self._loop, self._world, start_images=state.images_seen)
-        profiler = StepProfiler(
-            self._loop.profile_steps,
-            self._directory.path("profile"),
-            state=state,
-            global_batch_size=self._batch.global_batch_size,
-            budget_images=self._loop.budget_images,
-            rank=self._world.rank,
-            device=torch_device(self._world),
-            console=self._console,
-        )
+        profiler = self._profiler(state)
 
         def write_metrics(row: Row) -> None:
             self._row = row
@@ -303,6 +294,18 @@ class TrainingRun(Generic[T, N]):
                 sinks.close()
         with watchdog.phase("the export"):
             return self._finish(state)
+
+    def _profiler(self, state: TrainState) -> StepProfiler:
+        return StepProfiler(
+            self._loop.profile_steps,
+            self._directory.path("profile"),
+            state=state,
+            global_batch_size=self._batch.global_batch_size,
+            budget_images=self._loop.budget_images,
+            rank=self._world.rank,
+            device=torch_device(self._world),
+            console=self._console,
+        )
 
     def _report_start(self) -> None:
         """Show parameters, engine, precision and the split of the global batch."""

@@ -18,7 +18,7 @@ import pytest
 from benchmarks.gpu_check import __main__ as gpu_check
 from benchmarks.gpu_check import chain, kernels, parity, ranks, resume, suite
 from benchmarks.gpu_check.setting import Ended, Setting, VerbProcess, below, is_stand_in
-from benchmarks.gpu_check.steps import STEPS, Step, chosen
+from benchmarks.gpu_check.steps import STEPS, chosen
 from benchmarks.gpu_check.verdicts import (
     Line,
     Report,
@@ -142,11 +142,6 @@ def test_steps_are_chosen_by_number_in_their_order() -> None:
     assert sum(step.planned_s for step in STEPS) <= 600, "about ten minutes"
 
 
-@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.module)
-def test_every_step_has_its_module(step: Step) -> None:
-    assert (Path(gpu_check.__file__).parent / f"{step.module}.py").is_file()
-
-
 def test_without_a_gpu_it_says_what_it_needs() -> None:
     assert gpu_check.missing_gpu(cuda=None, sees_gpu=True, driver=None) is None
     cpu_build = gpu_check.missing_gpu(cuda=None, sees_gpu=False, driver="580.65")
@@ -184,7 +179,7 @@ def test_a_stand_in_is_told_by_its_variables(environment: Mapping[str, str], exp
 
 
 def test_a_crash_ends_its_step_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A step whose module does not exist ends with a traceback, in a process of its own."""
+    """A step that there is not ends with a traceback, in a process of its own."""
     broken = replace(STEPS[0], number=99)
     lines = gpu_check._run_apart(broken, tmp_path / "step", small=True, stand_in=False)
     assert [line.verdict for line in lines] == ["FAIL"]
