@@ -9,8 +9,7 @@ REFERENCES := $(VENV)/references
 DEMO_OUT ?= demo-out
 STAND_IN := .venv-gpu-stand-in$(if $(filter xformers,$(ATTENTION)),-xformers)
 
-.PHONY: help install install-gpu gpu-stand-in demo demo-long test check lint unit bench soak golden clean
-.PHONY: help install install-gpu gpu-check demo demo-long test check lint unit bench soak golden clean
+.PHONY: help install install-gpu gpu-check gpu-stand-in demo demo-long test check lint unit bench soak golden clean
 
 help:
 	@echo "make demo       set up and walk the whole chain on phantoms: $(DEMO_OUT)/demo.png"
@@ -20,8 +19,8 @@ help:
 	@echo "make bench      the performance claims, each as a ratio in one JSON line"
 	@echo "make soak       the long campaigns"
 	@echo "make install-gpu [ATTENTION=xformers]  the CUDA build of torch; with xformers torch 2.10 for CUDA 12"
-	@echo "make gpu-stand-in [ATTENTION=xformers]  the CUDA build on a GPU that computes nothing: about 5 GB, 25 minutes"
 	@echo "make gpu-check [ONLY=2,4]  after that, on a machine with a GPU: checks and measures it in about ten minutes"
+	@echo "make gpu-stand-in [ATTENTION=xformers]  the CUDA build on a GPU that computes nothing: about 5 GB, 25 minutes"
 
 # torch first: with it in place nothing else pulls another build of it
 $(STAMP): $(LOCK) pyproject.toml
@@ -44,6 +43,7 @@ install-gpu:
 gpu-stand-in:
 	$(MAKE) --no-print-directory install-gpu VENV=$(STAND_IN) ATTENTION=$(ATTENTION)
 	$(STAND_IN)/bin/python -m pytest -m slow -n 0 -s --durations=0 tests/integration/test_stand_in_gpu.py
+
 gpu-check:
 	@test -x $(BIN)/python || { echo "gpu-check needs the CUDA build of torch. Run: make install-gpu && make gpu-check"; exit 2; }
 	$(BIN)/python -m benchmarks.gpu_check $(if $(ONLY),--only $(ONLY))

@@ -260,23 +260,12 @@ class TrainingRun(Generic[T, N]):
             )
             loader = training_loader(training.batches(), self._loop, self._world, start_images=state.images_seen)
         profiler = self._profiler(state)
-
-        def write_metrics(row: Row) -> None:
-            self._row = row
-            sinks.write(row)
-
         trainer = Trainer(
             Trained(self._zero, self._ema, training_setup.lr_plan(training.section.optim, self._loop)),
             loader,
             training_setup.loop_settings(self._loop, self._batch, seed=shared.seed),
             state,
-            reports=Reports(
-                console=self._console,
-                write_metrics=write_metrics,
-                write_ledger=self._directory.append_ledger,
-                set_names=set_names(training.sets),
-                cost=self._cost,
-            ),
+            reports=self._reports(sinks),
             work=Work(
                 [*profiler.jobs(), *self._periodic(saver, sinks)],
                 saver,
@@ -294,6 +283,19 @@ class TrainingRun(Generic[T, N]):
                 sinks.close()
         with watchdog.phase("the export"):
             return self._finish(state)
+
+    def _reports(self, sinks: MetricSinks) -> Reports:
+        def write_metrics(row: Row) -> None:
+            self._row = row
+            sinks.write(row)
+
+        return Reports(
+            console=self._console,
+            write_metrics=write_metrics,
+            write_ledger=self._directory.append_ledger,
+            set_names=set_names(self._training.sets),
+            cost=self._cost,
+        )
 
     def _profiler(self, state: TrainState) -> StepProfiler:
         return StepProfiler(
