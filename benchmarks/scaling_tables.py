@@ -17,28 +17,45 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.failures import LLAMA_3, OPT_175B, Costs, simulate, useful_share, young_interval_h
 from benchmarks.rounding import gradients, relative_error, ring_mean, tree_mean
 from synfundus.config.loader import load_config
 from synfundus.config.schema import RunConfig
 from synfundus.photographs.near_duplicates import THUMBNAIL_PX
 from synfundus.shards.shard_plan import NUM_STREAMS, ReadingPlan
-from synfundus.stages.plan.job import PlannedRun, count_denoiser, work_out
+from synfundus.stages.plan.estimate import work_out
+from synfundus.stages.plan.planned import Counts, PlannedRun, count_networks
 from synfundus.stages.prepare.plan import samples_per_shard
 from synfundus.storage import documents
 from synfundus.storage.manifest import ShardEntry, shard_name
-from synfundus.training.step_cost import NetworkCount
+from synfundus.training.checkpoints.checkpoint import copy_by_pieces
+from synfundus.training.duration import COMPILED, LAUNCH_S, network_s
+from synfundus.training.memory.footprint import GIB, GPUS, GpuName
 
 PRESETS = ("fundus256", "fundus512", "fundus1024")
 GPUS_A_NODE = 8
 LINKS_GBIT = (100, 200, 400, 3200)
+GPU: GpuName = "h100"
 ASSUMED: dict[str, tuple[float, str, str]] = {
-    "hfu": (0.3, "", "hardware FLOPs utilisation (HFU): fraction of the peak a GPU computes at, at any micro-batch"),
+    "hfu": (
+        GPUS[GPU].utilisation(weight_bytes=2, tf32=True),
+        "",
+        f"fraction of its peak at which a GPU ({GPU}) works (HFU)",
+    ),
+    "launch": (LAUNCH_S, f"{1e6 * LAUNCH_S:g} us", "at least, from one kernel to the next on the host"),
+    "compiled": (COMPILED, "", "what compiling leaves of a network's launches, where a preset compiles"),
     "price": (2.0, "", "price of a GPU hour, in any currency"),
-    "nvlink": (450e9, "450 GB/s", "between the GPUs of a node, in one direction (H100 data sheet: 900 GB/s both ways)"),
+    "nvlink": (GPUS[GPU].link_bytes_per_s, "450 GB/s", "between the GPUs of a node, in one direction (data sheet)"),
     "link": (50e9, "400 Gb/s", "into and out of a node, unless the table says otherwise"),
     "gets": (5500.0, "5,500/s", "GET requests that S3 serves at least per prefix (Amazon S3 User Guide)"),
     "copy": (20e9, "20 GB/s", "from a GPU into pinned host memory"),
+    "keep": (
+        2.0 * GIB,
+        "2.0 GiB/s",
+        "from there into fresh memory, piece by piece (measured, one thread)",
+    ),
     "gather": (2e9, "2 GB/s", "into rank 0 from all other ranks, over TCP"),
     "node_write": (2e9, "2 GB/s", "written by a node, to its own disk or into a store"),
     "shared_write": (20e9, "20 GB/s", "written by all nodes together into a shared file system"),
@@ -80,16 +97,17 @@ def power(count: int) -> str:
 
 def preset(name: str, *settings: str) -> RunConfig:
     """Return a preset, planned with what is assumed."""
-    plan = (f"plan.mfu={assumed('hfu')}", f"plan.price_per_gpu_hour={assumed('price')}")
+    plan = (f"plan.gpu={GPU}", f"plan.price_per_gpu_hour={assumed('price')}")
     return load_config(preset=name, file=None, settings=[*plan, *settings], flags=[]).config
 
 
 @cache
-def counted(name: str) -> NetworkCount:
-    """Count a preset's network once."""
-    return count_denoiser(PlannedRun.of(preset(name)))
+def counted(name: str) -> Counts:
+    """Count a preset's networks once."""
+    return count_networks(PlannedRun.of(preset(name)))
 
 
+@cache
 def planned(name: str, *, gpus: int, batch: int, images: int = 1) -> dict[str, Any]:
     """Return what `synfundus plan` says of a preset on so many GPUs."""
     nodes, a_node = max(1, gpus // GPUS_A_NODE), min(gpus, GPUS_A_NODE)
@@ -98,32 +116,19 @@ def planned(name: str, *, gpus: int, batch: int, images: int = 1) -> dict[str, A
     return work_out(PlannedRun.of(config), counted(name))
 
 
-def network_s(traffic_bytes: float, gpus: int, node_bytes_per_s: float) -> float:
-    """Return how long a step's collectives take: a ring enters and leaves every node once, whatever the GPUs in it."""
-    return traffic_bytes / (node_bytes_per_s if gpus > GPUS_A_NODE else assumed("nvlink"))
-
-
 def sane_batch(gpus: int) -> int:
     """Return a global batch: the presets' 256, and at least 4 images a GPU."""
     return max(256, 4 * gpus)
 
 
 def rate(name: str, gpus: int) -> float:
-    """Return images a second of a run, the network counted in."""
-    summary = planned(name, gpus=gpus, batch=sane_batch(gpus))
-    return float(sane_batch(gpus) / sum(step_s(summary)))
-
-
-def step_s(summary: dict[str, Any]) -> tuple[float, float]:
-    """Return the seconds of a step: (computing, network). One waits for the other: `overlap_comm` is off."""
-    gpus = summary["ranks"]
-    network = network_s(summary["traffic_bytes"], gpus, assumed("link")) if gpus > 1 else 0.0
-    return image_s(summary) * summary["global_batch_size"] / gpus, network
+    """Return images a second of a run."""
+    return float(planned(name, gpus=gpus, batch=sane_batch(gpus))["images_per_s"])
 
 
 def image_s(summary: dict[str, Any]) -> float:
-    """Return how long a GPU computes on an image."""
-    return float(summary["ranks"] / summary["images_per_s"])
+    """Return how long a GPU works on an image."""
+    return float(summary["gpu_s"] * summary["ranks"] / summary["global_batch_size"])
 
 
 def traffic_table() -> str:
@@ -132,7 +137,10 @@ def traffic_table() -> str:
     for name in PRESETS:
         summary = planned(name, gpus=1024, batch=1024)
         once = image_s(summary)
-        seconds = [network_s(summary["traffic_bytes"], 1024, link * 1e9 / 8) for link in LINKS_GBIT]
+        seconds = [
+            network_s(summary["traffic_bytes"], gpu=GPUS[GPU], nodes=128, node_bytes_per_s=link * 1e9 / 8)
+            for link in LINKS_GBIT
+        ]
         needed = [math.ceil(s * (1 - MAX_NETWORK_SHARE) / MAX_NETWORK_SHARE / once) for s in seconds]
         rows.append(
             [
@@ -146,29 +154,27 @@ def traffic_table() -> str:
             ]
         )
     links = " / ".join(f"{link:,}" for link in LINKS_GBIT)
-    headers = ("preset", "parameters", "sent per rank and step", f"ms at {links} Gb/s a node", "compute, ms an image")
+    headers = ("preset", "parameters", "sent per rank and step", f"ms at {links} Gb/s a node", "GPU, ms an image")
     return table((*headers, f"micro-batch for {1 - MAX_NETWORK_SHARE:.0%} computing", "micro-batch that fits"), rows)
 
 
 def run_rows(name: str) -> list[list[str]]:
-    """Return what a preset's run takes on more and more GPUs, the network counted in."""
+    """Return what a preset's run takes on more and more GPUs, as `plan` says."""
     rows = []
     for gpus, batch in RUNS:
         summary = planned(name, gpus=gpus, batch=batch)
-        compute, network = step_s(summary)
-        hours = summary["hours"] * (compute + network) / compute
+        step = batch / summary["images_per_s"]
         rows.append(
             [
                 name,
                 f"{gpus:,}",
                 f"{batch:,}",
                 number(batch / gpus),
-                number(1e3 * compute),
-                number(1e3 * network),
-                f"{network / (compute + network):.0%}",
-                number(hours),
-                f"{hours * gpus:,.0f}",
-                f"{hours * gpus * assumed('price'):,.0f}",
+                *(number(1e3 * summary[name]) for name in ("gpu_s", "launching_s", "network_s")),
+                f"{summary['network_s'] / step:.0%}",
+                number(summary["hours"]),
+                f"{summary['gpu_hours']:,.0f}",
+                f"{summary['cost']:,.0f}",
             ]
         )
     return rows
@@ -176,8 +182,10 @@ def run_rows(name: str) -> list[list[str]]:
 
 def runs_table() -> str:
     """Hours and price from 1 to 1,024 GPUs."""
-    headers = ("preset", "GPUs", "global batch", "images a GPU", "computing, ms", "network, ms", "network", "hours")
-    return table((*headers, "GPU hours", "price"), [row for name in PRESETS for row in run_rows(name)])
+    headers = ("preset", "GPUs", "global batch", "images a GPU", "GPU, ms", "launches, ms", "network, ms")
+    return table(
+        (*headers, "network", "hours", "GPU hours", "price"), [row for name in PRESETS for row in run_rows(name)]
+    )
 
 
 def copies(gpus: int) -> float:
@@ -268,7 +276,7 @@ def save_costs(name: str, gpus: int) -> tuple[float, float, float]:
     summary = planned(name, gpus=gpus, batch=sane_batch(gpus))
     total, model = summary["checkpoint_bytes"], 4 * summary["parameters"]
     a_node = min(gpus, GPUS_A_NODE)
-    stall = (total - model) / gpus / assumed("copy")
+    stall = (total - model) / gpus * (1 / assumed("copy") + 1 / assumed("keep"))
     gathering = (gpus - 1) / gpus * model / assumed("gather")
     fullest = model + (total - model) * a_node / gpus
     return total, stall, gathering + max(fullest / assumed("node_write"), total / assumed("shared_write"))
@@ -359,11 +367,20 @@ def filled(text: str) -> str:
 
 
 def measure() -> None:
-    """Time planning by size of the set: the machine's figures, which no test compares."""
+    """Time what depends on the machine, which no test compares: planning by size of the set, copies to fresh memory."""
     for images in (10**exponent for exponent in range(4, 10)):
         began = time.perf_counter()
         reading_plan(images, samples_per_shard(preset("fundus512").prepare))
         print(f"{power(images)} images: first batch planned in {time.perf_counter() - began:.2f} s")
+    torch.set_num_threads(1)
+    source, stage = torch.zeros(2**28), torch.zeros(2**26)
+    began = time.perf_counter()
+    stage.copy_(source[: len(stage)])
+    once = (time.perf_counter() - began) * len(source) / len(stage)
+    began = time.perf_counter()
+    copy_by_pieces(source, torch.empty(len(source)), stage, wait=lambda: None)
+    second = time.perf_counter() - began - once
+    print(f"a stage copied into fresh memory by one thread: {source.nbytes / second / GIB:.1f} GiB/s")
 
 
 def main() -> None:

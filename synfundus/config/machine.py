@@ -65,13 +65,15 @@ class TelemetryConfig(Section):
 
 
 class PlanConfig(Section):
-    """Memory, time and cost of a run (`synfundus plan`)."""
+    """Memory, time and cost of the chain (`synfundus plan`)."""
 
     gpu: Literal["v100", "a100-40", "a100", "a6000", "l40s", "rtx4090", "h100", "h200"] = "h100"
     """GPU to plan for."""
-    mfu: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
-    """Fraction of the peak FLOP/s that is reached: the MFU without recomputation, .2 to .4 in published runs of such
-    U-Nets. Gradient checkpointing keeps this fraction and lowers the MFU, which the plan shows."""
+    mfu: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Fraction of the peak FLOP/s that a GPU reaches while it computes, in all stages: the MFU without recomputation,
+    which gradient checkpointing keeps while it lowers the MFU. Default: what is published or assumed for the GPU."""
+    network_gbit: PositiveFloat = 400.0
+    """Network of a node in one direction, Gb/s; inside a node the GPU's own links count."""
     num_images: PositiveInt = 1_000_000
     """Number of images, for the size of the latent set."""
     price_per_gpu_hour: NonNegativeFloat | None = None

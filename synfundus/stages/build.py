@@ -13,7 +13,7 @@ from synfundus.config.auto import definite
 from synfundus.config.diffusion import DiffusionConfig, UNetConfig
 from synfundus.config.generation import SampleConfig
 from synfundus.config.machine import LaunchConfig
-from synfundus.config.training import AutoencoderConfig, Precision
+from synfundus.config.training import AutoencoderConfig, AutoencoderLossConfig, Precision
 from synfundus.diffusion import parametrisation
 from synfundus.diffusion.flow import FlowPath, FlowTime, ForwardProcess
 from synfundus.diffusion.sampling import SamplerName, SamplerSettings, scheduler_for
@@ -25,11 +25,14 @@ from synfundus.errors import DataError
 from synfundus.labels.schema import LabelSchema
 from synfundus.models.attention import apply_attention, choose_attention, probe_shapes
 from synfundus.models.autoencoder import LatentAutoencoder, build_autoencoder
+from synfundus.models.autoencoder_objective import PatchDiscriminator
 from synfundus.models.conditioner import LabelConditioner
 from synfundus.models.unet import ConditionalDenoiser, build_unet
 from synfundus.seeding import derive_key
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import Console
+
+DISCRIMINATOR_CHANNELS = 64
 
 
 def torch_dtype(precision: Precision) -> torch.dtype:
@@ -55,6 +58,15 @@ def autoencoder(section: AutoencoderConfig, *, image_size_px: int, seed: int) ->
             mid_block_attention=section.mid_block_attention,
             linear_path=section.linear_path,
         )
+
+
+def discriminator(section: AutoencoderLossConfig, *, seed: int) -> PatchDiscriminator | None:
+    """Build the discriminator of an autoencoder's training; None without an adversarial term."""
+    if section.adversarial_weight == 0:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # not a key of it: runs from before, stopped without a checkpoint, begin as they did
+        return PatchDiscriminator(base_channels=DISCRIMINATOR_CHANNELS, num_layers=3, norm_num_groups=16)
 
 
 def attention(model: Any, config: LaunchConfig, *, dtype: torch.dtype, world: World, console: Console) -> None:  # noqa: ANN401 - a diffusers model

@@ -1,4 +1,4 @@
-"""Parameters, operations and activations of a network, counted on the meta device, and what an image costs."""
+"""Parameters, operations, activations and kernel launches of a network, counted on the meta device."""
 
 from __future__ import annotations
 
@@ -12,17 +12,26 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from synfundus.distributed.engine import MOST_BUNDLED, plan_bundles
 from synfundus.distributed.world import World
 from synfundus.models.attention import AttentionShape
 from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.unet import ConditionalDenoiser
-from synfundus.training.memory.footprint import GPUS, ImageFlops, find_gpu
+from synfundus.training.memory.footprint import GPUS, find_gpu
 from synfundus.training.progress import StepCost
 
 BACKWARD = 2.0
-"""Operations of a backward pass as a multiple of a forward pass."""
+"""Operations of a backward pass as a multiple of a forward pass (Kaplan et al. 2020, arXiv 2001.08361)."""
+
+_LAUNCHES = {torch.ops.aten.convolution: 3, torch.ops.aten.native_group_norm: 3}
+"""Kernels of an operation on CUDA; of others one, of views none (counted with torch 2.13's CUDA build)."""
+_NO_KERNEL = (
+    *(torch.ops.aten.detach, torch.ops.aten._unsafe_view),  # views that do not say so
+    *(torch.ops.aten.empty_like, torch.ops.aten.bernoulli_, torch.ops.aten.div_),  # dropout is one kernel on CUDA
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class Kernels:
     gradient_checkpointing: bool
 
 
-class _Reconstruction(nn.Module):
+class Reconstruction(nn.Module):
     """The autoencoder's network from input to output; a linear path is left out, as its cost is negligible."""
 
     def __init__(self, autoencoder: LatentAutoencoder) -> None:
@@ -49,11 +58,15 @@ class _Reconstruction(nn.Module):
 
     def forward(self, blocks: Tensor) -> Tensor:
         """Return the reconstruction."""
+        restored: Tensor = self.network.decode(self.encode(blocks), return_dict=False)[0]
+        return restored
+
+    def encode(self, blocks: Tensor) -> Tensor:
+        """Return the code."""
         encoded = self.network.encode(blocks)
         # AutoencoderDC has no posterior
-        latents = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latent
-        restored: Tensor = self.network.decode(latents, return_dict=False)[0]
-        return restored
+        code: Tensor = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latent
+        return code
 
 
 def denoiser_cost(
@@ -102,23 +115,16 @@ def autoencoder_cost(
         return None
     edge = image_size_px // autoencoder.block_size_px
     blocks = torch.empty(1, int(autoencoder.network.config.in_channels), edge, edge, device="meta")
-    shadow = meta_copy(_Reconstruction(autoencoder))
+    shadow = meta_copy(Reconstruction(autoencoder))
     if kernels.gradient_checkpointing:
         shadow.network.enable_gradient_checkpointing()
     return _cost(count_network(shadow, blocks), kernels, world)
 
 
-def image_flops(count: NetworkCount) -> ImageFlops:
-    """Return the operations of a training image from those of its forward pass and its recomputation."""
-    model = count.flops_forward * (1.0 + BACKWARD)
-    return ImageFlops(model=model, hardware=model + count.flops_recomputed)
-
-
 def _cost(count: NetworkCount, kernels: Kernels, world: World) -> StepCost:
-    flops = image_flops(count)
     return StepCost(
-        flops_per_image=flops.model,
-        recomputed=flops.hardware / flops.model,
+        flops_per_image=count.flops_model,
+        recomputed=count.flops_hardware / count.flops_model,
         peak_flops=_peak_flops(kernels, world),
         attention=count.attention,
     )
@@ -145,6 +151,9 @@ class NetworkCount:
         flops_recomputed: Operations the backward pass repeats because of gradient checkpointing; 0 without it. Whole
             blocks are counted, although torch stops at the last tensor it needs.
         activation_bytes: Tensors saved for the backward pass, without parameters, in the network's precision.
+        launches_forward: Kernels that the host launches in the forward pass, whatever the batch.
+        launches_recomputed: Those that the backward pass repeats.
+        bundles: Flat parameters that the engine makes of its parameters.
         attention: Its attention layers.
     """
 
@@ -152,7 +161,20 @@ class NetworkCount:
     flops_forward: int
     flops_recomputed: int
     activation_bytes: int
+    launches_forward: int
+    launches_recomputed: int
+    bundles: int
     attention: tuple[AttentionShape, ...] = ()
+
+    @property
+    def flops_model(self) -> float:
+        """Return the operations of a forward and a backward pass without recomputation: what the MFU counts."""
+        return self.flops_forward * (1.0 + BACKWARD)
+
+    @property
+    def flops_hardware(self) -> float:
+        """Return them with the recomputation of gradient checkpointing: what the HFU counts."""
+        return self.flops_model + self.flops_recomputed
 
 
 class _FusedAttention(torch.autograd.Function):
@@ -199,24 +221,47 @@ class _CountAttention(TorchFunctionMode):
         return _FusedAttention.apply(query, key, value)  # type: ignore[no-untyped-call]
 
 
-class _CountCheckpoints:
-    """Counts operations under `torch.utils.checkpoint`, which the backward pass repeats.
+class _CountLaunches(TorchDispatchMode):
+    """Counts the kernels that a GPU's host would launch."""
 
-    Those of a nested checkpoint count twice, as they are repeated twice.
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.launches = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401 - an overload
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - whatever the operation returns
+        """Count an operation and run it."""
+        del types
+        if not func.is_view and func.overloadpacket not in _NO_KERNEL:
+            self.launches += _LAUNCHES.get(func.overloadpacket, 1)
+        return func(*args, **(kwargs or {}))
+
+
+class _CountCheckpoints:
+    """Counts what is done under `torch.utils.checkpoint`, which the backward pass repeats.
+
+    What a nested checkpoint does counts twice, as it is repeated twice.
 
     Args:
-        so_far: Returns the operations counted so far.
+        so_far: Returns the (operations, launches) counted so far.
     """
 
-    def __init__(self, so_far: Callable[[], int]) -> None:
+    def __init__(self, so_far: Callable[[], tuple[int, int]]) -> None:
         self.so_far = so_far
-        self.flops = 0
+        self.flops = self.launches = 0
         self._checkpoint = torch.utils.checkpoint.checkpoint
 
     def _counted(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - whatever the function returns
-        before = self.so_far()
+        flops, launches = self.so_far()
         result = self._checkpoint(*args, **kwargs)
-        self.flops += self.so_far() - before
+        after = self.so_far()
+        self.flops += after[0] - flops
+        self.launches += after[1] - launches
         return result
 
     def __enter__(self) -> None:
@@ -254,15 +299,26 @@ def count_network(network: nn.Module, *inputs: Tensor) -> NetworkCount:
             alive.append(storage)
         return tensor
 
-    counter, attention = FlopCounterMode(display=False), _CountAttention()
-    checkpoints = _CountCheckpoints(lambda: int(counter.get_total_flops()) + attention.flops)
-    with checkpoints, counter, attention, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    counter, attention, launched = FlopCounterMode(display=False), _CountAttention(), _CountLaunches()
+    checkpoints = _CountCheckpoints(lambda: (int(counter.get_total_flops()) + attention.flops, launched.launches))
+    with (
+        checkpoints,
+        counter,
+        launched,
+        attention,
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
         output = network(*inputs)
     alive.append(output)
+    sizes = [parameter.numel() for parameter in network.parameters() if parameter.requires_grad]
+    flops, launches = checkpoints.so_far()
     return NetworkCount(
-        parameters=sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad),
-        flops_forward=checkpoints.so_far(),
+        parameters=sum(sizes),
+        flops_forward=flops,
         flops_recomputed=checkpoints.flops,
         activation_bytes=sum(kept.values()),
+        launches_forward=launches,
+        launches_recomputed=checkpoints.launches,
+        bundles=len(plan_bundles(sizes, max_elements=MOST_BUNDLED)),
         attention=tuple(AttentionShape(*size, layers) for size, layers in attention.layers.items()),
     )

@@ -6,16 +6,18 @@ from synfundus.stages.verb import NODES, Option, Verb
 
 VERB = Verb(
     name="plan",
-    help="Estimate memory, time and cost of a diffusion run before it starts.",
+    help="Estimate memory, time and cost of autoencoder, latents and diffusion model beforehand.",
     order=30,
     options=(
         replace(NODES, help="Nodes to plan for."),
         Option("--gpus-per-node", "launch.gpus_per_node", "GPUs per node."),
         Option("--gpu", "plan.gpu", "v100, a100-40, a100, a6000, l40s, rtx4090, h100 or h200."),
-        Option("--mfu", "plan.mfu", "Fraction of the peak FLOP/s (MFU without recomputation), e.g. 0.3."),
+        Option("--mfu", "plan.mfu", "Fraction of the peak FLOP/s (MFU without recomputation); default: the GPU's."),
+        Option("--network-gbit", "plan.network_gbit", "Network of a node, Gb/s."),
+        Option("--vae", "encode_latents.vae", "Autoencoder that exists: its training is left out."),
         Option("--num-images", "plan.num_images", "Number of images."),
         Option("--price", "plan.price_per_gpu_hour", "Price of one GPU hour."),
     ),
-    sections=("plan", "prepare", "train_vae", "train", "launch"),
+    sections=("plan", "prepare", "train_vae", "encode_latents", "train", "launch"),
     results_on_stdout=True,
 )

@@ -14,10 +14,10 @@ from synfundus.config.schema import RunConfig
 from synfundus.config.training import AutoencoderLossConfig, LoopConfig, TrainVaeConfig
 from synfundus.distributed.world import World, torch_device
 from synfundus.models.autoencoder import LatentAutoencoder
-from synfundus.models.autoencoder_objective import AutoencoderObjective, PatchDiscriminator
+from synfundus.models.autoencoder_objective import AutoencoderObjective
 from synfundus.models.weight_files import replace_weights
 from synfundus.shards.batches import BatchReader
-from synfundus.stages import Summary, training_setup
+from synfundus.stages import Summary, build, training_setup
 from synfundus.stages.reading import image_batches
 from synfundus.stages.train_vae.held_out import draw_reconstructions, held_out_split, judge_reconstructions
 from synfundus.stages.train_vae.start import check_start, initial_autoencoder
@@ -31,8 +31,6 @@ from synfundus.training.draws import AutoencoderDraws
 from synfundus.training.progress import StepCost
 from synfundus.training.step import AutoencoderStep
 from synfundus.training.step_cost import autoencoder_cost
-
-DISCRIMINATOR_CHANNELS = 64
 
 
 def run(config: RunConfig, world: World, console: Console) -> Summary:
@@ -162,16 +160,9 @@ class AutoencoderTraining(Training[AutoencoderObjective, LatentAutoencoder]):
 
 
 def _objective(autoencoder: LatentAutoencoder, loss: AutoencoderLossConfig, *, seed: int) -> AutoencoderObjective:
-    discriminator = None
-    if loss.adversarial_weight > 0:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(
-                seed
-            )  # not a key of it: runs from before, stopped without a checkpoint, begin as they did
-            discriminator = PatchDiscriminator(base_channels=DISCRIMINATOR_CHANNELS, num_layers=3, norm_num_groups=16)
     return AutoencoderObjective(
         autoencoder=autoencoder,
-        discriminator=discriminator,
+        discriminator=build.discriminator(loss, seed=seed),
         l1_weight=loss.l1_weight,
         structural_weight=loss.structural_weight,
         kl_weight=loss.kl_weight,
