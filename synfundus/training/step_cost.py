@@ -58,15 +58,11 @@ class Reconstruction(nn.Module):
 
     def forward(self, blocks: Tensor) -> Tensor:
         """Return the reconstruction."""
-        restored: Tensor = self.network.decode(self.encode(blocks), return_dict=False)[0]
-        return restored
-
-    def encode(self, blocks: Tensor) -> Tensor:
-        """Return the code."""
         encoded = self.network.encode(blocks)
         # AutoencoderDC has no posterior
-        code: Tensor = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latent
-        return code
+        latents = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latent
+        restored: Tensor = self.network.decode(latents, return_dict=False)[0]
+        return restored
 
 
 def denoiser_cost(
@@ -228,13 +224,7 @@ class _CountLaunches(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.launches = 0
 
-    def __torch_dispatch__(
-        self,
-        func: Any,  # noqa: ANN401 - an overload
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401 - whatever the operation returns
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         """Count an operation and run it."""
         del types
         if not func.is_view and func.overloadpacket not in _NO_KERNEL:

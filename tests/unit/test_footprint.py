@@ -24,7 +24,7 @@ from synfundus.stages.plan.estimate import work_out
 from synfundus.stages.plan.planned import Counts, PlannedRun, count_networks
 from synfundus.stages.plan.report import report
 from synfundus.telemetry.console import SilentConsole
-from synfundus.training.duration import duration
+from synfundus.training.duration import stage_time
 from synfundus.training.memory.footprint import (
     GPUS,
     checkpoint_bytes,
@@ -96,11 +96,14 @@ def test_snapshots_are_taken_at_boundaries_and_at_the_end(every: int, times: int
 
 
 def test_twice_the_gpus_take_half_the_hours_and_as_many_gpu_hours() -> None:
-    one, two = (duration(images=10**6, images_per_s=30.0 * gpus, gpus=gpus, price=2.0) for gpus in (1, 2))
-    assert two.hours == pytest.approx(one.hours / 2)
-    assert two.gpu_hours == pytest.approx(one.gpu_hours) == pytest.approx(10**6 / 30 / 3600)
-    assert two.cost == one.cost == pytest.approx(2 * one.gpu_hours)
-    assert duration(images=1, images_per_s=1.0, gpus=1, price=None).cost is None
+    one, two = (stage_time(images=10**6, images_per_s=30.0 * gpus, gpus=gpus, price=2.0) for gpus in (1, 2))
+    gpu_hours = 10**6 / 30 / 3600
+    assert one["hours"] == pytest.approx(gpu_hours)
+    assert two["hours"] == pytest.approx(gpu_hours / 2)
+    for stage in (one, two):
+        assert stage["gpu_hours"] == pytest.approx(gpu_hours)
+        assert stage["cost"] == pytest.approx(2 * gpu_hours)
+    assert stage_time(images=1, images_per_s=1.0, gpus=1, price=None)["cost"] is None
 
 
 class Attention(nn.Module):

@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass, replace
 
 from synfundus.config.auto import assumed_micro_batch
 from synfundus.config.training import LoopConfig
-from synfundus.distributed.ds_config import BatchPlan
+from synfundus.distributed.ds_config import plan_batch
 from synfundus.errors import ConfigError
 from synfundus.stages import Summary
 from synfundus.stages.plan.planned import Counts, PlannedRun, weight_bytes
-from synfundus.training.duration import LAUNCH_S, StepTime, duration, network_s, step_launches
+from synfundus.training.duration import LAUNCH_S, network_s, stage_time, step_launches, step_s
 from synfundus.training.memory.footprint import (
     StateBytes,
     checkpoint_bytes,
@@ -66,13 +66,11 @@ def work_out(planned: PlannedRun, counts: Counts) -> Summary:
         1, 2, 4 .. of them), ``best_nodes``.
     """
     train, plan, ema = planned.train, planned.plan, planned.train.ema
-    vae_nodes = replace(planned, nodes=_splitting_nodes(planned, planned.train_vae.loop.global_batch_size))
     training = _Training(train.loop, counts.denoiser, averages=1 + len(ema.sigma_rel))
     summary = _training(planned, training)
-    autoencoder = (
-        {} if planned.brought_autoencoder else {"train-vae": _training(vae_nodes, _autoencoder(planned, counts))}
-    )
-    stages = {**autoencoder, "encode-latents": _encoding(planned, counts.encoder), "train": summary}
+    stages = {"encode-latents": _encoding(planned, counts.encoder), "train": summary}
+    if not planned.brought_autoencoder:
+        stages = {"train-vae": _autoencoder(planned, counts), **stages}
     nodes = _nodes(planned, training)
     return {
         **summary,
@@ -95,19 +93,17 @@ def work_out(planned: PlannedRun, counts: Counts) -> Summary:
     }
 
 
-def _splitting_nodes(planned: PlannedRun, global_batch_size: int) -> int:
-    """Return the most of the planned nodes over which a batch can be split; all if there is no such number."""
-    fewer = range(planned.nodes, 0, -1)
-    return next((nodes for nodes in fewer if global_batch_size % (nodes * planned.ranks_per_node) == 0), planned.nodes)
+def _autoencoder(planned: PlannedRun, counts: Counts) -> Summary:
+    """Return the needs of the autoencoder's training, on the most of the nodes over which its batch can be split.
 
-
-def _autoencoder(planned: PlannedRun, counts: Counts) -> _Training:
-    """Return the autoencoder's training; the discriminator counts for the part of the budget that it sees."""
-    section = planned.train_vae
-    budget, start = section.loop.budget_images, section.loss.adversarial_start_images
-    share = max(0.0, 1 - start / budget)
-    more = 0.0 if counts.discriminator is None else _ADVERSARIAL_PASSES * counts.discriminator.flops_forward * share
-    return _Training(section.loop, counts.autoencoder, averages=1, more_flops=more)
+    The discriminator counts for the part of the budget that it sees.
+    """
+    section, batch = planned.train_vae, planned.train_vae.loop.global_batch_size
+    nodes = (nodes for nodes in range(planned.nodes, 0, -1) if batch % (nodes * planned.ranks_per_node) == 0)
+    seen = max(0.0, 1 - section.loss.adversarial_start_images / section.loop.budget_images)
+    more = _ADVERSARIAL_PASSES * seen * counts.discriminator.flops_forward if counts.discriminator else 0.0
+    training = _Training(section.loop, counts.autoencoder, averages=1, more_flops=more)
+    return _training(replace(planned, nodes=next(nodes, planned.nodes)), training)
 
 
 def _training(planned: PlannedRun, training: _Training) -> Summary:
@@ -115,19 +111,36 @@ def _training(planned: PlannedRun, training: _Training) -> Summary:
     loop, count = training.loop, training.count
     network = {"parameters": count.parameters, "ranks": planned.ranks, "weight_bytes": training.weight_bytes}
     states = state_bytes(**network, num_averages=training.averages)
-    largest = _largest_micro_batch(planned, training, states)
+    zero = planned.ds_document["zero_optimization"]
+    offloaded = zero.get("offload_optimizer", {}).get("device") == "cpu"
+    on_gpu = StateBytes(states.weights, gradients=0, masters=0, moments=0, averages=0) if offloaded else states
+    bucket = int(zero["reduce_bucket_size"]) * training.weight_bytes
+    free = int(USABLE * planned.gpu.memory_bytes) - on_gpu.total - bucket
+    largest = max(0, free // count.activation_bytes)
     most = max(1, largest) if loop.micro_batch_size == "auto" else assumed_micro_batch(loop)
-    batch = planned.batch(loop, most=most)
+    batch = plan_batch(global_batch_size=loop.global_batch_size, max_micro_batch_size=most, world_size=planned.ranks)
+    steps, activations = batch.gradient_accumulation_steps, count.activation_bytes * batch.micro_batch_size
     wire = planned.ds_document.get("communication_data_type")
-    traffic = step_traffic(
-        **network,
-        gradient_bytes=training.weight_bytes if wire is None else 4 if wire == "fp32" else 2,
-        accumulation_steps=batch.gradient_accumulation_steps,
-    ).total
-    launches, step = _step(planned, training, batch, traffic)
-    rate = loop.global_batch_size / step.total_s
-    flops = count.flops_model + training.more_flops
-    peak = planned.gpu.peak(weight_bytes=training.weight_bytes, tf32=loop.tf32)
+    gradient_bytes = training.weight_bytes if wire is None else 4 if wire == "fp32" else 2
+    traffic = step_traffic(**network, gradient_bytes=gradient_bytes, accumulation_steps=steps).total
+    micro_batch_launches, launches = step_launches(
+        forward=count.launches_forward,
+        recomputed=count.launches_recomputed,
+        bundles=count.bundles,
+        accumulation_steps=steps,
+        ranks=planned.ranks,
+        compiled=assumed_compile(loop, device="cuda"),
+    )
+    hfu, speed = planned.speed(weight_bytes=training.weight_bytes, tf32=loop.tf32)
+    flops, share = count.flops_model + training.more_flops, loop.global_batch_size / planned.ranks
+    times = {
+        "gpu_s": share * (flops + count.flops_recomputed) / speed,
+        "launching_s": launches * LAUNCH_S,
+        "network_s": network_s(
+            traffic, gpu=planned.gpu, nodes=planned.nodes, node_bytes_per_s=planned.plan.network_gbit * 1e9 / 8
+        ),
+    }
+    rate = loop.global_batch_size / step_s(**times)
     price = planned.plan.price_per_gpu_hour
     return {
         "parameters": count.parameters,
@@ -136,57 +149,33 @@ def _training(planned: PlannedRun, training: _Training) -> Summary:
         "ranks": planned.ranks,
         "global_batch_size": batch.global_batch_size,
         "micro_batch_size": batch.micro_batch_size,
-        "accumulation_steps": batch.gradient_accumulation_steps,
-        **_memory(planned, training, batch, states),
+        "accumulation_steps": steps,
+        **_memory(on_gpu, bucket=bucket, activations=activations, device=planned.gpu.memory_bytes),
+        "host_memory": states.total - on_gpu.total,
         "largest_micro_batch_size": largest,
-        "hfu": planned.hfu(training.weight_bytes, tf32=loop.tf32),
-        "mfu": flops * rate / (planned.ranks * peak),
-        "launches": launches,
-        "gpu_s": step.gpu_s,
-        "launching_s": step.launching_s,
-        "network_s": step.network_s,
-        **asdict(duration(images=loop.budget_images, images_per_s=rate, gpus=planned.ranks, price=price)),
+        "precision": loop.precision,
+        "hfu": hfu,
+        "mfu": flops * rate * hfu / (planned.ranks * speed),
+        "launches": micro_batch_launches,
+        **times,
+        **stage_time(images=loop.budget_images, images_per_s=rate, gpus=planned.ranks, price=price),
         "traffic_bytes": traffic,
         "checkpoint_bytes": checkpoint_bytes(parameters=count.parameters, num_averages=training.averages),
     }
 
 
-def _step(planned: PlannedRun, training: _Training, batch: BatchPlan, traffic: int) -> tuple[float, StepTime]:
-    """Return (launches of a micro-batch, the time of a step)."""
-    loop, count = training.loop, training.count
-    micro_batch, step = step_launches(
-        forward=count.launches_forward,
-        recomputed=count.launches_recomputed,
-        bundles=count.bundles,
-        accumulation_steps=batch.gradient_accumulation_steps,
-        ranks=planned.ranks,
-        compiled=loop.compile,
-    )
-    images = loop.global_batch_size / planned.ranks
-    flops = (count.flops_hardware + training.more_flops) * images
-    return micro_batch, StepTime(
-        gpu_s=flops / planned.flops_per_s(training.weight_bytes, tf32=loop.tf32),
-        launching_s=step * LAUNCH_S,
-        network_s=network_s(
-            traffic,
-            gpu=planned.gpu,
-            nodes=planned.nodes,
-            node_bytes_per_s=planned.plan.network_gbit * 1e9 / 8,
-        ),
-    )
-
-
 def _encoding(planned: PlannedRun, count: NetworkCount) -> Summary:
     """Return the needs of encoding all images, in fp32 without TF32 unless configured otherwise."""
     section, plan = planned.encode, planned.plan
-    weight = weight_bytes(section.precision)
-    speed = planned.flops_per_s(weight, tf32=False)
+    hfu, speed = planned.speed(weight_bytes=weight_bytes(section.precision), tf32=False)
     image_s = max(count.flops_forward / speed, count.launches_forward * LAUNCH_S / section.batch_size)
     images, price = plan.num_images * (1 + section.flip), plan.price_per_gpu_hour
     return {
         "flops_per_image": count.flops_forward,
-        "hfu": planned.hfu(weight, tf32=False),
-        **asdict(duration(images=images, images_per_s=planned.ranks / image_s, gpus=planned.ranks, price=price)),
+        "flops_recomputed": 0,
+        "precision": section.precision,
+        "hfu": hfu,
+        **stage_time(images=images, images_per_s=planned.ranks / image_s, gpus=planned.ranks, price=price),
     }
 
 
@@ -206,35 +195,13 @@ def _nodes(planned: PlannedRun, training: _Training) -> list[Summary]:
     return rows
 
 
-def _on_gpu(planned: PlannedRun, states: StateBytes) -> StateBytes:
-    """Return the states on the GPU: with the optimizer on the CPU only the weights."""
-    if planned.ds_document["zero_optimization"].get("offload_optimizer", {}).get("device") != "cpu":
-        return states
-    return StateBytes(weights=states.weights, gradients=0, masters=0, moments=0, averages=0)
-
-
-def _bucket_bytes(planned: PlannedRun, training: _Training) -> int:
-    """Return the size of the buffer for gradients before their reduction."""
-    return int(planned.ds_document["zero_optimization"]["reduce_bucket_size"]) * training.weight_bytes
-
-
-def _largest_micro_batch(planned: PlannedRun, training: _Training, states: StateBytes) -> int:
-    """Return the largest micro-batch whose activations fit beside the states."""
-    fixed = _on_gpu(planned, states).total + _bucket_bytes(planned, training)
-    return max(0, (int(USABLE * planned.gpu.memory_bytes) - fixed) // training.count.activation_bytes)
-
-
-def _memory(planned: PlannedRun, training: _Training, batch: BatchPlan, states: StateBytes) -> Summary:
+def _memory(on_gpu: StateBytes, *, bucket: int, activations: int, device: int) -> Summary:
     """Return the summary of a rank's memory."""
-    on_gpu, device = _on_gpu(planned, states), planned.gpu.memory_bytes
-    activations = training.count.activation_bytes * batch.micro_batch_size
-    memory = {**asdict(on_gpu), "buckets": _bucket_bytes(planned, training), "activations": activations}
     # activations and bucket are gone when the gradients are joined, which takes as much again as they do
-    total = on_gpu.total + max(memory["buckets"] + memory["activations"], on_gpu.gradients)
+    total = on_gpu.total + max(bucket + activations, on_gpu.gradients)
     return {
-        "memory": memory,
+        "memory": {**asdict(on_gpu), "buckets": bucket, "activations": activations},
         "states": on_gpu.total,
-        "host_memory": states.total - on_gpu.total,
         "memory_total": total,
         "gpu_memory": device,
         "fits": total <= int(USABLE * device),

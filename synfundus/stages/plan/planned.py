@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from synfundus.config.assets import read_ds_file
 from synfundus.config.auto import working_precision
@@ -14,8 +13,8 @@ from synfundus.config.diffusion import TrainConfig
 from synfundus.config.generation import EncodeLatentsConfig
 from synfundus.config.machine import PlanConfig
 from synfundus.config.schema import RunConfig
-from synfundus.config.training import LoopConfig, Precision, TrainVaeConfig
-from synfundus.distributed.ds_config import BatchPlan, check_ds_file, plan_batch
+from synfundus.config.training import Precision, TrainVaeConfig
+from synfundus.distributed.ds_config import check_ds_file
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.stages import build
 from synfundus.stages.trial_step import latent_shape
@@ -88,17 +87,10 @@ class PlannedRun:
         ours = run is not None and vae is not None and f"{vae}/".startswith(f"{run.rstrip('/')}/")
         return None if ours else vae
 
-    def hfu(self, weight_bytes: int, *, tf32: bool) -> float:
-        """Return the fraction of the peak to plan with: the one given, else the card's."""
-        return self.plan.mfu or self.gpu.utilisation(weight_bytes=weight_bytes, tf32=tf32)
-
-    def flops_per_s(self, weight_bytes: int, *, tf32: bool) -> float:
-        """Return the operations a second to plan with."""
-        return self.hfu(weight_bytes, tf32=tf32) * self.gpu.peak(weight_bytes=weight_bytes, tf32=tf32)
-
-    def batch(self, loop: LoopConfig, *, most: int) -> BatchPlan:
-        """Split a global batch, with a maximum micro-batch."""
-        return plan_batch(global_batch_size=loop.global_batch_size, max_micro_batch_size=most, world_size=self.ranks)
+    def speed(self, *, weight_bytes: int, tf32: bool) -> tuple[float, float]:
+        """Return (fraction of the peak, operations a second) to plan with: as given, else the card's."""
+        hfu = self.plan.mfu or self.gpu.utilisation(weight_bytes=weight_bytes, tf32=tf32)
+        return hfu, hfu * self.gpu.peak(weight_bytes=weight_bytes, tf32=tf32)
 
 
 @dataclass(frozen=True)
@@ -118,14 +110,6 @@ class Counts:
     discriminator: NetworkCount | None
 
 
-class _Encoder(Reconstruction):
-    """The autoencoder's network from input to code."""
-
-    def forward(self, blocks: Tensor) -> Tensor:
-        """Return the code."""
-        return self.encode(blocks)
-
-
 def weight_bytes(precision: Precision) -> int:
     """Return the bytes of a weight on a GPU."""
     return 2 if working_precision(precision, native_bf16=True) == "bf16" else 4
@@ -143,7 +127,7 @@ def count_networks(planned: PlannedRun) -> Counts:
         autoencoder = build.autoencoder(section.autoencoder, image_size_px=size, seed=planned.seed).to(dtype).train()
         edge = size // autoencoder.block_size_px
         blocks = torch.empty(1, int(autoencoder.network.config.in_channels), edge, edge, dtype=dtype)
-        encoder = count_network(_Encoder(autoencoder), blocks)
+        encoder = count_network(autoencoder.network.encoder, blocks)
         if section.loop.gradient_checkpointing:
             autoencoder.network.enable_gradient_checkpointing()
         discriminator = build.discriminator(section.loss, seed=planned.seed)

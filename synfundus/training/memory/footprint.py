@@ -76,32 +76,16 @@ class Gpu:
         return 1 / (1 / PRODUCTS + peak * self.rest_s * weight_bytes / 2)
 
 
+_MOSAIC = "published: U-Net of Stable Diffusion 2, 512 px, 290 images/s on 8 A100 (MosaicML diffusion, README)"
+_STABILITY = "published: 1.56 times an A100 in Stable Diffusion 3 (Stability AI), 2 times in MLPerf (NVIDIA)"
 GPUS: dict[GpuName, Gpu] = {
     "v100": Gpu(32 * GIB, 0.9e12, 150e9, 125e12, 15.7e12, 15.7e12),
     "a100-40": Gpu(40 * GIB, 1.555e12, 300e9, 312e12, 156e12, 19.5e12),
-    "a100": Gpu(
-        80 * GIB,
-        2.039e12,
-        300e9,
-        312e12,
-        156e12,
-        19.5e12,
-        published=0.27,
-        source="published: U-Net of Stable Diffusion 2, 512 px, 290 images/s on 8 A100 (MosaicML diffusion, README)",
-    ),
+    "a100": Gpu(80 * GIB, 2.039e12, 300e9, 312e12, 156e12, 19.5e12, 0.27, _MOSAIC),
     "a6000": Gpu(48 * GIB, 0.768e12, 32e9, 155e12, 77.4e12, 38.7e12),
     "l40s": Gpu(48 * GIB, 0.864e12, 32e9, 362e12, 183e12, 91.6e12),
     "rtx4090": Gpu(24 * GIB, 1.008e12, 32e9, 165e12, 82.6e12, 82.6e12),
-    "h100": Gpu(
-        80 * GIB,
-        3.35e12,
-        450e9,
-        989e12,
-        494e12,
-        67e12,
-        published=0.18,
-        source="published: 1.56 times an A100 in Stable Diffusion 3 (Stability AI), 2 times in MLPerf (NVIDIA)",
-    ),
+    "h100": Gpu(80 * GIB, 3.35e12, 450e9, 989e12, 494e12, 67e12, 0.18, _STABILITY),
     "h200": Gpu(141 * GIB, 4.8e12, 450e9, 989e12, 494e12, 67e12),
 }
 """Peaks, memories and links: NVIDIA's data sheets, of the SXM modules where there are any.
