@@ -21,7 +21,7 @@ from synfundus.config.training import LoopConfig, TrainVaeConfig
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import World, torch_device, without_timeout
-from synfundus.models.nhwc.networks import keep_channels_last, kernels_for
+from synfundus.models.nhwc.networks import keep_channels_last_on
 from synfundus.shards.batches import BatchReader
 from synfundus.stages import Summary, training_setup
 from synfundus.stages.measured_start import Rehearsed, settle_attention, settle_loop
@@ -229,8 +229,7 @@ class TrainingRun(Generic[T, N]):
         )
         if loop.gradient_checkpointing:
             backbone.enable_gradient_checkpointing()  # type: ignore[operator]
-        if self._world.device == "cuda":
-            keep_channels_last(backbone, kernels_for(torch_device(self._world)))
+        keep_channels_last_on(torch_device(self._world), backbone)
         training_setup.compiled(backbone, loop, self._world, self._console)
 
     def run(self) -> Summary:
@@ -285,13 +284,13 @@ class TrainingRun(Generic[T, N]):
             return self._finish(state)
 
     def _reports(self, sinks: MetricSinks) -> Reports:
-        def write_metrics(row: Row) -> None:
+        def write(row: Row) -> None:
             self._row = row
             sinks.write(row)
 
         return Reports(
             console=self._console,
-            write_metrics=write_metrics,
+            write_metrics=write,
             write_ledger=self._directory.append_ledger,
             set_names=set_names(self._training.sets),
             cost=self._cost,

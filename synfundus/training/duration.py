@@ -21,8 +21,8 @@ BUNDLE_LAUNCHES = 5
 UPDATE_LAUNCHES = 20
 """Of the update for each bundle, over all ranks: overflow, norm, copies (3,700 for 188)."""
 COMPILED = 0.76
-"""What `train.loop.compile` leaves of a network's launches (2,174 of 2,849, 679 of them Triton's): products and convolutions
-stay, and only the repeated blocks are compiled."""
+"""What `train.loop.compile` leaves of a network's launches (2,174 of 2,849, 679 of them Triton's): products and
+convolutions stay, and only the repeated blocks are compiled."""
 
 
 def step_launches(

@@ -16,6 +16,12 @@ from synfundus.models.diffusers_classes import Transformer2DModel
 from synfundus.models.nhwc.group_norm import ChannelsLastGroupNorm, RowOperations
 
 
+def keep_channels_last_on(device: torch.device, network: nn.Module) -> None:
+    """Have a network of diffusers keep NHWC memory where a device gains by it: on a GPU."""
+    if device.type == "cuda":
+        keep_channels_last(network, kernels_for(device))
+
+
 def keep_channels_last(network: nn.Module, operations: RowOperations | None) -> None:
     """Have a network of diffusers keep NHWC memory where its input has it.
 

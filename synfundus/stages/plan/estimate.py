@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
-from synfundus.config.auto import assumed_micro_batch
+from synfundus.config.auto import assumed_compile, assumed_micro_batch
 from synfundus.config.training import LoopConfig
 from synfundus.distributed.ds_config import plan_batch
 from synfundus.errors import ConfigError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from synfundus.config.auto import assumed_compile
 from synfundus.stages import Summary
 from synfundus.stages.plan.estimate import GOOD_EFFICIENCY, USABLE
 from synfundus.stages.plan.planned import PlannedRun
@@ -89,7 +90,8 @@ def advice(planned: PlannedRun, summary: Summary) -> list[str]:
     loop, largest, lines = planned.train.loop, summary["largest_micro_batch_size"], []
     share, steps = summary["global_batch_size"] // summary["ranks"], summary["accumulation_steps"]
     if summary["launching_s"] > summary["gpu_s"]:
-        compiled = "" if assumed_compile(loop, device="cuda") else f", or train.loop.compile=true, which leaves {COMPILED:.0%} of the launches"
+        compiles = assumed_compile(loop, device="cuda")
+        compiled = "" if compiles else f", or train.loop.compile=true, which leaves {COMPILED:.0%} of the launches"
         lines.append(
             f"the GPU waits for the host: {_ms(summary['launching_s'])} of launches for {_ms(summary['gpu_s'])} of "
             f"work a step; larger train.loop.micro_batch_size, global_batch_size ({largest} images fit a GPU){compiled}"
