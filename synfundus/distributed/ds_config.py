@@ -53,6 +53,7 @@ ALLOWED_ZERO_KEYS = frozenset(
         "overlap_comm",
         "round_robin_gradients",
         "reduce_scatter",
+        "use_multi_rank_bucket_allreduce",
         "reduce_bucket_size",
         "allgather_bucket_size",
         "allgather_partitions",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,14 @@ from synfundus.distributed.world import connect, disconnect
 
 REDUCING = ("all_reduce", "reduce", "reduce_scatter_tensor")
 MICRO_BATCHES = (4, 2)
-KINDS = ("fp32", "bf16", "bf16-exact")
+KINDS: dict[str, dict[str, Any]] = {
+    "fp32": {},
+    "bf16": {},
+    "bf16-exact": {"communication_data_type": "fp32"},
+    "fp32-owners": {"zero_optimization": {"use_multi_rank_bucket_allreduce": False}},
+    "bf16-owners": {"zero_optimization": {"use_multi_rank_bucket_allreduce": False}},
+}
+"""Precision, and what is changed in the DeepSpeed file."""
 
 Recorded = list[tuple[str, str, int]]
 
@@ -35,12 +43,19 @@ def recorder(name: str, collective: Callable[..., Any], into: Recorded) -> Calla
     return recorded
 
 
-def ds_file(out: Path, rank: int) -> str:
-    """Write a DeepSpeed file whose gradients travel in fp32."""
+def ds_file(out: Path, kind: str, rank: int) -> str:
+    """Write a DeepSpeed file with the changes of a kind."""
     document = json.loads(find_asset("ds_configs", "zero2_cpu.json").read_text(encoding="utf-8"))
-    path = out / f"exact-{rank}.json"
-    path.write_text(json.dumps({**document, "communication_data_type": "fp32"}), encoding="utf-8")
+    path = out / f"{kind}-{rank}.json"
+    for key, change in KINDS[kind].items():
+        document[key] = {**document[key], **change} if isinstance(change, dict) else change
+    path.write_text(json.dumps(document), encoding="utf-8")
     return str(path)
+
+
+def digest(weights: Mapping[str, torch.Tensor]) -> str:
+    """Return a hash of weights."""
+    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in weights.values())).hexdigest()
 
 
 def main(out: Path) -> None:
@@ -55,7 +70,7 @@ def main(out: Path) -> None:
                     world,
                     precision=kind.partition("-")[0],
                     micro=micro,
-                    ds_file=ds_file(out, world.rank) if kind.endswith("-exact") else "zero2_cpu.json",
+                    ds_file=ds_file(out, kind, world.rank),
                 )
                 recorded: Recorded = []
                 kept = {name: getattr(dist, name) for name in REDUCING}
@@ -64,7 +79,8 @@ def main(out: Path) -> None:
                 engine_probe.train_step(engine, world, 0, micro=micro)
                 for name, collective in kept.items():
                     setattr(dist, name, collective)
-                found[f"{kind}/{micro}"] = recorded
+                weights = engine.gather_named(engine.masters())
+                found[f"{kind}/{micro}"] = recorded, weights and digest(weights)
         if world.rank == 0:
             (out / "traffic.json").write_text(json.dumps(found), encoding="utf-8")
     finally:

@@ -122,7 +122,12 @@ def _training(planned: PlannedRun, training: _Training) -> Summary:
     steps, activations = batch.gradient_accumulation_steps, count.activation_bytes * batch.micro_batch_size
     wire = planned.ds_document.get("communication_data_type")
     gradient_bytes = training.weight_bytes if wire is None else 4 if wire == "fp32" else 2
-    traffic = step_traffic(**network, gradient_bytes=gradient_bytes, accumulation_steps=steps).total
+    traffic = step_traffic(
+        **network,
+        gradient_bytes=gradient_bytes,
+        accumulation_steps=steps,
+        to_owners=not zero.get("use_multi_rank_bucket_allreduce", True),
+    ).total
     micro_batch_launches, launches = step_launches(
         forward=count.launches_forward,
         recomputed=count.launches_recomputed,

@@ -168,13 +168,20 @@ class StepTraffic:
 
 
 def step_traffic(
-    *, parameters: int, ranks: int, weight_bytes: int, gradient_bytes: int, accumulation_steps: int
+    *,
+    parameters: int,
+    ranks: int,
+    weight_bytes: int,
+    gradient_bytes: int,
+    accumulation_steps: int,
+    to_owners: bool = False,
 ) -> StepTraffic:
     """Return what a rank of a ZeRO-2 run sends with ring collectives.
 
     In a ring each rank sends (N-1)/N of a vector to reduce-scatter it, and as much to all-gather it. ZeRO-2 needs one
     of each a step. The pinned DeepSpeed all-reduces every bucket and then keeps its own part, after every backward
-    pass: twice (N-1)/N gP for each (`tests/integration/test_step_traffic.py`).
+    pass: twice (N-1)/N gP for each; once if it reduces each part to the rank that keeps it
+    (`tests/integration/test_step_traffic.py`).
 
     Source: Rajbhandari et al. 2020, ZeRO (arXiv 1910.02054), section 7; Patarasuk and Yuan 2009 for rings.
 
@@ -184,11 +191,11 @@ def step_traffic(
         weight_bytes: w: 2 for bf16, 4 for fp32.
         gradient_bytes: g: that of the weights, unless the DeepSpeed file sets ``communication_data_type``.
         accumulation_steps: Backward passes per update.
+        to_owners: ``use_multi_rank_bucket_allreduce`` is off.
     """
     passed_on = parameters * (ranks - 1)
-    return StepTraffic(
-        reduced=2 * accumulation_steps * gradient_bytes * passed_on // ranks, gathered=weight_bytes * passed_on // ranks
-    )
+    times = (1 if to_owners else 2) * accumulation_steps
+    return StepTraffic(reduced=times * gradient_bytes * passed_on // ranks, gathered=weight_bytes * passed_on // ranks)
 
 
 def checkpoint_bytes(*, parameters: int, num_averages: int) -> int:
