@@ -118,6 +118,9 @@ class Report:
             more: What else to say.
             figures: Further figures.
         """
+        if self._stand_in:
+            self.figure(name, f"ran; {NOTHING_COMPUTED}", images_per_s=images_per_s, **figures)
+            return
         share = ratio(images_per_s, planned)
         beside = "no figure in plan for this card" if share is None else f"{share:.2f} of plan's {planned:,.0f}"
         text = f"{images_per_s:,.1f} images/s, {beside}{more}"

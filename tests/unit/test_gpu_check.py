@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -67,6 +68,7 @@ def test_a_stand_in_skips_what_compares_numbers_and_marks_the_rest() -> None:
     assert [line.verdict for line in lines] == ["SKIP", "SKIP", "FAIL", "INFO"]
     assert lines[0].text == lines[1].text == "stand-in: kernels compute nothing"
     assert not any(line.real for line in lines)
+    assert "ratio_to_plan" not in lines[3].figures
 
 
 def test_a_speed_has_a_ratio_to_the_plan_and_no_threshold() -> None:
@@ -209,6 +211,10 @@ def test_a_process_is_killed_with_those_below_it(tmp_path: Path) -> None:
     assert process.wait_for(lambda: bool(below(process.process.pid)), timeout_s=60)
     (child,) = below(process.process.pid)
     assert process.wait(0.1).code == -9
+    for _ in range(100):  # the kernel takes a moment
+        if not _runs(child):
+            break
+        time.sleep(0.1)
     assert not _runs(child)
 
 
@@ -264,11 +270,12 @@ def test_psnr_of_moments() -> None:
 def test_a_step_computes_the_same_twice_and_notices_another_layout_by_rounding_alone(tmp_path: Path) -> None:
     import torch
 
-    setting = Setting(small=True, stand_in=False, folder=tmp_path, ends=math.inf)
-    fixed = ("train.loop.precision=fp32", "train.unet.dropout=0")
+    setting = Setting(small=False, stand_in=False, folder=tmp_path, ends=math.inf)
+    small = ("prepare.image_size_px=64", "train.unet.block_out_channels=[32,32,32]")
+    fixed = ("train.loop.precision=fp32", "train.unet.dropout=0", *small)
     first, again, nhwc = (
         parity.outcome(
-            setting.config("fundus512", *fixed, f"train.loop.channels_last={layout}"), torch.device("cpu"), images=1
+            setting.config("demo-cpu", *fixed, f"train.loop.channels_last={layout}"), torch.device("cpu"), images=1
         )
         for layout in ("false", "false", "true")
     )
