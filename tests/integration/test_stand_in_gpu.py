@@ -315,7 +315,10 @@ def test_a_training_on_a_card_for_which_pytorch_wants_cudnn_takes_another_kernel
     gpu: StandIn, latent_set: ShardSet, tmp_path: Path
 ) -> None:
     ended = train(gpu, latent_set, tmp_path / "run", {"loop": LOOP}, name="train, sm_90", major=9)
-    assert "attention: " in ended.output
+    said = next(line for line in ended.output.splitlines() if line.startswith("attention: "))
+    assert said.split()[1] in ("sdpa", "flash", "efficient", "xformers")
+    assert "cudnn: " in said
+    assert "not supported by the stand-in GPU" in said
 
 
 def test_a_training_with_xformers(gpu: StandIn, latent_set: ShardSet, tmp_path: Path) -> None:
