@@ -125,5 +125,5 @@ def _spread(parameters: list[Tensor]) -> None:
 def _digest(tensors: list[Tensor]) -> str:
     digest = hashlib.sha256()
     for one in tensors:
-        digest.update(one.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(one.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
