@@ -81,9 +81,9 @@ def _set_up(
     require_same_autoencoder(latents, fingerprint, where=autoencoder_folder)
     if section.loop.preview_every_images:
         build.check_sampler(sample.sampler, section.diffusion)
+    start = initial_denoiser(section, latents, console, seed=shared.seed)
     if doubt := build.unweighted_start(section.diffusion):
         console.warning(doubt)
-    start = initial_denoiser(section, latents, console, seed=shared.seed)
     training_setup.check_compilation(section.loop, world)
     # last: a refused start must not claim the folder
     identity = {"seed": shared.seed, "latents": latents.identity, **section.identity_document(), **start.identity}
