@@ -62,7 +62,7 @@ TINY: dict[str, Any] = {
             "prediction_type": "v_prediction",
             "beta_schedule": "cosine",
             "zero_terminal_snr": True,
-            "min_snr_gamma": 5,
+            "min_snr_gamma": None,
         },
         "loop": {
             "budget_images": 400,

@@ -95,7 +95,7 @@ def test_the_loss_of_every_foreign_unet_is_the_agreed_one(
     latents, vae = inputs
     foreign_unet(UNETS[case]).save_pretrained(tmp_path / "foreign")
     given = {"latents": str(latents), "vae": str(vae), "run_dir": str(tmp_path / "run")}
-    section = {**given, "init_from": str(tmp_path / "foreign"), "loop": loop()}
+    section = {**given, "init_from": str(tmp_path / "foreign"), "loop": loop(), "diffusion": {"min_snr_gamma": 5.0}}
     summary = train.run(tiny_config({"train": section}), world, SilentConsole())
     found = {"loss": losses(tmp_path / "run"), "validation_loss": [float(summary["validation_loss"])]}
     CURVES.assert_agreed(case, found)

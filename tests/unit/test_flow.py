@@ -188,7 +188,7 @@ FLOW = "train.diffusion.prediction_type=flow_velocity"
             ["flow_velocity: beta_schedule;", "schedule=scaled_linear"],
         ),
         (None, [FLOW, "train.diffusion.beta_end=0.1"], ["flow_velocity: beta_end;", "train.diffusion.beta_end=0.012"]),
-        ("fundus256", [FLOW], ["zero_terminal_snr, min_snr_gamma;", "preset fundus256"]),
+        ("fundus256", [FLOW], ["flow_velocity: zero_terminal_snr;", "preset fundus256"]),
         (None, ["train.diffusion.flow.shift=3"], ["prediction_type epsilon: flow.shift;"]),
         (
             None,
