@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.gpu_check.setting import ROOT, Setting, end_tree, is_stand_in
+from benchmarks.gpu_check.setting import ROOT, Setting, complaint_of, end_tree, is_stand_in
 from benchmarks.gpu_check.steps import STEPS, Step, chosen
 from benchmarks.gpu_check.verdicts import Line, Report, document, lines_of_a_dead_step, log_line, read_line
 
@@ -153,7 +153,7 @@ def _run_apart(step: Step, folder: Path, *, small: bool, stand_in: bool) -> list
     finally:
         end_tree(process)
     lines = _print_new(folder / _LINES, lines)
-    complaint = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""])[-1]
+    complaint = complaint_of(log.read_text(encoding="utf-8", errors="replace"))
     dead = lines_of_a_dead_step(
         step.number, step.title, lines, code=code, complaint=complaint, limit_s=limit, real=not stand_in
     )

@@ -76,8 +76,9 @@ def _kill_and_resume(setting: Setting, report: Report, settings: tuple[str, ...]
     killed = process.wait_for(lambda: any(run_dir.glob("checkpoints/images-*/MANIFEST.json")), timeout_s=300)
     process.kill()
     if not killed:
-        last = (process.output().strip().splitlines() or [""])[-1]
-        report.holds("kill -9 and resume", False, f"no checkpoint to resume from: {last}")
+        first = process.wait(0)
+        text = f"no checkpoint to resume from, ended with {first.code}: {first.complaint}"
+        report.holds("kill -9 and resume", False, text)
         return
     ended = run_verb(*command, log=setting.folder / "resumed.log", settings=settings, timeout_s=300)
     report.holds("kill -9 and resume", *judge_resume(ended, metrics(run_dir), images))

@@ -81,6 +81,13 @@ class Setting:
         return size if isinstance(size, int) else 8
 
 
+def complaint_of(output: str) -> str:
+    """Return the last line that names an error, else the last one: warnings may follow an error."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    named = [line for line in lines if re.search(r"(?i)\b\w*(error|exception|fault)\b.*[:(]", line)]
+    return (named or lines or [""])[-1]
+
+
 @dataclass(frozen=True)
 class Ended:
     """A process that has ended.
@@ -102,8 +109,8 @@ class Ended:
 
     @property
     def complaint(self) -> str:
-        """Return the last line it wrote."""
-        return (self.output.strip().splitlines() or [""])[-1]
+        """Return the line of its output that says what went wrong."""
+        return complaint_of(self.output)
 
 
 class VerbProcess:

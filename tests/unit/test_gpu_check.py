@@ -18,7 +18,7 @@ import pytest
 
 from benchmarks.gpu_check import __main__ as gpu_check
 from benchmarks.gpu_check import chain, kernels, parity, ranks, resume, suite
-from benchmarks.gpu_check.setting import Ended, Setting, VerbProcess, below, is_stand_in
+from benchmarks.gpu_check.setting import Ended, Setting, VerbProcess, below, complaint_of, is_stand_in
 from benchmarks.gpu_check.steps import STEPS, chosen
 from benchmarks.gpu_check.verdicts import (
     Line,
@@ -248,6 +248,15 @@ def test_a_resumed_run_is_judged_by_code_place_and_rows() -> None:
     assert not resume.judge_resume(fine, [*rows, rows[-1]], 256)[0], "a row twice"
     assert not resume.judge_resume(fine, [], 256)[0]
     assert not resume.judge_resume(Ended(0, "resumed at 256 images", 1.0), rows, 256)[0], "nothing was left"
+
+
+def test_a_complaint_is_the_error_and_not_the_warning_after_it() -> None:
+    assert (
+        complaint_of("a\n[rank0]: RuntimeError: no plan: x\nWarning: leaked\n") == "[rank0]: RuntimeError: no plan: x"
+    )
+    assert complaint_of("error (data): no sample\nwhere: x\n") == "error (data): no sample"
+    assert complaint_of("started\n\n") == "started"
+    assert complaint_of("") == ""
 
 
 def test_a_broken_rank_is_judged_by_code_and_time() -> None:
