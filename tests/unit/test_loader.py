@@ -20,12 +20,19 @@ from synfundus.config.yaml_text import parse_flow
 from synfundus.errors import ConfigError
 
 
+SINCE = frozenset(
+    {"ema.run_dir", "train.ema.sigma_rel", "train.loop.profile_steps", "train_vae.loop.profile_steps"}
+    | {"encode_latents.tf32"}
+)
+"""Keys that version 0.1 had not, or not with today's meaning."""
+
+
 def old_leaves() -> dict[str, str]:
     """Return every key of version 0.1 that is called otherwise today, with its name of today."""
     found = {}
     for leaf in leaf_fields():
         moved = [(new, old) for old, new in loader.RENAMED.items() if f"{leaf}.".startswith(f"{new}.")]
-        if moved and leaf not in ("ema.run_dir", "train.ema.sigma_rel"):
+        if moved and leaf not in SINCE:
             new, old = max(moved, key=lambda names: len(names[0]))
             found[old + leaf.removeprefix(new)] = leaf
     return found
