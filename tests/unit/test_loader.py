@@ -19,7 +19,6 @@ from synfundus.config.schema import RunConfig
 from synfundus.config.yaml_text import parse_flow
 from synfundus.errors import ConfigError
 
-
 SINCE = frozenset(
     {"ema.run_dir", "train.ema.sigma_rel", "train.loop.profile_steps", "train_vae.loop.profile_steps"}
     | {"encode_latents.tf32"}
