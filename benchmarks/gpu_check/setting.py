@@ -40,7 +40,7 @@ QUIET = (
 
 def is_stand_in(environment: Mapping[str, str]) -> bool:
     """Whether the GPU is a stand-in, which its runner says by variables."""
-    return any(environment.get(name, "0") not in ("", "0") for name in ("STAND_IN_GPU", "STAND_IN_GPU_LIB"))
+    return any(environment.get(name, "0") not in ("", "0") for name in ("STAND_IN_GPU", "STAND_IN_MAJOR"))
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,7 @@ def test_the_command_ends_with_2_without_a_gpu() -> None:
 
 @pytest.mark.parametrize(
     ("environment", "expected"),
-    [({}, False), ({"STAND_IN_GPU": "1"}, True), ({"STAND_IN_GPU": "0"}, False), ({"STAND_IN_GPU_LIB": "/x.so"}, True)],
+    [({}, False), ({"STAND_IN_GPU": "1"}, True), ({"STAND_IN_GPU": "0"}, False), ({"STAND_IN_MAJOR": "8"}, True)],
 )
 def test_a_stand_in_is_told_by_its_variables(environment: Mapping[str, str], expected: bool) -> None:
     assert is_stand_in(environment) is expected
