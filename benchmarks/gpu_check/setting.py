@@ -65,11 +65,11 @@ class Setting:
         return self.ends - time.monotonic()
 
     def job(self, preset: str, *settings: str) -> tuple[str, ...]:
-        """Return the settings of a job: the preset's, small if wanted, and the given ones last."""
+        """Return the settings of a job: the preset's, not compiled, small if wanted, and the given ones last."""
         small = SMALL if self.small else ()
         if self.small and preset == "fundus1024":  # it has five levels
             small = (*small, "train_vae.autoencoder.block_out_channels=[32,32,32,32,32]")
-        return (*small, *settings)
+        return ("train.loop.compile=false", *small, *settings)
 
     def config(self, preset: str, *settings: str) -> RunConfig:
         """Return the configuration of a job."""

@@ -9,6 +9,7 @@ from synfundus.config.auto import assumed_channels_last
 from synfundus.config.diffusion import DiffusionConfig, TrainConfig
 from synfundus.config.training import AutoencoderConfig
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
+from synfundus.models.unet import ConditionalDenoiser
 from synfundus.stages import build
 from synfundus.training.step import LatentDiffusionStep
 
@@ -25,8 +26,13 @@ def training_step(
 ) -> LatentDiffusionStep:
     """Build the section's step for normalised latents ``(c, lh, lw)`` and the default labels."""
     denoiser = build.denoiser(section.unet, seed=seed, schema=DEFAULT_LABEL_SCHEMA, latent_shape=shape)
+    return step_of(section, denoiser.to(device=device), shape)
+
+
+def step_of(section: TrainConfig, denoiser: ConditionalDenoiser, shape: tuple[int, int, int]) -> LatentDiffusionStep:
+    """Return the section's step of a network for normalised latents ``(c, lh, lw)``, in the section's precision."""
     return LatentDiffusionStep(
-        denoiser.to(device=device, dtype=build.torch_dtype(section.loop.precision)),
+        denoiser.to(dtype=build.torch_dtype(section.loop.precision)),
         schedule=build.forward_process(section.diffusion),
         prediction_type=section.diffusion.prediction_type,
         min_snr_gamma=section.diffusion.min_snr_gamma,

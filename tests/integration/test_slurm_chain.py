@@ -6,18 +6,20 @@ import hashlib
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rank_processes import REPOSITORY, run_cli
 from slurm_cluster import SlurmCluster, what_is_missing
+from slurm_runs import cluster
 from tiny_pipeline import write_tiny_pipeline
 from tiny_sets import write_config
 
 from synfundus.storage.manifest import load_shard_set
 
+__all__ = ["cluster"]
 pytestmark = [
     pytest.mark.skipif(bool(what_is_missing()), reason=f"no SLURM here: {what_is_missing()}"),
     pytest.mark.timeout(1200),
@@ -27,15 +29,6 @@ SCRIPTS = ("prepare.sh", "vae.sh", "encode_latents.sh", "ldm.sh", "sample.sh")
 SHAPE = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0")
 PATIENCE_S = 400.0
 NUM_IMAGES = 160
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
-    cluster = SlurmCluster.at(tmp_path_factory.mktemp("slurm"))
-    try:
-        yield cluster
-    finally:
-        cluster.stop()
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,11 @@ from command_lines import answer, make_file, train
 from hostile_values import CANARY, TYPED, VALUES
 from rank_processes import REPOSITORY
 from slurm_cluster import SlurmCluster, what_is_missing
+from slurm_runs import cluster
 
 from synfundus.config.loader import load_config
 
+__all__ = ["cluster"]
 pytestmark = [
     pytest.mark.skipif(bool(what_is_missing()), reason=f"no SLURM here: {what_is_missing()}"),
     pytest.mark.timeout(1800),
@@ -31,15 +33,6 @@ SHAPE = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-no
 PATIENCE_S = 600.0
 EACH_ALONE = 40_000
 """Values of so many letters get a command line of their own."""
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
-    cluster = SlurmCluster.at(tmp_path_factory.mktemp("slurm"))
-    try:
-        yield cluster
-    finally:
-        cluster.stop()
 
 
 @pytest.fixture

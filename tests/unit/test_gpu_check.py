@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu_check import __main__ as gpu_check
-from benchmarks.gpu_check import chain, kernels, parity, ranks, resume, suite
+from benchmarks.gpu_check import chain, kernels, parity, ranks, resume, speed, suite
 from benchmarks.gpu_check.setting import Ended, Setting, VerbProcess, below, complaint_of, is_stand_in
 from benchmarks.gpu_check.steps import STEPS, chosen
 from benchmarks.gpu_check.verdicts import (
@@ -295,3 +295,12 @@ def test_a_step_computes_the_same_twice_and_notices_another_layout_by_rounding_a
     assert [line.verdict for line in lines] == ["PASS", "PASS"]
     parity.compare(report, "wrong", "bf16", replace(first, loss=first.loss * 1.1), first)
     assert lines[2].verdict == "FAIL"
+
+
+@pytest.mark.parametrize("preset", speed.PRESETS)
+@pytest.mark.parametrize("small", [False, True])
+def test_a_job_is_compiled_only_where_it_says_so(preset: str, small: bool, tmp_path: Path) -> None:
+    """A preset may compile by itself; what is called eager must not."""
+    setting = Setting(small=small, stand_in=small, folder=tmp_path, ends=math.inf)
+    found = {name: setting.config(preset, *changes).train.loop.compile for name, changes in speed.VARIANTS.items()}
+    assert found == {name: "compiled" in name for name in speed.VARIANTS}

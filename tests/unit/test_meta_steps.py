@@ -18,7 +18,7 @@ from synfundus.config.schema import RunConfig
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.stages import build
 from synfundus.stages.train_vae import job as train_vae
-from synfundus.stages.trial_step import latent_shape, random_batch
+from synfundus.stages.trial_step import latent_shape, random_batch, step_of
 from synfundus.training.step import AutoencoderStep, LatentDiffusionStep
 
 META = torch.device("meta")
@@ -41,16 +41,7 @@ def diffusion_step(config: RunConfig) -> LatentDiffusionStep:
         denoiser = build.denoiser(section.unet, seed=0, schema=DEFAULT_LABEL_SCHEMA, latent_shape=shape)
     if section.loop.gradient_checkpointing:
         denoiser.unet.enable_gradient_checkpointing()
-    step = LatentDiffusionStep(
-        denoiser.to(build.torch_dtype(section.loop.precision)),
-        schedule=build.forward_process(section.diffusion),
-        prediction_type=section.diffusion.prediction_type,
-        min_snr_gamma=section.diffusion.min_snr_gamma,
-        latent_mean=[0.0] * shape[0],
-        latent_std=[1.0] * shape[0],
-        channels_last=assumed_channels_last(section.loop),
-    )
-    return step.to(META)
+    return step_of(section, denoiser, shape).to(META)
 
 
 def check_gradients(step: nn.Module, batch: dict[str, Tensor]) -> None:

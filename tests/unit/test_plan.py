@@ -142,6 +142,8 @@ def test_the_chain_has_the_autoencoders_training_and_the_encoding(
     assert stages["encode-latents"]["hours"] == pytest.approx(seconds / 3600, rel=0.01)
     fast = planned(preset, "encode_latents.precision=bf16", "plan.num_images=1300000")
     assert fast["stages"]["encode-latents"]["hours"] < stages["encode-latents"]["hours"] / 3
+    tensor_cores = planned(preset, "encode_latents.tf32=true", "plan.num_images=1300000")["stages"]["encode-latents"]
+    assert tensor_cores["hours"] < stages["encode-latents"]["hours"] / 2
     mirrored = planned(preset, "encode_latents.flip=true", "plan.num_images=1300000")["stages"]["encode-latents"]
     assert mirrored["hours"] == pytest.approx(2 * stages["encode-latents"]["hours"])
 

@@ -172,7 +172,7 @@ def _training(planned: PlannedRun, training: _Training) -> Summary:
 def _encoding(planned: PlannedRun, count: NetworkCount) -> Summary:
     """Return the needs of encoding all images, in fp32 without TF32 unless configured otherwise."""
     section, plan = planned.encode, planned.plan
-    hfu, speed = planned.speed(weight_bytes=weight_bytes(section.precision), tf32=False)
+    hfu, speed = planned.speed(weight_bytes=weight_bytes(section.precision), tf32=section.tf32)
     image_s = max(count.flops_forward / speed, count.launches_forward * LAUNCH_S / section.batch_size)
     images, price = plan.num_images * (1 + section.flip), plan.price_per_gpu_hour
     return {
