@@ -220,7 +220,7 @@ def _profile(setting: Setting, report: Report, preset: str, step: Callable[[], N
     summary = trace.summary()
     place = setting.folder / f"{preset}.json.gz"
     place.write_bytes(trace.document)
-    place.with_suffix("").with_suffix(".txt").write_text(describe(summary, device=preset), encoding="utf-8")
+    place.with_suffix("").with_suffix(".txt").write_text(describe(trace, device=preset), encoding="utf-8")
     layout = summary.share_of(LAYOUT_KERNELS)
     text = "no GPU in the trace"
     if summary.gpu_idle is not None:

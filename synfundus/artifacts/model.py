@@ -62,29 +62,6 @@ class Model(ModelSetup):
     training_summary: dict[str, Any]
     folder: str
 
-    def generate(
-        self,
-        *,
-        initial_noise: NDArray[np.float32],
-        states: NDArray[np.int64],
-        settings: SamplerSettings,
-        device: torch.device,
-    ) -> NDArray[np.uint8]:
-        """Return one image for each row of noise.
-
-        Args:
-            initial_noise: ``[b, c, lh, lw]``.
-            states: Label states, ``[b, k]``.
-            settings: Sampler, steps, guidance.
-            device: Where to compute; the networks are there.
-
-        Returns:
-            uint8 ``[b, h, w, 3]``.
-        """
-        return generate_images(
-            self, self.denoiser, initial_noise=initial_noise, states=states, settings=settings, device=device
-        )
-
 
 @torch.no_grad()
 def generate_images(
@@ -96,11 +73,11 @@ def generate_images(
     settings: SamplerSettings,
     device: torch.device,
 ) -> NDArray[np.uint8]:
-    """Return one image for each row of noise, from a denoiser in training.
+    """Return one image for each row of noise.
 
     Args:
-        setup: The setup of its model; its autoencoder decodes in fp32.
-        denoiser: The network.
+        setup: The model, or its setup alone; the autoencoder decodes in fp32.
+        denoiser: The network, the model's or one in training.
         initial_noise: ``[b, c, lh, lw]``.
         states: Label states, ``[b, k]``.
         settings: Sampler, steps, guidance.

@@ -87,9 +87,9 @@ class LoopConfig(Section):
     log_every_images: PositiveInt = 10_000
     """Images between lines of metrics.jsonl."""
     preview_every_images: NonNegativeInt = 500_000
-    """Images between preview grids; 0: none."""
+    """Images between preview grids; 0: none. `train` shares their images out over the ranks."""
     validate_every_images: NonNegativeInt = 1_000_000
-    """Images between validations on held-out patients; 0: only at the end."""
+    """Images between validations on held-out patients; 0: only at the end. `train` shares them out over the ranks."""
     validation_images: PositiveInt = 1024
     """Maximum number of images in a validation."""
     on_nonfinite: Literal["stop", "skip", "rewind"] = "stop"

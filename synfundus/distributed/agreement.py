@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar, cast
 
-from synfundus.distributed.world import World
-from synfundus.errors import ErrorReport
+from synfundus.distributed.world import World, share_of
+from synfundus.errors import ErrorReport, Interrupted
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 def raise_together(fault: Exception | None, world: World) -> None:
@@ -50,12 +51,35 @@ def on_rank_0(work: Callable[[], T], world: World) -> T:
     return cast("T", _exchange(fault, result, world)[0])
 
 
+def share_out(units: Sequence[U], work: Callable[[Sequence[U]], Sequence[T]], world: World) -> list[T]:
+    """Let every rank do its share of some units; return all results, or raise a rank's error, everywhere. Collective.
+
+    Args:
+        units: The same on all ranks.
+        work: Returns a result for each of the units it gets, at least one; not collective, the results small and plain.
+        world: The job.
+
+    Returns:
+        The result of each unit, in their order.
+    """
+    results: Sequence[T] = ()
+    fault: Exception | None = None
+    try:
+        results = work(mine) if (mine := share_of(units, world)) else ()
+    except Exception as error:  # noqa: BLE001 - raised on every rank
+        fault = error
+    shares = cast("list[Sequence[T]]", _exchange(fault, results, world))
+    return [shares[number % world.size][number // world.size] for number in range(len(units))]
+
+
 def _exchange(fault: Exception | None, result: object, world: World) -> list[object]:
-    """Return every rank's result, or raise as `raise_together` does. Collective."""
+    """Return every rank's result, or raise as `raise_together` does. Collective.
+
+    A run survives an interruption but no other fault, so one rank's other fault is raised in place of interruptions.
+    """
     answers = world.all_gather((None if fault is None else ErrorReport.of(fault), result))
-    if fault is not None:
-        raise fault
-    for rank, (report, _) in enumerate(answers):
-        if report is not None:
-            raise report.to_error(source=f"rank {rank}")
+    reports = [(rank, report) for rank, (report, _) in enumerate(answers) if report is not None]
+    for rank, report in sorted(reports, key=lambda item: item[1].kind == Interrupted.__name__):
+        postponed = isinstance(fault, Interrupted) and report.kind != Interrupted.__name__
+        raise fault if fault is not None and not postponed else report.to_error(source=f"rank {rank}")
     return [result for _, result in answers]

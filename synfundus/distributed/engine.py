@@ -27,7 +27,7 @@ from torch.distributed import distributed_c10d
 
 from synfundus.distributed.flat_layout import FlatLayout, flatten, gather_named, unflatten
 from synfundus.distributed.world import World, torch_device
-from synfundus.errors import LaunchError
+from synfundus.errors import Interrupted, LaunchError
 
 MOMENT_NAMES = ("exp_avg", "exp_avg_sq")
 MOST_BUNDLED = 2**20
@@ -53,8 +53,7 @@ def _import_deepspeed(device: str) -> Any:  # noqa: ANN401 - deepspeed is untype
     On a CPU deepspeed would build a shared-memory extension on first use: this needs a compiler, takes a minute, and a
     kill during the build leaves a lock that every later start waits on. Marking it as unavailable avoids all of that.
     """
-    if device == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ["DS_ACCELERATOR"] = device
     os.environ.setdefault("DS_LOG_LEVEL", "warning")
     # a deprecation inside deepspeed that its users can do nothing about
     warnings.filterwarnings("ignore", message=".*_into_tensor.*is deprecated", category=FutureWarning)
@@ -265,6 +264,26 @@ class ZeroEngine:
                 whole = parameter.flatten(weights[parameter.name])
                 flat = whole[begin - parameter.offset : stop - parameter.offset]
                 master[begin - first : stop - first].copy_(flat)
+        self._zero.update_lp_params()
+
+    @contextmanager
+    def holding(self, partitions: Sequence[Tensor]) -> Iterator[None]:
+        """Let the module hold other weights, in the working precision. Collective at both ends.
+
+        After an error other than `Interrupted` they stay: it ends the run, and the other ranks may not answer.
+
+        Args:
+            partitions: This rank's fp32 slices of them, one per group.
+        """
+        masters = self._zero.single_partition_of_fp32_groups
+        self._zero.single_partition_of_fp32_groups = list(partitions)
+        self._zero.update_lp_params()
+        self._zero.single_partition_of_fp32_groups = masters
+        try:
+            yield
+        except Interrupted:
+            self._zero.update_lp_params()
+            raise
         self._zero.update_lp_params()
 
     def gather_named(self, partitions: Sequence[Tensor]) -> dict[str, Tensor] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -26,6 +26,7 @@ from synfundus.shards.batches import BatchReader
 from synfundus.stages import Summary, training_setup
 from synfundus.stages.measured_start import Rehearsed, settle_attention, settle_loop
 from synfundus.stages.reading import set_names, training_loader
+from synfundus.stages.run_weights import RunWeights
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import Console
@@ -40,8 +41,6 @@ from synfundus.training.stopping import StopFlag
 from synfundus.training.trainer import Trained, Trainer, Watch
 
 T = TypeVar("T", bound=nn.Module)
-N = TypeVar("N", bound=nn.Module)
-Weights = Literal["averaged", "raw"]
 Row = Mapping[str, float]
 
 
@@ -83,10 +82,11 @@ class Outcome:
     judged: Row
 
 
-class Training(Protocol[T, N]):
+class Training(Protocol[T]):
     """The part of a run that differs between trainings.
 
-    `network`, `judge`, `preview` and `export` are called on rank 0 alone, while the others wait.
+    `judge`, `preview` and `export` are collective; what they return is then called on rank 0 alone, while the others
+    wait.
 
     Attributes:
         name: Key of its section.
@@ -101,7 +101,6 @@ class Training(Protocol[T, N]):
         figure: A metric that every validation writes.
         judge_at_end: Validate also when the budget is reached.
         preview_at_end: Draw a preview also when the budget is reached.
-        preview_of: Weights that a preview shows.
     """
 
     name: str
@@ -116,7 +115,6 @@ class Training(Protocol[T, N]):
     figure: str
     judge_at_end: bool
     preview_at_end: bool
-    preview_of: Sequence[Weights]
 
     def cost(self) -> StepCost | None:
         """Return the cost of an image, on rank 0, else None. Called before kernels are chosen."""
@@ -138,40 +136,29 @@ class Training(Protocol[T, N]):
     def parts(self) -> Sequence[ModelPart]:
         """Return the parts of the network with a folder for diffusers in checkpoints."""
 
-    def network(self, weights: Mapping[str, Tensor]) -> N:
-        """Return a separate network with these weights, fp32, on the CPU.
+    def judge(
+        self, weights: RunWeights, *, loop: LoopConfig, images_seen: int, check: Callable[[], None]
+    ) -> Callable[[], Row]:
+        """Judge the averaged weights on held-out data; returns what gives the figures.
 
         Args:
-            weights: Weights of `trained`, by name.
-        """
-
-    def judge(self, network: N, *, loop: LoopConfig, images_seen: int, check: Callable[[], None]) -> Row:
-        """Return the figures of a network on held-out data.
-
-        Args:
-            network: The averaged network.
+            weights: The weights of the run.
             loop: The loop section, with the measurements at start.
             images_seen: Place in the run.
             check: Called between parts of the work; raises after a signal.
         """
 
-    def preview(self, networks: Mapping[Weights, N], *, images_seen: int, check: Callable[[], None]) -> bytes:
-        """Return a PNG with a preview of the networks.
+    def preview(self, weights: RunWeights, *, images_seen: int, check: Callable[[], None]) -> Callable[[], bytes]:
+        """Draw a preview; returns what gives the PNG. Arguments as in `judge`."""
 
-        Args:
-            networks: Networks by their weights, in the order of `preview_of`.
-            images_seen: Place in the run.
-            check: Called between parts of the work; raises after a signal.
-        """
-
-    def export(self, network: N, outcome: Outcome) -> Summary:
-        """Write the averaged network for the next stage; returns the summary of the verb."""
+    def export(self, weights: RunWeights, outcome: Outcome) -> Callable[[], Summary]:
+        """Return what writes the averaged network for the next stage and gives the summary of the verb."""
 
 
-class TrainingRun(Generic[T, N]):
+class TrainingRun(Generic[T]):
     """Sets up a training and runs it.
 
-    Collective; rank 0 validates, draws and exports.
+    Collective; rank 0 exports.
 
     Args:
         training: The training.
@@ -183,11 +170,11 @@ class TrainingRun(Generic[T, N]):
         ConfigError: A kernel is unusable, or not even one image fits.
     """
 
-    def __init__(self, training: Training[T, N], *, watchdog: Watchdog, world: World, console: Console) -> None:
+    def __init__(self, training: Training[T], *, watchdog: Watchdog, world: World, console: Console) -> None:
         section, shared = training.section, training.shared
         self._training, self._directory = training, training.directory
         self._watchdog, self._console, self._flag = watchdog, console, StopFlag()
-        self._world, self._no_timeout = world, without_timeout(world)  # the second while rank 0 validates or draws
+        self._world, self._no_timeout = world, without_timeout(world)  # the second to validate and draw in
         self._cost = training.cost()
         self._choose_kernels()
         self._parameters = sum(one.numel() for one in training.trained.parameters() if one.requires_grad)
@@ -211,6 +198,7 @@ class TrainingRun(Generic[T, N]):
             world=world,
         )
         self._ema = training_setup.ema(section.ema, self._zero, sigma_rel=training.widths)
+        self._weights = RunWeights(training.trained, zero=self._zero, average=self._ema, world=self._no_timeout)
         self._row: Row = {}
         self._judged: Row = {}
 
@@ -356,19 +344,12 @@ class TrainingRun(Generic[T, N]):
             ),
         ]
 
-    def _network(self, partitions: Sequence[Tensor]) -> N:
-        """Return a network with these weights, on rank 0 only. Collective."""
-        named = self._zero.gather_named(partitions)
-        return cast("N", None if named is None else self._training.network(named))
-
     def _validate(self, state: TrainState, sinks: MetricSinks) -> None:
         """Judge the averaged weights and write the figures. Collective."""
-        network = self._network(self._ema.partitions)
-
-        def judge() -> Row:
-            return self._training.judge(network, loop=self._loop, images_seen=state.images_seen, check=self._flag.check)
-
-        self._judged = on_rank_0(judge, self._no_timeout)
+        judged = self._training.judge(
+            self._weights, loop=self._loop, images_seen=state.images_seen, check=self._flag.check
+        )
+        self._judged = on_rank_0(judged, self._no_timeout)
         on_rank_0(lambda: sinks.write({"images_seen": state.images_seen, **self._judged}), self._world)
 
     def _snapshot(self, state: TrainState) -> None:
@@ -382,19 +363,12 @@ class TrainingRun(Generic[T, N]):
 
     def _preview(self, state: TrainState) -> None:
         """Draw a preview of the current weights. Collective."""
-        weights = {"averaged": self._ema.partitions, "raw": self._zero.masters()}
-        networks = {name: self._network(weights[name]) for name in self._training.preview_of}
-
-        def draw() -> None:
-            picture = self._training.preview(networks, images_seen=state.images_seen, check=self._flag.check)
-            filesystem.write_bytes(self._preview_path(state), picture)
-
-        on_rank_0(draw, self._no_timeout)
+        picture = self._training.preview(self._weights, images_seen=state.images_seen, check=self._flag.check)
+        on_rank_0(lambda: filesystem.write_bytes(self._preview_path(state), picture()), self._no_timeout)
 
     def _finish(self, state: TrainState) -> Summary:
         """Export the averaged weights. Collective."""
-        network = self._network(self._ema.partitions)
         outcome = Outcome(
             state, self._parameters, self._zero.optimizer_name, self._zero.zero_stage, self._row, self._judged
         )
-        return on_rank_0(lambda: self._training.export(network, outcome), self._world)
+        return on_rank_0(self._training.export(self._weights, outcome), self._world)

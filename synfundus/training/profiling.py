@@ -39,12 +39,12 @@ Span = tuple[float, float]
 
 @dataclass(frozen=True)
 class Share:
-    """The kernels or operations of one name, in a step.
+    """The kernels of one name, in a step.
 
     Attributes:
         name: Their name.
-        calls: How often it runs.
-        ms: Its milliseconds; of an operation on the host without those it calls.
+        calls: How often they run.
+        ms: Their milliseconds.
     """
 
     name: str
@@ -62,7 +62,6 @@ class ProfileSummary:
         gpu_idle: Fraction of the time in which the GPU computed and copied nothing; None if the trace has no GPU.
         launches: Kernels and copies on the GPU.
         kernels: Those by name, the longest first.
-        operations: Operations of torch on the host by name, the longest first.
     """
 
     steps: int
@@ -70,7 +69,6 @@ class ProfileSummary:
     gpu_idle: float | None
     launches: float
     kernels: tuple[Share, ...]
-    operations: tuple[Share, ...]
 
     def share_of(self, pattern: str) -> float:
         """Return the fraction of the GPU's busy time in kernels whose name matches a pattern; 0 without a GPU."""
@@ -84,9 +82,11 @@ class Trace:
 
     Attributes:
         document: The trace in the Chrome format, gzipped.
+        operations: torch's table of its operations, by their own time on the host.
     """
 
     document: bytes
+    operations: str
 
     def summary(self) -> ProfileSummary:
         """Return what it says."""
@@ -105,7 +105,7 @@ def summarise(events: Iterable[Event]) -> ProfileSummary:
     ]
     steps = len(spans)
     if not steps:
-        return ProfileSummary(0, 0.0, None, 0.0, (), ())
+        return ProfileSummary(0, 0.0, None, 0.0, ())
     window = min(start for start, _ in spans), max(end for _, end in spans)
     inside = [event for event in timed if window[0] <= event["ts"] < window[1]]
     on_gpu = [event for event in inside if event.get("cat") in _ON_GPU]
@@ -116,8 +116,7 @@ def summarise(events: Iterable[Event]) -> ProfileSummary:
         step_ms=length / steps / 1e3,
         gpu_idle=1.0 - busy / length if on_gpu and length > 0 else None,
         launches=len(on_gpu) / steps,
-        kernels=_shares([(event["name"], event["dur"]) for event in on_gpu], steps),
-        operations=_shares(own_times([event for event in inside if event.get("cat") == "cpu_op"]), steps),
+        kernels=_shares(on_gpu, steps),
     )
 
 
@@ -134,48 +133,28 @@ def covered(spans: Sequence[Span], window: Span) -> float:
     return total
 
 
-def own_times(events: Sequence[Event]) -> list[tuple[str, float]]:
-    """Return the names of nested events with their microseconds, without those of the events they call."""
-    threads: dict[tuple[Any, Any], list[Event]] = defaultdict(list)
+def _shares(events: Iterable[Event], steps: int) -> tuple[Share, ...]:
+    times: dict[str, list[float]] = defaultdict(list)
     for event in events:
-        threads[event.get("pid"), event.get("tid")].append(event)
-    found: list[tuple[str, float]] = []
-    for thread in threads.values():
-        open_ones: list[tuple[float, int]] = []  # end of an event that has not ended, its place in `found`
-        for event in sorted(thread, key=lambda one: (one["ts"], -one["dur"])):
-            start, end = _span(event)
-            while open_ones and open_ones[-1][0] <= start:
-                open_ones.pop()
-            if open_ones:
-                name, own = found[open_ones[-1][1]]
-                found[open_ones[-1][1]] = name, own - (end - start)
-            open_ones.append((end, len(found)))
-            found.append((event["name"], end - start))
-    return found
-
-
-def _shares(times: Iterable[tuple[str, float]], steps: int) -> tuple[Share, ...]:
-    totals: dict[str, list[float]] = defaultdict(list)
-    for name, microseconds in times:
-        totals[name].append(microseconds)
-    shares = [Share(name, len(each) / steps, sum(each) / steps / 1e3) for name, each in totals.items()]
+        times[event["name"]].append(event["dur"])
+    shares = [Share(name, len(each) / steps, sum(each) / steps / 1e3) for name, each in times.items()]
     return tuple(sorted(shares, key=lambda one: (-one.ms, one.name)))
 
 
-def describe(summary: ProfileSummary, *, device: str) -> str:
-    """Return a summary as text, for a file beside the trace."""
+def describe(trace: Trace, *, device: str) -> str:
+    """Return what a trace says as text, for a file beside it."""
+    summary = trace.summary()
     idle = "no GPU in the trace" if summary.gpu_idle is None else f"GPU idle {summary.gpu_idle:.1%} of it"
     lines = [
         f"{device}: {summary.steps} steps, {summary.step_ms:.2f} ms each while recorded, {idle}, "
         f"{summary.launches:,.0f} kernels and copies a step"
     ]
-    tables = (("on the GPU", summary.kernels), ("on the host, without what they call", summary.operations))
-    for where, shares in tables:
-        if shares:
-            total = sum(one.ms for one in shares)
-            lines += ["", f"{where}: {total:.2f} ms a step", f"{'share':>7} {'ms':>10} {'calls':>9}  name"]
-            lines += [f"{one.ms / total:7.1%} {one.ms:10.3f} {one.calls:9.1f}  {one.name}" for one in shares[:_ROWS]]
-    return "\n".join(lines) + "\n"
+    if total := sum(one.ms for one in summary.kernels):
+        lines += ["", f"on the GPU: {total:.2f} ms a step", f"{'share':>7} {'ms':>10} {'calls':>9}  name"]
+        lines += [
+            f"{one.ms / total:7.1%} {one.ms:10.3f} {one.calls:9.1f}  {one.name}" for one in summary.kernels[:_ROWS]
+        ]
+    return "\n".join([*lines, "", "all steps together, as torch.profiler counts:", trace.operations])
 
 
 def record(step: Callable[[], object], *, steps: int, device: torch.device) -> Trace:
@@ -210,7 +189,8 @@ def _trace(recorder: profile) -> Trace:
     with tempfile.TemporaryDirectory(prefix="synfundus-profile-") as folder:
         path = Path(folder, "trace.json.gz")
         recorder.export_chrome_trace(str(path))
-        return Trace(path.read_bytes())
+        averages = recorder.key_averages()
+        return Trace(path.read_bytes(), averages.table(sort_by="self_cpu_time_total", row_limit=_ROWS))
 
 
 @dataclass(frozen=True)
@@ -318,7 +298,7 @@ class StepProfiler:
         stem = filesystem.join(self._folder, f"images-{state.images_seen:012d}")
         filesystem.write_bytes(f"{stem}.json.gz", trace.document)
         summary = trace.summary()
-        filesystem.write_bytes(f"{stem}.txt", describe(summary, device=f"rank 0, {name}").encode())
+        filesystem.write_bytes(f"{stem}.txt", describe(trace, device=f"rank 0, {name}").encode())
         idle = "" if summary.gpu_idle is None else f", GPU idle {summary.gpu_idle:.0%}"
         self._console.message(
             f"profile of {summary.steps} steps ({summary.step_ms:.1f} ms each while recorded{idle}): {stem}.json.gz, "

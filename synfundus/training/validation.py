@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from synfundus.errors import DataError
 from synfundus.shards.batches import BatchReader, Quarantined
 from synfundus.telemetry.console import Console
+from synfundus.training.staging import staging_for
 from synfundus.training.step import LatentDiffusionStep
 
 _MOST_NAMED = 8
@@ -24,25 +25,53 @@ def warn_of_damage(samples: Sequence[Quarantined], console: Console) -> None:
         console.warning(f"{len(samples) - _MOST_NAMED} more held-out samples are left out")
 
 
+@dataclass(frozen=True)
+class JudgedBatch:
+    """The losses of a batch of held-out samples.
+
+    Attributes:
+        loss: Their sum.
+        images: Number of samples.
+        damaged: Samples left out.
+    """
+
+    loss: float
+    images: float
+    damaged: tuple[Quarantined, ...]
+
+
 @torch.no_grad()
-def held_out_loss(
+def judge_batches(
     step: LatentDiffusionStep,
     reader: BatchReader,
+    batches: Sequence[range],
     *,
-    images: int,
-    batch_size: int,
+    device: torch.device,
     images_seen: int,
-    where: str,
-    console: Console,
-) -> dict[str, float]:
-    """Compute the mean loss over the first samples of a split. Not collective; closes the reader.
+) -> list[JudgedBatch]:
+    """Compute the losses of some batches of a split. Not collective; closes the reader.
 
     Args:
         step: The training step around the network to validate.
         reader: Reads the split.
-        images: Number of samples.
-        batch_size: Samples per forward pass.
+        batches: Positions of each batch's samples.
+        device: Where the network is.
         images_seen: Images trained on.
+    """
+    judged, stage = [], staging_for(device)
+    for positions in batches:
+        batch = reader.read(np.array(positions, dtype=np.int64))
+        _, sums = step(stage({**batch.arrays, "weights": batch.weights}), images_seen)
+        judged.append(JudgedBatch(float(sums["loss"]), float(sums["images"]), batch.quarantined))
+    reader.close()
+    return judged
+
+
+def held_out_loss(batches: Sequence[JudgedBatch], *, where: str, console: Console) -> dict[str, float]:
+    """Return the mean loss over the samples of a split.
+
+    Args:
+        batches: All batches, in order.
         where: The set, for the message.
         console: Shows which samples cannot be used.
 
@@ -52,19 +81,8 @@ def held_out_loss(
     Raises:
         DataError: None of them can be read.
     """
-    device = next(step.parameters()).device
-    loss = weight = 0.0
-    damaged: list[Quarantined] = []
-    for first in range(0, images, batch_size):
-        batch = reader.read(np.arange(first, min(first + batch_size, images), dtype=np.int64))
-        tensors: dict[str, Tensor] = {name: torch.from_numpy(array).to(device) for name, array in batch.arrays.items()}
-        tensors["weights"] = torch.from_numpy(batch.weights).to(device)
-        _, sums = step(tensors, images_seen)
-        loss += float(sums["loss"])
-        weight += float(sums["images"])
-        damaged += batch.quarantined
-    reader.close()
-    warn_of_damage(damaged, console)
-    if weight == 0:
+    warn_of_damage([sample for batch in batches for sample in batch.damaged], console)
+    images = sum(batch.images for batch in batches)
+    if images == 0:
         raise DataError("no sample to validate on is readable", where=where)
-    return {"validation_loss": loss / weight, "validation_images": weight}
+    return {"validation_loss": sum(batch.loss for batch in batches) / images, "validation_images": images}

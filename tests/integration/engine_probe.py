@@ -130,8 +130,13 @@ def observe(world: World, *, precision: str, micro: int) -> tuple[dict[str, Any]
         keep(f"full_power_{width}", power[width])
     for name in ("exp_avg", "exp_avg_sq"):
         keep(name, engine.gather_named([moments[name] for moments in engine.moments()]))
-    working = {name: tensor.detach().float() for name, tensor in engine.module.named_parameters()}
-    keep("working", working if world.rank == 0 else None)
+
+    def working() -> dict[str, Tensor]:
+        return {name: tensor.detach().float() for name, tensor in engine.module.named_parameters()}
+
+    with engine.holding(average.partitions):
+        keep("held", working())
+    keep("working", working())
     other = {name: torch.randn(tensor.shape, generator=_generator(name)) for name, tensor in initial.items()}
     engine.load_named(other)
     keep("other", other if world.rank == 0 else None)

@@ -15,7 +15,9 @@ from engine_probe import GLOBAL_BATCH, STEPS, Network
 from rank_processes import run_ranks
 from torch import Tensor
 
+from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.world import World
+from synfundus.errors import Interrupted
 from synfundus.training.optim import parameter_groups
 
 Observed = tuple[dict[str, Any], dict[str, Tensor]]
@@ -191,6 +193,31 @@ def test_bf16_keeps_exact_fp32_masters(ranks: str, request: pytest.FixtureReques
     masters, working = part(tensors, "master"), part(tensors, "working")
     assert_same(working, {name: tensor.bfloat16().float() for name, tensor in masters.items()})
     assert any(not torch.equal(masters[name], working[name]) for name in masters)
+
+
+@pytest.mark.parametrize("ranks", ["one_rank", "two_ranks", "four_ranks"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_module_holds_the_averages_for_a_while(ranks: str, precision: str, request: pytest.FixtureRequest) -> None:
+    _, tensors = request.getfixturevalue(ranks)[precision]
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    for held, of in (("held", "ema"), ("working", "master")):
+        assert_same(part(tensors, held), {name: t.to(dtype).float() for name, t in part(tensors, of).items()})
+
+
+def be_interrupted_with_zeros(engine: ZeroEngine) -> None:
+    with engine.holding([torch.zeros_like(master) for master in engine.masters()]):
+        assert not any(parameter.any() for parameter in engine.module.parameters())
+        raise Interrupted("a signal")
+
+
+def test_training_goes_on_after_an_interruption_as_if_nothing_had_been_held(world: World) -> None:
+    for precision in ("fp32", "bf16"):
+        straight, disturbed = (engine_probe.build(Network(), world, precision=precision, micro=4) for _ in range(2))
+        for step in range(STEPS):
+            with pytest.raises(Interrupted):
+                be_interrupted_with_zeros(disturbed)
+            expected = engine_probe.train_step(straight, world, step, micro=4)
+            assert engine_probe.train_step(disturbed, world, step, micro=4) == expected
 
 
 def test_updates_too_small_for_bf16_add_up_in_the_masters(world: World) -> None:

@@ -45,7 +45,7 @@ PHASES = {
     "data": Phase("train", "synfundus.shards.loader:BatchLoader._take", (1, 10, 20, 35, 50)),
     "save": Phase("train", "synfundus.training.checkpoints.checkpoint:_write_all", (1, 2, 3, 4, 5)),
     "validation": Phase("train", "synfundus.stages.training_run:TrainingRun._validate", (1, 1, 2, 2, 3)),
-    "preview": Phase("train", "synfundus.stages.train.job:draw_preview", (1, 1, 2, 2, 3)),
+    "preview": Phase("train", "synfundus.stages.train.job:preview_images", (1, 1, 2, 2, 3)),
     "export": Phase("train", "synfundus.stages.training_run:TrainingRun._finish", (1,) * POINTS),
     "encode": Phase(
         "encode-latents", "synfundus.stages.encode_latents.shard_encoder:ShardEncoder._write", (1, 2, 3, 4, 6)

@@ -117,7 +117,7 @@ def test_a_validation_longer_than_a_collective_may_take_is_waited_for(latent_set
     section = settings(latent_set, tmp_path / "out", budget_images=32, validate_every_images=16)
     path = write_config(tmp_path / "run.yaml", {**section, "launch": {"collective_timeout_s": 25}})
     for end in run_ranks_with_fault(
-        "hang:35:synfundus.stages.train.job:held_out_loss:1",
+        "hang:35:synfundus.stages.train.job:judge_batches:1",
         0,
         "train",
         "--config",

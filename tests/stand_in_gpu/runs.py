@@ -53,9 +53,9 @@ class StandIn:
         paths = {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}"}
         caches = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
         kept = {variable: str(self.library.parent / folder) for variable, folder in caches.items()}
-        own = clean_environment({**paths, **kept, **under(self.library, **card)})
-        # the tests' own process group of one computes on the CPU, and tells DeepSpeed so
-        environment = {variable: value for variable, value in own.items() if variable != "DS_ACCELERATOR"}
+        # the device of the job decides, whatever DeepSpeed is told
+        told = {"DS_ACCELERATOR": "cpu"}
+        environment = clean_environment({**paths, **kept, **under(self.library, **card), **told})
         began, worked = time.perf_counter(), _cpu_seconds()
         arguments = [str(self.python), *map(str, command)]
         ended = run_processes([arguments], [environment], timeout_s=timeout_s)[0].check()

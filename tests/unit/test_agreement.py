@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from fake_engine import ALONE, run_ranks
 
-from synfundus.distributed.agreement import on_rank_0, raise_together, together
+from synfundus.distributed.agreement import on_rank_0, raise_together, share_out, together
 from synfundus.distributed.world import World
-from synfundus.errors import CorruptShard, DataError, StorageError
+from synfundus.errors import CorruptShard, DataError, Interrupted, StorageError
 
 
 def test_without_a_fault_nothing_is_raised() -> None:
@@ -70,3 +72,34 @@ def test_what_rank_0_fails_at_fails_everywhere() -> None:
     assert all(isinstance(result, StorageError) and result.message == "disk full" for result in run_ranks(3, work))
     with pytest.raises(StorageError):
         on_rank_0(fail, ALONE)
+
+
+@pytest.mark.parametrize("count", [0, 2, 3, 7])
+def test_shared_out_work_gives_every_rank_all_results_in_order(count: int) -> None:
+    done: list[tuple[int, int]] = []
+
+    def work(world: World) -> list[int]:
+        def share(mine: Sequence[int]) -> list[int]:
+            done.extend((unit, world.rank) for unit in mine)
+            return [unit**2 for unit in mine]
+
+        return share_out(range(count), share, world)
+
+    assert run_ranks(3, work) == [[unit**2 for unit in range(count)]] * 3
+    assert sorted(done) == [(unit, unit % 3) for unit in range(count)]
+
+
+def test_an_interruption_of_one_rank_reaches_all_but_no_rank_survives_the_fault_of_another() -> None:
+    faults: list[Exception | None] = [None, Interrupted("later"), None]
+
+    def work(world: World) -> list[int]:
+        def share(mine: Sequence[int]) -> list[int]:
+            if fault := faults[world.rank]:
+                raise fault
+            return list(mine)
+
+        return share_out(range(3), share, world)
+
+    assert [type(result) for result in run_ranks(3, work)] == [Interrupted] * 3
+    faults[2] = DataError("torn")
+    assert [type(result) for result in run_ranks(3, work)] == [DataError] * 3

@@ -192,12 +192,18 @@ def test_an_old_torch_is_a_warning(version: str, status: str) -> None:
 
 
 def test_slurm_is_all_or_nothing() -> None:
-    nothing = dict.fromkeys(doctor.SLURM_PROGRAMS)
+    nothing: dict[str, tuple[str, bool] | None] = dict.fromkeys(doctor.SLURM_PROGRAMS)
+    works = "slurm 22.05", True
     assert doctor.check_slurm(nothing).status == "ok"
-    half = doctor.check_slurm({**nothing, "srun": "slurm 22.05"})
+    half = doctor.check_slurm({**nothing, "srun": works})
     assert half.status == "warn"
     assert "sbatch" in half.detail
-    assert doctor.check_slurm(dict.fromkeys(doctor.SLURM_PROGRAMS, "slurm 22.05")).status == "ok"
+    whole = dict.fromkeys(doctor.SLURM_PROGRAMS, works)
+    assert doctor.check_slurm(whole).status == "ok"
+    broken = doctor.check_slurm({**whole, "sbatch": ("sbatch: fatal: no slurm.conf", False)})
+    assert broken.status == "warn"
+    assert "no slurm.conf" in broken.detail
+    assert "sbatch --version" in broken.hint
 
 
 def test_credentials_are_reported_without_their_values() -> None:
@@ -245,6 +251,12 @@ def test_a_probe_survives_crashes_hangs_and_noise(monkeypatch: pytest.MonkeyPatc
     assert "no answer" in doctor.probe("import time; time.sleep(30)", environment=environment)["error"]
 
 
-def test_programs_that_are_not_there_have_no_version() -> None:
-    assert doctor.program_version("no-such-program-here") is None
-    assert doctor.program_version(sys.executable) == f"Python {sys.version.split()[0]}"
+def test_a_program_is_asked_for_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.ask_version("no-such-program-here") is None
+    version = f"Python {sys.version.split()[0]}"
+    assert doctor.ask_version(sys.executable) == (version, True)
+    broken = tmp_path / "sbatch"
+    broken.write_text("#!/bin/sh\necho 'sbatch: fatal: no slurm.conf' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert doctor.ask_version("sbatch") == ("sbatch: fatal: no slurm.conf", False)

@@ -20,7 +20,6 @@ from synfundus.training.profiling import (
     StepProfiler,
     covered,
     describe,
-    own_times,
     record,
     summarise,
 )
@@ -58,10 +57,6 @@ def test_a_summary_counts_steps_idle_time_and_the_time_of_each_name() -> None:
         ("Memcpy HtoD", 0.5, 0.2),
         ("nchwToNhwcKernel", 0.5, 0.1),
     ]
-    assert [(one.name, one.calls, one.ms) for one in found.operations] == [
-        ("aten::conv2d", 1.0, 0.45),
-        ("aten::empty", 0.5, 0.05),
-    ]
     assert found.share_of("(?i)nchwToNhwc|nhwcToNchw") == pytest.approx(0.1 / 0.9)
 
 
@@ -69,7 +64,6 @@ def test_a_trace_without_a_gpu_has_no_idle_time_and_one_without_steps_is_empty()
     host = [one for one in TWO_STEPS if one.get("cat") in ("user_annotation", "cpu_op")]
     assert summarise(host).gpu_idle is None
     assert summarise(host).share_of("conv") == 0.0
-    assert "no GPU in the trace" in describe(summarise(host), device="CPU")
     assert summarise(TWO_STEPS[4:]).steps == 0
 
 
@@ -89,21 +83,6 @@ def test_covered_time_counts_every_moment_once_and_only_in_the_window(
     assert covered(spans, (0, 10)) == pytest.approx(length)
 
 
-def test_own_times_add_up_to_the_time_of_the_outermost_events() -> None:
-    nested = [
-        event("cpu_op", "outer", 0, 100),
-        event("cpu_op", "middle", 10, 50),
-        event("cpu_op", "inner", 20, 5),
-        event("cpu_op", "inner", 30, 5),
-        event("cpu_op", "outer", 100, 20),
-        event("cpu_op", "elsewhere", 0, 60, thread=2),
-    ]
-    found = own_times(nested)
-    assert sorted(found) == [
-        ("elsewhere", 60), ("inner", 5), ("inner", 5), ("middle", 40), ("outer", 20), ("outer", 50),
-    ]  # fmt: skip
-
-
 def test_a_recording_holds_the_steps_asked_for() -> None:
     ran: list[int] = []
 
@@ -111,11 +90,15 @@ def test_a_recording_holds_the_steps_asked_for() -> None:
         ran.append(1)
         torch.mm(torch.ones(8, 8), torch.ones(8, 8))
 
-    summary = record(step, steps=3, device=torch.device("cpu")).summary()
-    assert summary.steps == 3
+    trace = record(step, steps=3, device=torch.device("cpu"))
+    assert trace.summary().steps == 3
     assert len(ran) == 4, "the first with the recorder on is thrown away"
-    assert [one.calls for one in summary.operations if one.name == "aten::mm"] == [1.0]
-    assert "aten::mm" in describe(summary, device="CPU")
+    (row,) = (line for line in trace.operations.splitlines() if line.strip().startswith("aten::mm "))
+    assert row.split()[-1] == "3"
+    text = describe(trace, device="CPU")
+    assert "3 steps" in text
+    assert "no GPU in the trace" in text
+    assert row in text
 
 
 def run_steps(folder: Path, count: int, *, steps: int = 2, start: int = 0, budget: int = BUDGET, rank: int = 0) -> Talk:

@@ -232,13 +232,16 @@ def check_compiler(missing: str | None) -> Check:
     return Check("compiler", "ok", "there: train.loop.compile is possible")
 
 
-def check_slurm(versions: Mapping[str, str | None]) -> Check:
-    """Judge the cluster's programs: all, or none."""
-    missing = [name for name, version in versions.items() if version is None]
-    if len(missing) == len(versions):
+def check_slurm(programs: Mapping[str, tuple[str, bool] | None]) -> Check:
+    """Judge the answers of `ask_version` of the cluster's programs: all of them work, or none is here."""
+    here = {name: answer for name, answer in programs.items() if answer is not None}
+    if not here:
         return Check("SLURM", "ok", "not here: one machine only")
-    found = ", ".join(f"{name} ({version})" for name, version in versions.items() if version is not None)
-    if missing:
+    found = ", ".join(f"{name} ({version})" for name, (version, _) in here.items())
+    if broken := [name for name, (_, works) in here.items() if not works]:
+        hint = f"run `{broken[0]} --version`: often slurm.conf or the controller's name is not found"
+        return Check("SLURM", "warn", f"{found}; not working: {', '.join(broken)}", hint)
+    if missing := [name for name in programs if name not in here]:
         return Check("SLURM", "warn", f"{found}; missing: {', '.join(missing)}", "install the SLURM client programs")
     return Check("SLURM", "ok", found)
 
@@ -301,16 +304,17 @@ def find_jit_locks(folder: Path, *, now: float) -> dict[str, float]:
     return {str(path): now - path.stat().st_mtime for path in sorted(folder.glob("**/lock")) if path.is_file()}
 
 
-def program_version(name: str) -> str | None:
-    """Return the output of ``name --version``; None when the program does not exist."""
+def ask_version(name: str) -> tuple[str, bool] | None:
+    """Return the first line of what a program says of its version, and whether it ended well; None without it."""
     path = shutil.which(name)
     if path is None:
         return None
     try:
         done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return "does not answer"
-    return (done.stdout or done.stderr).strip().splitlines()[0] if (done.stdout or done.stderr).strip() else "?"
+        return "does not answer", False
+    lines = (done.stdout.strip() or done.stderr.strip()).splitlines()
+    return lines[0] if lines else "?", done.returncode == 0
 
 
 def examine(environment: Mapping[str, str], *, device: Literal["auto", "cpu", "cuda"]) -> list[Check]:
@@ -331,7 +335,7 @@ def examine(environment: Mapping[str, str], *, device: Literal["auto", "cpu", "c
         check_package("diffusers", packages["diffusers"]),
         check_attention(packages["diffusers"], probe(_ATTENTION_PROBE, environment=environment) if gpus else None),
         check_compiler(missing_for_compilation("cuda" if gpus else "cpu", environment)),
-        check_slurm({name: program_version(name) for name in SLURM_PROGRAMS}),
+        check_slurm({name: ask_version(name) for name in SLURM_PROGRAMS}),
         check_s3(environment, credentials_file=credentials.is_file()),
         check_disk({place: shutil.disk_usage(place).free for place in places}),
         check_memory(available_memory_bytes()),

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from synfundus import __version__
 from synfundus.artifacts.claim import Claim
-from synfundus.artifacts.model import Model
+from synfundus.artifacts.model import Model, generate_images
 from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
 from synfundus.artifacts.run_folder import versions
 from synfundus.artifacts.sample_set import PngStore, SampleStore, ShardStore
@@ -197,7 +197,9 @@ def _batch_pixels(work: _Work, batch: int) -> NDArray[np.uint8]:
     images = range(batch * work.batch_size, (batch + 1) * work.batch_size)
     schema, pipeline = work.pipeline.label_schema, work.pipeline
     states = [schema.encode(work.rows[image] if image < len(work.rows) else {}) for image in images]
-    return pipeline.generate(
+    return generate_images(
+        pipeline,
+        pipeline.denoiser,
         initial_noise=keyed_normal(work.seed, "sample", images, pipeline.latent_shape),
         states=np.array(states, dtype=np.int64),
         settings=build.sampler_settings(work.section),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
@@ -27,9 +29,10 @@ from synfundus.models.weight_files import replace_weights
 from synfundus.shards.batches import BatchReader
 from synfundus.stages import Summary, build, training_setup
 from synfundus.stages.reading import latent_batches, latent_shape_of
-from synfundus.stages.train.preview import draw_preview
+from synfundus.stages.run_weights import RunWeights, Weights
+from synfundus.stages.train.preview import PREVIEW_IMAGES, draw_preview, preview_images
 from synfundus.stages.train.start import REPORT_NAME, Start, initial_denoiser, save_report
-from synfundus.stages.training_run import Outcome, Row, Shared, Training, TrainingRun, Weights
+from synfundus.stages.training_run import Outcome, Row, Shared, Training, TrainingRun
 from synfundus.stages.trial_step import random_batch
 from synfundus.stages.verb import require
 from synfundus.telemetry.console import Console
@@ -39,7 +42,7 @@ from synfundus.training.draws import DiffusionDraws
 from synfundus.training.progress import StepCost
 from synfundus.training.step import LatentDiffusionStep
 from synfundus.training.step_cost import denoiser_cost
-from synfundus.training.validation import held_out_loss
+from synfundus.training.validation import JudgedBatch, held_out_loss, judge_batches
 
 EYE_SIDE = "eye_side"
 
@@ -94,13 +97,12 @@ def _set_up(
     return DiffusionTraining(section, sample, shared, sets, start, setup, directory, world, console)
 
 
-class DiffusionTraining(Training[ConditionalDenoiser, ConditionalDenoiser]):
-    """The training of a denoiser; rank 0 has the autoencoder, in fp32 on the CPU."""
+class DiffusionTraining(Training[ConditionalDenoiser]):
+    """The training of a denoiser; the autoencoder is in fp32 on the CPU."""
 
     name = "train"
     figure = "validation_loss"
     judge_at_end = True
-    preview_of = ("averaged", "raw")
 
     def __init__(
         self,
@@ -122,7 +124,7 @@ class DiffusionTraining(Training[ConditionalDenoiser, ConditionalDenoiser]):
         self._sets, self._set = sets, sets.combined
         self._schedule = build.forward_process(section.diffusion)
         self._statistics = setup.latent_mean, setup.latent_std
-        self._setup = setup if world.rank == 0 else None
+        self._setup = setup
         self._latent_shape = latent_shape_of(sets.combined)
         self._num_labels = len(sets.combined.label_schema.labels)
         self._world, self._device, self._console = world, torch_device(world), console
@@ -175,44 +177,53 @@ class DiffusionTraining(Training[ConditionalDenoiser, ConditionalDenoiser]):
         """Return U-Net and conditioner."""
         return model_parts(self.trained)
 
-    def network(self, weights: Mapping[str, Tensor]) -> ConditionalDenoiser:
-        """Return a denoiser with these weights."""
-        denoiser = same_architecture(self.trained)
-        replace_weights(denoiser, weights, where=self.directory.url)
-        return denoiser.eval().requires_grad_(False)
-
     def judge(
-        self, network: ConditionalDenoiser, *, loop: LoopConfig, images_seen: int, check: Callable[[], None]
-    ) -> Row:
-        """Return the loss on held-out patients, with the same noise every time."""
+        self, weights: RunWeights, *, loop: LoopConfig, images_seen: int, check: Callable[[], None]
+    ) -> Callable[[], Row]:
+        """Compute the loss on held-out patients, with the same noise every time, a share of them on each rank."""
         split = "val" if self._set.num_samples("val") else "train"
-        return held_out_loss(
-            self.step(_interruptible(network.to(self._device), check), definite_channels_last(loop)),
-            self._read(split, flip=False),
-            images=min(loop.validation_images, self._set.num_samples(split)),
-            batch_size=training_setup.batch_plan(loop, self._world.size).micro_batch_size,
-            images_seen=images_seen,
-            where=f"{self._set.url}, split {split}",
-            console=self._console,
-        )
+        images = min(loop.validation_images, self._set.num_samples(split))
+        size = training_setup.batch_plan(loop, self._world.size).micro_batch_size
+        batches = [range(first, min(first + size, images)) for first in range(0, images, size)]
 
-    def preview(
-        self, networks: Mapping[Weights, ConditionalDenoiser], *, images_seen: int, check: Callable[[], None]
-    ) -> bytes:
-        """Draw grids with fixed seeds."""
-        assert self._setup is not None
-        return draw_preview(
-            self._setup,
-            denoisers={f"{name} weights": _interruptible(network, check) for name, network in networks.items()},
-            settings=self._sampler,
-            latent_shape=self._latent_shape,
-            title=f"{images_seen:,} images seen",
-            device=self._device,
-        )
+        def share(mine: Sequence[range]) -> list[JudgedBatch]:
+            return judge_batches(
+                self.step(self.trained, definite_channels_last(loop)),
+                self._read(split, flip=False),
+                mine,
+                device=self._device,
+                images_seen=images_seen,
+            )
 
-    def export(self, network: ConditionalDenoiser, outcome: Outcome) -> Summary:
-        """Write the averaged model as a pipeline folder."""
-        assert self._setup is not None
+        judged = weights.share_out(batches, share, weights="averaged", check=check)
+        return lambda: held_out_loss(judged, where=f"{self._set.url}, split {split}", console=self._console)
+
+    def preview(self, weights: RunWeights, *, images_seen: int, check: Callable[[], None]) -> Callable[[], bytes]:
+        """Draw grids with fixed seeds, a share of the images on each rank."""
+
+        def share(mine: Sequence[int]) -> list[NDArray[np.uint8]]:
+            return preview_images(
+                self._setup,
+                self.trained,
+                mine,
+                settings=self._sampler,
+                device=self._device,
+            )
+
+        shown: tuple[Weights, ...] = ("averaged", "raw")
+        images: dict[str, list[NDArray[np.uint8]]] = {
+            which: weights.share_out(range(PREVIEW_IMAGES), share, weights=which, check=check) for which in shown
+        }
+        return lambda: draw_preview(self._setup.label_schema, images, title=f"{images_seen:,} images seen")
+
+    def export(self, weights: RunWeights, outcome: Outcome) -> Callable[[], Summary]:
+        """Return what writes the averaged model, fp32, as a pipeline folder."""
+        averaged = weights.full("averaged") or {}
+        return lambda: self._export(averaged, outcome)
+
+    def _export(self, averaged: Mapping[str, Tensor], outcome: Outcome) -> Summary:
+        network = same_architecture(self.trained)
+        replace_weights(network, averaged, where=self.directory.url)
         view = read_run(self.directory.url)  # for a run with nothing left to train
         row = outcome.row or (view.rows[-1] if view.rows else {})
         losses = [loss for _, loss in series(view.validation, self.figure)] or [math.nan]
@@ -230,12 +241,8 @@ class DiffusionTraining(Training[ConditionalDenoiser, ConditionalDenoiser]):
         }
         folder = self.directory.path("export")
         figures = summary | self._start.known(self._set)
-        save_pipeline(folder, denoiser=network, setup=self._setup, training_summary=figures)
+        save_pipeline(
+            folder, denoiser=network.eval().requires_grad_(False), setup=self._setup, training_summary=figures
+        )
         self._console.message(f"trained on {summary['images_seen']:,} images; exported to {folder}")
         return summary | {"export": folder}
-
-
-def _interruptible(network: ConditionalDenoiser, check: Callable[[], None]) -> ConditionalDenoiser:
-    """Make a network check for a signal before each pass."""
-    network.register_forward_pre_hook(lambda *_: check())
-    return network

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from synfundus.artifacts.model import ModelSetup, generate_images
+from synfundus.artifacts.model import ModelSetup, denoiser_latent_shape, generate_images
 from synfundus.diffusion.sampling import SamplerSettings
 from synfundus.labels.schema import LabelSchema, label_caption
 from synfundus.models.unet import ConditionalDenoiser
 from synfundus.pictures.sheets import contact_sheet, encode_png
 from synfundus.seeding import keyed_normal
 
+PREVIEW_IMAGES = 16
 _COLUMNS = 8
 _SEED = 0
 
@@ -23,50 +25,56 @@ def preview_labels(schema: LabelSchema) -> list[dict[str, int | None]]:
     rows: list[dict[str, int | None]] = [{}]
     for spec in schema.labels:
         rows += [{spec.name: value} for value in range(1 if spec.num_values == 2 else 0, spec.num_values)]
-    return [rows[number % len(rows)] for number in range(2 * _COLUMNS)]
+    return [rows[number % len(rows)] for number in range(PREVIEW_IMAGES)]
 
 
-def draw_preview(
+def preview_images(
     setup: ModelSetup,
+    denoiser: ConditionalDenoiser,
+    numbers: Sequence[int],
     *,
-    denoisers: Mapping[str, ConditionalDenoiser],
     settings: SamplerSettings,
-    latent_shape: tuple[int, int, int],
-    title: str,
     device: torch.device,
-) -> bytes:
-    """Draw a grid from each network, one below the other, and return them as PNG; all are on the CPU afterwards.
+) -> list[NDArray[np.uint8]]:
+    """Draw some images of the grid, each uint8 ``[h, w, 3]``. Not collective.
 
     Args:
-        setup: Autoencoder and settings.
-        denoisers: Networks by the name of their weights, top to bottom.
+        setup: Autoencoder and settings; the autoencoder is on the CPU afterwards.
+        denoiser: The network.
+        numbers: Places in the grid.
         settings: Sampler, steps, guidance.
-        latent_shape: ``(c, lh, lw)``.
-        title: Goes before each name.
-        device: Where to compute.
+        device: Where to compute; the network is there.
     """
     rows = preview_labels(setup.label_schema)
-    states = np.array([setup.label_schema.encode(row) for row in rows], dtype=np.int64)
     setup.autoencoder.to(device)
-    sheets = []
-    for name, denoiser in denoisers.items():
-        images = generate_images(
-            setup,
-            denoiser.to(device),
-            initial_noise=keyed_normal(_SEED, "preview", range(len(rows)), latent_shape),
-            states=states,
-            settings=settings,
-            device=device,
-        )
-        denoiser.cpu()
-        sheets.append(
-            contact_sheet(
-                list(images),
-                captions=[label_caption(row) for row in rows],
-                columns=_COLUMNS,
-                tile_px=images.shape[1],
-                title=f"{title}, {name}",
-            )
-        )
+    images = generate_images(
+        setup,
+        denoiser,
+        initial_noise=keyed_normal(_SEED, "preview", numbers, denoiser_latent_shape(denoiser)),
+        states=np.array([setup.label_schema.encode(rows[number]) for number in numbers], dtype=np.int64),
+        settings=settings,
+        device=device,
+    )
     setup.autoencoder.cpu()
+    return list(images)
+
+
+def draw_preview(schema: LabelSchema, images: Mapping[str, Sequence[NDArray[np.uint8]]], *, title: str) -> bytes:
+    """Draw a grid for each network, one below the other, and return them as PNG.
+
+    Args:
+        schema: Labels.
+        images: The images of a grid by the name of its weights, top to bottom.
+        title: Goes before each name.
+    """
+    sheets = [
+        contact_sheet(
+            grid,
+            captions=[label_caption(row) for row in preview_labels(schema)],
+            columns=_COLUMNS,
+            tile_px=grid[0].shape[0],
+            title=f"{title}, {name} weights",
+        )
+        for name, grid in images.items()
+    ]
     return encode_png(np.concatenate(sheets), text={"synthetic": "yes"}, compress_level=6)

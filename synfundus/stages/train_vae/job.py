@@ -19,9 +19,10 @@ from synfundus.models.weight_files import replace_weights
 from synfundus.shards.batches import BatchReader
 from synfundus.stages import Summary, build, training_setup
 from synfundus.stages.reading import image_batches
+from synfundus.stages.run_weights import RunWeights
 from synfundus.stages.train_vae.held_out import draw_reconstructions, held_out_split, judge_reconstructions
 from synfundus.stages.train_vae.start import check_start, initial_autoencoder
-from synfundus.stages.training_run import Outcome, Row, Shared, Training, TrainingRun, Weights
+from synfundus.stages.training_run import Outcome, Row, Shared, Training, TrainingRun
 from synfundus.stages.verb import require
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardSet, load_shard_set
@@ -60,12 +61,11 @@ def _set_up(section: TrainVaeConfig, shared: Shared, world: World, console: Cons
     return AutoencoderTraining(section, shared, image_set, autoencoder, directory, world, console)
 
 
-class AutoencoderTraining(Training[AutoencoderObjective, LatentAutoencoder]):
+class AutoencoderTraining(Training[AutoencoderObjective]):
     """What `TrainingRun` needs to train an autoencoder."""
 
     name = "train_vae"
     figure = "psnr_db"
-    preview_of = ("averaged",)
     preview_at_end = False
     widths = ()
     snapshot_every_images = 0
@@ -119,33 +119,37 @@ class AutoencoderTraining(Training[AutoencoderObjective, LatentAutoencoder]):
         """Return the autoencoder."""
         return autoencoder_parts(self._autoencoder)
 
-    def network(self, weights: Mapping[str, Tensor]) -> LatentAutoencoder:
-        """Return an autoencoder with these weights."""
+    def judge(
+        self, weights: RunWeights, *, loop: LoopConfig, images_seen: int, check: Callable[[], None]
+    ) -> Callable[[], Row]:
+        """Return what judges held-out reconstructions: PSNR and SSIM, of the fp32 weights that an export has."""
+        averaged = weights.full("averaged") or {}
+        return lambda: judge_reconstructions(
+            self._network(averaged), self._set, count=loop.validation_images, console=self._console, check=check
+        )
+
+    def preview(self, weights: RunWeights, *, images_seen: int, check: Callable[[], None]) -> Callable[[], bytes]:
+        """Return what draws held-out originals over their reconstructions."""
+        averaged = weights.full("averaged") or {}
+        return lambda: draw_reconstructions(self._network(averaged), self._set)
+
+    def export(self, weights: RunWeights, outcome: Outcome) -> Callable[[], Summary]:
+        """Return what writes the averaged autoencoder, and judges it unless that was just done."""
+        averaged = weights.full("averaged") or {}
+        return lambda: self._export(averaged, outcome)
+
+    def _network(self, weights: Mapping[str, Tensor]) -> LatentAutoencoder:
+        """Return an autoencoder with these weights on the device. On rank 0."""
         autoencoder = copy.deepcopy(self._untouched)
         assert autoencoder is not None
         own = {name.removeprefix("codec."): tensor for name, tensor in weights.items() if name.startswith("codec.")}
         replace_weights(autoencoder, own, where=self.directory.url)
-        return autoencoder.eval().requires_grad_(False)
+        return autoencoder.eval().requires_grad_(False).to(self._device)
 
-    def judge(
-        self, network: LatentAutoencoder, *, loop: LoopConfig, images_seen: int, check: Callable[[], None]
-    ) -> Row:
-        """Return PSNR and SSIM of held-out reconstructions."""
-        return judge_reconstructions(
-            network.to(self._device), self._set, count=loop.validation_images, console=self._console, check=check
-        )
-
-    def preview(
-        self, networks: Mapping[Weights, LatentAutoencoder], *, images_seen: int, check: Callable[[], None]
-    ) -> bytes:
-        """Draw held-out originals over their reconstructions."""
-        return draw_reconstructions(networks["averaged"].to(self._device), self._set)
-
-    def export(self, network: LatentAutoencoder, outcome: Outcome) -> Summary:
-        """Write the averaged autoencoder, and judge it on held-out patients unless that was just done."""
+    def _export(self, weights: Mapping[str, Tensor], outcome: Outcome) -> Summary:
+        network = self._network(weights)
         folder = self.directory.path("export", "vae")
         save_autoencoder(network, folder)
-        network.to(self._device)
         figures = outcome.judged or judge_reconstructions(
             network, self._set, count=self.section.loop.validation_images, console=self._console
         )
