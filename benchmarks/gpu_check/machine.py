@@ -113,7 +113,7 @@ def facts() -> dict[str, Any]:
     return {
         **versions(),
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        "cudnn": torch.backends.cudnn.version(),
         "driver": driver_version(),
         "gpu": torch.cuda.get_device_name(0),
         "gpus": torch.cuda.device_count(),

@@ -86,7 +86,7 @@ def fit(
         if not math.isfinite(value := float(loss.detach())):
             raise NumericalError(f"training the {purpose}: the loss is {value} after {first} samples")
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         on_step(batch, value)
     network.eval()

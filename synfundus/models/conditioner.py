@@ -173,4 +173,4 @@ def _plan_table(num_values: tuple[int, ...], ordinal: tuple[bool, ...]) -> tuple
         offsets.append(row)
         blocks.append(block)
         row += count + 1
-    return torch.tensor(offsets), torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+    return torch.tensor(offsets), torch.block_diag(*blocks)

@@ -163,7 +163,7 @@ class LinearPath(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LinearPath:
         """Follow moves between devices but not conversions: bf16 would round the code of the latents."""
         before = dict(self.named_buffers())
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call, unused-ignore]
         for name, buffer in before.items():
             setattr(self, name, buffer.to(getattr(self, name).device))
         return self

@@ -89,14 +89,14 @@ class PinnedStaging:
 
     def __call__(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
         """Copy the arrays; the current stream waits for the copy, the host does not."""
-        self._stream = self._stream or torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        self._stream = self._stream or torch.cuda.Stream(self.device)
         places, size = plan_places(arrays)
         slot = self._free_slot(size)
         for name, place in places.items():
             place.view(slot.buffer).numpy()[...] = arrays[name]
         with torch.cuda.stream(self._stream):
             there = slot.buffer[:size].to(self.device, non_blocking=True)
-            slot.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            slot.copied = torch.cuda.Event()
             slot.copied.record(self._stream)
         current = torch.cuda.current_stream(self.device)
         current.wait_stream(self._stream)
@@ -109,7 +109,7 @@ class PinnedStaging:
             self._slots.append(_Slot(torch.empty(size, dtype=torch.uint8, pin_memory=True)))
             return self._slots[-1]
         slot, self._turn = self._slots[self._turn], (self._turn + 1) % _SLOTS
-        if slot.copied is not None and not slot.copied.query():  # type: ignore[no-untyped-call]
+        if slot.copied is not None and not slot.copied.query():
             slot.copied.synchronize()
         if slot.buffer.numel() < size:
             slot.buffer = torch.empty(size, dtype=torch.uint8, pin_memory=True)

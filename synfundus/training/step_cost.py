@@ -214,14 +214,14 @@ class _CountAttention(TorchFunctionMode):
         pairs = query.shape[:-1].numel() * key.shape[-2]
         self.layers[query.shape[-2], key.shape[-2], query.shape[-3], query.shape[-1]] += 1
         self.flops += 2 * pairs * (query.shape[-1] + value.shape[-1])
-        return _FusedAttention.apply(query, key, value)  # type: ignore[no-untyped-call]
+        return _FusedAttention.apply(query, key, value)  # type: ignore[no-untyped-call, unused-ignore]
 
 
 class _CountLaunches(TorchDispatchMode):
     """Counts the kernels that a GPU's host would launch."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self.launches = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401

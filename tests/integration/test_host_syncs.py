@@ -24,11 +24,11 @@ LOOP = {"budget_images": 24, "checkpoint_every_images": 24, "validate_every_imag
 READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default, torch.ops.aten.equal.default}
 
 
-class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Watch(TorchDispatchMode):
     """Counts operations whose result the host needs, while it is on."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self.on = True
         self.operations = 0
         self.reads: list[str] = []

@@ -85,7 +85,7 @@ def test_recomputed_activations_see_the_bundles() -> None:
         return loss
 
     bundled.bind()
-    recomputing(inner).backward()  # type: ignore[no-untyped-call]
+    recomputing(inner).backward()
     plain(inputs).backward()
     (flat,) = bundled.parameters()
     assert flat.grad is not None

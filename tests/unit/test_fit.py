@@ -114,7 +114,7 @@ def test_weights_are_those_of_the_plain_loop_bit_for_bit(num_samples: int, batch
     for samples, loss_there in zip(order, losses, strict=True):
         optimizer.zero_grad()
         loss = loss_of(plain, samples)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         schedule.step()
         assert float(loss.detach()) == loss_there

@@ -186,8 +186,6 @@ class ChannelsLastGroupNorm(nn.GroupNorm):
         if torch.is_autocast_enabled(input.device.type):
             input = input.float()  # as autocast has torch's own do
         rows = input.permute(0, 2, 3, 1).flatten(1, 2)
-        normalised: Tensor = _NormOfRows.apply(  # type: ignore[no-untyped-call]
-            rows, self.weight, self.bias, self.num_groups, self.eps, self.operations
-        )
+        normalised: Tensor = _NormOfRows.apply(rows, self.weight, self.bias, self.num_groups, self.eps, self.operations)  # type: ignore[no-untyped-call, unused-ignore]
         images, channels, height, width = input.shape
         return normalised.view(images, height, width, channels).permute(0, 3, 1, 2)

@@ -159,7 +159,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
-class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _LiveBytes(TorchDispatchMode):
     """Counts the bytes of all live storages that operations of this thread create.
 
     Args:
@@ -167,7 +167,7 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, own: Sequence[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self.now = self.peak = 0
         self._own = {tensor.untyped_storage()._cdata for tensor in own}
         self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
