@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import pyspng
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -88,7 +89,21 @@ def _decode_pixels(data: Bytes, formats: tuple[str, ...]) -> NDArray[np.uint8]:
             raise ValueError(f"its mode is {image.mode}, images of a set are RGB")
         if getattr(image, "n_frames", 1) != 1:
             raise ValueError("it has more than one frame")
+        if image.format == "PNG" and _checksums_hold(data):
+            return np.asarray(pyspng.load(bytes(data)), dtype=np.uint8)  # in less than half of pillow's time
         return np.asarray(image, dtype=np.uint8)
+
+
+def _checksums_hold(data: Bytes) -> bool:
+    """Whether all chunks of a PNG, to its end, have the checksums they should; libspng does not look at them."""
+    start, kind = 8, b""
+    while start + 12 <= len(data) and kind != b"IEND":
+        end = start + 8 + int.from_bytes(data[start : start + 4])
+        kind = bytes(data[start + 4 : start + 8])
+        if zlib.crc32(data[start + 4 : end]).to_bytes(4) != bytes(data[end : end + 4]):
+            return False
+        start = end + 4
+    return kind == b"IEND"
 
 
 def decode_image(data: Bytes, *, where: str, extension: str | None = None) -> NDArray[np.uint8]:
@@ -108,7 +123,7 @@ def decode_image(data: Bytes, *, where: str, extension: str | None = None) -> ND
     try:
         return _decode_pixels(data, formats)
     except (
-        *(OSError, ValueError, SyntaxError, EOFError, MemoryError, KeyError, IndexError, TypeError),
+        *(OSError, ValueError, SyntaxError, EOFError, MemoryError, KeyError, IndexError, TypeError, RuntimeError),
         *(OverflowError, struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
     ) as error:
         raise CorruptShard(f"not a readable image: {str(error) or type(error).__name__}", where=where) from error

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from synfundus.distributed.agreement import share_out
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.world import World
 from synfundus.training.ema import ShardedEma
 
-T = TypeVar("T")
-U = TypeVar("U")
 Weights = Literal["averaged", "raw"]
 
 
@@ -30,37 +27,25 @@ class RunWeights:
     """
 
     def __init__(self, trained: nn.Module, *, zero: ZeroEngine, average: ShardedEma, world: World) -> None:
-        self._world = world
-        self._trained, self._zero, self._average = trained, zero, average
+        self.world, self._trained, self._zero = world, trained, zero
+        self._slices = {"averaged": lambda: average.partitions, "raw": zero.masters}
 
     def full(self, weights: Weights) -> dict[str, Tensor] | None:
         """Return all weights by name, fp32, on rank 0; None elsewhere. Collective."""
-        return self._zero.gather_named(self._slices(weights))
+        return self._zero.gather_named(self._slices[weights]())
 
-    def share_out(
-        self,
-        units: Sequence[U],
-        work: Callable[[Sequence[U]], Sequence[T]],
-        *,
-        weights: Weights,
-        check: Callable[[], None],
-    ) -> list[T]:
-        """Let every rank do its share of some units with the trained module, as `agreement.share_out`. Collective.
+    @contextmanager
+    def holding(self, weights: Weights, check: Callable[[], None]) -> Iterator[None]:
+        """Let the trained module hold weights, in the precision of the run and in evaluation mode. Collective.
 
-        Meanwhile the module holds the given weights, in the precision of the run and in evaluation mode, and runs
-        eagerly: for other shapes than a step's it would be compiled anew.
+        Meanwhile it runs eagerly: for shapes that no step has it would be compiled anew. What a rank raises, all must.
 
         Args:
-            units: As there.
-            work: As there.
             weights: Weights to hold.
-            check: Called before every pass of the module; an `Interrupted` it raises reaches all ranks.
+            check: Called before every pass of the module.
         """
-        with self._zero.holding(self._slices(weights)), _evaluating(self._trained, check):
-            return share_out(units, work, self._world)
-
-    def _slices(self, weights: Weights) -> Sequence[Tensor]:
-        return self._average.partitions if weights == "averaged" else self._zero.masters()
+        with self._zero.holding(self._slices[weights]()), _evaluating(self._trained, check):
+            yield
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from synfundus.config.diffusion import TrainConfig
 from synfundus.config.generation import SampleConfig
 from synfundus.config.schema import RunConfig
 from synfundus.config.training import LoopConfig
-from synfundus.distributed.agreement import on_rank_0
+from synfundus.distributed.agreement import on_rank_0, share_out
 from synfundus.distributed.world import World, torch_device
 from synfundus.errors import ConfigError
 from synfundus.models.unet import ConditionalDenoiser, same_architecture
@@ -195,7 +195,8 @@ class DiffusionTraining(Training[ConditionalDenoiser]):
                 images_seen=images_seen,
             )
 
-        judged = weights.share_out(batches, share, weights="averaged", check=check)
+        with weights.holding("averaged", check):
+            judged = share_out(batches, share, weights.world)
         return lambda: held_out_loss(judged, where=f"{self._set.url}, split {split}", console=self._console)
 
     def preview(self, weights: RunWeights, *, images_seen: int, check: Callable[[], None]) -> Callable[[], bytes]:
@@ -210,10 +211,10 @@ class DiffusionTraining(Training[ConditionalDenoiser]):
                 device=self._device,
             )
 
-        shown: tuple[Weights, ...] = ("averaged", "raw")
-        images: dict[str, list[NDArray[np.uint8]]] = {
-            which: weights.share_out(range(PREVIEW_IMAGES), share, weights=which, check=check) for which in shown
-        }
+        images: dict[Weights, list[NDArray[np.uint8]]] = {"averaged": [], "raw": []}
+        for which in images:
+            with weights.holding(which, check):
+                images[which] = share_out(range(PREVIEW_IMAGES), share, weights.world)
         return lambda: draw_preview(self._setup.label_schema, images, title=f"{images_seen:,} images seen")
 
     def export(self, weights: RunWeights, outcome: Outcome) -> Callable[[], Summary]:
@@ -222,7 +223,7 @@ class DiffusionTraining(Training[ConditionalDenoiser]):
         return lambda: self._export(averaged, outcome)
 
     def _export(self, averaged: Mapping[str, Tensor], outcome: Outcome) -> Summary:
-        network = same_architecture(self.trained)
+        network = same_architecture(self.trained).eval().requires_grad_(False)
         replace_weights(network, averaged, where=self.directory.url)
         view = read_run(self.directory.url)  # for a run with nothing left to train
         row = outcome.row or (view.rows[-1] if view.rows else {})
@@ -241,8 +242,6 @@ class DiffusionTraining(Training[ConditionalDenoiser]):
         }
         folder = self.directory.path("export")
         figures = summary | self._start.known(self._set)
-        save_pipeline(
-            folder, denoiser=network.eval().requires_grad_(False), setup=self._setup, training_summary=figures
-        )
+        save_pipeline(folder, denoiser=network, setup=self._setup, training_summary=figures)
         self._console.message(f"trained on {summary['images_seen']:,} images; exported to {folder}")
         return summary | {"export": folder}

@@ -14,6 +14,7 @@ from synfundus.labels.schema import LabelSchema, label_caption
 from synfundus.models.unet import ConditionalDenoiser
 from synfundus.pictures.sheets import contact_sheet, encode_png
 from synfundus.seeding import keyed_normal
+from synfundus.stages.run_weights import Weights
 
 PREVIEW_IMAGES = 16
 _COLUMNS = 8
@@ -59,7 +60,7 @@ def preview_images(
     return list(images)
 
 
-def draw_preview(schema: LabelSchema, images: Mapping[str, Sequence[NDArray[np.uint8]]], *, title: str) -> bytes:
+def draw_preview(schema: LabelSchema, images: Mapping[Weights, Sequence[NDArray[np.uint8]]], *, title: str) -> bytes:
     """Draw a grid for each network, one below the other, and return them as PNG.
 
     Args:
