@@ -156,6 +156,7 @@ class ZeroEngine:
                 model=self._bundled, optimizer=optimizer, config=dict(ds_config), dist_init_required=False
             )
         self._check_internals(deepspeed)
+        self._wait_once_for_the_norm()
         self.load_named(exact)
         self._bundled.bind()  # frees the memory of the original parameters
 
@@ -170,6 +171,13 @@ class ZeroEngine:
                 f"({found} instead of {expected} elements a rank)",
                 hint="install the pinned deepspeed version",
             )
+
+    def _wait_once_for_the_norm(self) -> None:
+        """Let the norm alone say whether gradients are finite, as it does, and bring it to the host in one copy."""
+        norm_on_device = self._zero.scaled_global_norm
+        self._zero.scaled_global_norm = lambda: norm_on_device().cpu()
+        if not self._zero.cpu_offload:
+            self._zero.check_overflow = lambda **_: None  # else reads all gradients once more
 
     @property
     def optimizer_name(self) -> str:
@@ -268,12 +276,9 @@ class ZeroEngine:
 
     @contextmanager
     def holding(self, partitions: Sequence[Tensor]) -> Iterator[None]:
-        """Let the module hold other weights, in the working precision. Collective at both ends.
+        """Let the module hold other weights, of which each rank gives its fp32 slices. Collective at both ends.
 
         After an error other than `Interrupted` they stay: it ends the run, and the other ranks may not answer.
-
-        Args:
-            partitions: This rank's fp32 slices of them, one per group.
         """
         masters = self._zero.single_partition_of_fp32_groups
         self._zero.single_partition_of_fp32_groups = list(partitions)

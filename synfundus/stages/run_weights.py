@@ -38,11 +38,8 @@ class RunWeights:
     def holding(self, weights: Weights, check: Callable[[], None]) -> Iterator[None]:
         """Let the trained module hold weights, in the precision of the run and in evaluation mode. Collective.
 
-        Meanwhile it runs eagerly: for shapes that no step has it would be compiled anew. What a rank raises, all must.
-
-        Args:
-            weights: Weights to hold.
-            check: Called before every pass of the module.
+        Meanwhile it runs eagerly (for shapes that no step has it would be compiled anew), and ``check`` is called
+        before each pass. What a rank raises in the block, all must raise.
         """
         with self._zero.holding(self._slices[weights]()), _evaluating(self._trained, check):
             yield

@@ -142,6 +142,7 @@ def observe(world: World, *, precision: str, micro: int) -> tuple[dict[str, Any]
     keep("other", other if world.rank == 0 else None)
     keep("loaded", engine.gather_named(engine.masters()))
     figures = {
+        "ranks_that_skip": world.sum([skips_what_is_not_finite(engine, world, micro=micro)])[0],
         "optimizer": engine.optimizer_name,
         "stage": engine.zero_stage,
         "losses": losses,
@@ -152,6 +153,19 @@ def observe(world: World, *, precision: str, micro: int) -> tuple[dict[str, Any]
         "timeouts_s": timeouts_s(),
     }
     return figures, tensors
+
+
+def skips_what_is_not_finite(engine: ZeroEngine, world: World, *, micro: int) -> bool:
+    """Return whether a step leaves this rank's weights alone whose gradient is finite but for the last bias."""
+    before, result = [master.clone() for master in engine.masters()], None
+    inputs, targets = (tensor[world.rank :: world.size] for tensor in data(0))
+    last: Any = engine.module.get_submodule("last")
+    for first in range(0, len(inputs), micro):
+        loss, _ = engine.forward(inputs[first : first + micro], targets[first : first + micro])
+        engine.backward(loss + float("nan") * last.bias.sum())
+        result = engine.step(lr=LR)
+    same = all(torch.equal(now, old) for now, old in zip(engine.masters(), before, strict=True))
+    return result is not None and result.skipped and same
 
 
 def timeouts_s() -> list[float]:

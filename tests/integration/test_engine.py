@@ -204,6 +204,14 @@ def test_the_module_holds_the_averages_for_a_while(ranks: str, precision: str, r
         assert_same(part(tensors, held), {name: t.to(dtype).float() for name, t in part(tensors, of).items()})
 
 
+@pytest.mark.parametrize("ranks", ["one_rank", "two_ranks", "four_ranks"])
+def test_a_gradient_that_is_not_finite_on_one_rank_is_skipped_on_all(
+    ranks: str, request: pytest.FixtureRequest
+) -> None:
+    for figures, _ in request.getfixturevalue(ranks).values():
+        assert figures["ranks_that_skip"] == {"one_rank": 1, "two_ranks": 2, "four_ranks": 4}[ranks]
+
+
 def be_interrupted_with_zeros(engine: ZeroEngine) -> None:
     with engine.holding([torch.zeros_like(master) for master in engine.masters()]):
         assert not any(parameter.any() for parameter in engine.module.parameters())
