@@ -175,9 +175,9 @@ class ZeroEngine:
     def _wait_once_for_the_norm(self) -> None:
         """Let the norm alone say whether gradients are finite, as it does, and bring it to the host in one copy."""
         norm_on_device = self._zero.scaled_global_norm
-        self._zero.scaled_global_norm = lambda: norm_on_device().cpu()
+        self._zero.scaled_global_norm = lambda *given, **named: norm_on_device(*given, **named).cpu()
         if not self._zero.cpu_offload:
-            self._zero.check_overflow = lambda **_: None  # else reads all gradients once more
+            self._zero.check_overflow = lambda *_, **__: None  # else reads all gradients once more
 
     @property
     def optimizer_name(self) -> str:
