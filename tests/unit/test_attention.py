@@ -336,9 +336,9 @@ def test_the_cuda_of_an_installed_xformers_is_read_without_importing_it(
     information.mkdir()
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: xformers\nVersion: 9.9\n")
     assert installed_xformers() == ("9.9", None)
-    (tmp_path / "xformers" / "cpp_lib.json").write_text(json.dumps({"version": {"cuda": 1208, "torch": "2.10.0"}}))
-    assert installed_xformers() == ("9.9", "12.8")
-    with pytest.raises(ConfigError, match=r"xformers 9\.9: its operators are built for CUDA 12\.8, torch"):
+    (tmp_path / "xformers" / "cpp_lib.json").write_text(json.dumps({"version": {"cuda": 1108, "torch": "2.10.0"}}))
+    assert installed_xformers() == ("9.9", "11.8")
+    with pytest.raises(ConfigError, match=r"xformers 9\.9: its operators are built for CUDA 11\.8, torch"):
         choose("xformers")
 
 
