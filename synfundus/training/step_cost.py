@@ -29,8 +29,8 @@ BACKWARD = 2.0
 _LAUNCHES = {torch.ops.aten.convolution: 3, torch.ops.aten.native_group_norm: 3}
 """Kernels of an operation on CUDA; of others one, of views none (counted with torch 2.13's CUDA build)."""
 _NO_KERNEL = (
-    *(torch.ops.aten.detach, torch.ops.aten._unsafe_view),  # views that do not say so
-    *(torch.ops.aten.empty_like, torch.ops.aten.bernoulli_, torch.ops.aten.div_),  # dropout is one kernel on CUDA
+    *(torch.ops.aten.detach, torch.ops.aten._unsafe_view, torch.ops.aten.empty, torch.ops.aten.empty_like),
+    *(torch.ops.aten.bernoulli_, torch.ops.aten.div_),  # dropout is one kernel on CUDA
 )
 
 

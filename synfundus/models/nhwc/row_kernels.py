@@ -38,24 +38,25 @@ def _sum_kernel(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _over_parts(values, image, parts, channels, channel, inside, WIDTH: tl.constexpr):
+def _over_parts(values, image, channels, channel, inside, PARTS: tl.constexpr, WIDTH: tl.constexpr):
     total = tl.zeros((WIDTH,), tl.float32)
-    for part in range(parts):
-        total += tl.load(values + (image * parts + part) * channels + channel, mask=inside, other=0.0)
+    for part in range(PARTS):
+        total += tl.load(values + (image * PARTS + part) * channels + channel, mask=inside, other=0.0)
     return total
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _scale_kernel(
-    sums, squares, weight, bias, scales, shifts, means, rstds, rows, parts, groups, width, eps, WIDTH: tl.constexpr
-):
+    sums, squares, weight, bias, scales, shifts, means, rstds, rows, groups, width, eps, PARTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):  # fmt: skip
     image, group = tl.program_id(0), tl.program_id(1)
     offset = tl.arange(0, WIDTH)
     inside = offset < width
     channel, channels = group * width + offset, groups * width
     count = (rows * width).to(tl.float32)
-    mean = tl.sum(_over_parts(sums, image, parts, channels, channel, inside, WIDTH), axis=0) / count
-    square = tl.sum(_over_parts(squares, image, parts, channels, channel, inside, WIDTH), axis=0) / count
+    mean = tl.sum(_over_parts(sums, image, channels, channel, inside, PARTS, WIDTH), axis=0) / count
+    square = tl.sum(_over_parts(squares, image, channels, channel, inside, PARTS, WIDTH), axis=0) / count
     rstd = 1.0 / tl.sqrt(tl.maximum(square - mean * mean, 0.0) + eps)
     scale = rstd * tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32)
     shift = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32) - mean * scale
@@ -67,16 +68,16 @@ def _scale_kernel(
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _gradient_kernel(
-    sums, products, weight, means, rstds, ps, ss, qs, of_weight, of_bias, rows, parts, groups, width,
-    WIDTH: tl.constexpr,
+    sums, products, weight, means, rstds, ps, ss, qs, of_weight, of_bias, rows, groups, width,
+    PARTS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     image, group = tl.program_id(0), tl.program_id(1)
     offset = tl.arange(0, WIDTH)
     inside = offset < width
     channel, channels = group * width + offset, groups * width
     count = (rows * width).to(tl.float32)
-    total = _over_parts(sums, image, parts, channels, channel, inside, WIDTH)
-    product = _over_parts(products, image, parts, channels, channel, inside, WIDTH)
+    total = _over_parts(sums, image, channels, channel, inside, PARTS, WIDTH)
+    product = _over_parts(products, image, channels, channel, inside, PARTS, WIDTH)
     scale = tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32)
     mean, rstd = tl.load(means + image * groups + group), tl.load(rstds + image * groups + group)
     of_grad, of_product = tl.sum(total * scale, axis=0), tl.sum(product * scale, axis=0)
@@ -140,11 +141,11 @@ class TritonOperations:
         images, parts, channels = sums.shape
         of_channels, of_groups = _fresh(sums, 2, images, channels), _fresh(sums, 2, images, groups)
         width = channels // groups
-        numbers = (rows, parts, groups, width, eps)
+        numbers = (rows, groups, width, eps)
         weights = (weight.contiguous(), bias.contiguous())
         made = (*of_channels.unbind(), *of_groups.unbind())
         block = triton.next_power_of_2(width)
-        _run(_scale_kernel, (images, groups), sums, squares, *weights, *made, *numbers, WIDTH=block)
+        _run(_scale_kernel, (images, groups), sums, squares, *weights, *made, *numbers, PARTS=parts, WIDTH=block)
         scale, shift, mean, rstd = made
         return scale, shift, mean, rstd
 
@@ -157,7 +158,7 @@ class TritonOperations:
         width = channels // groups
         known = (sums, products, weight.contiguous(), mean, rstd)
         block = triton.next_power_of_2(width)
-        _run(_gradient_kernel, (images, groups), *known, *made, rows, parts, groups, width, WIDTH=block)
+        _run(_gradient_kernel, (images, groups), *known, *made, rows, groups, width, PARTS=parts, WIDTH=block)
         p, s, q, of_weight, of_bias = made
         return p, s, q, of_weight, of_bias
 
