@@ -176,7 +176,7 @@ class ZeroEngine:
         """Let the norm alone say whether gradients are finite, as it does, and bring it to the host in one copy."""
         norm_on_device = self._zero.scaled_global_norm
         self._zero.scaled_global_norm = lambda *given, **named: norm_on_device(*given, **named).cpu()
-        if not self._zero.cpu_offload:
+        if self._zero.compute_grad_norm and not self._zero.cpu_offload:
             self._zero.check_overflow = lambda *_, **__: None  # else reads all gradients once more
 
     @property
