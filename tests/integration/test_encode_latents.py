@@ -383,6 +383,7 @@ def test_moments_that_fp16_cannot_hold_are_an_error_and_nothing_is_published(
             return original(self, pixels) * factor
 
         monkeypatch.setattr(LatentAutoencoder, "encode", diverged)
-        with pytest.raises(DataError, match="do not fit fp16"):
+        with pytest.raises(DataError, match="do not fit fp16") as caught:
             encode(image_set, vae_run, tmp_path / "latents")
+        assert caught.value.where == str(tmp_path / "latents")
         assert not (tmp_path / "latents" / "manifest.json").exists()

@@ -323,7 +323,11 @@ class ShardEncoder:
             largest, halves = moments.abs().max(), moments.half()
         found: NDArray[np.float16] = halves.cpu().numpy()
         if not float(largest) <= FP16_MAX:  # neither is a NaN
-            raise DataError(f"moments up to {float(largest):.3g} do not fit fp16", hint="the autoencoder has diverged")
+            raise DataError(
+                f"moments up to {float(largest):.3g} do not fit fp16",
+                where=self._records.out,
+                hint="the autoencoder has diverged",
+            )
         return found
 
 

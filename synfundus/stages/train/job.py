@@ -203,13 +203,7 @@ class DiffusionTraining(Training[ConditionalDenoiser]):
         """Draw grids with fixed seeds, a share of the images on each rank."""
 
         def share(mine: Sequence[int]) -> list[NDArray[np.uint8]]:
-            return preview_images(
-                self._setup,
-                self.trained,
-                mine,
-                settings=self._sampler,
-                device=self._device,
-            )
+            return preview_images(self._setup, self.trained, mine, settings=self._sampler, device=self._device)
 
         images: dict[Weights, list[NDArray[np.uint8]]] = {"averaged": [], "raw": []}
         for which in images:
