@@ -135,7 +135,7 @@ def stepper(config: RunConfig, world: World) -> Callable[[], None]:
     build.attention(unet, config.launch, dtype=torch.bfloat16, world=world, console=console)
     if loop.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    keep_channels_last_on(device, unet)
+    keep_channels_last_on(device, unet, say=print)
     training_setup.compiled(unet, loop, world, console)
     batch = training_setup.batch_plan(loop, world.size)
     engine = training_setup.engine(

@@ -217,7 +217,7 @@ class TrainingRun(Generic[T]):
         )
         if loop.gradient_checkpointing:
             backbone.enable_gradient_checkpointing()  # type: ignore[operator]
-        keep_channels_last_on(torch_device(self._world), backbone)
+        keep_channels_last_on(torch_device(self._world), backbone, say=self._console.warning)
         training_setup.compiled(backbone, loop, self._world, self._console)
 
     def run(self) -> Summary:

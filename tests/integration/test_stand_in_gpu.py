@@ -147,6 +147,15 @@ def test_two_ranks_with_a_gpu_each(
     gpu.synfundus("sample", *drawn, "--config", config, *ranks, **two, name="sample, 2 ranks")
 
 
+def test_without_a_compiler_triton_is_missing_and_the_training_goes_on(
+    gpu: StandIn, latent_set: ShardSet, tmp_path: Path
+) -> None:
+    lacking = {"CC": "/nonexistent/cc", "TRITON_CACHE_DIR": str(tmp_path / "triton")}
+    ended = train(gpu, latent_set, tmp_path / "run", {"loop": LOOP}, name="train, no compiler", environment=lacking)
+    assert ended.output.count("group norms turn NHWC memory into NCHW") == 1
+    assert "/nonexistent/cc" in ended.output
+
+
 @pytest.mark.parametrize(
     ("loop", "more", "said"),
     [
@@ -241,6 +250,25 @@ def test_every_convolution_gets_nhwc_memory(eager: Mapping[str, Any]) -> None:
     nhwc, total = eager["layouts"]
     report("3x3 convolutions with NHWC input and weight", nhwc=nhwc, total=total)
     assert (nhwc, total) == (52, 52)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_encoding_and_sampling_give_every_convolution_nhwc_memory(
+    gpu: StandIn, image_set: ShardSet, vae_run: Path, trained: Path, tmp_path: Path, precision: str
+) -> None:
+    sections = {"encode_latents": {"precision": precision}, "sample": {"precision": precision}}
+    config = write_config(tmp_path / "run.yaml", sections)
+    encode = ("encode-latents", "--data", image_set.url, "--vae", vae_run, "--out", tmp_path / "latents")
+    sample = ("sample", "--model", trained, "--out", tmp_path / "samples", "--num-images", "4")
+    for command, calls in ((encode, ["encode"]), (sample, ["decode", "forward"])):
+        name = f"{command[0]}, counted, {precision}"
+        ended = gpu.run(SCRIPTS / "counted_inference.py", *command, "--config", config, *GPU, name=name)
+        counted = document(ended)
+        assert sorted(counted) == calls
+        for call, found in counted.items():
+            nhwc, total = found["layouts"]
+            report(f"{name}, {call}", nhwc=nhwc, total=total, launches=launches(found["counts"]))
+            assert 0 < total == nhwc
 
 
 def test_compiled_blocks_need_fewer_launches(

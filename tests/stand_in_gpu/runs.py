@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -41,13 +42,21 @@ class StandIn:
     library: Path
     has_xformers: bool
 
-    def run(self, *command: str | Path, name: str, timeout_s: float = 900, **card: Any) -> Ended:
+    def run(
+        self,
+        *command: str | Path,
+        name: str,
+        timeout_s: float = 900,
+        environment: Mapping[str, str] = MappingProxyType({}),
+        **card: Any,
+    ) -> Ended:
         """Run the interpreter with arguments; it has to end well. Prints how long it took, as a line of JSON.
 
         Args:
             command: What follows the interpreter.
             name: What is printed.
             timeout_s: When it is killed.
+            environment: More variables of it.
             card: Arguments of `under`.
         """
         paths = {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}"}
@@ -55,10 +64,10 @@ class StandIn:
         kept = {variable: str(self.library.parent / folder) for variable, folder in caches.items()}
         # the device of the job decides, whatever DeepSpeed is told
         told = {"DS_ACCELERATOR": "cpu"}
-        environment = clean_environment({**paths, **kept, **under(self.library, **card), **told})
+        variables = clean_environment({**paths, **kept, **under(self.library, **card), **told, **environment})
         began, worked = time.perf_counter(), _cpu_seconds()
         arguments = [str(self.python), *map(str, command)]
-        ended = run_processes([arguments], [environment], timeout_s=timeout_s)[0].check()
+        ended = run_processes([arguments], [variables], timeout_s=timeout_s)[0].check()
         took = {"seconds": round(time.perf_counter() - began), "cpu_seconds": round(_cpu_seconds() - worked)}
         report(name, **took)
         assert "WARNING[XFORMERS]" not in ended.output, ended.output

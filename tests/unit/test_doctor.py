@@ -80,11 +80,13 @@ def test_attention_is_measured_only_where_a_gpu_is_used(quick: dict[str, dict[st
 
 
 def test_a_compiler_is_optional_and_what_lacks_is_named() -> None:
-    lacking = doctor.check_compiler(missing_for_compilation("cpu", {}, which=lambda name: None))
+    lacking = doctor.check_compiler(missing_for_compilation("cpu", {}, which=lambda name: None), gpu=False)
     assert lacking.status == "ok"
     assert "g++ or clang++" in lacking.detail
-    there = doctor.check_compiler(missing_for_compilation("cpu", {}, which=lambda name: f"/usr/bin/{name}"))
+    there = doctor.check_compiler(missing_for_compilation("cpu", {}, which=lambda name: f"/usr/bin/{name}"), gpu=False)
     assert there.detail.startswith("there")
+    slower = doctor.check_compiler("a C compiler (gcc or clang)", gpu=True)
+    assert (slower.status, "NHWC" in slower.detail, "gcc" in slower.detail) == ("warn", True, True)
 
 
 def test_gpus_are_counted_by_name() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from synfundus.models.diffusers_classes import AutoencoderKL, UNet2DConditionModel
+from synfundus.models.nhwc import networks
 from synfundus.models.nhwc.group_norm import PlainOperations
 from synfundus.models.nhwc.networks import keep_channels_last, kernels_for
 from synfundus.models.unet import build_unet
@@ -105,5 +107,19 @@ def test_names_of_weights_stay() -> None:
     assert list(ours.state_dict()) == list(stock.state_dict())
 
 
+def never(reason: str) -> None:
+    pytest.fail(reason)
+
+
 def test_a_cpu_keeps_torchs_own_norms() -> None:
-    assert kernels_for(torch.device("cpu")) is None
+    assert kernels_for(torch.device("cpu"), say=never) is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels run here")
+def test_kernels_that_do_not_run_are_left_out_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "native_norm_keeps", lambda _: False)
+    said: list[str] = []
+    assert kernels_for(torch.device("cuda"), say=said.append) is None
+    reason = "no CUDA|No module named 'triton'|not compiled with CUDA|NVIDIA driver"
+    assert len(said) == 1
+    assert re.search(rf"do not run \(.*({reason}).*\)", said[0]), said

@@ -225,11 +225,16 @@ def check_attention(packages: Mapping[str, Any], facts: Mapping[str, Any] | None
     return Check("attention", "ok" if "sdpa" in facts["ms"] else "warn", detail)
 
 
-def check_compiler(missing: str | None) -> Check:
-    """Report whether `train.loop.compile` can work; nothing else compiles."""
-    if missing is not None:
-        return Check("compiler", "ok", f"train.loop.compile is not possible without {missing}; nothing else compiles")
-    return Check("compiler", "ok", "there: train.loop.compile is possible")
+def check_compiler(missing: str | None, *, gpu: bool) -> Check:
+    """Report whether `train.loop.compile` can work, and on a GPU the group norms that keep NHWC memory."""
+    if missing is None:
+        return Check("compiler", "ok", "there: train.loop.compile is possible")
+    detail = f"train.loop.compile is not possible without {missing}"
+    if gpu:
+        return Check(
+            "compiler", "warn", f"{detail}, and group norms turn NHWC memory into NCHW", "install it: it is faster"
+        )
+    return Check("compiler", "ok", f"{detail}; nothing else compiles")
 
 
 def check_slurm(programs: Mapping[str, tuple[str, bool] | None]) -> Check:
@@ -334,7 +339,7 @@ def examine(environment: Mapping[str, str], *, device: Literal["auto", "cpu", "c
         check_package("deepspeed", packages["deepspeed"]),
         check_package("diffusers", packages["diffusers"]),
         check_attention(packages["diffusers"], probe(_ATTENTION_PROBE, environment=environment) if gpus else None),
-        check_compiler(missing_for_compilation("cuda" if gpus else "cpu", environment)),
+        check_compiler(missing_for_compilation("cuda" if gpus else "cpu", environment), gpu=gpus),
         check_slurm({name: ask_version(name) for name in SLURM_PROGRAMS}),
         check_s3(environment, credentials_file=credentials.is_file()),
         check_disk({place: shutil.disk_usage(place).free for place in places}),
