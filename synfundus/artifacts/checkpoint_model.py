@@ -22,12 +22,7 @@ from torch import Tensor
 from synfundus.artifacts.autoencoder_folder import NETWORK_FILE, config_text, forget_origin
 from synfundus.artifacts.model import Model, ModelSetup, denoiser_latent_shape
 from synfundus.artifacts.model_folder import DOCUMENT_NAME as EXPORT_NAME
-from synfundus.artifacts.model_folder import (
-    check_schema,
-    open_unet,
-    read_setup,
-    setup_document,
-)
+from synfundus.artifacts.model_folder import check_schema, open_unet, read_setup, setup_document
 from synfundus.distributed.flat_layout import FlatLayout, gather_named
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import CheckpointError

@@ -139,11 +139,7 @@ def check_schema(schema: LabelSchema, conditioner: LabelConditioner, *, where: s
 
 
 def save_pipeline(
-    folder: str | Path,
-    *,
-    denoiser: ConditionalDenoiser,
-    setup: ModelSetup,
-    training_summary: Mapping[str, Any],
+    folder: str | Path, *, denoiser: ConditionalDenoiser, setup: ModelSetup, training_summary: Mapping[str, Any]
 ) -> str:
     """Write a pipeline folder; an existing one is replaced as a whole. Returns the model's fingerprint.
 

@@ -112,14 +112,7 @@ class ShardStore:
     """A shard set of kind ``samples``; a unit is a shard, made of whole batches."""
 
     def __init__(
-        self,
-        out: str,
-        *,
-        rows: Sequence[LabelRow],
-        schema: LabelSchema,
-        seed: int,
-        image_size_px: int,
-        batch_size: int,
+        self, out: str, *, rows: Sequence[LabelRow], schema: LabelSchema, seed: int, image_size_px: int, batch_size: int
     ) -> None:
         self._out = out
         self._records = ShardRecords(out, "synfundus-sample-shard", 1)

@@ -241,11 +241,7 @@ def sample_latents(
 
 
 def guide(
-    conditional: Float[Tensor, "b c lh lw"],
-    unconditional: Float[Tensor, "b c lh lw"],
-    *,
-    scale: float,
-    rescale: float,
+    conditional: Float[Tensor, "b c lh lw"], unconditional: Float[Tensor, "b c lh lw"], *, scale: float, rescale: float
 ) -> Float[Tensor, "b c lh lw"]:
     """Extrapolate from the unconditional through the conditional prediction.
 

@@ -38,8 +38,7 @@ def _refuse_unknown_names(names: Sequence[str], schema: LabelSchema, *, where: s
     unknown = [name for name in names if name not in schema.names]
     if unknown:
         raise ConfigError(
-            f"the model has no label {', '.join(unknown)}; its labels are {', '.join(schema.names)}",
-            where=where,
+            f"the model has no label {', '.join(unknown)}; its labels are {', '.join(schema.names)}", where=where
         )
 
 
@@ -110,12 +109,7 @@ def _common_row(labels: Mapping[str, int | None], schema: LabelSchema) -> LabelR
 
 
 def plan_labels(
-    *,
-    plan: bytes | None,
-    labels: Mapping[str, int | None],
-    num_images: int | None,
-    schema: LabelSchema,
-    where: str,
+    *, plan: bytes | None, labels: Mapping[str, int | None], num_images: int | None, schema: LabelSchema, where: str
 ) -> list[LabelRow]:
     """Return the label row of every image.
 

@@ -101,11 +101,7 @@ def adapted_config(config: Mapping[str, Any], *, latent_shape: tuple[int, int, i
 
 
 def adapt_unet(
-    config: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
-    *,
-    latent_shape: tuple[int, int, int],
-    dropout: float,
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], *, latent_shape: tuple[int, int, int], dropout: float
 ) -> tuple[UNet2DConditionModel, Adaptation]:
     """Build the network a run trains and load a pretrained network's weights into it.
 

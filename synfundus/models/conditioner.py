@@ -61,11 +61,7 @@ class LabelConditioner(nn.Module):
         self.register_buffer("accumulate", accumulate, persistent=False)
         self.table = nn.Parameter(torch.empty(accumulate.shape[0], token_dim))
         nn.init.normal_(self.table)
-        self.pool = nn.Sequential(
-            nn.Linear(token_dim, pooled_dim),
-            nn.SiLU(),
-            nn.Linear(pooled_dim, pooled_dim),
-        )
+        self.pool = nn.Sequential(nn.Linear(token_dim, pooled_dim), nn.SiLU(), nn.Linear(pooled_dim, pooled_dim))
         for layer in (self.pool[0], self.pool[2]):
             _keep_variance(layer)
 

@@ -144,11 +144,7 @@ class ConditionalDenoiser(nn.Module):
         """
         tokens, pooled = self.conditioner(states)
         prediction: Tensor = self.unet(
-            x_t.to(tokens.dtype),
-            timestep,
-            encoder_hidden_states=tokens,
-            class_labels=pooled,
-            return_dict=False,
+            x_t.to(tokens.dtype), timestep, encoder_hidden_states=tokens, class_labels=pooled, return_dict=False
         )[0]
         return prediction
 

@@ -238,11 +238,7 @@ def _column_numbers(header: Sequence[str], mapping: TableMapping, where: str) ->
 
 
 def _parse_row(
-    line: int,
-    cells: Sequence[str],
-    columns: Mapping[str, int],
-    mapping: TableMapping,
-    schema: LabelSchema,
+    line: int, cells: Sequence[str], columns: Mapping[str, int], mapping: TableMapping, schema: LabelSchema
 ) -> TableRow | RejectedRow:
     cell = cells[columns[mapping.file_column]].strip()
     patient = "" if mapping.patient_column is None else cells[columns[mapping.patient_column]].strip()

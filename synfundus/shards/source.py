@@ -233,12 +233,7 @@ class LatentSource:
     """
 
     def __init__(
-        self,
-        reader: ShardSetReader,
-        *,
-        schema: LabelSchema,
-        moments_shape: tuple[int, int, int],
-        with_flip: bool,
+        self, reader: ShardSetReader, *, schema: LabelSchema, moments_shape: tuple[int, int, int], with_flip: bool
     ) -> None:
         decoder = LatentDecoder(schema=schema, moments_shape=moments_shape, with_flip=with_flip)
         self.layout = decoder.layout

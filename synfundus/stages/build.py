@@ -113,9 +113,7 @@ def forward_process(section: DiffusionConfig) -> ForwardProcess:
 def unweighted_start(section: DiffusionConfig) -> str | None:
     """Return what is wrong if the timestep with which every sample begins has no weight in the loss."""
     return parametrisation.unweighted_start(
-        schedule=forward_process(section),
-        prediction_type=section.prediction_type,
-        min_snr_gamma=section.min_snr_gamma,
+        schedule=forward_process(section), prediction_type=section.prediction_type, min_snr_gamma=section.min_snr_gamma
     )
 
 

@@ -61,10 +61,7 @@ def training_loader(reader: BatchReader, loop: LoopConfig, world: World, *, star
     return BatchLoader(
         reader=reader,
         steps=RankSteps(
-            start_images=start_images,
-            global_batch_size=loop.global_batch_size,
-            rank=world.rank,
-            world_size=world.size,
+            start_images=start_images, global_batch_size=loop.global_batch_size, rank=world.rank, world_size=world.size
         ),
         prefetch=Prefetch(
             batches=loop.prefetch_batches,

@@ -86,9 +86,7 @@ def ds_document(config: LaunchConfig, device: Device) -> dict[str, Any]:
 def batch_plan(loop: LoopConfig, world_size: int) -> BatchPlan:
     """Split the global batch of a loop section, for a resolved micro-batch."""
     return plan_batch(
-        global_batch_size=loop.global_batch_size,
-        max_micro_batch_size=definite_micro_batch(loop),
-        world_size=world_size,
+        global_batch_size=loop.global_batch_size, max_micro_batch_size=definite_micro_batch(loop), world_size=world_size
     )
 
 

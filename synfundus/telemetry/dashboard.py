@@ -149,10 +149,7 @@ def _speed(run: RunView) -> list[Line]:
         *figure("tflops_per_s", "{:,.2f} TFLOP/s"),
         *figure("mfu", "MFU {:.1f} %", 100.0),
     ]
-    waits = [
-        *figure("data_wait_percent", "data {:.1f} %"),
-        *figure("checkpoint_stall_percent", "checkpoint {:.1f} %"),
-    ]
+    waits = [*figure("data_wait_percent", "data {:.1f} %"), *figure("checkpoint_stall_percent", "checkpoint {:.1f} %")]
     left = row.get("eta_s")
     eta = [format_duration(left)] if isinstance(left, int | float) and run.images_seen < run.budget_images else []
     memory = figure("peak_memory_gib", "{:.2f} GiB at most on a rank")

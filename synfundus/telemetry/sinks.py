@@ -325,12 +325,7 @@ class MetricSinks:
 
 
 def build_sinks(
-    run_dir: str | Path,
-    *,
-    rank: int,
-    tensorboard: bool,
-    wandb: Callable[[Path], MetricSink] | None,
-    resume_images: int,
+    run_dir: str | Path, *, rank: int, tensorboard: bool, wandb: Callable[[Path], MetricSink] | None, resume_images: int
 ) -> MetricSinks:
     """Open the sinks of a run: always ``metrics.jsonl``, the others on request. Ranks above 0 get none.
 

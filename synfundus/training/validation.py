@@ -42,12 +42,7 @@ class JudgedBatch:
 
 @torch.no_grad()
 def judge_batches(
-    step: LatentDiffusionStep,
-    reader: BatchReader,
-    batches: Sequence[range],
-    *,
-    device: torch.device,
-    images_seen: int,
+    step: LatentDiffusionStep, reader: BatchReader, batches: Sequence[range], *, device: torch.device, images_seen: int
 ) -> list[JudgedBatch]:
     """Compute the losses of some batches of a split. Not collective; closes the reader.
 

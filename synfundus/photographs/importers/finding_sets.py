@@ -79,10 +79,7 @@ BRSET = Importer(
     file="image_id",
     suffix=".jpg",
     patient="patient_id",
-    aliases={
-        "illumination": ("Illuminaton", "iluminaton", "ilumination", "Illumination"),
-        "drusen": ("drusens",),
-    },
+    aliases={"illumination": ("Illuminaton", "iluminaton", "ilumination", "Illumination"), "drusen": ("drusens",)},
     optional=frozenset({"illumination", "drusen"}),
     labels={
         "dr_grade": (Column("DR_ICDR", GRADE),),

@@ -29,10 +29,7 @@ EYEPACS = Importer(
     file="image",
     suffix=".jpeg",
     patient="patient in the name",
-    labels={
-        "dr_grade": (Column("level", GRADE),),
-        "eye_side": (Column("side in the name", SIDE),),
-    },
+    labels={"dr_grade": (Column("level", GRADE),), "eye_side": (Column("side in the name", SIDE),)},
     derived=frozenset({"patient in the name", "side in the name"}),
     photographs=_eyepacs_photographs,
 )

@@ -34,13 +34,7 @@ from synfundus.stages.demo.judging import (
     reconstruct,
 )
 from synfundus.stages.demo.pace import measure_pace
-from synfundus.stages.demo.plan import (
-    REFERENCE_PACE,
-    GenerationPlan,
-    pace_gain,
-    plan_demo,
-    plan_generation,
-)
+from synfundus.stages.demo.plan import REFERENCE_PACE, GenerationPlan, pace_gain, plan_demo, plan_generation
 from synfundus.stages.demo.report import DemoResult, draw_demo, peak_memory_gib, report_document, show_report
 from synfundus.stages.encode_latents import job as encode_latents
 from synfundus.stages.phantoms import job as phantoms

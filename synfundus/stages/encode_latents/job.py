@@ -26,12 +26,7 @@ from synfundus.errors import ConfigError, DataError
 from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.nhwc.networks import keep_channels_last_on
 from synfundus.stages import Summary, build
-from synfundus.stages.encode_latents.shard_encoder import (
-    EncodeTask,
-    ShardEncoder,
-    check_rejects,
-    open_lanes,
-)
+from synfundus.stages.encode_latents.shard_encoder import EncodeTask, ShardEncoder, check_rejects, open_lanes
 from synfundus.stages.verb import require
 from synfundus.storage import documents, filesystem
 from synfundus.storage.locations import absolute_location

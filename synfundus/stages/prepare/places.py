@@ -77,9 +77,7 @@ def find_paths(section: PrepareConfig) -> PreparePaths:
         raise ConfigError(f"--{missing[0]} is missing", where=f"prepare.{missing[0]}", hint=f"give --{missing[0]}")
     if section.importer is not None and section.mapping is not None:
         raise ConfigError(
-            "--importer and --mapping both define the columns",
-            where="prepare.importer",
-            hint="remove one of them",
+            "--importer and --mapping both define the columns", where="prepare.importer", hint="remove one of them"
         )
     out = str(section.out).rstrip("/")
     crosswalk = (section.crosswalk or f"{out}.crosswalk").rstrip("/")

@@ -126,12 +126,7 @@ def samples_per_shard(section: PrepareConfig) -> int:
 
 
 def plan_inputs(
-    section: PrepareConfig,
-    *,
-    source: str,
-    compared_with: Sequence[str],
-    open_secret: Callable[[], bytes],
-    seed: int,
+    section: PrepareConfig, *, source: str, compared_with: Sequence[str], open_secret: Callable[[], bytes], seed: int
 ) -> InputPlan:
     """Read table and folder and determine the inputs.
 

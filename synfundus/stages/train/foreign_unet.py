@@ -82,11 +82,7 @@ def find_foreign_unet(location: str) -> str | None:
 
 
 def open_foreign_unet(
-    folder: str,
-    *,
-    schema: LabelSchema,
-    latent_shape: tuple[int, int, int],
-    dropout: float,
+    folder: str, *, schema: LabelSchema, latent_shape: tuple[int, int, int], dropout: float
 ) -> ForeignStart:
     """Read a foreign U-Net and adapt it. New weights come from the global generator: seed it.
 

@@ -111,17 +111,10 @@ def _foreign(section: TrainConfig, latents: ShardSet, folder: str, console: Cons
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_key(seed, "init", "denoiser") % 2**63)
         start = open_foreign_unet(
-            folder,
-            schema=latents.label_schema,
-            latent_shape=latent_shape_of(latents),
-            dropout=section.unet.dropout,
+            folder, schema=latents.label_schema, latent_shape=latent_shape_of(latents), dropout=section.unet.dropout
         )
     announce(start, folder, section.diffusion, console)
-    identity = {
-        "init_from": section.init_from,
-        "init_fingerprint": start.fingerprint,
-        "unet": start.architecture,
-    }
+    identity = {"init_from": section.init_from, "init_fingerprint": start.fingerprint, "unet": start.architecture}
     report = {
         "source": section.init_from,
         "fingerprint": start.fingerprint,
