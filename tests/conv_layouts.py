@@ -43,3 +43,8 @@ class ConvLayouts:
     def counted(self) -> tuple[int, int]:
         """Return how many got NHWC at their last call, and how many were called."""
         return sum(self._nhwc.values()), len(self._nhwc)
+
+    @property
+    def others(self) -> list[str]:
+        """Return the names of the rest of them."""
+        return [name for name, nhwc in self._nhwc.items() if not nhwc]

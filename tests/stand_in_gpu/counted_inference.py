@@ -29,7 +29,8 @@ def watched(name: str, compute: Callable[..., Any]) -> Callable[..., Any]:
         before = counters.read()
         with ConvLayouts(module) as layouts:
             result = compute(module, *arguments, **named)
-        counted[name] = {"layouts": layouts.counted, "counts": counters.difference(before, counters.read())}
+        counts = counters.difference(before, counters.read())
+        counted[name] = {"layouts": layouts.counted, "others": layouts.others, "counts": counts}
         return result
 
     return call
