@@ -206,7 +206,8 @@ def counted_training(
 ) -> Mapping[str, Any]:
     """Train the U-Net of fundus256's shape; return what was counted."""
     config = write_config(run_dir.with_suffix(".yaml"), {"train": merged(FUNDUS, {"loop": loop})})
-    where = ("--config", config, "--latents", latents.url, "--run-dir", run_dir, *GPU)
+    # times mean nothing there: a kernel chosen by them, and so the launches, would be another one each time
+    where = ("--config", config, "--latents", latents.url, "--run-dir", run_dir, "--set", "launch.attention=sdpa", *GPU)
     script = SCRIPTS / "counted_training.py"
     return document(gpu.run(script, "train", *where, name=name, major=major, timeout_s=2000))
 
