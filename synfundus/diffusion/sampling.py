@@ -218,7 +218,7 @@ def sample_latents(
     """
     _check_sampling(scheduler, num_steps, guidance_scale, guidance_interval, guidance_rescale)
     scheduler = copy.deepcopy(scheduler)
-    _set_timesteps(scheduler, num_steps, initial_noise.device)
+    _set_timesteps(scheduler, num_steps)
     first, last = guidance_interval if guidance_interval is not None else (0.0, 1.0)
     null_states = torch.zeros_like(states)
     flow = follows_flow(scheduler)
@@ -226,7 +226,7 @@ def sample_latents(
     noisiest = scheduler.config.num_train_timesteps - (0 if flow else 1)
     for timestep in scheduler.timesteps:
         model_input = x_t if flow else scheduler.scale_model_input(x_t, timestep)
-        rows = timestep.expand(x_t.shape[0])
+        rows = torch.full((len(x_t),), timestep.item(), dtype=timestep.dtype, device=x_t.device)
         progress = 1.0 - float(timestep) / noisiest
         if guidance_scale == 1.0 or not first <= progress <= last:
             prediction = denoise(model_input, rows, states).float()
@@ -265,21 +265,24 @@ def _capped_betas(schedule: NoiseSchedule, *, max_sigma: float) -> list[float]:
     return betas
 
 
-def _set_timesteps(scheduler: Scheduler, num_steps: int, device: torch.device) -> None:
-    """Plan the steps, below noise levels at which a predicted noise tells nothing about the sample."""
+def _set_timesteps(scheduler: Scheduler, num_steps: int) -> None:
+    """Plan the steps, below noise levels at which a predicted noise tells nothing about the sample.
+
+    The plan is in the host's memory: whoever reads a timestep that is on a GPU waits for all that was asked of it.
+    """
     if follows_flow(scheduler):
         with _numpy_migration_warning_ignored():
-            plan_flow_steps(scheduler, num_steps, device)
+            plan_flow_steps(scheduler, num_steps)
         return
     if scheduler.config.prediction_type == "epsilon" and not isinstance(scheduler, HeunDiscreteScheduler):
         usable = int((_log_sigmas(scheduler) <= math.log(_EPSILON_MAX_SIGMA)).sum())
         if usable < scheduler.config.num_train_timesteps:
             spaced = np.round(np.arange(usable, 0, -usable / num_steps))[:num_steps].astype(np.int64) - 1
             with _numpy_migration_warning_ignored():
-                scheduler.set_timesteps(timesteps=spaced.tolist(), device=device)
+                scheduler.set_timesteps(timesteps=spaced.tolist())
             return
     with _numpy_migration_warning_ignored():
-        scheduler.set_timesteps(num_steps, device=device)
+        scheduler.set_timesteps(num_steps)
 
 
 @contextmanager
@@ -355,7 +358,7 @@ def follows_flow(scheduler: object) -> bool:
     return isinstance(scheduler, _FLOW_CLASSES)
 
 
-def plan_flow_steps(scheduler: FlowScheduler, num_steps: int, device: torch.device) -> None:
+def plan_flow_steps(scheduler: FlowScheduler, num_steps: int) -> None:
     """Plan a sampler's steps, the shift applied once.
 
     diffusers' own plans are not used. Euler's ends with a step of a thousandth of the path; Euler's and Heun's apply
@@ -363,18 +366,18 @@ def plan_flow_steps(scheduler: FlowScheduler, num_steps: int, device: torch.devi
     """
     count = scheduler.config.num_train_timesteps
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / num_steps, num_steps).tolist(), device=device)
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / num_steps, num_steps).tolist())
         return
-    scheduler.set_timesteps(num_steps, device=device)
+    scheduler.set_timesteps(num_steps)
     if isinstance(scheduler, FlowMatchHeunDiscreteScheduler):
         # the last step, to time 0, is of first order: make it small
         times = shifted(np.linspace(1.0, 1.0 / count, num_steps), scheduler.config.shift)
         inner = np.repeat(times[1:], 2)
-        scheduler.sigmas = _tensor([times[0], *inner, 0.0], device)
-        scheduler.timesteps = _tensor([times[0] * count, *inner * count], device)
+        scheduler.sigmas = _tensor([times[0], *inner, 0.0])
+        scheduler.timesteps = _tensor([times[0] * count, *inner * count])
         return
-    scheduler.timesteps = (scheduler.sigmas[:-1] * count).to(device)
+    scheduler.timesteps = scheduler.sigmas[:-1] * count
 
 
-def _tensor(values: Sequence[float], device: torch.device) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=device)
+def _tensor(values: Sequence[float]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32)

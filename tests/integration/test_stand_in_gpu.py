@@ -253,18 +253,22 @@ def test_every_convolution_gets_nhwc_memory(eager: Mapping[str, Any]) -> None:
     assert (nhwc, total) == (52, 52)
 
 
+def counted_inference(gpu: StandIn, *command: str | Path, name: str) -> Mapping[str, Any]:
+    """Encode or sample; return what the last calls of the networks were given and asked for."""
+    return document(gpu.run(SCRIPTS / "counted_inference.py", *command, *GPU, name=name))
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_encoding_and_sampling_give_every_convolution_nhwc_memory(
     gpu: StandIn, image_set: ShardSet, vae_run: Path, trained: Path, tmp_path: Path, precision: str
 ) -> None:
     sections = {"encode_latents": {"precision": precision}, "sample": {"precision": precision}}
-    config = write_config(tmp_path / "run.yaml", sections)
+    config = ("--config", write_config(tmp_path / "run.yaml", sections))
     encode = ("encode-latents", "--data", image_set.url, "--vae", vae_run, "--out", tmp_path / "latents")
     sample = ("sample", "--model", trained, "--out", tmp_path / "samples", "--num-images", "4")
-    for command, calls in ((encode, ["encode"]), (sample, ["decode", "forward"])):
+    for command, calls in ((encode, ["encode"]), (sample, ["decode", "forward", "sample_latents"])):
         name = f"{command[0]}, counted, {precision}"
-        ended = gpu.run(SCRIPTS / "counted_inference.py", *command, "--config", config, *GPU, name=name)
-        counted = document(ended)
+        counted = counted_inference(gpu, *command, *config, name=name)
         assert sorted(counted) == calls
         for call, found in counted.items():
             nhwc, total = found["layouts"]
@@ -272,6 +276,16 @@ def test_encoding_and_sampling_give_every_convolution_nhwc_memory(
             assert total > 10
             # weights alone are enough for the first: torch turns what a network is given
             assert {layer.rpartition(".")[2] for layer in found["others"]} <= {"conv_in"}, found["others"]
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp", "euler", "heun"])
+def test_the_steps_of_a_sampler_wait_for_nothing(gpu: StandIn, trained: Path, tmp_path: Path, sampler: str) -> None:
+    config = write_config(tmp_path / "run.yaml", {"sample": {"batch_size": 2}})
+    where = ("--model", trained, "--out", tmp_path / "samples", "--num-images", "4", "--config", config)
+    counted = counted_inference(gpu, "sample", *where, "--sampler", sampler, name=f"sample, counted, {sampler}")
+    counts = counted["sample_latents"]["counts"]  # of the second batch: the first takes constants to the device
+    assert {name: counts[name] for name in SYNCS} == dict.fromkeys(SYNCS, 0)
+    assert counts["kernels"] > 100, "nothing was counted"
 
 
 def test_compiled_blocks_need_fewer_launches(

@@ -1,7 +1,7 @@
-"""Run a command line that encodes or samples; print which 3x3 convolutions got NHWC memory, and launches, as JSON.
+"""Run a command line that encodes or samples; print which 3x3 convolutions got NHWC memory, and counts.
 
 ``python counted_inference.py sample --model ...`` on the stand-in GPU, in one process. What is printed for each network
-is of its last call.
+is of its last call, as one line of JSON.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from conv_layouts import ConvLayouts
 from torch import nn
 
 from stand_in_gpu import MARK, counters
+from synfundus.artifacts import model
 from synfundus.cli.app import run_command
 from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.unet import ConditionalDenoiser
@@ -23,7 +24,7 @@ counted: dict[str, Any] = {}
 
 
 def watched(name: str, compute: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a method of a module that also notes what it asked the GPU for."""
+    """Return a function, or a method, whose first argument is a module, that also notes what it asked the GPU for."""
 
     def call(module: nn.Module, *arguments: Any, **named: Any) -> Any:
         before = counters.read()
@@ -37,8 +38,12 @@ def watched(name: str, compute: Callable[..., Any]) -> Callable[..., Any]:
 
 
 if __name__ == "__main__":
-    for kind, name in ((LatentAutoencoder, "encode"), (LatentAutoencoder, "decode"), (ConditionalDenoiser, "forward")):
-        setattr(kind, name, watched(name, getattr(kind, name)))
+    owners: list[tuple[Any, str]] = [
+        *((LatentAutoencoder, "encode"), (LatentAutoencoder, "decode")),
+        *((ConditionalDenoiser, "forward"), (model, "sample_latents")),
+    ]
+    for owner, name in owners:
+        setattr(owner, name, watched(name, getattr(owner, name)))
     code = run_command(sys.argv[1:])
     print(MARK + json.dumps(counted), flush=True)
     raise SystemExit(code)
