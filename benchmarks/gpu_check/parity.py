@@ -16,7 +16,7 @@ from benchmarks.gpu_check.verdicts import Report, relative_gap
 from synfundus.config.auto import definite_channels_last
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.numerics import only_deterministic_kernels, set_tf32
-from synfundus.models.nhwc.networks import keep_channels_last_on
+from synfundus.models.nhwc.networks import keep_channels_last, kernels_for
 from synfundus.stages.trial_step import latent_shape, random_batch, training_step
 
 MICRO_BATCHES = 3
@@ -98,7 +98,7 @@ def outcome(config: RunConfig, device: torch.device, *, images: int) -> Outcome:
     shape = latent_shape(config.train_vae.autoencoder, image_size_px=config.prepare.image_size_px)
     step = training_step(config.train, shape, device, seed=0)
     _spread(list(step.parameters()))
-    keep_channels_last_on(device, step.denoiser.unet, say=print)
+    keep_channels_last(step.denoiser.unet, kernels_for(device, torch.float32))
     if definite_channels_last(config.train.loop):
         step.denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     batch = random_batch(config.train.diffusion, MICRO_BATCHES * images, shape, device)

@@ -19,7 +19,7 @@ from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld, World, connect, disconnect
 from synfundus.errors import SynfundusError
 from synfundus.models.compiler import missing_for_compilation
-from synfundus.models.nhwc.networks import keep_channels_last_on
+from synfundus.models.nhwc.networks import keep_channels_last, kernels_for
 from synfundus.stages import build, training_setup
 from synfundus.stages.plan import job as plan
 from synfundus.stages.trial_step import latent_shape, random_batch, training_step
@@ -135,7 +135,7 @@ def stepper(config: RunConfig, world: World) -> Callable[[], None]:
     build.attention(unet, config.launch, dtype=torch.bfloat16, world=world, console=console)
     if loop.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    keep_channels_last_on(device, unet, say=print)
+    keep_channels_last(unet, kernels_for(device, torch.bfloat16))
     training_setup.compiled(unet, loop, world, console)
     batch = training_setup.batch_plan(loop, world.size)
     engine = training_setup.engine(

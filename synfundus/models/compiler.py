@@ -19,26 +19,44 @@ def missing_for_compilation(
     *,
     which: Callable[[str], str | None] = shutil.which,
     has_package: Callable[[str], bool] = lambda name: importlib.util.find_spec(name) is not None,
-    headers: str | None = None,
 ) -> str | None:
-    """Return what `torch.compile`, and on a GPU Triton, lacks on a device, or None.
+    """Return what `torch.compile` lacks on a device, or None.
 
     Args:
         device: Device to compute on.
-        environment: Environment, in which ``CXX`` and ``CC`` may name compilers.
+        environment: Environment, in which ``CXX`` may name a compiler.
         which: Finds a program; an argument for tests.
         has_package: Finds a package; an argument for tests.
-        headers: Folder of Python's headers; None = this Python's.
     """
     if device == "cuda" and not has_package("triton"):
         return "the package triton"
-    wanted = [("CXX", "a C++ compiler", CPP_COMPILERS)]
-    if device == "cuda":
-        wanted.append(("CC", "a C compiler", C_COMPILERS))
-    for variable, what, usual in wanted:
-        candidates = (environment[variable],) if environment.get(variable) else usual
-        if not any(which(name) for name in candidates):
-            return f"{what} ({' or '.join(candidates)})"
-    if device == "cuda" and not (Path(headers or str(sysconfig.get_config_var("INCLUDEPY"))) / "Python.h").is_file():
-        return "Python's headers (Python.h)"
-    return None
+    return _missing("a C++ compiler", environment.get("CXX"), CPP_COMPILERS, which)
+
+
+def missing_for_triton(
+    environment: Mapping[str, str],
+    *,
+    which: Callable[[str], str | None] = shutil.which,
+    has_package: Callable[[str], bool] = lambda name: importlib.util.find_spec(name) is not None,
+    headers: str | None = None,
+) -> str | None:
+    """Return what Triton's kernels lack, or None: Triton compiles the code that starts them.
+
+    Args:
+        environment: Environment, in which ``CC`` may name a compiler.
+        which: Finds a program; an argument for tests.
+        has_package: Finds a package; an argument for tests.
+        headers: Folder of Python's headers; None = where Triton looks for them.
+    """
+    if not has_package("triton"):
+        return "the package triton"
+    if missing := _missing("a C compiler", environment.get("CC"), C_COMPILERS, which):
+        return missing
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # as Triton does on Debian
+    folder = headers or sysconfig.get_path("include", scheme)
+    return None if (Path(folder) / "Python.h").is_file() else f"the headers of this Python ({folder}/Python.h)"
+
+
+def _missing(what: str, named: str | None, usual: tuple[str, ...], which: Callable[[str], str | None]) -> str | None:
+    candidates = (named,) if named else usual
+    return None if any(which(name) for name in candidates) else f"{what} ({' or '.join(candidates)})"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from synfundus.artifacts.model import ModelSetup
 from synfundus.config.auto import definite
@@ -20,13 +22,14 @@ from synfundus.diffusion.sampling import SamplerName, SamplerSettings, scheduler
 from synfundus.diffusion.schedule import build_schedule
 from synfundus.distributed.agreement import together
 from synfundus.distributed.numerics import set_tf32
-from synfundus.distributed.world import World, torch_device
+from synfundus.distributed.world import World, device_fault, torch_device
 from synfundus.errors import DataError
 from synfundus.labels.schema import LabelSchema
 from synfundus.models.attention import apply_attention, choose_attention, probe_shapes
 from synfundus.models.autoencoder import LatentAutoencoder, build_autoencoder
 from synfundus.models.autoencoder_objective import PatchDiscriminator
 from synfundus.models.conditioner import LabelConditioner
+from synfundus.models.nhwc.networks import keep_channels_last, kernels_for
 from synfundus.models.unet import ConditionalDenoiser, build_unet
 from synfundus.seeding import derive_key
 from synfundus.storage.manifest import ShardSet
@@ -88,6 +91,43 @@ def attention(model: Any, config: LaunchConfig, *, dtype: torch.dtype, world: Wo
         choice = choose_attention(requested=requested, shapes=shapes, dtype=dtype, device=torch_device(world))
     apply_attention(model, choice)
     console.message(f"attention of {type(model).__name__}: {choice.backend} ({choice.reason})")
+
+
+def channels_last(
+    *networks: nn.Module, dtype: torch.dtype, world: World, console: Console, weights: bool = False
+) -> None:
+    """Have networks of diffusers keep NHWC memory on a GPU, which gains by it, alike on all ranks. Collective.
+
+    Args:
+        networks: Changed in place; they gain only by weights in NHWC memory.
+        dtype: Type they compute in.
+        world: The job.
+        console: Where a rank's reason is shown if group norms have to be torch's, which return NCHW.
+        weights: Whether to turn the weights; a training's engine gives it weights of its own.
+
+    Raises:
+        RuntimeError: The GPU failed, or its memory is full.
+    """
+    if world.device != "cuda":
+        return
+    operations, obstacle = None, ""
+    try:
+        operations = kernels_for(torch_device(world), dtype)
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError) or device_fault(error, rank=world.rank):
+            raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        obstacle = f"do not run on {socket.gethostname()} ({lines[-1]})"
+    if obstacle := next(filter(None, world.all_gather(obstacle)), ""):
+        operations = None
+        console.warning(
+            f"group norms turn NHWC memory into NCHW, which costs time: their kernels {obstacle}; they need triton, a "
+            "C compiler (CC, gcc or clang), the headers of this Python, and a cache folder that can be written"
+        )
+    for network in networks:
+        keep_channels_last(network, operations)
+        if weights:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def tensor_cores(wanted: bool, world: World, console: Console, *, option: str = "") -> None:

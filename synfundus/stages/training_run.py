@@ -14,16 +14,15 @@ from torch import Tensor, nn
 
 from synfundus.artifacts.ema_snapshots import has_snapshots, write_snapshot
 from synfundus.artifacts.run_folder import RunFolder
-from synfundus.config.auto import definite_channels_last
+from synfundus.config.auto import assumed_channels_last, definite_channels_last
 from synfundus.config.diffusion import TrainConfig
 from synfundus.config.machine import LaunchConfig, TelemetryConfig
 from synfundus.config.training import LoopConfig, TrainVaeConfig
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import World, torch_device, without_timeout
-from synfundus.models.nhwc.networks import keep_channels_last_on
 from synfundus.shards.batches import BatchReader
-from synfundus.stages import Summary, training_setup
+from synfundus.stages import Summary, build, training_setup
 from synfundus.stages.measured_start import Rehearsed, settle_attention, settle_loop
 from synfundus.stages.reading import set_names, training_loader
 from synfundus.stages.run_weights import RunWeights
@@ -217,7 +216,10 @@ class TrainingRun(Generic[T]):
         )
         if loop.gradient_checkpointing:
             backbone.enable_gradient_checkpointing()  # type: ignore[operator]
-        keep_channels_last_on(torch_device(self._world), backbone, say=self._console.warning)
+        if assumed_channels_last(loop):
+            build.channels_last(
+                backbone, dtype=build.torch_dtype(loop.precision), world=self._world, console=self._console
+            )
         training_setup.compiled(backbone, loop, self._world, self._console)
 
     def run(self) -> Summary:

@@ -98,22 +98,10 @@ def test_without_a_compiler_a_run_says_so_before_it_starts(
     assert not (tmp_path / "run").exists(), "a start that is refused leaves no mark"
 
 
-def test_what_a_gpu_needs_is_looked_for_too(tmp_path: Path) -> None:
-    (tmp_path / "Python.h").touch()
-    all_there: dict[str, Any] = {
-        "which": lambda name: f"/usr/bin/{name}",
-        "has_package": lambda name: name == "triton",
-        "headers": str(tmp_path),
-    }
-    lacks: dict[str | None, dict[str, Any]] = {
-        None: {},
-        "the package triton": {"has_package": lambda name: False},
-        "a C++ compiler (g++ or clang++)": {"which": lambda name: None if "++" in name else f"/usr/bin/{name}"},
-        "a C compiler (gcc or clang)": {"which": lambda name: f"/usr/bin/{name}" if "++" in name else None},
-        "Python's headers (Python.h)": {"headers": str(tmp_path / "elsewhere")},
-    }
-    for missing, changes in lacks.items():
-        assert missing_for_compilation("cuda", {}, **{**all_there, **changes}) == missing
+def test_what_a_gpu_needs_is_looked_for_too() -> None:
+    there = {"which": lambda name: f"/usr/bin/{name}"}
+    assert missing_for_compilation("cuda", {}, has_package=lambda name: False, **there) == "the package triton"
+    assert missing_for_compilation("cuda", {}, has_package=lambda name: name == "triton", **there) is None
 
 
 def test_a_run_that_does_not_compile_looks_for_no_compiler(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from rank_processes import Ended
 from stand_in_gpu.runs import HOW_TO_GET_ONE, StandIn, document, find_stand_in, report
 from tiny_sets import merged, phantom_samples, tiny_config, write_config, write_set
 
+from synfundus.diffusion.sampling import FLOW_SAMPLERS, SamplerName
 from synfundus.distributed.world import World
 from synfundus.stages.encode_latents import job as encode_latents
 from synfundus.stages.train_vae import job as train_vae
@@ -278,11 +279,31 @@ def test_encoding_and_sampling_give_every_convolution_nhwc_memory(
             assert {layer.rpartition(".")[2] for layer in found["others"]} <= {"conv_in"}, found["others"]
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "dpmpp", "euler", "heun"])
-def test_the_steps_of_a_sampler_wait_for_nothing(gpu: StandIn, trained: Path, tmp_path: Path, sampler: str) -> None:
+def test_kernels_are_launched_where_their_images_are(gpu: StandIn) -> None:
+    found = document(gpu.run(SCRIPTS / "kernel_devices.py", name="kernels of two GPUs", devices=2))
+    assert found == {"threads": 1, "here": 0, "launched": [[1, 1]]}
+
+
+@pytest.fixture(scope="module")
+def flow(gpu: StandIn, latent_set: ShardSet, vae_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that predicts the flow's velocity."""
+    run_dir = tmp_path_factory.mktemp("flow") / "run"
+    changes = {"loop": {**LOOP, "budget_images": 8}, "diffusion": {"prediction_type": "flow_velocity"}}
+    train(gpu, latent_set, run_dir, changes, "--vae", vae_run, name="train, flow")
+    return run_dir
+
+
+@pytest.mark.parametrize(
+    ("kind", "sampler"),
+    [*(("trained", name) for name in get_args(SamplerName)), *(("flow", name) for name in FLOW_SAMPLERS)],
+)
+def test_the_steps_of_a_sampler_wait_for_nothing(
+    gpu: StandIn, request: pytest.FixtureRequest, tmp_path: Path, kind: str, sampler: str
+) -> None:
     config = write_config(tmp_path / "run.yaml", {"sample": {"batch_size": 2}})
-    where = ("--model", trained, "--out", tmp_path / "samples", "--num-images", "4", "--config", config)
-    counted = counted_inference(gpu, "sample", *where, "--sampler", sampler, name=f"sample, counted, {sampler}")
+    model: Path = request.getfixturevalue(kind)
+    where = ("--model", model, "--out", tmp_path / "samples", "--num-images", "4", "--config", config)
+    counted = counted_inference(gpu, "sample", *where, "--sampler", sampler, name=f"sample, counted, {kind}, {sampler}")
     counts = counted["sample_latents"]["counts"]  # of the second batch: the first takes constants to the device
     assert {name: counts[name] for name in SYNCS} == dict.fromkeys(SYNCS, 0)
     assert counts["kernels"] > 100, "nothing was counted"

@@ -13,7 +13,7 @@ import pytest
 
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld
-from synfundus.models.compiler import missing_for_compilation
+from synfundus.models.compiler import missing_for_compilation, missing_for_triton
 from synfundus.stages.doctor import job as doctor
 from synfundus.telemetry.console import SilentConsole
 
@@ -80,13 +80,34 @@ def test_attention_is_measured_only_where_a_gpu_is_used(quick: dict[str, dict[st
 
 
 def test_a_compiler_is_optional_and_what_lacks_is_named() -> None:
-    lacking = doctor.check_compiler(missing_for_compilation("cpu", {}, which=lambda name: None), gpu=False)
+    lacking = doctor.check_compiler(missing_for_compilation("cpu", {}, which=lambda name: None))
     assert lacking.status == "ok"
     assert "g++ or clang++" in lacking.detail
-    there = doctor.check_compiler(missing_for_compilation("cpu", {}, which=lambda name: f"/usr/bin/{name}"), gpu=False)
+    there = doctor.check_compiler(missing_for_compilation("cpu", {}, which=lambda name: f"/usr/bin/{name}"))
     assert there.detail.startswith("there")
-    slower = doctor.check_compiler("a C compiler (gcc or clang)", gpu=True)
-    assert (slower.status, "NHWC" in slower.detail, "gcc" in slower.detail) == ("warn", True, True)
+
+
+def test_a_compiler_that_group_norms_lack_on_a_gpu_is_a_warning_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "Python.h").touch()
+    all_there: dict[str, Any] = {
+        "which": lambda name: f"/usr/bin/{name}",
+        "has_package": lambda name: name == "triton",
+        "headers": str(tmp_path),
+    }
+    lacks: dict[str | None, dict[str, Any]] = {
+        None: {"which": lambda name: None if "++" in name else f"/usr/bin/{name}"},
+        "the package triton": {"has_package": lambda name: False},
+        "a C compiler (gcc or clang)": {"which": lambda name: f"/usr/bin/{name}" if "++" in name else None},
+        f"the headers of this Python ({tmp_path}/none/Python.h)": {"headers": str(tmp_path / "none")},
+    }
+    for missing, changes in lacks.items():
+        norms = missing_for_triton({}, **{**all_there, **changes})
+        assert norms == missing
+        check = doctor.check_compiler("a C++ compiler (g++ or clang++)", norms=norms)
+        assert check.status == ("ok" if missing is None else "warn")
+        assert ("NHWC" in check.detail) is (missing is not None)
+        assert "g++" in check.detail
+    assert missing_for_triton({"CC": "mycc"}, **{**all_there, "which": lambda name: None}) == "a C compiler (mycc)"
 
 
 def test_gpus_are_counted_by_name() -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
-import re
+import socket
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from synfundus.models.diffusers_classes import AutoencoderKL, UNet2DConditionModel
-from synfundus.models.nhwc import networks
-from synfundus.models.nhwc.group_norm import PlainOperations
+from synfundus.models.nhwc.group_norm import ChannelsLastGroupNorm, PlainOperations, RowOperations
 from synfundus.models.nhwc.networks import keep_channels_last, kernels_for
 from synfundus.models.unet import build_unet
+from synfundus.stages import build
+from synfundus.telemetry.console import SilentConsole
 
 
 def unet(*, linear: bool) -> UNet2DConditionModel:
@@ -107,19 +110,61 @@ def test_names_of_weights_stay() -> None:
     assert list(ours.state_dict()) == list(stock.state_dict())
 
 
-def never(reason: str) -> None:
-    pytest.fail(reason)
-
-
 def test_a_cpu_keeps_torchs_own_norms() -> None:
-    assert kernels_for(torch.device("cpu"), say=never) is None
+    assert kernels_for(torch.device("cpu"), torch.float32) is None
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels run here")
-def test_kernels_that_do_not_run_are_left_out_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(networks, "native_norm_keeps", lambda _: False)
-    said: list[str] = []
-    assert kernels_for(torch.device("cuda"), say=said.append) is None
-    reason = "no CUDA|No module named 'triton'|not compiled with CUDA|NVIDIA driver"
-    assert len(said) == 1
-    assert re.search(rf"do not run \(.*({reason}).*\)", said[0]), said
+# ---- a job's choice --------------------------------------------------------------------------------------------
+
+
+class Said(SilentConsole):
+    """Keeps warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warning(self, text: str) -> None:
+        """See `Console`."""
+        self.warnings.append(text)
+
+
+def choose(monkeypatch: pytest.MonkeyPatch, mine: Exception | RowOperations, other: str = "") -> tuple[bool, Said]:
+    """Choose on a rank whose kernels are, or raise, the first, beside one with the other obstacle; are they used?"""
+
+    def kernels(*_: object) -> RowOperations:
+        if isinstance(mine, Exception):
+            raise mine
+        return mine
+
+    monkeypatch.setattr(build, "kernels_for", kernels)
+    monkeypatch.setattr(build, "torch_device", lambda _: torch.device("cpu"))
+    world: Any = SimpleNamespace(device="cuda", rank=0, size=2, all_gather=lambda value: [value, other])
+    network, console = autoencoder(), Said()
+    build.channels_last(network, dtype=torch.float32, world=world, console=console, weights=True)
+    assert network.encoder.conv_out.weight.is_contiguous(memory_format=torch.channels_last)
+    return any(isinstance(module, ChannelsLastGroupNorm) for module in network.modules()), console
+
+
+def test_kernels_that_run_on_all_ranks_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    used, console = choose(monkeypatch, PlainOperations())
+    assert (used, console.warnings) == (True, [])
+
+
+def test_kernels_that_do_not_run_on_one_rank_are_used_on_none_and_the_reason_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    error = RuntimeError("in a kernel:\n    x = 1\nFailed to find C compiler.\n")
+    used, console = choose(monkeypatch, error)
+    assert (used, len(console.warnings)) == (False, 1)
+    assert f"do not run on {socket.gethostname()} (Failed to find C compiler.)" in console.warnings[0]
+    used, console = choose(monkeypatch, PlainOperations(), "do not run on node7 (no gcc)")
+    assert (used, len(console.warnings)) == (False, 1)
+    assert "do not run on node7 (no gcc)" in console.warnings[0]
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: an illegal memory access")]
+)
+def test_a_failed_gpu_is_no_missing_compiler(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    with pytest.raises(type(error), match=str(error)):
+        choose(monkeypatch, error)

@@ -8,34 +8,12 @@ what gives the same values; with NCHW memory the network computes as before.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from synfundus.models.attention import reason_of
 from synfundus.models.diffusers_classes import Transformer2DModel
 from synfundus.models.nhwc.group_norm import ChannelsLastGroupNorm, RowOperations
-
-
-def keep_channels_last_on(
-    device: torch.device, *networks: nn.Module, say: Callable[[str], None], weights: bool = False
-) -> None:
-    """Have networks of diffusers keep NHWC memory where a device gains by it: on a GPU.
-
-    Args:
-        device: Where they are.
-        networks: Changed in place; they gain only by weights in NHWC memory.
-        say: Called with the reason if their group norms cannot keep NHWC there.
-        weights: Whether to turn the weights, for inference alone: they cannot be saved like this.
-    """
-    if device.type != "cuda":
-        return
-    operations = kernels_for(device, say=say)
-    for network in networks:
-        keep_channels_last(network, operations)
-        if weights:
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def keep_channels_last(network: nn.Module, operations: RowOperations | None) -> None:
@@ -55,26 +33,26 @@ def keep_channels_last(network: nn.Module, operations: RowOperations | None) -> 
                 setattr(module, name, ChannelsLastGroupNorm.of(child, operations))
 
 
-def kernels_for(device: torch.device, *, say: Callable[[str], None]) -> RowOperations | None:
-    """Return the kernels for group norms on a device; None where they do not run, or torch's own keep NHWC memory.
+def kernels_for(device: torch.device, dtype: torch.dtype) -> RowOperations | None:
+    """Return the kernels for group norms, after a trial; None on a CPU, or where torch's own keep NHWC memory.
 
     Args:
-        device: Any.
-        say: Called with the reason if they do not run: Triton compiles them with a C compiler and Python's headers.
+        device: Where they are to run.
+        dtype: Type of the images.
+
+    Raises:
+        Exception: Whatever Triton, the C compiler it starts, Python's headers, its cache folder or the GPU may raise.
     """
     if device.type != "cuda" or native_norm_keeps(device):
         return None
-    try:
-        from synfundus.models.nhwc.row_kernels import TritonOperations
+    from synfundus.models.nhwc.row_kernels import TritonOperations
 
-        operations, rows = TritonOperations(), torch.zeros(1, 2, 2, device=device)
-        operations.sums(rows, rows)
-    except Exception as error:  # noqa: BLE001 - whatever a compiler, its headers or a cache folder may raise
-        say(
-            f"group norms turn NHWC memory into NCHW, which costs time: their kernels do not run ({reason_of(error)}); "
-            "install triton, a C compiler and Python's headers"
-        )
-        return None
+    operations = TritonOperations()
+    norm = ChannelsLastGroupNorm.of(nn.GroupNorm(32, 64, device=device, dtype=dtype), operations)
+    image = torch.zeros(2, 64, 16, 16, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    with torch.enable_grad():
+        torch.autograd.backward(norm(image.requires_grad_()).float().sum())
+    torch.cuda.synchronize(device)
     return operations
 
 

@@ -114,7 +114,8 @@ def _grid(x: Tensor, rows_a_program: int) -> tuple[int, int, int]:
 
 
 def _run(kernel: Any, grid: tuple[int, ...], *arguments: Any, **sizes: Any) -> None:  # noqa: ANN401 - untyped
-    kernel[grid](*arguments, **sizes)
+    with torch.cuda.device_of(arguments[0]):  # Triton launches on the current device, which each thread has its own of
+        kernel[grid](*arguments, **sizes)
 
 
 def _fresh(like: Tensor, *shape: int) -> Tensor:

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World
-from synfundus.models.compiler import missing_for_compilation
+from synfundus.models.compiler import missing_for_compilation, missing_for_triton
 from synfundus.stages import Summary
 from synfundus.telemetry.console import Console
 from synfundus.training.memory.host_memory import available_memory_bytes
@@ -225,16 +225,20 @@ def check_attention(packages: Mapping[str, Any], facts: Mapping[str, Any] | None
     return Check("attention", "ok" if "sdpa" in facts["ms"] else "warn", detail)
 
 
-def check_compiler(missing: str | None, *, gpu: bool) -> Check:
-    """Report whether `train.loop.compile` can work, and on a GPU the group norms that keep NHWC memory."""
+def check_compiler(missing: str | None, *, norms: str | None = None) -> Check:
+    """Report whether `train.loop.compile` can work, and on a GPU the group norms that keep NHWC memory.
+
+    Args:
+        missing: What `torch.compile` lacks.
+        norms: What group norms lack, None without a GPU too.
+    """
+    compiled = f"not possible without {missing}" if missing else "possible"
+    if norms is not None:
+        detail = f"train.loop.compile is {compiled}; group norms turn NHWC memory into NCHW without {norms}"
+        return Check("compiler", "warn", detail, "install it: every verb that computes is slower without")
     if missing is None:
         return Check("compiler", "ok", "there: train.loop.compile is possible")
-    detail = f"train.loop.compile is not possible without {missing}"
-    if gpu:
-        return Check(
-            "compiler", "warn", f"{detail}, and group norms turn NHWC memory into NCHW", "install it: it is faster"
-        )
-    return Check("compiler", "ok", f"{detail}; nothing else compiles")
+    return Check("compiler", "ok", f"train.loop.compile is {compiled}")
 
 
 def check_slurm(programs: Mapping[str, tuple[str, bool] | None]) -> Check:
@@ -339,7 +343,10 @@ def examine(environment: Mapping[str, str], *, device: Literal["auto", "cpu", "c
         check_package("deepspeed", packages["deepspeed"]),
         check_package("diffusers", packages["diffusers"]),
         check_attention(packages["diffusers"], probe(_ATTENTION_PROBE, environment=environment) if gpus else None),
-        check_compiler(missing_for_compilation("cuda" if gpus else "cpu", environment), gpu=gpus),
+        check_compiler(
+            missing_for_compilation("cuda" if gpus else "cpu", environment),
+            norms=missing_for_triton(environment) if gpus else None,
+        ),
         check_slurm({name: ask_version(name) for name in SLURM_PROGRAMS}),
         check_s3(environment, credentials_file=credentials.is_file()),
         check_disk({place: shutil.disk_usage(place).free for place in places}),

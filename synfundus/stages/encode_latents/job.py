@@ -24,7 +24,6 @@ from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World, share_of, torch_device, without_timeout
 from synfundus.errors import ConfigError, DataError
 from synfundus.models.autoencoder import LatentAutoencoder
-from synfundus.models.nhwc.networks import keep_channels_last_on
 from synfundus.stages import Summary, build
 from synfundus.stages.encode_latents.shard_encoder import EncodeTask, ShardEncoder, check_rejects, open_lanes
 from synfundus.stages.verb import require
@@ -66,7 +65,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     device, dtype = torch_device(world), build.torch_dtype(section.precision)
     autoencoder, autoencoder_fingerprint = open_autoencoder(folder, device=device, dtype=dtype)
     build.attention(autoencoder.network, config.launch, dtype=dtype, world=world, console=console)
-    keep_channels_last_on(device, autoencoder.network, say=console.warning, weights=True)
+    build.channels_last(autoencoder.network, dtype=dtype, world=world, console=console, weights=True)
     properties = _properties(section, image_set, autoencoder, autoencoder_fingerprint, tf32=tf32)
     complete = on_rank_0(lambda: _claim(out, properties), world)
     sources = LatentSources(

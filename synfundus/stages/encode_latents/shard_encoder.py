@@ -125,7 +125,7 @@ def open_lanes(device: torch.device) -> Iterator[Lanes]:
     on_cpu = device.type == "cpu"
     count = threads if on_cpu else 2
     with (
-        ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as encoders,
+        ThreadPoolExecutor(count, initializer=_begin_lane, initargs=(device,)) as encoders,
         ThreadPoolExecutor(threads) as decoders,
     ):
         try:
@@ -134,6 +134,12 @@ def open_lanes(device: torch.device) -> Iterator[Lanes]:
             encoders.shutdown(cancel_futures=True)
             decoders.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
+
+
+def _begin_lane(device: torch.device) -> None:
+    torch.set_num_threads(1)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # each thread has a current device of its own
 
 
 class ShardEncoder:

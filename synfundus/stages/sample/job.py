@@ -31,7 +31,6 @@ from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World, share_of, torch_device, without_timeout
 from synfundus.labels.plan import LabelRow, label_table, plan_labels
 from synfundus.labels.schema import label_caption
-from synfundus.models.nhwc.networks import keep_channels_last_on
 from synfundus.pictures.sheets import contact_sheet, encode_png
 from synfundus.seeding import keyed_normal
 from synfundus.shards.reader import decode_image
@@ -113,7 +112,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     build.attention(pipeline.denoiser.unet, config.launch, dtype=dtype, world=world, console=console)
     pipeline.denoiser.to(dtype)
     networks = pipeline.denoiser.unet, pipeline.autoencoder.network
-    keep_channels_last_on(device, *networks, say=console.warning, weights=True)
+    build.channels_last(*networks, dtype=dtype, world=world, console=console, weights=True)
     work = _Work(section, config.seed, pipeline, rows, _store(section, config.seed, out, pipeline, rows), device)
     at_the_end = without_timeout(world)
     num_kept = _generate(work, world, console)
