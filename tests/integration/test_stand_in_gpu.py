@@ -288,7 +288,11 @@ def test_kernels_are_launched_where_their_images_are(gpu: StandIn) -> None:
 def flow(gpu: StandIn, latent_set: ShardSet, vae_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that predicts the flow's velocity."""
     run_dir = tmp_path_factory.mktemp("flow") / "run"
-    changes = {"loop": {**LOOP, "budget_images": 8}, "diffusion": {"prediction_type": "flow_velocity"}}
+    no_schedule = {"beta_schedule": "scaled_linear", "zero_terminal_snr": False, "min_snr_gamma": None}
+    changes = {
+        "loop": {**LOOP, "budget_images": 8},
+        "diffusion": {"prediction_type": "flow_velocity", **no_schedule},
+    }
     train(gpu, latent_set, run_dir, changes, "--vae", vae_run, name="train, flow")
     return run_dir
 
