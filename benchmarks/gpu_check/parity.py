@@ -98,8 +98,8 @@ def outcome(config: RunConfig, device: torch.device, *, images: int) -> Outcome:
     shape = latent_shape(config.train_vae.autoencoder, image_size_px=config.prepare.image_size_px)
     step = training_step(config.train, shape, device, seed=0)
     _spread(list(step.parameters()))
-    keep_channels_last(step.denoiser.unet, kernels_for(device, torch.float32))
     if definite_channels_last(config.train.loop):
+        keep_channels_last(step.denoiser.unet, kernels_for(device, torch.float32))
         step.denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     batch = random_batch(config.train.diffusion, MICRO_BATCHES * images, shape, device)
     losses = []

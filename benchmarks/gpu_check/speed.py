@@ -15,11 +15,11 @@ import torch
 from benchmarks.gpu_check.setting import Setting
 from benchmarks.gpu_check.verdicts import Report
 from benchmarks.training_runs import changed
+from synfundus.config.auto import definite_channels_last
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld, World, connect, disconnect
 from synfundus.errors import SynfundusError
 from synfundus.models.compiler import missing_for_compilation
-from synfundus.models.nhwc.networks import keep_channels_last, kernels_for
 from synfundus.stages import build, training_setup
 from synfundus.stages.plan import job as plan
 from synfundus.stages.trial_step import latent_shape, random_batch, training_step
@@ -123,6 +123,11 @@ class Timed:
     peak_bytes: int
 
 
+class _Warnings(SilentConsole):
+    def warning(self, text: str) -> None:
+        print(f"warning: {text}", flush=True)
+
+
 def stepper(config: RunConfig, world: World) -> Callable[[], None]:
     """Build network, engine and average as a run does; returns what takes one optimizer step on a fixed batch."""
     section, loop = config.train, config.train.loop
@@ -135,7 +140,8 @@ def stepper(config: RunConfig, world: World) -> Callable[[], None]:
     build.attention(unet, config.launch, dtype=torch.bfloat16, world=world, console=console)
     if loop.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    keep_channels_last(unet, kernels_for(device, torch.bfloat16))
+    if definite_channels_last(loop):
+        build.channels_last(unet, world=world, console=_Warnings(), dtype=torch.bfloat16)
     training_setup.compiled(unet, loop, world, console)
     batch = training_setup.batch_plan(loop, world.size)
     engine = training_setup.engine(

@@ -357,7 +357,7 @@ _PORT_TAKEN = ("EADDRINUSE", "Ping failed")
 
 
 _DEVICE_FAILED = re.compile(
-    r"CUDA error: (?!out of memory|device-side assert|no kernel image|invalid (argument|device|config))"
+    r"(CUDA error|Triton Error \[CUDA\]): (?!out of memory|device-side assert|no kernel image|invalid (arg|dev|conf))"
     r"|unhandled (cuda|system) error|NCCL.* internal error|uncorrectable (ECC|NVLink)"
     r"|CU(BLAS|DNN)_STATUS_EXECUTION_FAILED",
     re.IGNORECASE,

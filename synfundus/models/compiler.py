@@ -19,18 +19,21 @@ def missing_for_compilation(
     *,
     which: Callable[[str], str | None] = shutil.which,
     has_package: Callable[[str], bool] = lambda name: importlib.util.find_spec(name) is not None,
+    headers: str | None = None,
 ) -> str | None:
-    """Return what `torch.compile` lacks on a device, or None.
+    """Return what `torch.compile` lacks on a device, or None; on a GPU it writes kernels for Triton.
 
     Args:
         device: Device to compute on.
-        environment: Environment, in which ``CXX`` may name a compiler.
+        environment: Environment, in which ``CXX`` and ``CC`` may name compilers.
         which: Finds a program; an argument for tests.
         has_package: Finds a package; an argument for tests.
+        headers: As for `missing_for_triton`.
     """
-    if device == "cuda" and not has_package("triton"):
-        return "the package triton"
-    return _missing("a C++ compiler", environment.get("CXX"), CPP_COMPILERS, which)
+    missing = _missing("a C++ compiler", environment.get("CXX"), CPP_COMPILERS, which)
+    if device == "cuda":
+        return missing_for_triton(environment, which=which, has_package=has_package, headers=headers) or missing
+    return missing
 
 
 def missing_for_triton(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,6 +35,7 @@ from synfundus.models.unet import ConditionalDenoiser, build_unet
 from synfundus.seeding import derive_key
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import Console
+from synfundus.training.memory.rehearsal import is_out_of_memory
 
 DISCRIMINATOR_CHANNELS = 64
 
@@ -94,15 +96,15 @@ def attention(model: Any, config: LaunchConfig, *, dtype: torch.dtype, world: Wo
 
 
 def channels_last(
-    *networks: nn.Module, dtype: torch.dtype, world: World, console: Console, weights: bool = False
+    *networks: nn.Module, world: World, console: Console, dtype: torch.dtype | None = None, weights: bool = False
 ) -> None:
     """Have networks of diffusers keep NHWC memory on a GPU, which gains by it, alike on all ranks. Collective.
 
     Args:
         networks: Changed in place; they gain only by weights in NHWC memory.
-        dtype: Type they compute in.
         world: The job.
         console: Where a rank's reason is shown if group norms have to be torch's, which return NCHW.
+        dtype: Type they will compute in; None = that of their weights.
         weights: Whether to turn the weights; a training's engine gives it weights of its own.
 
     Raises:
@@ -112,12 +114,14 @@ def channels_last(
         return
     operations, obstacle = None, ""
     try:
-        operations = kernels_for(torch_device(world), dtype)
+        for kind in {dtype or next(network.parameters()).dtype for network in networks}:
+            operations = kernels_for(torch_device(world), kind)
     except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError) or device_fault(error, rank=world.rank):
+        if is_out_of_memory(error) or device_fault(error, rank=world.rank):
             raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        obstacle = f"do not run on {socket.gethostname()} ({lines[-1]})"
+        reason = next((line for line in lines if re.search(r"error:|failed|fatal", line, re.IGNORECASE)), lines[-1])
+        obstacle = f"do not run on {socket.gethostname()} ({reason.strip()})"
     if obstacle := next(filter(None, world.all_gather(obstacle)), ""):
         operations = None
         console.warning(

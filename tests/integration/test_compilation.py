@@ -98,8 +98,9 @@ def test_without_a_compiler_a_run_says_so_before_it_starts(
     assert not (tmp_path / "run").exists(), "a start that is refused leaves no mark"
 
 
-def test_what_a_gpu_needs_is_looked_for_too() -> None:
-    there = {"which": lambda name: f"/usr/bin/{name}"}
+def test_what_a_gpu_needs_is_looked_for_too(tmp_path: Path) -> None:
+    (tmp_path / "Python.h").touch()
+    there: dict[str, Any] = {"which": lambda name: f"/usr/bin/{name}", "headers": str(tmp_path)}
     assert missing_for_compilation("cuda", {}, has_package=lambda name: False, **there) == "the package triton"
     assert missing_for_compilation("cuda", {}, has_package=lambda name: name == "triton", **there) is None
 

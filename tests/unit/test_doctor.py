@@ -102,11 +102,13 @@ def test_a_compiler_that_group_norms_lack_on_a_gpu_is_a_warning_of_its_own(tmp_p
     }
     for missing, changes in lacks.items():
         norms = missing_for_triton({}, **{**all_there, **changes})
+        compiled = missing_for_compilation("cuda", {}, **{**all_there, **changes})
         assert norms == missing
-        check = doctor.check_compiler("a C++ compiler (g++ or clang++)", norms=norms)
+        assert compiled == (missing or "a C++ compiler (g++ or clang++)")
+        check = doctor.check_compiler(compiled, norms=norms)
         assert check.status == ("ok" if missing is None else "warn")
         assert ("NHWC" in check.detail) is (missing is not None)
-        assert "g++" in check.detail
+        assert f"not possible without {compiled}" in check.detail
     assert missing_for_triton({"CC": "mycc"}, **{**all_there, "which": lambda name: None}) == "a C compiler (mycc)"
 
 

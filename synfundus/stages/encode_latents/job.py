@@ -65,7 +65,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     device, dtype = torch_device(world), build.torch_dtype(section.precision)
     autoencoder, autoencoder_fingerprint = open_autoencoder(folder, device=device, dtype=dtype)
     build.attention(autoencoder.network, config.launch, dtype=dtype, world=world, console=console)
-    build.channels_last(autoencoder.network, dtype=dtype, world=world, console=console, weights=True)
+    build.channels_last(autoencoder.network, world=world, console=console, weights=True)
     properties = _properties(section, image_set, autoencoder, autoencoder_fingerprint, tf32=tf32)
     complete = on_rank_0(lambda: _claim(out, properties), world)
     sources = LatentSources(

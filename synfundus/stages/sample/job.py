@@ -112,7 +112,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     build.attention(pipeline.denoiser.unet, config.launch, dtype=dtype, world=world, console=console)
     pipeline.denoiser.to(dtype)
     networks = pipeline.denoiser.unet, pipeline.autoencoder.network
-    build.channels_last(*networks, dtype=dtype, world=world, console=console, weights=True)
+    build.channels_last(*networks, world=world, console=console, weights=True)
     work = _Work(section, config.seed, pipeline, rows, _store(section, config.seed, out, pipeline, rows), device)
     at_the_end = without_timeout(world)
     num_kept = _generate(work, world, console)
