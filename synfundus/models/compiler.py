@@ -11,6 +11,7 @@ from typing import Literal
 
 CPP_COMPILERS = ("g++", "clang++")
 C_COMPILERS = ("gcc", "clang")
+_INCLUDE_PATHS = ("CPATH", "C_INCLUDE_PATH")
 
 
 def missing_for_compilation(
@@ -46,7 +47,7 @@ def missing_for_triton(
     """Return what Triton's kernels lack, or None: Triton compiles the code that starts them.
 
     Args:
-        environment: Environment, in which ``CC`` may name a compiler.
+        environment: Environment, in which ``CC`` may name a compiler, and ``CPATH`` folders of headers.
         which: Finds a program; an argument for tests.
         has_package: Finds a package; an argument for tests.
         headers: Folder of Python's headers; None = where Triton looks for them.
@@ -57,7 +58,9 @@ def missing_for_triton(
         return missing
     scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # as Triton does on Debian
     folder = headers or sysconfig.get_path("include", scheme)
-    return None if (Path(folder) / "Python.h").is_file() else f"the headers of this Python ({folder}/Python.h)"
+    searched = ":".join([folder, *(environment.get(name, "") for name in _INCLUDE_PATHS)])
+    found = any((Path(one) / "Python.h").is_file() for one in searched.split(":") if one)
+    return None if found else f"the headers of this Python ({folder}/Python.h)"
 
 
 def _missing(what: str, named: str | None, usual: tuple[str, ...], which: Callable[[str], str | None]) -> str | None:

@@ -109,6 +109,9 @@ def test_a_compiler_that_group_norms_lack_on_a_gpu_is_a_warning_of_its_own(tmp_p
         assert check.status == ("ok" if missing is None else "warn")
         assert ("NHWC" in check.detail) is (missing is not None)
         assert f"not possible without {compiled}" in check.detail
+    elsewhere = {**all_there, "headers": str(tmp_path / "none")}
+    for variable in ("CPATH", "C_INCLUDE_PATH"):  # as environment modules of clusters set them
+        assert missing_for_triton({variable: f"/nowhere:{tmp_path}"}, **elsewhere) is None
     assert missing_for_triton({"CC": "mycc"}, **{**all_there, "which": lambda name: None}) == "a C compiler (mycc)"
 
 
