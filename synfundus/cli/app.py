@@ -16,6 +16,7 @@ from synfundus import __version__
 from synfundus.cli.verbs import COMMON, VERBS
 from synfundus.distributed.requeue import request_requeue
 from synfundus.errors import ConfigError, PortTaken, Preempted, Stalled, SynfundusError
+from synfundus.processes.stop_signals import ENDING, report_stop, stopped_by_signals
 from synfundus.stages.verb import Option, Verb
 
 _EPILOG = (
@@ -139,6 +140,7 @@ def run_command(arguments: Sequence[str]) -> int:
         report_usage(error.format_message(), arguments)
         return ConfigError.exit_code
     except (KeyboardInterrupt, typer.Abort):
+        report_stop()
         return 128 + signal.SIGINT
     except BrokenPipeError:
         # the reader has closed the pipe; the flush at exit must not fail for it
@@ -164,18 +166,20 @@ def _report_defect(kind: type[BaseException], error: BaseException, trace: Trace
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit the process."""
     sys.excepthook = _report_defect
-    try:
-        code = run_command(sys.argv[1:] if arguments is None else arguments)
-    except Exception as error:  # noqa: BLE001 - shown before the interpreter ends: a GPU's process group may block that
-        _report_defect(type(error), error, error.__traceback__)
-        code = 1
-    if code == Preempted.exit_code:
-        # at once: everything is saved, and srun sends TERM, with another exit code, as soon as one rank has ended
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    if "torch" in sys.modules:
-        from synfundus.launch.processes import end_process
+    with stopped_by_signals():
+        try:
+            code = run_command(sys.argv[1:] if arguments is None else arguments)
+        except Exception as error:  # noqa: BLE001 - shown before the interpreter ends: a GPU's process group may block that
+            _report_defect(type(error), error, error.__traceback__)
+            code = 1
+        ENDING.code = code
+        if code == Preempted.exit_code:
+            # at once: everything is saved, and srun sends TERM, with another exit code, as soon as one rank has ended
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        if "torch" in sys.modules:
+            from synfundus.launch.processes import end_process
 
-        end_process(code)
-    sys.exit(code)
+            end_process(code)
+        sys.exit(code)

@@ -42,11 +42,11 @@ from synfundus.launch import (
     Resources,
     die_with_launcher,
     execute,
-    exit_on_signals,
     inspect_machine,
     plan_launch,
 )
 from synfundus.launch.submission import changed_code
+from synfundus.processes.stop_signals import ENDING
 from synfundus.redaction import redact
 from synfundus.stages import Summary
 from synfundus.stages.training_plan import plan_training
@@ -137,7 +137,6 @@ def _console(request: Request, info: RankInfo, *, as_json: bool) -> Console:
 def _run_here(request: Request, info: RankInfo, *, file: str | None, as_json: bool) -> int:
     """Run the job in this process."""
     die_with_launcher(os.environ)
-    exit_on_signals()
     open_fault_report(info.rank)
     filesystem.configure(filesystem.StoreSettings(**request.config.storage.model_dump()))
     job = importlib.import_module(f"synfundus.stages.{request.verb.key}.job")
@@ -206,9 +205,10 @@ def run_verb(verb: Verb, given: Mapping[str, Any], arguments: tuple[str, ...]) -
         given: Options as typed, by Python name.
         arguments: The command line after the program's name, for the processes to start.
     """
+    info = rank_info(os.environ) if verb.distributed else RankInfo(0, 1, 0, 1, "single")
+    ENDING.going_on, ENDING.quiet = verb.going_on, info.rank != 0
     request = load_request(verb, given)
     request.check(look=not given["dry_run"])
-    info = rank_info(os.environ) if verb.distributed else RankInfo(0, 1, 0, 1, "single")
     machine = inspect_machine(os.environ, is_rank=info.source != "single")
     plan = plan_verb(request, tuple(text for text in arguments if text != "--dry-run"), machine)
     device = likely_device(request, machine)

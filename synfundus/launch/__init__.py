@@ -1,7 +1,7 @@
 """Starting the processes of a job: `plan_launch` decides, `execute` carries the plan out. Neither imports torch."""
 
 from synfundus.launch.plan import LaunchPlan, MachineFacts, ProcessPlan, Resources, plan_launch
-from synfundus.launch.processes import Outcome, die_with_launcher, execute, exit_on_signals, inspect_machine
+from synfundus.launch.processes import Outcome, die_with_launcher, execute, inspect_machine
 
 __all__ = [
     "LaunchPlan",
@@ -11,7 +11,6 @@ __all__ = [
     "Resources",
     "die_with_launcher",
     "execute",
-    "exit_on_signals",
     "inspect_machine",
     "plan_launch",
 ]

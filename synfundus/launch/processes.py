@@ -13,24 +13,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
-from synfundus.errors import LaunchError, Preempted, SynfundusError
+from synfundus.errors import LaunchError, Preempted
 from synfundus.launch.plan import LaunchPlan, MachineFacts, ProcessPlan
+from synfundus.processes.stop_signals import exit_code_of, handlers
 
 LAUNCHER_PID = "SYNFUNDUS_LAUNCHER_PID"
 """Set for local ranks: the process id of the launcher, which they must not outlive."""
-FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-SIGNALS_TO_SRUN: Mapping[int, int] = {
-    signal.SIGTERM: signal.SIGUSR2,
-    signal.SIGUSR2: signal.SIGUSR2,
-    signal.SIGINT: signal.SIGTERM,
-}
-"""srun forwards USR2 to its tasks. TERM makes it kill them at once, and the first INT only prints their state."""
 STOP_GRACE_S = 10.0
 """Time between SIGTERM and SIGKILL for the other ranks after one has failed."""
 EXIT_TOGETHER_S = 60.0
@@ -94,29 +87,6 @@ def die_with_launcher(environment: Mapping[str, str]) -> None:
         raise LaunchError(f"the launcher with process id {launcher} has ended", where="environment")
 
 
-def exit_on_signals() -> None:
-    """Make SIGTERM and SIGUSR2 end this process at once, from now on.
-
-    For phases with nothing to save: finished work is on disk already, and the same command resumes from it, as it does
-    after a kill. A training loop installs its own handler while it runs.
-
-    A process that is exiting with an error, or after it has saved, keeps that code. Otherwise USR2, a request to stop,
-    gives `Preempted`'s code, and TERM 143: srun sends TERM to all ranks when one has failed and returns the highest
-    code, which must not look like a reason to requeue.
-    """
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        error = sys.exc_info()[1]
-        if isinstance(error, SynfundusError):
-            os._exit(error.exit_code)
-        os.write(2, f"stopped by {signal.Signals(number).name}; run the same command again to resume\n".encode())
-        os._exit(Preempted.exit_code if number == signal.SIGUSR2 else 128 + number)
-
-    with contextlib.suppress(ValueError):  # not the main thread: the embedding program handles its signals itself
-        for number in (signal.SIGTERM, signal.SIGUSR2):
-            signal.signal(number, leave)
-
-
 def end_process(code: int) -> NoReturn:
     """Exit with a code, without the interpreter's finalisation.
 
@@ -146,24 +116,13 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             process.wait()
 
 
-@contextlib.contextmanager
-def _forwarding(send: Callable[[int], None]) -> Iterator[None]:
-    """Forward the signals a job may get to the ranks while the block runs."""
+def _wait(processes: Sequence[subprocess.Popen[bytes]], sent: Sequence[int]) -> Outcome:
+    """Wait for all processes; when one fails, stop the others. The first failure decides the outcome.
 
-    def forward(number: int, frame: FrameType | None) -> None:
-        del frame
-        send(number)
-
-    previous = {number: signal.signal(number, forward) for number in FORWARDED_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> Outcome:
-    """Wait for all processes; when one fails, stop the others. The first failure decides the outcome."""
+    Args:
+        processes: One per rank.
+        sent: The signals they were sent; grows meanwhile.
+    """
     codes: dict[int, int] = {}
     exited_at: float | None = None
     while len(codes) < len(processes):
@@ -185,7 +144,8 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> Outcome:
                 _stop(running)
                 how = f"was killed by signal {-returncode}" if returncode < 0 else f"ended with exit code {code}"
                 others = "; the others were stopped" if running else ""
-                return Outcome(code, f"rank {rank} {how}{others}" if len(processes) > 1 else "")
+                tell = len(processes) > 1 and code not in map(exit_code_of, sent)  # else rank 0 has said it
+                return Outcome(code, f"rank {rank} {how}{others}" if tell else "")
         time.sleep(POLL_S)
     return Outcome(max(codes.values()), "")
 
@@ -205,18 +165,23 @@ def execute(plan: LaunchPlan, environment: Mapping[str, str]) -> Outcome:
     extra = {"MASTER_PORT": str(free_port()), LAUNCHER_PID: str(os.getpid())} if plan.kind == "local" else {}
     processes: list[subprocess.Popen[bytes]] = []
 
+    sent: list[int] = []
+
     def send(number: int) -> None:
+        # srun forwards USR2 to its tasks; TERM makes it kill them at once, and the first INT only prints their state
+        to_srun = signal.SIGTERM if number == signal.SIGINT and number in sent else signal.SIGUSR2
+        sent.append(number)
         for process in processes:
             if process.poll() is None:
-                process.send_signal(SIGNALS_TO_SRUN[number] if plan.kind == "srun" else number)
+                process.send_signal(to_srun if plan.kind == "srun" else number)
 
-    with _forwarding(send):
+    with handlers(send):
         try:
             for process in plan.processes:
                 variables = {**environment, **extra, **process.environment}
                 # in a new session: a terminal's Ctrl-C reaches only the launcher, which forwards it once
                 processes.append(subprocess.Popen(process.arguments, env=variables, start_new_session=True))
-            return _wait(processes)
+            return _wait(processes, sent)
         except OSError as error:
             raise LaunchError(f"cannot start {plan.processes[0].arguments[0]!r}: {error.strerror}") from error
         finally:

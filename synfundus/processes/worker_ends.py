@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 
+from synfundus.processes.stop_signals import STOP_SIGNALS
+
 ORPHANED = 70
 """Exit code of a worker whose parent is gone."""
 
@@ -31,9 +33,6 @@ def end_with_parent() -> None:
         os._exit(ORPHANED)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
-
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
 @contextlib.contextmanager

@@ -172,7 +172,7 @@ class TrainingRun(Generic[T]):
     def __init__(self, training: Training[T], *, watchdog: Watchdog, world: World, console: Console) -> None:
         section, shared = training.section, training.shared
         self._training, self._directory = training, training.directory
-        self._watchdog, self._console, self._flag = watchdog, console, StopFlag()
+        self._watchdog, self._console, self._flag = watchdog, console, StopFlag(quiet=world.rank != 0)
         self._world, self._no_timeout = world, without_timeout(world)  # the second to validate and draw in
         self._cost = training.cost()
         self._choose_kernels()

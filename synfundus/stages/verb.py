@@ -88,6 +88,12 @@ class Verb:
         """Return the name of its folder in `synfundus.stages` and of its own section: ``train_vae``."""
         return self.name.replace("-", "_")
 
+    @property
+    def going_on(self) -> str:
+        """Return how a user goes on after an interruption; empty for a verb that only looks."""
+        writes = any(option.required and option.role in ("output", "run") for option in self.options)
+        return "run the same command again to resume" if writes else ""
+
 
 DEVICE = Option("--device", "launch.device", "auto, cpu or cuda.")
 PROCS = Option("--procs-per-node", "launch.procs_per_node", "Processes per node; default: one per GPU, or 1.")

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 
+from synfundus.processes.stop_signals import telling
 from synfundus.storage.filesystem import storage_errors
 from synfundus.telemetry.console import Console, Progress, SilentConsole
 
@@ -52,6 +53,10 @@ def estimate_remaining_s(*, done: int, start: int, total: int, elapsed_s: float)
     if done <= start or elapsed_s <= 0:
         return math.nan
     return (total - done) * elapsed_s / (done - start)
+
+
+def _how_far(description: str, done: int, total: int, unit: str) -> str:
+    return f"{description}, {done:,} of {total:,} {unit}"
 
 
 @dataclass
@@ -113,7 +118,9 @@ class RichConsole:
             refresh_per_second=4,
         )
         with bars:
-            yield _RichProgress(bars, bars.add_task(description, total=total, completed=start, unit=unit, shown=""))
+            task = bars.add_task(description, total=total, completed=start, unit=unit, shown="")
+            with telling(lambda: _how_far(description, int(bars.tasks[0].completed), total, unit)):
+                yield _RichProgress(bars, task)
 
 
 @dataclass
@@ -131,6 +138,11 @@ class _PlainProgress:
     def __post_init__(self) -> None:
         self._done = self._said = self.start
         self._began = self._said_at = self.clock()
+
+    @property
+    def done(self) -> int:
+        """Units that are done."""
+        return self._done
 
     def advance(self, amount: int = 1, **fields: str) -> None:
         """Advance; print a line now and then."""
@@ -190,7 +202,8 @@ class PlainConsole:
     def progress(self, description: str, *, total: int, unit: str, start: int = 0) -> Iterator[Progress]:
         """Print progress lines, few enough for a log file."""
         progress = _PlainProgress(self.message, self._clock, description, total, unit, start)
-        yield progress
+        with telling(lambda: _how_far(description, progress.done, total, unit)):
+            yield progress
         progress.finish()
 
 

@@ -6,19 +6,22 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import FrameType
 
 from synfundus.errors import Interrupted
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
-"""Sent by SLURM at a preemption or before the time limit."""
+from synfundus.processes.stop_signals import exit_code_of, handlers, leave_at_once, say
 
 
 @dataclass
 class StopFlag:
-    """The signals that asked this process to stop, by name."""
+    """The signals that asked this process to stop, by name.
+
+    Attributes:
+        names: In the order they came.
+        quiet: Say nothing at the first Ctrl-C: another rank does.
+    """
 
     names: list[str] = field(default_factory=list)
+    quiet: bool = False
 
     @property
     def raised(self) -> bool:
@@ -41,18 +44,15 @@ class StopFlag:
 
 @contextmanager
 def catch_signals(flag: StopFlag) -> Iterator[None]:
-    """Let SIGTERM and SIGUSR2 set the flag while the block runs; only possible in the main thread."""
+    """Let stop signals set the flag while the block runs; a second Ctrl-C ends the process at once."""
 
-    def handler(number: int, _frame: FrameType | None) -> None:
-        flag.raise_(signal.Signals(number).name)
+    def handle(number: int) -> None:
+        name = signal.Signals(number).name
+        if number == signal.SIGINT and name in flag.names:
+            leave_at_once(exit_code_of(number))
+        flag.raise_(name)
+        if number == signal.SIGINT and not flag.quiet:
+            say("\nstopping after this step, and saving; a second Ctrl-C ends at once, without")
 
-    try:
-        previous = {number: signal.signal(number, handler) for number in SIGNALS}
-    except ValueError:  # not the main thread: the embedding program handles its signals itself
+    with handlers(handle):
         yield
-        return
-    try:
-        yield
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, old)

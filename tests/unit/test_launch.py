@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ import pytest
 from synfundus.errors import LaunchError
 from synfundus.launch import LaunchPlan, MachineFacts, ProcessPlan, Resources, execute, plan_launch, processes
 from synfundus.launch.plan import first_host, port_of_job
+from synfundus.processes.stop_signals import STOP_SIGNALS
 
 RESOURCES = Resources(partition=None, account=None, time_limit="24:00:00", gpus_per_node=8, cpus_per_task=4)
 ALONE = MachineFacts(environment={}, programs=frozenset(), visible_gpus=0, cores=8, python="/opt/python", is_rank=False)
@@ -283,16 +285,42 @@ def wait_for(condition: Path, count: int) -> None:
         time.sleep(0.02)
 
 
-def test_a_signal_to_the_launcher_reaches_every_rank(tmp_path: Path) -> None:
-    launcher = subprocess.Popen(
-        [sys.executable, "-c", LAUNCHES, WAITS_FOR_USR2], env={**os.environ, "FOLDER": str(tmp_path)}
-    )
+@pytest.mark.parametrize("sent", STOP_SIGNALS)
+def test_a_signal_to_the_launcher_reaches_every_rank(tmp_path: Path, sent: signal.Signals) -> None:
+    waits = WAITS_FOR_USR2.replace("SIGUSR2", sent.name)
+    launcher = subprocess.Popen([sys.executable, "-c", LAUNCHES, waits], env={**os.environ, "FOLDER": str(tmp_path)})
     wait_for(tmp_path, 2)
-    launcher.send_signal(signal.SIGUSR2)
+    launcher.send_signal(sent)
     assert launcher.wait(timeout=30) == 75
 
 
-@pytest.mark.parametrize("sent", [signal.SIGUSR2, signal.SIGTERM])
+def test_a_second_ctrl_c_ends_the_tasks_of_srun_at_once(tmp_path: Path) -> None:
+    waits = WAITS_FOR_USR2.replace(
+        "sys.exit(75)", "pathlib.Path(os.environ['FOLDER'], 'saving' + os.environ['RANK']).touch()"
+    )
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHES, waits, "srun"], env={**os.environ, "FOLDER": str(tmp_path)}
+    )
+    wait_for(tmp_path, 2)
+    launcher.send_signal(signal.SIGINT)
+    wait_for(tmp_path, 4)
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.wait(timeout=30) == 128 + signal.SIGTERM
+
+
+def test_signals_that_a_shell_ignores_for_its_jobs_stay_ignored() -> None:
+    script = """
+import signal
+from synfundus.processes.stop_signals import stopped_by_signals
+with stopped_by_signals():
+    print(int(signal.getsignal(signal.SIGHUP)))
+"""
+    nohup = partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)
+    done = subprocess.run([sys.executable, "-c", script], preexec_fn=nohup, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == signal.SIG_IGN
+
+
+@pytest.mark.parametrize("sent", STOP_SIGNALS)
 def test_srun_is_sent_what_it_hands_on_to_its_tasks(tmp_path: Path, sent: signal.Signals) -> None:
     launcher = subprocess.Popen(
         [sys.executable, "-c", LAUNCHES, WAITS_FOR_USR2, "srun"], env={**os.environ, "FOLDER": str(tmp_path)}
@@ -307,6 +335,9 @@ def test_srun_is_sent_what_it_hands_on_to_its_tasks(tmp_path: Path, sent: signal
     [
         ("", signal.SIGUSR2, 75),
         ("", signal.SIGTERM, 143),
+        ("", signal.SIGHUP, 129),
+        ("", signal.SIGUSR1, 75),
+        ("", signal.SIGXCPU, 75),
         ("raise DataError('lost')", signal.SIGTERM, 3),
         ("raise DataError('lost')", signal.SIGUSR2, 3),
         ("raise Preempted('saved')", signal.SIGTERM, 75),
@@ -318,20 +349,20 @@ def test_a_signal_ends_a_process_with_a_code_that_hides_no_error(
     script = f"""
 import pathlib, sys, time
 from synfundus.errors import DataError, Preempted
-from synfundus.launch import exit_on_signals
-exit_on_signals()
-try:
-    {in_flight or "pass"}
-finally:
-    pathlib.Path(sys.argv[1], "ready").touch()
-    time.sleep(60)
+from synfundus.processes.stop_signals import stopped_by_signals
+with stopped_by_signals():
+    try:
+        {in_flight or "pass"}
+    finally:
+        pathlib.Path(sys.argv[1], "ready").touch()
+        time.sleep(60)
 """
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stderr=subprocess.PIPE, text=True)
     wait_for(tmp_path, 1)
     process.send_signal(sent)
     _, said = process.communicate(timeout=30)
     assert process.returncode == code
-    assert said == ("" if in_flight else f"stopped by {sent.name}; run the same command again to resume\n")
+    assert said == ("" if in_flight else f"stopped by {sent.name}\n")
 
 
 ENDING = """
@@ -403,6 +434,6 @@ def test_what_sbatch_answers_is_passed_on(tmp_path: Path) -> None:
 
 
 def test_signal_handlers_are_restored_after_a_launch() -> None:
-    before = [signal.getsignal(number) for number in processes.FORWARDED_SIGNALS]
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
     execute(python_plan("pass"), os.environ)
-    assert [signal.getsignal(number) for number in processes.FORWARDED_SIGNALS] == before
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before

@@ -14,6 +14,7 @@ import pytest
 from synfundus.errors import DataError, LaunchError
 from synfundus.processes import pool as process_pool
 from synfundus.processes.pool import Lost, process_map
+from synfundus.processes.stop_signals import STOP_SIGNALS
 
 
 def square(number: int) -> int:
@@ -160,7 +161,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     assert left == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_to_every_process_of_a_step_ends_no_worker(number: signal.Signals) -> None:
     with process_map(2) as run:
         for worker in run.workers():  # their interpreters are only starting

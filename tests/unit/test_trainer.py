@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import LocalStatusStore, World
 from synfundus.errors import DataError, NumericalError, Preempted, StorageError
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
+from synfundus.processes.stop_signals import STOP_SIGNALS
 from synfundus.shards.batches import BatchReader, RankBatch
 from synfundus.shards.loader import BatchLoader, Prefetch, RankSteps
 from synfundus.shards.reader import ShardSetReader
@@ -334,7 +337,7 @@ def test_one_damaged_sample_is_allowed_in_the_first_batches(shard_set: ShardSet)
     assert run.trainer.fit().quarantined_images == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_saves_before_the_next_step_and_leaves_with_the_code_to_requeue(
     shard_set: ShardSet, number: signal.Signals
 ) -> None:
@@ -348,6 +351,21 @@ def test_a_signal_saves_before_the_next_step_and_leaves_with_the_code_to_requeue
     assert run.saves.waits == 1
     assert run.positions() == [16, 24]
     assert signal.getsignal(number) == before
+
+
+def test_a_second_ctrl_c_ends_at_once_and_the_first_says_so() -> None:
+    script = """
+import os, signal, sys, time
+from synfundus.training.stopping import StopFlag, catch_signals
+with catch_signals(StopFlag(quiet="quiet" in sys.argv)):
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGINT)
+        print("saving", flush=True)
+"""
+    for quiet in (list[str](), ["quiet"]):
+        ended = subprocess.run([sys.executable, "-c", script, *quiet], capture_output=True, text=True, check=False)
+        assert (ended.returncode, ended.stdout) == (130, "saving\n")
+        assert ("a second Ctrl-C ends at once" in ended.stderr) is not bool(quiet)
 
 
 def test_a_signal_after_the_last_step_stops_nothing(shard_set: ShardSet) -> None:

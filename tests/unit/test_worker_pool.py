@@ -18,6 +18,7 @@ from tiny_sets import flip_byte, write_numbered_set
 
 from synfundus.errors import DataError, LaunchError
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
+from synfundus.processes.stop_signals import STOP_SIGNALS
 from synfundus.shards import worker_pool
 from synfundus.shards.batches import BatchReader
 from synfundus.shards.loader import BatchLoader, Prefetch, RankSteps
@@ -204,7 +205,7 @@ def test_closing_ends_the_processes(build: Callable[..., BatchLoader]) -> None:
             os.kill(pid, 0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_to_every_process_of_a_step_ends_no_worker_whatever_it_is_doing(
     build: Callable[..., BatchLoader], number: signal.Signals
 ) -> None:
