@@ -140,7 +140,6 @@ def run_command(arguments: Sequence[str]) -> int:
         report_usage(error.format_message(), arguments)
         return ConfigError.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        report_stop()
         return 128 + signal.SIGINT
     except BrokenPipeError:
         # the reader has closed the pipe; the flush at exit must not fail for it
@@ -173,6 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             _report_defect(type(error), error, error.__traceback__)
             code = 1
         ENDING.code = code
+        if code == 128 + signal.SIGINT:
+            report_stop()
         if code == Preempted.exit_code:
             # at once: everything is saved, and srun sends TERM, with another exit code, as soon as one rank has ended
             sys.stdout.flush()

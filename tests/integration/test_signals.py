@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +14,23 @@ import yaml
 from campaigns import report
 from phantom_clinic import config_of, keyed_crosswalk, write_clinic
 from rank_processes import run_cli, run_cli_with_fault, run_ranks_with_fault
-from tiny_pipeline import write_tiny_pipeline
+from tiny_pipeline import tiny_denoiser, write_tiny_pipeline
 from tiny_runs import assert_same_run, settings, train_here
 from tiny_sets import hashes, write_config
 
-from synfundus.distributed.world import World
+from synfundus.artifacts.ema_snapshots import write_snapshot
+from synfundus.distributed.world import LocalWorld, World
+from synfundus.processes.stop_signals import STOP_SIGNALS, exit_code_of
 from synfundus.storage.manifest import ShardSet
+from synfundus.training.ema import Profile
 
+SIZE = 64
 POINTS = 5
 NO_FAULT = "step:1000000"
 LOOKS = {"preview_every_images": 160}
+
+
+Disturb = Callable[[str, int, signal.Signals], None]
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,9 @@ PHASES = {
     "prepare": Phase("prepare", "synfundus.stages.prepare.shards:_read_members", (1, 3, 6, 9, 12)),
 }
 IN_THE_LOOP = ("step", "data", "save", "validation", "preview")
-"""Phases of a training loop, which saves on either signal; elsewhere TERM is not told from that of a failed job."""
+"""Phases of a training loop, which saves at every signal; elsewhere TERM is not told from that of a failed job."""
+COUNTED = ("encode", "sample", "prepare")
+"""Phases in which the line says how far the work came."""
 BEHIND_THE_LAST_STEP = {("save", 4)}
 """Points behind which only a preview comes: the run is stopped before or in it, or ends if it is nearly drawn."""
 
@@ -119,34 +130,45 @@ def seen(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def disturb(
-    latent_set: ShardSet, image_set: ShardSet, vae_run: Path, undisturbed: Path, tmp_path: Path
-) -> Callable[[str, int], None]:
+def disturb(latent_set: ShardSet, image_set: ShardSet, vae_run: Path, undisturbed: Path, tmp_path: Path) -> Disturb:
     """Send a signal at one of the points of a phase, start the command again and compare."""
 
-    def run(name: str, point: int) -> None:
+    def run(name: str, point: int, sent: signal.Signals) -> None:
         phase, out = PHASES[name], tmp_path / "out"
         for left in tmp_path.iterdir():
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         job = job_of(
             phase.verb, out, latent_set=latent_set, image_set=image_set, vae_run=vae_run, undisturbed=undisturbed
         )
-        sent = ("SIGUSR2", "SIGTERM")[point % 2]
-        ended = run_cli_with_fault(f"signal:{sent}:{phase.function}:{phase.calls[point]}", *job.arguments)
+        ended = run_cli_with_fault(f"signal:{sent.name}:{phase.function}:{phase.calls[point]}", *job.arguments)
         assert "Traceback" not in ended.output
         if (name, point) not in BEHIND_THE_LAST_STEP or ended.returncode != 0:
-            saved = name in IN_THE_LOOP or sent == "SIGUSR2"
-            assert ended.returncode == (75 if saved else 143), f"exit code {ended.returncode}:\n{ended.output}"
-            assert f"stopped by {sent}" in ended.output
+            code = 75 if name in IN_THE_LOOP else exit_code_of(sent)
+            assert ended.returncode == code, f"exit code {ended.returncode}:\n{ended.output}"
+            assert ended.output.count(f"stopped by {sent.name}") == 1
+            assert "run the same command again to resume" in ended.output
+            if name in COUNTED:
+                assert re.search(rf"stopped by {sent.name}: .*, \d+ of \d+ images", ended.output), ended.output
             run_cli(*job.arguments).check()
         job.check()
 
     return run
 
 
-@pytest.mark.parametrize("name", ["start", "step", "validation", "preview", "encode", "prepare"])
-def test_a_signal_ends_a_run_that_goes_on_later(disturb: Callable[[str, int], None], name: str) -> None:
-    disturb(name, 1)
+@pytest.mark.parametrize(
+    ("name", "sent"),
+    [
+        ("start", signal.SIGINT),
+        ("step", signal.SIGINT),
+        ("validation", signal.SIGUSR1),
+        ("preview", signal.SIGTERM),
+        ("encode", signal.SIGXCPU),
+        ("prepare", signal.SIGHUP),
+        ("sample", signal.SIGINT),
+    ],
+)
+def test_a_signal_ends_a_run_that_goes_on_later(disturb: Disturb, name: str, sent: signal.Signals) -> None:
+    disturb(name, 1, sent)
 
 
 @pytest.fixture(scope="module")
@@ -178,12 +200,92 @@ def test_a_signal_to_one_rank_has_both_save(
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_signals_in_every_phase(disturb: Callable[[str, int], None], capsys: pytest.CaptureFixture[str]) -> None:
+def test_signals_in_every_phase(disturb: Disturb, capsys: pytest.CaptureFixture[str]) -> None:
     failures: list[str] = []
     for name in PHASES:
-        for point in range(POINTS):
-            try:
-                disturb(name, point)
-            except AssertionError as error:
-                failures.append(f"{name}, point {point}: {error}")
-    report("signals", failures, len(PHASES) * POINTS, capsys)
+        for number, sent in enumerate(STOP_SIGNALS):
+            for point in (number % POINTS, (number + 1) % POINTS, (number + 3) % POINTS):
+                try:
+                    disturb(name, point, sent)
+                except AssertionError as error:
+                    failures.append(f"{name}, point {point}, {sent.name}: {error}")
+    report("signals", failures, len(PHASES) * len(STOP_SIGNALS) * 3, capsys)
+
+
+MINIATURE = {
+    "phantoms": {"num_images": 120, "image_size_px": SIZE, "workers": 1},
+    "prepare": {"image_size_px": SIZE, "shard_max_samples": 40, "workers": 1},
+    "demo": {"num_generated": 24, "fit_to_machine": False},
+}
+A_BAR = "synfundus.telemetry.sinks:_PlainProgress.advance"
+OTHERS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "train-vae": ("synfundus.distributed.engine:ZeroEngine.step", (1, 3, 5)),
+    "phantoms": (A_BAR, (1, 3, 6)),
+    "demo": (A_BAR, (10, 125, 200)),
+    "export": ("synfundus.stages.export.job:resave_pipeline", (1,)),
+    "ema": (A_BAR, (1, 2)),
+    "verify-latents": (A_BAR, (1,)),
+    "inspect": (A_BAR, (1, 2)),
+    "plan": ("synfundus.stages.plan.job:run", (1,)),
+    "doctor": ("synfundus.stages.doctor.job:run", (1,)),
+    "watch": ("synfundus.stages.watch.job:run", (1,)),
+    "plot": ("synfundus.stages.plot.job:run", (1,)),
+}
+"""Verbs beside those of `PHASES`: a function each calls, and at which calls signals come."""
+
+
+def command_of(verb: str, out: Path, *, latent_set: ShardSet, image_set: ShardSet, vae_run: Path) -> list[str]:
+    run = str(out.with_name("run"))
+    options: dict[str, list[str]] = {
+        "train-vae": ["--data", image_set.url, "--run-dir", str(out)],
+        "phantoms": ["--out", str(out), "--num-images", "8"],
+        "demo": ["--out", str(out)],
+        "export": ["--run-dir", run, "--out", str(out)],
+        "ema": ["--run-dir", run, "--sigma-rel", "0.07", "--out", str(out)],
+        "verify-latents": ["--latents", latent_set.url, "--vae", str(vae_run)],
+        "inspect": ["--data", image_set.url, "--verify"],
+        "watch": ["--run-dir", str(vae_run)],
+        "plot": ["--run-dir", str(vae_run), "--out", str(out)],
+    }
+    return [verb, *options.get(verb, []), "--config", str(write_config(out.with_suffix(".yaml"), MINIATURE))]
+
+
+@pytest.fixture
+def run_with_snapshots(tmp_path: Path) -> Path:
+    """A run that `export` and `ema` can be called on."""
+    run = tmp_path / "run"
+    write_tiny_pipeline(run / "export")
+    (run / "run.json").write_text('{"kind": "diffusion"}')
+    weights = {name: tensor.float() for name, tensor in tiny_denoiser().state_dict().items()}
+    for width in (0.05, 0.1):
+        write_snapshot(str(run), weights, Profile(8, width), LocalWorld())
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_signals_in_every_other_verb(
+    latent_set: ShardSet,
+    image_set: ShardSet,
+    vae_run: Path,
+    run_with_snapshots: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run_with_snapshots.is_dir()
+    failures, count = [], 0
+    for verb, (function, calls) in OTHERS.items():
+        for sent in STOP_SIGNALS:
+            for call in calls:
+                out = tmp_path / f"{verb}-{sent.name}-{call}"
+                command = command_of(verb, out, latent_set=latent_set, image_set=image_set, vae_run=vae_run)
+                ended = run_cli_with_fault(f"signal:{sent.name}:{function}:{call}", *command)
+                count += 1
+                trained = verb == "train-vae" or (verb == "demo" and "everything is saved" in ended.output)
+                if ended.returncode != (75 if trained else exit_code_of(sent)) or "Traceback" in ended.output:
+                    failures.append(f"{verb}, {sent.name}, {call}: exit code {ended.returncode}: {ended.output}")
+                elif ended.output.count(f"stopped by {sent.name}") != 1:
+                    failures.append(f"{verb}, {sent.name}, {call}: {ended.output}")
+                elif (again := run_cli(*command)).returncode:
+                    failures.append(f"{verb}, {sent.name}, {call}, again: {again.output}")
+    report("signals to other verbs", failures, count, capsys)
