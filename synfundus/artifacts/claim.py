@@ -13,6 +13,7 @@ from typing import Any
 from synfundus.errors import ConfigError, DataError
 from synfundus.storage import documents, filesystem
 from synfundus.storage.local_folder import holds_ours
+from synfundus.storage.writer_lock import write_alone
 
 _MOST_SHOWN = 4
 _ENVELOPE = ("format", "schema_version")
@@ -59,15 +60,18 @@ class Claim:
         """Claim a folder, or compare with its claim; returns whether it was unclaimed.
 
         Raises:
-            ConfigError: It has another purpose, or holds something else; the message names both sides.
+            ConfigError: It has another purpose, or holds something else, and the message names both sides; or it has
+                another writer.
         """
-        found = self.read(folder)
+        for _ in range(2):  # again as the only writer: another one may have claimed it meanwhile
+            found = self.read(folder)
+            if found is not None:
+                self.refuse_difference(folder, found, wanted)
+            write_alone(folder, flag=self.flag)
         if found is None:
             url = filesystem.join(folder, self.name)
             documents.write_document(url, wanted, format_name=self.format_name, version=self.version)
-            return True
-        self.refuse_difference(folder, found, wanted)
-        return False
+        return found is None
 
     def refuse_difference(self, folder: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         """Refuse a folder with another claim.

@@ -69,7 +69,7 @@ def write_snapshot(run_url: str, weights: Mapping[str, Tensor] | None, profile: 
             raise StorageError(
                 f"a snapshot of the averages could not be written: {error.message}",
                 where=filesystem.join(run_url, FOLDER_NAME),
-                hint="free some space, or keep fewer: raise train.ema.snapshot_every_images",
+                hint=f"{filesystem.space_advice(error.message)}, or keep fewer: raise train.ema.snapshot_every_images",
             ) from error
 
     on_rank_0(write, world)

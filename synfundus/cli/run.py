@@ -52,6 +52,7 @@ from synfundus.stages import Summary
 from synfundus.stages.training_plan import plan_training
 from synfundus.stages.verb import Verb
 from synfundus.storage import filesystem
+from synfundus.storage.writer_lock import one_writer
 from synfundus.telemetry.console import Console, SilentConsole
 
 
@@ -143,7 +144,8 @@ def _run_here(request: Request, info: RankInfo, *, file: str | None, as_json: bo
     console = _console(request, info, as_json=as_json)
     if file is not None and info.rank == 0 and (changes := changed_code(file)):
         console.warning(f"this is not the code the job was submitted with: {'; '.join(changes)}")
-    with _joined(request) as world:
+    stale_after_s = request.training.loop.watchdog_s if request.verb.trains else 0.0
+    with one_writer(stale_after_s), _joined(request) as world:
         summary = _run_job(request, job.run, world, console)
     if as_json and info.rank == 0:
         sys.stdout.write(json.dumps(summary, indent=2, default=str) + "\n")

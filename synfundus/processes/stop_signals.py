@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ _REQUESTS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 _STANDARD_ERROR = 2
 _SHOW_CURSOR = b"\x1b[?25h"
 
+_LAST_ACTS_S = 3.0
+
+before_leaving: list[Callable[[], None]] = []
+"""What a process does before a signal ends it; must not raise."""
 _bars: list[Callable[[], str]] = []
 
 
@@ -63,7 +68,11 @@ def say(text: str) -> None:
 
 
 def leave_at_once(code: int) -> NoReturn:
-    """Exit without another word; a terminal gets its cursor back."""
+    """Exit without another word: what `before_leaving` lists is done, and a terminal gets its cursor back."""
+    # another thread: the main one may have been interrupted inside what these need
+    last = threading.Thread(target=lambda: [act() for act in list(before_leaving)], daemon=True)
+    last.start()
+    last.join(_LAST_ACTS_S)
     with contextlib.suppress(OSError):
         if os.isatty(_STANDARD_ERROR):
             os.write(_STANDARD_ERROR, _SHOW_CURSOR)

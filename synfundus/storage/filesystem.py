@@ -30,11 +30,12 @@ __all__ = [
     "ALLOWED_PROTOCOLS", "StoreSettings", "atomic_write", "configure", "download_folder", "exists", "fetch",
     "file_size", "forget_connections", "fsync_dir", "is_dir", "is_local", "join", "list_files", "list_names",
     "local_path", "make_dir", "open_read", "protocol_of", "read_bytes", "read_checked", "read_range", "remove",
-    "upload_folder", "write_bytes",
+    "space_advice", "upload_folder", "write_bytes",
 ]  # fmt: skip
 
 _SPOOL_IN_MEMORY_BYTES = 64 * 2**20
 _TRANSFERS_AT_ONCE = 8
+_FREE = "bytes are free"
 
 
 def configure(settings: StoreSettings | None) -> None:
@@ -92,7 +93,12 @@ def _free_space(error: OSError, url: str) -> str:
     folder = local_path(url).absolute().parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    return f", {shutil.disk_usage(folder).free:,} bytes are free"
+    return f", {shutil.disk_usage(folder).free:,} {_FREE}"
+
+
+def space_advice(message: str) -> str:
+    """Return what to do about an error of `storage_errors` while writing: not every one is for lack of space."""
+    return "free some space" if _FREE in message else "check the disk or the store"
 
 
 def exists(url: str) -> bool:

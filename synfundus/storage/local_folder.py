@@ -22,6 +22,9 @@ from synfundus.errors import ConfigError, SynfundusError
 from synfundus.storage import filesystem
 from synfundus.storage.locations import resolved
 
+WRITER_NAME = ".writer.json"
+"""The note of who writes to a folder (`storage.writer_lock`)."""
+_WRITER = re.compile(rf"\.?{re.escape(WRITER_NAME)}(\..*)?")
 UNFINISHED_NAME = "UNFINISHED"
 """Name of a file that exists in a remote folder while it is being replaced."""
 _PREFIX = "synfundus-"
@@ -173,6 +176,8 @@ def _foreign(url: str, allowed: re.Pattern[str], below: str = "") -> Iterator[st
     """Yield what does not match; folders that do not are named, not looked into."""
     for name in filesystem.list_names(filesystem.join(url, below) if below else url):
         path = f"{below}/{name}" if below else name
+        if _WRITER.fullmatch(path):
+            continue
         if not allowed.fullmatch(path):
             yield path
         elif filesystem.is_dir(filesystem.join(url, path)):

@@ -32,6 +32,7 @@ from synfundus.stages.prepare.shards import ShardTask, assemble_shards, finished
 from synfundus.storage import documents, filesystem
 from synfundus.storage.locations import resolved
 from synfundus.storage.manifest import REJECTS_NAME, SPLITS, ShardSet, load_shard_set, save_shard_set
+from synfundus.storage.writer_lock import write_alone
 from synfundus.telemetry.console import Console
 
 
@@ -74,6 +75,8 @@ class _Rank0:
     def begin(self) -> _Assignment:
         """Find the inputs and claim the folders."""
         paths, section = self._paths, self._section
+        if not check_out(paths):
+            write_alone(paths.out)
         complete = check_out(paths)
         self._others = find_other_sets(section.compare_with)
         plan = self._plan = plan_inputs(

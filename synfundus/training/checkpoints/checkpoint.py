@@ -167,7 +167,7 @@ def _all_or_raise(
     *,
     clear: bool,
     only_rank_0: bool = False,
-    advice: str = "free some space; the previous checkpoint is untouched",
+    advice: str = "",
 ) -> list[T]:
     """Do a part of a save, return every rank's result; raise on all if one failed, so that none waits. Collective."""
     result: T | None = None
@@ -181,6 +181,7 @@ def _all_or_raise(
     failures = [f"rank {rank}: {text}" for rank, (_, text) in enumerate(reports) if text is not None]
     if not failures:
         return [cast("T", result) for result, _ in reports]
+    advice = advice or f"{filesystem.space_advice('; '.join(failures))}; the previous checkpoint is untouched"
     if world.rank == 0 and clear:
         with contextlib.suppress(StorageError):  # readers ignore a folder without a manifest
             _drop(folder)

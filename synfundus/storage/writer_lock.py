@@ -1,0 +1,354 @@
+"""One writer for a folder: who writes to it is noted in it, with a sign of life; a second writer is refused.
+
+On a disk the note is created exclusively, which NFS can do too. An object store without conditional writes keeps the
+last of several notes: each writer looks again whose it is. A writer that is gone is replaced: at once where that is
+certain (its process has ended on this machine, or SLURM has restarted its job), else when its note has not been renewed
+for so long that its watchdog would have ended it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from synfundus.errors import ConfigError, DataError, StorageError
+from synfundus.processes.stop_signals import before_leaving, leave_at_once, say
+from synfundus.storage import documents, filesystem
+from synfundus.storage.local_folder import WRITER_NAME
+from synfundus.storage.locations import is_local, local_path, resolved
+from synfundus.storage.s3 import object_store
+
+FORMAT_NAME = "synfundus-writer"
+FORMAT_VERSION = 1
+STALE_AFTER_S = 900.0
+"""For work without a watchdog."""
+LOST = 7
+"""Exit code of a writer whose folder was taken over: `LaunchError`'s."""
+_RENEWALS = 15
+_SETTLE_S = 1.0
+"""After a note is put into a store: longer than others take from their last look to their own note."""
+_GUARD_S = 60.0
+_TRIES = 5
+_TRY_S = 0.2
+
+
+def _process_start(pid: int) -> str:
+    """Return when a process of this machine started, in the kernel's ticks; empty if there is none."""
+    with contextlib.suppress(OSError):
+        state, *later = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if state in "ZX" else later[18]
+    return ""
+
+
+def _read_line(path: str) -> str:
+    with contextlib.suppress(OSError):
+        return Path(path).read_text().strip()
+    return ""
+
+
+def _pid_namespace() -> str:
+    with contextlib.suppress(OSError):
+        return str(Path("/proc/self/ns/pid").readlink())
+    return ""
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A process that writes to a folder.
+
+    Attributes:
+        token: Its name for this folder.
+        host: Its machine.
+        machine: Boot and process namespace: process ids mean something among equal ones only.
+        pid: Its process id there.
+        started: When that process started, in the kernel's ticks.
+        job: SLURM's job id; may be empty.
+        restarts: How often that job was restarted.
+        since: When it began to write, ISO 8601 in UTC.
+        stale_after_s: Without a sign of life for so long, it is gone.
+        folder: Number of the folder in its file system: that of a copy differs. Empty in a store.
+    """
+
+    token: str
+    host: str
+    machine: str
+    pid: int
+    started: str
+    job: str
+    restarts: int
+    since: str
+    stale_after_s: float
+    folder: str
+
+    @classmethod
+    def here(cls, folder: str, stale_after_s: float) -> Writer:
+        """Describe this process."""
+        pid, restarts = os.getpid(), os.environ.get("SLURM_RESTART_COUNT", "")
+        return cls(
+            token=secrets.token_hex(8),
+            host=socket.gethostname(),
+            machine=f"{_read_line('/proc/sys/kernel/random/boot_id')} {_pid_namespace()}",
+            pid=pid,
+            started=_process_start(pid),
+            job=os.environ.get("SLURM_JOB_ID", ""),
+            restarts=int(restarts) if restarts.isdigit() else 0,
+            since=datetime.now(UTC).isoformat(timespec="seconds"),
+            stale_after_s=stale_after_s,
+            folder=_number_of(folder),
+        )
+
+    def describe(self) -> str:
+        """Name it for people."""
+        job = f" of job {self.job}" if self.job else ""
+        return f"process {self.pid}{job} on {self.host}, since {self.since}"
+
+
+def _number_of(folder: str) -> str:
+    return str(local_path(folder).stat().st_ino) if is_local(folder) else ""
+
+
+def is_gone(writer: Writer, here: Writer, *, silent_s: float, process_start: str) -> bool:
+    """Whether a writer writes no more. Pure.
+
+    Args:
+        writer: As noted in the folder.
+        here: This process.
+        silent_s: Time since its last sign of life.
+        process_start: When the process with its id started on this machine; empty if there is none.
+    """
+    if writer.folder != here.folder:  # the folder is a copy
+        return True
+    if (writer.host, writer.machine) == (here.host, here.machine):
+        return writer.started != process_start
+    if writer.job and writer.job == here.job and writer.restarts < here.restarts:
+        return True
+    return silent_s > writer.stale_after_s
+
+
+@dataclass
+class _Held:
+    """The folders this process writes to, renewed by a thread."""
+
+    stale_after_s: float
+    writers: dict[str, Writer] = field(default_factory=dict)
+    made: set[str] = field(default_factory=set)
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def add(self, folder: str, writer: Writer) -> None:
+        """Hold a folder from now on."""
+        if not self.writers:
+            threading.Thread(target=self.renew, name="writer-lock", daemon=True).start()
+        self.writers[resolved(folder)] = writer
+
+    def release(self) -> None:
+        """Let other writers in; a folder that was made for nothing is removed."""
+        self.ended.set()
+        for folder, writer in self.writers.items():
+            with contextlib.suppress(StorageError, OSError):
+                found = _read(folder)
+                if found is not None and found.token == writer.token:
+                    filesystem.remove(_note(folder))
+                if folder in self.made and is_local(folder):
+                    local_path(folder).rmdir()  # fails where anything is in it
+
+    def renew(self) -> None:
+        """Give signs of life until the end."""
+        while not self.ended.wait(self.stale_after_s / _RENEWALS):
+            for folder, writer in list(self.writers.items()):
+                with contextlib.suppress(StorageError, OSError):
+                    found = _read(folder)
+                    if found is None or self.ended.is_set():
+                        continue
+                    if found.token != writer.token:
+                        say(f"{folder} was taken over by {found.describe()}, because this process had not moved")
+                        leave_at_once(LOST)
+                    _renew(folder, writer)
+
+
+_held: _Held | None = None
+
+
+@contextmanager
+def one_writer(stale_after_s: float = 0.0) -> Iterator[None]:
+    """Let `write_alone` keep other writers away until the block ends.
+
+    Args:
+        stale_after_s: A writer that gives no sign of life for so long is gone; 0: `STALE_AFTER_S`.
+    """
+    global _held
+    held = _held = _Held(stale_after_s or STALE_AFTER_S)
+    before_leaving.append(held.release)
+    try:
+        yield
+    finally:
+        _held = None
+        before_leaving.remove(held.release)
+        held.release()
+
+
+def write_alone(folder: str, *, flag: str = "--out") -> None:
+    """Become the only writer of a folder, within `one_writer`; does nothing outside, and for a folder already held.
+
+    Args:
+        folder: The folder; made if it is missing.
+        flag: The option that names it.
+
+    Raises:
+        ConfigError: There is another writer; the message names it.
+        StorageError: The disk or the store failed.
+    """
+    if _held is None or resolved(folder) in _held.writers:
+        return
+    if not filesystem.is_dir(folder):
+        filesystem.make_dir(folder)
+        _held.made.add(resolved(folder))
+    here = Writer.here(folder, _held.stale_after_s)
+    for _ in range(_TRIES):
+        found = _read(folder)
+        if found is None:
+            taken = _put(folder, here)
+        else:
+            silent_s = _silent_s(folder)
+            if not is_gone(found, here, silent_s=silent_s, process_start=_process_start(found.pid)):
+                _refuse(folder, found, silent_s, flag)
+            taken = _replace(folder, found, here)
+        if taken:
+            _held.add(folder, here)
+            return
+        time.sleep(_TRY_S)  # somebody else was faster, or is writing the note just now
+    raise ConfigError(
+        "other processes are starting to write to this folder",
+        where=folder,
+        hint=f"start one at a time; if there is none, remove {_note(folder)}",
+    )
+
+
+def _refuse(folder: str, found: Writer, silent_s: float, flag: str) -> None:
+    left = max(1, round((found.stale_after_s - silent_s) / 60))
+    raise ConfigError(
+        f"{found.describe()} writes to this folder",
+        where=folder,
+        hint=f"wait until it has ended, or give another {flag}. If its machine has failed, the folder is free "
+        f"in {left} min, or when you remove {_note(folder)}",
+    )
+
+
+def _note(folder: str) -> str:
+    return filesystem.join(folder, WRITER_NAME)
+
+
+def _parse(data: bytes, where: str) -> Writer | None:
+    try:
+        document = documents.parse_document(data, format_name=FORMAT_NAME, version=FORMAT_VERSION, where=where)
+        return Writer(**{name: document[name] for name in Writer.__dataclass_fields__})
+    except (DataError, KeyError, TypeError):
+        return None
+
+
+def _read(folder: str) -> Writer | None:
+    """Return the writer of a folder; None if there is none, or its note is being written."""
+    note = _note(folder)
+    for _ in range(_TRIES):
+        if not filesystem.exists(note):
+            return None
+        with contextlib.suppress(StorageError):  # it has gone since
+            if (found := _parse(filesystem.read_bytes(note), note)) is not None:
+                return found
+        time.sleep(_TRY_S)
+    return None
+
+
+def _document(writer: Writer) -> bytes:
+    return documents.dump_json({"format": FORMAT_NAME, "schema_version": FORMAT_VERSION, **vars(writer)})
+
+
+def _silent_s(folder: str) -> float:
+    """Return the seconds since the last sign of life, by the clock of the disk or the store, not by this machine's."""
+    note, probe = _note(folder), f"{_note(folder)}.{secrets.token_hex(4)}.now"
+    filesystem.write_bytes(probe, b"")
+    try:
+        return _modified_s(probe) - _modified_s(note)
+    except (StorageError, FileNotFoundError):
+        return 0.0
+    finally:
+        filesystem.remove(probe)
+
+
+def _modified_s(url: str) -> float:
+    if is_local(url):
+        return local_path(url).stat().st_mtime
+    modified = object_store.stat(url).modified
+    return modified.timestamp() if modified else 0.0
+
+
+def _renew(folder: str, writer: Writer) -> None:
+    if is_local(folder):
+        os.utime(local_path(_note(folder)))
+    else:
+        filesystem.write_bytes(_note(folder), _document(writer))
+
+
+def _create(path: Path, data: bytes) -> bool:
+    """Create a file unless it is there; returns whether it was not."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return False
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(descriptor)
+    return True
+
+
+def _put(folder: str, here: Writer) -> bool:
+    """Write the first note; returns whether it is this process's."""
+    if is_local(folder):
+        with filesystem.storage_errors("write", folder):
+            note = local_path(_note(folder))
+            if _create(note, _document(here)):
+                return True
+            # half a note, of a process that was killed while it wrote
+            if time.time() - note.stat().st_mtime > _GUARD_S and _read(folder) is None:
+                note.unlink(missing_ok=True)
+            return False
+    return _put_and_look(folder, here)
+
+
+def _put_and_look(folder: str, here: Writer) -> bool:
+    with contextlib.suppress(StorageError):  # another note came between: the look says whose is there
+        filesystem.write_bytes(_note(folder), _document(here))
+    time.sleep(_SETTLE_S)
+    found = _read(folder)
+    return found is not None and found.token == here.token
+
+
+def _replace(folder: str, gone: Writer, here: Writer) -> bool:
+    """Replace the note of a writer that is gone; returns whether this process did."""
+    if not is_local(folder):
+        return _put_and_look(folder, here)
+    with filesystem.storage_errors("write", folder):
+        note = local_path(_note(folder))
+        guard = note.with_name(f"{WRITER_NAME}.{gone.token}.guard")
+        if not _create(guard, b""):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - guard.stat().st_mtime > _GUARD_S:  # of a process that was killed here
+                    guard.unlink()
+            return False
+        try:
+            found = _read(folder)
+            if found is None or found.token != gone.token:
+                return False  # replaced before the guard was ours
+            filesystem.write_bytes(str(note), _document(here))
+            return True
+        finally:
+            guard.unlink(missing_ok=True)
