@@ -84,18 +84,9 @@ class Claim:
             raise ConfigError(f"this folder holds {self.others}: {changed}", where=folder, hint=hint)
 
 
-def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of a nested document by dotted path."""
-    leaves: dict[str, Any] = {}
-    for key, value in document.items():
-        path = f"{prefix}{key}"
-        leaves.update(flatten(value, f"{path}.") if isinstance(value, dict) else {path: value})
-    return leaves
-
-
 def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """Describe in one line how two documents differ, what stands at the top first, hashes last; empty if they don't."""
-    there, here = flatten(found), flatten(documents.as_json(wanted))
+    there, here = documents.flatten(found), documents.flatten(documents.as_json(wanted))
     keys = (set(there) | set(here)).difference(_ENVELOPE)
     changed = [
         f"{_CONTAINER.sub('', key)} is {there.get(key, 'absent')!r} there, {here.get(key, 'absent')!r} here"

@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 
 from synfundus import __version__
-from synfundus.artifacts.claim import Claim, flatten
+from synfundus.artifacts.claim import Claim
 from synfundus.artifacts.run_spool import LEDGER_NAME, RunSpool, SpooledSinks
-from synfundus.distributed.agreement import on_rank_0
+from synfundus.distributed.agreement import on_rank_0, require_same
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import World, new_group
@@ -58,7 +58,7 @@ def versions() -> dict[str, str]:
 
 def begun_precision(url: str) -> str | None:
     """Return the precision of the run in a folder; None where there is no run, or it records none."""
-    precision = flatten(_CLAIM.read(url) or {}).get("identity.precision")
+    precision = documents.flatten(_CLAIM.read(url) or {}).get("identity.precision")
     return precision if isinstance(precision, str) else None
 
 
@@ -76,6 +76,7 @@ class RunFolder:
 
     Raises:
         ConfigError: The folder holds another run; the message names both sides.
+        LaunchError: The ranks read different data, or start from different models.
         StorageError: On every rank when rank 0 cannot write there.
     """
 
@@ -87,7 +88,9 @@ class RunFolder:
         self._config = config
         self._open_spool: RunSpool | None = None
         self._damaged: set[str] = set()
-        on_rank_0(lambda: self._claim({"kind": kind, "identity": dict(identity)}), world)
+        wanted = {"kind": kind, "identity": dict(identity)}
+        require_same(wanted, world)
+        on_rank_0(lambda: self._claim(wanted), world)
 
     def path(self, *parts: str) -> str:
         """Return a path in the run."""

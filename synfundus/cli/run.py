@@ -22,19 +22,18 @@ from synfundus.config.auto import (
 )
 from synfundus.config.base import value_at
 from synfundus.config.dump import dump_config
-from synfundus.config.loader import fingerprint
+from synfundus.config.loader import fingerprint, leaf_fields
 from synfundus.config.schema import RunConfig
-from synfundus.distributed.agreement import on_rank_0
+from synfundus.distributed.agreement import on_rank_0, together
+from synfundus.distributed.lost_ranks import device_fault, lost_rank_error
 from synfundus.distributed.rank_info import RankInfo, rank_info
 from synfundus.distributed.requeue import open_fault_report, report_fault
 from synfundus.distributed.world import (
     LocalWorld,
     World,
     connect,
-    device_fault,
     disconnect,
     has_native_bf16,
-    lost_rank_error,
 )
 from synfundus.launch import (
     LaunchPlan,
@@ -45,13 +44,13 @@ from synfundus.launch import (
     inspect_machine,
     plan_launch,
 )
-from synfundus.launch.submission import changed_code
+from synfundus.launch.submission import PACKAGE, changed_code, installed, source_hash
 from synfundus.processes.stop_signals import ENDING
 from synfundus.redaction import redact
 from synfundus.stages import Summary
 from synfundus.stages.training_plan import plan_training
 from synfundus.stages.verb import Verb
-from synfundus.storage import filesystem
+from synfundus.storage import documents, filesystem
 from synfundus.storage.writer_lock import one_writer
 from synfundus.telemetry.console import Console, SilentConsole
 
@@ -103,6 +102,21 @@ def describe(request: Request, plan: LaunchPlan, device: Literal["cpu", "cuda"])
     return redact(text)
 
 
+_OF_A_HOST = ("launch.nodes", "launch.procs_per_node", "launch.cpus_per_task", "storage.cache_", "telemetry.console")
+"""Options that may differ between the hosts of a job."""
+
+
+def start_facts(request: Request) -> dict[str, Any]:
+    """Return what all ranks of a job must have been started with: verb, values, code, versions."""
+    values = {path: value_at(request.config, path) for path in leaf_fields() if not path.startswith(_OF_A_HOST)}
+    code = {
+        "the source": source_hash(PACKAGE),
+        **{f"the version of {name}": text for name, text in installed().items()},
+    }
+    facts: dict[str, Any] = documents.as_json({"the verb": request.verb.name, **values, **code})
+    return facts
+
+
 @contextmanager
 def _joined(request: Request) -> Iterator[World]:
     """Join the process group while the verb runs."""
@@ -116,6 +130,7 @@ def _joined(request: Request) -> Iterator[World]:
             device="cpu" if verb.host_only else launch.device,
             timeout_s=launch.collective_timeout_s,
             num_threads=request.training.loop.num_threads,
+            facts=start_facts(request),
         )
         yield world
     except BaseException:
@@ -146,10 +161,21 @@ def _run_here(request: Request, info: RankInfo, *, file: str | None, as_json: bo
         console.warning(f"this is not the code the job was submitted with: {'; '.join(changes)}")
     stale_after_s = request.training.loop.watchdog_s if request.verb.trains else 0.0
     with one_writer(stale_after_s), _joined(request) as world:
+        if info.source != "single":
+            with together(world):
+                _check_rank(request, world)
         summary = _run_job(request, job.run, world, console)
     if as_json and info.rank == 0:
         sys.stdout.write(json.dumps(summary, indent=2, default=str) + "\n")
     return 0 if summary.get("ok", True) else int(summary.get("exit_code", 1))
+
+
+def _check_rank(request: Request, world: World) -> None:
+    """Check what the schema cannot, for the files of this rank's host too."""
+    request.check(look=True)
+    if request.verb.trains is not None:
+        ds_file = request.config.launch.ds_config
+        plan_training(request.training, ds_file, world_size=world.size, device=world.device)
 
 
 def _run_job(request: Request, job: Callable[..., Summary], world: World, console: Console) -> Summary:
@@ -210,11 +236,15 @@ def run_verb(verb: Verb, given: Mapping[str, Any], arguments: tuple[str, ...]) -
     info = rank_info(os.environ) if verb.distributed else RankInfo(0, 1, 0, 1, "single")
     ENDING.going_on, ENDING.quiet = verb.going_on, info.rank != 0
     request = load_request(verb, given)
-    request.check(look=not given["dry_run"])
+    is_rank = (
+        info.source != "single" and not given["dry_run"]
+    )  # checked when all ranks have met, so that all learn of it
+    if not is_rank:
+        request.check(look=not given["dry_run"])
     machine = inspect_machine(os.environ, is_rank=info.source != "single")
     plan = plan_verb(request, tuple(text for text in arguments if text != "--dry-run"), machine)
     device = likely_device(request, machine)
-    if verb.trains is not None:
+    if verb.trains is not None and not is_rank:
         world_size = info.world_size if info.source != "single" else plan.world_size
         plan_training(request.training, request.config.launch.ds_config, world_size=world_size, device=device)
     if given["dry_run"]:

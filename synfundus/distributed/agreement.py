@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar, cast
 
+from synfundus.distributed.start import HINT, differences
 from synfundus.distributed.world import World, share_of
-from synfundus.errors import ErrorReport, Interrupted
+from synfundus.errors import ErrorReport, Interrupted, LaunchError
+from synfundus.storage import documents
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -49,6 +51,22 @@ def on_rank_0(work: Callable[[], T], world: World) -> T:
         except Exception as error:  # noqa: BLE001 - raised on every rank
             fault = error
     return cast("T", _exchange(fault, result, world)[0])
+
+
+def require_same(document: Mapping[str, object], world: World) -> None:
+    """Raise on every rank unless all found the same. Collective.
+
+    Args:
+        document: What this rank's work depends on, as JSON; small.
+        world: The job.
+
+    Raises:
+        LaunchError: Names the first rank that found something else than rank 0, and what.
+    """
+    first, *others = world.all_gather(documents.flatten(documents.as_json(document)))
+    for rank, other in enumerate(others, start=1):
+        if verdict := differences(first, other, rank=rank):
+            raise LaunchError(verdict, where=f"rank {world.rank}", hint=HINT)
 
 
 def share_out(units: Sequence[U], work: Callable[[Sequence[U]], Sequence[T]], world: World) -> list[T]:

@@ -6,13 +6,13 @@ Rank and world size are values everywhere, so rank logic can be tested in one pr
 from __future__ import annotations
 
 import os
-import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
+from synfundus.distributed.lost_ranks import join_error
 from synfundus.distributed.rank_info import (
     RankInfo,
     gpu_index,
@@ -24,7 +24,8 @@ from synfundus.distributed.rank_info import (
     require_own_gpus,
     this_gpu,
 )
-from synfundus.errors import DeviceFault, LaunchError, PortTaken, RelayedDefect, Stalled
+from synfundus.distributed.start import Facts, meet
+from synfundus.errors import LaunchError
 
 if TYPE_CHECKING:
     import torch
@@ -252,7 +253,9 @@ def torch_device(world: World) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if world.device == "cuda" else torch.device("cpu")
 
 
-def connect(*, device: Literal["auto", "cpu", "cuda"], timeout_s: int, num_threads: int) -> World:
+def connect(
+    *, device: Literal["auto", "cpu", "cuda"], timeout_s: int, num_threads: int, facts: Facts | None = None
+) -> World:
     """Join the job's process group and return its world.
 
     Collective: every process of the job calls it once. A single process gets a process group too (DeepSpeed needs
@@ -262,9 +265,11 @@ def connect(*, device: Literal["auto", "cpu", "cuda"], timeout_s: int, num_threa
         device: Device to compute on.
         timeout_s: Longest wait for the other ranks, in seconds.
         num_threads: CPU threads of this process; 0 takes `own_cores`.
+        facts: What must be the same on all ranks.
 
     Raises:
-        LaunchError: No such device, ranks on different devices, two on one GPU, or the other ranks do not answer.
+        LaunchError: No such device, ranks on different devices, two on one GPU, ranks that were started with different
+            things, or the other ranks do not answer.
         PortTaken: Another program uses the rendezvous port.
     """
     import torch
@@ -282,29 +287,20 @@ def connect(*, device: Literal["auto", "cpu", "cuda"], timeout_s: int, num_threa
             store = dist.HashStore()  # type: ignore[attr-defined]
             dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
         else:
-            master = f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             try:
+                store = meet(info, facts or {}, timeout_s=timeout_s)
                 dist.init_process_group(
-                    backend, init_method=master, rank=info.rank, world_size=info.world_size, timeout=timeout
+                    backend, store=store, rank=info.rank, world_size=info.world_size, timeout=timeout
                 )
             except (RuntimeError, ValueError) as error:
-                raise _join_error(error, rank=info.rank, master=master) from error
+                master = f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+                raise join_error(error, rank=info.rank, master=master) from error
     world = TorchWorld(info.rank, info.world_size, info.local_rank, info.local_world_size, kind, dist.group.WORLD)
     if world.size > 1:
         require_one_device(world.all_gather((socket.gethostname(), kind)))
     if kind == "cuda" and world.size > 1:
         require_own_gpus(world.all_gather(this_gpu()))
     return world
-
-
-def _join_error(error: Exception, *, rank: int, master: str) -> LaunchError:
-    if any(text in str(error) for text in _PORT_TAKEN):
-        return PortTaken(
-            f"another program uses the rendezvous port, {master}",
-            hint="start the command again, with another MASTER_PORT if you set one; the jobs in slurm/ do so",
-        )
-    lost = lost_rank_error(error, hint="start the command again")
-    return lost or LaunchError(f"rank {rank} could not join the job at {master}: {error}")
 
 
 def disconnect() -> None:
@@ -348,53 +344,3 @@ def status_store(world: World) -> StatusStore:
 
     # a separate connection: a thread that waits on this one blocks no other
     return TorchStatusStore(_get_default_store().clone())  # type: ignore[attr-defined]
-
-
-_DISCONNECTED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
-_TIMED_OUT = ("Timed out", "Socket Timeout", "wait timeout after")
-_PORT_TAKEN = ("EADDRINUSE", "Ping failed")
-"""Another program has the port: rank 0 cannot listen on it, and the other ranks get no answer of a torch store."""
-
-
-_DEVICE_FAILED = re.compile(
-    r"(CUDA error|Triton Error \[CUDA\]): (?!out of memory|device-side assert|no kernel image|invalid (arg|dev|conf))"
-    r"|unhandled (cuda|system) error|NCCL.* internal error|uncorrectable (ECC|NVLink)"
-    r"|CU(BLAS|DNN)_STATUS_EXECUTION_FAILED",
-    re.IGNORECASE,
-)
-"""Errors of CUDA, NCCL, cuBLAS and cuDNN that another GPU may not have; an illegal access can also be a bug."""
-
-
-def device_fault(error: BaseException, *, rank: int) -> DeviceFault | None:
-    """Translate an error of a failed GPU, or of NCCL on it; None for every other error.
-
-    Args:
-        error: Any error.
-        rank: This rank.
-    """
-    if not isinstance(error, RuntimeError) or isinstance(error, RelayedDefect) or not _DEVICE_FAILED.search(str(error)):
-        return None
-    return DeviceFault(
-        f"the GPU of rank {rank} on {socket.gethostname()} failed: {str(error).partition(chr(10))[0]}",
-        hint="the batch scripts queue the job again without this node; look for Xid in the node's kernel log (dmesg). "
-        "If it happens on another node too, it is a fault of the program: please report it",
-    )
-
-
-def lost_rank_error(error: BaseException, *, hint: str) -> LaunchError | None:
-    """Translate an error of a collective: another rank has ended, or (Stalled) does not answer.
-
-    Args:
-        error: Any error.
-        hint: What the user can do.
-
-    Returns:
-        None for every other error.
-    """
-    if not isinstance(error, RuntimeError) or isinstance(error, RelayedDefect):
-        return None
-    if any(text in str(error) for text in _TIMED_OUT):
-        return Stalled(f"another rank did not answer within launch.collective_timeout_s: {error}", hint=hint)
-    if any(text in str(error) for text in _DISCONNECTED):
-        return LaunchError(f"another rank has ended: {error}", hint=f"its own message says why; {hint}")
-    return None

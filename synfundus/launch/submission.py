@@ -142,7 +142,8 @@ def changed_code(config: str) -> list[str]:
 
 
 PACKAGES = ("torch", "deepspeed", "diffusers")
-_PACKAGE = Path(__file__).resolve().parent.parent
+PACKAGE = Path(__file__).resolve().parent.parent
+"""The folder of the code that this process runs."""
 _GIT_PATIENCE_S = 20.0
 
 _NAMES = {
@@ -154,11 +155,13 @@ _NAMES = {
 }
 
 
-def _installed(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+def installed() -> dict[str, str | None]:
+    """Return the versions of `PACKAGES`, None where one is not installed, without importing them."""
+    versions: dict[str, str | None] = dict.fromkeys(PACKAGES)
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def source_hash(package: Path) -> str:
@@ -186,7 +189,7 @@ def _git(checkout: Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def code_version(package: Path = _PACKAGE) -> dict[str, Any]:
+def code_version(package: Path = PACKAGE) -> dict[str, Any]:
     """Return the versions of the code this process runs, without importing the packages.
 
     Args:
@@ -206,7 +209,7 @@ def code_version(package: Path = _PACKAGE) -> dict[str, Any]:
         "commit": commit,
         "dirty": None if changes is None else bool(changes),
         "python": platform.python_version(),
-        "packages": {name: _installed(name) for name in PACKAGES},
+        "packages": installed(),
     }
 
 

@@ -22,8 +22,9 @@ from synfundus.diffusion.flow import FlowPath, FlowTime, ForwardProcess
 from synfundus.diffusion.sampling import SamplerName, SamplerSettings, scheduler_for
 from synfundus.diffusion.schedule import build_schedule
 from synfundus.distributed.agreement import together
+from synfundus.distributed.lost_ranks import device_fault
 from synfundus.distributed.numerics import set_tf32
-from synfundus.distributed.world import World, device_fault, torch_device
+from synfundus.distributed.world import World, torch_device
 from synfundus.errors import DataError
 from synfundus.labels.schema import LabelSchema
 from synfundus.models.attention import apply_attention, choose_attention, probe_shapes

@@ -27,6 +27,15 @@ def as_json(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     return json.loads(json.dumps(value))
 
 
+def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of a nested document by dotted path."""
+    leaves: dict[str, Any] = {}
+    for key, value in document.items():
+        path = f"{prefix}{key}"
+        leaves.update(flatten(value, f"{path}.") if isinstance(value, dict) else {path: value})
+    return leaves
+
+
 def write_document(url: str, document: Mapping[str, Any], *, format_name: str, version: int) -> bytes:
     """Write a document atomically with its format and version; return the bytes written."""
     data = dump_json({"format": format_name, "schema_version": version, **document})

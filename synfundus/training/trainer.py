@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from synfundus.distributed.agreement import on_rank_0, raise_together
 from synfundus.distributed.engine import StepResult, ZeroEngine
+from synfundus.distributed.lost_ranks import lost_rank_error
 from synfundus.distributed.numerics import seed_kernels
 from synfundus.distributed.watchdog import PHASE_PATIENCE, Watchdog
-from synfundus.distributed.world import World, lost_rank_error, torch_device
+from synfundus.distributed.world import World, torch_device
 from synfundus.errors import ConfigError, Interrupted, Preempted, SynfundusError
 from synfundus.seeding import derive_key
 from synfundus.shards.batches import RankBatch

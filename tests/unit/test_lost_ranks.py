@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from synfundus.distributed.world import _join_error, device_fault, lost_rank_error
+from synfundus.distributed.lost_ranks import device_fault, join_error, lost_rank_error
 from synfundus.errors import DeviceFault, ErrorReport, LaunchError, PortTaken, Stalled, SynfundusError
 
 
@@ -47,7 +47,7 @@ def test_other_errors_are_none_of_them(error: Exception) -> None:
     ],
 )
 def test_ranks_that_do_not_meet_say_why(rank: int, text: str, kind: type[SynfundusError]) -> None:
-    found = _join_error(RuntimeError(text), rank=rank, master="tcp://node7:16711")
+    found = join_error(RuntimeError(text), rank=rank, master="tcp://node7:16711")
     assert type(found) is kind
     assert kind is Stalled or "tcp://node7:16711" in str(found)
 

@@ -20,7 +20,7 @@ from synfundus.artifacts.latent_set import LatentSources, save_sources
 from synfundus.artifacts.shard_records import ShardRecords
 from synfundus.config.generation import EncodeLatentsConfig
 from synfundus.config.schema import RunConfig
-from synfundus.distributed.agreement import on_rank_0
+from synfundus.distributed.agreement import on_rank_0, require_same
 from synfundus.distributed.world import World, share_of, torch_device, without_timeout
 from synfundus.errors import ConfigError, DataError
 from synfundus.models.autoencoder import LatentAutoencoder
@@ -67,6 +67,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     build.attention(autoencoder.network, config.launch, dtype=dtype, world=world, console=console)
     build.channels_last(autoencoder.network, world=world, console=console, weights=True)
     properties = _properties(section, image_set, autoencoder, autoencoder_fingerprint, tf32=tf32)
+    require_same(properties, world)
     complete = on_rank_0(lambda: _claim(out, properties), world)
     sources = LatentSources(
         image_set_url=absolute_location(image_set.url), autoencoder_url=absolute_location(str(section.vae))

@@ -27,7 +27,7 @@ from synfundus.artifacts.sample_set import PngStore, SampleStore, ShardStore
 from synfundus.config.generation import SampleConfig
 from synfundus.config.schema import RunConfig
 from synfundus.diffusion.sampling import scheduler_for
-from synfundus.distributed.agreement import on_rank_0
+from synfundus.distributed.agreement import on_rank_0, require_same
 from synfundus.distributed.world import World, share_of, torch_device, without_timeout
 from synfundus.labels.plan import LabelRow, label_table, plan_labels
 from synfundus.labels.schema import label_caption
@@ -108,6 +108,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         where=section.labels or "sample.labels",
     )
     request = _request(section, config.seed, pipeline, rows)
+    require_same(request, world)
     on_rank_0(lambda: _CLAIM.make(out, request), world)
     build.attention(pipeline.denoiser.unet, config.launch, dtype=dtype, world=world, console=console)
     pipeline.denoiser.to(dtype)

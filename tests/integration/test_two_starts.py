@@ -1,0 +1,126 @@
+"""The same command started twice: the first goes on untouched, the second is refused and names it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from campaigns import report
+from rank_processes import REPOSITORY, clean_environment, run_cli
+from tiny_pipeline import write_tiny_pipeline
+from tiny_runs import assert_same_run, settings, train_here
+from tiny_sets import write_config
+
+from synfundus.distributed.world import World
+from synfundus.storage import filesystem
+from synfundus.storage.local_folder import WRITER_NAME
+from synfundus.storage.manifest import ShardSet
+
+PATIENCE_S = 180.0
+WAITS_IN = {
+    "train": "synfundus.distributed.engine:ZeroEngine.step",
+    "train-vae": "synfundus.distributed.engine:ZeroEngine.step",
+    "encode-latents": "synfundus.stages.encode_latents.shard_encoder:ShardEncoder._write",
+    "sample": "synfundus.stages.sample.job:_batch_pixels",
+    "phantoms": "synfundus.telemetry.sinks:_PlainProgress.advance",
+}
+"""A function each verb calls when its folder is its own: there it waits for the second start."""
+
+
+def second_start(command: list[str], verb: str, out: str) -> tuple[int, str, int, str, int]:
+    """Start a command, and again while it works; return (exit code, output) of both, and the process id of the first.
+
+    The first one stops itself at work; it is continued when the second has ended.
+    """
+    first = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("killed_run.py")), f"hang:stop:{WAITS_IN[verb]}:1", *command],
+        env=clean_environment(),
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        ends = time.monotonic() + PATIENCE_S
+        while Path(f"/proc/{first.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            assert first.poll() is None, first.communicate()[0]
+            assert time.monotonic() < ends, "the first start did not begin its work"
+            time.sleep(0.05)
+        assert filesystem.exists(filesystem.join(out, WRITER_NAME))
+        second = run_cli(*command)
+        os.kill(first.pid, signal.SIGCONT)
+        output = first.communicate(timeout=PATIENCE_S)[0]
+    finally:
+        first.kill()
+        first.wait()
+    return first.returncode, output, second.returncode, second.output, first.pid
+
+
+def command_of(
+    verb: str, out: str, *, latent_set: ShardSet, image_set: ShardSet, vae_run: Path, tmp_path: Path
+) -> list[str]:
+    if verb == "train":
+        config = write_config(tmp_path / "run.yaml", settings(latent_set, Path("unused")))
+        return ["train", "--config", str(config), "--run-dir", out]
+    if verb == "train-vae":
+        config = write_config(tmp_path / "run.yaml", {})
+        return ["train-vae", "--config", str(config), "--data", image_set.url, "--run-dir", out]
+    if verb == "encode-latents":
+        return ["encode-latents", "--data", image_set.url, "--vae", str(vae_run), "--out", out, "--device", "cpu"]
+    if verb == "sample":
+        if not (tmp_path / "model").exists():
+            write_tiny_pipeline(tmp_path / "model" / "export")
+        return ["sample", "--model", str(tmp_path / "model"), "--num-images", "4", "--out", out, "--device", "cpu"]
+    return ["phantoms", "--out", out, "--num-images", "8", "--image-size", "64"]
+
+
+def check(command: list[str], verb: str, out: str) -> None:
+    code, output, second, said, pid = second_start(command, verb, out)
+    assert second == 2, said
+    assert re.search(rf"process {pid} on \S+, since \S+ writes to this folder", said), said
+    assert code == 0, output
+    assert not filesystem.exists(filesystem.join(out, WRITER_NAME))
+    run_cli(*command).check()
+
+
+def test_a_training_goes_on_untouched_by_a_second_start(latent_set: ShardSet, world: World, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "run.yaml", settings(latent_set, tmp_path / "run"))
+    code, output, second, said, pid = second_start(["train", "--config", str(config)], "train", str(tmp_path / "run"))
+    assert second == 2, said
+    assert f"process {pid} on" in said
+    assert code == 0, output
+    train_here(latent_set, tmp_path / "undisturbed", world)
+    assert_same_run(tmp_path / "undisturbed", tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_two_starts_of_every_verb_on_a_disk_and_in_a_store(
+    latent_set: ShardSet,
+    image_set: ShardSet,
+    vae_run: Path,
+    s3_bucket: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    failures, places = [], [(str(tmp_path / "local"), 5), (f"{s3_bucket}/stored", 5)]
+    count = 0
+    for verb in WAITS_IN:
+        for root, times in places:
+            for number in range(times):
+                out = f"{root}/{verb}-{number}"
+                command = command_of(
+                    verb, out, latent_set=latent_set, image_set=image_set, vae_run=vae_run, tmp_path=tmp_path
+                )
+                count += 1
+                try:
+                    check(command, verb, out)
+                except AssertionError as error:
+                    failures.append(f"{verb} to {out}: {error}")
+    report("two starts", failures, count, capsys)
