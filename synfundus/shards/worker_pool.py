@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from mmap import mmap
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synfundus.errors import ErrorReport, LaunchError, Stalled
+from synfundus.processes.shared_memory import SharedMemory
 from synfundus.processes.worker_ends import end_with_parent, ignore_stop_signals, stop_signals_blocked
 from synfundus.shards.batches import BatchReader, RankBatch
 from synfundus.shards.reader import Arrays
@@ -55,7 +57,7 @@ class _Done:
     epochs: NDArray[np.int64]
 
 
-def slot_arrays(memory: Any, layout: Layout, rows: int, slot: int) -> Arrays:  # noqa: ANN401 - a ctypes array
+def slot_arrays(memory: mmap, layout: Layout, rows: int, slot: int) -> Arrays:
     """Return the arrays of a slot as views into shared memory."""
     offset = slot * slot_bytes(layout, rows)
     arrays: Arrays = {}
@@ -76,7 +78,7 @@ def _work(
     connection: Connection,
     reader: BatchReader,
     steps: Steps,
-    memory: Any,  # noqa: ANN401 - a ctypes array
+    memory: SharedMemory,
     layout: Mapping[str, Any],
     progress: Any,  # noqa: ANN401 - a ctypes integer
     numbers: tuple[int, int],
@@ -91,7 +93,7 @@ def _work(
             positions = steps.positions(step)
             progress.value = int(positions[0])
             batch = reader.read(positions)
-            for name, view in slot_arrays(memory, layout, steps.rows, slot).items():
+            for name, view in slot_arrays(memory.view, layout, steps.rows, slot).items():
                 np.copyto(view, batch.arrays[name], casting="no")
             connection.send(_Done(slot, batch.weights, batch.quarantined, batch.sets, batch.epochs))
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -112,6 +114,9 @@ class WorkerPool:
         workers: Number of processes.
         depth: Batches kept ready, over all workers.
         stall_s: Time after which a worker that returns nothing is reported.
+
+    Raises:
+        ConfigError: There is no room for the batches kept ready.
     """
 
     def __init__(self, reader: BatchReader, steps: Steps, *, workers: int, depth: int, stall_s: float) -> None:
@@ -121,7 +126,7 @@ class WorkerPool:
         self._stall_s = stall_s
         self._layout = reader.layout()
         slots = max(2, -(-depth // workers))
-        self._memory = [context.RawArray("b", slots * slot_bytes(self._layout, steps.rows)) for _ in range(workers)]
+        self._memory = [SharedMemory(slots * slot_bytes(self._layout, steps.rows)) for _ in range(workers)]
         self._progress = [context.RawValue("q", -1) for _ in range(workers)]
         self._connections: list[Connection] = []
         self._processes: list[BaseProcess] = []
@@ -163,7 +168,7 @@ class WorkerPool:
         if isinstance(answer, ErrorReport):
             raise answer.to_error(source="a loader worker")
         positions = self._steps.positions(self._step)
-        arrays = slot_arrays(self._memory[number], self._layout, self._steps.rows, answer.slot)
+        arrays = slot_arrays(self._memory[number].view, self._layout, self._steps.rows, answer.slot)
         self._taken = number, answer.slot
         self._step += 1
         return RankBatch(positions, arrays, answer.weights, answer.quarantined, answer.sets, answer.epochs)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from synfundus.errors import ConfigError
 from synfundus.photographs.crosswalk import CROSSWALK_NAME, private_file
 from synfundus.photographs.near_duplicates import HASH_BYTES, THUMBNAIL_PX, NearDuplicate, near_duplicates
+from synfundus.processes.shared_memory import reserve
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import SPLITS
 
@@ -130,7 +131,8 @@ def thumbnail_buffer(number: int) -> Iterator[NDArray[np.uint8]]:
     """Provide an array for thumbnails, uint8 ``[number, 32, 32]``, in a temporary file to save memory."""
     shape = (max(number, 1), THUMBNAIL_PX, THUMBNAIL_PX)
     with tempfile.TemporaryFile() as stream:
-        stream.truncate(int(np.prod(shape)))
+        with filesystem.storage_errors("keep thumbnails", tempfile.gettempdir()):
+            reserve(stream.fileno(), int(np.prod(shape)))
         yield np.memmap(stream, dtype=np.uint8, mode="r+", shape=shape)[:number]
 
 
