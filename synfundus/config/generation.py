@@ -57,8 +57,8 @@ class SampleConfig(Section):
     """Folder to write."""
     num_images: PositiveInt | None = None
     """Number of images; default with a label plan: one per row."""
-    label: dict[str, int | None] = {}  # noqa: RUF012 - pydantic copies defaults
-    """Labels of every image; the others are unknown."""
+    label: dict[str, int | str | None] = {}  # noqa: RUF012 - pydantic copies defaults
+    """Labels of every image, by number or name (dr_grade: severe); the others are unknown."""
     labels: str | None = None
     """Label plan: a CSV with one row per image."""
     sampler: Literal["ddim", "dpmpp", "euler", "heun"] = "dpmpp"

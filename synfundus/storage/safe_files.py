@@ -53,22 +53,21 @@ def walk_files(root: Path) -> Iterator[tuple[str, int]]:
     """
     if not root.exists():
         return
-    followed: set[str] = set()
-    waiting = deque([("", frozenset({os.path.realpath(root)}))])
+    followed: set[Path] = set()
+    waiting = deque([(root, frozenset({root.resolve()}))])
     while waiting:
         folder, above = waiting.popleft()
-        real = os.path.realpath(root / folder)
-        for name in sorted(os.listdir(root / folder)):
-            path, link = os.path.join(root, folder, name), os.path.join(real, name)
-            if os.path.isfile(path):
-                yield Path(folder, name).as_posix(), os.stat(path).st_size
-            elif os.path.isdir(path) and not name.startswith("."):
-                target = os.path.realpath(path)
+        real = folder.resolve()
+        for path in sorted(folder.iterdir()):
+            if path.is_file():
+                yield path.relative_to(root).as_posix(), path.stat().st_size
+            elif path.is_dir() and not path.name.startswith("."):
+                target, link = path.resolve(), real / path.name
                 if target in above or link in followed:
                     continue
-                if os.path.islink(path):
+                if path.is_symlink():
                     followed.add(link)
-                waiting.append((os.path.join(folder, name), above | {target}))
+                waiting.append((path, above | {target}))
 
 
 _MAX_READINGS = 16

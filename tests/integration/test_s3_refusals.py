@@ -246,7 +246,7 @@ def test_a_folder_that_begins_with_markers_of_folders_is_there(s3_bucket: str, d
 
 
 def _marker(bucket: str, key: str) -> Callable[[Any], Awaitable[Any]]:
-    async def put(client: Any) -> Any:  # noqa: ANN401 - the client is untyped
+    async def put(client: Any) -> Any:
         return await client.put_object(Bucket=bucket, Key=key, Body=b"")
 
     return put

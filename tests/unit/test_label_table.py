@@ -4,8 +4,9 @@ import pytest
 
 from synfundus.config.yaml_text import parse_yaml
 from synfundus.errors import ConfigError, DataError
+from synfundus.labels.csv_table import canonical_cell
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema, LabelSpec
-from synfundus.photographs.label_mapping import canonical_cell, parse_table_mapping
+from synfundus.photographs.label_mapping import parse_table_mapping
 from synfundus.photographs.label_table import LabelTable, read_label_table
 
 SCHEMA = LabelSchema((LabelSpec("dr_grade", 5, ordinal=True), LabelSpec("is_gc", 2), LabelSpec("eye_side", 2)))
