@@ -48,6 +48,10 @@ class VerifyLatentsConfig(Section):
     """Fails below this PSNR."""
 
 
+LabelValue = Annotated[int | str | None, Field(union_mode="left_to_right")]
+"""A value of a label by number or by name; None is unknown."""
+
+
 class SampleConfig(Section):
     """Generating images (`synfundus sample`)."""
 
@@ -57,7 +61,7 @@ class SampleConfig(Section):
     """Folder to write."""
     num_images: PositiveInt | None = None
     """Number of images; default with a label plan: one per row."""
-    label: dict[str, int | str | None] = {}  # noqa: RUF012 - pydantic copies defaults
+    label: dict[str, LabelValue] = {}  # noqa: RUF012 - pydantic copies defaults
     """Labels of every image, by number or name (dr_grade: severe); the others are unknown."""
     labels: str | None = None
     """Label plan: a CSV with one row per image."""

@@ -152,7 +152,7 @@ def _encoding(document: Mapping[str, Any], where: str) -> str:
         return ""
     name = _text(document, "encoding", None, where)
     try:
-        b"".decode(name)
+        "a".encode(name).decode(name)
     except (LookupError, ValueError) as error:
         raise ConfigError(
             f"unknown encoding {_shown(name)}", where=where, hint="for example utf-8, cp1252, latin-1 or utf-16"
