@@ -160,7 +160,8 @@ def _header_line(lines: Sequence[str]) -> tuple[int, str]:
 def _split_records(lines: Sequence[str], start: int, delimiter: str) -> list[tuple[int, int, list[str]]]:
     """Return (first line, last line, cells) of each record that is not an empty line, the header first."""
     reader = csv.reader(lines[start:], delimiter=delimiter, strict=True, skipinitialspace=delimiter != "\t")
-    records, first = [], start + 1
+    records: list[tuple[int, int, list[str]]] = []
+    first = start + 1
     for cells in reader:
         if cells and (records or any(cell.strip() for cell in cells)):
             records.append((first, start + reader.line_num, cells))
@@ -202,13 +203,10 @@ def canonical_cell(cell: str) -> str:
 
 
 class LabelCells:
-    """The values that the cells of a column mean: whole numbers, and the names of values where the label has some.
+    """The values that the cells of a column mean: whole numbers and names of values, or those of a mapping.
 
-    Args:
-        spec: The label.
-        cells: All cells of the column. A name that is also a spelling of a missing value (``none``) counts as a name
-            only in a column that has other names: beside numbers it is what programs write for a missing value.
-        values: Value by cell from a mapping, instead of numbers and names.
+    A name that is also a spelling of a missing value (``none``) counts as a name only in a column that has other names:
+    beside numbers it is what programs write for a missing value.
     """
 
     def __init__(self, spec: LabelSpec, cells: Iterable[str], values: Mapping[str, int | None] | None = None) -> None:
@@ -235,15 +233,7 @@ class LabelCells:
 
 
 def near_misses(header: Iterable[str], wanted: Iterable[str]) -> dict[str, str]:
-    """Return columns that differ from a wanted name, which is no column, in case, blanks or signs alone.
-
-    Args:
-        header: The columns of the table.
-        wanted: Names that are looked for.
-
-    Returns:
-        The wanted name by column.
-    """
+    """Return, by column, the wanted name that is no column itself and differs in case, blanks or signs alone."""
     columns = tuple(header)
     missing = {_bare(name): name for name in wanted if name not in columns}
     return {column: missing[_bare(column)] for column in columns if _bare(column) in missing}

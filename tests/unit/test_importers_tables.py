@@ -92,6 +92,9 @@ def test_a_table_of_no_set_is_refused_with_both_headers() -> None:
     assert "found columns name, grade" in message
     assert "--mapping" in message
     assert recognise(b"name,grade\na,1\n", where="t") is None
+    with pytest.raises(DataError) as caught:
+        read("idrid", b"image_name,Retinopathy grade,Risk of macular edema \na,1,0\n")
+    assert caught.value.hint == "rename 'image_name' to 'Image name'"
 
 
 @pytest.mark.parametrize(

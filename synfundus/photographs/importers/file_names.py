@@ -64,14 +64,7 @@ def complete_names(table: LabelTable, files: Collection[str]) -> LabelTable:
     """Complete the file names of a user's table: another folder, another case, a number like 1.0.
 
     A file that another row names exactly is not taken, nor one with another extension or a further one. A name that
-    fits several files becomes the reject ``ambiguous_file``.
-
-    Args:
-        table: The table.
-        files: File names in the source folder.
-
-    Returns:
-        The table, with a warning that says how many names were completed and in which way.
+    fits several files becomes the reject ``ambiguous_file``. A warning says how many were completed, and in which way.
     """
     index, exact = FileIndex(files), {_nfc(name) for name in files}
     named = {_nfc(safe_name(row.file) or "") for row in table.rows} & exact

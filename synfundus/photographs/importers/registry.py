@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from synfundus.errors import ConfigError, DataError
-from synfundus.labels.csv_table import TableRecords, encoding_of
+from synfundus.labels.csv_table import TableRecords, encoding_of, near_misses
 from synfundus.labels.schema import LabelSchema
 from synfundus.photographs.importers.finding_sets import AIROGS, BRSET, MBRSET, RFMID, SYNFUNDUS_1M
 from synfundus.photographs.importers.grading_sets import APTOS2019, DDR, EYEPACS, EYEPACS_NAME_SIDES, IDRID, MESSIDOR2
@@ -116,11 +116,12 @@ def _check_header(name: str, importer: Importer, table: TableRecords, source: So
     expected = importer.expected or f"columns {', '.join(c for c in importer.columns if c not in importer.optional)}"
     lacks = "it also has the columns of another set" if fits else "its file names have an extension"
     lacks = f"it lacks {', '.join(missing)}" if missing else lacks
+    meant = [f"rename {column!r} to {wanted!r}" for column, wanted in near_misses(table.header, missing).items()]
     raise DataError(
         f"this is not the table of {importer.collection}: {lacks}; expected {expected}, "
         f"found columns {shown_columns(table.header)}",
         where=source.where,
-        hint=hint or "check the importer, or describe the table with a mapping (--mapping)",
+        hint=hint or ", ".join(meant) or "check the importer, or describe the table with a mapping (--mapping)",
     )
 
 

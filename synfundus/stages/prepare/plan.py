@@ -88,17 +88,20 @@ def _read_text(url: str, what: str, key: str) -> str:
         raise ConfigError(f"the {what} is not UTF-8 text: {url}", where=key) from error
 
 
-def _load_schema(url: str | None) -> LabelSchema:
+def load_schema(url: str | None) -> LabelSchema:
+    """Read a label schema, or return the default one.
+
+    Raises:
+        ConfigError: It is missing, or no label schema.
+    """
     if url is None:
         return DEFAULT_LABEL_SCHEMA
     text = _read_text(url, "label schema", "prepare.label_schema")
-    words = parse_yaml(text, where=url)  # bounded, no duplicate keys
+    words: Any = parse_yaml(text, where=url)  # bounded, no duplicate keys; `no` and `yes` are text
     document = yaml.safe_load(text)
-    for entry, plain in (
-        zip(document, words, strict=True) if isinstance(document, list) and isinstance(words, list) else ()
-    ):
-        if isinstance(entry, dict) and isinstance(plain, dict) and "values" in entry:
-            entry["values"] = plain["values"]  # no and yes are names
+    for entry, plain in zip(document, words, strict=True) if isinstance(document, list) else ():
+        if isinstance(entry, dict) and "values" in entry:
+            entry["values"] = plain["values"]
     return LabelSchema.from_document(document, where=url)
 
 
@@ -159,16 +162,14 @@ def plan_inputs(
         ConfigError: A missing file or folder, a mapping that does not match.
         DataError: A table that cannot be read, or no photographs.
     """
-    schema = _load_schema(section.label_schema)
+    schema = load_schema(section.label_schema)
     if not filesystem.is_dir(source):
         raise ConfigError(f"the folder of photographs does not exist: {source}", where="prepare.source")
     files = filesystem.list_files(source)
     table = _read_table(section, schema, files)
     matched, rejects = match_files(table, files)
     if not matched:
-        raise no_input(
-            table, rejects, files.keys(), importer=section.importer, source=source, where=section.labels or source
-        )
+        raise no_input(table, rejects, files.keys(), importer=section.importer, where=section.labels or source)
     secret = open_secret()
     samples = tuple(plan_samples(matched, secret))
     properties: dict[str, Any] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
-from synfundus.errors import ConfigError, DataError
+from synfundus.errors import DataError
 from synfundus.photographs.importers import IMPORTERS, recognise
 from synfundus.photographs.importers.file_names import FileIndex, picture_suffix
 from synfundus.photographs.ingest import Reject, is_picture_name
@@ -18,20 +18,21 @@ _SHOWN_REASONS, _SHOWN_DETAIL = 3, 80
 _QUOTED = ("unknown_label_value", "malformed_row", "missing_file_name", "missing_file")
 """Reasons whose details hold no file name: that can be a patient's."""
 
+_HINTS = {
+    "unknown_label_value": "give the cells a meaning in a --mapping, for example values: {True: 1, False: 0}",
+    "ambiguous_file": "give the folder of this table as --source, or write folders into the table",
+    "missing_file": 'check --source; a mapping with file_pattern (for example "IMG_{file}.jpeg") changes the names',
+}
+
 
 def reject_warning(counts: Mapping[str, int], num_inputs: int) -> str:
-    """Return a warning with the commonest reasons; empty if there are few rejects.
-
-    Args:
-        counts: Rejects by reason.
-        num_inputs: Number of inputs.
-    """
+    """Return a warning with the commonest reasons; empty if few of the inputs are rejected."""
     total = sum(counts.values())
     if total <= MANY_REJECTS * num_inputs:
         return ""
-    common = Counter(counts).most_common()
-    reasons = ", ".join(f"{number} {reason}" for reason, number in common[:_SHOWN_REASONS])
-    more = f" and {len(common) - _SHOWN_REASONS} more reasons" if len(common) > _SHOWN_REASONS else ""
+    common = Counter(counts).most_common(_SHOWN_REASONS)
+    reasons = ", ".join(f"{number} {reason}" for reason, number in common)
+    more = f" and {len(counts) - len(common)} more reasons" if len(counts) > len(common) else ""
     return f"{total} of {num_inputs} inputs are rejected ({total / num_inputs:.0%}): {reasons}{more}"
 
 
@@ -43,46 +44,26 @@ def early_warnings(rejects: Sequence[Reject], num_inputs: int, files: Collection
 
 
 def no_input(
-    table: LabelTable,
-    rejects: Sequence[Reject],
-    files: Collection[str],
-    *,
-    importer: str | None,
-    source: str,
-    where: str,
+    table: LabelTable, rejects: Sequence[Reject], files: Collection[str], *, importer: str | None, where: str
 ) -> DataError:
-    """Return the error that no row of a table is a photograph, with the commonest reason and what to do.
-
-    Args:
-        table: The table.
-        rejects: All rows, and pictures without a row.
-        files: File names in the source folder.
-        importer: The importer that read the table.
-        source: The source folder.
-        where: Location of the table, for messages.
-    """
+    """Return the error that no row of a table is a photograph, with the commonest reason and what to do."""
     of_rows = [reject for reject in rejects if reject.reason != "not_in_table"]
-    reason, number = Counter(reject.reason for reject in of_rows).most_common(1)[0] if of_rows else ("", 0)
+    counts = Counter(reject.reason for reject in of_rows)
+    reason = max(counts, key=lambda name: counts[name], default="")
+    hint = _HINTS.get(reason, "correct the table")
     if reason == "missing_file":
-        note, hint = _other_extension(rejects, files)
-        pattern = 'check --source; a mapping with file_pattern (for example "IMG_{file}.jpeg") changes the names'
-        return DataError(
-            f"none of the {len(table.rows)} usable rows of the table names a file in {source}, which has "
-            f"{sum(map(is_picture_name, files))} pictures{note and f'; {note}'}",
-            where=where,
-            hint=f"check --source and --importer {importer}" if importer else hint or pattern,
+        note, extension = _other_extension(rejects, files)
+        pictures = sum(map(is_picture_name, files))
+        message = (
+            f"none of the {len(table.rows)} usable rows of the table names one of the {pictures} pictures in --source"
         )
-    hints = {
-        "unknown_label_value": "give the cells a meaning in a --mapping, for example values: {True: 1, False: 0}",
-        "ambiguous_file": "give the folder of this table as --source, or write folders into the table",
-    }
-    example = f": {number} {_example(of_rows)}" if of_rows else ": it has none"
-    hint = hints.get(reason, "correct the table")
-    return DataError(
-        f"none of the {len(table.rows) + len(table.rejected)} rows of the table is usable{example}",
-        where=where,
-        hint=f"check --importer {importer}, or describe the table in a --mapping instead" if importer else hint,
-    )
+        message, hint = f"{message}; {note}" if note else message, extension or hint
+    else:
+        total = len(table.rows) + len(table.rejected)
+        example = f"{counts[reason]} {_example(of_rows)}" if of_rows else "it has none"
+        message = f"none of the {total} rows of the table is usable: {example}"
+    hint = f"check --source and --importer {importer}" if importer else hint
+    return DataError(message, where=where, hint=hint)
 
 
 def _example(rejects: Sequence[Reject]) -> str:
@@ -111,14 +92,9 @@ def _other_extension(rejects: Sequence[Reject], files: Collection[str]) -> tuple
 
 
 def looks_like(data: bytes, *, where: str) -> str:
-    """Return a hint that a table is that of a known set; empty if it is not.
-
-    Args:
-        data: The table.
-        where: Location, for messages.
-    """
+    """Return a hint that a table is that of a known set; empty if it is not."""
     try:
         name = recognise(data, where=where)
-    except (ConfigError, DataError):
+    except DataError:
         return ""
     return f"it looks like {IMPORTERS[name].collection}: --importer {name}" if name else ""
