@@ -48,6 +48,10 @@ class VerifyLatentsConfig(Section):
     """Fails below this PSNR."""
 
 
+LabelValue = Annotated[int | str | None, Field(union_mode="left_to_right")]
+"""A value of a label by number or by name; None is unknown."""
+
+
 class SampleConfig(Section):
     """Generating images (`synfundus sample`)."""
 
@@ -57,8 +61,8 @@ class SampleConfig(Section):
     """Folder to write."""
     num_images: PositiveInt | None = None
     """Number of images; default with a label plan: one per row."""
-    label: dict[str, int | None] = {}  # noqa: RUF012 - pydantic copies defaults
-    """Labels of every image; the others are unknown."""
+    label: dict[str, LabelValue] = {}  # noqa: RUF012 - pydantic copies defaults
+    """Labels of every image, by number or name (dr_grade: severe); the others are unknown."""
     labels: str | None = None
     """Label plan: a CSV with one row per image."""
     sampler: Literal["ddim", "dpmpp", "euler", "heun"] = "dpmpp"

@@ -53,6 +53,8 @@ class PrepareConfig(Section):
     """Reject photographs with more pixels, before decoding."""
     importer: str | None = None
     """Importer for the table of a known data set, e.g. eyepacs; default: none (`mapping` applies)."""
+    name_sides: bool = False
+    """Take the eye side from the file name where that is doubtful: in EyePACS it is wrong in about a third."""
     near_duplicates: bool = True
     """Keep near-duplicate photographs, and their patients, in one split."""
     compare_with: tuple[str, ...] = ()

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 
 from synfundus.errors import ConfigError, DataError
+from synfundus.labels.csv_table import LabelCells, near_misses, read_records
 from synfundus.labels.schema import LabelSchema
 
 LabelRow = dict[str, int | None]
 """Values by label name, in schema order; None = unknown."""
 
-INDEX_COLUMNS = ("idx", "index", "file", "key")
-"""Columns a plan may have beside its labels; they are ignored."""
+INDEX_COLUMNS = ("idx", "index", "key", "patient_id", "file", "image", "filename", "file_name", "path")
+"""Columns a plan may have beside its labels; they are ignored, as are columns without a name."""
 
-_UNKNOWN_CELLS = ("", "unknown", "null", "none", "nan")
+_UNNAMED = re.compile(r"(Unnamed: \d+)?")
+"""The index that pandas writes, also after it was read again."""
 
 
 def label_table(rows: Sequence[LabelRow], names: Sequence[str], **before: Sequence[object]) -> bytes:
@@ -37,27 +40,16 @@ def label_table(rows: Sequence[LabelRow], names: Sequence[str], **before: Sequen
 def _refuse_unknown_names(names: Sequence[str], schema: LabelSchema, *, where: str) -> None:
     unknown = [name for name in names if name not in schema.names]
     if unknown:
+        meant = [f"{label} for {name}" for name, label in near_misses(names, schema.names).items()]
         raise ConfigError(
-            f"the model has no label {', '.join(unknown)}; its labels are {', '.join(schema.names)}", where=where
+            f"the model has no label {', '.join(unknown)}; its labels are {', '.join(schema.names)}",
+            where=where,
+            hint=f"write {', '.join(meant)}" if meant else "leave it out, or correct its name",
         )
 
 
-def _cell(text: str, *, name: str, schema: LabelSchema, where: str) -> int | None:
-    """Return the value of a cell; None = unknown."""
-    if text.strip().lower() in _UNKNOWN_CELLS:
-        return None
-    highest = schema[name].num_values - 1
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value <= highest:
-        raise DataError(f"label {name} = {text!r} is not one of 0..{highest}, and not empty (unknown)", where=where)
-    return value
-
-
 def read_label_plan(data: bytes, schema: LabelSchema, *, where: str) -> list[LabelRow]:
-    """Read a label plan: a CSV with a header of label names and a row per image.
+    """Read a label plan: a CSV with a header of label names and a row per image, as `prepare` reads label tables.
 
     Empty cells and labels without a column are unknown.
 
@@ -70,34 +62,39 @@ def read_label_plan(data: bytes, schema: LabelSchema, *, where: str) -> list[Lab
         ConfigError: A column that is not a label of the model; the message lists the labels of both.
         DataError: No header, no rows, or a row of another length or with an invalid value; the message names the row.
     """
-    try:
-        text = data.decode("utf-8-sig")
-        table = list(csv.reader(io.StringIO(text, newline=""), strict=True))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"the label plan is not a CSV in UTF-8: {error}", where=where) from error
-    if not table or not any(cell.strip() for cell in table[0]):
-        raise DataError("the label plan has no header", where=where, hint="write the label names into its first row")
-    header = [cell.strip() for cell in table[0]]
-    if len(set(header)) != len(header):
-        raise DataError(f"the label plan has a column twice: {', '.join(header)}", where=where)
-    columns = [(column, name) for column, name in enumerate(header) if name.lower() not in INDEX_COLUMNS]
-    _refuse_unknown_names([name for _, name in columns], schema, where=where)
-    rows: list[LabelRow] = []
-    for number, cells in enumerate(table[1:], start=2):
-        if not cells:
-            continue
-        row_where = f"{where}, row {number}"
-        if len(cells) != len(header):
-            raise DataError(f"the row has {len(cells)} cells, the header {len(header)}", where=row_where)
-        row: LabelRow = dict.fromkeys(schema.names)
-        row.update({name: _cell(cells[column], name=name, schema=schema, where=row_where) for column, name in columns})
-        rows.append(row)
-    if not rows:
+    table = read_records(data, where=where, what="label plan", blank_rows=True)
+    columns = {
+        name: at
+        for at, name in enumerate(table.header)
+        if name in schema.names or not (name.lower() in INDEX_COLUMNS or _UNNAMED.fullmatch(name))
+    }
+    twice = [name for name in columns if table.header.count(name) > 1]
+    if twice:
+        raise DataError(f"the label plan has a column twice: {', '.join(twice)}", where=where)
+    _refuse_unknown_names(list(columns), schema, where=where)
+    if not table.records:
         raise DataError("the label plan has no rows", where=where)
+    cells = {name: LabelCells(schema[name], table.column(at)) for name, at in columns.items()}
+    rows: list[LabelRow] = []
+    for record in table.records:
+        row: LabelRow = dict.fromkeys(schema.names)
+        row_where = f"{where}, row {record.line}"
+        if record.fault is not None:
+            raise DataError(f"the row cannot be read: {record.fault.detail}", where=row_where)
+        for name, at in columns.items():
+            try:
+                row[name] = cells[name].value(record.cells[at])
+            except KeyError as error:
+                raise DataError(
+                    f"label {name} = {record.cells[at].strip()!r} is not one of {schema[name].choices}, and not empty "
+                    "(unknown)",
+                    where=row_where,
+                ) from error
+        rows.append(row)
     return rows
 
 
-def _common_row(labels: Mapping[str, int | None], schema: LabelSchema) -> LabelRow:
+def _common_row(labels: Mapping[str, int | str | None], schema: LabelSchema) -> LabelRow:
     _refuse_unknown_names(list(labels), schema, where="sample.label")
     row: LabelRow = dict.fromkeys(schema.names)
     for name, value in labels.items():
@@ -109,13 +106,18 @@ def _common_row(labels: Mapping[str, int | None], schema: LabelSchema) -> LabelR
 
 
 def plan_labels(
-    *, plan: bytes | None, labels: Mapping[str, int | None], num_images: int | None, schema: LabelSchema, where: str
+    *,
+    plan: bytes | None,
+    labels: Mapping[str, int | str | None],
+    num_images: int | None,
+    schema: LabelSchema,
+    where: str,
 ) -> list[LabelRow]:
     """Return the label row of every image.
 
     Args:
         plan: Content of the label plan, a CSV file; None if there is none.
-        labels: Labels of every image; the others come from the plan or are unknown.
+        labels: Labels of every image, as integers or names of values; the others come from the plan or are unknown.
         num_images: Number of images; None = one per row of the plan.
         schema: The model's labels.
         where: The plan's location, for messages.

@@ -7,6 +7,8 @@ side; users can supply another list as YAML. Rows of it are described as short c
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,12 +30,29 @@ class LabelSpec:
         num_values: Values are the integers 0 .. num_values - 1.
         ordinal: Whether the values are ordered (a grade).
         meaning: Description, for tables and model cards.
+        values: Names of the values, in order; may be empty. In requests and tables they stand for the integers.
     """
 
     name: str
     num_values: int
     ordinal: bool = False
     meaning: str = ""
+    values: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the values, as given or as known for a label of the default schema; empty if there are none."""
+        return self.values or _VALUE_NAMES.get(self, ())
+
+    @property
+    def values_by_name(self) -> dict[str, int]:
+        """Value by its name in lower case."""
+        return {name.casefold(): value for value, name in enumerate(self.names)}
+
+    @property
+    def choices(self) -> str:
+        """The values and their names, for messages."""
+        return f"0..{self.num_values - 1}" + (f" ({', '.join(self.names)})" if self.names else "")
 
 
 @dataclass(frozen=True)
@@ -53,6 +72,10 @@ class LabelSchema:
                 raise ConfigError(f"label {spec.name!r} has {spec.num_values} values, needs 2 or more")
             if spec.num_values > MAX_VALUES:
                 raise ConfigError(f"label {spec.name!r} has {spec.num_values} values, more than {MAX_VALUES}")
+            if spec.values and len(spec.values_by_name) != spec.num_values:
+                raise ConfigError(f"label {spec.name!r} has {spec.num_values} values, but other names: {spec.values}")
+            if any(re.fullmatch(r"[-+.\d]*|unknown|null", name, re.IGNORECASE) for name in spec.values):
+                raise ConfigError(f"label {spec.name!r}: a name of a value is a word, not a number: {spec.values}")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -75,16 +98,22 @@ class LabelSchema:
                 return spec
         raise ConfigError(f"unknown label {name!r}", hint=f"labels of this schema: {', '.join(self.names)}")
 
-    def check_value(self, name: str, value: int | None) -> int | None:
-        """Return ``value`` if it is valid for the label.
+    def check_value(self, name: str, value: int | str | None) -> int | None:
+        """Return a value that is valid for the label, given as an integer or by its name.
 
         Raises:
             ConfigError: Unknown label name.
             DataError: A value the label does not have.
         """
         spec = self[name]
+        if isinstance(value, str):
+            number = int(float(value)) if re.fullmatch(r"-?\d{1,9}(\.0*)?", value) else -1
+            number = spec.values_by_name.get(value.casefold(), number)
+            if not 0 <= number < spec.num_values:
+                raise DataError(f"label {name} = {value!r} is not one of {spec.choices}")
+            return number
         if value is not None and not 0 <= value < spec.num_values:
-            raise DataError(f"label {name} = {value} is not one of 0..{spec.num_values - 1}")
+            raise DataError(f"label {name} = {value} is not one of {spec.choices}")
         return value
 
     def encode(self, labels: Mapping[str, int | None]) -> list[int]:
@@ -118,28 +147,40 @@ class LabelSchema:
         """Return the schema as written to manifests and YAML files."""
         return [
             {"name": s.name, "num_values": s.num_values, "ordinal": s.ordinal, "meaning": s.meaning}
+            | ({"values": list(s.values)} if s.values else {})
             for s in self.labels
         ]
+
+    def to_yaml(self) -> str:
+        """Return the schema as YAML with the names of all values, to be copied and changed."""
+        lines = []
+        for entry, spec in zip(self.to_document(), self.labels, strict=True):
+            named = {**entry, "values": list(spec.names)} if spec.names else entry
+            lines.append(", ".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in named.items()))
+        return "".join(f"- {{{line}}}\n" for line in lines)
 
     @classmethod
     def from_document(cls, document: object, *, where: str = "") -> LabelSchema:
         """Read a schema from the parsed YAML or JSON list.
 
         Raises:
-            ConfigError: The document is not a list of ``{name, num_values[, ordinal, meaning]}``.
+            ConfigError: The document is not a list of ``{name, num_values[, ordinal, meaning, values]}``.
         """
         if not isinstance(document, list):
-            raise ConfigError("a label schema is a list of {name, num_values, ordinal, meaning}", where=where)
+            raise ConfigError("a label schema is a list of {name, num_values, ordinal, meaning, values}", where=where)
         specs = []
         for entry in document:
             if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
                 raise ConfigError(f"label schema entry without a name: {entry!r}", where=where)
-            extra = set(entry) - {"name", "num_values", "ordinal", "meaning"}
+            extra = set(entry) - {"name", "num_values", "ordinal", "meaning", "values"}
             if extra:
                 raise ConfigError(
                     f"label schema entry {entry['name']!r} has unknown keys: {sorted(extra)}", where=where
                 )
-            num_values = entry.get("num_values", 2)
+            values = entry.get("values") or []
+            if not isinstance(values, list) or not all(isinstance(name, str) for name in values):
+                raise ConfigError(f"label {entry['name']!r}: values must be a list of names", where=where)
+            num_values = entry.get("num_values", len(values) or 2)
             if not isinstance(num_values, int) or isinstance(num_values, bool):
                 raise ConfigError(f"label {entry['name']!r}: num_values must be an integer", where=where)
             specs.append(
@@ -148,6 +189,7 @@ class LabelSchema:
                     num_values=num_values,
                     ordinal=bool(entry.get("ordinal", False)),
                     meaning=str(entry.get("meaning", "")),
+                    values=tuple(values),
                 )
             )
         return cls(tuple(specs))
@@ -194,6 +236,13 @@ DEFAULT_LABEL_SCHEMA = LabelSchema(
     )
 )
 """The fifteen annotations of SynFundus-1M plus the eye side (source: arXiv 2312.00377, table of annotations)."""
+
+_VALUE_NAMES = {
+    **dict.fromkeys(DEFAULT_LABEL_SCHEMA.labels, ("no", "yes")),
+    DEFAULT_LABEL_SCHEMA["dr_grade"]: ("none", "mild", "moderate", "severe", "proliferative"),
+    DEFAULT_LABEL_SCHEMA["eye_side"]: ("right", "left"),
+}
+"""Names of the default schema's values; not in its document, which older sets and models have without them."""
 
 
 _FINDINGS = {

@@ -6,9 +6,10 @@
     file: image                     # column with the file name
     file_pattern: "{file}.jpeg"     # optional: file name in the source folder, from the cell
     patient_id: subject             # optional: column; without it every photograph is its own patient
+    encoding: cp1252                # optional: encoding of the table; default: UTF-8, or UTF-16 if it begins like that
     eye_side: {column: eye, values: {R: 0, L: 1}}
     labels:
-      dr_grade: {column: level}     # cells are the label's integers
+      dr_grade: {column: level}     # cells are the label's integers, or the names of its values
       is_gc: {column: class, values: {RG: 1, NRG: 0, "?": null}}   # null = unknown
 """
 
@@ -20,7 +21,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from synfundus.errors import ConfigError, DataError
-from synfundus.labels.schema import LabelSchema
+from synfundus.labels.csv_table import canonical_cell, near_misses
+from synfundus.labels.schema import LabelSchema, LabelSpec
 
 FILE_PLACEHOLDER = "{file}"
 DEFAULT_SOURCE = "photographs"
@@ -29,13 +31,11 @@ FILE_COLUMNS = ("file", "image", "filename", "file_name", "path")
 PATIENT_COLUMN = "patient_id"
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".dcm")
 """A file in the source folder with one of these suffixes is an input, listed in the table or not."""
-MISSING = frozenset({"", "nan", "na", "n/a", "<na>", "null", "none", "nat"})
-"""Spellings of a missing value, in lower case."""
 
 _INTEGER = re.compile(r"-?\d{1,9}")
 _SHOWN_CHARACTERS = 80
 _SHOWN_COLUMNS, _SHOWN_NAME = 60, 40
-_KEYS = {"source", "file", "file_pattern", "patient_id", "eye_side", "labels"}
+_KEYS = {"source", "file", "file_pattern", "patient_id", "encoding", "eye_side", "labels"}
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class TableMapping:
         labels: Source of each label in the table.
         file_pattern: File name with ``{file}`` for the cell.
         source: Name of the collection.
+        encoding: Encoding of the table; empty if it is to be recognised.
     """
 
     file_column: str
@@ -68,22 +69,11 @@ class TableMapping:
     labels: Mapping[str, LabelColumn] = field(default_factory=dict)
     file_pattern: str = FILE_PLACEHOLDER
     source: str = DEFAULT_SOURCE
+    encoding: str = ""
 
     def file_name(self, cell: str) -> str:
         """Return the file name for a cell."""
         return self.file_pattern.replace(FILE_PLACEHOLDER, cell)
-
-
-def canonical_cell(cell: str) -> str:
-    """Strip a cell and normalise whole numbers (``1``, ``1.0`` and ``01`` are one value)."""
-    text = cell.strip()
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    if "_" in text:  # Python parses 1_0 as ten; in a table it is a name
-        return text
-    return str(int(number)) if abs(number) < 1e15 and number == int(number) else text
 
 
 def shown_columns(header: Sequence[str]) -> str:
@@ -106,10 +96,12 @@ def default_mapping(header: tuple[str, ...], schema: LabelSchema, *, where: str)
     """
     file_column = next((name for name in FILE_COLUMNS if name in header), None)
     if file_column is None:
+        meant = [f"rename {column!r} to {name!r}" for column, name in near_misses(header, FILE_COLUMNS).items()]
+        known = ", ".join(FILE_COLUMNS)
         raise DataError(
             f"no column for the file name among: {shown_columns(header)}",
             where=where,
-            hint=f"name it one of {', '.join(FILE_COLUMNS)}, or give it in a --mapping",
+            hint=f"{', or '.join(meant) or f'name it one of {known}'}, or give it in a --mapping",
         )
     labels = {name: LabelColumn(name) for name in schema.names if name in header}
     return TableMapping(file_column, PATIENT_COLUMN if PATIENT_COLUMN in header else None, labels)
@@ -151,7 +143,21 @@ def parse_table_mapping(document: object, schema: LabelSchema, *, where: str) ->
         labels=labels,
         file_pattern=pattern,
         source=_text(document, "source", DEFAULT_SOURCE, where),
+        encoding=_encoding(document, where),
     )
+
+
+def _encoding(document: Mapping[str, Any], where: str) -> str:
+    if "encoding" not in document:
+        return ""
+    name = _text(document, "encoding", None, where)
+    try:
+        "a".encode(name).decode(name)
+    except (LookupError, ValueError) as error:
+        raise ConfigError(
+            f"unknown encoding {_shown(name)}", where=where, hint="for example utf-8, cp1252, latin-1 or utf-16"
+        ) from error
+    return name
 
 
 def _text(document: Mapping[str, Any], key: str, default: str | None, where: str) -> str:
@@ -180,17 +186,22 @@ def _label_column(name: str, entry: object, schema: LabelSchema, where: str) -> 
             raise ConfigError(f"label {name!r}: an empty cell is unknown and cannot be a value", where=where)
         if canonical in values:
             raise ConfigError(f"label {name!r}: the cell {canonical!r} is mapped twice", where=where)
-        values[canonical] = _label_value(name, value, spec.num_values, where)
+        values[canonical] = _label_value(spec, value, where)
     return LabelColumn(column, values)
 
 
-def _label_value(name: str, text: object, num_values: int, where: str) -> int | None:
+def _label_value(spec: LabelSpec, text: object, where: str) -> int | None:
     if text is None:
         return None
+    if isinstance(text, str) and text.casefold() in spec.values_by_name:
+        return spec.values_by_name[text.casefold()]
     if not isinstance(text, str) or not _INTEGER.fullmatch(text):
-        raise ConfigError(f"label {name!r}: value {_shown(text)} is neither an integer nor null", where=where)
-    if not 0 <= int(text) < num_values:
-        raise ConfigError(f"label {name!r}: value {text} is not one of 0..{num_values - 1}", where=where)
+        named = f", a name of a value ({', '.join(spec.names)})" if spec.names else ""
+        raise ConfigError(
+            f"label {spec.name!r}: value {_shown(text)} is neither an integer{named} nor null", where=where
+        )
+    if not 0 <= int(text) < spec.num_values:
+        raise ConfigError(f"label {spec.name!r}: value {text} is not one of {spec.choices}", where=where)
     return int(text)
 
 

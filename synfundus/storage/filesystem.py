@@ -120,7 +120,7 @@ def exists(url: str) -> bool:
 def is_dir(url: str) -> bool:
     """Whether the location is a folder; in an object store, whether it contains any objects."""
     if _on_s3(url):
-        return any(True for _ in object_store.list_objects(url, recursive=True, limit=2))
+        return any(True for _ in object_store.list_objects(url, recursive=True, limit=1))
     filesystem, path = _resolve(url)
     with storage_errors("access", url):
         return bool(filesystem.isdir(path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,21 +46,28 @@ def write_in_place(target: Path) -> Iterator[IO[bytes]]:
 def walk_files(root: Path) -> Iterator[tuple[str, int]]:
     """Yield (relative name, size) of files, without hidden folders; nothing if the folder does not exist.
 
+    Links to folders are followed, each link once, where its name is shortest, and none to a folder that it lies in.
+
     Raises:
         OSError: A folder cannot be read.
     """
     if not root.exists():
         return
-    for folder, subfolders, names in os.walk(root, onerror=_raise):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in names:
-            path = Path(folder, name)
+    followed: set[Path] = set()
+    waiting = deque([(root, frozenset({root.resolve()}))])
+    while waiting:
+        folder, above = waiting.popleft()
+        real = folder.resolve()
+        for path in sorted(folder.iterdir()):
             if path.is_file():
                 yield path.relative_to(root).as_posix(), path.stat().st_size
-
-
-def _raise(error: OSError) -> None:
-    raise error
+            elif path.is_dir() and not path.name.startswith("."):
+                target, link = path.resolve(), real / path.name
+                if target in above or link in followed:
+                    continue
+                if path.is_symlink():
+                    followed.add(link)
+                waiting.append((path, above | {target}))
 
 
 _MAX_READINGS = 16

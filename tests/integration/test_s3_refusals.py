@@ -6,8 +6,9 @@ import io
 import logging
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fault_proxy import FaultProxy
@@ -16,7 +17,7 @@ from s3_server import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server
 from synfundus.errors import CorruptShard, StorageError
 from synfundus.storage import filesystem
 from synfundus.storage.filesystem import StoreSettings
-from synfundus.storage.s3 import object_store, object_upload
+from synfundus.storage.s3 import object_store, object_upload, store_connection
 
 KEY_ID = "AKIAIOSFODNN7EXAMPLE"
 SECRET = "wJalrXUtnFEMIzK7MDENGzbPxRfiCYEXAMPLEKEY"
@@ -224,6 +225,31 @@ def test_a_listing_of_many_pages_is_complete(s3_bucket: str, monkeypatch: pytest
     assert filesystem.list_names(s3_bucket) == [".hidden", "d0", "d1", "d2"]
     filesystem.remove(s3_bucket, recursive=True)
     assert filesystem.list_files(s3_bucket) == {}
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_a_folder_that_begins_with_markers_of_folders_is_there(s3_bucket: str, depth: int) -> None:
+    bucket, prefix = object_store.split(s3_bucket)
+    folders = [f"{prefix}/src", *(f"{prefix}/src/{'a/' * level}a" for level in range(depth))]
+    for folder in folders:
+        store_connection.request("write", s3_bucket, _marker(bucket, f"{folder}/"))
+    url = f"{s3_bucket}/src"
+    assert not filesystem.is_dir(url)  # nothing but markers
+    filesystem.write_bytes(f"{url}/b/x.png", b"123")
+    assert filesystem.is_dir(url)
+    assert filesystem.exists(url)
+    assert filesystem.list_files(url) == {"b/x.png": 3}
+    for number in range(5):
+        filesystem.write_bytes(f"{url}/c/{number}", b"")
+    for limit in (1, 2, 4):
+        assert len(list(object_store.list_objects(url, recursive=True, limit=limit))) == limit
+
+
+def _marker(bucket: str, key: str) -> Callable[[Any], Awaitable[Any]]:
+    async def put(client: Any) -> Any:
+        return await client.put_object(Bucket=bucket, Key=key, Body=b"")
+
+    return put
 
 
 @pytest.mark.parametrize("num_bytes", [0, 1_000, 9 * 2**20])

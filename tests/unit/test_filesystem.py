@@ -155,6 +155,38 @@ def test_ranges_names_and_sizes(tmp_path: Path) -> None:
     assert not filesystem.exists(url)
 
 
+def test_links_to_folders_are_listed_and_loops_end(tmp_path: Path) -> None:
+    elsewhere, source = tmp_path / "elsewhere", tmp_path / "source"
+    for folder in (elsewhere / "deep", source / "real", source / ".hidden"):
+        folder.mkdir(parents=True)
+    (elsewhere / "deep" / "a.png").write_bytes(b"a")
+    (source / "real" / "b.png").write_bytes(b"bb")
+    (source / "train").symlink_to(elsewhere)
+    (source / "alias").symlink_to(source / "real")
+    (source / ".secret").symlink_to(elsewhere)
+    (source / "gone").symlink_to(tmp_path / "nowhere")
+    (source / "real" / "up").symlink_to(source)
+    (elsewhere / "back").symlink_to(source)
+    (source / "outer").symlink_to(tmp_path)
+    listed = filesystem.list_files(str(source))
+    assert {"train/deep/a.png": 1, "real/b.png": 2, "alias/b.png": 2}.items() <= listed.items()
+    assert not [name for name in listed if "/up/" in name or "/back/" in name or "source" in name]
+    (tmp_path / "linked").symlink_to(source)
+    assert filesystem.list_files(str(tmp_path / "linked")) == listed
+
+
+def test_folders_that_are_all_linked_to_each_other_are_listed_in_time(tmp_path: Path) -> None:
+    for number in range(9):
+        (tmp_path / f"{number}").mkdir()
+        (tmp_path / f"{number}" / "a.png").write_bytes(b"")
+        for other in range(9):
+            (tmp_path / f"{number}" / f"to {other}").symlink_to(tmp_path / f"{other}")
+    listed = filesystem.list_files(str(tmp_path))
+    short = {f"{one}/to {other}/a.png" for one in range(9) for other in range(9) if one != other}
+    assert {f"{number}/a.png" for number in range(9)} | short <= set(listed)
+    assert len(listed) <= 9 + 81
+
+
 @pytest.mark.usefixtures("memory_store")
 def test_the_memory_store_has_the_same_contract() -> None:
     url = "memory://synfundus-test/a/x.bin"

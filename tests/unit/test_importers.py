@@ -37,17 +37,27 @@ def test_eyepacs_takes_patient_and_side_from_the_name() -> None:
         ("7001_right.jpeg", "7001"),
         ("7002_left.jpeg", "7002"),
     ]
-    assert known(table) == {
-        "7001_left.jpeg": {"dr_grade": 0, "eye_side": 1},
-        "7001_right.jpeg": {"dr_grade": 2, "eye_side": 0},
-        "7002_left.jpeg": {"dr_grade": 4, "eye_side": 1},
-    }
+    grades = {"7001_left.jpeg": 0, "7001_right.jpeg": 2, "7002_left.jpeg": 4}
+    assert known(table) == {name: {"dr_grade": grade} for name, grade in grades.items()}
     assert refused(table) == [
         (5, "7003_middle.jpeg", "unknown_label_value"),
         (6, "7004_right.jpeg", "unknown_label_value"),
     ]
     assert table.mapping.source == "EyePACS"
-    assert table.warnings == ()
+    (warning,) = table.warnings
+    assert "the eye side is unknown; --set prepare.name_sides=true" in warning
+
+
+def test_the_sides_in_the_names_of_eyepacs_are_taken_at_their_word_only_if_asked() -> None:
+    data = (FIXTURES / "eyepacs.csv").read_bytes()
+    asked = read_with_importer("eyepacs", data, DEFAULT_LABEL_SCHEMA, files=(), where="t.csv", name_sides=True)
+    assert {row.file: row.labels["eye_side"] for row in asked.rows} == {
+        "7001_left.jpeg": 1,
+        "7001_right.jpeg": 0,
+        "7002_left.jpeg": 1,
+    }
+    assert refused(asked) == refused(read("eyepacs", "eyepacs.csv"))
+    assert asked.warnings == ()
 
 
 def test_aptos_knows_the_grade_alone() -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import unicodedata
+from pathlib import Path
 
 import pytest
 
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.photographs.importers import read_with_importer
-from synfundus.photographs.importers.file_names import FileIndex, picture_stem
+from synfundus.photographs.importers.file_names import FileIndex, complete_names, picture_stem
+from synfundus.photographs.ingest import match_files
+from synfundus.photographs.label_table import LabelTable, read_label_table
+
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "importers"
 
 FILES = {
     "train/7001_left.jpeg": 1,
@@ -72,3 +77,44 @@ def test_a_name_that_two_files_fit_is_refused_with_both_and_a_missing_one_is_lef
     assert (reject.line, reject.file, reject.patient, reject.reason) == (2, "twice_left", "twice", "ambiguous_file")
     assert "a/twice_left.png, b/twice_left.jpeg" in reject.detail
     assert [row.file for row in table.rows] == ["gone_left.jpeg", "../x_left.jpeg"]
+
+
+def _completed(names: list[str], files: list[str]) -> LabelTable:
+    data = "\n".join(["file,patient_id,dr_grade", *(f"{name},P,1" for name in names)]).encode()
+    return complete_names(read_label_table(data, DEFAULT_LABEL_SCHEMA, None, where="t.csv"), files)
+
+
+def test_names_of_a_users_table_are_found_in_subfolders_and_in_another_case() -> None:
+    files = ["a.png", "sub/b.png", "sub/c.png", "D.PNG", "7.png"]
+    table = _completed(["a.png", "b.png", "c.png", "d.png", "7.0.png", "gone.png"], files)
+    assert [row.file for row in table.rows] == ["a.png", "sub/b.png", "sub/c.png", "D.PNG", "7.png", "gone.png"]
+    assert [row.line for row in table.rows] == [2, 3, 4, 5, 6, 7]
+    assert table.warnings == (
+        "4 of 6 file names were completed: 2 lie below sub/, 1 differ in upper and lower case, 1 are numbers like 1.0",
+    )
+    photographs, rejects = match_files(table, dict.fromkeys(files, 1))
+    assert (len(photographs), [reject.reason for reject in rejects]) == (5, ["missing_file"])
+
+
+def test_a_name_that_fits_several_files_or_another_rows_file_is_no_guess() -> None:
+    table = _completed(["1.png", "A.png", "a.png", "b.jpg", "c"], ["x/1.png", "y/1.png", "a.png", "b.png", "c.png"])
+    assert [row.file for row in table.rows] == ["A.png", "a.png", "b.jpg", "c"]
+    (reject,) = table.rejected
+    assert (reject.line, reject.reason, reject.detail) == (2, "ambiguous_file", "1.png can be x/1.png, y/1.png")
+    assert table.warnings == ()
+
+
+def test_folders_that_may_be_named_after_patients_are_not_said() -> None:
+    table = _completed(["1.png", "2.png"], ["DOE_JANE/1.png", "ROE_RICHARD/2.png"])
+    assert [row.file for row in table.rows] == ["DOE_JANE/1.png", "ROE_RICHARD/2.png"]
+    assert table.warnings == ("2 of 2 file names were completed: 2 lie in other folders than the table says",)
+
+
+def test_numbers_that_pandas_wrote_find_their_files() -> None:
+    data = (FIXTURES / "rfmid.csv").read_text().splitlines()
+    floats = "\n".join([data[0], *(line.replace(",", ".0,", 1) for line in data[1:])]).encode()
+    files = [f"{line.split(',')[0]}.png" for line in data[1:]]
+    plain = read_with_importer("rfmid", "\n".join(data).encode(), DEFAULT_LABEL_SCHEMA, files=files, where="t.csv")
+    table = read_with_importer("rfmid", floats, DEFAULT_LABEL_SCHEMA, files=files, where="t.csv")
+    assert plain.rows
+    assert [row.file for row in table.rows] == [row.file for row in plain.rows]

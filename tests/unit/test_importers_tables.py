@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synfundus.errors import ConfigError, DataError
+from synfundus.labels.csv_table import read_records
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema, LabelSpec
 from synfundus.photographs.importers import IMPORTERS, read_with_importer, recognise
 from synfundus.photographs.importers.importer import read_photographs
 from synfundus.photographs.ingest import match_files
-from synfundus.photographs.label_table import LabelTable, read_records
+from synfundus.photographs.label_table import LabelTable
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "importers"
 TABLES = {
@@ -91,6 +92,9 @@ def test_a_table_of_no_set_is_refused_with_both_headers() -> None:
     assert "found columns name, grade" in message
     assert "--mapping" in message
     assert recognise(b"name,grade\na,1\n", where="t") is None
+    with pytest.raises(DataError) as caught:
+        read("idrid", b"image_name,Retinopathy grade,Risk of macular edema \na,1,0\n")
+    assert caught.value.hint == "rename 'image_name' to 'Image name'"
 
 
 @pytest.mark.parametrize(
@@ -98,7 +102,7 @@ def test_a_table_of_no_set_is_refused_with_both_headers() -> None:
     [
         (b"PK\x03\x04 and more", "save the sheet as CSV UTF-8"),
         (b"\xd0\xcf\x11\xe0 and more", "save the sheet as CSV UTF-8"),
-        ("image,level\nÿ,1\n".encode("utf-16"), "not UTF-8"),
+        ("image,level\nÿ,1\n".encode("latin-1"), "not UTF-8"),
         (b"", "empty"),
     ],
 )

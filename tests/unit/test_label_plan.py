@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
 from synfundus.errors import ConfigError, DataError, SynfundusError
 from synfundus.labels.plan import LabelRow, label_table, plan_labels, read_label_plan
-from synfundus.labels.schema import LabelSchema, LabelSpec
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema, LabelSpec
 
 SCHEMA = LabelSchema((LabelSpec("dr_grade", 5, ordinal=True), LabelSpec("is_gc", 2), LabelSpec("eye_side", 2)))
 
@@ -13,7 +15,7 @@ def _read(text: str) -> list[LabelRow]:
     return read_label_plan(text.encode(), SCHEMA, where="plan.csv")
 
 
-def _plan(text: str | None, labels: dict[str, int | None], num_images: int | None) -> list[LabelRow]:
+def _plan(text: str | None, labels: Mapping[str, int | str | None], num_images: int | None) -> list[LabelRow]:
     plan = None if text is None else text.encode()
     return plan_labels(plan=plan, labels=labels, num_images=num_images, schema=SCHEMA, where="plan.csv")
 
@@ -92,3 +94,28 @@ def test_a_table_of_labels_is_read_as_it_was_written() -> None:
         assert {name: value for name, value in read.items() if value is not None} == {
             name: value for name, value in row.items() if value is not None
         }
+
+
+def test_labels_of_all_images_are_given_by_number_or_by_name() -> None:
+    row = plan_labels(
+        plan=None,
+        labels={"dr_grade": "severe", "is_gc": "1", "eye_side": "left", "is_amd": None},
+        num_images=1,
+        schema=DEFAULT_LABEL_SCHEMA,
+        where="plan.csv",
+    )[0]
+    assert {name: value for name, value in row.items() if value is not None} == {
+        "dr_grade": 3,
+        "is_gc": 1,
+        "eye_side": 1,
+    }
+    with pytest.raises(ConfigError, match=r"dr_grade = 'sever' is not one of 0\.\.4 \(none, mild, moderate, severe, p"):
+        plan_labels(
+            plan=None, labels={"dr_grade": "sever"}, num_images=1, schema=DEFAULT_LABEL_SCHEMA, where="plan.csv"
+        )
+
+
+def test_a_label_that_is_nearly_one_of_the_models_is_named() -> None:
+    with pytest.raises(ConfigError, match="has no label DR-Grade") as caught:
+        _plan(None, {"DR-Grade": 1}, 1)
+    assert caught.value.hint == "write dr_grade for DR-Grade"

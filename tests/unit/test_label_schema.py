@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -96,3 +99,51 @@ def test_a_difference_names_both_sides() -> None:
     assert "other values" in difference(left, LabelSchema((LabelSpec("a", 2), LabelSpec("b", 4))))
     assert "another order" in difference(left, LabelSchema((LabelSpec("b", 3), LabelSpec("a", 2))))
     assert difference(left, LabelSchema((LabelSpec("a", 2, meaning="x"), LabelSpec("b", 3, ordinal=True)))) == ""
+
+
+NAMED = LabelSpec("dr", 3, ordinal=True, values=("None", "some", "much"))
+
+
+def test_values_have_names_in_requests_and_documents() -> None:
+    schema = LabelSchema((NAMED, LabelSpec("other", 2)))
+    assert [schema.check_value("dr", value) for value in ("MUCH", "none", "1", "2.0", 2, None)] == [2, 0, 1, 2, 2, None]
+    assert schema.to_document()[0]["values"] == ["None", "some", "much"]
+    assert LabelSchema.from_document(schema.to_document()) == schema
+    assert LabelSchema.from_document([{"name": "dr", "values": ["None", "some", "much"]}]).num_values == (3,)
+    for value in ("more", "3", "-1", "1.5", 3):
+        with pytest.raises(DataError, match=r"is not one of 0\.\.2 \(None, some, much\)"):
+            schema.check_value("dr", value)
+    with pytest.raises(DataError, match=r"other = 'some' is not one of 0\.\.1$"):
+        schema.check_value("other", "some")
+
+
+def test_a_document_without_names_is_as_it_was() -> None:
+    document = DEFAULT_LABEL_SCHEMA.to_document()
+    assert all(set(entry) == {"name", "num_values", "ordinal", "meaning"} for entry in document)
+    digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+    assert (
+        digest == "e831d0c7bcafb8ae2c105c8e221885f68e58d20e09f4e826adcd4c6454708289"
+    )  # identities of older sets depend on it
+    assert DEFAULT_LABEL_SCHEMA.check_value("dr_grade", "severe") == 3
+    assert LabelSchema.from_document(document).check_value("eye_side", "left") == 1
+    with pytest.raises(DataError):  # a grade of the user's own may count the other way round
+        LabelSchema((LabelSpec("dr_grade", 5, meaning="4 none, 0 blind"),)).check_value("dr_grade", "severe")
+
+
+def test_the_default_schema_can_be_printed_copied_and_read() -> None:
+    text = DEFAULT_LABEL_SCHEMA.to_yaml()
+    copy = LabelSchema.from_document(yaml.safe_load(text))
+    assert [(spec.name, spec.num_values, spec.ordinal, spec.meaning) for spec in copy.labels] == [
+        (spec.name, spec.num_values, spec.ordinal, spec.meaning) for spec in DEFAULT_LABEL_SCHEMA.labels
+    ]
+    assert copy["dr_grade"].values == ("none", "mild", "moderate", "severe", "proliferative")
+    assert copy["is_gc"].values == ("no", "yes")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [["a", "b"], ["a", "A", "b"], ["0", "1", "2"], ["a", "", "b"], ["a", "unknown", "c"], [1, 2, 3], "abc"],
+)
+def test_names_of_values_that_cannot_be_meant_are_refused(values: object) -> None:
+    with pytest.raises(ConfigError):
+        LabelSchema.from_document([{"name": "dr", "num_values": 3, "values": values}])

@@ -4,8 +4,9 @@ import pytest
 
 from synfundus.config.yaml_text import parse_yaml
 from synfundus.errors import ConfigError, DataError
+from synfundus.labels.csv_table import canonical_cell
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema, LabelSpec
-from synfundus.photographs.label_mapping import canonical_cell, parse_table_mapping
+from synfundus.photographs.label_mapping import parse_table_mapping
 from synfundus.photographs.label_table import LabelTable, read_label_table
 
 SCHEMA = LabelSchema((LabelSpec("dr_grade", 5, ordinal=True), LabelSpec("is_gc", 2), LabelSpec("eye_side", 2)))
@@ -208,3 +209,31 @@ def test_a_file_that_is_no_table_is_refused_with_its_reason(data: bytes, message
 )
 def test_whole_numbers_have_one_form(cell: str, canonical: str) -> None:
     assert canonical_cell(cell) == canonical
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "utf-16", "utf-8"])
+def test_a_mapping_names_the_encoding(encoding: str) -> None:
+    document = parse_yaml(f"{{file: f, encoding: {encoding}, labels: {{is_gc: größe}}}}", where="map.yaml")
+    mapping = parse_table_mapping(document, SCHEMA, where="map.yaml")
+    table = read_label_table("f;größe\nmüller.png;1\n".encode(encoding), SCHEMA, mapping, where="t.csv")
+    assert [(row.file, row.labels["is_gc"]) for row in table.rows] == [("müller.png", 1)]
+
+
+@pytest.mark.parametrize("name", ["cp9999", "hex", "zlib", "''", "[a]"])
+def test_an_encoding_that_does_not_exist_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"unknown encoding|needs text for 'encoding'"):
+        read("f\na\n", f"{{file: f, encoding: {name}}}")
+
+
+def test_another_encoding_is_refused_with_the_way_out() -> None:
+    with pytest.raises(DataError) as caught:
+        read_label_table("file\nmüller.png\n".encode("cp1252"), SCHEMA, None, where="t.csv")
+    assert "name its encoding in a --mapping (encoding: cp1252)" in caught.value.hint
+
+
+def test_a_mapping_may_use_the_names_of_values() -> None:
+    mapping = "{file: f, labels: {dr_grade: {column: g, values: {R0: none, R3: Severe, R4: 4, U: null}}}}"
+    table = read("f,g\na,R0\nb,R3\nc,R4\nd,U\n", mapping, DEFAULT_LABEL_SCHEMA)
+    assert [row.labels["dr_grade"] for row in table.rows] == [0, 3, 4, None]
+    with pytest.raises(ConfigError, match=r"value 'dreadful' is neither an integer, a name of a value \(none, mild"):
+        read("f,g\na,R0\n", mapping.replace("Severe", "dreadful"), DEFAULT_LABEL_SCHEMA)

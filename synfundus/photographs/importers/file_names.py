@@ -1,13 +1,20 @@
-"""Find the file for a name in a table, which may lack extension and folders, or differ in case."""
+"""Find the file for a name in a table, which may lack extension and folders, differ in case, or be like 1.0."""
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence, Set
+from dataclasses import replace
 from functools import cached_property
 
 from synfundus.photographs.ingest import is_picture_name, safe_name
 from synfundus.photographs.label_mapping import PICTURE_SUFFIXES
+from synfundus.photographs.label_table import LabelTable, RejectedRow, TableRow
+
+_FLOAT = re.compile(r"(?P<number>(?:.*/)?\d+)\.0(?P<suffix>\.[a-z]+)?", re.IGNORECASE)
+"""A number as pandas writes it if a cell of its column is empty, perhaps with the extension of a mapping."""
 
 
 class FileIndex:
@@ -33,7 +40,9 @@ class FileIndex:
             return (name,)
         folders, base = _split(_folded(name))
         named = _in_folders(self._by_base.get(base, ()), folders)
-        return named or _in_folders(self._by_stem.get(picture_stem(base), ()), folders)
+        named = named or _in_folders(self._by_stem.get(picture_stem(base), ()), folders)
+        number = None if named else _FLOAT.fullmatch(name)
+        return self.find(f"{number['number']}{number['suffix'] or ''}") if number else named
 
     @cached_property
     def _by_base(self) -> Mapping[str, Sequence[str]]:
@@ -51,6 +60,51 @@ class FileIndex:
         return index
 
 
+def complete_names(table: LabelTable, files: Collection[str]) -> LabelTable:
+    """Complete the file names of a user's table: another folder, another case, a number like 1.0.
+
+    A file that another row names exactly is not taken, nor one with another extension or a further one. A name that
+    fits several files becomes the reject ``ambiguous_file``. A warning says how many were completed, and in which way.
+    """
+    index, exact = FileIndex(files), {_nfc(name) for name in files}
+    named = {_nfc(safe_name(row.file) or "") for row in table.rows} & exact
+    rows: list[TableRow] = []
+    rejected, ways, folders = list(table.rejected), Counter[str](), set[str]()
+    for row in table.rows:
+        safe = safe_name(row.file)
+        if safe is None or _nfc(safe) in named:
+            rows.append(row)
+            continue
+        suffix = picture_suffix(safe).lower()
+        found = [name for name in index.find(safe) if picture_suffix(name).lower() == suffix]
+        found = [name for name in found if _nfc(name) not in named]
+        if len(found) > 1:
+            detail = f"{safe} can be {', '.join(found)}"
+            rejected.append(RejectedRow(row.line, row.file, row.patient, "ambiguous_file", detail))
+            continue
+        rows.append(replace(row, file=found[0]) if found else row)
+        if found:
+            (above, base), (cell_above, cell_base) = _split(_folded(found[0])), _split(_folded(safe))
+            way = "number" if base != cell_base else "case" if above == cell_above else "folder"
+            ways[way] += 1
+            folders |= {found[0].rpartition("/")[0]} if way == "folder" else set()
+    one = ways["folder"] > 1 and len(folders) == 1 and min(folders)
+    said = {
+        "folder": f"lie below {one}/" if one else "lie in other folders than the table says",
+        "case": "differ in upper and lower case",
+        "number": "are numbers like 1.0",
+    }
+    parts = ", ".join(f"{ways[way]} {text}" for way, text in said.items() if ways[way])
+    note = f"{ways.total()} of {len(table.rows)} file names were completed: {parts}"
+    return replace(
+        table, rows=tuple(rows), rejected=tuple(rejected), warnings=(*table.warnings, *([note] if parts else []))
+    )
+
+
+def _nfc(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
 def picture_stem(name: str) -> str:
     """Return a file name without its picture extension; other dots are part of the name."""
     suffix = picture_suffix(name)
@@ -65,7 +119,7 @@ def picture_suffix(name: str) -> str:
 
 
 def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
+    return _nfc(name).casefold()
 
 
 def _split(name: str) -> tuple[tuple[str, ...], str]:

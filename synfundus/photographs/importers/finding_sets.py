@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from synfundus.labels.csv_table import canonical_cell
 from synfundus.labels.schema import DISEASES, READABLE
 from synfundus.photographs.importers.importer import (
     FINDING,
@@ -16,7 +17,6 @@ from synfundus.photographs.importers.importer import (
     Importer,
     words,
 )
-from synfundus.photographs.label_mapping import canonical_cell
 
 AIROGS = Importer(
     collection="AIROGS",

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
+from synfundus.labels.csv_table import RecordFault, TableRecord, TableRecords, read_records, text_lines
 from synfundus.photographs.importers.file_names import picture_stem, picture_suffix
 from synfundus.photographs.importers.importer import FINDING, GRADE, SIDE, Cells, Column, Doubt, Importer, Source
-from synfundus.photographs.label_table import RecordFault, TableRecord, TableRecords, read_records, text_lines
 
 _DDR_HEADER = ("image", "grade")
 _DDR_LINE = re.compile(r"(?P<image>\S.*?)[\s,;]+(?P<grade>\S+)")
@@ -29,14 +30,29 @@ EYEPACS = Importer(
     file="image",
     suffix=".jpeg",
     patient="patient in the name",
-    labels={"dr_grade": (Column("level", GRADE),), "eye_side": (Column("side in the name", SIDE),)},
+    labels={
+        "dr_grade": (Column("level", GRADE),),
+        "eye_side": (Column("side in the name", dict.fromkeys(SIDE)),),
+    },
     derived=frozenset({"patient in the name", "side in the name"}),
+    notes=(
+        (
+            (),
+            "EyePACS mixes upright and inverted photographs: in about a third the side in the name does not fit the "
+            "picture, so the eye side is unknown; --set prepare.name_sides=true takes the names at their word",
+        ),
+    ),
     photographs=_eyepacs_photographs,
+)
+EYEPACS_NAME_SIDES = replace(
+    EYEPACS, labels={**EYEPACS.labels, "eye_side": (Column("side in the name", SIDE),)}, notes=()
 )
 """Kaggle "Diabetic Retinopathy Detection", ``trainLabels.csv``: ``image,level``.
 
 One reader graded retinopathy from 0 to 4, also on photographs of poor quality; readability is not given. Patient and
-eye are in the name: a name without ``_left`` or ``_right`` is a reject.
+eye are in the name: a name without ``_left`` or ``_right`` is a reject. Some photographs are inverted, as seen through
+an indirect lens, and nothing says which: by eye, 29 of 90 show the disc on the other side than the name says. So the
+eye side is unknown, unless the names are taken at their word (`EYEPACS_NAME_SIDES`).
 """
 
 APTOS2019 = Importer(

@@ -11,22 +11,20 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from synfundus.errors import DataError
+from synfundus.labels.csv_table import MISSING, TableRecord, TableRecords, canonical_cell, read_records
 from synfundus.labels.schema import LabelSchema
 from synfundus.photographs.importers.file_names import FileIndex, picture_suffix
-from synfundus.photographs.label_mapping import TableMapping, canonical_cell
+from synfundus.photographs.label_mapping import TableMapping
 from synfundus.photographs.label_table import (
     LabelTable,
     RejectedRow,
-    TableRecord,
-    TableRecords,
     TableRow,
     patient_warnings,
-    read_records,
     rejected_record,
 )
 
 Cells = Mapping[str, str]
-"""One record: stripped cell by column name; empty for NaN and for columns the table does not have."""
+"""One record: stripped cell by column name; empty for a missing value and for columns the table does not have."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +191,7 @@ def read_photographs(
 
 def _cells(record: TableRecord, positions: Mapping[str, int | None]) -> Cells:
     cells = {name: "" if at is None else record.cells[at].strip() for name, at in positions.items()}
-    return {name: "" if cell.lower() == "nan" else cell for name, cell in cells.items()}
+    return {name: "" if cell.lower() in MISSING else cell for name, cell in cells.items()}
 
 
 class _RowReader:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 
+from synfundus.labels.csv_table import RecordFault, TableRecord, TableRecords
 from synfundus.photographs.importers.file_names import picture_stem, picture_suffix
 from synfundus.photographs.importers.importer import Column, Importer, Source
 from synfundus.photographs.ingest import is_picture_name
-from synfundus.photographs.label_table import RecordFault, TableRecord, TableRecords
 
 _NAME = re.compile(r"(?P<prefix>[A-Za-z]+)\d+")
 

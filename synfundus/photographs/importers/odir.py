@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from synfundus.labels.csv_table import canonical_cell
 from synfundus.labels.schema import DISEASES
 from synfundus.photographs.importers.importer import FINDING, GRADE, SIDE, Cells, Column, Importer
-from synfundus.photographs.label_mapping import canonical_cell
 
 _SEPARATORS = re.compile("[，,;；、]")
 _NORMAL, _LOW_QUALITY, _HIDDEN_DISC = "normal fundus", "low image quality", "optic disk photographically invisible"

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from synfundus.errors import ConfigError, DataError
+from synfundus.labels.csv_table import TableRecords, encoding_of, near_misses
 from synfundus.labels.schema import LabelSchema
 from synfundus.photographs.importers.finding_sets import AIROGS, BRSET, MBRSET, RFMID, SYNFUNDUS_1M
-from synfundus.photographs.importers.grading_sets import APTOS2019, DDR, EYEPACS, IDRID, MESSIDOR2
+from synfundus.photographs.importers.grading_sets import APTOS2019, DDR, EYEPACS, EYEPACS_NAME_SIDES, IDRID, MESSIDOR2
 from synfundus.photographs.importers.importer import Importer, Source, csv_records, read_photographs
 from synfundus.photographs.importers.named_sets import PALM, REFUGE
 from synfundus.photographs.importers.odir import ODIR5K
 from synfundus.photographs.label_mapping import shown_columns
-from synfundus.photographs.label_table import LabelTable, TableRecords
+from synfundus.photographs.label_table import LabelTable
 
 IMPORTERS: Mapping[str, Importer] = {
     "airogs": AIROGS,
@@ -30,12 +31,20 @@ IMPORTERS: Mapping[str, Importer] = {
     "synfundus1m": SYNFUNDUS_1M,
 }
 """Importer by the name of the option."""
+_NAME_SIDES = {"eyepacs": EYEPACS_NAME_SIDES}
+"""Those that take the eye side from file names, if they are asked to."""
 
 _FIRST_BYTES = 2**16
 
 
 def read_with_importer(
-    name: str, data: bytes | None, schema: LabelSchema, *, files: Collection[str], where: str
+    name: str,
+    data: bytes | None,
+    schema: LabelSchema,
+    *,
+    files: Collection[str],
+    where: str,
+    name_sides: bool = False,
 ) -> LabelTable:
     """Read the table of a known set, or its file names if it has no table.
 
@@ -45,6 +54,7 @@ def read_with_importer(
         schema: The label schema. Other labels of the set are left out with a warning.
         files: File names in the source folder, used to complete names without extension or folder.
         where: Location of the table (or the folder, without a table), for messages.
+        name_sides: Take the eye side from the file name where that is doubtful.
 
     Returns:
         A row or a reject for every photograph of every record. Missing files are rejected later, by `match_files`.
@@ -56,6 +66,7 @@ def read_with_importer(
     importer = IMPORTERS.get(name)
     if importer is None:
         raise ConfigError(f"unknown importer {name!r}", where=where, hint=f"known: {', '.join(IMPORTERS)}")
+    importer = _NAME_SIDES.get(name, importer) if name_sides else importer
     if importer.has_table and data is None:
         raise ConfigError(f"{importer.collection} has a label table, but none is given", where=where)
     if not importer.has_table and data is not None:
@@ -78,8 +89,8 @@ def read_with_importer(
 
 def recognise(data: bytes, *, where: str) -> str | None:
     """Return the importer that fits a table with the most columns, or None."""
-    start = data[:_FIRST_BYTES]
-    source = Source(start[: start.rfind(b"\n") + 1] or start, (), where)
+    start = data[:_FIRST_BYTES].decode(encoding_of(data), "ignore")
+    source = Source((start[: start.rfind("\n") + 1] or start).encode(), (), where)
     found: dict[str, int] = {}
     for name, importer in IMPORTERS.items():
         if not importer.has_table:
@@ -105,11 +116,12 @@ def _check_header(name: str, importer: Importer, table: TableRecords, source: So
     expected = importer.expected or f"columns {', '.join(c for c in importer.columns if c not in importer.optional)}"
     lacks = "it also has the columns of another set" if fits else "its file names have an extension"
     lacks = f"it lacks {', '.join(missing)}" if missing else lacks
+    meant = [f"rename {column!r} to {wanted!r}" for column, wanted in near_misses(table.header, missing).items()]
     raise DataError(
         f"this is not the table of {importer.collection}: {lacks}; expected {expected}, "
         f"found columns {shown_columns(table.header)}",
         where=source.where,
-        hint=hint or "check the importer, or describe the table with a mapping (--mapping)",
+        hint=hint or ", ".join(meant) or "check the importer, or describe the table with a mapping (--mapping)",
     )
 
 

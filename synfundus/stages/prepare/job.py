@@ -151,7 +151,7 @@ class _Rank0:
             ShardSet(paths.out, "images", plan.schema, entries, rejects=counts, properties=decision.properties)
         )
         filesystem.remove(paths.work, recursive=True)
-        report(self._console, shard_set, decision)
+        report(self._console, shard_set, decision, paths, plan)
 
 
 def run(config: RunConfig, world: World, console: Console) -> Summary:

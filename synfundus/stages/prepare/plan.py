@@ -7,7 +7,7 @@ import hmac
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import yaml
@@ -17,10 +17,12 @@ from synfundus.config.yaml_text import parse_yaml
 from synfundus.errors import ConfigError, DataError, SynfundusError
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema
 from synfundus.photographs.importers import read_with_importer
+from synfundus.photographs.importers.file_names import complete_names
 from synfundus.photographs.ingest import PlannedSample, Reject, match_files, plan_samples
 from synfundus.photographs.label_mapping import TableMapping, parse_table_mapping
 from synfundus.photographs.label_table import LabelTable, read_label_table
 from synfundus.photographs.preparation import CROP
+from synfundus.stages.prepare.table_notes import early_warnings, looks_like, no_input
 from synfundus.storage import filesystem
 
 _BYTES_PER_PIXEL = {"png": 1.7, "webp": 1.2}  # measured on photographs and phantoms, rounded up
@@ -86,12 +88,21 @@ def _read_text(url: str, what: str, key: str) -> str:
         raise ConfigError(f"the {what} is not UTF-8 text: {url}", where=key) from error
 
 
-def _load_schema(url: str | None) -> LabelSchema:
+def load_schema(url: str | None) -> LabelSchema:
+    """Read a label schema, or return the default one.
+
+    Raises:
+        ConfigError: It is missing, or no label schema.
+    """
     if url is None:
         return DEFAULT_LABEL_SCHEMA
     text = _read_text(url, "label schema", "prepare.label_schema")
-    parse_yaml(text, where=url)  # bounded, no duplicate keys
-    return LabelSchema.from_document(yaml.safe_load(text), where=url)
+    words: Any = parse_yaml(text, where=url)  # bounded, no duplicate keys; `no` and `yes` are text
+    document = yaml.safe_load(text)
+    for entry, plain in zip(document, words, strict=True) if isinstance(document, list) else ():
+        if isinstance(entry, dict) and "values" in entry:
+            entry["values"] = plain["values"]
+    return LabelSchema.from_document(document, where=url)
 
 
 def _load_mapping(url: str | None, schema: LabelSchema) -> TableMapping | None:
@@ -115,8 +126,18 @@ def _read_table(section: PrepareConfig, schema: LabelSchema, files: Mapping[str,
     data = None if labels is None else filesystem.read_bytes(labels)
     where = labels or str(section.source)
     if section.importer is not None:
-        return read_with_importer(section.importer, data, schema, files=files.keys(), where=where)
-    return read_label_table(data or b"", schema, mapping, where=where)
+        return read_with_importer(
+            section.importer, data, schema, files=files.keys(), where=where, name_sides=section.name_sides
+        )
+    guess = "" if mapping or data is None else looks_like(data, where=where)
+    try:
+        table = complete_names(read_label_table(data or b"", schema, mapping, where=where), files.keys())
+    except DataError as error:
+        error.hint = guess or error.hint
+        raise
+    if guess and not (table.rows and table.mapping.labels):
+        table = replace(table, warnings=(*table.warnings, f"no label is read from the table: {guess}"))
+    return table
 
 
 def samples_per_shard(section: PrepareConfig) -> int:
@@ -141,18 +162,14 @@ def plan_inputs(
         ConfigError: A missing file or folder, a mapping that does not match.
         DataError: A table that cannot be read, or no photographs.
     """
-    schema = _load_schema(section.label_schema)
+    schema = load_schema(section.label_schema)
     if not filesystem.is_dir(source):
         raise ConfigError(f"the folder of photographs does not exist: {source}", where="prepare.source")
     files = filesystem.list_files(source)
     table = _read_table(section, schema, files)
     matched, rejects = match_files(table, files)
     if not matched:
-        raise DataError(
-            f"none of the {len(table.rows)} usable rows of the table names a file in {source}",
-            where=section.labels or source,
-            hint='check --source; a mapping with file_pattern (for example "{file}.jpeg") adds extensions',
-        )
+        raise no_input(table, rejects, files.keys(), importer=section.importer, where=section.labels or source)
     secret = open_secret()
     samples = tuple(plan_samples(matched, secret))
     properties: dict[str, Any] = {
@@ -181,7 +198,7 @@ def plan_inputs(
         rejects=tuple(rejects),
         num_inputs=properties["num_inputs"],
         properties=properties,
-        warnings=table.warnings,
+        warnings=(*table.warnings, *early_warnings(rejects, properties["num_inputs"], files.keys())),
         same_person=same_person,
     )
 
@@ -206,7 +223,7 @@ def describe_inputs(section: PrepareConfig, *, seed: int) -> str:
     return (
         f"# photographs\n{plan.num_inputs} inputs, {len(plan.samples)} of them photographs to read, of {patients} "
         f"patients\nrejects so far: {rejects}\n{plan.num_chunks} chunks for the ranks, shards of at most "
-        f"{samples_per_shard(section)} images\n\n"
+        f"{samples_per_shard(section)} images\n{''.join(f'warning: {text}' + chr(10) for text in plan.warnings)}\n"
     )
 
 

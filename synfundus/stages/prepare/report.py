@@ -23,6 +23,7 @@ from synfundus.stages.prepare.decision import Decision
 from synfundus.stages.prepare.look_alikes import HASHES_NAME, OtherSet, OtherSetMatch, save_hashes
 from synfundus.stages.prepare.places import PreparePaths
 from synfundus.stages.prepare.plan import InputPlan
+from synfundus.stages.prepare.table_notes import reject_warning
 from synfundus.storage import filesystem
 from synfundus.storage.locations import resolved
 from synfundus.storage.manifest import ShardSet
@@ -88,13 +89,14 @@ def _measure(one: NearDuplicate | OtherSetMatch) -> Line:
     return {"similarity": round(one.similarity, 4), "mirrored": one.mirrored}
 
 
-def report(console: Console, shard_set: ShardSet, decision: Decision) -> None:
+def report(console: Console, shard_set: ShardSet, decision: Decision, paths: PreparePaths, plan: InputPlan) -> None:
     """Print the numbers of inputs, samples and rejects, and the label counts."""
     properties = shard_set.properties
     num_rejects = sum(shard_set.rejects.values())
     console.message(f"{properties['num_inputs']} inputs = {shard_set.num_samples()} samples + {num_rejects} rejects")
     if num_rejects:
         console.table("rejects", ["reason", "inputs"], [[name, str(n)] for name, n in shard_set.rejects.items()])
+        _report_rejects(console, shard_set, (*plan.rejects, *decision.duplicates), paths)
     header, *rows = decision.labels.value_rows()
     console.table("labels", header, rows)
     for flag, number in properties["flags"].items():
@@ -106,7 +108,23 @@ def report(console: Console, shard_set: ShardSet, decision: Decision) -> None:
             f"{found['groups_across_patients']} of them across patients: each group is in one split"
         )
     if found["in_other_sets"]:
+        apart = found["in_another_split_there"] or "none"
         console.warning(
-            f"{found['in_other_sets']} photographs have near-duplicates in other sets, in the same split except for "
-            f"{found['in_another_split_there']}: see {NEAR_DUPLICATES_NAME} in the crosswalk folder"
+            f"{found['in_other_sets']} photographs have near-duplicates in other sets, {apart} of them in another "
+            f"split there: see {NEAR_DUPLICATES_NAME} in the crosswalk folder"
         )
+
+
+def _report_rejects(console: Console, shard_set: ShardSet, rejects: Sequence[Reject], paths: PreparePaths) -> None:
+    """Say which duplicates contradict each other, that there are many rejects, and where the details are."""
+    where = filesystem.join(paths.crosswalk, NAMED_REJECTS)
+    for reason in ("duplicate_of", "duplicate_row"):
+        details = [reject.detail for reject in rejects if reject.reason == reason]
+        other = sum("other labels" in detail for detail in details)
+        if other:
+            console.warning(f"{len(details)} {reason}, {other} of them with other labels: the first one is kept")
+    many = reject_warning(shard_set.rejects, shard_set.properties["num_inputs"])
+    if many:
+        console.warning(f"{many}: see {where}")
+    else:
+        console.message(f"rejects by file name: {where}")

@@ -244,12 +244,17 @@ def _read_agreed(url: str, start: int, size: int, *, etag: str, first: bytes) ->
 def list_objects(
     url: str, *, recursive: bool, limit: int = 0, page_keys: int = _MAX_KEYS_PER_REQUEST
 ) -> Iterator[tuple[str, int]]:
-    """Yield (relative name, size) page by page; without ``recursive`` folders come as ``name/`` with size 0."""
+    """Yield (relative name, size) page by page; without ``recursive`` folders come as ``name/`` with size 0.
+
+    Markers of folders (keys that end in a slash) are no files: with ``limit``, pages are asked for until so many names
+    were found that are none.
+    """
     bucket, key = split(url)
     prefix = f"{key}/" if key else ""
     token: dict[str, str] = {}
     options: dict[str, Any] = {} if recursive else {"Delimiter": "/"}
-    options["MaxKeys"] = limit or page_keys
+    options["MaxKeys"] = min(limit + 1, page_keys) if limit else page_keys  # a folder often begins with its marker
+    found = 0
     while True:
 
         async def page(client: Client, token: dict[str, str] = token) -> dict[str, Any]:
@@ -259,14 +264,14 @@ def list_objects(
             return answer
 
         answer = request("list", url, page)
-        for folder in answer.get("CommonPrefixes", []):
-            yield str(folder["Prefix"])[len(prefix) :], 0
-        for entry in answer.get("Contents", []):
-            name = str(entry["Key"])[len(prefix) :]
-            if name and not name.endswith("/"):
-                yield name, int(entry["Size"])
-        if limit or not answer.get("IsTruncated"):
+        names = [(str(folder["Prefix"])[len(prefix) :], 0) for folder in answer.get("CommonPrefixes", [])]
+        listed = [(str(entry["Key"])[len(prefix) :], int(entry["Size"])) for entry in answer.get("Contents", [])]
+        names += [(name, size) for name, size in listed if name and not name.endswith("/")]
+        found += len(names)
+        yield from names[: limit - found + len(names)] if limit and found > limit else names
+        if (limit and found >= limit) or not answer.get("IsTruncated"):
             return
+        options["MaxKeys"] = page_keys
         token = {"ContinuationToken": str(answer["NextContinuationToken"])}
 
 

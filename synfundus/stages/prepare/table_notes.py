@@ -1,0 +1,100 @@
+"""What `synfundus prepare` says about the rows of a table that it cannot use, and about the commonest reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+
+from synfundus.errors import DataError
+from synfundus.photographs.importers import IMPORTERS, recognise
+from synfundus.photographs.importers.file_names import FileIndex, picture_suffix
+from synfundus.photographs.ingest import Reject, is_picture_name
+from synfundus.photographs.label_table import LabelTable
+
+MANY_REJECTS = 0.1
+"""Fraction of rejected inputs above which there is a warning."""
+
+_SHOWN_REASONS, _SHOWN_DETAIL = 3, 80
+_QUOTED = ("unknown_label_value", "malformed_row", "missing_file_name", "missing_file")
+"""Reasons whose details hold no file name: that can be a patient's."""
+
+_HINTS = {
+    "unknown_label_value": "give the cells a meaning in a --mapping, for example values: {True: 1, False: 0}",
+    "ambiguous_file": "give the folder of this table as --source, or write folders into the table",
+    "missing_file": 'check --source; a mapping with file_pattern (for example "IMG_{file}.jpeg") changes the names',
+}
+
+
+def reject_warning(counts: Mapping[str, int], num_inputs: int) -> str:
+    """Return a warning with the commonest reasons; empty if few of the inputs are rejected."""
+    total = sum(counts.values())
+    if total <= MANY_REJECTS * num_inputs:
+        return ""
+    common = Counter(counts).most_common(_SHOWN_REASONS)
+    reasons = ", ".join(f"{number} {reason}" for reason, number in common)
+    more = f" and {len(counts) - len(common)} more reasons" if len(counts) > len(common) else ""
+    return f"{total} of {num_inputs} inputs are rejected ({total / num_inputs:.0%}): {reasons}{more}"
+
+
+def early_warnings(rejects: Sequence[Reject], num_inputs: int, files: Collection[str]) -> list[str]:
+    """Return warnings about rejects that are known before a photograph is read."""
+    many = reject_warning(Counter(reject.reason for reject in rejects), num_inputs)
+    note, hint = _other_extension(rejects, files)
+    return [*([f"{many}; {_example(rejects)}"] if many else []), *([f"{note}: {hint}"] if note else [])]
+
+
+def no_input(
+    table: LabelTable, rejects: Sequence[Reject], files: Collection[str], *, importer: str | None, where: str
+) -> DataError:
+    """Return the error that no row of a table is a photograph, with the commonest reason and what to do."""
+    of_rows = [reject for reject in rejects if reject.reason != "not_in_table"]
+    counts = Counter(reject.reason for reject in of_rows)
+    reason = max(counts, key=lambda name: counts[name], default="")
+    hint = _HINTS.get(reason, "correct the table")
+    if reason == "missing_file":
+        note, extension = _other_extension(rejects, files)
+        pictures = sum(map(is_picture_name, files))
+        message = (
+            f"none of the {len(table.rows)} usable rows of the table names one of the {pictures} pictures in --source"
+        )
+        message, hint = f"{message}; {note}" if note else message, extension or hint
+    else:
+        total = len(table.rows) + len(table.rejected)
+        example = f"{counts[reason]} {_example(of_rows)}" if of_rows else "it has none"
+        message = f"none of the {total} rows of the table is usable: {example}"
+    hint = f"check --source and --importer {importer}" if importer else hint
+    return DataError(message, where=where, hint=hint)
+
+
+def _example(rejects: Sequence[Reject]) -> str:
+    """Return the commonest reason and the detail of its first reject, without the name of a file."""
+    reason = Counter(reject.reason for reject in rejects).most_common(1)[0][0]
+    detail = next(reject.detail for reject in rejects if reject.reason == reason)
+    shown = detail[:_SHOWN_DETAIL] if reason in _QUOTED else detail.partition(":")[0]
+    return f"{reason}, for example {shown}" if shown else reason
+
+
+def _other_extension(rejects: Sequence[Reject], files: Collection[str]) -> tuple[str, str]:
+    """Say how many missing files are there under another extension, and what to do."""
+    index, pairs = FileIndex(files), Counter[tuple[str, str]]()
+    for reject in rejects:
+        if reject.reason == "missing_file":
+            pairs.update(
+                (picture_suffix(reject.source), picture_suffix(name)) for name in index.find(reject.source)[:1]
+            )
+    if not pairs:
+        return "", ""
+    (wanted, there), _ = pairs.most_common(1)[0]
+    note = f"{pairs.total()} of the missing files are there with the extension {there}"
+    if wanted:
+        return f"{note}, not {wanted}", "write the extension of the files into the table"
+    return note, f'add the extension in a --mapping: file_pattern: "{{file}}{there}"'
+
+
+def looks_like(data: bytes, *, where: str) -> str:
+    """Return a hint that a table is that of a known set; empty if it is not."""
+    try:
+        name = recognise(data, where=where)
+    except DataError:
+        return ""
+    return f"it looks like {IMPORTERS[name].collection}: --importer {name}" if name else ""
