@@ -31,6 +31,7 @@ class Claim:
         others: What a folder with another purpose holds, for messages, e.g. "latents of something else".
         flag: The option that names the folder.
         beside: Pattern of files that a folder may hold before it is claimed.
+        free: Pattern of the keys, dotted, that are not compared.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Claim:
     others: str
     flag: str = "--out"
     beside: str = ""
+    free: str = ""
 
     def read(self, folder: str) -> documents.Document | None:
         """Return the claim of a folder; None where it is empty or does not exist.
@@ -75,7 +77,7 @@ class Claim:
         Raises:
             ConfigError: Names the differences.
         """
-        if changed := difference(found, wanted):
+        if changed := difference(found, wanted, free=self.free):
             hint = f"give another {self.flag}, or the settings and inputs it was begun with"
             raise ConfigError(f"this folder holds {self.others}: {changed}", where=folder, hint=hint)
 
@@ -89,10 +91,16 @@ def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Describe in one line how two documents differ, what stands at the top first, hashes last; empty if they don't."""
+def difference(found: Mapping[str, Any], wanted: Mapping[str, Any], *, free: str = "") -> str:
+    """Describe in one line how two documents differ, what stands at the top first, hashes last; empty if they don't.
+
+    Args:
+        found: What is there.
+        wanted: What should be.
+        free: Pattern of keys to leave out.
+    """
     there, here = flatten(found), flatten(documents.as_json(wanted))
-    keys = (set(there) | set(here)).difference(_ENVELOPE)
+    keys = {key for key in (set(there) | set(here)).difference(_ENVELOPE) if not re.fullmatch(free, key)}
     changed = [
         f"{_CONTAINER.sub('', key)} is {there.get(key, 'absent')!r} there, {here.get(key, 'absent')!r} here"
         for key in sorted(keys, key=lambda key: (key.endswith("_sha256"), "." in key, key))

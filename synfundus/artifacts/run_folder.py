@@ -15,12 +15,13 @@ import yaml
 
 from synfundus import __version__
 from synfundus.artifacts.claim import Claim, flatten
+from synfundus.artifacts.run_changes import FREE, way_on
 from synfundus.artifacts.run_spool import LEDGER_NAME, RunSpool, SpooledSinks
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import World, new_group
-from synfundus.errors import CheckpointError, NumericalError
+from synfundus.errors import CheckpointError, ConfigError, NumericalError
 from synfundus.redaction import redact
 from synfundus.storage import documents, filesystem
 from synfundus.storage.local_folder import writers
@@ -44,6 +45,7 @@ _CLAIM = Claim(
     others="another run",
     flag="--run-dir",
     beside=r"submissions(/.*)?",  # a batch job is submitted before its run starts
+    free=FREE,
 )
 WANDB_FORMAT_NAME = "synfundus-wandb"
 PACKAGES = ("torch", "deepspeed", "diffusers", "numpy", "safetensors")
@@ -70,7 +72,8 @@ class RunFolder:
     Args:
         url: The folder.
         kind: ``vae`` or ``diffusion``.
-        identity: All that must not change when the run is resumed: architecture, objective, data, seed.
+        identity: All that must not change when the run is resumed (architecture, objective, data, seed), and what it
+            begins with of the rest (`run_changes`).
         config: The resolved config as a document, written to config.yaml.
         world: The job.
 
@@ -95,8 +98,13 @@ class RunFolder:
 
     def _claim(self, wanted: dict[str, Any]) -> None:
         """Write run.json, config and environment, or compare with the existing run.json."""
-        if not _CLAIM.make(self.url, wanted):
-            return
+        found = _CLAIM.read(self.url)
+        try:
+            if not _CLAIM.make(self.url, wanted):
+                return
+        except ConfigError as error:
+            error.hint = way_on(self.url, found, wanted) if found else error.hint
+            raise
         config = yaml.safe_dump(dict(self._config), sort_keys=False)
         filesystem.write_bytes(self.path("config.yaml"), config.encode())
         environment = {

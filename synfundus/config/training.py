@@ -11,7 +11,7 @@ from synfundus.config.base import Fraction, NonNegativeFloat, NonNegativeInt, Po
 Precision = Literal["auto", "bf16", "fp32"]
 
 
-LrSchedule = Literal["cosine", "constant"]
+LrSchedule = Literal["cosine", "constant", "wsd"]
 
 
 class OptimConfig(Section):
@@ -20,11 +20,14 @@ class OptimConfig(Section):
     lr: PositiveFloat = 1e-4
     """Peak learning rate."""
     schedule: LrSchedule = "cosine"
-    """Shape after the warm-up."""
+    """Shape after the warm-up. wsd (warm-up, stable, decay; arXiv 2404.06395) stays at the peak up to the last part of
+    the budget: a budget raised before that part begins lifts no rate, while a cosine is drawn anew."""
     warmup_images: NonNegativeInt = 10_000
     """Images of the linear warm-up from 0."""
     min_lr_ratio: Fraction = 0.01
-    """The cosine ends at this fraction of the peak."""
+    """cosine and wsd end at this fraction of the peak."""
+    decay_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
+    """Part of the budget, at its end, in which wsd decays."""
     beta1: Fraction = 0.9
     """Decay of the first moment."""
     beta2: Fraction = 0.99
@@ -43,7 +46,7 @@ class EmaConfig(Section):
     half_life_images: PositiveFloat = 500_000.0
     """Half-life of the average, in images."""
     rampup_ratio: PositiveFloat = 0.05
-    """Early in training the half-life is at most this fraction of the images seen (EDM2)."""
+    """Early in training the half-life is at most this fraction of the images seen (EDM, arXiv 2206.00364)."""
 
 
 class LoopConfig(Section):
@@ -108,6 +111,23 @@ class LoopConfig(Section):
     """CPU threads per rank; 0: the cores of the node divided among its ranks."""
     profile_steps: NonNegativeInt = 0
     """Steps of rank 0 to record soon after each start, with torch.profiler, in `profile/` of the run; 0: none."""
+
+
+_CHANGEABLE = {
+    *("budget_images", "checkpoint_every_images", "keep_checkpoints", "log_every_images", "preview_every_images"),
+    *("validate_every_images", "validation_images", "on_nonfinite", "on_spike", "spike_factor", "spike_window_steps"),
+    *("max_rewinds", "max_bad_fraction"),
+}
+"""Options of the loop that a run resumed with other values records; the rest belongs to its identity or the machine."""
+
+
+def changeable(loop: LoopConfig, optim: OptimConfig, ema: EmaConfig) -> dict[str, dict[str, Any]]:
+    """Return the values by section that a run may go on with others of."""
+    return {
+        "optim": optim.model_dump(mode="json"),
+        "ema": ema.model_dump(mode="json", exclude={"sigma_rel"}),
+        "loop": loop.model_dump(mode="json", include=_CHANGEABLE),
+    }
 
 
 class AutoencoderConfig(Section):

@@ -232,6 +232,9 @@ class TrainingRun(Generic[T]):
         self._report_start()
         with watchdog.phase("the reading of a checkpoint"):
             state = self._directory.resume(zero=self._zero, average=self._ema, console=self._console)
+            training_setup.note_changes(
+                self._directory, training.name, training.section, state.images_seen, self._world, self._console
+            )
             saver = self._directory.saver(
                 state,
                 zero=self._zero,

@@ -8,11 +8,14 @@ from typing import Any
 
 from torch import nn
 
+from synfundus.artifacts.run_changes import record_changes
+from synfundus.artifacts.run_folder import RunFolder
 from synfundus.config.assets import read_ds_file
 from synfundus.config.auto import assumed_compile, definite, definite_channels_last, definite_micro_batch
+from synfundus.config.diffusion import TrainConfig
 from synfundus.config.machine import LaunchConfig
-from synfundus.config.training import EmaConfig, LoopConfig, OptimConfig
-from synfundus.distributed.agreement import together
+from synfundus.config.training import EmaConfig, LoopConfig, OptimConfig, TrainVaeConfig, changeable
+from synfundus.distributed.agreement import on_rank_0, together
 from synfundus.distributed.ds_config import BatchPlan, build_ds_config, check_ds_file, plan_batch
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.numerics import only_deterministic_kernels
@@ -24,7 +27,7 @@ from synfundus.stages import build
 from synfundus.telemetry.console import Console
 from synfundus.training.ema import ShardedEma
 from synfundus.training.guards import GuardSettings
-from synfundus.training.optim import LrPlan, parameter_groups
+from synfundus.training.optim import LrPlan, lifted, parameter_groups
 from synfundus.training.step_cost import Kernels
 from synfundus.training.trainer import LoopSettings
 
@@ -104,7 +107,44 @@ def lr_plan(optim: OptimConfig, loop: LoopConfig) -> LrPlan:
         warmup_images=optim.warmup_images,
         budget_images=loop.budget_images,
         min_ratio=optim.min_lr_ratio,
+        decay_fraction=optim.decay_fraction,
     )
+
+
+def note_changes(
+    directory: RunFolder,
+    name: str,
+    section: TrainConfig | TrainVaeConfig,
+    images_seen: int,
+    world: World,
+    console: Console,
+) -> None:
+    """Record and report what a run goes on with other values of, and whether anything is left to train. Collective.
+
+    Args:
+        directory: The run.
+        name: Name of its section.
+        section: The section.
+        images_seen: Where it goes on.
+        world: The job.
+        console: Where it is shown.
+    """
+    loop, wanted = section.loop, changeable(section.loop, section.optim, section.ema)
+    changes = on_rank_0(
+        lambda: record_changes(directory.url, section=name, wanted=wanted, images_seen=images_seen), world
+    )
+    if changes.text:
+        console.message(changes.text)
+    if images_seen >= loop.budget_images:
+        console.message(f"already done: {images_seen:,} images are trained, the budget is {loop.budget_images:,}")
+        return
+    was = {key: value for key, value in changes.before.items() if key.startswith("optim.")}
+    before = section.optim.model_copy(update={key.removeprefix("optim."): value for key, value in was.items()})
+    budget = changes.before.get("loop.budget_images", loop.budget_images)
+    first = images_seen + loop.global_batch_size
+    then = lr_plan(before, loop.model_copy(update={"budget_images": budget}))
+    if images_seen and (doubt := lifted(then, lr_plan(section.optim, loop), first)):
+        console.warning(doubt)
 
 
 _PART_OF_THE_WAIT = 0.95

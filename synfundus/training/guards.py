@@ -106,5 +106,5 @@ class Guard:
         raise NumericalError(
             f"{fault} in the step that ends at {images_seen} images",
             where=f"{key} = {policy}",
-            hint="lower lr or raise warmup_images, then run the same command again to resume",
+            hint="the same command with a lower optim.lr or more optim.warmup_images goes on from the last checkpoint",
         )
