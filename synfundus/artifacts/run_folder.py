@@ -76,6 +76,7 @@ class RunFolder:
             begins with of the rest (`run_changes`).
         config: The resolved config as a document, written to config.yaml.
         world: The job.
+        judged_on: What its validation figures are of, for those who read its files.
 
     Raises:
         ConfigError: The folder holds another run; the message names both sides.
@@ -83,10 +84,17 @@ class RunFolder:
     """
 
     def __init__(
-        self, url: str, *, kind: str, identity: Mapping[str, Any], config: Mapping[str, Any], world: World
+        self,
+        url: str,
+        *,
+        kind: str,
+        identity: Mapping[str, Any],
+        config: Mapping[str, Any],
+        world: World,
+        judged_on: str = "",
     ) -> None:
         self.url = url
-        self._world = world
+        self._world, self._judged_on = world, judged_on
         self._config = config
         self._open_spool: RunSpool | None = None
         self._damaged: set[str] = set()
@@ -110,6 +118,7 @@ class RunFolder:
         environment = {
             "argv": [redact(text) for text in sys.argv[1:]],
             "world_size": self._world.size,
+            "judged_on": self._judged_on,
             "versions": versions(),
         }
         filesystem.write_bytes(self.path("environment.json"), documents.dump_json(environment))

@@ -92,7 +92,7 @@ class LoopConfig(Section):
     preview_every_images: NonNegativeInt = 500_000
     """Images between preview grids; 0: none. `train` shares their images out over the ranks."""
     validate_every_images: NonNegativeInt = 1_000_000
-    """Images between validations on held-out patients; 0: only at the end. `train` shares them out over the ranks."""
+    """Images between validations on the val split; 0: only at the end. `train` shares them out over the ranks."""
     validation_images: PositiveInt = 1024
     """Maximum number of images in a validation."""
     on_nonfinite: Literal["stop", "skip", "rewind"] = "stop"
@@ -159,7 +159,9 @@ class AutoencoderLossConfig(Section):
     structural_weight: NonNegativeFloat = 0.25
     """Weight of 1 - SSIM."""
     kl_weight: NonNegativeFloat = 1e-6
-    """Weight of the KL divergence to the standard normal, per latent element."""
+    """Weight of the KL divergence from the standard normal, both terms being means over their elements. Published
+    autoencoders weigh sums: their number is this one times 3 f^2 / latent channels, so the 1e-6 of f8 with 4 channels,
+    and of f16 with 16, is 2.1e-8 here."""
     adversarial_weight: NonNegativeFloat = 0.0
     """Weight of the patch discriminator; 0: none."""
     adversarial_start_images: NonNegativeInt = 1_000_000

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from synfundus.artifacts.latent_set import LatentSets
 from synfundus.config.training import LoopConfig
 from synfundus.distributed.world import World
+from synfundus.labels.schema import LabelSchema
+from synfundus.photographs.transforms import EYE_SIDE
 from synfundus.shards.batches import Augment, BatchReader
 from synfundus.shards.loader import BatchLoader, Prefetch, RankSteps
 from synfundus.shards.reader import ShardSetReader
@@ -19,6 +21,20 @@ def latent_shape_of(latents: ShardSet) -> tuple[int, int, int]:
     """Return ``(c, lh, lw)`` of a latent set."""
     channels, height, width = latents.properties["moments_shape"]
     return int(channels) // 2, int(height), int(width)
+
+
+FLIP_HINT = (
+    "put a label eye_side of two values (0 right, 1 left) into the schema, which may be unknown in every row, and "
+    "prepare the images with it; or leave {option} out"
+)
+
+
+def flip_problem(schema: LabelSchema) -> str | None:
+    """Return why mirrored images cannot be labelled: a right eye mirrored is a left one. None if they can."""
+    if EYE_SIDE not in schema.names:
+        return f"a mirrored eye is of the other side, and no label is called {EYE_SIDE}: {', '.join(schema.names)}"
+    values = schema[EYE_SIDE].num_values
+    return None if values == 2 else f"a mirrored eye is of the other side, and {EYE_SIDE} has {values} values, not 2"
 
 
 def _plan(shard_set: ShardSet, source: SampleSource, *, split: str, seed: int) -> ReadingPlan:
