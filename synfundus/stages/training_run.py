@@ -175,6 +175,7 @@ class TrainingRun(Generic[T]):
         self._watchdog, self._console, self._flag = watchdog, console, StopFlag()
         self._world, self._no_timeout = world, without_timeout(world)  # the second to validate and draw in
         self._cost = training.cost()
+        training_setup.warn_of_long_run(self._cost, section.loop, world, console)
         self._choose_kernels()
         self._parameters = sum(one.numel() for one in training.trained.parameters() if one.requires_grad)
         self._loop = loop = settle_loop(

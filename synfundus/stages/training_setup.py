@@ -28,7 +28,8 @@ from synfundus.telemetry.console import Console
 from synfundus.training.ema import ShardedEma
 from synfundus.training.guards import GuardSettings
 from synfundus.training.optim import LrPlan, lifted, parameter_groups
-from synfundus.training.step_cost import Kernels
+from synfundus.training.progress import StepCost
+from synfundus.training.step_cost import Kernels, long_run, product_flops_per_s
 from synfundus.training.trainer import LoopSettings
 
 
@@ -144,6 +145,16 @@ def note_changes(
     first = images_seen + loop.global_batch_size
     then = lr_plan(before, loop.model_copy(update={"budget_images": budget}))
     if images_seen and (doubt := lifted(then, lr_plan(section.optim, loop), first)):
+        console.warning(doubt)
+
+
+def warn_of_long_run(cost: StepCost | None, loop: LoopConfig, world: World, console: Console) -> None:
+    """Say before it starts what a run on processors would take, where nobody can mean it; rank 0 has the cost."""
+    if cost is None or world.device != "cpu":
+        return
+    rate = world.size * product_flops_per_s(build.torch_dtype(loop.precision))
+    doubt = long_run(images=loop.budget_images, flops_per_image=cost.flops_per_image, flops_per_s=rate)
+    if doubt:
         console.warning(doubt)
 
 
