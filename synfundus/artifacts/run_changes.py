@@ -1,14 +1,13 @@
 """What a run was resumed with other values of: learning rate, guards, averages, budget, intervals.
 
 `run.json` keeps what the run began with. Each row of `changes.jsonl` names a place in images and the values that are
-others from there on; `config.yaml` holds the newest, so that it can be given to `--config` to go on.
+others from there on; `config.yaml` holds the newest, so that `--config` can resume from it.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -18,23 +17,14 @@ from synfundus.storage import documents, filesystem
 
 NAME = "changes.jsonl"
 FREE = r"identity\.(optim|ema)\.(?!sigma_rel).*"
-"""Keys of `run.json` that a run may go on with other values of."""
-_ELSEWHERE = ("kind", "identity.unet", "identity.codec", "identity.init_fingerprint")
-"""Keys with which a run cannot even start from the weights of this one."""
+"""Keys of `run.json` of which a run may be resumed with other values."""
+_SAME_NETWORK = (
+    *("identity.seed", "identity.data", "identity.latents", "identity.diffusion", "identity.loss", "identity.ema"),
+    *("identity.global_batch_size", "identity.precision", "identity.init_from", "identity.optim"),
+)
+"""Keys that do not keep a new run from starting with the weights of this one."""
 Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Changes:
-    """What is other than before.
-
-    Attributes:
-        before: Values that held up to the place, by dotted path in the section; what no file tells is left out.
-        text: One line for the user; empty if nothing is new.
-    """
-
-    before: Mapping[str, Any]
-    text: str
+Values = dict[str, dict[str, Any]]
 
 
 def plan_changes(
@@ -66,14 +56,17 @@ def _pairs(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, dict[
     return {key: {"from": before[key], "to": value} for key, value in known.items()}
 
 
-def record_changes(url: str, *, section: str, wanted: Mapping[str, Any], images_seen: int) -> Changes:
+def record_changes(url: str, *, section: str, wanted: Values, images_seen: int) -> tuple[Values, str]:
     """Compare the values of a start with those before it, and keep what is other. On rank 0.
 
     Args:
         url: The run.
         section: Name of its section in the configuration.
-        wanted: Values by section and name.
-        images_seen: Where the run goes on.
+        wanted: Values by part of the section and name.
+        images_seen: Where the run resumes.
+
+    Returns:
+        The values that held up to there, as far as files tell; one line for the user, empty if nothing is new.
     """
     now = flatten(documents.as_json(wanted))
     place, config_url = filesystem.join(url, NAME), filesystem.join(url, "config.yaml")
@@ -96,17 +89,22 @@ def record_changes(url: str, *, section: str, wanted: Mapping[str, Any], images_
             own[part][name] = now[f"{part}.{name}"]
     if stale and own:
         filesystem.write_bytes(config_url, yaml.safe_dump(config, sort_keys=False).encode())
-    told_as = "; ".join(f"{section}.{key} {pair['from']} -> {pair['to']}" for key, pair in news.items())
-    return Changes(before, f"{told_as}, from image {images_seen:,} on" if told_as else "")
+    text = "; ".join(f"{section}.{key} {pair['from']} -> {pair['to']}" for key, pair in news.items())
+    known = {
+        part: {name: before[key] for name in names if (key := f"{part}.{name}") in before}
+        for part, names in wanted.items()
+    }
+    return known, f"{text}, from image {images_seen:,} on" if text else ""
 
 
 def way_on(url: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Return the hint for settings a run cannot go on with; it names --init-from only where that can be followed."""
+    """Return the hint for settings a run cannot be resumed with; it names --init-from only where that works."""
     there, here = flatten(found), flatten(documents.as_json(wanted))
-    other = {key for key in there.keys() | here.keys() if there.get(key, "absent") != here.get(key, "absent")}
+    keys = {key for key in there.keys() | here.keys() if key.startswith(("kind", "identity."))}
+    other = {key for key in keys if there.get(key, "absent") != here.get(key, "absent")}
     export = "export/vae/config.json" if wanted.get("kind") == "vae" else "export/synfundus.json"
     hint = "give another --run-dir, or the settings and inputs it was begun with"
-    if any(key.startswith(_ELSEWHERE) for key in other) or not filesystem.exists(filesystem.join(url, export)):
+    if not all(key.startswith(_SAME_NETWORK) for key in other) or not filesystem.exists(filesystem.join(url, export)):
         return hint
     only = " (latents of the same autoencoder and labels)" if "identity.latents" in other else ""
     return f"{hint}; to start from its weights{only}: --init-from {url} and another --run-dir"

@@ -122,7 +122,7 @@ _CHANGEABLE = {
 
 
 def changeable(loop: LoopConfig, optim: OptimConfig, ema: EmaConfig) -> dict[str, dict[str, Any]]:
-    """Return the values by section that a run may go on with others of."""
+    """Return the values by section that may be others when a run is resumed."""
     return {
         "optim": optim.model_dump(mode="json"),
         "ema": ema.model_dump(mode="json", exclude={"sigma_rel"}),

@@ -120,30 +120,18 @@ def note_changes(
     world: World,
     console: Console,
 ) -> None:
-    """Record and report what a run goes on with other values of, and whether anything is left to train. Collective.
-
-    Args:
-        directory: The run.
-        name: Name of its section.
-        section: The section.
-        images_seen: Where it goes on.
-        world: The job.
-        console: Where it is shown.
-    """
+    """Record and report what a run is resumed with other values of, and whether anything is left. Collective."""
     loop, wanted = section.loop, changeable(section.loop, section.optim, section.ema)
-    changes = on_rank_0(
+    before, text = on_rank_0(
         lambda: record_changes(directory.url, section=name, wanted=wanted, images_seen=images_seen), world
     )
-    if changes.text:
-        console.message(changes.text)
+    if text:
+        console.message(text)
     if images_seen >= loop.budget_images:
         console.message(f"already done: {images_seen:,} images are trained, the budget is {loop.budget_images:,}")
         return
-    was = {key: value for key, value in changes.before.items() if key.startswith("optim.")}
-    before = section.optim.model_copy(update={key.removeprefix("optim."): value for key, value in was.items()})
-    budget = changes.before.get("loop.budget_images", loop.budget_images)
+    then = lr_plan(section.optim.model_copy(update=before["optim"]), loop.model_copy(update=before["loop"]))
     first = images_seen + loop.global_batch_size
-    then = lr_plan(before, loop.model_copy(update={"budget_images": budget}))
     if images_seen and (doubt := lifted(then, lr_plan(section.optim, loop), first)):
         console.warning(doubt)
 

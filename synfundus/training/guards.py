@@ -106,5 +106,5 @@ class Guard:
         raise NumericalError(
             f"{fault} in the step that ends at {images_seen} images",
             where=f"{key} = {policy}",
-            hint="the same command with a lower optim.lr or more optim.warmup_images goes on from the last checkpoint",
+            hint="the same command with a lower lr or more warmup_images resumes from the last checkpoint",
         )

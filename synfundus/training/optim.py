@@ -63,8 +63,8 @@ def lifted(before: LrPlan, now: LrPlan, images_seen: int) -> str | None:
         return None
     return (
         f"the change lifts the learning rate {rate / was:.3g}-fold, from {was:.3g} to {rate:.3g}: the loss may rise at "
-        "first. optim.lr is the peak of the schedule; schedule=wsd, for runs that are extended, stays at it until the "
-        "last part of the budget"
+        "first. lr is the peak of the schedule; schedule=wsd, for runs that are extended, stays at it until the last "
+        "part of the budget"
     )
 
 

@@ -95,7 +95,7 @@ def test_the_hint_of_a_run_that_is_not_finite_is_followed(latent_set: ShardSet, 
     longer = {"budget_images": 64}
     with pytest.raises(NumericalError) as ended:
         start(latent_set, run_dir, world, optim={"lr": 1e30, "warmup_images": 0}, loop=longer)
-    assert "lower optim.lr" in ended.value.hint
+    assert "lower lr" in ended.value.hint
     said = start(latent_set, run_dir, world, optim={"lr": 1e-4}, loop=longer)
     assert any("resumed at 48 images" in text for text in said)
     assert list(rates(run_dir))[-1] == 64

@@ -22,6 +22,7 @@ from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import CheckpointError, ConfigError, DataError, ManifestMismatch, SynfundusError
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema
 from synfundus.stages.encode_latents import job as encode_latents
+from synfundus.stages.reading import check_flip
 from synfundus.stages.sample import job as sample
 from synfundus.stages.train import job as train
 from synfundus.stages.train.start import objective_differences
@@ -231,8 +232,8 @@ class TestTrain:
         assert not (tmp_path / "run").exists()
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "run.json").write_text("{}")  # a run begun before this was refused goes on
-        talk, section = Talk(), tiny_config({"train": {"diffusion": {"flip": True}}}).train
-        train._check_flip(section, latents, str(tmp_path / "run"), talk)
+        talk = Talk()
+        check_flip(latents, str(tmp_path / "run"), talk)
         assert words in talk.lines[0]
 
     def test_mirrored_moments_of_images_without_a_side(

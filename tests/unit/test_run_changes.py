@@ -68,7 +68,7 @@ def write_run(folder: Path, *, lr: float, budget: int) -> None:
 
 def start(folder: Path, images_seen: int, *, lr: float, budget: int, **loop: Any) -> str:
     values = changeable(LoopConfig(budget_images=budget, **loop), OptimConfig(lr=lr), EmaConfig())
-    return record_changes(str(folder), section="train", wanted=values, images_seen=images_seen).text
+    return record_changes(str(folder), section="train", wanted=values, images_seen=images_seen)[1]
 
 
 def test_a_change_is_said_once_kept_and_the_config_goes_with_it(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_which_keys_of_the_identity_are_free(key: str, free: int) -> None:
 
 
 def test_init_from_is_named_only_where_it_can_be_followed(tmp_path: Path) -> None:
-    begun = {"kind": "diffusion", "identity": {"seed": 0, "unet": {"dropout": 0.1}}}
+    begun = {"format": "synfundus-run", "kind": "diffusion", "identity": {"seed": 0, "unet": {"dropout": 0.1}}}
     other_seed = {"kind": "diffusion", "identity": {"seed": 1, "unet": {"dropout": 0.1}}}
     other_network = {"kind": "diffusion", "identity": {"seed": 1, "unet": {"dropout": 0.2}}}
     assert "--init-from" not in way_on(str(tmp_path), begun, other_seed), "nothing is exported yet"

@@ -30,21 +30,17 @@ from synfundus.config.schema import RunConfig
 from synfundus.config.training import LoopConfig
 from synfundus.distributed.agreement import on_rank_0, share_out
 from synfundus.distributed.world import World, torch_device
-from synfundus.errors import ConfigError
 from synfundus.models.unet import ConditionalDenoiser, same_architecture
 from synfundus.models.weight_files import replace_weights
-from synfundus.photographs.transforms import EYE_SIDE
 from synfundus.shards.batches import BatchReader
 from synfundus.stages import Summary, build, training_setup
-from synfundus.stages.reading import FLIP_HINT, flip_problem, latent_batches, latent_shape_of
+from synfundus.stages.reading import EYE_SIDE, check_flip, latent_batches, latent_shape_of
 from synfundus.stages.run_weights import RunWeights, Weights
 from synfundus.stages.train.preview import PREVIEW_IMAGES, draw_preview, preview_images
 from synfundus.stages.train.start import REPORT_NAME, Start, initial_denoiser, save_report
 from synfundus.stages.training_run import Outcome, Row, Shared, Training, TrainingRun
 from synfundus.stages.trial_step import random_batch
 from synfundus.stages.verb import require
-from synfundus.storage import filesystem
-from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import Console
 from synfundus.telemetry.run_files import read_run, series
 from synfundus.training.checkpoints.stored_weights import ModelPart
@@ -81,7 +77,8 @@ def _set_up(
     sets = open_latent_sets(section.latents)
     latents = sets.combined
     run_url = require(section.run_dir, flag="--run-dir", key="train.run_dir")
-    _check_flip(section, latents, run_url, console)
+    if section.diffusion.flip:
+        check_flip(latents, run_url, console)
     autoencoder_folder = find_autoencoder(section.vae or load_sources(latents.url).autoencoder_url)
     autoencoder, fingerprint = open_autoencoder(autoencoder_folder, device=torch.device("cpu"), dtype=torch.float32)
     require_same_autoencoder(latents, fingerprint, where=autoencoder_folder)
@@ -107,27 +104,6 @@ def _set_up(
     on_rank_0(lambda: save_report(start, directory.path(REPORT_NAME)), world)
     on_rank_0(lambda: save_setup(run_url, setup, start.known(latents)), world)
     return DiffusionTraining(section, sample, shared, sets, start, setup, directory, world, console)
-
-
-def _check_flip(section: TrainConfig, latents: ShardSet, run_url: str, console: Console) -> None:
-    """Refuse flips of latents without mirrored moments, or whose labels cannot follow; a begun run is only warned.
-
-    Raises:
-        ConfigError: With what to do.
-    """
-    option = "train.diffusion.flip"
-    if not section.diffusion.flip:
-        return
-    if not latents.properties["flip"]:
-        raise ConfigError(
-            "train.diffusion.flip is on, but the latents hold no mirrored moments",
-            where=latents.url,
-            hint="encode them with --flip, or turn train.diffusion.flip off",
-        )
-    if problem := flip_problem(latents.label_schema):
-        if not filesystem.exists(filesystem.join(run_url, "run.json")):
-            raise ConfigError(f"{option}: {problem}", where=latents.url, hint=FLIP_HINT.format(option=option))
-        console.warning(f"{option}: {problem}; half of the images have been trained with a wrong side")
 
 
 class DiffusionTraining(Training[ConditionalDenoiser]):
