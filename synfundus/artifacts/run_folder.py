@@ -14,8 +14,7 @@ from typing import Any
 import yaml
 
 from synfundus import __version__
-from synfundus.artifacts.claim import Claim, flatten
-from synfundus.artifacts.run_changes import FREE, way_on
+from synfundus.artifacts.claim import CHANGEABLE, Claim, flatten, way_on
 from synfundus.artifacts.run_spool import LEDGER_NAME, RunSpool, SpooledSinks
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.engine import ZeroEngine
@@ -45,7 +44,7 @@ _CLAIM = Claim(
     others="another run",
     flag="--run-dir",
     beside=r"submissions(/.*)?",  # a batch job is submitted before its run starts
-    free=FREE,
+    free=CHANGEABLE,
 )
 WANDB_FORMAT_NAME = "synfundus-wandb"
 PACKAGES = ("torch", "deepspeed", "diffusers", "numpy", "safetensors")
@@ -73,7 +72,7 @@ class RunFolder:
         url: The folder.
         kind: ``vae`` or ``diffusion``.
         identity: All that must not change when the run is resumed (architecture, objective, data, seed), and what it
-            begins with of the rest (`run_changes`).
+            begins with of the rest (`claim.record_changes`).
         config: The resolved config as a document, written to config.yaml.
         world: The job.
         judged_on: What its validation figures are of, for those who read its files.

@@ -96,12 +96,7 @@ NO_VAL = "training images (no val split)"
 
 
 def judged_on(sets: Sequence[ShardSet], *, patients: bool) -> str:
-    """Return what figures of a validation are of: the val split, or training images where no set has one.
-
-    Args:
-        sets: The sets of the run.
-        patients: The splits of all of them keep patients apart.
-    """
+    """Return what figures of a validation are of; ``patients``: the splits of all sets keep patients apart."""
     if not any(one.num_samples("val") for one in sets):
         return NO_VAL
     return "held-out patients" if patients else "held-out images"

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synfundus.artifacts.run_changes import FREE, NAME, plan_changes, record_changes, way_on
+from synfundus.artifacts.claim import CHANGEABLE, CHANGES_NAME, plan_changes, record_changes, way_on
 from synfundus.config.training import EmaConfig, LoopConfig, OptimConfig, changeable
 from synfundus.storage.documents import read_lines
 
@@ -74,28 +74,28 @@ def start(folder: Path, images_seen: int, *, lr: float, budget: int, **loop: Any
 def test_a_change_is_said_once_kept_and_the_config_goes_with_it(tmp_path: Path) -> None:
     write_run(tmp_path, lr=1e-5, budget=480)
     assert start(tmp_path, 0, lr=1e-5, budget=480) == ""
-    assert not (tmp_path / NAME).exists()
+    assert not (tmp_path / CHANGES_NAME).exists()
     said = start(tmp_path, 240, lr=5e-6, budget=960)
     assert said == "train.optim.lr 1e-05 -> 5e-06; train.loop.budget_images 480 -> 960, from image 240 on"
-    kept = (tmp_path / NAME).read_bytes(), (tmp_path / "config.yaml").read_bytes()
+    kept = (tmp_path / CHANGES_NAME).read_bytes(), (tmp_path / "config.yaml").read_bytes()
     assert start(tmp_path, 240, lr=5e-6, budget=960) == ""
-    assert ((tmp_path / NAME).read_bytes(), (tmp_path / "config.yaml").read_bytes()) == kept
+    assert ((tmp_path / CHANGES_NAME).read_bytes(), (tmp_path / "config.yaml").read_bytes()) == kept
     document = yaml.safe_load(kept[1])
     assert (document["seed"], document["train"]["optim"]["lr"], document["train"]["loop"]["budget_images"]) == (
         *(0, 5e-6, 960),
     )
     assert start(tmp_path, 480, lr=5e-6, budget=960, on_spike="skip").startswith("train.loop.on_spike off -> skip")
-    assert [row["images_seen"] for row in read_lines(str(tmp_path / NAME))] == [240, 480]
+    assert [row["images_seen"] for row in read_lines(str(tmp_path / CHANGES_NAME))] == [240, 480]
 
 
 def test_what_begins_between_the_two_files_goes_on_alike(tmp_path: Path) -> None:
     write_run(tmp_path, lr=1e-3, budget=480)
     stale = (tmp_path / "config.yaml").read_bytes()
     start(tmp_path, 240, lr=5e-4, budget=960)
-    rows, fresh = (tmp_path / NAME).read_bytes(), (tmp_path / "config.yaml").read_bytes()
+    rows, fresh = (tmp_path / CHANGES_NAME).read_bytes(), (tmp_path / "config.yaml").read_bytes()
     (tmp_path / "config.yaml").write_bytes(stale)  # killed after the rows were written
     assert start(tmp_path, 240, lr=5e-4, budget=960) == ""
-    assert ((tmp_path / NAME).read_bytes(), (tmp_path / "config.yaml").read_bytes()) == (rows, fresh)
+    assert ((tmp_path / CHANGES_NAME).read_bytes(), (tmp_path / "config.yaml").read_bytes()) == (rows, fresh)
 
 
 def test_a_run_without_a_config_is_compared_by_what_its_identity_tells(tmp_path: Path) -> None:
@@ -108,8 +108,8 @@ def test_a_run_without_a_config_is_compared_by_what_its_identity_tells(tmp_path:
 def test_which_keys_of_the_identity_are_free(key: str, free: int) -> None:
     import re
 
-    assert bool(re.fullmatch(FREE, f"identity.{key}")) == bool(free)
-    assert not re.fullmatch(FREE, "identity.diffusion.optim.x")
+    assert bool(re.fullmatch(CHANGEABLE, f"identity.{key}")) == bool(free)
+    assert not re.fullmatch(CHANGEABLE, "identity.diffusion.optim.x")
 
 
 def test_init_from_is_named_only_where_it_can_be_followed(tmp_path: Path) -> None:

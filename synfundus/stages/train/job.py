@@ -92,14 +92,8 @@ def _set_up(
     training_setup.check_compilation(section.loop, world)
     # last: a refused start must not claim the folder
     identity = {"seed": shared.seed, "latents": latents.identity, **section.identity_document(), **start.identity}
-    directory = RunFolder(
-        run_url,
-        kind="diffusion",
-        identity=identity,
-        config=shared.document,
-        world=world,
-        judged_on=start.judged_on,
-    )
+    judged = {"kind": "diffusion", "judged_on": start.judged_on}
+    directory = RunFolder(run_url, **judged, identity=identity, config=shared.document, world=world)
     setup = build.model_setup(section.diffusion, latents, autoencoder)
     on_rank_0(lambda: save_report(start, directory.path(REPORT_NAME)), world)
     on_rank_0(lambda: save_setup(run_url, setup, start.known(latents)), world)

@@ -104,15 +104,7 @@ class PartitionSource:
         return result
 
     def regrouped(self, saved: FlatLayout, group: FlatGroup, name: str, *, rank: int, world_size: int) -> Tensor:
-        """Return a rank's slice of a vector whose parameters were saved in other groups: all of them are read.
-
-        Args:
-            saved: The groups as they were saved.
-            group: The group as it is wanted.
-            name: Name of the vector.
-            rank: The rank.
-            world_size: Number of ranks to slice for.
-        """
+        """Return a rank's slice as `slice` does, of parameters saved in other groups: all of them are read."""
         whole: dict[str, Tensor] = {}
         for number, theirs in enumerate(saved.groups):
             flat = self.slice(number, theirs, name, rank=0, world_size=1)
