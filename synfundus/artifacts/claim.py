@@ -1,7 +1,7 @@
 """Claims: a folder's purpose is written into it before anything else; a folder with another purpose is refused.
 
 Some values of a run may be others when it is resumed. `run.json`, its claim, keeps those it began with; each row of
-`changes.jsonl` names a place in images and the values that hold from there on, and `config.yaml` has the newest, so that
+`changes.jsonl` names a place in images and the values that hold from there on; `config.yaml` has the newest, so that
 `--config` can resume from it.
 
 Only one process at a time may call these; among ranks that is rank 0 (`on_rank_0`).
