@@ -106,5 +106,6 @@ class Guard:
         raise NumericalError(
             f"{fault} in the step that ends at {images_seen} images",
             where=f"{key} = {policy}",
-            hint="the same command with a lower lr or more warmup_images resumes from the last checkpoint",
+            hint="the same command with a lower lr or more warmup_images resumes from the last checkpoint; if that one "
+            "is spoilt too, move it away from checkpoints/, and the one before it is taken",
         )

@@ -92,27 +92,33 @@ def test_what_may_not_change_is_refused_and_its_hint_can_be_followed(
 
 
 def test_the_hint_of_a_run_that_is_not_finite_is_followed(latent_set: ShardSet, world: World, run_dir: Path) -> None:
-    longer = {"budget_images": 64}
+    """Both parts of it: the checkpoint at 56 images holds what the rate of 1e30 made of the weights."""
+    longer = {"budget_images": 64, "checkpoint_every_images": 8}
     with pytest.raises(NumericalError) as ended:
-        start(latent_set, run_dir, world, optim={"lr": 1e30, "warmup_images": 0}, loop=longer)
+        start(latent_set, run_dir, world, optim={"lr": 1e30, "warmup_images": 0, "schedule": "constant"}, loop=longer)
     assert "lower lr" in ended.value.hint
+    with pytest.raises(NumericalError) as ended:
+        start(latent_set, run_dir, world, optim={"lr": 1e-4}, loop=longer)
+    assert "move it away from checkpoints/" in ended.value.hint
+    (run_dir / "checkpoints" / "images-000000000056").rename(run_dir / "spoilt")
     said = start(latent_set, run_dir, world, optim={"lr": 1e-4}, loop=longer)
     assert any("resumed at 48 images" in text for text in said)
     assert list(rates(run_dir))[-1] == 64
     (row,) = read_lines(str(run_dir / "changes.jsonl"))
+    assert row["images_seen"] == 48
     assert row["changed"]["optim.lr"] == {"from": 1e-3, "to": 1e-4}, "nothing was kept that was trained with 1e30"
 
 
 def test_weight_decay_may_begin_later_and_keeps_every_moment(latent_set: ShardSet, world: World, run_dir: Path) -> None:
     """It splits the parameters into two groups: with next to no decay the same weights come out, but for rounding."""
-    plain = shutil.copytree(run_dir, f"{run_dir}-plain")
+    plain = Path(shutil.copytree(run_dir, f"{run_dir}-plain"))
     start(latent_set, plain, world, loop={"budget_images": 56})
     said = start(latent_set, run_dir, world, optim={"weight_decay": 1e-30}, loop={"budget_images": 56})
     assert any("weight_decay 0.0 -> 1e-30" in text for text in said)
     one, other, before = (
         safetensors.torch.load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
         for folder in (
-            *(path / "checkpoints" / "images-000000000056" for path in (Path(plain), run_dir)),
+            *(path / "checkpoints" / "images-000000000056" for path in (plain, run_dir)),
             run_dir / "checkpoints" / "images-000000000048",
         )
     )

@@ -324,8 +324,8 @@ def test_after_an_empty_slot_the_gradient_does_not_depend_on_how_the_batch_is_sp
     objective, pixels = objective_of(adversarial=False), images_of(8)
     weights = torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0])
     step = AutoencoderStep(objective, channels_last=False)
-    batch = {"pixels": tensor_to_pixels(pixels), "posterior_noise": torch.randn(8, 4, 8, 8), "weights": weights}
-    batch = {name: torch.as_tensor(value) for name, value in batch.items()}
+    noise = torch.randn(8, 4, 8, 8)
+    batch = {"pixels": torch.as_tensor(tensor_to_pixels(pixels)), "posterior_noise": noise, "weights": weights}
 
     def gradient(rows: list[torch.Tensor], scale: float) -> tuple[torch.Tensor, float]:
         objective.zero_grad()

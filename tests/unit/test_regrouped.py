@@ -11,9 +11,16 @@ import torch
 from synfundus.distributed.flat_layout import FlatGroup, FlatLayout
 from synfundus.training.checkpoints.stored_weights import PartitionSource, partition_name
 
-SHAPES = {"conv.weight": (4, 3, 3, 3), "conv.bias": (4,), "norm.weight": (4,), "linear.weight": (5, 4), "scale": (1,)}
-ONE = [list(SHAPES.items())]
-TWO = [[(n, s) for n, s in SHAPES.items() if (len(s) > 1) == matrices] for matrices in (True, False)]
+Groups = list[list[tuple[str, tuple[int, ...]]]]
+SHAPES: dict[str, tuple[int, ...]] = {
+    "conv.weight": (4, 3, 3, 3),
+    "conv.bias": (4,),
+    "norm.weight": (4,),
+    "linear.weight": (5, 4),
+    "scale": (1,),
+}
+ONE: Groups = [list(SHAPES.items())]
+TWO: Groups = [[(n, s) for n, s in SHAPES.items() if (len(s) > 1) == matrices] for matrices in (True, False)]
 NAMED = {name: torch.randn(shape) for name, shape in SHAPES.items()}
 
 
@@ -36,7 +43,7 @@ def write(folder: Path, layout: FlatLayout, ranks: int) -> None:
 @pytest.mark.parametrize(("there", "here"), [(ONE, TWO), (TWO, ONE)])
 @pytest.mark.parametrize(("saved_on", "ranks", "channels_last"), [(1, 1, False), (3, 2, True), (2, 4, False)])
 def test_every_parameter_comes_back_in_its_new_group(
-    tmp_path: Path, there: list, here: list, saved_on: int, ranks: int, channels_last: bool
+    tmp_path: Path, there: Groups, here: Groups, saved_on: int, ranks: int, channels_last: bool
 ) -> None:
     saved = FlatLayout.of(there, channels_last={"conv.weight"} if channels_last else ())
     wanted = FlatLayout.of(here)
