@@ -117,10 +117,12 @@ class LatentSources:
     Attributes:
         image_set_url: Folder of the image set.
         autoencoder_url: Run of train-vae, or folder of the autoencoder.
+        patients: Whether the splits of the images keep patients apart, as far as is known.
     """
 
     image_set_url: str
     autoencoder_url: str
+    patients: bool = False
 
 
 def save_sources(latents_url: str, sources: LatentSources) -> None:
@@ -129,8 +131,15 @@ def save_sources(latents_url: str, sources: LatentSources) -> None:
     documents.write_document(url, asdict(sources), format_name=FORMAT_NAME, version=FORMAT_VERSION)
 
 
+def keeps_patients_apart(sets: Sequence[ShardSet]) -> bool:
+    """Whether all latent sets are known to keep patients in one split; False where a set does not tell."""
+    told = [one.url for one in sets if filesystem.exists(filesystem.join(one.url, SOURCES_NAME))]
+    return len(told) == len(sets) and all(load_sources(url).patients for url in told)
+
+
 def load_sources(latents_url: str) -> LatentSources:
     """Read sources.json."""
     url = filesystem.join(latents_url, SOURCES_NAME)
     document = documents.read_document(url, format_name=FORMAT_NAME, version=FORMAT_VERSION)
-    return LatentSources(str(document["image_set_url"]), str(document["autoencoder_url"]))
+    patients = document.get("patients") is True
+    return LatentSources(str(document["image_set_url"]), str(document["autoencoder_url"]), patients)

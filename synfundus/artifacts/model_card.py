@@ -95,7 +95,10 @@ def model_card(document: Mapping[str, Any], schema: LabelSchema, *, linear_path:
         ("training photographs", _count(training.get("training_images"))),
         ("images seen in training (repetitions included)", _count(training.get("images_seen"))),
         ("parameters of U-Net and conditioner", _count(training.get("parameters"))),
-        ("validation loss on held-out patients", f"{loss:.4g}" if isinstance(loss, float) else "not recorded"),
+        (
+            f"validation loss on {training.get('judged_on') or 'held-out images'}",
+            f"{loss:.4g}" if isinstance(loss, float) else "not recorded",
+        ),
         ("model fingerprint", f"`{prints['model']}`"),
         ("autoencoder fingerprint", f"`{prints['autoencoder']}`"),
         ("latent set", f"`{prints['latent_set']}`"),

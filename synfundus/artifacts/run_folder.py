@@ -14,13 +14,13 @@ from typing import Any
 import yaml
 
 from synfundus import __version__
-from synfundus.artifacts.claim import Claim
+from synfundus.artifacts.claim import CHANGEABLE, Claim, difference, way_on
 from synfundus.artifacts.run_spool import LEDGER_NAME, RunSpool, SpooledSinks
 from synfundus.distributed.agreement import on_rank_0, require_same
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import World, new_group
-from synfundus.errors import CheckpointError, NumericalError
+from synfundus.errors import CheckpointError, ConfigError, NumericalError
 from synfundus.redaction import redact
 from synfundus.storage import documents, filesystem
 from synfundus.storage.local_folder import writers
@@ -44,6 +44,7 @@ _CLAIM = Claim(
     others="another run",
     flag="--run-dir",
     beside=r"submissions(/.*)?",  # a batch job is submitted before its run starts
+    free=CHANGEABLE,
 )
 WANDB_FORMAT_NAME = "synfundus-wandb"
 PACKAGES = ("torch", "deepspeed", "diffusers", "numpy", "safetensors")
@@ -70,9 +71,11 @@ class RunFolder:
     Args:
         url: The folder.
         kind: ``vae`` or ``diffusion``.
-        identity: All that must not change when the run is resumed: architecture, objective, data, seed.
+        identity: All that must not change when the run is resumed (architecture, objective, data, seed), and what it
+            begins with of the rest (`claim.record_changes`).
         config: The resolved config as a document, written to config.yaml.
         world: The job.
+        judged_on: What its validation figures are of, for those who read its files.
 
     Raises:
         ConfigError: The folder holds another run; the message names both sides.
@@ -81,10 +84,17 @@ class RunFolder:
     """
 
     def __init__(
-        self, url: str, *, kind: str, identity: Mapping[str, Any], config: Mapping[str, Any], world: World
+        self,
+        url: str,
+        *,
+        kind: str,
+        identity: Mapping[str, Any],
+        config: Mapping[str, Any],
+        world: World,
+        judged_on: str = "",
     ) -> None:
         self.url = url
-        self._world = world
+        self._world, self._judged_on = world, judged_on
         self._config = config
         self._open_spool: RunSpool | None = None
         self._damaged: set[str] = set()
@@ -98,13 +108,20 @@ class RunFolder:
 
     def _claim(self, wanted: dict[str, Any]) -> None:
         """Write run.json, config and environment, or compare with the existing run.json."""
-        if not _CLAIM.make(self.url, wanted):
-            return
+        found = _CLAIM.read(self.url)
+        try:
+            if not _CLAIM.make(self.url, wanted):
+                return
+        except ConfigError as error:
+            if found and difference(found, wanted, free=CHANGEABLE):  # else it has another writer
+                error.hint = way_on(self.url, found, wanted)
+            raise
         config = yaml.safe_dump(dict(self._config), sort_keys=False)
         filesystem.write_bytes(self.path("config.yaml"), config.encode())
         environment = {
             "argv": [redact(text) for text in sys.argv[1:]],
             "world_size": self._world.size,
+            "judged_on": self._judged_on,
             "versions": versions(),
         }
         filesystem.write_bytes(self.path("environment.json"), documents.dump_json(environment))

@@ -30,7 +30,7 @@ class FlowConfig(Section):
         return self
 
 
-_OF_SCHEDULES = ("beta_schedule", "beta_start", "beta_end", "zero_terminal_snr", "min_snr_gamma")
+OF_SCHEDULES = ("beta_schedule", "beta_start", "beta_end", "zero_terminal_snr", "min_snr_gamma")
 """Fields of the noise schedule, which a flow does not have."""
 
 
@@ -89,7 +89,7 @@ class DiffusionConfig(Section):
                     "times, leave it out"
                 )
             return
-        odd = _changed(self, _OF_SCHEDULES)
+        odd = _changed(self, OF_SCHEDULES)
         if odd:
             fields = DiffusionConfig.model_fields
             values = " ".join(f"train.diffusion.{name}={_text(fields[name].default)}" for name in odd)

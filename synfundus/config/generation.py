@@ -74,7 +74,8 @@ class SampleConfig(Section):
     guidance_rescale: Fraction = 0.0
     """How far the guided prediction is rescaled to the standard deviation of the conditional one (arXiv 2305.08891)."""
     guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)
-    """Fraction of the steps, from the noisy end, with guidance (arXiv 2404.07724)."""
+    """Part of the timesteps with guidance, 0 being pure noise and 1 the image; (0.2, 0.8) of 1000 are the timesteps 799
+    to 200. How many steps that are depends on the sampler's spacing; the paper counts in sigma (arXiv 2404.07724)."""
     batch_size: PositiveInt = 16
     """Images per batch."""
     format: Literal["png", "shards"] = "png"

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from synfundus.config.base import Section
+from synfundus.config.diffusion import OF_SCHEDULES
 from synfundus.config.schema import RunConfig
 from synfundus.config.yaml_text import Entry, Value, parse_flow, parse_mapping, plain_value, read_text
 from synfundus.errors import ConfigError
@@ -321,6 +322,18 @@ def _raise_problems(problems: Sequence[str]) -> None:
     raise ConfigError(message, hint="`synfundus config schema` lists every key; --dry-run shows the resolved values")
 
 
+_FLOW = ("train", "diffusion", "prediction_type")
+
+
+def _drop_schedule_of_preset(draft: _Draft, preset: str) -> None:
+    """Leave a preset's noise schedule out where a flow is asked for, which has none; what the user wrote stays."""
+    asked = draft.leaves.get(_FLOW)
+    for name in OF_SCHEDULES if asked is not None and asked.value == "flow_velocity" else ():
+        path = (*_FLOW[:-1], name)
+        if path in draft.leaves and draft.leaves[path].origin == f"preset {preset}":
+            del draft.leaves[path]
+
+
 def load_config(
     *, preset: str | None, file: str | None, settings: Sequence[str], flags: Sequence[Assignment]
 ) -> LoadedConfig:
@@ -352,6 +365,8 @@ def load_config(
         _merge_assignment(draft, Assignment(path.strip(), given, "--set"))
     for flag in flags:
         _merge_assignment(draft, flag)
+    if preset is not None:
+        _drop_schedule_of_preset(draft, preset)
     try:
         config = RunConfig.model_validate(_nest(draft.leaves))
     except ValidationError as error:

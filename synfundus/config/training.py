@@ -11,7 +11,7 @@ from synfundus.config.base import Fraction, NonNegativeFloat, NonNegativeInt, Po
 Precision = Literal["auto", "bf16", "fp32"]
 
 
-LrSchedule = Literal["cosine", "constant"]
+LrSchedule = Literal["cosine", "constant", "wsd"]
 
 
 class OptimConfig(Section):
@@ -20,11 +20,14 @@ class OptimConfig(Section):
     lr: PositiveFloat = 1e-4
     """Peak learning rate."""
     schedule: LrSchedule = "cosine"
-    """Shape after the warm-up."""
+    """Shape after the warm-up. wsd (warm-up, stable, decay; arXiv 2404.06395) stays at the peak up to the last part of
+    the budget: a budget raised before that part begins lifts no rate, while a cosine is drawn anew."""
     warmup_images: NonNegativeInt = 10_000
     """Images of the linear warm-up from 0."""
     min_lr_ratio: Fraction = 0.01
-    """The cosine ends at this fraction of the peak."""
+    """cosine and wsd end at this fraction of the peak."""
+    decay_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
+    """Part of the budget, at its end, in which wsd decays."""
     beta1: Fraction = 0.9
     """Decay of the first moment."""
     beta2: Fraction = 0.99
@@ -34,7 +37,7 @@ class OptimConfig(Section):
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay."""
     max_grad_norm: NonNegativeFloat = 1.0
-    """Gradient clipping by global norm; 0 turns it off."""
+    """Gradient clipping by the norm over all that is trained (a discriminator counts, too); 0 turns it off."""
 
 
 class EmaConfig(Section):
@@ -43,7 +46,7 @@ class EmaConfig(Section):
     half_life_images: PositiveFloat = 500_000.0
     """Half-life of the average, in images."""
     rampup_ratio: PositiveFloat = 0.05
-    """Early in training the half-life is at most this fraction of the images seen (EDM2)."""
+    """Early in training the half-life is at most this fraction of the images seen (EDM, arXiv 2206.00364)."""
 
 
 class LoopConfig(Section):
@@ -89,7 +92,7 @@ class LoopConfig(Section):
     preview_every_images: NonNegativeInt = 500_000
     """Images between preview grids; 0: none. `train` shares their images out over the ranks."""
     validate_every_images: NonNegativeInt = 1_000_000
-    """Images between validations on held-out patients; 0: only at the end. `train` shares them out over the ranks."""
+    """Images between validations on the val split; 0: only at the end. `train` shares them out over the ranks."""
     validation_images: PositiveInt = 1024
     """Maximum number of images in a validation."""
     on_nonfinite: Literal["stop", "skip", "rewind"] = "stop"
@@ -108,6 +111,23 @@ class LoopConfig(Section):
     """CPU threads per rank; 0: the cores of the node divided among its ranks."""
     profile_steps: NonNegativeInt = 0
     """Steps of rank 0 to record soon after each start, with torch.profiler, in `profile/` of the run; 0: none."""
+
+
+_CHANGEABLE = {
+    *("budget_images", "checkpoint_every_images", "keep_checkpoints", "log_every_images", "preview_every_images"),
+    *("validate_every_images", "validation_images", "on_nonfinite", "on_spike", "spike_factor", "spike_window_steps"),
+    *("max_rewinds", "max_bad_fraction"),
+}
+"""Options of the loop that a run resumed with other values records; the rest belongs to its identity or the machine."""
+
+
+def changeable(loop: LoopConfig, optim: OptimConfig, ema: EmaConfig) -> dict[str, dict[str, Any]]:
+    """Return the values by section that may be others when a run is resumed."""
+    return {
+        "optim": optim.model_dump(mode="json"),
+        "ema": ema.model_dump(mode="json", exclude={"sigma_rel"}),
+        "loop": loop.model_dump(mode="json", include=_CHANGEABLE),
+    }
 
 
 class AutoencoderConfig(Section):
@@ -139,7 +159,9 @@ class AutoencoderLossConfig(Section):
     structural_weight: NonNegativeFloat = 0.25
     """Weight of 1 - SSIM."""
     kl_weight: NonNegativeFloat = 1e-6
-    """Weight of the KL divergence to the standard normal, per latent element."""
+    """Weight of the KL divergence from the standard normal, both terms being means over their elements. Published
+    autoencoders weigh sums: their number is this one times 3 f^2 / latent channels, so the 1e-6 of f8 with 4 channels,
+    and of f16 with 16, is 2.1e-8 here."""
     adversarial_weight: NonNegativeFloat = 0.0
     """Weight of the patch discriminator; 0: none."""
     adversarial_start_images: NonNegativeInt = 1_000_000

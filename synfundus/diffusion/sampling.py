@@ -55,7 +55,7 @@ class SamplerSettings:
         sampler: Solver.
         num_steps: Solver steps.
         guidance_scale: Classifier-free guidance; 1 turns it off.
-        guidance_interval: Fraction of the path, from the noisy end, in which guidance is on (arXiv 2404.07724).
+        guidance_interval: Part of the timesteps, from the noisy end, in which guidance is on (arXiv 2404.07724).
         guidance_rescale: How far to rescale to the conditional prediction's contrast (arXiv 2305.08891).
     """
 
@@ -207,8 +207,8 @@ def sample_latents(
         num_steps: Sampler steps.
         states: Label states; UNKNOWN = 0 is the unconditional input of guidance.
         guidance_scale: 1 = the conditional prediction alone (one call a step); above 1 = classifier-free guidance.
-        guidance_interval: Fraction of the path, ``(first, last)`` with 0 = pure noise and 1 = clean, within which
-            guidance is on; None = everywhere.
+        guidance_interval: Part of the timesteps, ``(first, last)`` with 0 = pure noise and 1 = clean, within which
+            guidance is on, whatever the steps between them; None = everywhere.
         guidance_rescale: 0 to 1: how far the guided prediction is rescaled to the conditional one's standard deviation.
 
     Raises:

@@ -154,6 +154,11 @@ class FlatLayout:
         last = {entry["name"] for group in document for entry in group if entry.get("channels_last")}
         return cls.of([[(entry["name"], entry["shape"]) for entry in group] for group in document], channels_last=last)
 
+    def regroups(self, saved: FlatLayout) -> bool:
+        """Whether a checkpoint has this model's parameters in other groups, as with another kind of weight decay."""
+        mine, theirs = ({(p.name, p.shape) for group in one.groups for p in group.parameters} for one in (self, saved))
+        return mine == theirs and saved._plain() != self._plain()
+
     def require_same(self, saved: FlatLayout, *, where: str) -> None:
         """Check that a checkpoint has this model's parameters; the order of their elements may differ.
 

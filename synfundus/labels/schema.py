@@ -195,10 +195,20 @@ class LabelSchema:
         return cls(tuple(specs))
 
 
+def _order(spec: LabelSpec) -> str:
+    return "ordinal" if spec.ordinal else "nominal"
+
+
 def difference(left: LabelSchema, right: LabelSchema) -> str:
     """Describe in one line how two schemas differ; empty if they encode rows in the same way."""
     if [(s.name, s.num_values) for s in left.labels] == [(s.name, s.num_values) for s in right.labels]:
-        return ""
+        orders = zip(left.labels, right.labels, strict=True)
+        flipped = [
+            f"{one.name} is {_order(one)} in the first, {_order(two)} in the second"
+            for one, two in orders
+            if one.ordinal != two.ordinal
+        ]
+        return "; ".join(flipped)
     only_left = sorted(set(left.names) - set(right.names))
     only_right = sorted(set(right.names) - set(left.names))
     parts = []

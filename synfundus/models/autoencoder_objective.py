@@ -61,7 +61,10 @@ class AutoencoderObjective(nn.Module):
         images_seen: int,
         weights: Float[Tensor, "b"] | None = None,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Return the loss and its parts, detached, each the mean over samples.
+        """Return the loss, and its parts, detached, each the mean over samples.
+
+        The loss divides by the number of slots, so that its mean over micro-batches and ranks is the mean over the
+        global batch, however it is split.
 
         Args:
             pixels: Images in [-1, 1].
@@ -87,7 +90,7 @@ class AutoencoderObjective(nn.Module):
             parts["discriminator"] = discriminator_hinge_loss(self.discriminator, target, reconstruction)
             loss = loss + self.adversarial_weight * parts["generator"] + parts["discriminator"]
         parts["mean_squared_error"] = (reconstruction - target).square().flatten(1).mean(dim=1)
-        return _weighted_mean(loss, weights), {
+        return _mean_over_slots(loss, weights), {
             name: _weighted_mean(part.detach(), weights) for name, part in parts.items()
         }
 
@@ -99,6 +102,14 @@ def kl_divergence(moments: Float[Tensor, "b c2 lh lw"]) -> Float[Tensor, "b"]:
     """
     mean, logvar = LatentAutoencoder.split(moments.float())
     return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).flatten(1).mean(dim=1)
+
+
+def _mean_over_slots(values: Float[Tensor, "b"], weights: Float[Tensor, "b"] | None) -> Float[Tensor, ""]:
+    """Return the weighted sum divided by the number of slots, those of weight 0 included."""
+    if weights is None:
+        return values.mean()
+    # a tensor divides: on a GPU a number would multiply by its inverse, and older runs end with other bits
+    return (values * weights.to(values)).sum() / values.new_full((), len(values))
 
 
 def _weighted_mean(values: Float[Tensor, "b"], weights: Float[Tensor, "b"] | None) -> Float[Tensor, ""]:

@@ -7,18 +7,57 @@ from collections.abc import Sequence
 from synfundus.artifacts.latent_set import LatentSets
 from synfundus.config.training import LoopConfig
 from synfundus.distributed.world import World
+from synfundus.errors import ConfigError
+from synfundus.labels.schema import LabelSchema
 from synfundus.shards.batches import Augment, BatchReader
 from synfundus.shards.loader import BatchLoader, Prefetch, RankSteps
 from synfundus.shards.reader import ShardSetReader
 from synfundus.shards.shard_plan import MixedPlan, ReadingPlan
 from synfundus.shards.source import DecodedSource, ImageDecoder, LatentSource, SampleSource
+from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardSet
+from synfundus.telemetry.console import Console
 
 
 def latent_shape_of(latents: ShardSet) -> tuple[int, int, int]:
     """Return ``(c, lh, lw)`` of a latent set."""
     channels, height, width = latents.properties["moments_shape"]
     return int(channels) // 2, int(height), int(width)
+
+
+EYE_SIDE = "eye_side"
+FLIP_HINT = (
+    "put a label eye_side of two values (0 right, 1 left) into the schema, which may be unknown in every row, and "
+    "prepare the images with it; or leave {option} out"
+)
+
+
+def flip_problem(schema: LabelSchema) -> str | None:
+    """Return why mirrored images cannot be labelled: a right eye mirrored is a left one. None if they can."""
+    if EYE_SIDE not in schema.names:
+        return f"a mirrored eye is of the other side, and no label is called {EYE_SIDE}: {', '.join(schema.names)}"
+    values = schema[EYE_SIDE].num_values
+    return None if values == 2 else f"a mirrored eye is of the other side, and {EYE_SIDE} has {values} values, not 2"
+
+
+def check_flip(latents: ShardSet, run_url: str, console: Console) -> None:
+    """Refuse flips of latents without mirrored moments, or whose labels cannot follow; a begun run is only warned.
+
+    Raises:
+        ConfigError: With what to do.
+    """
+    option = "train.diffusion.flip"
+    if not latents.properties["flip"]:
+        raise ConfigError(
+            f"{option} is on, but the latents hold no mirrored moments",
+            where=latents.url,
+            hint=f"encode them with --flip, or turn {option} off",
+        )
+    if (problem := flip_problem(latents.label_schema)) is None:
+        return
+    if not filesystem.exists(filesystem.join(run_url, "run.json")):
+        raise ConfigError(f"{option}: {problem}", where=latents.url, hint=FLIP_HINT.format(option=option))
+    console.warning(f"{option}: {problem}; half of the images have been trained with a wrong side")
 
 
 def _plan(shard_set: ShardSet, source: SampleSource, *, split: str, seed: int) -> ReadingPlan:

@@ -175,6 +175,7 @@ class TrainingRun(Generic[T]):
         self._watchdog, self._console, self._flag = watchdog, console, StopFlag(quiet=world.rank != 0)
         self._world, self._no_timeout = world, without_timeout(world)  # the second to validate and draw in
         self._cost = training.cost()
+        training_setup.warn_of_long_run(self._cost, section.loop, world, console)
         self._choose_kernels()
         self._parameters = sum(one.numel() for one in training.trained.parameters() if one.requires_grad)
         self._loop = loop = settle_loop(
@@ -232,6 +233,9 @@ class TrainingRun(Generic[T]):
         self._report_start()
         with watchdog.phase("the reading of a checkpoint"):
             state = self._directory.resume(zero=self._zero, average=self._ema, console=self._console)
+            training_setup.note_changes(
+                self._directory, training.name, training.section, state.images_seen, self._world, self._console
+            )
             saver = self._directory.saver(
                 state,
                 zero=self._zero,

@@ -8,11 +8,14 @@ from typing import Any
 
 from torch import nn
 
+from synfundus.artifacts.claim import record_changes
+from synfundus.artifacts.run_folder import RunFolder
 from synfundus.config.assets import read_ds_file
 from synfundus.config.auto import assumed_compile, definite, definite_channels_last, definite_micro_batch
+from synfundus.config.diffusion import TrainConfig
 from synfundus.config.machine import LaunchConfig
-from synfundus.config.training import EmaConfig, LoopConfig, OptimConfig
-from synfundus.distributed.agreement import together
+from synfundus.config.training import EmaConfig, LoopConfig, OptimConfig, TrainVaeConfig, changeable
+from synfundus.distributed.agreement import on_rank_0, together
 from synfundus.distributed.ds_config import BatchPlan, build_ds_config, check_ds_file, plan_batch
 from synfundus.distributed.engine import ZeroEngine
 from synfundus.distributed.numerics import only_deterministic_kernels
@@ -24,8 +27,9 @@ from synfundus.stages import build
 from synfundus.telemetry.console import Console
 from synfundus.training.ema import ShardedEma
 from synfundus.training.guards import GuardSettings
-from synfundus.training.optim import LrPlan, parameter_groups
-from synfundus.training.step_cost import Kernels
+from synfundus.training.optim import LrPlan, lifted, parameter_groups
+from synfundus.training.progress import StepCost
+from synfundus.training.step_cost import Kernels, long_run, product_flops_per_s
 from synfundus.training.trainer import LoopSettings
 
 
@@ -104,7 +108,42 @@ def lr_plan(optim: OptimConfig, loop: LoopConfig) -> LrPlan:
         warmup_images=optim.warmup_images,
         budget_images=loop.budget_images,
         min_ratio=optim.min_lr_ratio,
+        decay_fraction=optim.decay_fraction,
     )
+
+
+def note_changes(
+    directory: RunFolder,
+    name: str,
+    section: TrainConfig | TrainVaeConfig,
+    images_seen: int,
+    world: World,
+    console: Console,
+) -> None:
+    """Record and report what a run is resumed with other values of, and whether anything is left. Collective."""
+    loop, wanted = section.loop, changeable(section.loop, section.optim, section.ema)
+    before, text = on_rank_0(
+        lambda: record_changes(directory.url, section=name, wanted=wanted, images_seen=images_seen), world
+    )
+    if text:
+        console.message(text)
+    if images_seen >= loop.budget_images:
+        console.message(f"already done: {images_seen:,} images are trained, the budget is {loop.budget_images:,}")
+        return
+    then = lr_plan(section.optim.model_copy(update=before["optim"]), loop.model_copy(update=before["loop"]))
+    first = images_seen + loop.global_batch_size
+    if images_seen and (doubt := lifted(then, lr_plan(section.optim, loop), first)):
+        console.warning(doubt)
+
+
+def warn_of_long_run(cost: StepCost | None, loop: LoopConfig, world: World, console: Console) -> None:
+    """Say before it starts what a run on processors would take, where nobody can mean it; rank 0 has the cost."""
+    if cost is None or world.device != "cpu":
+        return
+    rate = world.size * product_flops_per_s(build.torch_dtype(loop.precision))
+    doubt = long_run(images=loop.budget_images, flops_per_image=cost.flops_per_image, flops_per_s=rate)
+    if doubt:
+        console.warning(doubt)
 
 
 _PART_OF_THE_WAIT = 0.95

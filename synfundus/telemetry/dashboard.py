@@ -22,7 +22,10 @@ _MOST_WARNINGS = 3
 _LATE = 5.0
 """A run with no row for this many usual intervals is reported as stalled."""
 _PATIENCE_S = 60.0
-_VALIDATION = (("validation_loss", "{:.4f}"), ("psnr_db", "PSNR {:.2f} dB"), ("ssim", "SSIM {:.3f}"))
+_VALIDATION = (
+    *(("validation_loss", "{:.4f}"), ("validation_loss_all_labels", "{:.4f} with all labels")),
+    *(("psnr_db", "PSNR {:.2f} dB"), ("ssim", "SSIM {:.3f}")),
+)
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,8 @@ def _learning(run: RunView, unicode: bool) -> list[Line]:
     texts = [form.format(found[-1][1]) for form, found in figures if found]
     if texts:
         newest = max(found[-1][0] for _, found in figures if found)
-        lines.append(Line("held out", f"{', '.join(texts)}  at {newest:,} images"))
+        of = f", of {run.judged_on}" if run.judged_on else ""
+        lines.append(Line("validation", f"{', '.join(texts)}  at {newest:,} images{_clean(of)}"))
     return lines
 
 

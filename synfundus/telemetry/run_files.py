@@ -51,6 +51,7 @@ class RunView:
         checkpoint: The newest checkpoint; None if there is none.
         written_at: When the metrics were last written, seconds since 1970; None if unknown.
         exported: Whether the export exists.
+        judged_on: What its validation figures are of; empty if it is not recorded.
     """
 
     url: str
@@ -63,6 +64,7 @@ class RunView:
     checkpoint: Checkpoint | None
     written_at: float | None
     exported: bool
+    judged_on: str = ""
 
     @property
     def name(self) -> str:
@@ -94,18 +96,19 @@ def read_run(url: str) -> RunView:
     section = _section(config, "train_vae" if kind == "vae" else "train") or {}
     loop = section.get("loop") or (_section(config, "vae") if kind == "vae" else config).get("loop")
     budget = trained[-1].get("budget_images") if trained else None
-    world_size = _document(url, "environment.json", names).get("world_size")
+    environment = _document(url, "environment.json", names)
     return RunView(
         url=url,
         kind=kind,
         budget_images=_whole(budget) or _whole(loop.get("budget_images") if isinstance(loop, dict) else None),
-        world_size=_whole(world_size),
+        world_size=_whole(environment.get("world_size")),
         rows=trained,
         validation=[row for row in rows if "loss" not in row],
         ledger=_lines(url, LEDGER_NAME, names),
         checkpoint=_newest_checkpoint(filesystem.join(url, "checkpoints")) if "checkpoints" in names else None,
         written_at=modified_at(filesystem.join(url, METRICS_NAME)) if METRICS_NAME in names else None,
         exported="export" in names,
+        judged_on=str(environment.get("judged_on") or ""),
     )
 
 

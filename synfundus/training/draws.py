@@ -28,6 +28,7 @@ class DiffusionDraws:
         single_label_drop_prob: Probability of each label to become unknown by itself.
         flip: Use the mirrored moments for half of the samples.
         eye_side_column: Column of the eye side, which a flip swaps; None if the schema has none.
+        all_labels: Also return the states before any is dropped, as ``all_states``.
     """
 
     seed: int
@@ -37,9 +38,10 @@ class DiffusionDraws:
     single_label_drop_prob: float
     flip: bool
     eye_side_column: int | None
+    all_labels: bool = False
 
     def __call__(self, positions: NDArray[np.int64], arrays: Arrays) -> Arrays:
-        """Return ``moments``, ``states``, ``noise``, ``posterior_noise``, ``timestep``."""
+        """Return ``moments``, ``states``, ``noise``, ``posterior_noise``, ``timestep``; ``all_states`` if asked for."""
         indices = positions.tolist()
         moments, states = arrays["moments"], arrays["states"].copy()
         if self.flip:
@@ -49,6 +51,7 @@ class DiffusionDraws:
                 side = states[:, self.eye_side_column]
                 swapped = np.where(side == UNKNOWN_STATE, side, 3 - side)
                 states[:, self.eye_side_column] = np.where(mirrored, swapped, side)
+        known = {"all_states": states.copy()} if self.all_labels else {}
         drops = keyed_uniform(self.seed, "label_drop", indices, count=1 + states.shape[1])
         dropped = (drops[:, :1] < self.label_drop_prob) | (drops[:, 1:] < self.single_label_drop_prob)
         states[dropped] = UNKNOWN_STATE
@@ -59,6 +62,7 @@ class DiffusionDraws:
             "noise": keyed_normal(self.seed, "noise", indices, shape),
             "posterior_noise": keyed_normal(self.seed, "posterior", indices, shape),
             "timestep": self._timesteps(keyed_uniform(self.seed, "timestep", indices)[:, 0]),
+            **known,
         }
 
     def _timesteps(self, uniform: NDArray[np.float64]) -> NDArray[np.int64] | NDArray[np.float32]:

@@ -106,5 +106,6 @@ class Guard:
         raise NumericalError(
             f"{fault} in the step that ends at {images_seen} images",
             where=f"{key} = {policy}",
-            hint="lower lr or raise warmup_images, then run the same command again to resume",
+            hint="the same command with a lower lr or more warmup_images resumes from the last checkpoint; if that one "
+            "is spoilt too, move it away from checkpoints/, and the one before it is taken",
         )

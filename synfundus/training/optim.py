@@ -18,31 +18,54 @@ class LrPlan:
 
     Attributes:
         peak: Rate after the warm-up.
-        schedule: ``cosine`` falls to ``min_ratio * peak`` at the budget; ``constant`` stays at the peak.
+        schedule: ``cosine`` falls to ``min_ratio * peak`` at the budget; ``constant`` stays at the peak; ``wsd`` does
+            so up to the last part of the budget, in which it falls to ``min_ratio * peak``.
         warmup_images: Images over which the rate rises linearly.
         budget_images: Images of the whole run.
-        min_ratio: Final rate of the cosine as a fraction of the peak.
+        min_ratio: Final rate of a schedule that falls as a fraction of the peak.
+        decay_fraction: Part of the budget in which ``wsd`` falls.
     """
 
     peak: float
-    schedule: Literal["cosine", "constant"]
+    schedule: Literal["cosine", "constant", "wsd"]
     warmup_images: int
     budget_images: int
     min_ratio: float
+    decay_fraction: float = 0.2
 
     def at(self, images_seen: int) -> float:
         """Return the rate for the step that ends at ``images_seen``.
 
-        Source: cosine annealing, Loshchilov and Hutter 2017 (arXiv 1608.03983), Eq. 5.
+        Source: cosine annealing, Loshchilov and Hutter 2017 (arXiv 1608.03983), Eq. 5; warm-up, stable, decay: Hu et
+        al. 2024, "MiniCPM" (arXiv 2404.06395), Sec. 4, with the decay ``1 - sqrt`` of Hägele et al. 2024 (arXiv
+        2405.18392), Sec. 3.
         """
         if images_seen < self.warmup_images:
             return self.peak * images_seen / self.warmup_images
         if self.schedule == "constant":
             return self.peak
-        span = max(1, self.budget_images - self.warmup_images)
-        progress = min(1.0, (images_seen - self.warmup_images) / span)
-        cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
-        return self.peak * (self.min_ratio + (1.0 - self.min_ratio) * cosine)
+        first = self.warmup_images
+        if self.schedule == "wsd":
+            first = max(first, self.budget_images - round(self.decay_fraction * self.budget_images))
+        progress = min(1.0, max(0, images_seen - first) / max(1, self.budget_images - first))
+        left = 1.0 - math.sqrt(progress) if self.schedule == "wsd" else 0.5 * (1.0 + math.cos(math.pi * progress))
+        return self.peak * (self.min_ratio + (1.0 - self.min_ratio) * left)
+
+
+_LIFT = 1.5
+"""A rate that a change lifts by more is reported."""
+
+
+def lifted(before: LrPlan, now: LrPlan, images_seen: int) -> str | None:
+    """Return what to tell of a change that lifts the rate of the step that ends at ``images_seen``, or None."""
+    was, rate = before.at(images_seen), now.at(images_seen)
+    if was <= 0.0 or rate <= _LIFT * was:
+        return None
+    return (
+        f"the change lifts the learning rate {rate / was:.3g}-fold, from {was:.3g} to {rate:.3g}: the loss may rise at "
+        "first. lr is the peak of the schedule; schedule=wsd, for runs that are extended, stays at it until the last "
+        "part of the budget"
+    )
 
 
 def parameter_groups(

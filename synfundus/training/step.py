@@ -128,4 +128,4 @@ class AutoencoderStep(nn.Module):
         )
         images = weights.sum()
         sums = {name: part.float() * images for name, part in parts.items()}
-        return loss, {"loss": loss.detach().float() * images, "images": images, **sums}
+        return loss, {"loss": loss.detach().float() * len(weights), "images": images, **sums}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -124,6 +126,33 @@ def _cost(count: NetworkCount, kernels: Kernels, world: World) -> StepCost:
         peak_flops=_peak_flops(kernels, world),
         attention=count.attention,
     )
+
+
+_LONG_DAYS = 30.0
+
+
+def long_run(*, images: int, flops_per_image: float, flops_per_s: float) -> str | None:
+    """Return what to tell of a run on processors that takes more than a month, at the least; None if it does not."""
+    days = images * flops_per_image / flops_per_s / 86400.0
+    if days < _LONG_DAYS:
+        return None
+    took = f"{days:,.0f} days" if days < 730 else f"{days / 365.25:,.0f} years"
+    return (
+        f"{images:,} images of this network take at least {took} on these processors ({flops_per_image / 1e9:,.0f} "
+        f"GFLOP each, {flops_per_s / 1e9:,.0f} GFLOP/s measured). --preset demo-cpu is made for processors; "
+        "`synfundus plan` says what GPUs need"
+    )
+
+
+def product_flops_per_s(dtype: torch.dtype, *, edge: int = 512, tries: int = 5) -> float:
+    """Return the operations a second of square products on this process's cores, the best of some tries."""
+    matrix = torch.ones(edge, edge, dtype=dtype)
+    best = math.inf
+    for _ in range(tries):
+        began = time.perf_counter()
+        torch.mm(matrix, matrix)
+        best = min(best, time.perf_counter() - began)
+    return 2.0 * edge**3 / max(best, 1e-9)
 
 
 def _peak_flops(kernels: Kernels, world: World) -> float | None:

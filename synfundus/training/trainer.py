@@ -148,11 +148,12 @@ class Trainer:
             ConfigError: Memory ran out.
             LaunchError: Another rank has ended, or (Stalled) does not respond.
         """
-        state, budget = self.state, self._settings.budget_images
+        state, batch_size = self.state, self._settings.global_batch_size
+        total = max(-(-self._settings.budget_images // batch_size) * batch_size, state.images_seen)  # whole batches
         self._recorder.start_clock()
         with (
             catch_signals(self._flag),
-            self._console.progress("training", total=budget, unit="images", start=state.images_seen) as bar,
+            self._console.progress("training", total=total, unit="images", start=state.images_seen) as bar,
         ):
             try:
                 self._do(self._left())

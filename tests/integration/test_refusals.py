@@ -12,18 +12,25 @@ from typing import Any
 import pytest
 import torch
 from rank_processes import run_cli
+from tiny_runs import Talk
 from tiny_sets import UNEVEN_SHARDS, phantom_samples, tiny_config, write_config, write_phantom_set, write_set
 
 from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
+from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
+from synfundus.config.diffusion import DiffusionConfig
 from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import CheckpointError, ConfigError, DataError, ManifestMismatch, SynfundusError
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema
 from synfundus.stages.encode_latents import job as encode_latents
+from synfundus.stages.reading import check_flip
 from synfundus.stages.sample import job as sample
 from synfundus.stages.train import job as train
+from synfundus.stages.train.start import objective_differences
 from synfundus.stages.train_vae import job as train_vae
 from synfundus.storage.manifest import ShardSet, load_shard_set
-from synfundus.telemetry.console import SilentConsole
+from synfundus.telemetry.console import Console, SilentConsole
+from synfundus.telemetry.run_files import read_run
+from synfundus.training.validation import judged_on
 
 FEWER_LABELS = LabelSchema(DEFAULT_LABEL_SCHEMA.labels[:4])
 
@@ -34,10 +41,22 @@ def encode(images: ShardSet, vae: Path, out: Path) -> ShardSet:
     return load_shard_set(str(out), kind="latents")
 
 
-def start(latents: ShardSet, run_dir: Path, world: World, **train_section: Any) -> dict[str, Any]:
+def other_schema(latents: ShardSet, folder: Path, label: str, **change: Any) -> ShardSet:
+    """Copy a latent set and change a label in its manifest."""
+    shutil.copytree(latents.url, folder)
+    document = json.loads((folder / "manifest.json").read_text())
+    (spec,) = (spec for spec in document["label_schema"] if spec["name"] == label)
+    spec |= change
+    (folder / "manifest.json").write_text(json.dumps(document))
+    return load_shard_set(str(folder), kind="latents")
+
+
+def start(
+    latents: ShardSet, run_dir: Path, world: World, console: Console | None = None, **train_section: Any
+) -> dict[str, Any]:
     loop = {"budget_images": 16, "validation_images": 4}
     section = {"latents": latents.url, "run_dir": str(run_dir), "loop": loop, **train_section}
-    return train.run(tiny_config({"train": section}), world, SilentConsole())
+    return train.run(tiny_config({"train": section}), world, console or SilentConsole())
 
 
 def refusal(expected: type[SynfundusError], act: Callable[[], object], *words: str) -> SynfundusError:
@@ -73,16 +92,22 @@ def other_size_latents(vae_run: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="module")
-def other_labels_latents(vae_run: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
-    folder = tmp_path_factory.mktemp("latents")
+def other_labels_images(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    folder = tmp_path_factory.mktemp("images")
     count = sum(sum(sizes) for sizes in UNEVEN_SHARDS.values())
     samples = []
     for key, members in phantom_samples(count):
         labels = json.loads(members["json"])["labels"]
         kept = {name: labels.get(name) for name in FEWER_LABELS.names}
         samples.append((key, {**members, "json": json.dumps({"labels": kept}).encode()}))
-    images = write_set(folder / "images", samples, shards=UNEVEN_SHARDS, schema=FEWER_LABELS)
-    return encode(images, vae_run, folder / "labels")
+    return write_set(folder / "images", samples, shards=UNEVEN_SHARDS, schema=FEWER_LABELS)
+
+
+@pytest.fixture(scope="module")
+def other_labels_latents(
+    other_labels_images: ShardSet, vae_run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> ShardSet:
+    return encode(other_labels_images, vae_run, tmp_path_factory.mktemp("latents") / "labels")
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +185,87 @@ class TestTrain:
     def test_a_model_to_start_from_that_fits_is_taken(
         self, latent_set: ShardSet, trained: Path, world: World, tmp_path: Path
     ) -> None:
-        assert start(latent_set, tmp_path / "run", world, init_from=str(trained))["images_seen"] == 16
+        talk = Talk()
+        assert start(latent_set, tmp_path / "run", world, talk, init_from=str(trained))["images_seen"] == 16
+        assert not any("objective" in line for line in talk.lines)
+        assert any(line.startswith("started from") for line in talk.lines)
+
+    def test_a_model_to_start_from_with_another_objective_is_taken_with_a_warning_that_names_both(
+        self, latent_set: ShardSet, trained: Path
+    ) -> None:
+        given = load_pipeline(find_pipeline(str(trained)), device=torch.device("cpu"))
+        tiny = tiny_config().train.diffusion
+        assert objective_differences(given, tiny, latent_set) == []
+        flow = DiffusionConfig(prediction_type="flow_velocity")
+        noise = DiffusionConfig(prediction_type="epsilon", beta_schedule="linear")
+        assert objective_differences(given, flow, latent_set) == [
+            "prediction_type 'v_prediction' there, 'flow_velocity' here"
+        ]
+        told = objective_differences(given, noise, latent_set)
+        assert told[0] == "prediction_type 'v_prediction' there, 'epsilon' here"
+        assert "zero_terminal_snr True there, False here" in told
+        wider = replace(given, latent_std=tuple(2 * value for value in given.latent_std))
+        assert "latents are divided by" in objective_differences(wider, tiny, latent_set)[0]
+
+    def test_a_model_to_start_from_whose_grade_is_now_a_plain_label(
+        self, latent_set: ShardSet, trained: Path, world: World, tmp_path: Path
+    ) -> None:
+        nominal = other_schema(latent_set, tmp_path / "latents", "dr_grade", ordinal=False)
+        refusal(
+            ManifestMismatch,
+            lambda: start(nominal, tmp_path / "run", world, init_from=str(trained)),
+            *("other labels", "dr_grade is ordinal in the first, nominal in the second"),
+        )
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [({"name": "laterality"}, "no label is called eye_side"), ({"num_values": 3}, "eye_side has 3 values, not 2")],
+    )
+    def test_a_flip_whose_labels_cannot_follow(
+        self, latent_set: ShardSet, world: World, tmp_path: Path, change: dict[str, Any], words: str
+    ) -> None:
+        latents = other_schema(latent_set, tmp_path / "latents", "eye_side", **change)
+        error = refusal(
+            ConfigError, lambda: start(latents, tmp_path / "run", world, diffusion={"flip": True}), "flip", words
+        )
+        assert "train.diffusion.flip" in error.hint
+        assert not (tmp_path / "run").exists()
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "run.json").write_text("{}")  # a run begun before this was refused goes on
+        talk = Talk()
+        check_flip(latents, str(tmp_path / "run"), talk)
+        assert words in talk.lines[0]
+
+    def test_mirrored_moments_of_images_without_a_side(
+        self, other_labels_images: ShardSet, vae_run: Path, tmp_path: Path
+    ) -> None:
+        given = {"data": other_labels_images.url, "vae": str(vae_run), "out": str(tmp_path / "out"), "flip": True}
+        config = tiny_config({"encode_latents": given})
+        error = refusal(
+            ConfigError,
+            lambda: encode_latents.run(config, LocalWorld(), SilentConsole()),
+            "no label is called eye_side",
+        )
+        assert "leave --flip out" in error.hint
+        assert not (tmp_path / "out").exists()
+
+    def test_figures_of_a_run_without_a_val_split_are_said_to_be_of_training_images(
+        self, latent_set: ShardSet, world: World, tmp_path: Path
+    ) -> None:
+        shutil.copytree(latent_set.url, tmp_path / "latents")
+        manifest = tmp_path / "latents" / "manifest.json"
+        document = json.loads(manifest.read_text())
+        document["shards"] = [shard for shard in document["shards"] if shard["split"] == "train"]
+        manifest.write_text(json.dumps(document))
+        talk, of = Talk(), "training images (no val split)"
+        start(load_shard_set(str(tmp_path / "latents"), kind="latents"), tmp_path / "run", world, talk)
+        assert any("no val split" in line for line in talk.lines if line.startswith("warning"))
+        assert f"| validation loss on {of} |" in (tmp_path / "run" / "export" / "MODEL_CARD.md").read_text()
+        view = read_run(str(tmp_path / "run"))
+        assert view.judged_on == of
+        assert 0 < view.validation[-1]["validation_loss_all_labels"] != view.validation[-1]["validation_loss"]
+        assert judged_on((latent_set,), patients=True) == "held-out patients"
+        assert judged_on((latent_set,), patients=False) == "held-out images"
 
     def test_latents_of_other_sizes_and_labels_can_be_trained_on_in_a_folder_of_their_own(
         self, other_size_latents: ShardSet, other_labels_latents: ShardSet, world: World, tmp_path: Path
@@ -176,7 +281,7 @@ class TestTrain:
                 "train": {
                     "latents": latent_set.url,
                     "run_dir": str(trained),
-                    "optim": {"lr": 0.5},
+                    "diffusion": {"flip": True},
                     "unet": {"cross_attention_dim": 32},
                 }
             }
@@ -184,7 +289,7 @@ class TestTrain:
         refusal(
             ConfigError,
             lambda: train.run(config, world, SilentConsole()),
-            *("optim.lr is 0.001 there, 0.5 here", "unet.cross_attention_dim is 16 there, 32 here"),
+            *("diffusion.flip is False there, True here", "unet.cross_attention_dim is 16 there, 32 here"),
         )
 
     def test_the_folder_of_an_autoencoder_run(self, latent_set: ShardSet, vae_run: Path, world: World) -> None:

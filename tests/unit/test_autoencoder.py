@@ -20,7 +20,9 @@ from synfundus.models.autoencoder_objective import (
     kl_divergence,
 )
 from synfundus.models.linear_path import LinearPath
+from synfundus.models.pixels import tensor_to_pixels
 from synfundus.models.reconstruction_metrics import psnr, ssim
+from synfundus.training.step import AutoencoderStep
 
 
 def autoencoder_of(*, linear_path: bool = False, block_size_px: int = 1, seed: int = 0) -> LatentAutoencoder:
@@ -314,6 +316,30 @@ def test_an_empty_slot_of_weight_zero_does_not_count() -> None:
     clean, _ = objective(pixels, posterior_noise=noise, images_seen=0, weights=weights)
     other, _ = objective(spoiled, posterior_noise=noise, images_seen=0, weights=weights)
     torch.testing.assert_close(clean, other)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4, 8])
+def test_after_an_empty_slot_the_gradient_does_not_depend_on_how_the_batch_is_split(parts: int) -> None:
+    """As in the step of the diffusion: the mean over micro-batches is the sum over the good slots by all slots."""
+    objective, pixels = objective_of(adversarial=False), images_of(8)
+    weights = torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+    step = AutoencoderStep(objective, channels_last=False)
+    noise = torch.randn(8, 4, 8, 8)
+    batch = {"pixels": torch.as_tensor(tensor_to_pixels(pixels)), "posterior_noise": noise, "weights": weights}
+
+    def gradient(rows: list[torch.Tensor], scale: float) -> tuple[torch.Tensor, float]:
+        objective.zero_grad()
+        total = 0.0
+        for chosen in rows:
+            loss, sums = step({name: value[chosen] for name, value in batch.items()}, 0)
+            torch.autograd.backward(loss * scale / len(rows))
+            total += float(sums["loss"])
+        return torch.cat([p.grad.flatten() for p in objective.parameters() if p.grad is not None]), total
+
+    good, summed = gradient([weights.nonzero()[:, 0]], 7 / 8)
+    split, also_summed = gradient(list(torch.arange(8).chunk(parts)), 1.0)
+    torch.testing.assert_close(split, good, rtol=1e-3, atol=1e-6)
+    assert also_summed == pytest.approx(summed)
 
 
 def test_training_improves_the_reconstruction() -> None:

@@ -31,13 +31,15 @@ def row(images: int, **changes: Any) -> dict[str, Any]:
     }
 
 
-def write_run(folder: Path, rows: list[dict[str, Any]], *, kind: str = "diffusion", budget: int = 1000) -> Path:
+def write_run(
+    folder: Path, rows: list[dict[str, Any]], *, kind: str = "diffusion", budget: int = 1000, **environment: Any
+) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.json").write_text(json.dumps({"kind": kind}))
     (folder / "config.yaml").write_text(
         f"train:\n  loop:\n    budget_images: {budget}\ntrain_vae:\n  loop:\n    budget_images: 77\n"
     )
-    (folder / "environment.json").write_text(json.dumps({"world_size": 2}))
+    (folder / "environment.json").write_text(json.dumps({"world_size": 2, **environment}))
     if rows:
         (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     return folder
@@ -155,3 +157,13 @@ def test_a_sparkline_rises_with_its_values_and_fits_its_width(blocks: str) -> No
 
 def test_a_terminal_without_block_characters_gets_ascii(tmp_path: Path) -> None:
     assert text_of(write_run(tmp_path / "run", [row(100), row(400)]), unicode=False).isascii()
+
+
+@pytest.mark.parametrize("name", ["training images (no val split)", "held-out images", "held-out patients"])
+def test_a_figure_of_a_validation_is_said_to_be_of_what_it_was_measured_on(tmp_path: Path, name: str) -> None:
+    judged = {"images_seen": 100, "validation_loss": 0.25, "validation_loss_all_labels": 0.125}
+    text = text_of(write_run(tmp_path / "told", [row(100), judged], judged_on=name))
+    assert f"0.2500, 0.1250 with all labels  at 100 images, of {name}" in text
+    assert "held" not in text_of(write_run(tmp_path / "of_before", [row(100), judged])), (
+        "nothing tells who was held out"
+    )

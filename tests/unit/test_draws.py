@@ -116,3 +116,15 @@ def test_the_autoencoder_gets_pixels_and_posterior_noise() -> None:
     assert drawn["posterior_noise"].shape == (4, 4, 2, 2)
     again = drawer(np.array([2]), {"pixels": pixels[2:3], "states": np.zeros((1, 3))})
     assert np.array_equal(drawn["posterior_noise"][2:3], again["posterior_noise"])
+
+
+def test_all_labels_are_those_before_any_is_dropped_and_nothing_else_changes() -> None:
+    settings: dict[str, Any] = {"label_drop_prob": 0.5, "single_label_drop_prob": 0.5, "flip": True}
+    plain, told = (
+        draws(**settings)(np.arange(64), batch(64)),
+        draws(**settings, all_labels=True)(np.arange(64), batch(64)),
+    )
+    states = told.pop("all_states")
+    assert all(np.array_equal(plain[name], told[name]) for name in plain)
+    assert np.array_equal(states, draws(flip=True)(np.arange(64), batch(64))["states"])
+    assert (plain["states"] != states).any()

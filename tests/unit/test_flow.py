@@ -13,14 +13,15 @@ import pytest
 import torch
 from tiny_pipeline import tiny_denoiser
 
-from synfundus.config.diffusion import DiffusionConfig
-from synfundus.config.loader import load_config
+from synfundus.config.diffusion import OF_SCHEDULES, DiffusionConfig
+from synfundus.config.loader import list_presets, load_config
 from synfundus.config.schema import RunConfig
 from synfundus.diffusion.flow import FlowPath, FlowTime, TimeDensity, shifted
 from synfundus.diffusion.parametrisation import check_prediction_type, denoising_loss, min_snr_weight, training_target
 from synfundus.diffusion.schedule import build_schedule
 from synfundus.errors import ConfigError
 from synfundus.shards.reader import Arrays
+from synfundus.stages import build
 from synfundus.stages.train.foreign_unet import _read_scheduler, scheduler_differences
 from synfundus.training.draws import DiffusionDraws
 from synfundus.training.step import LatentDiffusionStep
@@ -188,7 +189,11 @@ FLOW = "train.diffusion.prediction_type=flow_velocity"
             ["flow_velocity: beta_schedule;", "schedule=scaled_linear"],
         ),
         (None, [FLOW, "train.diffusion.beta_end=0.1"], ["flow_velocity: beta_end;", "train.diffusion.beta_end=0.012"]),
-        ("fundus256", [FLOW], ["flow_velocity: zero_terminal_snr;", "preset fundus256"]),
+        (
+            "fundus256",
+            ["train.diffusion.zero_terminal_snr=true", FLOW],
+            ["flow_velocity: zero_terminal_snr;", "zero_terminal_snr (--set)"],
+        ),
         (None, ["train.diffusion.flow.shift=3"], ["prediction_type epsilon: flow.shift;"]),
         (
             None,
@@ -210,6 +215,19 @@ def test_what_means_nothing_to_the_objective_is_refused_with_both_keys(
         load_config(preset=preset, file=None, settings=settings, flags=[])
     assert all(word in refusal.value.message for word in words), refusal.value.message
     assert "\n" not in refusal.value.message
+
+
+@pytest.mark.parametrize("preset", list_presets())
+def test_one_option_turns_any_preset_to_flow_matching_and_its_sampler_fits(preset: str) -> None:
+    """The noise schedule of the preset goes; what the user wrote would be refused (above)."""
+    loaded = load_config(preset=preset, file=None, settings=[FLOW], flags=[])
+    section = loaded.config.train.diffusion
+    assert section.prediction_type == "flow_velocity"
+    assert not any(loaded.provenance[f"train.diffusion.{name}"].startswith("preset") for name in OF_SCHEDULES)
+    assert loaded.provenance["train.diffusion.label_drop_prob"] == f"preset {preset}"
+    build.check_sampler(loaded.config.sample.sampler, section)
+    kept = load_config(preset=preset, file=None, settings=[], flags=[])
+    assert kept.config.train.diffusion.zero_terminal_snr
 
 
 def test_a_flow_goes_through_the_values_a_refusal_names() -> None:

@@ -98,7 +98,9 @@ def test_a_difference_names_both_sides() -> None:
     assert difference(left, right) == "only in the first: b; only in the second: c"
     assert "other values" in difference(left, LabelSchema((LabelSpec("a", 2), LabelSpec("b", 4))))
     assert "another order" in difference(left, LabelSchema((LabelSpec("b", 3), LabelSpec("a", 2))))
-    assert difference(left, LabelSchema((LabelSpec("a", 2, meaning="x"), LabelSpec("b", 3, ordinal=True)))) == ""
+    assert difference(left, LabelSchema((LabelSpec("a", 2, meaning="x"), LabelSpec("b", 3)))) == ""
+    ordinal = LabelSchema((LabelSpec("a", 2), LabelSpec("b", 3, ordinal=True)))
+    assert difference(left, ordinal) == "b is nominal in the first, ordinal in the second"
 
 
 NAMED = LabelSpec("dr", 3, ordinal=True, values=("None", "some", "much"))

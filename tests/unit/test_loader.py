@@ -21,7 +21,7 @@ from synfundus.errors import ConfigError
 
 SINCE = frozenset(
     {"ema.run_dir", "train.ema.sigma_rel", "train.loop.profile_steps", "train_vae.loop.profile_steps"}
-    | {"encode_latents.tf32"}
+    | {"encode_latents.tf32", "train.optim.decay_fraction", "train_vae.optim.decay_fraction"}
 )
 """Keys that version 0.1 had not, or not with today's meaning."""
 

@@ -7,14 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from synfundus.training.optim import LrPlan, parameter_groups
+from synfundus.training.optim import LrPlan, lifted, parameter_groups
 
 
 def plan(schedule: str = "cosine", *, warmup: int = 100, budget: int = 1000, min_ratio: float = 0.1) -> LrPlan:
-    assert schedule in ("cosine", "constant")
     return LrPlan(
         peak=2.0,
-        schedule="cosine" if schedule == "cosine" else "constant",
+        schedule=schedule,  # type: ignore[arg-type]
         warmup_images=warmup,
         budget_images=budget,
         min_ratio=min_ratio,
@@ -39,7 +38,7 @@ def test_the_constant_schedule_stays_at_the_peak() -> None:
     warmup=st.integers(0, 2000),
     budget=st.integers(1, 2000),
     images=st.integers(0, 4000),
-    schedule=st.sampled_from(["cosine", "constant"]),
+    schedule=st.sampled_from(["cosine", "constant", "wsd"]),
 )
 def test_the_rate_stays_between_zero_and_the_peak(warmup: int, budget: int, images: int, schedule: str) -> None:
     assert 0.0 <= plan(schedule, warmup=warmup, budget=budget).at(images) <= 2.0
@@ -67,3 +66,24 @@ def test_a_kind_of_parameter_that_is_not_there_makes_no_group() -> None:
     groups, decays = parameter_groups(nn.Linear(2, 2, bias=False).named_parameters(), weight_decay=0.1)
     assert len(groups) == 1
     assert decays == [0.1]
+
+
+def test_wsd_stays_at_the_peak_and_falls_in_the_last_part_of_the_budget() -> None:
+    rates = [plan("wsd").at(images) for images in (50, 100, 799, 800, 850, 1000, 5000)]
+    assert rates == pytest.approx([1.0, 2.0, 2.0, 2.0, 2.0 * (0.1 + 0.9 * 0.5), 0.2, 0.2])
+
+
+@given(images=st.integers(0, 799), budget=st.integers(1000, 5000))
+def test_wsd_is_the_same_for_any_larger_budget_until_its_decay_begins(images: int, budget: int) -> None:
+    """A run can be extended: what it was trained with is what a longer run is trained with."""
+    assert plan("wsd").at(images) == plan("wsd", budget=budget).at(images)
+    assert lifted(plan("wsd"), plan("wsd", budget=budget), images) is None
+
+
+def test_a_change_that_lifts_the_rate_is_told_with_both_rates() -> None:
+    said = lifted(plan(min_ratio=0.01), plan(budget=2000, min_ratio=0.01), 1000)
+    assert said is not None
+    assert "from 0.02 to" in said
+    assert lifted(plan("constant"), plan("constant", budget=5000), 900) is None
+    assert lifted(plan(budget=2000), plan(), 900) is None, "a lower rate needs no word"
+    assert lifted(plan(), plan(), 0) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,12 @@ def test_a_run_keeps_its_number_where_another_has_no_such_curve(tmp_path: Path) 
     views = [read_run(write_run(tmp_path / "a", ROWS)), read_run(write_run(tmp_path / "b", [*ROWS, *JUDGED]))]
     panels = plot.plan_panels(views, ["loss", "validation_loss"])
     assert [[curve.run for curve in panel.curves] for panel in panels] == [[0, 1], [1]]
+
+
+def test_titles_say_what_a_validation_was_of_where_all_runs_agree(tmp_path: Path) -> None:
+    views = [read_run(str(write_run(tmp_path / name, [*ROWS, *JUDGED]))) for name in ("one", "other")]
+    told = [replace(view, judged_on="training images (no val split)") for view in views]
+    (title,) = (panel.title for panel in plot.plan_panels(told, ["validation_loss"]))
+    assert title == "validation loss, averaged weights, training images (no val split)"
+    mixed = [told[0], replace(views[1], judged_on="held-out patients")]
+    assert plot.plan_panels(mixed, ["validation_loss"])[0].title == "validation loss, averaged weights"

@@ -13,7 +13,10 @@ import torch
 from fake_engine import run_ranks
 from torch import nn
 
-from synfundus.distributed.world import World
+from synfundus.config.loader import load_config
+from synfundus.distributed.world import LocalWorld, World
+from synfundus.stages.training_setup import warn_of_long_run
+from synfundus.telemetry.console import SilentConsole
 from synfundus.training.memory.footprint import GIB, find_gpu
 from synfundus.training.progress import (
     CLOCK_FIGURES,
@@ -24,7 +27,7 @@ from synfundus.training.progress import (
     mean_waits_and_peak,
     peak_memory_bytes,
 )
-from synfundus.training.step_cost import count_network, meta_copy
+from synfundus.training.step_cost import count_network, long_run, meta_copy
 
 INTERVAL = Interval(images=800, training_s=8.0, wall_s=10.0, waited_s=2.0, stalled_s=1.5, peak_bytes=3 * GIB)
 
@@ -135,3 +138,33 @@ def test_a_copy_on_the_meta_device_counts_as_the_network_and_leaves_it_alone() -
 def test_the_figures_of_the_clock_are_all_named() -> None:
     row = figures(StepCost(flops_per_image=2e12, recomputed=4 / 3, peak_flops=100e12))
     assert set(row) - {"budget_images", "flops_per_image"} == set(CLOCK_FIGURES)
+
+
+class Warned(SilentConsole):
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def test_a_run_on_processors_of_more_than_a_month_is_told_before_it_starts() -> None:
+    per_image, rate = 5e11, 1e11
+    assert long_run(images=518_000, flops_per_image=per_image, flops_per_s=rate) is None
+    assert "at least 30 days" in str(long_run(images=518_500, flops_per_image=per_image, flops_per_s=rate))
+    said = str(long_run(images=20_000_000, flops_per_image=per_image, flops_per_s=rate))
+    assert "at least 3 years" in said
+    assert "--preset demo-cpu" in said
+
+
+def test_the_default_network_and_budget_are_too_much_for_a_processor_and_those_of_the_demo_are_not() -> None:
+    cost = StepCost(flops_per_image=6e11, recomputed=1.0, peak_flops=None)
+    fp32 = ["train.loop.precision=fp32"]
+    default, demo = (
+        load_config(preset=name, file=None, settings=fp32, flags=[]).config.train for name in (None, "demo-cpu")
+    )
+    for section, flops, expected in ((default, 6e11, 1), (demo, 5e9, 0)):
+        console = Warned()
+        warn_of_long_run(replace(cost, flops_per_image=flops), section.loop, LocalWorld(), console)
+        warn_of_long_run(None, section.loop, LocalWorld(), console)  # another rank than 0
+        assert len(console.warnings) == expected

@@ -26,6 +26,7 @@ from synfundus.errors import ConfigError, DataError
 from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.stages import Summary, build
 from synfundus.stages.encode_latents.shard_encoder import EncodeTask, ShardEncoder, check_rejects, open_lanes
+from synfundus.stages.reading import FLIP_HINT, flip_problem
 from synfundus.stages.verb import require
 from synfundus.storage import documents, filesystem
 from synfundus.storage.locations import absolute_location
@@ -40,6 +41,7 @@ from synfundus.storage.manifest import (
 )
 from synfundus.storage.shard_index import MAX_JSON_BYTES, MAX_NPY_BYTES, MAX_SAMPLE_BYTES
 from synfundus.telemetry.console import Console
+from synfundus.training.validation import knows_patients
 
 _FORMAT = "synfundus-latent-shard"
 _VERSION = 1
@@ -58,6 +60,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     """
     section = config.encode_latents
     image_set = load_shard_set(require(section.data, flag="--data", key="encode_latents.data"), kind="images")
+    if section.flip and (problem := flip_problem(image_set.label_schema)):
+        raise ConfigError(problem, where=image_set.url, hint=FLIP_HINT.format(option="--flip"))
     out = require(section.out, flag="--out", key="encode_latents.out")
     folder = find_autoencoder(require(section.vae, flag="--vae", key="encode_latents.vae"))
     tf32 = section.tf32 and world.device == "cuda"
@@ -70,7 +74,9 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     require_same(properties, world)
     complete = on_rank_0(lambda: _claim(out, properties), world)
     sources = LatentSources(
-        image_set_url=absolute_location(image_set.url), autoencoder_url=absolute_location(str(section.vae))
+        image_set_url=absolute_location(image_set.url),
+        autoencoder_url=absolute_location(str(section.vae)),
+        patients=knows_patients(image_set),
     )
     on_rank_0(lambda: save_sources(out, sources), world)
     if complete:

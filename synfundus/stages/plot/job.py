@@ -21,17 +21,20 @@ DEFAULT_CURVES = (
 """The usual curves, in this order."""
 _TITLES = {
     "loss": "training loss",
-    "validation_loss": "validation loss, averaged weights, held-out patients",
+    "validation_loss": "validation loss, averaged weights",
+    "validation_loss_all_labels": "validation loss, averaged weights, no label dropped",
     "loss_t0": "loss, least noise (first quarter of the timesteps)",
     "loss_t3": "loss, most noise (last quarter of the timesteps)",
-    "psnr_db": "PSNR on held-out patients, dB",
-    "ssim": "SSIM on held-out patients",
+    "psnr_db": "PSNR of reconstructions, dB",
+    "ssim": "SSIM of reconstructions",
     "grad_norm": "gradient norm before clipping",
     "lr": "learning rate",
     "images_per_s": "images a second, all ranks",
     "data_wait_percent": "waiting for data, %",
 }
 PICTURE_NAME = "curves.png"
+_JUDGED = ("validation_loss", "validation_loss_all_labels", "psnr_db", "ssim")
+"""Curves of a validation, whose title says what they are of."""
 _ALWAYS_LINEAR = ("psnr_db", "ssim", "images_per_s", "data_wait_percent")
 
 
@@ -106,7 +109,9 @@ def plan_panels(views: Sequence[RunView], wanted: Sequence[str]) -> list[Panel]:
     for key in _keys(views, wanted):
         curves = [Curve(number, points) for number, view in enumerate(views) if (points := _points(view, key))]
         logarithmic = key not in _ALWAYS_LINEAR and spans_decades(curves)
-        panels.append(Panel(_TITLES.get(key, key), curves, logarithmic=logarithmic))
+        of = {view.judged_on for view in views if _points(view, key)} if key in _JUDGED else set()
+        title = ", ".join([_TITLES.get(key, key), *filter(None, of if len(of) == 1 else ())])
+        panels.append(Panel(title, curves, logarithmic=logarithmic))
     return panels
 
 

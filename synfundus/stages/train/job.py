@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,7 +13,13 @@ from torch import Tensor
 
 from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
 from synfundus.artifacts.checkpoint_model import model_parts, save_setup
-from synfundus.artifacts.latent_set import LatentSets, load_sources, open_latent_sets, require_same_autoencoder
+from synfundus.artifacts.latent_set import (
+    LatentSets,
+    keeps_patients_apart,
+    load_sources,
+    open_latent_sets,
+    require_same_autoencoder,
+)
 from synfundus.artifacts.model import ModelSetup
 from synfundus.artifacts.model_folder import save_pipeline
 from synfundus.artifacts.run_folder import RunFolder
@@ -23,12 +30,11 @@ from synfundus.config.schema import RunConfig
 from synfundus.config.training import LoopConfig
 from synfundus.distributed.agreement import on_rank_0, share_out
 from synfundus.distributed.world import World, torch_device
-from synfundus.errors import ConfigError
 from synfundus.models.unet import ConditionalDenoiser, same_architecture
 from synfundus.models.weight_files import replace_weights
 from synfundus.shards.batches import BatchReader
 from synfundus.stages import Summary, build, training_setup
-from synfundus.stages.reading import latent_batches, latent_shape_of
+from synfundus.stages.reading import EYE_SIDE, check_flip, latent_batches, latent_shape_of
 from synfundus.stages.run_weights import RunWeights, Weights
 from synfundus.stages.train.preview import PREVIEW_IMAGES, draw_preview, preview_images
 from synfundus.stages.train.start import REPORT_NAME, Start, initial_denoiser, save_report
@@ -42,13 +48,11 @@ from synfundus.training.draws import DiffusionDraws
 from synfundus.training.progress import StepCost
 from synfundus.training.step import LatentDiffusionStep
 from synfundus.training.step_cost import denoiser_cost
-from synfundus.training.validation import JudgedBatch, held_out_loss, judge_batches
-
-EYE_SIDE = "eye_side"
+from synfundus.training.validation import JudgedBatch, held_out_loss, judge_batches, judged_on, warn_of_no_val
 
 
 def run(config: RunConfig, world: World, console: Console) -> Summary:
-    """Train, validate on held-out patients, export. Collective; resumes by itself.
+    """Train, validate on held-out images, export. Collective; resumes by itself.
 
     Returns:
         ``images_seen``, ``loss``, ``validation_loss``, ``images_per_s``, ``parameters``, ``engine``, ``export``.
@@ -73,24 +77,23 @@ def _set_up(
     sets = open_latent_sets(section.latents)
     latents = sets.combined
     run_url = require(section.run_dir, flag="--run-dir", key="train.run_dir")
-    if section.diffusion.flip and not latents.properties["flip"]:
-        raise ConfigError(
-            "train.diffusion.flip is on, but the latents hold no mirrored moments",
-            where=latents.url,
-            hint="encode them with --flip, or turn train.diffusion.flip off",
-        )
+    if section.diffusion.flip:
+        check_flip(latents, run_url, console)
     autoencoder_folder = find_autoencoder(section.vae or load_sources(latents.url).autoencoder_url)
     autoencoder, fingerprint = open_autoencoder(autoencoder_folder, device=torch.device("cpu"), dtype=torch.float32)
     require_same_autoencoder(latents, fingerprint, where=autoencoder_folder)
     if section.loop.preview_every_images:
         build.check_sampler(sample.sampler, section.diffusion)
     start = initial_denoiser(section, latents, console, seed=shared.seed)
+    start = replace(start, judged_on=judged_on(sets.sets, patients=keeps_patients_apart(sets.sets)))
+    warn_of_no_val(start.judged_on, console)
     if doubt := build.unweighted_start(section.diffusion):
         console.warning(doubt)
     training_setup.check_compilation(section.loop, world)
     # last: a refused start must not claim the folder
     identity = {"seed": shared.seed, "latents": latents.identity, **section.identity_document(), **start.identity}
-    directory = RunFolder(run_url, kind="diffusion", identity=identity, config=shared.document, world=world)
+    judged = {"kind": "diffusion", "judged_on": start.judged_on}
+    directory = RunFolder(run_url, **judged, identity=identity, config=shared.document, world=world)
     setup = build.model_setup(section.diffusion, latents, autoencoder)
     on_rank_0(lambda: save_report(start, directory.path(REPORT_NAME)), world)
     on_rank_0(lambda: save_setup(run_url, setup, start.known(latents)), world)
@@ -158,9 +161,9 @@ class DiffusionTraining(Training[ConditionalDenoiser]):
 
     def batches(self) -> BatchReader:
         """Return latents of the training split with their random draws."""
-        return self._read("train", flip=self._objective.flip)
+        return self._read("train", flip=self._objective.flip, all_labels=False)
 
-    def _read(self, split: str, *, flip: bool) -> BatchReader:
+    def _read(self, split: str, *, flip: bool, all_labels: bool) -> BatchReader:
         objective, names = self._objective, self._set.label_schema.names
         draws = DiffusionDraws(
             seed=self.shared.seed,
@@ -170,6 +173,7 @@ class DiffusionTraining(Training[ConditionalDenoiser]):
             single_label_drop_prob=objective.single_label_drop_prob,
             flip=flip,
             eye_side_column=names.index(EYE_SIDE) if EYE_SIDE in names else None,
+            all_labels=all_labels,
         )
         return latent_batches(self._sets, split=split, seed=self.shared.seed, with_flip=flip, augment=draws)
 
@@ -180,7 +184,8 @@ class DiffusionTraining(Training[ConditionalDenoiser]):
     def judge(
         self, weights: RunWeights, *, loop: LoopConfig, images_seen: int, check: Callable[[], None]
     ) -> Callable[[], Row]:
-        """Compute the loss on held-out patients, with the same noise every time, a share of them on each rank."""
+        """Compute the loss on held-out images, with the same noise every time, a share of them on each rank."""
+        drops = self._objective.label_drop_prob > 0 or self._objective.single_label_drop_prob > 0
         split = "val" if self._set.num_samples("val") else "train"
         images = min(loop.validation_images, self._set.num_samples(split))
         size = training_setup.batch_plan(loop, self._world.size).micro_batch_size
@@ -189,7 +194,7 @@ class DiffusionTraining(Training[ConditionalDenoiser]):
         def share(mine: Sequence[range]) -> list[JudgedBatch]:
             return judge_batches(
                 self.step(self.trained, definite_channels_last(loop)),
-                self._read(split, flip=False),
+                self._read(split, flip=False, all_labels=drops),
                 mine,
                 device=self._device,
                 images_seen=images_seen,

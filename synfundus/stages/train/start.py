@@ -10,7 +10,7 @@ import torch
 from synfundus.artifacts.latent_set import require_same_autoencoder
 from synfundus.artifacts.model import Model
 from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
-from synfundus.config.diffusion import TrainConfig
+from synfundus.config.diffusion import DiffusionConfig, TrainConfig
 from synfundus.errors import CheckpointError, ConfigError, ManifestMismatch
 from synfundus.labels.schema import difference
 from synfundus.models.unet import ConditionalDenoiser
@@ -35,11 +35,13 @@ class Start:
         denoiser: The network.
         identity: Its part of the run's identity, which must not change at a resume.
         report: How foreign weights were adapted; None where there are none.
+        judged_on: What the validation figures of the run are of.
     """
 
     denoiser: ConditionalDenoiser
     identity: dict[str, Any]
     report: dict[str, Any] | None = None
+    judged_on: str = ""
 
     @property
     def fingerprint(self) -> str:
@@ -51,6 +53,7 @@ class Start:
         return {
             "parameters": sum(parameter.numel() for parameter in self.denoiser.parameters()),
             "training_images": latents.num_samples("train"),
+            "judged_on": self.judged_on,
             **({"started_from": self.fingerprint} if self.fingerprint else {}),
         }
 
@@ -79,6 +82,12 @@ def initial_denoiser(section: TrainConfig, latents: ShardSet, console: Console, 
         )
     given = load_pipeline(find_pipeline(init_from), device=torch.device("cpu"))
     _require_same_latents(given, latents)
+    if differences := objective_differences(given, section.diffusion, latents):
+        console.warning(
+            f"the model in {init_from} was trained with another objective than this run: {'; '.join(differences)}; "
+            "it has to learn that anew"
+        )
+    console.message(f"started from {given.folder}: all weights taken")
     fresh = _fresh(section, latents, seed=seed)
     try:
         fresh.load_state_dict(given.denoiser.state_dict())
@@ -123,6 +132,23 @@ def _foreign(section: TrainConfig, latents: ShardSet, folder: str, console: Cons
         **asdict(start.adaptation),
     }
     return Start(start.denoiser, identity, report)
+
+
+_MOST_RESCALED = 1.1
+"""Channels whose scale differs by more are told."""
+
+
+def objective_differences(given: Model, section: DiffusionConfig, latents: ShardSet) -> list[str]:
+    """List how the objective of a model to start from differs from the run's, what is predicted first."""
+    theirs, ours = given.schedule_settings, build.schedule_settings(section)
+    keys = ["prediction_type", *(key for key in ours if key in theirs and key != "prediction_type")]
+    found = [f"{key} {theirs[key]!r} there, {ours[key]!r} here" for key in keys if theirs[key] != ours[key]]
+    _, std = build.latent_statistics(section, latents.properties)
+    ratios = [mine / other for mine, other in zip(std, given.latent_std, strict=True)]
+    if max(*ratios, *(1 / ratio for ratio in ratios)) > _MOST_RESCALED:
+        scales = (", ".join(f"{value:.3g}" for value in values) for values in (given.latent_std, std))
+        found.append("latents are divided by {} there, {} here".format(*scales))
+    return found
 
 
 def _require_same_latents(given: Model, latents: ShardSet) -> None:

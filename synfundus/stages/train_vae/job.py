@@ -20,7 +20,7 @@ from synfundus.shards.batches import BatchReader
 from synfundus.stages import Summary, build, training_setup
 from synfundus.stages.reading import image_batches
 from synfundus.stages.run_weights import RunWeights
-from synfundus.stages.train_vae.held_out import draw_reconstructions, held_out_split, judge_reconstructions
+from synfundus.stages.train_vae.held_out import draw_reconstructions, judge_reconstructions
 from synfundus.stages.train_vae.start import check_start, initial_autoencoder
 from synfundus.stages.training_run import Outcome, Row, Shared, Training, TrainingRun
 from synfundus.stages.verb import require
@@ -32,10 +32,11 @@ from synfundus.training.draws import AutoencoderDraws
 from synfundus.training.progress import StepCost
 from synfundus.training.step import AutoencoderStep
 from synfundus.training.step_cost import autoencoder_cost
+from synfundus.training.validation import judged_on, knows_patients, warn_of_no_val
 
 
 def run(config: RunConfig, world: World, console: Console) -> Summary:
-    """Train, evaluate on held-out patients, export. Collective; resumes by itself.
+    """Train, evaluate on held-out images, export. Collective; resumes by itself.
 
     Returns:
         ``images_seen``, ``psnr_db``, ``ssim``, ``export``.
@@ -56,7 +57,9 @@ def _set_up(section: TrainVaeConfig, shared: Shared, world: World, console: Cons
     check_start(section, run_url)
     training_setup.check_compilation(section.loop, world)
     identity = {"seed": shared.seed, "data": image_set.identity, **section.identity_document()}
-    directory = RunFolder(run_url, kind="vae", identity=identity, config=shared.document, world=world)
+    judged = judged_on((image_set,), patients=knows_patients(image_set))
+    warn_of_no_val(judged, console)
+    directory = RunFolder(run_url, kind="vae", identity=identity, config=shared.document, world=world, judged_on=judged)
     autoencoder = initial_autoencoder(section, image_set, directory, world, console, seed=shared.seed)
     return AutoencoderTraining(section, shared, image_set, autoencoder, directory, world, console)
 
@@ -156,8 +159,9 @@ class AutoencoderTraining(Training[AutoencoderObjective]):
         filesystem.write_bytes(
             self.directory.path("export", "reconstructions.png"), draw_reconstructions(network, self._set)
         )
+        judged = judged_on((self._set,), patients=knows_patients(self._set))
         self._console.message(
-            f"autoencoder on held-out {held_out_split(self._set)} images: PSNR {figures['psnr_db']:.2f} dB, "
+            f"autoencoder on {judged}: PSNR {figures['psnr_db']:.2f} dB, "
             f"SSIM {figures['ssim']:.3f}; exported to {folder}"
         )
         return {"images_seen": outcome.state.images_seen, "export": folder, **figures}

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from synfundus.distributed.agreement import together
 from synfundus.distributed.engine import MOMENT_NAMES, ZeroEngine
-from synfundus.distributed.flat_layout import FlatLayout, gather_named
+from synfundus.distributed.flat_layout import FlatGroup, FlatLayout, gather_named
 from synfundus.distributed.world import World
 from synfundus.errors import StorageError
 from synfundus.storage import documents, filesystem
@@ -256,22 +256,25 @@ def load_checkpoint(url: str, *, engine: ZeroEngine, ema: ShardedEma, world: Wor
             filesystem.join(url, STATE_NAME), format_name=FORMAT_NAME, version=FORMAT_VERSION
         )
         saved = FlatLayout.from_document(document["layout"])
-        engine.layout.require_same(saved, where=url)
+        regroups = engine.layout.regroups(saved)
+        if not regroups:
+            engine.layout.require_same(saved, where=url)
         source = PartitionSource(url, saved_world_size=int(document["world_size"]))
+
+        def own(number: int, group: FlatGroup, name: str) -> Tensor:
+            if regroups:
+                return source.regrouped(saved, group, name, rank=world.rank, world_size=world.size)
+            return source.slice(number, group, name, rank=world.rank, world_size=world.size, saved=saved.groups[number])
+
         groups = [
-            {
-                name: source.slice(
-                    number, group, name, rank=world.rank, world_size=world.size, saved=saved.groups[number]
-                )
-                for name in ("master", *MOMENT_NAMES, *averages)
-            }
+            {name: own(number, group, name) for name in ("master", *MOMENT_NAMES, *averages)}
             for number, group in enumerate(engine.layout.groups)
         ]
         optimizer_steps = int(document["optimizer_steps"])
         state: dict[str, Any] = document["state"]
     for name, slices in averages.items():
-        for own, vectors in zip(slices, groups, strict=True):
-            own.copy_(vectors[name])
+        for mine, vectors in zip(slices, groups, strict=True):
+            mine.copy_(vectors[name])
     masters = [vectors["master"] for vectors in groups]
     moments = [{name: vectors[name] for name in MOMENT_NAMES} for vectors in groups]
     engine.load_partitions(masters, moments, optimizer_steps=optimizer_steps)

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from synfundus.distributed.flat_layout import FlatGroup
+from synfundus.distributed.flat_layout import FlatGroup, FlatLayout
 from synfundus.errors import CheckpointError
 from synfundus.storage import filesystem
 
@@ -101,4 +101,15 @@ class PartitionSource:
             saved_first, _ = group.partition_bounds(saved_rank, self._saved_world_size)
             partition = self._file(saved_rank)[f"group{number}.{name}"]
             result[begin - first : stop - first] = partition[begin - saved_first : stop - saved_first]
+        return result
+
+    def regrouped(self, saved: FlatLayout, group: FlatGroup, name: str, *, rank: int, world_size: int) -> Tensor:
+        """Return a rank's slice as `slice` does, of parameters saved in other groups: all of them are read."""
+        whole: dict[str, Tensor] = {}
+        for number, theirs in enumerate(saved.groups):
+            flat = self.slice(number, theirs, name, rank=0, world_size=1)
+            whole |= {p.name: p.unflatten(flat[p.offset : p.offset + p.numel]) for p in theirs.parameters}
+        result = torch.zeros(group.partition_size(world_size), dtype=torch.float32)
+        first, end = group.partition_bounds(rank, world_size)
+        result[: end - first] = torch.cat([p.flatten(whole[p.name]) for p in group.parameters])[first:end]
         return result
