@@ -239,7 +239,9 @@ def _check_ppm(data: bytes, max_pixels: int) -> None:
     kind, width, height, largest = (int(number) for number in header.groups(b"1"))
     check_size((width, height), max_pixels)
     if kind not in (5, 6) or largest != 255:
-        raise UndecodableImage(Undecodable.UNSUPPORTED_MODE, f"P{kind} with values to {largest}; read are P5, P6 to 255")
+        raise UndecodableImage(
+            Undecodable.UNSUPPORTED_MODE, f"P{kind} with values to {largest}; read are P5, P6 to 255"
+        )
 
 
 def _check_tiff(data: bytes, max_pixels: int) -> None:

@@ -62,6 +62,7 @@ _SIGNATURES = {
 }
 """Patterns of the first bytes, those of `FORMATS` and of files that are often taken for photographs."""
 
+_PLANES = 284  # TIFF tag; 2 for separate planes
 _FIRST_OF_16_BIT = 64  # high byte of the first value that 14 bits do not hold
 
 _OTHER_BYTE = {"RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B", "RGB;16N": f"RGB;16{'BL'[sys.byteorder == 'big']}"}
@@ -193,7 +194,7 @@ def _narrow(image: Image.Image, data: bytes, codes: str) -> tuple[Image.Image, t
     if mode not in {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr"}:
         raise UndecodableImage(Undecodable.UNSUPPORTED_MODE, f"pixels of mode {mode!r} have no defined range")
     dark = ";16" in codes and max(high for _, high in np.atleast_2d(image.getextrema())[:3]) < _FIRST_OF_16_BIT
-    if dark and codes not in _OTHER_BYTE:
+    if dark and (codes not in _OTHER_BYTE or getattr(image, "tag_v2", {}).get(_PLANES) == 2):
         raise UndecodableImage(Undecodable.UNSUPPORTED_MODE, f"pixels as {codes!r} fill less than 14 of 16 bits")
     if dark:
         high = np.asarray(image).astype(np.uint16)

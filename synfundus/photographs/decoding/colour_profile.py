@@ -39,6 +39,8 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, tup
         The image, in mode RGB if it was converted, and the flags of the photograph.
     """
     transform = _transform(profile, image.mode) if profile and len(profile) <= _MAX_BYTES else None
+    if transform is None and image.mode == "L":  # it may be a profile of colours
+        return to_srgb(image.convert("RGB"), profile)
     if transform is None:
         return image, (UNUSED_PROFILE,)
     return (image if _changes_nothing(transform, image.mode) else transform.apply(image)), ()

@@ -12,8 +12,8 @@ from PIL import Image
 from synfundus.photographs.decoding.jpeg_stream import check_stream
 from synfundus.photographs.undecodable import Undecodable, UndecodableImage
 
-_COMPRESSION, _JPEG_TABLES = 259, 347
-_JPEG, _DEFLATE = 7, (8, 32946)
+_BITS, _COMPRESSION, _PLANES, _JPEG_TABLES = 258, 259, 284, 347
+_RAW, _JPEG, _DEFLATE = 1, 7, (8, 32946)
 _PLACES = ((273, 279), (324, 325))  # offsets and lengths of strips, of tiles
 _BYTES_PER_PIXEL = 16
 
@@ -22,10 +22,12 @@ def check_strips(data: bytes, image: Image.Image) -> None:
     """Refuse an open TIFF with a damaged deflate or JPEG strip; other compressions have no check.
 
     Raises:
-        UndecodableImage: With reason ``damaged``.
+        UndecodableImage: ``damaged``; ``unsupported_mode`` for 16-bit planes without compression, misread by Pillow.
     """
     tags = getattr(image, "tag_v2", {})
     compression = tags.get(_COMPRESSION)
+    if compression == _RAW and tags.get(_PLANES) == 2 and 16 in tags.get(_BITS, ()):
+        raise UndecodableImage(Undecodable.UNSUPPORTED_MODE, "16-bit colours in separate planes cannot be read")
     if compression != _JPEG and compression not in _DEFLATE:
         return
     left = _BYTES_PER_PIXEL * (image.width + 1024) * (image.height + 1024)  # tiles reach beyond the picture
