@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from synfundus.photographs.decoding.colour_profile import png_profile
+from synfundus.photographs.decoding.colour_profile import PROFILE_SEGMENT, jpeg_profile, png_profile
 from synfundus.photographs.undecodable import Undecodable, UndecodableImage, check_size
 
 _MAX_PARTS = 2000  # JPEG header segments or PNG and WebP chunks, plus one per KiB of the file; usually 8
@@ -32,7 +32,7 @@ _PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _TIFF_BYTE_TYPES = frozenset({1, 2, 6, 7})
 _TIFF_DIRECTORIES = (0x8769, 0x8825, 0xA005)  # EXIF, GPS, interoperability: Pillow reads them after loading
-_NEEDED_SEGMENTS = {0xE0: b"JFIF\0", 0xE2: b"ICC_PROFILE\0", 0xEE: b"Adobe"}
+_NEEDED_SEGMENTS = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _PPM_SPACE = rb"(?:\s|#[^\r\n]*[\r\n])+"
 _PPM_HEADER = re.compile(rb"P([1-6])" + 2 * (_PPM_SPACE + rb"(\d{1,9})") + rb"(?:" + _PPM_SPACE + rb"(\d{1,5}))?\s")
@@ -49,7 +49,7 @@ class BarePicture:
     Attributes:
         data: The file for the decoder.
         orientation: EXIF orientation 1 to 8, not yet applied.
-        profile: Colour profile of a PNG, empty if it cannot be read; those of other formats are left in ``data``.
+        profile: Colour profile of a JPEG or PNG, empty if it cannot be read; those of others are left in ``data``.
     """
 
     data: bytes
@@ -86,9 +86,10 @@ def bare_picture(data: bytes, file_format: str, *, max_pixels: int) -> BarePictu
 
 
 def _bare_jpeg(data: bytes, max_pixels: int) -> BarePicture:
-    """Keep what decoding needs, including JFIF and Adobe markers and the profile, which define the colours."""
+    """Keep what decoding needs, including JFIF and Adobe markers, which define the colour space."""
     kept = [b"\xff\xd8"]
     pixels, orientation, from_xmp, scan_at = 0, None, None, -1
+    profile: list[bytes] = []
     for code, start, end in _jpeg_segments(data):
         if code == 0xDA:
             scan_at = start
@@ -102,13 +103,15 @@ def _bare_jpeg(data: bytes, max_pixels: int) -> BarePicture:
             orientation = exif_orientation(data[payload_at + 6 : end])
         elif code == 0xE1 and data.startswith(_XMP_SEGMENT, payload_at):
             from_xmp = from_xmp or _xmp_orientation(data[payload_at:end])
-        if _is_needed(code, data[payload_at : payload_at + 12]):
+        elif code == 0xE2 and data.startswith(PROFILE_SEGMENT, payload_at):
+            profile.append(data[payload_at:end])
+        if _is_needed(code, data[payload_at : payload_at + 5]):
             kept.append(data[start:end])
     if pixels == 0 or scan_at < 0:
         raise ValueError("no frame header before the first scan")
     _check_scans(data, scan_at, pixels, max_pixels)
     whole = b"".join([*kept, memoryview(data)[scan_at:]]) if sum(map(len, kept)) != scan_at else data
-    return BarePicture(whole, orientation or from_xmp or 1)
+    return BarePicture(whole, orientation or from_xmp or 1, jpeg_profile(profile) if profile else None)
 
 
 def _is_needed(code: int, payload_start: bytes) -> bool:

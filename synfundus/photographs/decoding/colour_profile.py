@@ -18,8 +18,17 @@ from PIL import Image, ImageCms
 UNUSED_PROFILE = "colour_profile_not_applied"
 """Flag of a photograph whose profile is damaged, too large, or made for pixels of another kind."""
 
+PROFILE_SEGMENT = b"ICC_PROFILE\0"
+
 _SAME_LEVELS = 2
 _MAX_BYTES = 4 * 2**20  # a printer's profile has up to 2 MiB, a camera's a few KiB
+
+
+def jpeg_profile(segments: list[bytes]) -> bytes:
+    """Return the profile in the segments of a JPEG that begin with `PROFILE_SEGMENT`; empty if one is missing."""
+    parts = sorted(segment.removeprefix(PROFILE_SEGMENT) for segment in segments)
+    whole = [tuple(part[:2]) for part in parts] == [(at, len(parts)) for at in range(1, len(parts) + 1)]
+    return b"".join(part[2:] for part in parts) if whole else b""
 
 
 def png_profile(chunk: bytes) -> bytes:
