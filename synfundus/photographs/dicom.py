@@ -49,8 +49,7 @@ _SAMPLES = {"MONOCHROME1": 1, "MONOCHROME2": 1, "PALETTE COLOR": 1, "RGB": 3, "Y
 
 _PIXEL_DATA = 0x7FE00010
 _SOP_CLASS, _META_SOP_CLASS, _TRANSFER_SYNTAX = 0x00080016, 0x00020002, 0x00020010
-_LATERALITY, _IMAGE_LATERALITY = 0x00200060, 0x00200062
-_ICC_PROFILE = 0x00282000
+_LATERALITY, _IMAGE_LATERALITY, _ICC_PROFILE = 0x00200060, 0x00200062, 0x00282000
 _EXTENDED_OFFSETS = (0x7FE00001, 0x7FE00002)
 _IMAGE_PIXEL_TAGS = (
     0x00280002,  # samples per pixel
@@ -153,10 +152,10 @@ def decode_dicom(data: bytes, *, max_pixels: int) -> tuple[NDArray[np.uint8], tu
             frame = _native_frame(data, header, colour) if header.syntax in _NATIVE else _rle_frame(data, header)
             pixels = _to_rgb(_decode_frame(frame, header), header, colour)
         profile = header.dataset.get("ICCProfile")
-        if not profile or colour.startswith("MONOCHROME"):
-            return pixels, ()
-        converted, flags = to_srgb(Image.fromarray(pixels), bytes(profile))
-        return np.array(converted), flags
+        if profile and not colour.startswith("MONOCHROME"):
+            converted, flags = to_srgb(Image.fromarray(pixels), bytes(profile))
+            return np.array(converted), flags
+        return pixels, ()
 
 
 def dicom_eye_side(data: bytes) -> int | None:
