@@ -15,6 +15,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from synfundus.photographs.decoding.colour_profile import PROFILE_SEGMENT, jpeg_profile, png_profile
 from synfundus.photographs.undecodable import Undecodable, UndecodableImage, check_size
 
 _MAX_PARTS = 2000  # JPEG header segments or PNG and WebP chunks, plus one per KiB of the file; usually 8
@@ -31,7 +32,11 @@ _PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _TIFF_BYTE_TYPES = frozenset({1, 2, 6, 7})
 _TIFF_DIRECTORIES = (0x8769, 0x8825, 0xA005)  # EXIF, GPS, interoperability: Pillow reads them after loading
+_NEEDED_SEGMENTS = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_PPM_SPACE = rb"(?:\s|#[^\r\n]*[\r\n])+"
+_PPM_HEADER = re.compile(rb"P([1-6])" + 2 * (_PPM_SPACE + rb"(\d{1,9})") + rb"(?:" + _PPM_SPACE + rb"(\d{1,5}))?\s")
+_PPM_HEADER_BYTES = 2**12
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 _XMP_SEGMENT = b"http://ns.adobe.com/xap/1.0/\0"
 _XMP_TEXT = b"XML:com.adobe.xmp\0\0"  # keyword, uncompressed
@@ -44,10 +49,12 @@ class BarePicture:
     Attributes:
         data: The file for the decoder.
         orientation: EXIF orientation 1 to 8, not yet applied.
+        profile: Colour profile of a JPEG or PNG, empty if it cannot be read; those of others are left in ``data``.
     """
 
     data: bytes
     orientation: int = 1
+    profile: bytes | None = None
 
 
 def bare_picture(data: bytes, file_format: str, *, max_pixels: int) -> BarePicture:
@@ -55,11 +62,11 @@ def bare_picture(data: bytes, file_format: str, *, max_pixels: int) -> BarePictu
 
     Args:
         data: The file.
-        file_format: ``JPEG``, ``PNG``, ``TIFF``, ``WEBP`` or ``BMP``.
+        file_format: ``JPEG``, ``PNG``, ``TIFF``, ``WEBP``, ``BMP`` or ``PPM``.
         max_pixels: Larger pictures are refused.
 
     Raises:
-        UndecodableImage: Too many pixels or scans.
+        UndecodableImage: Too many pixels or scans, or a PPM file that is not of 8-bit binary values.
         ValueError: The header cannot be read.
         struct.error: The header is truncated.
     """
@@ -71,6 +78,8 @@ def bare_picture(data: bytes, file_format: str, *, max_pixels: int) -> BarePictu
         return _check_webp(data, max_pixels)
     if file_format == "TIFF":
         _check_tiff(data, max_pixels)
+    elif file_format == "PPM":
+        _check_ppm(data, max_pixels)
     else:
         _check_bmp(data, max_pixels)
     return BarePicture(data)
@@ -80,6 +89,7 @@ def _bare_jpeg(data: bytes, max_pixels: int) -> BarePicture:
     """Keep what decoding needs, including JFIF and Adobe markers, which define the colour space."""
     kept = [b"\xff\xd8"]
     pixels, orientation, from_xmp, scan_at = 0, None, None, -1
+    profile: list[bytes] = []
     for code, start, end in _jpeg_segments(data):
         if code == 0xDA:
             scan_at = start
@@ -93,21 +103,21 @@ def _bare_jpeg(data: bytes, max_pixels: int) -> BarePicture:
             orientation = exif_orientation(data[payload_at + 6 : end])
         elif code == 0xE1 and data.startswith(_XMP_SEGMENT, payload_at):
             from_xmp = from_xmp or _xmp_orientation(data[payload_at:end])
+        elif code == 0xE2 and data.startswith(PROFILE_SEGMENT, payload_at):
+            profile.append(data[payload_at:end])
         if _is_needed(code, data[payload_at : payload_at + 5]):
             kept.append(data[start:end])
     if pixels == 0 or scan_at < 0:
         raise ValueError("no frame header before the first scan")
     _check_scans(data, scan_at, pixels, max_pixels)
     whole = b"".join([*kept, memoryview(data)[scan_at:]]) if sum(map(len, kept)) != scan_at else data
-    return BarePicture(whole, orientation or from_xmp or 1)
+    return BarePicture(whole, orientation or from_xmp or 1, jpeg_profile(profile) if profile else None)
 
 
 def _is_needed(code: int, payload_start: bytes) -> bool:
     """Whether decoding needs a JPEG segment: no comment, no segment of another application."""
-    if code == 0xE0:
-        return payload_start == b"JFIF\0"
-    if code == 0xEE:
-        return payload_start == b"Adobe"
+    if code in _NEEDED_SEGMENTS:
+        return payload_start.startswith(_NEEDED_SEGMENTS[code])
     return not 0xE1 <= code <= 0xEF and code != 0xFE
 
 
@@ -162,7 +172,7 @@ def _check_scans(data: bytes, scan_at: int, pixels: int, max_pixels: int) -> Non
 def _bare_png(data: bytes, max_pixels: int) -> BarePicture:
     """Keep the chunks that decoding needs; of an animated file the default picture."""
     kept: list[tuple[int, int]] = []
-    orientation, from_xmp, at = None, None, 8
+    orientation, from_xmp, profile, at = None, None, None, 8
     for _ in range(_MAX_PARTS + len(data) // 1024):
         length, name = struct.unpack_from(">I4s", data, at)
         start, at = at, at + 12 + length
@@ -177,6 +187,8 @@ def _bare_png(data: bytes, max_pixels: int) -> BarePicture:
                 kept[-1] = (kept[-1][0], at)
             else:
                 kept.append((start, at))
+        elif name == b"iCCP":
+            profile = png_profile(data[start + 8 : at - 4])
         elif name == b"eXIf":
             orientation = orientation or exif_orientation(data[start + 8 : at - 4])
         elif name == b"iTXt" and data.startswith(_XMP_TEXT, start + 8):
@@ -185,10 +197,9 @@ def _bare_png(data: bytes, max_pixels: int) -> BarePicture:
             break
     else:
         raise ValueError("too many chunks for the length of the file")
-    if kept == [(8, len(data))]:
-        return BarePicture(data, orientation or from_xmp or 1)
     view = memoryview(data)
-    return BarePicture(b"".join([view[:8], *(view[a:b] for a, b in kept)]), orientation or from_xmp or 1)
+    whole = data if kept == [(8, len(data))] else b"".join([view[:8], *(view[a:b] for a, b in kept)])
+    return BarePicture(whole, orientation or from_xmp or 1, profile)
 
 
 def _check_webp(data: bytes, max_pixels: int) -> BarePicture:
@@ -221,6 +232,19 @@ def _check_bmp(data: bytes, max_pixels: int) -> None:
     (header_bytes,) = struct.unpack_from("<I", data, 14)
     width, height = struct.unpack_from("<HH" if header_bytes == 12 else "<ii", data, 18)
     check_size((abs(width), abs(height)), max_pixels)
+
+
+def _check_ppm(data: bytes, max_pixels: int) -> None:
+    """Check the size, and that the values need no decoder: Pillow reads text and other ranges number by number."""
+    header = _PPM_HEADER.match(data[:_PPM_HEADER_BYTES])
+    if header is None:
+        raise ValueError("no header of a PPM or PGM file")
+    kind, width, height, largest = (int(number) for number in header.groups(b"1"))
+    check_size((width, height), max_pixels)
+    if kind not in (5, 6) or largest != 255:
+        raise UndecodableImage(
+            Undecodable.UNSUPPORTED_MODE, f"P{kind} with values to {largest}; read are P5, P6 to 255"
+        )
 
 
 def _check_tiff(data: bytes, max_pixels: int) -> None:

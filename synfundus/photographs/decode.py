@@ -1,7 +1,8 @@
 """Decode untrusted photographs, and encode the images of a set.
 
 The format of a file must be in a short list, its size is checked in the header before any pixel is decoded, and any
-fault becomes a named reason, never a crash or a grey image.
+fault becomes a named reason, never a crash or a grey image: a JPEG's stream is checked for damage that its decoder
+conceals, and so are the strips of a compressed TIFF.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+import sys
 import warnings
 import zlib
 from typing import Literal
@@ -18,6 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from synfundus.photographs.bare_picture import bare_picture
+from synfundus.photographs.decoding.colour_profile import to_srgb
+from synfundus.photographs.decoding.jpeg_stream import END_MARKER, check_stream
+from synfundus.photographs.decoding.tiff_strips import check_strips
 from synfundus.photographs.undecodable import DECODER_ERRORS, Undecodable, UndecodableImage
 
 __all__ = [
@@ -25,22 +30,25 @@ __all__ = [
     "ImageFormat",
     "Undecodable",
     "UndecodableImage",
+    "decode_flagged",
     "decode_photograph",
     "decode_picture",
     "encode_image",
 ]
 
-FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "PPM")
 """Formats that are decoded; no other decoder of Pillow is ever called."""
 
 ImageFormat = Literal["png", "webp"]
 
+_LFS_POINTER = "a Git LFS pointer"
 _SIGNATURES = {
     "JPEG": rb"\xff\xd8\xff",
     "PNG": rb"\x89PNG\r\n\x1a\n",
     "TIFF": rb"(II[*+]\0|MM\0[*+])",
     "WEBP": rb"RIFF.{4}WEBP",
     "BMP": rb"BM",
+    "PPM": rb"P[1-6][\s#]",
     "GIF": rb"GIF8",
     "PDF": rb"%PDF",
     "Photoshop": rb"8BPS",
@@ -49,8 +57,16 @@ _SIGNATURES = {
     "PostScript": rb"%!PS",
     "icon": rb"\0\0\x01\0",
     "ZIP": rb"PK\x03\x04",
+    "gzip": rb"\x1f\x8b",
+    _LFS_POINTER: rb"version https://git-lfs\.github\.com/spec/",
 }
 """Patterns of the first bytes, those of `FORMATS` and of files that are often taken for photographs."""
+
+_PLANES = 284  # TIFF tag; 2 for separate planes
+_FIRST_OF_16_BIT = 64  # high byte of the first value that 14 bits do not hold
+
+_OTHER_BYTE = {"RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B", "RGB;16N": f"RGB;16{'BL'[sys.byteorder == 'big']}"}
+"""Pillow reads the high byte of 16-bit colours; in the other byte order it reads the low byte."""
 
 _ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -64,11 +80,17 @@ _ORIENTATIONS = {
 
 
 def decode_photograph(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
-    """Decode a JPEG, PNG, TIFF, WebP, BMP or DICOM file to RGB, upright.
+    """Decode a file as `decode_flagged` does, without the flags."""
+    return decode_flagged(data, max_pixels=max_pixels)[0]
 
-    CMYK, palette, grey and 16-bit images are converted (16 bit by scaling, not by clipping); transparency is
-    composited on black; the EXIF orientation is applied; only the first frame is used. Metadata are removed before a
-    decoder sees the file, so they cannot cost time or leak.
+
+def decode_flagged(data: bytes, *, max_pixels: int) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    """Decode a JPEG, PNG, TIFF, WebP, BMP, PPM, PGM or DICOM file to RGB, upright, in sRGB.
+
+    CMYK, palette, grey and 16-bit images are converted; 16 bits by scaling, not by clipping, and if no value reaches a
+    quarter of their range, as of a camera's 10, 12 or 14 bits; transparency is composited on black; the colour profile
+    and the EXIF orientation are applied; only the first frame is used. Other metadata are removed before a decoder
+    sees the file, so they cannot cost time or leak.
 
     Args:
         data: The file.
@@ -76,7 +98,8 @@ def decode_photograph(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
             pixels) also applies.
 
     Returns:
-        uint8 ``[h, w, 3]``.
+        uint8 ``[h, w, 3]``, and reasons for a person to check it: ``values_of_12_bit`` (8, 10, 14) and
+        `colour_profile.UNUSED_PROFILE`.
 
     Raises:
         UndecodableImage: With a reason from `Undecodable`.
@@ -88,8 +111,8 @@ def decode_photograph(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
     return decode_picture(data, _sniff(data), max_pixels=max_pixels)
 
 
-def decode_picture(data: bytes, file_format: str, *, max_pixels: int) -> NDArray[np.uint8]:
-    """Decode a file whose format, one of `FORMATS`, is known; see `decode_photograph`."""
+def decode_picture(data: bytes, file_format: str, *, max_pixels: int) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    """Decode a file whose format, one of `FORMATS`, is known; see `decode_flagged`."""
     # Another library may have enabled it; truncated photographs are refused.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     # At debug level, Pillow logs the tags of the files it opens.
@@ -99,10 +122,21 @@ def decode_picture(data: bytes, file_format: str, *, max_pixels: int) -> NDArray
         warnings.simplefilter("ignore")
         try:
             bare = bare_picture(data, file_format, max_pixels=max_pixels)
-            with Image.open(io.BytesIO(bare.data), formats=(file_format,)) as image:
+            picture = bare.data + END_MARKER if file_format == "JPEG" else bare.data  # it may lack it
+            with Image.open(io.BytesIO(picture), formats=(file_format,)) as image:
+                if file_format == "JPEG":
+                    check_stream(bare.data)
+                elif file_format == "TIFF":
+                    check_strips(picture, image)
+                codes = _codes(image)
                 image.load()
-                method = _ORIENTATIONS.get(bare.orientation)
-                return _to_rgb(image if method is None else image.transpose(method))
+                base, flags = _narrow(image, picture, codes)
+                if bare.profile is not None or "icc_profile" in image.info:
+                    base, more = to_srgb(base, bare.profile or image.info.get("icc_profile"))
+                    flags += more
+            method = _ORIENTATIONS.get(bare.orientation)
+            turned = base if method is None else base.transpose(method)
+            return np.array(turned.convert("RGB"), dtype=np.uint8), flags
         except Image.DecompressionBombError as error:
             raise UndecodableImage(Undecodable.TOO_MANY_PIXELS, str(error)) from error
         except UnidentifiedImageError as error:
@@ -125,6 +159,8 @@ def _sniff(data: bytes) -> str:
     name = next((name for name, pattern in _SIGNATURES.items() if re.match(pattern, data, re.DOTALL)), None)
     if name is None:
         raise UndecodableImage(Undecodable.NOT_AN_IMAGE, "the file does not start like a picture")
+    if name == _LFS_POINTER:
+        raise UndecodableImage(Undecodable.GIT_LFS_POINTER, "the photograph itself is not here: run `git lfs pull`")
     if name not in FORMATS:
         raise UndecodableImage(Undecodable.UNSUPPORTED_FORMAT, f"{name} is not one of {', '.join(FORMATS)}, DICOM")
     return name
@@ -143,19 +179,45 @@ def _is_truncated(data: bytes, file_format: str) -> bool:
     return len(data) < 8
 
 
-def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Convert any supported mode to uint8 ``[h, w, 3]``."""
+def _codes(image: Image.Image) -> str:
+    """Return Pillow's name of the layout of a file's pixels, such as ``RGB;16B``; empty if it has none."""
+    arguments = image.tile[0].args if getattr(image, "tile", None) else ""
+    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return first if isinstance(first, str) else ""
+
+
+def _narrow(image: Image.Image, data: bytes, codes: str) -> tuple[Image.Image, tuple[str, ...]]:
+    """Convert any supported mode to L, RGB or CMYK of 8 bits; transparency is composited on black."""
     mode = image.mode
     if mode.startswith("I;16"):
-        wide = np.asarray(image).astype(np.uint32)
-        grey = ((wide + 128) // 257).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        return _scale(np.asarray(image))
     if mode not in {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr"}:
         raise UndecodableImage(Undecodable.UNSUPPORTED_MODE, f"pixels of mode {mode!r} have no defined range")
+    dark = ";16" in codes and max(high for _, high in np.atleast_2d(image.getextrema())[:3]) < _FIRST_OF_16_BIT
+    if dark and (codes not in _OTHER_BYTE or getattr(image, "tag_v2", {}).get(_PLANES) == 2):
+        raise UndecodableImage(Undecodable.UNSUPPORTED_MODE, f"pixels as {codes!r} fill less than 14 of 16 bits")
+    if dark:
+        high = np.asarray(image).astype(np.uint16)
+        with Image.open(io.BytesIO(data), formats=(str(image.format),)) as again:
+            other = _OTHER_BYTE[codes]
+            again.tile = [
+                tile._replace(args=(other, *tile.args[1:]) if isinstance(tile.args, tuple) else other)
+                for tile in again.tile
+            ]
+            return _scale(high << 8 | np.asarray(again))
     if image.has_transparency_data:
         rgba = np.asarray(image.convert("RGBA")).astype(np.uint16)
-        return ((rgba[..., :3] * rgba[..., 3:] + 127) // 255).astype(np.uint8)
-    return np.array(image.convert("RGB"), dtype=np.uint8)
+        return Image.fromarray(((rgba[..., :3] * rgba[..., 3:] + 127) // 255).astype(np.uint8)), ()
+    return (image if mode in {"L", "CMYK"} else image.convert("RGB")), ()
+
+
+def _scale(wide: NDArray[np.uint16]) -> tuple[Image.Image, tuple[str, ...]]:
+    """Scale 16-bit values to 8 bits, by the bits that they fill: cameras write 10, 12 and 14 bits unshifted."""
+    largest = int(wide.max())
+    bits = next(bits for bits in (8, 10, 12, 14, 16) if largest < 2**bits)
+    top = 2**bits - 1
+    table = ((np.arange(top + 1, dtype=np.uint32) * 255 + (top + 1) // 2) // top).astype(np.uint8)
+    return Image.fromarray(table[wide]), () if bits == 16 else (f"values_of_{bits}_bit",)
 
 
 def encode_image(pixels: NDArray[np.uint8], image_format: ImageFormat) -> bytes:

@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from synfundus.photographs.bare_picture import bare_picture
+from synfundus.photographs.decoding.colour_profile import to_srgb
+from synfundus.photographs.decoding.jpeg_stream import END_MARKER, check_stream
 from synfundus.photographs.undecodable import DECODER_ERRORS, Undecodable, UndecodableImage, check_size
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ _SAMPLES = {"MONOCHROME1": 1, "MONOCHROME2": 1, "PALETTE COLOR": 1, "RGB": 3, "Y
 
 _PIXEL_DATA = 0x7FE00010
 _SOP_CLASS, _META_SOP_CLASS, _TRANSFER_SYNTAX = 0x00080016, 0x00020002, 0x00020010
-_LATERALITY, _IMAGE_LATERALITY = 0x00200060, 0x00200062
+_LATERALITY, _IMAGE_LATERALITY, _ICC_PROFILE = 0x00200060, 0x00200062, 0x00282000
 _EXTENDED_OFFSETS = (0x7FE00001, 0x7FE00002)
 _IMAGE_PIXEL_TAGS = (
     0x00280002,  # samples per pixel
@@ -63,7 +65,7 @@ _IMAGE_PIXEL_TAGS = (
     *(0x00281101, 0x00281102, 0x00281103),  # palette: numbers of entries
     *(0x00281201, 0x00281202, 0x00281203),  # palette: entries
 )
-_READ_TAGS = (_SOP_CLASS, _LATERALITY, _IMAGE_LATERALITY, *_IMAGE_PIXEL_TAGS, *_EXTENDED_OFFSETS)
+_READ_TAGS = (_SOP_CLASS, _LATERALITY, _IMAGE_LATERALITY, _ICC_PROFILE, *_IMAGE_PIXEL_TAGS, *_EXTENDED_OFFSETS)
 
 _HEADER_READS = 10_000  # the header of an eye camera needs hundreds; two reads per element
 _HEADER_BYTES = 64 * 2**20  # previews and private blocks come before the pixels
@@ -115,17 +117,17 @@ class _Header:
         return int(value)
 
 
-def decode_dicom(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
-    """Decode the first frame of a DICOM photograph to RGB.
+def decode_dicom(data: bytes, *, max_pixels: int) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    """Decode the first frame of a DICOM photograph to sRGB.
 
-    Values are scaled from BitsStored to 8 bits; windows and colour profiles are not applied.
+    Values are scaled from BitsStored to 8 bits; the colour profile of a colour photograph is applied, windows are not.
 
     Args:
         data: The file.
         max_pixels: Larger pictures are refused by their header.
 
     Returns:
-        uint8 ``[h, w, 3]``.
+        uint8 ``[h, w, 3]``, and flags; see `decode_flagged`.
 
     Raises:
         UndecodableImage: Not a photograph, an unsupported compression, truncated, damaged, or pydicom is not installed.
@@ -145,9 +147,15 @@ def decode_dicom(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
         colour = _check_pixel_layout(header)
         if header.syntax == _JPEG_BASELINE:
             bare = bare_picture(_first_frame(data, header), "JPEG", max_pixels=max_pixels)
-            return _decode_jpeg_frame(bare.data, colour, rows, columns)
-        frame = _native_frame(data, header, colour) if header.syntax in _NATIVE else _rle_frame(data, header)
-        return _to_rgb(_decode_frame(frame, header), header, colour)
+            pixels = _decode_jpeg_frame(bare.data, colour, rows, columns)
+        else:
+            frame = _native_frame(data, header, colour) if header.syntax in _NATIVE else _rle_frame(data, header)
+            pixels = _to_rgb(_decode_frame(frame, header), header, colour)
+        profile = header.dataset.get("ICCProfile")
+        if profile and not colour.startswith("MONOCHROME"):
+            converted, flags = to_srgb(Image.fromarray(pixels), bytes(profile))
+            return np.array(converted), flags
+        return pixels, ()
 
 
 def dicom_eye_side(data: bytes) -> int | None:
@@ -375,15 +383,16 @@ def _decode_jpeg_frame(frame: bytes, colour: str, rows: int, columns: int) -> ND
     """Decode a JPEG frame to uint8 ``[h, w, 3]``.
 
     Raises:
-        UndecodableImage: Its size or samples differ from the header.
+        UndecodableImage: Its size or samples differ from the header, or it is damaged.
     """
-    with Image.open(io.BytesIO(frame), formats=("JPEG",)) as image:
+    with Image.open(io.BytesIO(frame + END_MARKER), formats=("JPEG",)) as image:
         expected = "L" if colour.startswith("MONOCHROME") else "RGB"
         if image.size != (columns, rows) or image.mode != expected:
             raise UndecodableImage(
                 Undecodable.DAMAGED,
                 f"a frame of {image.size} {image.mode}, the header states {(columns, rows)} {expected}",
             )
+        check_stream(frame)
         if colour == "RGB" and not {"adobe_transform", "jfif"} & set(image.info):
             # The decoder would assume YCbCr for unmarked samples and convert them.
             image.draft("YCbCr", image.size)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,9 @@ from synfundus.photographs.label_mapping import PICTURE_SUFFIXES
 from synfundus.photographs.label_table import LabelTable
 from synfundus.seeding import derive_key
 from synfundus.storage.manifest import SPLITS, apportion, shard_name
+
+_OTHER_PICTURES = re.compile(r"\.(gif|hei[cf]|avif|jp2|j2k|jp[fx]|jxl|p[bn]m|psd|svg|cr[23]|nef|arw|dng)$")
+"""Names of pictures that cannot be decoded."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,12 @@ def is_picture_name(name: str) -> bool:
     return name.lower().endswith(PICTURE_SUFFIXES) and not any(part.startswith(".") for part in name.split("/"))
 
 
+def _looks_like_picture(name: str) -> bool:
+    """Whether a file without a row is counted: also pictures that cannot be decoded, or are packed."""
+    plain = name.lower().removesuffix(".gz")
+    return is_picture_name(_OTHER_PICTURES.sub(".png", plain))
+
+
 def match_files(table: LabelTable, files: Mapping[str, int]) -> tuple[list[Photograph], list[Reject]]:
     """Match the rows of a table with the files of a folder.
 
@@ -143,7 +153,7 @@ def match_files(table: LabelTable, files: Mapping[str, int]) -> tuple[list[Photo
     rejects += [
         Reject(name, "", "files", "not_in_table")
         for name in sorted(files)
-        if name not in mentioned and is_picture_name(name)
+        if name not in mentioned and _looks_like_picture(name)
     ]
     return photographs, rejects
 

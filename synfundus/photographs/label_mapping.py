@@ -29,7 +29,7 @@ DEFAULT_SOURCE = "photographs"
 FILE_COLUMNS = ("file", "image", "filename", "file_name", "path")
 """Default columns of the file name, in order of preference."""
 PATIENT_COLUMN = "patient_id"
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".dcm")
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".webp", ".bmp", ".ppm", ".pgm", ".dcm")
 """A file in the source folder with one of these suffixes is an input, listed in the table or not."""
 
 _INTEGER = re.compile(r"-?\d{1,9}")

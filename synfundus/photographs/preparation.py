@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synfundus.photographs.burned_text import WORKING_SIZE_PX, BurnedTextError, find_burned_text
-from synfundus.photographs.decode import decode_photograph
+from synfundus.photographs.decode import decode_flagged
 from synfundus.photographs.field_of_view import find_field_of_view
 from synfundus.photographs.ingest import PlannedSample
 from synfundus.photographs.transforms import EYE_SIDE, RIM_SHRINK, crop_to_field_of_view
@@ -33,7 +33,7 @@ class PreparedPixels:
 
     Attributes:
         pixels: uint8 ``[s, s, 3]``.
-        flags: Reasons for a person to check it, e.g. `TEXT_FLAG`.
+        flags: Reasons for a person to check it, e.g. `TEXT_FLAG`, or those of `decode_flagged`.
     """
 
     pixels: NDArray[np.uint8]
@@ -64,15 +64,15 @@ def prepare_pixels(data: bytes, *, image_size_px: int, max_pixels: int, burned_t
         FieldOfViewError: It has no field of view.
         BurnedTextError: There is text inside the field of view, and ``burned_text`` is ``quarantine``.
     """
-    photograph = decode_photograph(data, max_pixels=max_pixels)
+    photograph, flags = decode_flagged(data, max_pixels=max_pixels)
     circle = find_field_of_view(photograph)
     pixels = crop_to_field_of_view(photograph, circle, image_size_px)
     if burned_text == "off":
-        return PreparedPixels(pixels)
+        return PreparedPixels(pixels, flags)
     region = find_burned_text(photograph, circle, size_px=max(image_size_px, WORKING_SIZE_PX))
     if region is not None and burned_text == "quarantine":
         raise BurnedTextError(region)
-    return PreparedPixels(pixels, () if region is None else (TEXT_FLAG,))
+    return PreparedPixels(pixels, flags if region is None else (*flags, TEXT_FLAG))
 
 
 def sample_document(labels: Mapping[str, int | None], *, collection: str, image_size_px: int, image: bytes) -> bytes:

@@ -31,6 +31,7 @@ class Undecodable(StrEnum):
 
     EMPTY_FILE = "empty_file"
     NOT_AN_IMAGE = "not_an_image"
+    GIT_LFS_POINTER = "git_lfs_pointer"
     UNSUPPORTED_FORMAT = "unsupported_format"
     UNSUPPORTED_MODE = "unsupported_mode"
     UNSUPPORTED_DICOM_CLASS = "unsupported_dicom_class"

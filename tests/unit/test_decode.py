@@ -47,7 +47,7 @@ def png_file(width: int, height: int, depth: int, colour: int, rows: bytes) -> b
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "BMP"])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "BMP", "PPM"])
 def test_a_lossless_file_comes_back_as_it_was(kind: str) -> None:
     options = {"lossless": True} if kind == "WEBP" else {}
     np.testing.assert_array_equal(decode(encoded(Image.fromarray(RETINA), kind, **options)), RETINA)
@@ -176,6 +176,14 @@ def test_a_cut_file_is_named(kind: str, part: float) -> None:
         (b"%PDF-1.7 ...", "unsupported_format"),
         (b"\0" * 128 + b"DICM" + b"\0" * 100, "unsupported_transfer_syntax"),
         (b"\0\0\0\x20ftypheic" + b"\0" * 100, "unsupported_format"),
+        (b"\x1f\x8b\x08" + b"\0" * 40, "unsupported_format"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n", "git_lfs_pointer"),
+        (b"P6\n9999 9999\n255\n" + b"\0" * 40, "too_many_pixels"),
+        (b"P3\n2 1\n255\n1 2 3 4 5 6\n", "unsupported_mode"),
+        (b"P4\n8 1\n\0", "unsupported_mode"),
+        (b"P5\n2 1\n4095\n" + b"\0" * 4, "unsupported_mode"),
+        (b"P6\n20 20\n255\n" + b"\0" * 40, "truncated"),
+        (b"P6 and so on: a text", "damaged"),
         (encoded(Image.fromarray(np.ones((9, 9), dtype=np.float32)), "TIFF"), "unsupported_mode"),
         (encoded(Image.fromarray(np.ones((9, 9), dtype=np.int32)), "TIFF"), "unsupported_mode"),
         (png_file(40, 40, 8, 2, b"")[:-12].replace(b"IDAT", b"IDAT\0\0") + png_chunk(b"IEND", b""), "damaged"),
@@ -186,8 +194,37 @@ def test_what_is_not_a_photograph_is_named(data: bytes, expected: str) -> None:
     assert reason(data) == expected
 
 
+def test_grey_pgm_with_a_comment_is_read() -> None:
+    assert decode(b"P5 # by a scanner\n2 1 255\n\x07\xff").tolist() == [[[7] * 3, [255] * 3]]
+
+
+@pytest.mark.parametrize("kind", ["tiff_adobe_deflate", "jpeg", "PNG"])
+@pytest.mark.parametrize("size", [64, 512])
+def test_zeros_within_a_compressed_picture_are_found(kind: str, size: int) -> None:
+    image, options = Image.fromarray(retina()[::4, ::4]), {} if kind == "PNG" else {"compression": kind}
+    data = encoded(image, "PNG" if kind == "PNG" else "TIFF", **options)
+    for part in (0.2, 0.4, 0.6, 0.8):
+        at = int(part * len(data))
+        assert reason(data[:at] + bytes(size) + data[at + size :]) in {Undecodable.DAMAGED, Undecodable.TRUNCATED}
+
+
+@pytest.mark.parametrize(("factors"), [0x31, 0x21, 0x13, 0x41])
+def test_a_jpeg_of_odd_sampling_factors_is_accepted(factors: int) -> None:
+    data = bytearray(encoded(Image.fromarray(RETINA).convert("L"), "JPEG"))
+    data[data.index(b"\xff\xc0") + 11] = factors
+    assert decode(bytes(data)).shape == RETINA.shape
+
+
+@pytest.mark.parametrize("edge", [1, 7, 8, 9])
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_a_tiny_jpeg_is_accepted(edge: int, mode: str) -> None:
+    for progressive in (False, True):
+        data = encoded(Image.new(mode, (edge, edge)), "JPEG", progressive=progressive)
+        assert decode(data).shape == decode(data[:-2]).shape == (edge, edge, 3)
+
+
 @settings(max_examples=120, deadline=None)
-@given(st.sampled_from(["JPEG", "PNG", "TIFF", "WEBP", "BMP"]), st.integers(0, 2**31), st.integers(1, 24))
+@given(st.sampled_from(["JPEG", "PNG", "TIFF", "WEBP", "BMP", "PPM"]), st.integers(0, 2**31), st.integers(1, 24))
 def test_flipped_bytes_give_a_picture_or_a_named_reason(kind: str, seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)
     data = bytearray(encoded(Image.fromarray(RETINA[:40, :40]), kind))

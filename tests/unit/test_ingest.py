@@ -85,10 +85,28 @@ def test_composed_and_decomposed_names_are_the_same_file() -> None:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("a.PNG", True), ("x/y.tiff", True), (".hidden.png", False), ("x/.y/z.png", False), ("a.csv", False)],
+    [
+        ("a.PNG", True),
+        ("x/y.tiff", True),
+        ("a.jfif", True),
+        ("a.JPE", True),
+        ("a.ppm", True),
+        ("a.gif", False),
+        (".hidden.png", False),
+        ("x/.y/z.png", False),
+        ("a.csv", False),
+    ],
 )
 def test_pictures_are_known_by_their_suffix(name: str, expected: bool) -> None:
     assert is_picture_name(name) is expected
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jfif", "a.JPE", "x/a.heic", "a.gif", "a.jp2", "a.ppm.gz", "a.avif", "a.NEF", "a.psd"]
+)
+def test_a_picture_without_a_row_is_counted_whether_it_can_be_decoded_or_not(name: str) -> None:
+    _, rejects = match_files(table_of("b.png,P,1"), {"b.png": 1, name: 1, "notes.txt": 1, "t.csv.gz": 1, "x/.a.gif": 1})
+    assert [(reject.source, reject.reason) for reject in rejects] == [(name, "not_in_table")]
 
 
 def test_the_first_of_identical_files_and_of_identical_images_stays() -> None:
