@@ -141,7 +141,7 @@ class WatchConfig(Section):
     """Progress of a run, read from its files (`synfundus watch`)."""
 
     run_dir: str | None = None
-    """Folder of a run of `train` or `train-vae`."""
+    """Folder of a run of `train` or `train-vae`, or a folder of runs."""
     once: bool = False
     """Show it once and exit."""
     refresh_s: Annotated[float, Field(ge=0.2, le=3600.0)] = 3.0

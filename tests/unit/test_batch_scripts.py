@@ -1,4 +1,4 @@
-"""The batch scripts with stand-ins for SLURM's programs: exit codes, and a chain that is submitted whole or not at all."""
+"""The batch scripts with stand-ins for SLURM: exit codes, and a chain that is submitted whole or not at all."""
 
 from __future__ import annotations
 
