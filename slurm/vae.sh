@@ -12,26 +12,22 @@
 #SBATCH --time=24:00:00
 # Trains the autoencoder: one task per GPU.
 # usage: sbatch [sbatch options] slurm/vae.sh --data SET --run-dir RUN [--init-from DIR]
-# --export lists what a job inherits: never keys, which SLURM would store in the job record. docs/cluster.md, Environment.
+# --export lists what a job inherits: never keys, which SLURM would store in the job record.
 set -uo pipefail
 restarts="${SLURM_RESTART_COUNT:-0}" cap="${SYNFUNDUS_MAX_RESTARTS:-20}"
 echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, restart $restarts of $cap, $(date +%Y-%m-%dT%H:%M:%S)"
 MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 export MASTER_ADDR MASTER_PORT="$((12000 + (SLURM_JOB_ID + 97 * restarts) % 18000))" SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
-export SYNFUNDUS_STALLED="$PWD/.stalled-$SLURM_JOB_ID-$restarts" SYNFUNDUS_FAULTS="$PWD/.faults-$SLURM_JOB_ID"
-# no Python file of the working folder is imported; the first error's exit code is kept where srun reports a stopped rank's
-export PYTHONSAFEPATH=1 SYNFUNDUS_EXIT="$SYNFUNDUS_FAULTS/exit"
-[ "$restarts" -gt 0 ] || rm -rf "$SYNFUNDUS_FAULTS"; rm -f "$PWD/.stalled-$SLURM_JOB_ID-"* "$SYNFUNDUS_FAULTS"/*.* "$SYNFUNDUS_EXIT"
-mkdir -p "$SYNFUNDUS_FAULTS"
+export SYNFUNDUS_STALLED="$PWD/.stalled-$SLURM_JOB_ID-$restarts" SYNFUNDUS_FAULTS="$PWD/.faults-$SLURM_JOB_ID" SYNFUNDUS_EXIT="$PWD/.faults-$SLURM_JOB_ID/exit" PYTHONSAFEPATH=1
+[ "$restarts" -gt 0 ] || rm -rf "$SYNFUNDUS_FAULTS"; rm -f "$PWD/.stalled-$SLURM_JOB_ID-"* "$SYNFUNDUS_FAULTS"/*.* "$SYNFUNDUS_EXIT"; mkdir -p "$SYNFUNDUS_FAULTS"
 srun --export=ALL --kill-on-bad-exit=1 "${SYNFUNDUS_PYTHON:-python3}" -m synfundus train-vae "$@" &
 # srun forwards USR2 to all ranks; on TERM it would kill them before they have saved. A trap ends the wait: hence the loop
 step=$! signals=0 seen=-1 tries=0
 trap 'signals=$((signals + 1)); kill -USR2 "$step"' USR2 TERM
 until [ "$seen" -eq "$signals" ]; do seen="$signals"; wait "$step"; code=$?; done
 [ "$code" -eq 0 ] && rm -rf "$SYNFUNDUS_FAULTS" && exit
-[ "$signals" -eq 0 ] && [ "$code" -ge 128 ] && [ -s "$SYNFUNDUS_EXIT" ] && read -r code < "$SYNFUNDUS_EXIT"
-rm "$SYNFUNDUS_STALLED" 2>/dev/null && code=75
-# 75: saved or stalled; 128 and more after a signal or a preemption: not saved. A cancelled job is not RUNNING.
+[ "$signals" -eq 0 ] && [ "$code" -ge 128 ] && [ -s "$SYNFUNDUS_EXIT" ] && read -r code < "$SYNFUNDUS_EXIT"; rm "$SYNFUNDUS_STALLED" 2>/dev/null && code=75
+# in the file: the first rank's error, where srun reports a rank that it stopped for it. 75: saved or stalled; 128 and more after a signal or a preemption: not saved. A cancelled job is not RUNNING.
 until read -r state since < <(squeue -hO State,PreemptTime -j "$SLURM_JOB_ID") || ((++tries > 9)); do sleep 20; done
 [[ "$since" == [0-9]* ]] && signals=$((signals + 1))
 [ "$state" = RUNNING ] || exit "$code"

@@ -1,4 +1,4 @@
-"""The recipes of container images: nobody builds them here, so they are read, and what they copy is built into a wheel."""
+"""The recipes of container images: no test builds one, but each reads them, and what they copy becomes a wheel."""
 
 from __future__ import annotations
 

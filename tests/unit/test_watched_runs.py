@@ -41,7 +41,7 @@ def submit(
 ) -> None:
     place = run / "submissions" / name
     place.mkdir(parents=True)
-    document = {"argv": [], "environment": {}, "answer": answer}
+    document: dict[str, Any] = {"argv": [], "environment": {}, "answer": answer}
     documents.write_document(str(place / "argv.json"), document, format_name=ARGV_FORMAT, version=FORMAT_VERSION)
     if log:
         (place / "job.log").write_text(log)
@@ -164,7 +164,12 @@ def test_a_live_dashboard_asks_the_controller_rarely(tmp_path: Path) -> None:
     submit(tmp_path)
     asked: list[str] = []
     now = [0.0]
-    reader = JobReader(ask=lambda number: (asked.append(number), ("RUNNING", ""))[1], clock=lambda: now[0])
+
+    def ask(number: str) -> tuple[str, str]:
+        asked.append(number)
+        return "RUNNING", ""
+
+    reader = JobReader(ask=ask, clock=lambda: now[0])
     for at in range(60):
         now[0] = float(at)
         reader.read(str(tmp_path))

@@ -21,7 +21,7 @@ from synfundus.telemetry.sinks import RichConsole, format_duration
 
 _OF_A_RUN = frozenset({"run.json", "metrics.jsonl", "checkpoints", "submissions"})
 _DEPTH = 2
-"""Folders are looked into this deep for runs: `runs/EXPERIMENT/RUN`."""
+"""Folders are looked into this deep for runs: `runs/STUDY/RUN`."""
 _MOST_IN_STORE = 200
 """A folder of a store with more names is no folder of runs: each costs a request."""
 
