@@ -5,7 +5,7 @@ set -euo pipefail
 
 MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 MASTER_PORT="${MASTER_PORT:-$((12000 + (SLURM_JOB_ID + 97 * ${SLURM_RESTART_COUNT:-0}) % 18000))}"
-export MASTER_ADDR MASTER_PORT
+export MASTER_ADDR MASTER_PORT PYTHONSAFEPATH=1  # no Python file of the working folder is imported
 
 # srun does not inherit the cores per task from salloc
 exec srun --export=ALL --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "${SYNFUNDUS_PYTHON:-python3}" -m synfundus "$@"

@@ -12,6 +12,7 @@ for number in "${!hosts[@]}"; do
   fi
 done
 
+export PYTHONSAFEPATH=1  # no Python file of the working folder is imported
 exec "${SYNFUNDUS_PYTHON:-python3}" -m torch.distributed.run \
   --nnodes "${#hosts[@]}" \
   --node-rank "${NODE_RANK:?this host is not in the host file; set NODE_RANK}" \

@@ -14,8 +14,9 @@ import typer
 
 from synfundus import __version__
 from synfundus.cli.verbs import COMMON, VERBS
-from synfundus.distributed.requeue import request_requeue
+from synfundus.distributed.requeue import keep_exit_code, request_requeue
 from synfundus.errors import ConfigError, PortTaken, Preempted, Stalled, SynfundusError
+from synfundus.processes.environment import MISLEADING, SAFE_PATH
 from synfundus.processes.stop_signals import ENDING, report_stop, stopped_by_signals
 from synfundus.stages.verb import Option, Verb
 
@@ -137,6 +138,7 @@ def run_command(arguments: Sequence[str]) -> int:
     except typer.TyperException as error:
         from synfundus.cli.report import report_usage
 
+        keep_exit_code(ConfigError.exit_code)
         report_usage(error.format_message(), arguments)
         return ConfigError.exit_code
     except (KeyboardInterrupt, typer.Abort):
@@ -148,6 +150,7 @@ def run_command(arguments: Sequence[str]) -> int:
     except SynfundusError as error:
         from synfundus.cli.report import report_error
 
+        keep_exit_code(error.exit_code)
         report_error(error, debug=debug)
         if isinstance(error, Stalled | PortTaken):
             request_requeue()
@@ -165,6 +168,9 @@ def _report_defect(kind: type[BaseException], error: BaseException, trace: Trace
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit the process."""
     sys.excepthook = _report_defect
+    os.environ.update(SAFE_PATH)
+    for name in MISLEADING:
+        os.environ.pop(name, None)
     with stopped_by_signals():
         try:
             code = run_command(sys.argv[1:] if arguments is None else arguments)

@@ -10,6 +10,7 @@ from typing import TextIO
 
 from synfundus.errors import SynfundusError
 from synfundus.redaction import redact
+from synfundus.telemetry.console import log_stamp
 
 
 def printable(text: str) -> str:
@@ -37,7 +38,7 @@ def _write(title: str, sections: Sequence[tuple[str, str]], stream: TextIO) -> N
         Console(file=stream, highlight=False).print(Panel(body, title=title, title_align="left", border_style="red"))
         return
     lines = [printable(f"{name}: {text}" if name else text) for name, text in sections]
-    message = "\n".join([f"error ({title.lower()}): {lines[0]}", *lines[1:]]) + "\n"
+    message = "\n".join([f"{log_stamp()}error ({title.lower()}): {lines[0]}", *lines[1:]]) + "\n"
     encoding = stream.encoding or "utf-8"
     stream.write(message.encode(encoding, "backslashreplace").decode(encoding))
     stream.flush()
@@ -58,7 +59,7 @@ def report_error(error: SynfundusError, *, debug: bool) -> None:
     rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
     if rank != "0":
         place = f" ({error.where})" if error.where else ""
-        line = f"rank {rank}: {error.title}: {error.message}{place}"
+        line = f"{log_stamp()}rank {rank}: {error.title}: {error.message}{place}"
         sys.stderr.write(printable(line).replace("\n", "; ") + "\n")
         return
     sections = [("", error.message)]

@@ -8,10 +8,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 from synfundus.cli.request import Request, load_request
-from synfundus.cli.submit import find_place, submit
+from synfundus.cli.submit import find_place, submit, written_place
 from synfundus.config.assets import find_asset
 from synfundus.config.auto import (
     PRECISION_KEYS,
@@ -39,11 +40,13 @@ from synfundus.launch import (
     LaunchPlan,
     MachineFacts,
     Resources,
+    asks_for_job,
     die_with_launcher,
     execute,
     inspect_machine,
     plan_launch,
 )
+from synfundus.launch.inheritance import wandb_note
 from synfundus.launch.submission import PACKAGE, changed_code, installed, source_hash
 from synfundus.processes.stop_signals import ENDING
 from synfundus.redaction import redact
@@ -59,30 +62,39 @@ def plan_verb(request: Request, arguments: tuple[str, ...], machine: MachineFact
     """Decide how the verb starts; a verb without these options runs in one process, whatever the config says."""
     verb, launch = request.verb, request.config.launch
     nodes = launch.nodes if verb.script else 1
-    return plan_launch(
+    resources = Resources(
+        partition=launch.partition,
+        account=launch.account,
+        time_limit=launch.time_limit,
+        gpus_per_node=0 if verb.host_only or launch.device == "cpu" else launch.gpus_per_node,
+        cpus_per_task=launch.cpus_per_task,
+        sbatch_args=launch.sbatch_args,
+        submit=launch.submit,
+    )
+    job = bool(verb.script) and not machine.is_rank and asks_for_job(nodes, resources, machine)
+    plan = plan_launch(
         arguments=arguments,
         nodes=nodes,
         procs_per_node=launch.procs_per_node if verb.distributed and not verb.one_process else 1,
         device="cpu" if verb.host_only else launch.device,
-        resources=Resources(
-            partition=launch.partition,
-            account=launch.account,
-            time_limit=launch.time_limit,
-            gpus_per_node=0 if verb.host_only or launch.device == "cpu" else launch.gpus_per_node,
-            cpus_per_task=launch.cpus_per_task,
-        ),
-        script=str(find_asset("slurm", verb.script)) if nodes > 1 else None,
+        resources=resources,
+        script=str(find_asset("slurm", verb.script)) if verb.script else None,
         machine=machine,
-        submission=find_place(request) if nodes > 1 else None,
+        submission=find_place(request) if job else None,
+        place=written_place(request) if job else "",
     )
+    if plan.kind == "sbatch" and verb.trains and request.config.telemetry.wandb_project:
+        plan = replace(plan, notes=(*plan.notes, *wandb_note(machine.environment)))
+    return plan
 
 
-def likely_device(request: Request, machine: MachineFacts) -> Literal["cpu", "cuda"]:
-    """Return the device of the run, without torch."""
-    device = request.config.launch.device
-    if device == "auto":
-        return "cuda" if machine.visible_gpus else "cpu"
-    return device
+def likely_device(request: Request, machine: MachineFacts, plan: LaunchPlan) -> Literal["cpu", "cuda"]:
+    """Return the device of the run, without torch: of a cluster job that of its nodes, not that of this machine."""
+    launch = request.config.launch
+    if launch.device != "auto":
+        return launch.device
+    gpus = launch.gpus_per_node if plan.kind in ("srun", "sbatch") else machine.visible_gpus
+    return "cuda" if gpus and not request.verb.host_only else "cpu"
 
 
 def describe(request: Request, plan: LaunchPlan, device: Literal["cpu", "cuda"]) -> str:
@@ -95,7 +107,7 @@ def describe(request: Request, plan: LaunchPlan, device: Literal["cpu", "cuda"])
         text += plan_training(request.training, ds_file, world_size=plan.world_size, device=device).describe()
     if verb.dry_run is not None:
         text += verb.dry_run(request.section, config.seed)
-    text += f"# launch\n{plan.describe()}\n"
+    text += "\n".join(["# launch", plan.describe(), *(f"note: {note}" for note in plan.notes), ""])
     if plan.kind == "sbatch" and verb.script:
         script = find_asset("slurm", verb.script)
         text += f"\n# {script}\n{script.read_text(encoding='utf-8')}"
@@ -236,20 +248,22 @@ def run_verb(verb: Verb, given: Mapping[str, Any], arguments: tuple[str, ...]) -
     info = rank_info(os.environ) if verb.distributed else RankInfo(0, 1, 0, 1, "single")
     ENDING.going_on, ENDING.quiet = verb.going_on, info.rank != 0
     request = load_request(verb, given)
-    is_rank = (
-        info.source != "single" and not given["dry_run"]
-    )  # checked when all ranks have met, so that all learn of it
+    if request.config.launch.group_readable:
+        os.umask(0o027)
+    # a rank is checked when all have met, so that all learn of it
+    is_rank = info.source != "single" and not given["dry_run"]
     if not is_rank:
         request.check(look=not given["dry_run"])
     machine = inspect_machine(os.environ, is_rank=info.source != "single")
     plan = plan_verb(request, tuple(text for text in arguments if text != "--dry-run"), machine)
-    device = likely_device(request, machine)
+    device = likely_device(request, machine, plan)
     if verb.trains is not None and not is_rank:
         world_size = info.world_size if info.source != "single" else plan.world_size
         plan_training(request.training, request.config.launch.ds_config, world_size=world_size, device=device)
     if given["dry_run"]:
         sys.stdout.write(describe(request, plan, device))
         return 0
+    sys.stderr.write("".join(f"note: {note}\n" for note in plan.notes))
     if plan.kind == "in_process":
         return _run_here(request, info, file=given["config"], as_json=given["json"])
     outcome = submit(request.loaded, plan, os.environ) if plan.kind == "sbatch" else execute(plan, os.environ)

@@ -18,13 +18,25 @@ from synfundus.redaction import environment_secrets
 from synfundus.storage.locations import is_local, local_path
 
 
-def find_place(request: Request) -> Submission | None:
-    """Choose where the files of a submission are kept; None when the output is in an object store."""
+def output_url(request: Request) -> str:
+    """Return where a verb that runs as a batch job writes, as it was given."""
     output = next(option for option in request.verb.options if option.role in ("output", "run") and option.required)
     (url,) = request.texts(output)
+    return url
+
+
+def written_place(request: Request) -> str:
+    """Return the same for every way to write one folder: its real path, or its location in an object store."""
+    url = output_url(request)
+    return str(local_path(url).resolve()) if is_local(url) else url
+
+
+def find_place(request: Request) -> Submission | None:
+    """Choose where the files of a submission are kept; None when the output is in an object store."""
+    url = output_url(request)
     if not is_local(url):
         return None
-    return place_submission(local_path(url), beside=output.role != "run", now=datetime.now(UTC))
+    return place_submission(local_path(url), beside=request.verb.trains is None, now=datetime.now(UTC))
 
 
 def _refuse_secrets(loaded: LoadedConfig, submission: Submission, environment: Mapping[str, str]) -> None:

@@ -2,20 +2,66 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from synfundus.config.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 AttentionBackend = Literal["auto", "sdpa", "cudnn", "flash", "efficient", "xformers", "math"]
 
 
+_OURS = {
+    "set launch.nodes, procs_per_node, gpus_per_node or cpus_per_task": (
+        *("nodes", "ntasks", "ntasks-per-node", "ntasks-per-gpu", "tasks-per-node", "cpus-per-task", "cpus-per-gpu"),
+        *("gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket"),
+    ),
+    "set launch.partition, account or time_limit": ("partition", "account", "time"),
+    "the job's name and log belong to its folder": (
+        "job-name",
+        "output",
+        "error",
+        "input",
+        "open-mode",
+        "chdir",
+    ),
+    "keys would reach SLURM's records": ("export", "export-file", "get-user-env"),
+    "one job runs the script of the verb": ("array", "wrap", "uid", "gid"),
+    "set SYNFUNDUS_MAX_RESTARTS=0 in the environment": ("no-requeue",),
+    "use --dry-run": ("test-only", "help", "usage", "version"),
+}
+"""Options of sbatch that cannot be given, by the reason, or what to do instead."""
+_SWITCHES = (
+    *("contiguous", "exclusive", "hold", "no-kill", "overcommit", "oversubscribe", "requeue", "spread-job"),
+    *("use-min-nodes", "quiet", "verbose", "wait"),
+)
+_SBATCH_ARG = re.compile(r"--([a-z][a-z0-9-]*)(?:=([^\x00-\x1f\x7f]+))?")
+
+
+def _sbatch_problem(text: str) -> str:
+    """Return what is wrong with a further option of sbatch; empty if nothing is."""
+    match = _SBATCH_ARG.fullmatch(text)
+    if match is None:
+        return f"{text!r} is not of the form --NAME=VALUE (one option of sbatch, in its long form)"
+    name, value = match.groups()
+    for reason, names in _OURS.items():
+        if any(ours.startswith(name) for ours in names):  # sbatch takes abbreviations, too
+            return f"--{name} cannot be given here: {reason}"
+    if name == "signal" and not re.fullmatch(r"B:USR2@\d+", value or ""):
+        return f"{text!r} is not of the form --signal=B:USR2@SECONDS, which the script hands on to the ranks"
+    if value is None and name not in _SWITCHES:
+        return f"--{name} has no value; write --{name}=VALUE"
+    return ""
+
+
 class LaunchConfig(Section):
     """Processes, nodes and the cluster."""
 
     nodes: PositiveInt = 1
-    """Number of nodes; above 1, SLURM is used."""
+    """Number of nodes; above 1, SLURM is used, on one with partition, account, sbatch_args or submit."""
+    submit: bool = False
+    """Run as a batch job of SLURM, also on one node."""
     procs_per_node: PositiveInt | None = None
     """Processes per node; default: one per GPU, or 1 without GPUs."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -30,12 +76,23 @@ class LaunchConfig(Section):
     """SLURM account."""
     time_limit: Annotated[str, Field(pattern=r"^(\d+-)?\d{1,3}(:\d{2}){0,2}$")] = "24:00:00"
     """SLURM time limit, e.g. 24:00:00 or 2-00:00:00."""
+    sbatch_args: tuple[str, ...] = ()
+    """Further options of sbatch, e.g. [--qos=long, --mem=200G, --constraint=a100]."""
     gpus_per_node: NonNegativeInt = 8
     """GPUs to request per node of a cluster job; 0 for CPU nodes."""
     cpus_per_task: PositiveInt = 8
     """CPU cores to request per process of a cluster job."""
     collective_timeout_s: PositiveInt = 1800
     """Timeout of a collective."""
+    group_readable: bool = False
+    """Let the group read what is written (umask 027 instead of 077); crosswalks stay their owner's."""
+
+    @field_validator("sbatch_args")
+    @classmethod
+    def _for_us(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if problems := list(filter(None, map(_sbatch_problem, value))):
+            raise ValueError("; ".join(problems))
+        return value
 
 
 class StorageConfig(Section):
@@ -84,7 +141,7 @@ class WatchConfig(Section):
     """Progress of a run, read from its files (`synfundus watch`)."""
 
     run_dir: str | None = None
-    """Folder of a run of `train` or `train-vae`."""
+    """Folder of a run of `train` or `train-vae`, or a folder of runs."""
     once: bool = False
     """Show it once and exit."""
     refresh_s: Annotated[float, Field(ge=0.2, le=3600.0)] = 3.0

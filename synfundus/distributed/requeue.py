@@ -19,6 +19,10 @@ STALLED = "SYNFUNDUS_STALLED"
 FAULTS = "SYNFUNDUS_FAULTS"
 """Holds the path of a folder of the job. A rank that fails leaves a file NODE.RANK there. The scripts write `history`:
 the nodes of the faults since the last checkpoint, one a line."""
+EXIT = "SYNFUNDUS_EXIT"
+"""Holds the path of a file for the exit code of the first rank that ended with an error of its own. srun reports the
+highest code of all ranks, which is that of a rank it has stopped for the sake of the other."""
+_OWN_ERRORS = range(2, 7)
 
 _report: IO[str] | None = None
 
@@ -29,6 +33,14 @@ def request_requeue() -> None:
     if place:
         with contextlib.suppress(OSError):
             Path(place).touch(mode=0o600)
+
+
+def keep_exit_code(code: int) -> None:
+    """Write down the code of an error of this rank, unless another was first; does nothing without the variable."""
+    place = os.environ.get(EXIT)
+    if place and code in _OWN_ERRORS:
+        with contextlib.suppress(OSError), Path(place).open("x", encoding="ascii") as stream:
+            stream.write(f"{code}\n")
 
 
 def open_fault_report(rank: int) -> None:

@@ -1,6 +1,6 @@
 """Starting the processes of a job: `plan_launch` decides, `execute` carries the plan out. Neither imports torch."""
 
-from synfundus.launch.plan import LaunchPlan, MachineFacts, ProcessPlan, Resources, plan_launch
+from synfundus.launch.plan import LaunchPlan, MachineFacts, ProcessPlan, Resources, asks_for_job, plan_launch
 from synfundus.launch.processes import Outcome, die_with_launcher, execute, inspect_machine
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "Outcome",
     "ProcessPlan",
     "Resources",
+    "asks_for_job",
     "die_with_launcher",
     "execute",
     "inspect_machine",

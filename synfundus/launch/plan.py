@@ -5,23 +5,20 @@ Every process is started from an argument list; no shell string is ever built fr
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from synfundus.errors import LaunchError
+from synfundus.launch.inheritance import inherit
 from synfundus.launch.submission import Submission
 
 LaunchKind = Literal["in_process", "local", "srun", "sbatch"]
 
-PASSED_ON = (
-    *("PATH", "HOME", "USER", "LANG", "TMPDIR", "AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"),
-    *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "AWS_CA_BUNDLE"),
-    *("SYNFUNDUS_MAX_RESTARTS", "SYNFUNDUS_MAX_FAULTS"),
-)
-"""Environment variables a batch job inherits: names and locations, never keys (SLURM would record them)."""
 SWITCHES = ("--json", "--debug")
 """Options of the command line that are not settings."""
 NOT_FROZEN = (
@@ -42,6 +39,8 @@ class Resources:
         time_limit: In SLURM's notation.
         gpus_per_node: 0 for CPU nodes.
         cpus_per_task: Cores for each process.
+        sbatch_args: Further options for sbatch, checked by the schema.
+        submit: Ask for a batch job whatever the number of nodes.
     """
 
     partition: str | None
@@ -49,6 +48,15 @@ class Resources:
     time_limit: str
     gpus_per_node: int
     cpus_per_task: int
+    sbatch_args: tuple[str, ...] = ()
+    submit: bool = False
+
+    def named(self) -> str:
+        """Return what asks for a batch job on one node: an option and its value, empty if nothing does."""
+        if self.submit:
+            return "launch.submit=true"
+        named = {"partition": self.partition, "account": self.account, "sbatch_args": " ".join(self.sbatch_args)}
+        return next((f"launch.{name}={value}" for name, value in named.items() if value), "")
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,7 @@ class LaunchPlan:
         world_size: Number of ranks.
         reason: Why it is started this way, in words.
         submission: Where a batch job's settings and log are kept; None = nowhere.
+        notes: What the user should know before it starts, a sentence each.
     """
 
     kind: LaunchKind
@@ -97,6 +106,7 @@ class LaunchPlan:
     world_size: int
     reason: str
     submission: Submission | None = None
+    notes: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """Return the plan as text, one process a line."""
@@ -173,6 +183,44 @@ def slurm_file_name(path: str) -> str:
     return f"{folder}{slash}\\{name}"
 
 
+def job_name(verb: str, place: str) -> str:
+    """Name the jobs that write one place: the same for the same place, so that SLURM starts one of them at a time.
+
+    Args:
+        verb: The verb.
+        place: Absolute path or location of the folder it writes.
+    """
+    folder = re.sub(r"[^A-Za-z0-9_.-]+", "-", place.rstrip("/").rpartition("/")[2])[:24]
+    return f"synfundus-{verb}-{folder}-{hashlib.sha256(os.fsencode(place.rstrip('/'))).hexdigest()[:8]}"
+
+
+def _split_gpus(resources: Resources) -> tuple[str, list[str]]:
+    """Take GPUs out of ``--gres``: one request for them, with their type, in place of two that SLURM would add up.
+
+    Returns:
+        The value of ``--gpus-per-node`` and the other options.
+
+    Raises:
+        LaunchError: Another number than `launch.gpus_per_node`.
+    """
+    gpus, options = str(resources.gpus_per_node), []
+    for option in resources.sbatch_args:
+        name, _, value = option.partition("=")
+        parts = value.split(",") if name == "--gres" else []
+        asked = [part for part in parts if part == "gpu" or part.startswith("gpu:")]
+        for part in asked:
+            gpus = part.removeprefix("gpu").lstrip(":") or "1"
+            if gpus.rpartition(":")[2] != str(resources.gpus_per_node):
+                raise LaunchError(
+                    f"{option} and launch.gpus_per_node={resources.gpus_per_node} ask for different numbers of GPUs",
+                    where="launch.sbatch_args",
+                    hint="give the same number in both, or leave the GPUs out of --gres",
+                )
+        kept = [part for part in parts if part not in asked]
+        options += [f"--gres={','.join(kept)}"] if asked and kept else [] if asked else [option]
+    return gpus, options
+
+
 def _job_arguments(nodes: int, tasks_per_node: int, resources: Resources) -> list[str]:
     """Return the options srun and sbatch share. 0 GPUs is passed too: the scripts request some by default."""
     return [
@@ -217,11 +265,11 @@ def _srun_plan(
         "MASTER_PORT": str(port_of_job(environment["SLURM_JOB_ID"], environment.get("SLURM_RESTART_COUNT", "0"))),
     }
     world_size = nodes * tasks_per_node
-    return LaunchPlan("srun", (ProcessPlan(command, rendezvous),), world_size, "inside a SLURM allocation")
+    notes = ("launch.sbatch_args are for sbatch: this allocation exists already",) if resources.sbatch_args else ()
+    return LaunchPlan("srun", (ProcessPlan(command, rendezvous),), world_size, "inside a SLURM allocation", notes=notes)
 
 
 def _sbatch_plan(
-    verb: str,
     arguments: Sequence[str],
     script: str,
     nodes: int,
@@ -229,14 +277,23 @@ def _sbatch_plan(
     resources: Resources,
     machine: MachineFacts,
     submission: Submission | None,
+    place: str,
 ) -> LaunchPlan:
-    kept = [name for name in PASSED_ON if name in machine.environment]
+    inherited = inherit(machine.environment)
+    gpus, further = _split_gpus(resources)
     options = [
-        *_job_arguments(nodes, tasks_per_node, resources),
-        f"--job-name=synfundus-{verb}",
+        *further,
+        *_job_arguments(nodes, tasks_per_node, resources)[:-1],
+        f"--gpus-per-node={gpus}",
+        f"--job-name={job_name(arguments[0], place)}",
         f"--time={resources.time_limit}",
-        f"--export={','.join([*kept, 'SYNFUNDUS_PYTHON'])}",
+        f"--export={','.join([*inherited.passed, 'SYNFUNDUS_PYTHON'])}",
     ]
+    notes = inherited.notes()
+    if any(option.startswith("--dep") for option in further):  # sbatch takes abbreviations, too
+        notes += ("launch.sbatch_args has a dependency: two jobs of this folder no longer wait for each other",)
+    else:
+        options.append("--dependency=singleton")
     if resources.partition is not None:
         options.append(f"--partition={resources.partition}")
     if resources.account is not None:
@@ -247,13 +304,25 @@ def _sbatch_plan(
         options += [f"--output={slurm_file_name(str(submission.log))}", "--open-mode=append"]
         settings = ("--config", str(submission.config), *(text for text in settings if text in SWITCHES))
     command = ("sbatch", *options, script, *settings)
+    why = "more than one node was requested" if nodes > 1 else f"{resources.named()} asks for one"
+    turn = "; it waits for an earlier job of this folder" if "--dependency=singleton" in options else ""
     return LaunchPlan(
         "sbatch",
         (ProcessPlan(command, {"SYNFUNDUS_PYTHON": machine.python}),),
         nodes * tasks_per_node,
-        "a batch job, because more than one node was requested",
+        f"a batch job, because {why}{turn}",
         submission,
+        notes,
     )
+
+
+def asks_for_job(nodes: int, resources: Resources, machine: MachineFacts) -> bool:
+    """Whether a request is for SLURM: several nodes; or one, with an option that only a job can have. Pure.
+
+    A machine without sbatch cannot have the partition of a shared configuration, and an allocation has its own.
+    """
+    possible = "sbatch" in machine.programs and "SLURM_JOB_ID" not in machine.environment
+    return nodes > 1 or resources.submit or bool(resources.named() and possible)
 
 
 def plan_launch(
@@ -266,6 +335,7 @@ def plan_launch(
     script: str | None,
     machine: MachineFacts,
     submission: Submission | None = None,
+    place: str = "",
 ) -> LaunchPlan:
     """Decide how to start a verb. Pure.
 
@@ -275,31 +345,34 @@ def plan_launch(
         procs_per_node: Processes per node; None = one per GPU, or one.
         device: Device to compute on.
         resources: What a cluster job requests.
-        script: Batch script of the verb; None if the verb does not run on several nodes.
+        script: Batch script of the verb; None if the verb runs in no job.
         machine: What the machine has.
         submission: Where a batch job's settings and log are kept; None passes the command line itself to the job.
+        place: Absolute path or location of the folder that the verb writes, for the name of the job.
 
     Raises:
         LaunchError: Several nodes without SLURM, or values SLURM must not get.
     """
     if machine.is_rank:
         return LaunchPlan("in_process", (), nodes * (procs_per_node or 1), "a launcher started this process as a rank")
-    if nodes == 1:
+    if nodes == 1 and not (script and asks_for_job(nodes, resources, machine)):
+        unused = script and resources.named() and "SLURM_JOB_ID" not in machine.environment
+        notes = (f"{resources.named()} is not used: there is no sbatch on this machine",) if unused else ()
         ranks = procs_per_node or (machine.visible_gpus if device != "cpu" else 0) or 1
         if ranks == 1:
-            return LaunchPlan("in_process", (), 1, "one process")
-        return _local_plan(arguments, ranks, machine)
-    verb = arguments[0]
+            return LaunchPlan("in_process", (), 1, "one process", notes=notes)
+        return replace(_local_plan(arguments, ranks, machine), notes=notes)
     if script is None:
-        raise LaunchError(f"`{verb}` does not run on several nodes", where="--nodes", hint="remove --nodes")
+        raise LaunchError(f"`{arguments[0]}` does not run on several nodes", where="--nodes", hint="remove --nodes")
     _check_resources(resources, (*arguments, *([str(submission.folder)] if submission else [])))
     tasks_per_node = procs_per_node or resources.gpus_per_node or 1
-    if "SLURM_JOB_ID" in machine.environment and "srun" in machine.programs:
+    if "SLURM_JOB_ID" in machine.environment and "srun" in machine.programs and not resources.submit:
         return _srun_plan(arguments, nodes, tasks_per_node, resources, machine)
     if "sbatch" in machine.programs:
-        return _sbatch_plan(verb, arguments, script, nodes, tasks_per_node, resources, machine, submission)
+        return _sbatch_plan(arguments, script, nodes, tasks_per_node, resources, machine, submission, place)
+    what = f"{nodes} nodes were requested" if nodes > 1 else "a batch job was requested"
     raise LaunchError(
-        f"{nodes} nodes were requested, but there is neither an allocation nor sbatch",
-        where="--nodes",
+        f"{what}, but there is neither an allocation nor sbatch",
+        where="--nodes" if nodes > 1 else "--submit",
         hint="run it on a machine with SLURM, or list the hosts and use launchers/torchrun_hostfile.sh",
     )

@@ -14,14 +14,17 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
 from synfundus.errors import LaunchError, Preempted
 from synfundus.launch.plan import LaunchPlan, MachineFacts, ProcessPlan
+from synfundus.processes.environment import MISLEADING, SAFE_PATH
 from synfundus.processes.stop_signals import exit_code_of, handlers
 
+EXIT = "SYNFUNDUS_EXIT"
+"""Set for the ranks of a step: a file for the exit code of the first that fails (`distributed.requeue`)."""
 LAUNCHER_PID = "SYNFUNDUS_LAUNCHER_PID"
 """Set for local ranks: the process id of the launcher, which they must not outlive."""
 STOP_GRACE_S = 10.0
@@ -150,6 +153,16 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], sent: Sequence[int]) -> 
     return Outcome(max(codes.values()), "")
 
 
+def _first_code(kept: Path, code: int) -> int:
+    """Return the exit code of the first rank that failed, where srun reports that of a rank which it has stopped."""
+    try:
+        first = int(kept.read_text(encoding="ascii"))
+        kept.unlink()
+    except (OSError, ValueError):
+        return code
+    return first if code >= 128 else code
+
+
 def execute(plan: LaunchPlan, environment: Mapping[str, str]) -> Outcome:
     """Start the processes of a plan and wait for them.
 
@@ -163,6 +176,10 @@ def execute(plan: LaunchPlan, environment: Mapping[str, str]) -> Outcome:
     if plan.kind == "sbatch":
         return _submit(plan.processes[0], environment)
     extra = {"MASTER_PORT": str(free_port()), LAUNCHER_PID: str(os.getpid())} if plan.kind == "local" else {}
+    kept = Path(f".exit-{environment.get('SLURM_JOB_ID', '0')}-{os.getpid()}")
+    if plan.kind == "srun":
+        extra[EXIT] = str(kept.absolute())  # the nodes share this folder
+    inherited = {name: value for name, value in environment.items() if name not in MISLEADING}
     processes: list[subprocess.Popen[bytes]] = []
 
     sent: list[int] = []
@@ -178,10 +195,11 @@ def execute(plan: LaunchPlan, environment: Mapping[str, str]) -> Outcome:
     with handlers(send):
         try:
             for process in plan.processes:
-                variables = {**environment, **extra, **process.environment}
+                variables = {**inherited, **SAFE_PATH, **extra, **process.environment}
                 # in a new session: a terminal's Ctrl-C reaches only the launcher, which forwards it once
                 processes.append(subprocess.Popen(process.arguments, env=variables, start_new_session=True))
-            return _wait(processes, sent)
+            outcome = _wait(processes, sent)
+            return replace(outcome, exit_code=_first_code(kept, outcome.exit_code))
         except OSError as error:
             raise LaunchError(f"cannot start {plan.processes[0].arguments[0]!r}: {error.strerror}") from error
         finally:

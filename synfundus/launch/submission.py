@@ -26,7 +26,8 @@ CODE_FORMAT = "synfundus-submission-code"
 ARGV_FORMAT = "synfundus-submission-argv"
 FORMAT_VERSION = 1
 
-_FOLDER = "submissions"
+SUBMISSIONS = "submissions"
+"""Name of the folder of submissions in a run; beside a set its name ends like this."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def place_submission(
         taken: Whether a folder already exists.
     """
     output = output.absolute()
-    root = output.with_name(f"{output.name}.{_FOLDER}") if beside and output.name else output / _FOLDER
+    root = output.with_name(f"{output.name}.{SUBMISSIONS}") if beside and output.name else output / SUBMISSIONS
     stem = now.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
     names = (stem if number == 1 else f"{stem}-{number}" for number in range(1, 1000))
     return Submission(next((root / name for name in names if not taken(root / name)), root / stem))

@@ -98,7 +98,8 @@ class Verb:
 DEVICE = Option("--device", "launch.device", "auto, cpu or cuda.")
 PROCS = Option("--procs-per-node", "launch.procs_per_node", "Processes per node; default: one per GPU, or 1.")
 NODES = Option("--nodes", "launch.nodes", "Number of nodes; above 1, SLURM is used.")
-DISTRIBUTED = (NODES, PROCS, DEVICE)
+SUBMIT = Option("--submit", "launch.submit", "Run as a batch job of SLURM, also on one node.", "flag")
+DISTRIBUTED = (NODES, PROCS, SUBMIT, DEVICE)
 CACHE = Option("--cache-dir", "storage.cache_dir", "Local folder for copies of remote shards.", role="output")
 
 MICRO_BATCH_HELP = "Maximum images per rank and forward pass; auto: as many as fit, measured at start."

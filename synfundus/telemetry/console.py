@@ -6,9 +6,20 @@ file, nothing on ranks other than 0.
 
 from __future__ import annotations
 
+import os
+import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
+
+
+def log_stamp() -> str:
+    """Return ``[2026-11-30T09:48:12 node1] `` for a line in the log of a SLURM step, in local time; empty elsewhere."""
+    if not {"SLURM_JOB_ID", "SLURM_PROCID"} <= set(os.environ):
+        return ""
+    host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    return f"[{time.strftime('%Y-%m-%dT%H:%M:%S')} {host}] "
 
 
 class Progress(Protocol):

@@ -81,11 +81,11 @@ def build_dashboard(run: RunView, *, now: float, unicode: bool) -> Dashboard:
     lines = [_state(run, now), _progress(run, unicode), *_learning(run, unicode), *_speed(run), _saved(run, now)]
     if run.rows:
         lines.append(_left_out(run))
-    lines += [Line("warning", _clean(text), "bad") for text in warnings(run)]
-    return Dashboard(_clean(f"{run.name} ({named}{ranks})"), lines)
+    lines += [Line("warning", clean(text), "bad") for text in warnings(run)]
+    return Dashboard(clean(f"{run.name} ({named}{ranks})"), lines)
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Remove secrets and control characters."""
     return "".join(character if character.isprintable() else "?" for character in redact(text))
 

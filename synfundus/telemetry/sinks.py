@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 
 from synfundus.processes.stop_signals import telling
 from synfundus.storage.filesystem import storage_errors
-from synfundus.telemetry.console import Console, Progress, SilentConsole
+from synfundus.telemetry.console import Console, Progress, SilentConsole, log_stamp
 
 if TYPE_CHECKING:
     from rich import progress as rich_progress
@@ -181,8 +181,9 @@ class PlainConsole:
         self._clock = clock
 
     def message(self, text: str) -> None:
-        """Print one line."""
-        self._stream.write(text + "\n")
+        """Print one line; in the log of a SLURM step with time and host, but for results on standard output."""
+        stamp = "" if self._stream is sys.stdout else log_stamp()
+        self._stream.write("".join(f"{stamp}{line}\n" for line in text.split("\n")))
         self._stream.flush()
 
     def warning(self, text: str) -> None:

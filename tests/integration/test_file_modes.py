@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
 from miniature_chain import Chain, command_lines, open_to_others, short_chain
+from rank_processes import run_cli
 from tiny_sets import tiny_config
 
 from synfundus.distributed.world import World
@@ -51,6 +53,29 @@ def test_the_check_itself_finds_an_open_file(tmp_path: Path) -> None:
     finally:
         os.umask(mask)
     assert open_to_others(tmp_path) == ["-rw-r--r-- open"]
+
+
+def test_a_group_may_read_all_but_the_crosswalk_where_it_is_asked_for(tmp_path: Path) -> None:
+    """In a folder that hands its group on, with two ranks and their workers; nobody may write, others see nothing."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o2770)
+    photographs, out = shared / "photographs", shared / "set"
+    small = ("--image-size", "64", "--workers", "1", "--set", "launch.group_readable=true")
+    run_cli("phantoms", "--out", photographs, "--num-images", "8", *small).check()
+    labels = photographs / "labels.csv"
+    run_cli(
+        "prepare", "--source", photographs, "--labels", labels, "--out", out, "--procs-per-node", "2", *small
+    ).check()
+    found = {path.relative_to(shared): path.stat().st_mode for path in shared.rglob("*")}
+    crosswalk = {path: mode for path, mode in found.items() if path.parts[0] == "set.crosswalk"}
+    assert len(crosswalk) > 3
+    assert {path for path, mode in crosswalk.items() if mode & 0o077} == set()
+    others = {path: mode for path, mode in found.items() if path not in crosswalk}
+    assert len([path for path in others if path.parts[0] == "set"]) > 5
+    wanted = {path: 0o750 if stat.S_ISDIR(mode) else 0o640 for path, mode in others.items()}
+    assert {path: mode & 0o777 for path, mode in others.items()} == wanted
+    assert all(mode & stat.S_ISGID for mode in others.values() if stat.S_ISDIR(mode))
 
 
 @pytest.mark.parametrize("folder", ["", "checkpoints"])

@@ -6,6 +6,7 @@ through a real SLURM in `test_slurm_hostile.py`.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -162,6 +163,26 @@ def test_names_and_limits_are_checked_before_slurm_sees_them(
                 assert (f"--{names[0]}={value}" in asked) != is_null, value
                 passed += 1
     assert passed >= 20 // every
+
+
+@EVERY
+def test_further_options_of_sbatch_are_not_executed(desk: Desk, capsys: pytest.CaptureFixture[str], every: int) -> None:
+    """As the value of an option, and as the option itself."""
+    passed = 0
+    for value in VALUES[::every]:
+        for words in ([f"--comment={value}"], [value]):
+            Path("run.yaml").write_text(json.dumps({"launch": {"sbatch_args": words}}), encoding="utf-8")
+            code = run(capsys, *train(config="run.yaml"))
+            asked, started = desk.recorded("sbatch"), desk.recorded("srun")
+            assert not desk.harmed(), value
+            if code == 0:
+                assert words[0] in asked, value
+                assert set(check_frozen(asked, started).launch.sbatch_args) == set(words), value
+                assert words[0].startswith("--"), "no word of its own reaches sbatch"
+                passed += 1
+            else:
+                assert not asked + started, value
+    assert passed >= 60 // every
 
 
 @EVERY

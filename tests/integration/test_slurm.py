@@ -92,6 +92,41 @@ def test_the_command_line_submits_the_same_job_and_freezes_its_settings(
 
 
 @pytest.mark.slow
+def test_a_second_submission_of_a_run_waits_for_the_first_also_while_that_is_requeued(
+    latent_set: ShardSet, cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    """A job of another run does not wait for them; there are three nodes. WANDB_MODE reaches the ranks."""
+    config, run_dir = write_run(latent_set, tmp_path / "one", images=SHORT_IMAGES)
+    other, _ = write_run(latent_set, tmp_path / "two", images=INTERVAL)
+    extra = {"WANDB_MODE": "offline", "WANDB_API_KEY": "no-key"}
+
+    def submit_run(file: Path) -> str:
+        command = [sys.executable, "-m", "synfundus", "train", "--config", str(file), "--submit"]
+        small = ["--procs-per-node", "1", "--set", "launch.cpus_per_task=1"]
+        number = re.search(r"\d+", cluster.client(*command, *small, extra=extra))
+        assert number is not None
+        return number[0]
+
+    first, second, third = submit_run(config), submit_run(config), submit_run(other)
+    assert cluster.job(first)["JobName"] == cluster.job(second)["JobName"] != cluster.job(third)["JobName"]
+    wait_for_images(run_dir, 300)
+    waiting = cluster.job(second)
+    assert (waiting["JobState"], waiting["Reason"]) == ("PENDING", "Dependency")
+    variables = Path(f"/proc/{process_of(first, 0)}/environ").read_bytes().split(b"\0")
+    assert b"WANDB_MODE=offline" in variables
+    assert not [one for one in variables if one.startswith(b"WANDB_API_KEY")]
+    cluster.client("scancel", "--batch", "--signal=USR2", first)
+    ended = cluster.wait_for(first, "COMPLETED", timeout_s=PATIENCE_S)
+    assert ended["Restarts"] == "1"
+    cluster.wait_for(third, "COMPLETED", timeout_s=PATIENCE_S)
+    late = cluster.wait_for(second, "COMPLETED", timeout_s=PATIENCE_S)
+    assert late["StartTime"] >= ended["EndTime"]
+    assert rows(run_dir)[-1]["images_seen"] == SHORT_IMAGES
+    logs = [path.read_text() for path in sorted((run_dir / "submissions").glob("*/job.log"))]
+    assert re.search(r"(?m)^\[\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d node\d\] ", logs[0])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("to", [("--batch",), ()], ids=["to the script, as before a time limit", "to the tasks"])
 def test_a_warning_saves_and_requeues(
     latent_set: ShardSet, cluster: SlurmCluster, undisturbed: Path, tmp_path: Path, to: tuple[str, ...]

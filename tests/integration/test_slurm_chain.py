@@ -90,8 +90,8 @@ def test_the_chain_stops_where_a_job_fails(cluster: SlurmCluster, photographs: P
     config = describe_chain(tmp_path, photographs, vae={"init_from": str(tmp_path / "no-such-folder")})
     first, second, *later = submit_chain(cluster, config).values()
     cluster.wait_for(first, "COMPLETED", timeout_s=PATIENCE_S)
-    # not by its exit code: that may be the one of the rank that srun ended for the other's sake
-    cluster.wait_for(second, "FAILED", timeout_s=PATIENCE_S)
+    ended = cluster.wait_for(second, "FAILED", timeout_s=PATIENCE_S)
+    assert ended["ExitCode"] == "2:0", "not that of the rank which srun ended for the other's sake"
     assert "no-such-folder' does not exist (train_vae.init_from)" in (tmp_path / "synfundus-train-vae.log").read_text()
     for job in later:
         ended = cluster.wait_for(job, "CANCELLED", timeout_s=60.0)

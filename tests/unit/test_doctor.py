@@ -228,6 +228,11 @@ def test_slurm_is_all_or_nothing() -> None:
     assert "sbatch" in half.detail
     whole = dict.fromkeys(doctor.SLURM_PROGRAMS, works)
     assert doctor.check_slurm(whole).status == "ok"
+    assert doctor.check_slurm(whole, controller=("Slurmctld(primary) at head is UP", True)).status == "ok"
+    for down in (("Slurmctld(primary) at head is DOWN", True), ("does not answer", False), ("is UP", False)):
+        found = doctor.check_slurm(whole, controller=down)
+        assert found.status == "warn"
+        assert down[0] in found.detail
     broken = doctor.check_slurm({**whole, "sbatch": ("sbatch: fatal: no slurm.conf", False)})
     assert broken.status == "warn"
     assert "no slurm.conf" in broken.detail
@@ -288,3 +293,34 @@ def test_a_program_is_asked_for_its_version(tmp_path: Path, monkeypatch: pytest.
     broken.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert doctor.ask_version("sbatch") == ("sbatch: fatal: no slurm.conf", False)
+
+
+def test_a_controller_that_does_not_answer_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "scontrol"
+    program.write_text("#!/bin/sh\n[ \"$1\" = ping ] && { echo 'Slurmctld(primary) at head is DOWN'; exit 1; }\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert doctor.ask_version("scontrol", "ping") == ("Slurmctld(primary) at head is DOWN", False)
+
+
+def test_a_probe_sees_the_installed_packages_and_not_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "yaml.py").write_text("raise SystemExit('yaml.py of the working folder was imported')")
+    monkeypatch.chdir(tmp_path)
+    assert "error" not in doctor.probe("import yaml; facts = {'version': yaml.__version__}", environment=os.environ)
+
+
+@pytest.mark.parametrize(
+    ("statements", "error"),
+    [
+        ("import atexit; atexit.register(print, 'goodbye'); facts = {}", None),
+        ("facts = {}; import sys; sys.stdout.buffer.write(b'\\xff\\n')", None),
+        ("facts = {}; import atexit, os; atexit.register(os._exit, 3)", "ended with exit code 3"),
+        ("import os; os._exit(0)", "ended with exit code 0"),
+        ("raise ImportError('no libcudart')", "ImportError: no libcudart"),
+    ],
+)
+def test_a_probe_counts_with_its_exit_code(statements: str, error: str | None) -> None:
+    found = doctor.probe(statements, environment=os.environ)
+    assert found == ({} if error is None else {"error": error})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 
 from synfundus.errors import LaunchError
 from synfundus.launch import LaunchPlan, MachineFacts, ProcessPlan, Resources, execute, plan_launch, processes
-from synfundus.launch.plan import first_host, port_of_job
+from synfundus.launch.plan import first_host, job_name, port_of_job
 from synfundus.processes.stop_signals import STOP_SIGNALS
 
 RESOURCES = Resources(partition=None, account=None, time_limit="24:00:00", gpus_per_node=8, cpus_per_task=4)
@@ -105,6 +106,99 @@ def test_on_a_login_node_several_nodes_become_a_batch_job_without_keys() -> None
     assert {"--nodes=2", "--partition=gpu,gpu-long", "--account=eye.lab", "--time=24:00:00"} <= set(options)
     assert "--export=PATH,SYNFUNDUS_PYTHON" in options
     assert "AWS_SECRET" not in made.describe()
+
+
+NAMED = (
+    replace(RESOURCES, partition="gpu"),
+    replace(RESOURCES, account="eye"),
+    replace(RESOURCES, sbatch_args=("--qos=long",)),
+    replace(RESOURCES, submit=True),
+)
+
+
+@pytest.mark.parametrize("resources", NAMED)
+def test_one_node_with_something_that_only_a_job_has_is_a_job(resources: Resources) -> None:
+    made = plan(LOGIN_NODE, procs=8, resources=resources)
+    assert (made.kind, made.world_size) == ("sbatch", 8)
+    assert {"--nodes=1", "--ntasks-per-node=8"} <= set(made.processes[0].arguments)
+    assert "asks for one" in made.reason
+    # a rank a GPU of the node, not of the login node
+    assert plan(LOGIN_NODE, resources=resources).world_size == 8
+
+
+def test_one_node_stays_here_without_a_wish_without_slurm_and_inside_an_allocation() -> None:
+    assert plan(LOGIN_NODE, procs=8).kind == "local"
+    assert plan(LOGIN_NODE).kind == "in_process"
+    for resources in NAMED[:3]:
+        made = plan(ALONE, procs=8, resources=resources)
+        assert (made.kind, len(made.notes)) == ("local", 1)
+        assert "there is no sbatch on this machine" in made.notes[0]
+        inside = plan(ALLOCATION, procs=8, resources=resources)
+        assert (inside.kind, inside.notes) == ("local", ())
+        # a verb that runs in no job is not concerned
+        assert plan(LOGIN_NODE, resources=resources, script=None) == LaunchPlan("in_process", (), 1, "one process")
+
+
+def test_a_job_that_was_asked_for_is_submitted_or_refused() -> None:
+    wanted = replace(RESOURCES, submit=True)
+    assert plan(ALLOCATION, nodes=2, resources=wanted).kind == "sbatch"
+    assert plan(ALLOCATION, resources=wanted).kind == "sbatch"
+    with pytest.raises(LaunchError, match="a batch job was requested") as caught:
+        plan(ALONE, resources=wanted)
+    assert caught.value.where == "--submit"
+    assert plan(replace(ALLOCATION, is_rank=True), resources=wanted).kind == "in_process"
+
+
+def test_jobs_of_one_folder_have_one_name_and_wait_for_each_other() -> None:
+    name = job_name("train", "/runs/a")
+    assert name == job_name("train", "/runs/a/")
+    others = [job_name("train", "/runs/b/a"), job_name("train", "/runs/A"), job_name("train-vae", "/runs/a")]
+    assert len({name, *others}) == 4
+    for place in ("/runs/" + "x" * 300, "/runs/a b;$(id)\n", "/", "s3://bucket/Ärzte/%j", "/runs/\udcff"):
+        assert re.fullmatch(r"synfundus-train-[A-Za-z0-9_.-]{0,24}-[0-9a-f]{8}", job_name("train", place)), place
+    made = plan(LOGIN_NODE, nodes=2)
+    assert "--dependency=singleton" in made.processes[0].arguments
+    assert "waits for an earlier job of this folder" in made.reason
+
+
+@pytest.mark.parametrize("option", ["--dependency=afterok:12", "--depend=afterok:12"])
+def test_a_dependency_of_the_user_replaces_ours(option: str) -> None:
+    made = plan(LOGIN_NODE, nodes=2, resources=replace(RESOURCES, sbatch_args=(option,)))
+    assert option in made.processes[0].arguments
+    assert "--dependency=singleton" not in made.processes[0].arguments
+    assert "no longer wait for each other" in made.notes[-1]
+
+
+def test_further_options_reach_sbatch_and_not_srun() -> None:
+    resources = replace(RESOURCES, sbatch_args=("--qos=long", "--mem=200G", "--constraint=[a100|h100]", "--exclusive"))
+    made = plan(LOGIN_NODE, nodes=2, resources=resources)
+    script = made.processes[0].arguments.index("slurm/ldm.sh")
+    assert set(resources.sbatch_args) <= set(made.processes[0].arguments[1:script])
+    inside = plan(ALLOCATION, nodes=2, resources=resources)
+    assert not set(resources.sbatch_args) & set(inside.processes[0].arguments)
+    assert "this allocation exists already" in inside.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("gres", "gpus", "rest"),
+    [
+        ("--gres=gpu:8", "--gpus-per-node=8", None),
+        ("--gres=gpu:h100:8", "--gpus-per-node=h100:8", None),
+        ("--gres=lscratch:100,gpu:h100:8", "--gpus-per-node=h100:8", "--gres=lscratch:100"),
+        ("--gres=lscratch:100", "--gpus-per-node=8", "--gres=lscratch:100"),
+        ("--gres=gpumem:8", "--gpus-per-node=8", "--gres=gpumem:8"),
+    ],
+)
+def test_gpus_are_asked_for_once_with_their_type(gres: str, gpus: str, rest: str | None) -> None:
+    arguments = plan(LOGIN_NODE, nodes=2, resources=replace(RESOURCES, sbatch_args=(gres,))).processes[0].arguments
+    assert [text for text in arguments if text.startswith("--gpus-per-node")] == [gpus]
+    assert [text for text in arguments if text.startswith("--gres")] == ([rest] if rest else [])
+
+
+@pytest.mark.parametrize("gres", ["--gres=gpu:4", "--gres=gpu", "--gres=gpu:h100"])
+def test_two_numbers_of_gpus_are_refused(gres: str) -> None:
+    with pytest.raises(LaunchError, match="different numbers of GPUs"):
+        plan(LOGIN_NODE, nodes=2, resources=replace(RESOURCES, sbatch_args=(gres,)))
 
 
 def test_a_cpu_cluster_is_not_asked_for_gpus() -> None:
@@ -216,6 +310,29 @@ def test_ranks_share_a_port_and_know_their_launcher(tmp_path: Path) -> None:
     assert outcome.exit_code == 0
     assert written[0] == written[1]
     assert written[0].split()[1] == str(os.getpid())
+
+
+def test_a_rank_is_started_without_what_misleads_its_libraries(tmp_path: Path) -> None:
+    code = "import os, pathlib; pathlib.Path(os.environ['FOLDER'], 'seen').write_text('\\n'.join(sorted(os.environ)))"
+    notebook = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYTHONINSPECT": "1", "PYTHONSTARTUP": "x"}
+    assert execute(python_plan(code), {**os.environ, **notebook, "FOLDER": str(tmp_path)}).exit_code == 0
+    seen = (tmp_path / "seen").read_text().splitlines()
+    assert "PYTHONSAFEPATH" in seen
+    assert not set(notebook) & set(seen)
+
+
+@pytest.mark.parametrize(("ended", "code"), [(143, 2), (9, 9)])
+def test_a_step_ends_with_the_code_of_its_first_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: int, code: int
+) -> None:
+    """srun reports the highest code: 143 of the rank that it has stopped for the sake of the other."""
+    monkeypatch.chdir(tmp_path)
+    rank = (
+        "import sys\nfrom synfundus.distributed.requeue import keep_exit_code\n"
+        f"keep_exit_code(2)\nkeep_exit_code(5)\nsys.exit({ended})"
+    )
+    assert execute(python_plan(rank, kind="srun"), os.environ).exit_code == code
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_when_one_rank_dies_the_others_are_stopped_and_its_code_is_the_result() -> None:

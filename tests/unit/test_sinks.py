@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
-from synfundus.errors import StorageError
+from synfundus.cli.report import report_error
+from synfundus.errors import DataError, StorageError
 from synfundus.telemetry.console import SilentConsole
 from synfundus.telemetry.sinks import (
     JsonlSink,
@@ -221,3 +224,39 @@ def test_a_sink_that_fails_to_close_does_not_keep_the_others_open() -> None:
     with pytest.raises(StorageError):
         MetricSinks([Sink("a"), Sink("b"), Sink("c")]).close()
     assert sorted(closed) == ["a", "b", "c"]
+
+
+STAMP = r"\[\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d node7\] "
+
+
+def test_lines_in_the_log_of_a_step_carry_time_and_host(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURMD_NODENAME": "node7"}.items():
+        monkeypatch.setenv(name, value)
+    console = build_console("auto", 0)
+    console.message("one\ntwo")
+    console.warning("three")
+    build_console("quiet", 0).warning("four")
+    with console.progress("train", total=10, unit="images"):
+        pass
+    said = capsys.readouterr()
+    texts = ["one", "two", "warning: three", "warning: four", "train: 0/10 images (0 %)"]
+    for line, text in zip(said.err.splitlines(), texts, strict=True):
+        assert re.fullmatch(STAMP + re.escape(text), line)
+    build_console("auto", 0, stream=sys.stdout).message("a result")
+    assert capsys.readouterr().out == "a result\n"
+    report_error(DataError("no such set"), debug=False)
+    monkeypatch.setenv("RANK", "3")
+    report_error(DataError("no such set"), debug=False)
+    first, second = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(STAMP + r"error \(data\): no such set", first)
+    assert re.fullmatch(STAMP + "rank 3: Data: no such set", second)
+
+
+def test_outside_a_step_a_line_is_as_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the shell of an allocation too."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.delenv("SLURM_PROCID", raising=False)
+    build_console("auto", 0).message("one")
+    assert capsys.readouterr().err == "one\n"

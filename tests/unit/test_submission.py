@@ -226,6 +226,136 @@ def test_a_dry_run_shows_where_it_would_be_kept(login_node: Path, capsys: pytest
     assert not (login_node / "run").exists()
 
 
+ONE_NODE = ("train", "--latents", "latents", "--run-dir", "run", "--procs-per-node", "8")
+
+
+def dry_run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert run_command([*arguments, "--dry-run"]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [["--set", "launch.partition=gpu"], ["--set", "launch.account=eye"], ["--submit"], ["--set=launch.submit=1"]],
+)
+def test_one_node_is_submitted_with_the_record_of_several(
+    login_node: Path, capsys: pytest.CaptureFixture[str], wish: list[str]
+) -> None:
+    said = dry_run(capsys, *ONE_NODE, *wish)
+    assert "\nsbatch: a batch job" in said
+    assert "#SBATCH --nodes=1" in said, "the script is shown"
+    assert run_command([*ONE_NODE, *wish]) == 0
+    place = only_submission(login_node / "run" / "submissions")
+    assert json.loads(place.argv.read_text())["argv"][0] == "sbatch"
+    assert "\nlocal: 8 processes on this machine" in dry_run(capsys, *ONE_NODE)
+
+
+def test_a_verb_that_runs_in_no_job_is_not_submitted(login_node: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    del login_node
+    said = dry_run(capsys, "export", "--run-dir", "latents", "--out", "out", "--set", "launch.partition=gpu")
+    assert "in_process: one process" in said
+    assert "note:" not in said
+
+
+@pytest.mark.parametrize(
+    ("options", "device", "ds_file"),
+    [
+        ([], "cuda", "zero2.json"),
+        (["--set", "launch.gpus_per_node=0"], "cpu", "zero2_cpu.json"),
+        (["--device", "cpu"], "cpu", "zero2_cpu.json"),
+        (["--nodes", "1", "--submit"], "cuda", "zero2.json"),
+        (["--nodes", "1"], "cpu", "zero2_cpu.json"),
+    ],
+)
+def test_a_dry_run_shows_the_device_of_the_job(
+    login_node: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    device: str,
+    ds_file: str,
+) -> None:
+    """Not that of the login node, which has no GPU."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    run = ["train", "--latents", "latents", "--run-dir", "run", "--nodes", "2", *options]
+    said = dry_run(capsys, *run)
+    assert f", device {device}\n" in said
+    assert f"/{ds_file})" in said
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "gpu[1-2]")
+    if "--submit" not in options:
+        assert f", device {device}\n" in dry_run(capsys, *run), "of the nodes of the allocation"
+    data = ["prepare", "--source", "latents", "--labels", "l.csv", "--out", "set", "--nodes", "2"]
+    assert ", device cpu\n" in dry_run(capsys, *data)
+
+
+def test_submissions_of_one_folder_have_one_name(login_node: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (login_node / "link").symlink_to(login_node)
+
+    def name(run_dir: str) -> str:
+        said = dry_run(capsys, *TRAIN, "--run-dir", run_dir)
+        assert "--dependency=singleton" in said
+        return said.split("--job-name=")[1].split()[0]
+
+    same = {name(text) for text in ("run", "run/", "./run", "link/run", str(login_node / "run"))}
+    assert len(same) == 1
+    (kept,) = same
+    assert kept.startswith("synfundus-train-run-")
+    assert len({kept, name("run2"), name("latents/run"), name("s3://bucket/run"), name("s3://other/run")}) == 5
+    assert name("s3://bucket/run") == name("s3://bucket/run/")
+
+
+@pytest.mark.parametrize(
+    ("argument", "reason"),
+    [
+        ("--nodes=4", "set launch.nodes"),
+        ("--node=4", "set launch.nodes"),
+        ("--gpus=4", "launch.nodes, procs_per_node, gpus_per_node"),
+        ("--partition=x", "set launch.partition"),
+        ("--time=1", "time_limit"),
+        ("--output=x", "belong to its folder"),
+        ("--err=x", "belong to its folder"),
+        ("--chdir=/", "belong to its folder"),
+        ("--job-name=x", "belong to its folder"),
+        ("--export=ALL", "keys"),
+        ("--exp=ALL", "keys"),
+        ("--array=1-9", "one job"),
+        ("--wrap=id", "one job"),
+        ("--no-requeue", "SYNFUNDUS_MAX_RESTARTS=0"),
+        ("--test-only", "--dry-run"),
+        ("--signal=TERM@60", "--signal=B:USR2@SECONDS"),
+        ("--qos", "write --qos=VALUE"),
+        ("--qos long", "of the form --NAME=VALUE"),
+        ("-qlong", "of the form --NAME=VALUE"),
+        ("ldm.sh", "of the form --NAME=VALUE"),
+        ("--comment=a\nb", "a line break"),
+    ],
+)
+def test_options_of_sbatch_that_are_ours_are_refused_by_name(
+    login_node: Path, capsys: pytest.CaptureFixture[str], argument: str, reason: str
+) -> None:
+    (login_node / "run.yaml").write_text(f"launch: {{sbatch_args: [{json.dumps(argument)}]}}\n")
+    assert run_command([*TRAIN, "--config", "run.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert "launch.sbatch_args" in said
+    assert "run.yaml:1" in said
+    assert reason in said
+    assert not (login_node / "run").exists()
+
+
+def test_options_of_sbatch_are_taken_from_the_command_line(
+    login_node: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--qos=long", "--mem=200G", "--constraint=a100", "--reservation=eye", "--signal=B:USR2@900", "--exclusive"]
+    said = dry_run(capsys, *TRAIN, "--set", f"launch.sbatch_args=[{', '.join(given)}]")
+    assert f"sbatch {' '.join(given)} --nodes=2" in said
+    assert run_command([*TRAIN, "--set", "launch.sbatch_args=[--qos=long]"]) == 0
+    place = only_submission(login_node / "run" / "submissions")
+    assert load_config(preset=None, file=str(place.config), settings=[], flags=[]).config.launch.sbatch_args == (
+        "--qos=long",
+    )
+
+
 def test_a_refusal_is_kept_with_its_reason(login_node: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (login_node.parent / "answer").write_text("echo no such partition >&2; exit 1\n")
     assert run_command([*TRAIN]) == 7

@@ -103,18 +103,20 @@ def probe(statements: str, *, environment: Mapping[str, str]) -> dict[str, Any]:
     script = f"import json, warnings\nwarnings.simplefilter('ignore')\n{statements}\nprint('\\n' + json.dumps(facts))"
     try:
         done = subprocess.run(
-            [sys.executable, "-c", script],
+            [sys.executable, "-P", "-c", script],
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=PROBE_TIMEOUT_S,
             env={**environment, "DS_LOG_LEVEL": "error"},
             check=False,
         )
     except subprocess.TimeoutExpired:
         return {"error": f"no answer within {PROBE_TIMEOUT_S} s"}
-    lines = done.stdout.strip().splitlines()
-    if done.returncode == 0 and lines:
-        facts: dict[str, Any] = json.loads(lines[-1])
+    # a library may print something, also when the process ends
+    found = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode == 0 and found:
+        facts: dict[str, Any] = json.loads(found[-1])
         return facts
     complaint = done.stderr.strip().splitlines()
     return {"error": complaint[-1] if complaint else f"ended with exit code {done.returncode}"}
@@ -241,8 +243,15 @@ def check_compiler(missing: str | None, *, norms: str | None = None) -> Check:
     return Check("compiler", "ok", f"train.loop.compile is {compiled}")
 
 
-def check_slurm(programs: Mapping[str, tuple[str, bool] | None]) -> Check:
-    """Judge the answers of `ask_version` of the cluster's programs: all of them work, or none is here."""
+def check_slurm(
+    programs: Mapping[str, tuple[str, bool] | None], *, controller: tuple[str, bool] | None = None
+) -> Check:
+    """Judge the answers of the cluster's programs: all of them work, or none is here.
+
+    Args:
+        programs: What each says of its version, by name.
+        controller: What ``scontrol ping`` says; None if it was not asked.
+    """
     here = {name: answer for name, answer in programs.items() if answer is not None}
     if not here:
         return Check("SLURM", "ok", "not here: one machine only")
@@ -252,6 +261,8 @@ def check_slurm(programs: Mapping[str, tuple[str, bool] | None]) -> Check:
         return Check("SLURM", "warn", f"{found}; not working: {', '.join(broken)}", hint)
     if missing := [name for name in programs if name not in here]:
         return Check("SLURM", "warn", f"{found}; missing: {', '.join(missing)}", "install the SLURM client programs")
+    if controller is not None and not (controller[1] and " UP" in controller[0]):
+        return Check("SLURM", "warn", f"{found}; {controller[0]}", "jobs cannot be submitted now; run `scontrol ping`")
     return Check("SLURM", "ok", found)
 
 
@@ -313,13 +324,15 @@ def find_jit_locks(folder: Path, *, now: float) -> dict[str, float]:
     return {str(path): now - path.stat().st_mtime for path in sorted(folder.glob("**/lock")) if path.is_file()}
 
 
-def ask_version(name: str) -> tuple[str, bool] | None:
+def ask_version(name: str, question: str = "--version") -> tuple[str, bool] | None:
     """Return the first line of what a program says of its version, and whether it ended well; None without it."""
     path = shutil.which(name)
     if path is None:
         return None
     try:
-        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(
+            [path, question], capture_output=True, text=True, errors="replace", timeout=10, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return "does not answer", False
     lines = (done.stdout.strip() or done.stderr.strip()).splitlines()
@@ -347,7 +360,7 @@ def examine(environment: Mapping[str, str], *, device: Literal["auto", "cpu", "c
             missing_for_compilation("cuda" if gpus else "cpu", environment),
             norms=missing_for_triton(environment) if gpus else None,
         ),
-        check_slurm({name: ask_version(name) for name in SLURM_PROGRAMS}),
+        check_slurm({name: ask_version(name) for name in SLURM_PROGRAMS}, controller=ask_version("scontrol", "ping")),
         check_s3(environment, credentials_file=credentials.is_file()),
         check_disk({place: shutil.disk_usage(place).free for place in places}),
         check_memory(available_memory_bytes()),

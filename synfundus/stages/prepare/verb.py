@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from synfundus.stages.verb import NODES, PROCS, Option, Verb
+from synfundus.stages.verb import NODES, PROCS, SUBMIT, Option, Verb
 
 if TYPE_CHECKING:
     from synfundus.config.photographs import PrepareConfig
@@ -45,6 +45,7 @@ VERB = Verb(
         ),
         NODES,
         PROCS,
+        SUBMIT,
     ),
     sections=("seed", "prepare", "storage", "launch"),
     distributed=True,

@@ -4,10 +4,16 @@ from synfundus.stages.verb import Option, Verb
 
 VERB = Verb(
     name="watch",
-    help="Show the progress of a run from its files: loss, rate, ETA, problems.",
+    help="Show the progress of a run, or of all runs of a folder: loss, rate, ETA, problems.",
     order=320,
     options=(
-        Option("--run-dir", "watch.run_dir", "Run of `train` or `train-vae`.", required=True, role="input"),
+        Option(
+            "--run-dir",
+            "watch.run_dir",
+            "Run of `train` or `train-vae`, or a folder of runs.",
+            required=True,
+            role="input",
+        ),
         Option("--once", "watch.once", "Show it once and exit.", "flag"),
     ),
     sections=("watch", "storage", "telemetry"),
