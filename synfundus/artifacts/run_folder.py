@@ -239,6 +239,8 @@ class RunFolder:
                 tensorboard=tensorboard,
                 wandb=None if wandb_project is None else partial(self._wandb, wandb_project, console),
                 resume_images=resume_images,
+                settings=yaml.safe_dump(dict(self._config), sort_keys=False),
+                warn=console.warning,
             )
             opened = SpooledSinks(sinks.sinks, self._spool)
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from synfundus import __version__
+from synfundus.cli.streams import OutputClosed, guard_streams
 from synfundus.cli.verbs import COMMON, VERBS
 from synfundus.distributed.requeue import request_requeue
 from synfundus.errors import ConfigError, PortTaken, Preempted, Stalled, SynfundusError
@@ -75,7 +76,7 @@ def _root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show it.")] = False,
 ) -> None:
-    """From patient fundus photographs to a releasable synthetic data set."""
+    """From patient fundus photographs to a synthetic data set."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -140,9 +141,7 @@ def run_command(arguments: Sequence[str]) -> int:
         return ConfigError.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return 128 + signal.SIGINT
-    except BrokenPipeError:
-        # the reader has closed the pipe; the flush at exit must not fail for it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OutputClosed:
         return 128 + signal.SIGPIPE
     except SynfundusError as error:
         from synfundus.cli.report import report_error
@@ -163,6 +162,7 @@ def _report_defect(kind: type[BaseException], error: BaseException, trace: Trace
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit the process."""
+    guard_streams()
     sys.excepthook = _report_defect
     try:
         code = run_command(sys.argv[1:] if arguments is None else arguments)
@@ -171,7 +171,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = 1
     if code == Preempted.exit_code:
         # at once: everything is saved, and srun sends TERM, with another exit code, as soon as one rank has ended
-        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     if "torch" in sys.modules:

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any, Literal
 
 from synfundus.cli.request import Request, load_request
@@ -144,7 +144,9 @@ def _run_here(request: Request, info: RankInfo, *, file: str | None, as_json: bo
     console = _console(request, info, as_json=as_json)
     if file is not None and info.rank == 0 and (changes := changed_code(file)):
         console.warning(f"this is not the code the job was submitted with: {'; '.join(changes)}")
-    with _joined(request) as world:
+    # what libraries print is no result
+    aside = nullcontext() if request.verb.results_on_stdout else redirect_stdout(sys.stderr)
+    with aside, _joined(request) as world:
         summary = _run_job(request, job.run, world, console)
     if as_json and info.rank == 0:
         sys.stdout.write(json.dumps(summary, indent=2, default=str) + "\n")

@@ -69,6 +69,9 @@ class WandbSink:
         """Send the row at its position."""
         self._run.log(dict(row), step=int(row.get("images_seen", 0)))
 
+    def picture(self, png: bytes, *, images_seen: int) -> None:
+        """Do nothing: figures and the configuration are sent, images are not."""
+
     def close(self) -> None:
         """Finish the run."""
         self._run.finish()
