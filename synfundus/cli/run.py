@@ -93,13 +93,22 @@ def describe(request: Request, plan: LaunchPlan, device: Literal["cpu", "cuda"])
     if verb.trains is not None:
         ds_file = config.launch.ds_config
         text += plan_training(request.training, ds_file, world_size=plan.world_size, device=device).describe()
-    if verb.dry_run is not None:
-        text += verb.dry_run(request.section, config.seed)
     text += f"# launch\n{plan.describe()}\n"
     if plan.kind == "sbatch" and verb.script:
         script = find_asset("slurm", verb.script)
         text += f"\n# {script}\n{script.read_text(encoding='utf-8')}"
     return redact(text)
+
+
+def rehearse(request: Request) -> str:
+    """Open inputs and output folders, and describe what the run would find.
+
+    Raises:
+        SynfundusError: As the run: a dry run ends with its exit code.
+    """
+    filesystem.configure(filesystem.StoreSettings(**request.config.storage.model_dump()))
+    found = request.verb.dry_run(request.section, request.config.seed) if request.verb.dry_run else ""
+    return redact(found and f"\n{found}")
 
 
 @contextmanager
@@ -146,6 +155,8 @@ def _run_here(request: Request, info: RankInfo, *, file: str | None, as_json: bo
         console.warning(f"this is not the code the job was submitted with: {'; '.join(changes)}")
     # what libraries print is no result
     aside = nullcontext() if request.verb.results_on_stdout else redirect_stdout(sys.stderr)
+    if request.begun:
+        console.message(f"settings of {request.begun}, where nothing else is given")
     with aside, _joined(request) as world:
         summary = _run_job(request, job.run, world, console)
     if as_json and info.rank == 0:
@@ -209,7 +220,7 @@ def run_verb(verb: Verb, given: Mapping[str, Any], arguments: tuple[str, ...]) -
         arguments: The command line after the program's name, for the processes to start.
     """
     request = load_request(verb, given)
-    request.check(look=not given["dry_run"])
+    request.check(look=True)
     info = rank_info(os.environ) if verb.distributed else RankInfo(0, 1, 0, 1, "single")
     machine = inspect_machine(os.environ, is_rank=info.source != "single")
     plan = plan_verb(request, tuple(text for text in arguments if text != "--dry-run"), machine)
@@ -219,6 +230,7 @@ def run_verb(verb: Verb, given: Mapping[str, Any], arguments: tuple[str, ...]) -
         plan_training(request.training, request.config.launch.ds_config, world_size=world_size, device=device)
     if given["dry_run"]:
         sys.stdout.write(describe(request, plan, device))
+        sys.stdout.write(rehearse(request))
         return 0
     if plan.kind == "in_process":
         return _run_here(request, info, file=given["config"], as_json=given["json"])

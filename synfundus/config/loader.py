@@ -1,7 +1,7 @@
 """Merge preset, run.yaml, ``--set`` and named flags into one checked configuration with the origin of each value.
 
-Precedence: schema < preset < ``--config`` < ``--set`` < named flags. All problems are reported at once, each with
-its dotted path, the offending value and where it was written.
+Precedence: schema < run that goes on < preset < ``--config`` < ``--set`` < named flags. All problems are reported at
+once, each with its dotted path, the offending value and where it was written.
 """
 
 from __future__ import annotations
@@ -322,7 +322,12 @@ def _raise_problems(problems: Sequence[str]) -> None:
 
 
 def load_config(
-    *, preset: str | None, file: str | None, settings: Sequence[str], flags: Sequence[Assignment]
+    *,
+    preset: str | None,
+    file: str | None,
+    settings: Sequence[str],
+    flags: Sequence[Assignment],
+    begun: tuple[str, str] | None = None,
 ) -> LoadedConfig:
     """Resolve and check the configuration.
 
@@ -331,11 +336,14 @@ def load_config(
         file: A YAML file.
         settings: Arguments of ``--set``, each ``dotted.path=value``; later ones win.
         flags: What named options ask for.
+        begun: Name and text of the YAML with the settings of a run that goes on; all others win over it.
 
     Raises:
         ConfigError: With every problem found.
     """
     draft = _Draft()
+    if begun is not None:
+        _merge_entries(draft, parse_mapping(begun[1], where=begun[0]), RunConfig, (), begun[0], lines=True)
     if preset is not None:
         entries = parse_mapping(preset_text(preset), where=f"preset {preset}")
         _merge_entries(draft, entries, RunConfig, (), f"preset {preset}", lines=False)

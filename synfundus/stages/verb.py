@@ -65,7 +65,8 @@ class Verb:
         results_on_stdout: Whether its messages are its result.
         problems: Returns problems of its own section that the schema cannot find; looks at the disk too if the second
             argument is true.
-        dry_run: Returns what a dry run shows in addition, from its own section and the seed.
+        dry_run: Opens inputs and output folders and returns what a dry run shows of them, from its own section and the
+            seed; raises what the run would raise.
     """
 
     name: str

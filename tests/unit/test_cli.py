@@ -281,6 +281,7 @@ def test_what_is_written_is_private(job: Callable[..., Calls], tmp_path: Path) -
     assert (tmp_path / "file").stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.usefixtures("inputs_elsewhere")
 def test_a_dry_run_shows_origins_arithmetic_engine_and_plan_and_starts_nothing(
     job: Callable[..., Calls], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -308,6 +309,7 @@ def test_a_dry_run_shows_origins_arithmetic_engine_and_plan_and_starts_nothing(
     assert "--dry-run" not in text.split("# launch")[1]
 
 
+@pytest.mark.usefixtures("inputs_elsewhere")
 @pytest.mark.parametrize(("verb", "needed"), [("train", "--latents"), ("train-vae", "--data")])
 def test_a_dry_run_says_that_a_micro_batch_is_found_at_start(
     job: Callable[..., Calls], capsys: pytest.CaptureFixture[str], verb: str, needed: str
@@ -336,6 +338,7 @@ def test_a_micro_batch_is_a_number_or_auto(
     assert "Input should be 'auto'" in said
 
 
+@pytest.mark.usefixtures("inputs_elsewhere")
 def test_a_dry_run_of_a_batch_job_prints_its_script(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

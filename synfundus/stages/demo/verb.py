@@ -17,6 +17,18 @@ def _problems(section: DemoConfig, look: bool) -> list[str]:
     return ["--source and --labels belong together: photographs and the table that describes them"]
 
 
+def _dry_run(section: DemoConfig, seed: int) -> str:
+    from synfundus.config.photographs import PrepareConfig
+    from synfundus.stages.prepare.plan import describe_inputs
+    from synfundus.stages.rehearsal import require_free
+
+    require_free(section.out, "stages/request.json")
+    if section.source is None:
+        return ""
+    inputs = PrepareConfig(source=section.source, labels=section.labels, mapping=section.mapping)
+    return describe_inputs(inputs, seed=seed)
+
+
 VERB = Verb(
     name="demo",
     help="Run the whole chain on phantoms, or on your own photographs, in minutes.",
@@ -38,4 +50,5 @@ VERB = Verb(
     trains="train",
     default_preset="demo-cpu",
     problems=_problems,
+    dry_run=_dry_run,
 )

@@ -1,6 +1,21 @@
 """`synfundus ema` on the command line."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from synfundus.stages.verb import Option, Verb
+
+if TYPE_CHECKING:
+    from synfundus.config.generation import PostHocEmaConfig
+
+
+def _dry_run(section: PostHocEmaConfig, seed: int) -> str:
+    from synfundus.stages.ema.job import rehearse
+
+    del seed
+    return rehearse(section)
+
 
 VERB = Verb(
     name="ema",
@@ -13,4 +28,5 @@ VERB = Verb(
         Option("--out", "ema.out", "Folder to write; default: inside the run.", role="output"),
     ),
     sections=("ema",),
+    dry_run=_dry_run,
 )

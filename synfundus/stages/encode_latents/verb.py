@@ -1,6 +1,21 @@
 """`synfundus encode-latents` on the command line."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from synfundus.stages.verb import CACHE, DATA_HELP, DISTRIBUTED, VAE_HELP, Option, Verb
+
+if TYPE_CHECKING:
+    from synfundus.config.generation import EncodeLatentsConfig
+
+
+def _dry_run(section: EncodeLatentsConfig, seed: int) -> str:
+    from synfundus.stages.rehearsal import rehearse_encoding
+
+    del seed
+    return rehearse_encoding(str(section.data), str(section.vae), section.out)
+
 
 VERB = Verb(
     name="encode-latents",
@@ -18,4 +33,5 @@ VERB = Verb(
     sections=("seed", "encode_latents", "storage", "launch", "telemetry"),
     distributed=True,
     script="encode_latents.sh",
+    dry_run=_dry_run,
 )

@@ -1,6 +1,21 @@
 """`synfundus export` on the command line."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from synfundus.stages.verb import Option, Verb
+
+if TYPE_CHECKING:
+    from synfundus.config.generation import ExportConfig
+
+
+def _dry_run(section: ExportConfig, seed: int) -> str:
+    from synfundus.stages.export.job import rehearse
+
+    del seed
+    return rehearse(section)
+
 
 VERB = Verb(
     name="export",
@@ -13,4 +28,5 @@ VERB = Verb(
         Option("--weights", "export.weights", "averaged or raw, of a checkpoint."),
     ),
     sections=("export",),
+    dry_run=_dry_run,
 )

@@ -76,7 +76,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         raise ConfigError("--data is missing", where="inspect.data", hint="give --data")
     shard_set = open_set(section.data)
     if section.out is not None:
-        _check_out(section.out)
+        check_out(section.out)
     survey = SetSurvey(shard_set, verify=section.verify)
     action = "verifying" if section.verify else "reading labels"
     with console.progress(action, total=shard_set.num_samples(), unit="samples") as bar:
@@ -100,7 +100,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     return report
 
 
-def _check_out(out: str) -> None:
+def check_out(out: str) -> None:
     """Refuse to replace files that `inspect` did not write; its sheet always has a report beside it.
 
     Raises:

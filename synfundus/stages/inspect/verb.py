@@ -1,6 +1,25 @@
 """`synfundus inspect` on the command line."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from synfundus.stages.verb import Option, Verb
+
+if TYPE_CHECKING:
+    from synfundus.config.photographs import InspectConfig
+
+
+def _dry_run(section: InspectConfig, seed: int) -> str:
+    from synfundus.stages.inspect.job import check_out, open_set
+    from synfundus.stages.rehearsal import described
+
+    del seed
+    text = described(open_set(str(section.data)))
+    if section.out is not None:
+        check_out(section.out)
+    return text
+
 
 VERB = Verb(
     name="inspect",
@@ -14,4 +33,5 @@ VERB = Verb(
     ),
     sections=("seed", "inspect", "storage"),
     results_on_stdout=True,
+    dry_run=_dry_run,
 )

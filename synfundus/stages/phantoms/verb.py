@@ -1,6 +1,22 @@
 """`synfundus phantoms` on the command line."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from synfundus.stages.verb import Option, Verb
+
+if TYPE_CHECKING:
+    from synfundus.config.photographs import PhantomsConfig
+
+
+def _dry_run(section: PhantomsConfig, seed: int) -> str:
+    from synfundus.stages.rehearsal import require_free
+
+    del seed
+    require_free(section.out, "phantoms.json")
+    return ""
+
 
 VERB = Verb(
     name="phantoms",
@@ -13,4 +29,5 @@ VERB = Verb(
         Option("--workers", "phantoms.workers", "Worker processes that draw; 0: the main process."),
     ),
     sections=("seed", "phantoms"),
+    dry_run=_dry_run,
 )

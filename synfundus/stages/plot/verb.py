@@ -1,6 +1,23 @@
 """`synfundus plot` on the command line."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from synfundus.stages.verb import Option, Verb
+
+if TYPE_CHECKING:
+    from synfundus.config.machine import PlotConfig
+
+
+def _dry_run(section: PlotConfig, seed: int) -> str:
+    from synfundus.stages.plot.job import look
+    from synfundus.telemetry.console import SilentConsole
+
+    del seed
+    out, runs, _ = look(section, SilentConsole())
+    return f"# curves\n{len(runs)} run(s): {out}\n\n"
+
 
 VERB = Verb(
     name="plot",
@@ -13,4 +30,5 @@ VERB = Verb(
         Option("--smoothing", "plot.smoothing", "Smoothing of the curves, e.g. 0.9; 0 for none."),
     ),
     sections=("plot", "storage"),
+    dry_run=_dry_run,
 )

@@ -17,8 +17,10 @@ def _problems(section: PrepareConfig, look: bool) -> list[str]:
 
 
 def _dry_run(section: PrepareConfig, seed: int) -> str:
+    from synfundus.stages.prepare.places import check_out, find_paths
     from synfundus.stages.prepare.plan import describe_inputs
 
+    check_out(find_paths(section))
     return describe_inputs(section, seed=seed)
 
 

@@ -46,6 +46,14 @@ def _schema_of(model: str) -> LabelSchema | None:
     return None
 
 
+def _dry_run(section: SampleConfig, seed: int) -> str:
+    from synfundus.stages.rehearsal import rehearse_sampling
+
+    del seed
+    model, num_images = str(section.model), section.num_images
+    return rehearse_sampling(model, section.labels, section.label, num_images=num_images, out=section.out)
+
+
 VERB = Verb(
     name="sample",
     help="Generate images for labels.",
@@ -66,4 +74,5 @@ VERB = Verb(
     distributed=True,
     script="sample.sh",
     problems=_problems,
+    dry_run=_dry_run,
 )

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
 from synfundus.artifacts.checkpoint_model import model_parts, save_setup
-from synfundus.artifacts.latent_set import LatentSets, load_sources, open_latent_sets, require_same_autoencoder
+from synfundus.artifacts.latent_set import (
+    LatentSets,
+    load_sources,
+    open_latent_sets,
+    require_flip,
+    require_same_autoencoder,
+)
 from synfundus.artifacts.model import ModelSetup
 from synfundus.artifacts.model_folder import save_pipeline
 from synfundus.artifacts.run_folder import RunFolder
@@ -23,7 +29,6 @@ from synfundus.config.schema import RunConfig
 from synfundus.config.training import LoopConfig
 from synfundus.distributed.agreement import on_rank_0, share_out
 from synfundus.distributed.world import World, torch_device
-from synfundus.errors import ConfigError
 from synfundus.models.unet import ConditionalDenoiser, same_architecture
 from synfundus.models.weight_files import replace_weights
 from synfundus.shards.batches import BatchReader
@@ -73,12 +78,7 @@ def _set_up(
     sets = open_latent_sets(section.latents)
     latents = sets.combined
     run_url = require(section.run_dir, flag="--run-dir", key="train.run_dir")
-    if section.diffusion.flip and not latents.properties["flip"]:
-        raise ConfigError(
-            "train.diffusion.flip is on, but the latents hold no mirrored moments",
-            where=latents.url,
-            hint="encode them with --flip, or turn train.diffusion.flip off",
-        )
+    require_flip(latents, wanted=section.diffusion.flip)
     autoencoder_folder = find_autoencoder(section.vae or load_sources(latents.url).autoencoder_url)
     autoencoder, fingerprint = open_autoencoder(autoencoder_folder, device=torch.device("cpu"), dtype=torch.float32)
     require_same_autoencoder(latents, fingerprint, where=autoencoder_folder)

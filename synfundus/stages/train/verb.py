@@ -1,6 +1,21 @@
 """`synfundus train` on the command line."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from synfundus.stages.verb import CACHE, DISTRIBUTED, MICRO_BATCH_HELP, Option, Verb
+
+if TYPE_CHECKING:
+    from synfundus.config.diffusion import TrainConfig
+
+
+def _dry_run(section: TrainConfig, seed: int) -> str:
+    from synfundus.stages.rehearsal import rehearse_train
+
+    del seed
+    return rehearse_train(section.latents, vae=section.vae, flip=section.diffusion.flip, run_dir=section.run_dir)
+
 
 VERB = Verb(
     name="train",
@@ -27,4 +42,5 @@ VERB = Verb(
     distributed=True,
     script="ldm.sh",
     trains="train",
+    dry_run=_dry_run,
 )

@@ -1,6 +1,25 @@
 """`synfundus train-vae` on the command line."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from synfundus.stages.verb import CACHE, DATA_HELP, DISTRIBUTED, MICRO_BATCH_HELP, Option, Verb
+
+if TYPE_CHECKING:
+    from synfundus.config.training import TrainVaeConfig
+
+
+def _dry_run(section: TrainVaeConfig, seed: int) -> str:
+    from synfundus.stages.rehearsal import RUN_BESIDE, open_set, require_autoencoder, require_free
+
+    del seed
+    text = open_set(str(section.data), "images")
+    if section.init_from:
+        require_autoencoder(section.init_from)
+    require_free(section.run_dir, "run.json", beside=RUN_BESIDE, flag="--run-dir")
+    return text
+
 
 VERB = Verb(
     name="train-vae",
@@ -21,4 +40,5 @@ VERB = Verb(
     distributed=True,
     script="vae.sh",
     trains="train_vae",
+    dry_run=_dry_run,
 )

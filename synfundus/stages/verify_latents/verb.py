@@ -1,6 +1,25 @@
 """`synfundus verify-latents` on the command line."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from synfundus.stages.verb import CACHE, DEVICE, VAE_HELP, Option, Verb
+
+if TYPE_CHECKING:
+    from synfundus.config.generation import VerifyLatentsConfig
+
+
+def _dry_run(section: VerifyLatentsConfig, seed: int) -> str:
+    from synfundus.artifacts.latent_set import load_sources
+    from synfundus.stages.rehearsal import open_set, require_autoencoder
+
+    del seed
+    latents = str(section.latents)
+    text = open_set(latents, "latents")
+    require_autoencoder(str(section.vae))
+    return text + open_set(section.data or load_sources(latents).image_set_url, "images")
+
 
 VERB = Verb(
     name="verify-latents",
@@ -16,4 +35,5 @@ VERB = Verb(
     sections=("seed", "verify_latents", "storage", "launch", "telemetry"),
     distributed=True,
     one_process=True,
+    dry_run=_dry_run,
 )

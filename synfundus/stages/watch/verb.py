@@ -1,6 +1,22 @@
 """`synfundus watch` on the command line."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from synfundus.stages.verb import Option, Verb
+
+if TYPE_CHECKING:
+    from synfundus.config.machine import WatchConfig
+
+
+def _dry_run(section: WatchConfig, seed: int) -> str:
+    from synfundus.stages.rehearsal import require_run
+
+    del seed
+    require_run(str(section.run_dir))
+    return ""
+
 
 VERB = Verb(
     name="watch",
@@ -12,4 +28,5 @@ VERB = Verb(
     ),
     sections=("watch", "storage", "telemetry"),
     results_on_stdout=True,
+    dry_run=_dry_run,
 )
