@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from synfundus import __version__
+from synfundus.cli.help import VerbCommand, help_text, metavar, settings
 from synfundus.cli.streams import OutputClosed, guard_streams
 from synfundus.cli.verbs import COMMON, VERBS
 from synfundus.distributed.requeue import request_requeue
@@ -23,9 +24,11 @@ _EPILOG = (
     "Exit codes: 0 done, 1 a fault of the program, 2 configuration, 3 data, 4 checkpoint, 5 storage, 6 not finite, "
     "7 launch, 75 stopped after saving or nothing moved (start it again), 128+N ended by signal N."
 )
+_COMPLETION = ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")
+"""Where a shell that completes puts the command line."""
 
 
-def _parameter(option: Option) -> inspect.Parameter:
+def _parameter(verb: Verb, option: Option) -> inspect.Parameter:
     """Turn an option into a parameter for Typer. All values stay text: the schema checks them."""
     annotation: Any
     default: Any
@@ -35,16 +38,10 @@ def _parameter(option: Option) -> inspect.Parameter:
         annotation, default = list[str], []
     else:
         annotation, default = str | None, None
-    metavars = {
-        "value": "PATH" if option.role else "VALUE",
-        "many": "PATH[:SHARE]" if option.role else "PATH",
-        "mapping": "NAME=VALUE",
-        "list": "KEY=VALUE",
-    }
-    note = " [required]" if option.required else ""
+    shown = None if annotation is bool else metavar(verb, option)
     typed = Annotated[
         annotation,
-        typer.Option(option.flag, help=option.help + note, metavar=metavars.get(option.kind), show_default=False),
+        typer.Option(option.flag, help=help_text(verb, option), metavar=shown, show_default=False),
     ]
     return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=typed)
 
@@ -58,8 +55,9 @@ def _command(verb: Verb, arguments: Sequence[str]) -> Callable[..., int]:
         return run_verb(verb, values, tuple(arguments))
 
     # only a verb that is named needs its options: to build all 200 takes a third of the time of --help
-    options = (*verb.options, *COMMON) if verb.name in arguments else ()
-    parameters = [_parameter(option) for option in options]
+    named = (*arguments, *(word for name in _COMPLETION for word in os.environ.get(name, "").split()))
+    options = (*verb.options, *COMMON) if verb.name in named else ()
+    parameters = [_parameter(verb, option) for option in options]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     command.__doc__ = verb.help
@@ -79,6 +77,25 @@ def _root(
     """From patient fundus photographs to a synthetic data set."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
+
+
+def _show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A preset, a section, a key, or label-schema.")],
+) -> int:
+    """Print a preset, a section (train.optim), a key (optim.lr) or label-schema as YAML to copy, with meanings."""
+    from synfundus.config.explain import explain
+
+    typer.echo(_label_schema() if name.replace("_", "-") == "label-schema" else explain(name), nl=False)
+    return 0
+
+
+def _label_schema() -> str:
+    import yaml
+
+    from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
+
+    text = yaml.safe_dump(DEFAULT_LABEL_SCHEMA.to_document(), sort_keys=False, allow_unicode=True)
+    return f"# the default label schema; a copy of it, changed, is given as prepare.label_schema\n{text}"
 
 
 def _schema() -> int:
@@ -105,18 +122,16 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     Args:
         arguments: The command line it will parse; verbs pass it to the processes they start.
     """
-    settings = {"help_option_names": ["-h", "--help"]}
     # plain help: rich's takes several times longer than --help may take
-    app = typer.Typer(
-        add_completion=False, invoke_without_command=True, rich_markup_mode=None, context_settings=settings
-    )
+    app = typer.Typer(invoke_without_command=True, rich_markup_mode=None, context_settings=settings())
     app.callback(epilog=_EPILOG)(_root)
     for verb in VERBS:
-        app.command(verb.name, help=verb.help, short_help=verb.help)(_command(verb, arguments))
-    config = typer.Typer(no_args_is_help=True, rich_markup_mode=None, context_settings=settings)
+        app.command(verb.name, cls=VerbCommand, help=verb.help, short_help=verb.help)(_command(verb, arguments))
+    config = typer.Typer(no_args_is_help=True, rich_markup_mode=None, context_settings=settings())
+    config.command("show")(_show)
     config.command("schema")(_schema)
     config.command("presets")(_presets)
-    app.add_typer(config, name="config", help="Look at the configuration: schema, presets.")
+    app.add_typer(config, name="config", help="Look at the configuration: keys with their meaning, schema, presets.")
     return app
 
 

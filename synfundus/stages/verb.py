@@ -29,6 +29,7 @@ class Option:
         help: One line.
         kind: How it is written.
         required: The verb needs a value at this path, from any source.
+        metavar: What it takes, where neither its role nor the schema says it.
         role: ``input`` must exist, ``output`` must not be a file; ``run`` is an output that is a run, which can be
             resumed.
     """
@@ -39,6 +40,7 @@ class Option:
     kind: OptionKind = "value"
     required: bool = False
     role: PathRole = ""
+    metavar: str = ""
 
     @property
     def name(self) -> str:
@@ -54,6 +56,7 @@ class Verb:
         name: As typed.
         help: First line of its help.
         order: Position in the help, which follows the life of an image.
+        example: A command line for the help.
         options: Its own options.
         sections: Top-level keys of the configuration it uses.
         distributed: Whether it runs as ranks of a job with a process group.
@@ -72,6 +75,7 @@ class Verb:
     name: str
     help: str
     order: int
+    example: str = ""
     options: tuple[Option, ...]
     sections: tuple[str, ...]
     distributed: bool = False
@@ -90,7 +94,7 @@ class Verb:
         return self.name.replace("-", "_")
 
 
-DEVICE = Option("--device", "launch.device", "auto, cpu or cuda.")
+DEVICE = Option("--device", "launch.device", "Where to compute; auto: CUDA if there is one.")
 PROCS = Option("--procs-per-node", "launch.procs_per_node", "Processes per node; default: one per GPU, or 1.")
 NODES = Option("--nodes", "launch.nodes", "Number of nodes; above 1, SLURM is used.")
 DISTRIBUTED = (NODES, PROCS, DEVICE)

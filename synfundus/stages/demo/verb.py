@@ -33,6 +33,7 @@ VERB = Verb(
     name="demo",
     help="Run the whole chain on phantoms, or on your own photographs, in minutes.",
     order=10,
+    example="synfundus demo --out demo-out --minutes 12",
     options=(
         Option("--out", "demo.out", "Folder for all results of the demo.", required=True, role="output"),
         Option("--minutes", "demo.minutes", "Approximate time on two idle cores."),

@@ -21,6 +21,7 @@ VERB = Verb(
     name="ema",
     help="Build the model with a longer or shorter weight average, from the snapshots of a run.",
     order=420,
+    example="synfundus ema --run-dir runs/model --sigma-rel 0.10 --out model-ema",
     options=(
         Option("--run-dir", "ema.run_dir", "Run of `train` with snapshots.", required=True, role="input"),
         Option("--sigma-rel", "ema.sigma_rel", "Width of the average, relative to the run, e.g. 0.10.", required=True),

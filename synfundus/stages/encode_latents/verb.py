@@ -21,6 +21,7 @@ VERB = Verb(
     name="encode-latents",
     help="Encode images into posterior moments with a frozen autoencoder.",
     order=220,
+    example="synfundus encode-latents --data images --vae runs/vae --out latents --flip",
     options=(
         Option("--data", "encode_latents.data", DATA_HELP, required=True, role="input"),
         Option("--vae", "encode_latents.vae", VAE_HELP, required=True, role="input"),

@@ -25,6 +25,7 @@ VERB = Verb(
     name="inspect",
     help="Show what a shard set holds: counts, labels, sizes, images; check every byte.",
     order=130,
+    example="synfundus inspect --data images --out looked-at --verify",
     options=(
         Option("--data", "inspect.data", "Image set, latent set or sample set.", required=True, role="input"),
         Option("--out", "inspect.out", "Folder for inspect.json and the contact sheet; default: none.", role="output"),

@@ -22,6 +22,7 @@ VERB = Verb(
     name="phantoms",
     help="Draw procedural fundus photographs with ground truth.",
     order=110,
+    example="synfundus phantoms --out photographs --num-images 500 --image-size 256",
     options=(
         Option("--out", "phantoms.out", "Folder for the photographs and labels.csv.", required=True, role="output"),
         Option("--num-images", "phantoms.num_images", "Number of photographs."),

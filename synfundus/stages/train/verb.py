@@ -21,6 +21,7 @@ VERB = Verb(
     name="train",
     help="Train the conditional diffusion model on latents.",
     order=310,
+    example="synfundus train --preset demo-cpu --latents latents --run-dir runs/model",
     options=(
         Option(
             "--latents",

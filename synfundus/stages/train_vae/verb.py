@@ -25,6 +25,7 @@ VERB = Verb(
     name="train-vae",
     help="Train the autoencoder.",
     order=210,
+    example="synfundus train-vae --preset demo-cpu --data images --run-dir runs/vae",
     options=(
         Option("--data", "train_vae.data", DATA_HELP, required=True, role="input"),
         Option("--run-dir", "train_vae.run_dir", "Folder of the run.", required=True, role="run"),

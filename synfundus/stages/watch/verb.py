@@ -22,6 +22,7 @@ VERB = Verb(
     name="watch",
     help="Show the progress of a run from its files: loss, rate, ETA, problems.",
     order=320,
+    example="synfundus watch --run-dir runs/model",
     options=(
         Option("--run-dir", "watch.run_dir", "Run of `train` or `train-vae`.", required=True, role="input"),
         Option("--once", "watch.once", "Show it once and exit.", "flag"),
