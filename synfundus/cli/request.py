@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,12 @@ class Request:
             elif option.role:
                 problems.extend(filter(None, (_location_problem(option, text, look=look) for text in texts)))
         problems.extend(self._unexpanded())
+        project = self.config.telemetry.wandb_project
+        if look and verb.trains and project is not None and find_spec("wandb") is None:
+            problems.append(
+                f"telemetry.wandb_project is {project!r}, but wandb is not installed: "
+                "run pip install 'synfundus[wandb]', or leave it empty"
+            )
         if verb.problems is not None:
             problems.extend(verb.problems(self.section, look))
         if problems:
@@ -114,7 +121,13 @@ def load_request(verb: Verb, given: Mapping[str, Any]) -> Request:
 
 
 def _begun(verb: Verb, flags: Sequence[Assignment]) -> tuple[str, str] | None:
-    """Return name and text of the settings of a run that goes on; None where the folder holds no run yet."""
+    """Return name and text of the settings of a run that goes on.
+
+    None where all that the verb needs is given, or the folder holds no run yet.
+    """
+    given = {flag.path for flag in flags}
+    if all(option.path in given for option in verb.options if option.required):
+        return None
     paths = {option.path for option in verb.options if option.role == "run"}
     urls = [str(flag.value) for flag in flags if flag.path in paths and str(flag.value).strip()]
     try:

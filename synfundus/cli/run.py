@@ -159,6 +159,9 @@ def _run_here(request: Request, info: RankInfo, *, file: str | None, as_json: bo
         console.message(f"settings of {request.begun}, where nothing else is given")
     with aside, _joined(request) as world:
         summary = _run_job(request, job.run, world, console)
+    if request.verb.closing and summary and info.rank == 0:
+        for line in request.verb.closing(request.section, summary):
+            console.message(redact(line))
     if as_json and info.rank == 0:
         sys.stdout.write(json.dumps(summary, indent=2, default=str) + "\n")
     return 0 if summary.get("ok", True) else int(summary.get("exit_code", 1))

@@ -245,6 +245,7 @@ class TrainingRun(Generic[T]):
                 resume_images=state.images_seen,
                 tensorboard=shared.telemetry.tensorboard,
                 wandb_project=shared.telemetry.wandb_project,
+                wandb_labels=shared.telemetry.wandb_labels,
                 console=self._console,
             )
             loader = training_loader(training.batches(), self._loop, self._world, start_images=state.images_seen)

@@ -7,7 +7,8 @@ compares every path with the schema.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -70,6 +71,8 @@ class Verb:
             argument is true.
         dry_run: Opens inputs and output folders and returns what a dry run shows of them, from its own section and the
             seed; raises what the run would raise.
+        closing: Returns what is said at the end: what was written, and the next command (`next_command`), from its own
+            section and its summary.
     """
 
     name: str
@@ -87,6 +90,7 @@ class Verb:
     results_on_stdout: bool = False
     problems: Callable[[Any, bool], list[str]] | None = None
     dry_run: Callable[[Any, int], str] | None = None
+    closing: Callable[[Any, Mapping[str, Any]], Sequence[str]] | None = None
 
     @property
     def key(self) -> str:
@@ -103,6 +107,23 @@ CACHE = Option("--cache-dir", "storage.cache_dir", "Local folder for copies of r
 MICRO_BATCH_HELP = "Maximum images per rank and forward pass; auto: as many as fit, measured at start."
 DATA_HELP = "Image set (written by `prepare`)."
 VAE_HELP = "Run of `train-vae`, or a folder of a diffusers AutoencoderKL or AutoencoderDC."
+
+
+FEW_PATIENTS = 5
+
+
+def few_patients(num_patients: Mapping[str, int]) -> list[str]:
+    """Return a warning for each held-out split with so few patients that figures on it say little."""
+    return [
+        f"{split} has {number} patient{'' if number == 1 else 's'}: figures on it say little"
+        for split, number in num_patients.items()
+        if split != "train" and 0 < number < FEW_PATIENTS
+    ]
+
+
+def next_command(*words: object) -> str:
+    """Return the line that names the next command; words in capitals are for the user to fill in."""
+    return f"next: synfundus {shlex.join(map(str, words))}"
 
 
 def require(value: str | None, *, flag: str, key: str) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from synfundus.stages.verb import CACHE, DATA_HELP, DISTRIBUTED, VAE_HELP, Option, Verb
+from synfundus.stages.verb import CACHE, DATA_HELP, DISTRIBUTED, VAE_HELP, Option, Verb, next_command
 
 if TYPE_CHECKING:
     from synfundus.config.generation import EncodeLatentsConfig
@@ -15,6 +16,11 @@ def _dry_run(section: EncodeLatentsConfig, seed: int) -> str:
 
     del seed
     return rehearse_encoding(str(section.data), str(section.vae), section.out)
+
+
+def _closing(section: EncodeLatentsConfig, summary: Mapping[str, Any]) -> list[str]:
+    del summary
+    return [next_command("train", "--latents", section.out, "--run-dir", "RUN")]
 
 
 VERB = Verb(
@@ -35,4 +41,5 @@ VERB = Verb(
     distributed=True,
     script="encode_latents.sh",
     dry_run=_dry_run,
+    closing=_closing,
 )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from synfundus.stages.verb import Option, Verb
+from synfundus.stages.verb import Option, Verb, next_command
 
 if TYPE_CHECKING:
     from synfundus.config.generation import ExportConfig
@@ -15,6 +16,11 @@ def _dry_run(section: ExportConfig, seed: int) -> str:
 
     del seed
     return rehearse(section)
+
+
+def _closing(section: ExportConfig, summary: Mapping[str, Any]) -> list[str]:
+    del section
+    return [next_command("sample", "--model", summary["out"], "--out", "SAMPLES", "--num-images", 16)]
 
 
 VERB = Verb(
@@ -34,4 +40,5 @@ VERB = Verb(
     ),
     sections=("export",),
     dry_run=_dry_run,
+    closing=_closing,
 )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from synfundus.stages.verb import Option, Verb
+from synfundus.stages.verb import Option, Verb, next_command
 
 if TYPE_CHECKING:
     from synfundus.config.photographs import PhantomsConfig
@@ -16,6 +17,12 @@ def _dry_run(section: PhantomsConfig, seed: int) -> str:
     del seed
     require_free(section.out, "phantoms.json")
     return ""
+
+
+def _closing(section: PhantomsConfig, summary: Mapping[str, Any]) -> list[str]:
+    del summary
+    table = f"{section.out}/labels.csv"
+    return [next_command("prepare", "--source", section.out, "--labels", table, "--out", "SET")]
 
 
 VERB = Verb(
@@ -31,4 +38,5 @@ VERB = Verb(
     ),
     sections=("seed", "phantoms"),
     dry_run=_dry_run,
+    closing=_closing,
 )

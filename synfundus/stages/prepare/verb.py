@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from synfundus.stages.verb import NODES, PROCS, Option, Verb
+from synfundus.stages.verb import NODES, PROCS, Option, Verb, few_patients, next_command
 
 if TYPE_CHECKING:
     from synfundus.config.photographs import PrepareConfig
@@ -22,6 +23,16 @@ def _dry_run(section: PrepareConfig, seed: int) -> str:
 
     check_out(find_paths(section))
     return describe_inputs(section, seed=seed)
+
+
+def _closing(section: PrepareConfig, summary: Mapping[str, Any]) -> list[str]:
+    sizes = ", ".join(f"{split} {number:,}" for split, number in summary["splits"].items())
+    return [
+        *(f"warning: {line}" for line in few_patients(summary["num_patients"])),
+        f"image set: {section.out} ({sizes})",
+        f"CROSSWALK: {summary['crosswalk']} has file names, patients and the secret key: keep it away from the set",
+        next_command("train-vae", "--data", section.out, "--run-dir", "RUN"),
+    ]
 
 
 VERB = Verb(
@@ -56,4 +67,5 @@ VERB = Verb(
     script="prepare.sh",
     problems=_problems,
     dry_run=_dry_run,
+    closing=_closing,
 )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from synfundus.errors import SynfundusError
-from synfundus.stages.verb import DISTRIBUTED, Option, Verb
+from synfundus.stages.verb import DISTRIBUTED, Option, Verb, next_command
 
 if TYPE_CHECKING:
     from synfundus.config.generation import SampleConfig
@@ -54,6 +55,12 @@ def _dry_run(section: SampleConfig, seed: int) -> str:
     return rehearse_sampling(model, section.labels, section.label, num_images=num_images, out=section.out)
 
 
+def _closing(section: SampleConfig, summary: Mapping[str, Any]) -> list[str]:
+    del summary
+    sheet = [f"contact sheet: {section.out}/contact-sheet.png"] if section.contact_sheet_images else []
+    return [*sheet, next_command("inspect", "--data", section.out)]
+
+
 VERB = Verb(
     name="sample",
     help="Generate images for labels.",
@@ -76,4 +83,5 @@ VERB = Verb(
     script="sample.sh",
     problems=_problems,
     dry_run=_dry_run,
+    closing=_closing,
 )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from synfundus.stages.verb import CACHE, DISTRIBUTED, MICRO_BATCH_HELP, Option, Verb
+from synfundus.stages.verb import CACHE, DISTRIBUTED, MICRO_BATCH_HELP, Option, Verb, next_command
 
 if TYPE_CHECKING:
     from synfundus.config.diffusion import TrainConfig
@@ -15,6 +16,11 @@ def _dry_run(section: TrainConfig, seed: int) -> str:
 
     del seed
     return rehearse_train(section.latents, vae=section.vae, flip=section.diffusion.flip, run_dir=section.run_dir)
+
+
+def _closing(section: TrainConfig, summary: Mapping[str, Any]) -> list[str]:
+    del summary
+    return [next_command("sample", "--model", section.run_dir, "--out", "SAMPLES", "--num-images", 16)]
 
 
 VERB = Verb(
@@ -44,4 +50,5 @@ VERB = Verb(
     script="ldm.sh",
     trains="train",
     dry_run=_dry_run,
+    closing=_closing,
 )

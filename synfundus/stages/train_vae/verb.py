@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from synfundus.stages.verb import CACHE, DATA_HELP, DISTRIBUTED, MICRO_BATCH_HELP, Option, Verb
+from synfundus.stages.verb import CACHE, DATA_HELP, DISTRIBUTED, MICRO_BATCH_HELP, Option, Verb, next_command
 
 if TYPE_CHECKING:
     from synfundus.config.training import TrainVaeConfig
@@ -19,6 +20,11 @@ def _dry_run(section: TrainVaeConfig, seed: int) -> str:
         require_autoencoder(section.init_from)
     require_free(section.run_dir, "run.json", beside=RUN_BESIDE, flag="--run-dir")
     return text
+
+
+def _closing(section: TrainVaeConfig, summary: Mapping[str, Any]) -> list[str]:
+    del summary
+    return [next_command("encode-latents", "--data", section.data, "--vae", section.run_dir, "--out", "LATENTS")]
 
 
 VERB = Verb(
@@ -42,4 +48,5 @@ VERB = Verb(
     script="vae.sh",
     trains="train_vae",
     dry_run=_dry_run,
+    closing=_closing,
 )
