@@ -63,7 +63,7 @@ class Request:
         """Check what the schema cannot: that the verb has all it needs.
 
         Args:
-            look: Also check that paths exist.
+            look: Also look at this machine: that paths exist, that what is asked for is installed.
 
         Raises:
             ConfigError: Naming every option that is missing or points nowhere.

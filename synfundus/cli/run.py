@@ -223,7 +223,7 @@ def run_verb(verb: Verb, given: Mapping[str, Any], arguments: tuple[str, ...]) -
         arguments: The command line after the program's name, for the processes to start.
     """
     request = load_request(verb, given)
-    request.check(look=True)
+    request.check(look=not given["dry_run"])
     info = rank_info(os.environ) if verb.distributed else RankInfo(0, 1, 0, 1, "single")
     machine = inspect_machine(os.environ, is_rank=info.source != "single")
     plan = plan_verb(request, tuple(text for text in arguments if text != "--dry-run"), machine)
@@ -233,6 +233,7 @@ def run_verb(verb: Verb, given: Mapping[str, Any], arguments: tuple[str, ...]) -
         plan_training(request.training, request.config.launch.ds_config, world_size=world_size, device=device)
     if given["dry_run"]:
         sys.stdout.write(describe(request, plan, device))
+        request.check(look=True)
         sys.stdout.write(rehearse(request))
         return 0
     if plan.kind == "in_process":
