@@ -6,14 +6,16 @@ import inspect
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from synfundus import __version__
-from synfundus.cli.help import VerbCommand, help_text, metavar, settings
+from synfundus.cli.help import help_text, metavar, settings
 from synfundus.cli.streams import OutputClosed, guard_streams
 from synfundus.cli.verbs import COMMON, VERBS
 from synfundus.distributed.requeue import request_requeue
@@ -26,6 +28,32 @@ _EPILOG = (
 )
 _COMPLETION = ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")
 """Where a shell that completes puts the command line."""
+
+
+class VerbCommand(TyperCommand):
+    """A verb, whose help shows first its own options, then those of all verbs, then an example."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - as typer has them
+        """Write the options in two groups."""
+        common = {"help", *(option.name for option in COMMON)}
+        groups: dict[str, list[tuple[str, str]]] = {"Options": [], "Options of all verbs": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                groups["Options of all verbs" if parameter.name in common else "Options"].append(record)
+        for title, rows in groups.items():
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - as typer has them
+        """Write the example, broken as a shell reads it."""
+        del ctx
+        example = next((verb.example for verb in VERBS if verb.name == self.name), "")
+        if example:
+            lines = textwrap.wrap(example, formatter.width - 8, break_on_hyphens=False, break_long_words=False)
+            with formatter.section("Example"):
+                formatter.write("  " + " \\\n      ".join(lines) + "\n")
 
 
 def _parameter(verb: Verb, option: Option) -> inspect.Parameter:

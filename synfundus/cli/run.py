@@ -50,7 +50,7 @@ from synfundus.launch.submission import changed_code
 from synfundus.redaction import redact
 from synfundus.stages import Summary
 from synfundus.stages.training_plan import plan_training
-from synfundus.stages.verb import Verb
+from synfundus.stages.verb import Verb, closing_lines
 from synfundus.storage import filesystem
 from synfundus.telemetry.console import Console, SilentConsole
 
@@ -106,8 +106,20 @@ def rehearse(request: Request) -> str:
     Raises:
         SynfundusError: As the run: a dry run ends with its exit code.
     """
+    from synfundus.stages.rehearsal import RUN_BESIDE, open_inputs
+    from synfundus.storage.local_folder import holds_ours
+
     filesystem.configure(filesystem.StoreSettings(**request.config.storage.model_dump()))
-    found = request.verb.dry_run(request.section, request.config.seed) if request.verb.dry_run else ""
+    inputs, outputs = [], []
+    for option in request.verb.options:
+        texts = request.texts(option)
+        inputs += [(option.holds, texts)] if option.holds and texts else []
+        outputs += [(option, text) for text in texts if option.proof]
+    found = open_inputs(inputs, flip=getattr(getattr(request.section, "diffusion", None), "flip", False))
+    found += request.verb.dry_run(request.section, request.config.seed) if request.verb.dry_run else ""
+    for option, text in outputs:
+        beside = RUN_BESIDE if option.role == "run" else ""
+        holds_ours(text, proof=option.proof, beside=beside, flag=option.flag)
     return redact(found and f"\n{found}")
 
 
@@ -160,7 +172,7 @@ def _run_here(request: Request, info: RankInfo, *, file: str | None, as_json: bo
     with aside, _joined(request) as world:
         summary = _run_job(request, job.run, world, console)
     if request.verb.closing and summary and info.rank == 0:
-        for line in request.verb.closing(request.section, summary):
+        for line in closing_lines(request.verb, request.section, summary):
             console.message(redact(line))
     if as_json and info.rank == 0:
         sys.stdout.write(json.dumps(summary, indent=2, default=str) + "\n")

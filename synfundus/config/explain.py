@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from synfundus.config.base import Section, value_at
 from synfundus.config.dump import format_value
-from synfundus.config.loader import DEFAULT_ORIGIN, leaf_fields, list_presets, load_config, section_class, suggest
+from synfundus.config.loader import DEFAULT_ORIGIN, leaf_fields, list_presets, load_config, section_class, suggestion
 from synfundus.config.schema import RunConfig
 from synfundus.errors import ConfigError
 
@@ -114,7 +114,7 @@ def explain(name: str) -> str:
     if not wanted:
         known = sorted({part for path in leaves for part in (path, *path.split("."))} | set(list_presets()))
         raise ConfigError(
-            f"there is no preset, section or key {name!r}{suggest(name, known)}",
+            f"there is no preset, section or key {name!r}{suggestion(name, known)}",
             where="config show",
             hint=f"presets: {', '.join(list_presets())}; sections: {', '.join(RunConfig.model_fields)}; label-schema",
         )

@@ -99,7 +99,7 @@ def preset_text(name: str) -> str:
     known = list_presets()
     if name not in known:
         raise ConfigError(
-            f"there is no preset {_show(name)}{suggest(name, known)}",
+            f"there is no preset {_show(name)}{suggestion(name, known)}",
             where="--preset",
             hint=f"presets: {', '.join(known)}; a file of your own goes to --config",
         )
@@ -138,7 +138,7 @@ def _show(value: object) -> str:
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
 
 
-def suggest(wrong: str, known: Sequence[str]) -> str:
+def suggestion(wrong: str, known: Sequence[str]) -> str:
     """Return a clause with the closest known names, or nothing."""
     close = difflib.get_close_matches(wrong[:MAX_SHOWN], known, n=3, cutoff=0.6)
     return f" (did you mean {' or '.join(close)}?)" if close else ""
@@ -168,11 +168,11 @@ def _unknown(path: Sequence[str], section: type[Section], origin: str, *, whole:
     prefix = ".".join(parents)
     if renamed := _renamed(whole or ".".join(path)):
         return f"unknown key {_show(renamed[0])} ({origin}): it is called {renamed[1]} now"
-    clause = suggest(last, list(section.model_fields)) if suggest else " "
+    clause = suggestion(last, list(section.model_fields)) if suggest else " "
     if not clause:
         everywhere = leaf_fields()
         same_name = [known for known in everywhere if known.rsplit(".", 1)[-1] == last.rsplit(".", 1)[-1]]
-        clause = f" (did you mean {' or '.join(same_name[:3])}?)" if same_name else suggest(last, list(everywhere))
+        clause = f" (did you mean {' or '.join(same_name[:3])}?)" if same_name else suggestion(last, list(everywhere))
     place = f"in {prefix}" if prefix else "at the top level"
     choices = "" if clause else f"; known: {', '.join(section.model_fields)}"
     return f"unknown key {_show(last)} {place} ({origin}){clause}{choices}"

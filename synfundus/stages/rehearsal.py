@@ -7,23 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from synfundus.artifacts.latent_set import load_sources, open_latent_sets, require_flip
 from synfundus.errors import ConfigError
 from synfundus.labels.plan import plan_labels
 from synfundus.labels.schema import LabelSchema
 from synfundus.storage import documents, filesystem
-from synfundus.storage.local_folder import holds_ours
-from synfundus.storage.manifest import MANIFEST_NAME, SetKind, ShardSet, load_shard_set
+from synfundus.storage.manifest import ShardSet, load_shard_set
 
 RUN_BESIDE = r"submissions(/.*)?"
-
-
-def open_set(url: str, kind: SetKind) -> str:
-    """Open a set and describe it in a line.
-
-    Raises:
-        DataError: It is none, or of another kind.
-    """
-    return described(load_shard_set(url, kind=kind))
 
 
 def described(found: ShardSet) -> str:
@@ -58,16 +49,6 @@ def require_model(url: str) -> str:
     return find_pipeline(url)
 
 
-def require_free(url: str | None, *proof: str, beside: str = "", flag: str = "--out") -> None:
-    """Require that a folder to write holds nothing, or what the verb began there.
-
-    Raises:
-        ConfigError: It holds something else.
-    """
-    if url is not None:
-        holds_ours(url, proof=proof, beside=beside, flag=flag)
-
-
 def require_run(url: str) -> None:
     """Require the folder of a run.
 
@@ -79,36 +60,33 @@ def require_run(url: str) -> None:
         raise ConfigError("there is no run", where=url, hint=hint)
 
 
-def rehearse_train(latents: Sequence[str], *, vae: str | None, flip: bool, run_dir: str | None) -> str:
-    """Open what `train` reads.
+def open_inputs(inputs: Sequence[tuple[str, Sequence[str]]], *, flip: bool) -> str:
+    """Open what options name, in their order, and describe the sets.
+
+    Args:
+        inputs: What each holds (`Option.holds`), and where.
+        flip: Whether latents must have mirrored moments.
 
     Raises:
         SynfundusError: As the run.
     """
-    from synfundus.artifacts.latent_set import load_sources, open_latent_sets, require_flip
-
-    sets = open_latent_sets(latents)
-    require_flip(sets.combined, wanted=flip)
-    require_autoencoder(vae or load_sources(sets.combined.url).autoencoder_url)
-    require_free(run_dir, "run.json", beside=RUN_BESIDE, flag="--run-dir")
-    return "".join(described(one) for one in sets.sets)
-
-
-def rehearse_encoding(data: str, vae: str, out: str | None) -> str:
-    """Open what `encode-latents` reads.
-
-    Raises:
-        SynfundusError: As the run.
-    """
-    text = open_set(data, "images")
-    require_autoencoder(vae)
-    require_free(out, "request.json", MANIFEST_NAME)
-    return text
+    given = dict(inputs)
+    found: list[ShardSet] = []
+    for holds, urls in inputs:
+        if holds == "latents":
+            sets = open_latent_sets(urls)
+            require_flip(sets.combined, wanted=flip)
+            found += sets.sets
+            if "autoencoder" not in given:
+                require_autoencoder(load_sources(sets.combined.url).autoencoder_url)
+        elif holds == "images":
+            found.append(load_shard_set(urls[0], kind="images"))
+        else:
+            {"autoencoder": require_autoencoder, "model": require_model, "run": require_run}[holds](urls[0])
+    return "".join(map(described, found))
 
 
-def rehearse_sampling(
-    model: str, plan: str | None, labels: Mapping[str, int | None], *, num_images: int | None, out: str | None
-) -> str:
+def rehearse_sampling(model: str, plan: str | None, labels: Mapping[str, int | None], *, num_images: int | None) -> str:
     """Open a model and plan the labels of the images.
 
     Raises:
@@ -125,5 +103,4 @@ def rehearse_sampling(
         schema=schema,
         where=plan or "sample.labels",
     )
-    require_free(out, "request.json")
     return f"# images\n{len(rows):,} images of {model}\n\n"

@@ -8,7 +8,7 @@ compares every path with the schema.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,6 +30,8 @@ class Option:
         help: One line.
         kind: How it is written.
         required: The verb needs a value at this path, from any source.
+        holds: What must be in an input; a dry run opens it.
+        proof: Documents of which one must be in an output that is not empty; a dry run looks for them.
         metavar: What it takes, where neither its role nor the schema says it.
         role: ``input`` must exist, ``output`` must not be a file; ``run`` is an output that is a run, which can be
             resumed.
@@ -41,6 +43,8 @@ class Option:
     kind: OptionKind = "value"
     required: bool = False
     role: PathRole = ""
+    holds: Literal["images", "latents", "autoencoder", "model", "run", ""] = ""
+    proof: tuple[str, ...] = ()
     metavar: str = ""
 
     @property
@@ -69,10 +73,10 @@ class Verb:
         results_on_stdout: Whether its messages are its result.
         problems: Returns problems of its own section that the schema cannot find; looks at the disk too if the second
             argument is true.
-        dry_run: Opens inputs and output folders and returns what a dry run shows of them, from its own section and the
-            seed; raises what the run would raise.
-        closing: Returns what is said at the end: what was written, and the next command (`next_command`), from its own
-            section and its summary.
+        dry_run: Opens what its options do not describe, and returns what a dry run shows of it, from its own section
+            and the seed; raises what the run would raise.
+        closing: What is said at the end: what was written, and the next command, with values of its section and of its
+            summary in braces, and words in capitals for the user to fill in.
     """
 
     name: str
@@ -90,7 +94,7 @@ class Verb:
     results_on_stdout: bool = False
     problems: Callable[[Any, bool], list[str]] | None = None
     dry_run: Callable[[Any, int], str] | None = None
-    closing: Callable[[Any, Mapping[str, Any]], Sequence[str]] | None = None
+    closing: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -121,9 +125,17 @@ def few_patients(num_patients: Mapping[str, int]) -> list[str]:
     ]
 
 
-def next_command(*words: object) -> str:
-    """Return the line that names the next command; words in capitals are for the user to fill in."""
-    return f"next: synfundus {shlex.join(map(str, words))}"
+def closing_lines(verb: Verb, section: object, summary: Mapping[str, Any]) -> list[str]:
+    """Return what is said at the end of a verb, as a shell reads it."""
+
+    def written(value: object) -> str:
+        if isinstance(value, Mapping):
+            return ", ".join(f"{name} {number:,}" for name, number in value.items())
+        return shlex.quote(str(value))
+
+    values = {name: written(value) for name, value in {**vars(section), **summary}.items()}
+    lines = [f"warning: {line}" for line in few_patients(summary.get("num_patients") or {})]
+    return [*lines, *(line.format_map(values) for line in verb.closing)]
 
 
 def require(value: str | None, *, flag: str, key: str) -> str:

@@ -27,7 +27,7 @@ from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import CheckpointError, ConfigError, DataError, NumericalError, Preempted, SynfundusError
 from synfundus.launch import LaunchPlan, Outcome
-from synfundus.stages.verb import Option, Verb
+from synfundus.stages.verb import Option, Verb, closing_lines
 from synfundus.storage import filesystem
 
 Calls = list[RunConfig]
@@ -582,10 +582,8 @@ def test_a_verb_says_what_it_wrote_and_what_comes_next(
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb.closing], ids=lambda verb: verb.name)
 def test_the_next_command_is_one(verb: Verb) -> None:
-    section = getattr(RunConfig(), verb.key)
     summary = {"splits": {}, "num_patients": {}, "crosswalk": "c", "out": "o"}
-    assert verb.closing is not None
-    line = verb.closing(section, summary)[-1]
+    line = closing_lines(verb, getattr(RunConfig(), verb.key), summary)[-1]
     program, name, *words = shlex.split(line.removeprefix("next: "))
     assert program == "synfundus"
     known = {option.flag for option in VERB_BY_NAME[name].options}

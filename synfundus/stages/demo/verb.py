@@ -20,9 +20,7 @@ def _problems(section: DemoConfig, look: bool) -> list[str]:
 def _dry_run(section: DemoConfig, seed: int) -> str:
     from synfundus.config.photographs import PrepareConfig
     from synfundus.stages.prepare.plan import describe_inputs
-    from synfundus.stages.rehearsal import require_free
 
-    require_free(section.out, "stages/request.json")
     if section.source is None:
         return ""
     inputs = PrepareConfig(source=section.source, labels=section.labels, mapping=section.mapping)
@@ -35,7 +33,14 @@ VERB = Verb(
     order=10,
     example="synfundus demo --out demo-out --minutes 12",
     options=(
-        Option("--out", "demo.out", "Folder for all results of the demo.", required=True, role="output"),
+        Option(
+            "--out",
+            "demo.out",
+            "Folder for all results of the demo.",
+            required=True,
+            role="output",
+            proof=("stages/request.json",),
+        ),
         Option("--minutes", "demo.minutes", "Approximate time on two idle cores."),
         Option("--source", "demo.source", "Folder of your own photographs instead of phantoms.", role="input"),
         Option("--labels", "demo.labels", "Label table of these photographs.", role="input"),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from synfundus.stages.verb import Option, Verb, next_command
+from synfundus.stages.verb import Option, Verb
 
 if TYPE_CHECKING:
     from synfundus.config.generation import PostHocEmaConfig
@@ -16,11 +15,6 @@ def _dry_run(section: PostHocEmaConfig, seed: int) -> str:
 
     del seed
     return rehearse(section)
-
-
-def _closing(section: PostHocEmaConfig, summary: Mapping[str, Any]) -> list[str]:
-    del section
-    return [next_command("sample", "--model", summary["out"], "--out", "SAMPLES", "--num-images", 16)]
 
 
 VERB = Verb(
@@ -36,5 +30,5 @@ VERB = Verb(
     ),
     sections=("ema",),
     dry_run=_dry_run,
-    closing=_closing,
+    closing=("next: synfundus sample --model {out} --out SAMPLES --num-images 16",),
 )

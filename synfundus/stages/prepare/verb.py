@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from synfundus.stages.verb import NODES, PROCS, Option, Verb, few_patients, next_command
+from synfundus.stages.verb import NODES, PROCS, Option, Verb
 
 if TYPE_CHECKING:
     from synfundus.config.photographs import PrepareConfig
@@ -23,16 +22,6 @@ def _dry_run(section: PrepareConfig, seed: int) -> str:
 
     check_out(find_paths(section))
     return describe_inputs(section, seed=seed)
-
-
-def _closing(section: PrepareConfig, summary: Mapping[str, Any]) -> list[str]:
-    sizes = ", ".join(f"{split} {number:,}" for split, number in summary["splits"].items())
-    return [
-        *(f"warning: {line}" for line in few_patients(summary["num_patients"])),
-        f"image set: {section.out} ({sizes})",
-        f"CROSSWALK: {summary['crosswalk']} has file names, patients and the secret key: keep it away from the set",
-        next_command("train-vae", "--data", section.out, "--run-dir", "RUN"),
-    ]
 
 
 VERB = Verb(
@@ -67,5 +56,9 @@ VERB = Verb(
     script="prepare.sh",
     problems=_problems,
     dry_run=_dry_run,
-    closing=_closing,
+    closing=(
+        "image set: {out} ({splits})",
+        "CROSSWALK: {crosswalk} has file names, patients and the secret key: keep it away from the set",
+        "next: synfundus train-vae --data {out} --run-dir RUN",
+    ),
 )

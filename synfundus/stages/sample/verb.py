@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from synfundus.errors import SynfundusError
-from synfundus.stages.verb import DISTRIBUTED, Option, Verb, next_command
+from synfundus.stages.verb import DISTRIBUTED, Option, Verb
 
 if TYPE_CHECKING:
     from synfundus.config.generation import SampleConfig
@@ -52,13 +51,7 @@ def _dry_run(section: SampleConfig, seed: int) -> str:
 
     del seed
     model, num_images = str(section.model), section.num_images
-    return rehearse_sampling(model, section.labels, section.label, num_images=num_images, out=section.out)
-
-
-def _closing(section: SampleConfig, summary: Mapping[str, Any]) -> list[str]:
-    del summary
-    sheet = [f"contact sheet: {section.out}/contact-sheet.png"] if section.contact_sheet_images else []
-    return [*sheet, next_command("inspect", "--data", section.out)]
+    return rehearse_sampling(model, section.labels, section.label, num_images=num_images)
 
 
 VERB = Verb(
@@ -67,8 +60,15 @@ VERB = Verb(
     order=410,
     example="synfundus sample --model runs/model --out samples --num-images 16 --label dr_grade=3",
     options=(
-        Option("--model", "sample.model", "Run of `train`, or an exported pipeline.", required=True, role="input"),
-        Option("--out", "sample.out", "Folder to write.", required=True, role="output"),
+        Option(
+            "--model",
+            "sample.model",
+            "Run of `train`, or an exported pipeline.",
+            required=True,
+            role="input",
+            holds="model",
+        ),
+        Option("--out", "sample.out", "Folder to write.", required=True, role="output", proof=("request.json",)),
         Option("--num-images", "sample.num_images", "Number of images; default with a label plan: one per row."),
         Option("--label", "sample.label", "NAME=VALUE for every image (repeatable); others are unknown.", "mapping"),
         Option("--labels", "sample.labels", "Label plan: a CSV with one row per image.", role="input"),
@@ -83,5 +83,8 @@ VERB = Verb(
     script="sample.sh",
     problems=_problems,
     dry_run=_dry_run,
-    closing=_closing,
+    closing=(
+        "contact sheet: {out}/contact-sheet.png",
+        "next: synfundus inspect --data {out}",
+    ),
 )

@@ -1,22 +1,6 @@
 """`synfundus watch` on the command line."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from synfundus.stages.verb import Option, Verb
-
-if TYPE_CHECKING:
-    from synfundus.config.machine import WatchConfig
-
-
-def _dry_run(section: WatchConfig, seed: int) -> str:
-    from synfundus.stages.rehearsal import require_run
-
-    del seed
-    require_run(str(section.run_dir))
-    return ""
-
 
 VERB = Verb(
     name="watch",
@@ -24,10 +8,11 @@ VERB = Verb(
     order=320,
     example="synfundus watch --run-dir runs/model",
     options=(
-        Option("--run-dir", "watch.run_dir", "Run of `train` or `train-vae`.", required=True, role="input"),
+        Option(
+            "--run-dir", "watch.run_dir", "Run of `train` or `train-vae`.", required=True, role="input", holds="run"
+        ),
         Option("--once", "watch.once", "Show it once and exit.", "flag"),
     ),
     sections=("watch", "storage", "telemetry"),
     results_on_stdout=True,
-    dry_run=_dry_run,
 )
