@@ -13,6 +13,8 @@ from s3_server import BUCKET, S3Server, s3_environment
 from tiny_sets import tiny_config, write_phantom_set
 
 import synfundus.models.diffusers_classes  # noqa: F401 - before any test imports diffusers, which would import xformers
+from synfundus.cli import run
+from synfundus.cli.request import Request
 from synfundus.distributed.world import World
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardSet, load_shard_set
@@ -34,6 +36,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with what waits the longest, the cluster, and end with what is short, so that all end together."""
     long = ("integration", "e2e")
     items.sort(key=lambda item: (not item.path.name.startswith("test_slurm"), item.path.parent.name not in long))
+
+
+@pytest.fixture
+def inputs_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let dry runs plan command lines whose inputs are not on this machine."""
+    check = Request.check
+    monkeypatch.setattr(Request, "check", lambda request, *, look: check(request, look=False))
+    monkeypatch.setattr(run, "rehearse", lambda request: "")
 
 
 @pytest.fixture(scope="session")

@@ -117,6 +117,22 @@ def load_checkpoint_model(run_url: str, *, name: str | None, weights: Weights, c
     )
 
 
+def require_checkpoint(run_url: str, name: str | None) -> None:
+    """Require a checkpoint of this name, or any, damaged or not.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    root = filesystem.join(run_url, "checkpoints")
+    there = filesystem.list_names(root) if filesystem.is_dir(root) else []
+    names = sorted(entry for entry in there if entry.startswith("images-"))
+    if name is None and not names:
+        raise CheckpointError("this run has no checkpoint yet", where=run_url)
+    if name is not None and name not in names:
+        hint = f"there are: {', '.join(names) or 'none'}"
+        raise CheckpointError(f"this run has no checkpoint {name}", where=root, hint=hint)
+
+
 def _find(run_url: str, name: str | None, console: Console) -> checkpoint_search.FoundCheckpoint:
     root = filesystem.join(run_url, "checkpoints")
     if name is None:
@@ -126,11 +142,7 @@ def _find(run_url: str, name: str | None, console: Console) -> checkpoint_search
         for line in found.passed_over:
             console.warning(f"damaged checkpoint passed over: {line}")
         return found
-    names = [entry for entry in filesystem.list_names(root) if entry.startswith("images-")]
-    if name not in names:
-        raise CheckpointError(
-            f"this run has no checkpoint {name}", where=root, hint=f"there are: {', '.join(sorted(names)) or 'none'}"
-        )
+    require_checkpoint(run_url, name)
     url = filesystem.join(root, name)
     if problem := checkpoint_search.verify(url):
         raise CheckpointError(f"the checkpoint is damaged: {problem}", where=url, hint="take another one")

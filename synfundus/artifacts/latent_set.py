@@ -71,6 +71,20 @@ def open_latent_sets(texts: Sequence[str]) -> LatentSets:
     return LatentSets(sets, tuple(weights), combined)
 
 
+def require_flip(latents: ShardSet, *, wanted: bool) -> None:
+    """Require mirrored moments where they are wanted.
+
+    Raises:
+        ConfigError: The set has none.
+    """
+    if wanted and not latents.properties["flip"]:
+        raise ConfigError(
+            "train.diffusion.flip is on, but the latents hold no mirrored moments",
+            where=latents.url,
+            hint="encode them with --flip, or turn train.diffusion.flip off",
+        )
+
+
 def require_same_autoencoder(latents: ShardSet, fingerprint: str, *, where: str) -> None:
     """Check that a latent set was encoded with this autoencoder.
 

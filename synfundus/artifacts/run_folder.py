@@ -6,11 +6,14 @@ import platform
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import torch
 import yaml
 
 from synfundus import __version__
@@ -55,6 +58,16 @@ def versions() -> dict[str, str]:
     return {"synfundus": __version__, "python": platform.python_version()} | {
         name: metadata.version(name) for name in PACKAGES
     }
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout this code runs from; None where there is none."""
+    git = Path(__file__).resolve().parents[2] / ".git"
+    try:
+        head = (git / "HEAD").read_text(encoding="utf-8").strip()
+        return (git / head.removeprefix("ref: ")).read_text(encoding="utf-8").strip() if head[:5] == "ref: " else head
+    except OSError:  # installed, or the branch is packed
+        return None
 
 
 def begun_precision(url: str) -> str | None:
@@ -123,6 +136,10 @@ class RunFolder:
             "world_size": self._world.size,
             "judged_on": self._judged_on,
             "versions": versions(),
+            "host": platform.node(),
+            "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "device": torch.cuda.get_device_name() if self._world.device == "cuda" else platform.machine(),
+            "commit": _commit(),
         }
         filesystem.write_bytes(self.path("environment.json"), documents.dump_json(environment))
 
@@ -236,7 +253,13 @@ class RunFolder:
         on_rank_0(lambda: self._spool.upload(), world)
 
     def sinks(
-        self, *, resume_images: int, tensorboard: bool, wandb_project: str | None, console: Console
+        self,
+        *,
+        resume_images: int,
+        tensorboard: bool,
+        wandb_project: str | None,
+        wandb_labels: Mapping[str, object] = MappingProxyType({}),
+        console: Console,
     ) -> MetricSinks:
         """Open the metric sinks of this rank. Collective.
 
@@ -244,6 +267,7 @@ class RunFolder:
             resume_images: Images seen at the resume.
             tensorboard: Write TensorBoard files.
             wandb_project: Weights & Biases project; None for none.
+            wandb_labels: Its entity, group and tags, where they are given.
             console: Shows warnings of the sinks.
 
         Raises:
@@ -257,15 +281,17 @@ class RunFolder:
                 self._spool.folder,
                 rank=self._world.rank,
                 tensorboard=tensorboard,
-                wandb=None if wandb_project is None else partial(self._wandb, wandb_project, console),
+                wandb=None if wandb_project is None else partial(self._wandb, wandb_project, wandb_labels, console),
                 resume_images=resume_images,
+                settings=yaml.safe_dump(dict(self._config), sort_keys=False),
+                warn=console.warning,
             )
             opened = SpooledSinks(sinks.sinks, self._spool)
 
         on_rank_0(work, self._world)
         return opened
 
-    def _wandb(self, project: str, console: Console, folder: Path) -> WandbSink:
+    def _wandb(self, project: str, labels: Mapping[str, object], console: Console, folder: Path) -> WandbSink:
         """Open the sink to Weights & Biases, with the run id of this folder."""
         path = self.path("wandb.json")
         if not filesystem.exists(path):
@@ -278,6 +304,7 @@ class RunFolder:
             run_id=str(found.get("id")),
             folder=folder,
             config=dict(self._config),
+            labels=labels,
             warn=console.warning,
         )
 

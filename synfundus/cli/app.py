@@ -6,13 +6,17 @@ import inspect
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from synfundus import __version__
+from synfundus.cli.help import help_text, metavar, settings
+from synfundus.cli.streams import OutputClosed, guard_streams
 from synfundus.cli.verbs import COMMON, VERBS
 from synfundus.distributed.requeue import keep_exit_code, request_requeue
 from synfundus.errors import ConfigError, PortTaken, Preempted, Stalled, SynfundusError
@@ -24,9 +28,37 @@ _EPILOG = (
     "Exit codes: 0 done, 1 a fault of the program, 2 configuration, 3 data, 4 checkpoint, 5 storage, 6 not finite, "
     "7 launch, 75 stopped after saving or nothing moved (start it again), 128+N ended by signal N."
 )
+_COMPLETION = ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")
+"""Where a shell that completes puts the command line."""
 
 
-def _parameter(option: Option) -> inspect.Parameter:
+class VerbCommand(TyperCommand):
+    """A verb, whose help shows first its own options, then those of all verbs, then an example."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - as typer has them
+        """Write the options in two groups."""
+        common = {"help", *(option.name for option in COMMON)}
+        groups: dict[str, list[tuple[str, str]]] = {"Options": [], "Options of all verbs": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                groups["Options of all verbs" if parameter.name in common else "Options"].append(record)
+        for title, rows in groups.items():
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - as typer has them
+        """Write the example, broken as a shell reads it."""
+        del ctx
+        example = next((verb.example for verb in VERBS if verb.name == self.name), "")
+        if example:
+            lines = textwrap.wrap(example, formatter.width - 8, break_on_hyphens=False, break_long_words=False)
+            with formatter.section("Example"):
+                formatter.write("  " + " \\\n      ".join(lines) + "\n")
+
+
+def _parameter(verb: Verb, option: Option) -> inspect.Parameter:
     """Turn an option into a parameter for Typer. All values stay text: the schema checks them."""
     annotation: Any
     default: Any
@@ -36,16 +68,10 @@ def _parameter(option: Option) -> inspect.Parameter:
         annotation, default = list[str], []
     else:
         annotation, default = str | None, None
-    metavars = {
-        "value": "PATH" if option.role else "VALUE",
-        "many": "PATH[:SHARE]" if option.role else "PATH",
-        "mapping": "NAME=VALUE",
-        "list": "KEY=VALUE",
-    }
-    note = " [required]" if option.required else ""
+    shown = None if annotation is bool else metavar(verb, option)
     typed = Annotated[
         annotation,
-        typer.Option(option.flag, help=option.help + note, metavar=metavars.get(option.kind), show_default=False),
+        typer.Option(option.flag, help=help_text(verb, option), metavar=shown, show_default=False),
     ]
     return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=typed)
 
@@ -59,8 +85,9 @@ def _command(verb: Verb, arguments: Sequence[str]) -> Callable[..., int]:
         return run_verb(verb, values, tuple(arguments))
 
     # only a verb that is named needs its options: to build all 200 takes a third of the time of --help
-    options = (*verb.options, *COMMON) if verb.name in arguments else ()
-    parameters = [_parameter(option) for option in options]
+    named = (*arguments, *(word for name in _COMPLETION for word in os.environ.get(name, "").split()))
+    options = (*verb.options, *COMMON) if verb.name in named else ()
+    parameters = [_parameter(verb, option) for option in options]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     command.__doc__ = verb.help
@@ -77,9 +104,28 @@ def _root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show it.")] = False,
 ) -> None:
-    """From patient fundus photographs to a releasable synthetic data set."""
+    """From patient fundus photographs to a synthetic data set."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
+
+
+def _show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A preset, a section, a key, or label-schema.")],
+) -> int:
+    """Print a preset, a section (train.optim), a key (optim.lr) or label-schema as YAML to copy, with meanings."""
+    from synfundus.config.explain import explain
+
+    typer.echo(_label_schema() if name.replace("_", "-") == "label-schema" else explain(name), nl=False)
+    return 0
+
+
+def _label_schema() -> str:
+    import yaml
+
+    from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
+
+    text = yaml.safe_dump(DEFAULT_LABEL_SCHEMA.to_document(), sort_keys=False, allow_unicode=True)
+    return f"# the default label schema; a copy of it, changed, is given as prepare.label_schema\n{text}"
 
 
 def _schema() -> int:
@@ -106,18 +152,16 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     Args:
         arguments: The command line it will parse; verbs pass it to the processes they start.
     """
-    settings = {"help_option_names": ["-h", "--help"]}
     # plain help: rich's takes several times longer than --help may take
-    app = typer.Typer(
-        add_completion=False, invoke_without_command=True, rich_markup_mode=None, context_settings=settings
-    )
+    app = typer.Typer(invoke_without_command=True, rich_markup_mode=None, context_settings=settings())
     app.callback(epilog=_EPILOG)(_root)
     for verb in VERBS:
-        app.command(verb.name, help=verb.help, short_help=verb.help)(_command(verb, arguments))
-    config = typer.Typer(no_args_is_help=True, rich_markup_mode=None, context_settings=settings)
+        app.command(verb.name, cls=VerbCommand, help=verb.help, short_help=verb.help)(_command(verb, arguments))
+    config = typer.Typer(no_args_is_help=True, rich_markup_mode=None, context_settings=settings())
+    config.command("show")(_show)
     config.command("schema")(_schema)
     config.command("presets")(_presets)
-    app.add_typer(config, name="config", help="Look at the configuration: schema, presets.")
+    app.add_typer(config, name="config", help="Look at the configuration: keys with their meaning, schema, presets.")
     return app
 
 
@@ -143,9 +187,7 @@ def run_command(arguments: Sequence[str]) -> int:
         return ConfigError.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return 128 + signal.SIGINT
-    except BrokenPipeError:
-        # the reader has closed the pipe; the flush at exit must not fail for it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OutputClosed:
         return 128 + signal.SIGPIPE
     except SynfundusError as error:
         from synfundus.cli.report import report_error
@@ -167,6 +209,7 @@ def _report_defect(kind: type[BaseException], error: BaseException, trace: Trace
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit the process."""
+    guard_streams()
     sys.excepthook = _report_defect
     os.environ.update(SAFE_PATH)
     for name in MISLEADING:
@@ -182,7 +225,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             report_stop()
         if code == Preempted.exit_code:
             # at once: everything is saved, and srun sends TERM, with another exit code, as soon as one rank has ended
-            sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
         if "torch" in sys.modules:

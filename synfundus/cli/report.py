@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -80,4 +81,11 @@ def report_usage(message: str, arguments: Sequence[str]) -> None:
         return
     verb = next((argument for argument in arguments if argument in {known.name for known in VERBS}), "")
     hint = f"see `synfundus {verb} --help`" if verb else "see `synfundus --help`"
+    if verb and (flag := re.match(r"No such option: (--[\w-]+)", message.strip())):
+        from synfundus.config.explain import keys_like
+
+        sections = next(known.sections for known in VERBS if known.name == verb)
+        if keys := keys_like(flag[1], sections):
+            message = flag[0]
+            hint = f"set it by its key: {' or '.join(f'--set {key}=...' for key in keys[:3])}"
     _write("Command line", [("", message.strip()), ("what to do", hint)], sys.stderr)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from synfundus.cli.verbs import COMMON
 from synfundus.config.base import value_at
 from synfundus.config.diffusion import TrainConfig
-from synfundus.config.loader import Assignment, LoadedConfig, load_config
+from synfundus.config.loader import Assignment, LoadedConfig, leaf_fields, load_config
 from synfundus.config.schema import RunConfig
 from synfundus.config.training import TrainVaeConfig
 from synfundus.errors import ConfigError
 from synfundus.stages.verb import Option, Verb
+from synfundus.storage import filesystem
 from synfundus.storage.locations import parse_weighted
+
+_SHELL = re.compile(r"^~[\w.-]*(?=/|$)|\$[A-Za-z_]\w*|\$\{\w+\}")
+"""What a shell would replace in a path."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +31,12 @@ class Request:
     Attributes:
         verb: The verb.
         loaded: The resolved values, and where each came from.
+        begun: The file of the run that goes on with its settings; empty for none.
     """
 
     verb: Verb
     loaded: LoadedConfig
+    begun: str = ""
 
     @property
     def config(self) -> RunConfig:
@@ -55,7 +63,7 @@ class Request:
         """Check what the schema cannot: that the verb has all it needs.
 
         Args:
-            look: Also check that paths exist; a dry run may describe another machine.
+            look: Also look at this machine: that paths exist, that what is asked for is installed.
 
         Raises:
             ConfigError: Naming every option that is missing or points nowhere.
@@ -68,11 +76,30 @@ class Request:
                 problems.append(f"{option.flag} is missing ({option.path}): {option.help}")
             elif option.role:
                 problems.extend(filter(None, (_location_problem(option, text, look=look) for text in texts)))
+        problems.extend(self._unexpanded())
+        project = self.config.telemetry.wandb_project
+        if look and verb.trains and project is not None and find_spec("wandb") is None:
+            problems.append(
+                f"telemetry.wandb_project is {project!r}, but wandb is not installed: "
+                "run pip install 'synfundus[wandb]', or leave it empty"
+            )
         if verb.problems is not None:
             problems.extend(verb.problems(self.section, look))
         if problems:
             message = problems[0] if len(problems) == 1 else "\n".join(f"- {problem}" for problem in problems)
             raise ConfigError(message, where=f"synfundus {verb.name}", hint=f"see `synfundus {verb.name} --help`")
+
+    def _unexpanded(self) -> Iterator[str]:
+        """Yield values that a shell would have expanded; taken as they are they would name another folder."""
+        for path in leaf_fields():
+            if path.split(".")[0] not in self.verb.sections or path == "launch.ds_config":  # which knows ~ itself
+                continue
+            value = value_at(self.config, path)
+            for text in value if isinstance(value, tuple) else (value,):
+                found = _SHELL.search(text) if isinstance(text, str) else None
+                if found and not Path(str(text)).exists():
+                    origin = self.loaded.provenance[path]
+                    yield f"{path} = {text!r} ({origin}): {found[0]!r} is not expanded here: write it out"
 
 
 def load_request(verb: Verb, given: Mapping[str, Any]) -> Request:
@@ -81,13 +108,36 @@ def load_request(verb: Verb, given: Mapping[str, Any]) -> Request:
     Raises:
         ConfigError: With every problem found.
     """
+    flags = _assignments(verb, given)
+    begun = None if given["preset"] or given["config"] else _begun(verb, flags)
     loaded = load_config(
         preset=given["preset"] or verb.default_preset,
         file=given["config"],
         settings=given["set"],
-        flags=_assignments(verb, given),
+        flags=flags,
+        begun=begun,
     )
-    return Request(verb, loaded)
+    return Request(verb, loaded, begun[0] if begun else "")
+
+
+def _begun(verb: Verb, flags: Sequence[Assignment]) -> tuple[str, str] | None:
+    """Return name and text of the settings of a run that goes on.
+
+    None where all that the verb needs is given, or the folder holds no run yet.
+    """
+    given = {flag.path for flag in flags}
+    if all(option.path in given for option in verb.options if option.required):
+        return None
+    paths = {option.path for option in verb.options if option.role == "run"}
+    urls = [str(flag.value) for flag in flags if flag.path in paths and str(flag.value).strip()]
+    try:
+        for url in urls:
+            place, run = (filesystem.join(url, name) for name in ("config.yaml", "run.json"))
+            if filesystem.exists(run) and filesystem.exists(place):
+                return place, filesystem.read_bytes(place).decode()
+    except (ValueError, ConfigError):  # no such location: refused by name later
+        return None
+    return None
 
 
 def _assignments(verb: Verb, given: Mapping[str, Any]) -> list[Assignment]:
@@ -133,6 +183,8 @@ def _location_problem(option: Option, text: str, *, look: bool) -> str | None:
             return f"{option.flag}: {url!r} does not exist ({option.path})"
         if option.role != "input" and path.exists() and not path.is_dir():
             return f"{option.flag}: {url!r} is a file, not a folder ({option.path})"
+        if option.role != "input" and path.is_symlink() and not path.exists():
+            return f"{option.flag}: {url!r} is a link to {str(path.readlink())!r}, which is not there ({option.path})"
     except OSError as error:
         return f"{option.flag}: {url[:80]!r} cannot be used as a path: {error.strerror} ({option.path})"
     return None

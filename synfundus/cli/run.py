@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -52,7 +52,7 @@ from synfundus.processes.stop_signals import ENDING
 from synfundus.redaction import redact
 from synfundus.stages import Summary
 from synfundus.stages.training_plan import plan_training
-from synfundus.stages.verb import Verb
+from synfundus.stages.verb import Verb, closing_lines
 from synfundus.storage import documents, filesystem
 from synfundus.storage.writer_lock import one_writer
 from synfundus.telemetry.console import Console, SilentConsole
@@ -105,13 +105,34 @@ def describe(request: Request, plan: LaunchPlan, device: Literal["cpu", "cuda"])
     if verb.trains is not None:
         ds_file = config.launch.ds_config
         text += plan_training(request.training, ds_file, world_size=plan.world_size, device=device).describe()
-    if verb.dry_run is not None:
-        text += verb.dry_run(request.section, config.seed)
     text += "\n".join(["# launch", plan.describe(), *(f"note: {note}" for note in plan.notes), ""])
     if plan.kind == "sbatch" and verb.script:
         script = find_asset("slurm", verb.script)
         text += f"\n# {script}\n{script.read_text(encoding='utf-8')}"
     return redact(text)
+
+
+def rehearse(request: Request) -> str:
+    """Open inputs and output folders, and describe what the run would find.
+
+    Raises:
+        SynfundusError: As the run: a dry run ends with its exit code.
+    """
+    from synfundus.stages.rehearsal import RUN_BESIDE, open_inputs
+    from synfundus.storage.local_folder import holds_ours
+
+    filesystem.configure(filesystem.StoreSettings(**request.config.storage.model_dump()))
+    inputs, outputs = [], []
+    for option in request.verb.options:
+        texts = request.texts(option)
+        inputs += [(option.holds, texts)] if option.holds and texts else []
+        outputs += [(option, text) for text in texts if option.proof]
+    found = open_inputs(inputs, flip=getattr(getattr(request.section, "diffusion", None), "flip", False))
+    found += request.verb.dry_run(request.section, request.config.seed) if request.verb.dry_run else ""
+    for option, text in outputs:
+        beside = RUN_BESIDE if option.role == "run" else ""
+        holds_ours(text, proof=option.proof, beside=beside, flag=option.flag)
+    return redact(found and f"\n{found}")
 
 
 _OF_A_HOST = ("launch.nodes", "launch.procs_per_node", "launch.cpus_per_task", "storage.cache_", "telemetry.console")
@@ -172,11 +193,18 @@ def _run_here(request: Request, info: RankInfo, *, file: str | None, as_json: bo
     if file is not None and info.rank == 0 and (changes := changed_code(file)):
         console.warning(f"this is not the code the job was submitted with: {'; '.join(changes)}")
     stale_after_s = request.training.loop.watchdog_s if request.verb.trains else 0.0
-    with one_writer(stale_after_s), _joined(request) as world:
+    # what libraries print is no result
+    aside = nullcontext() if request.verb.results_on_stdout else redirect_stdout(sys.stderr)
+    if request.begun:
+        console.message(f"settings of {request.begun}, where nothing else is given")
+    with aside, one_writer(stale_after_s), _joined(request) as world:
         if info.source != "single":
             with together(world):
                 _check_rank(request, world)
         summary = _run_job(request, job.run, world, console)
+    if request.verb.closing and summary and info.rank == 0:
+        for line in closing_lines(request.verb, request.section, summary):
+            console.message(redact(line))
     if as_json and info.rank == 0:
         sys.stdout.write(json.dumps(summary, indent=2, default=str) + "\n")
     return 0 if summary.get("ok", True) else int(summary.get("exit_code", 1))
@@ -262,6 +290,8 @@ def run_verb(verb: Verb, given: Mapping[str, Any], arguments: tuple[str, ...]) -
         plan_training(request.training, request.config.launch.ds_config, world_size=world_size, device=device)
     if given["dry_run"]:
         sys.stdout.write(describe(request, plan, device))
+        request.check(look=True)
+        sys.stdout.write(rehearse(request))
         return 0
     sys.stderr.write("".join(f"note: {note}\n" for note in plan.notes))
     if plan.kind == "in_process":

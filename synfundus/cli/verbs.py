@@ -12,9 +12,9 @@ from synfundus import stages
 from synfundus.stages.verb import Option, Verb
 
 COMMON = (
-    Option("--preset", "", "Start from a shipped preset: demo-cpu, fundus256, fundus512, fundus1024."),
-    Option("--config", "", "Then read this YAML file."),
-    Option("--set", "", "Then set KEY=VALUE, e.g. train.optim.lr=2e-4 (repeatable).", "list"),
+    Option("--preset", "", "Start from a shipped preset: demo-cpu, fundus256, fundus512, fundus1024.", metavar="NAME"),
+    Option("--config", "", "Then read this YAML file.", metavar="PATH"),
+    Option("--set", "", "Then set KEY=VALUE, e.g. train.optim.lr=2e-4 (repeatable).", "list", metavar="KEY=VALUE"),
     Option("--seed", "seed", "Seed of every random draw."),
     Option(
         "--dry-run", "", "Show the resolved values, where each came from and what would start; do nothing.", "switch"

@@ -53,6 +53,18 @@ def find_asset(kind: AssetKind, name: str) -> Path:
     )
 
 
+def _without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Make an object; json itself keeps the last of two values of one key.
+
+    Raises:
+        ValueError: A key stands twice.
+    """
+    names = [name for name, _ in pairs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"the key {', '.join(map(repr, twice))} stands twice")
+    return dict(pairs)
+
+
 def read_ds_file(name: str | None, *, device: Literal["cpu", "cuda"]) -> tuple[Path, object]:
     """Read a DeepSpeed file, the given one or the default for a device; its content is checked by `ds_config`.
 
@@ -65,6 +77,6 @@ def read_ds_file(name: str | None, *, device: Literal["cpu", "cuda"]) -> tuple[P
     """
     path = find_asset("ds_configs", name or ("zero2_cpu.json" if device == "cpu" else "zero2.json"))
     try:
-        return path, json.loads(path.read_bytes())
+        return path, json.loads(path.read_bytes(), object_pairs_hook=_without_doubles)
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"the DeepSpeed file is not JSON: {error}", where=str(path)) from error
+        raise ConfigError(f"the DeepSpeed file is not valid JSON: {error}", where=str(path)) from error

@@ -1,7 +1,7 @@
 """Merge preset, run.yaml, ``--set`` and named flags into one checked configuration with the origin of each value.
 
-Precedence: schema < preset < ``--config`` < ``--set`` < named flags. All problems are reported at once, each with
-its dotted path, the offending value and where it was written.
+Precedence: schema < run that goes on < preset < ``--config`` < ``--set`` < named flags. All problems are reported at
+once, each with its dotted path, the offending value and where it was written.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def preset_text(name: str) -> str:
     known = list_presets()
     if name not in known:
         raise ConfigError(
-            f"there is no preset {_show(name)}{_suggest(name, known)}",
+            f"there is no preset {_show(name)}{suggestion(name, known)}",
             where="--preset",
             hint=f"presets: {', '.join(known)}; a file of your own goes to --config",
         )
@@ -139,7 +139,7 @@ def _show(value: object) -> str:
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
 
 
-def _suggest(wrong: str, known: Sequence[str]) -> str:
+def suggestion(wrong: str, known: Sequence[str]) -> str:
     """Return a clause with the closest known names, or nothing."""
     close = difflib.get_close_matches(wrong[:MAX_SHOWN], known, n=3, cutoff=0.6)
     return f" (did you mean {' or '.join(close)}?)" if close else ""
@@ -169,11 +169,11 @@ def _unknown(path: Sequence[str], section: type[Section], origin: str, *, whole:
     prefix = ".".join(parents)
     if renamed := _renamed(whole or ".".join(path)):
         return f"unknown key {_show(renamed[0])} ({origin}): it is called {renamed[1]} now"
-    clause = _suggest(last, list(section.model_fields)) if suggest else " "
+    clause = suggestion(last, list(section.model_fields)) if suggest else " "
     if not clause:
         everywhere = leaf_fields()
         same_name = [known for known in everywhere if known.rsplit(".", 1)[-1] == last.rsplit(".", 1)[-1]]
-        clause = f" (did you mean {' or '.join(same_name[:3])}?)" if same_name else _suggest(last, list(everywhere))
+        clause = f" (did you mean {' or '.join(same_name[:3])}?)" if same_name else suggestion(last, list(everywhere))
     place = f"in {prefix}" if prefix else "at the top level"
     choices = "" if clause else f"; known: {', '.join(section.model_fields)}"
     return f"unknown key {_show(last)} {place} ({origin}){clause}{choices}"
@@ -335,7 +335,12 @@ def _drop_schedule_of_preset(draft: _Draft, preset: str) -> None:
 
 
 def load_config(
-    *, preset: str | None, file: str | None, settings: Sequence[str], flags: Sequence[Assignment]
+    *,
+    preset: str | None,
+    file: str | None,
+    settings: Sequence[str],
+    flags: Sequence[Assignment],
+    begun: tuple[str, str] | None = None,
 ) -> LoadedConfig:
     """Resolve and check the configuration.
 
@@ -344,11 +349,14 @@ def load_config(
         file: A YAML file.
         settings: Arguments of ``--set``, each ``dotted.path=value``; later ones win.
         flags: What named options ask for.
+        begun: Name and text of the YAML with the settings of a run that goes on; all others win over it.
 
     Raises:
         ConfigError: With every problem found.
     """
     draft = _Draft()
+    if begun is not None:
+        _merge_entries(draft, parse_mapping(begun[1], where=begun[0]), RunConfig, (), begun[0], lines=True)
     if preset is not None:
         entries = parse_mapping(preset_text(preset), where=f"preset {preset}")
         _merge_entries(draft, entries, RunConfig, (), f"preset {preset}", lines=False)

@@ -119,6 +119,18 @@ class TelemetryConfig(Section):
     """Write TensorBoard files."""
     wandb_project: str | None = None
     """Weights & Biases project; needs the extra `wandb`."""
+    wandb_entity: str | None = None
+    """Team or user the project belongs to; default: the user's own."""
+    wandb_group: str | None = None
+    """Group of the run there."""
+    wandb_tags: tuple[str, ...] = ()
+    """Tags of the run there."""
+
+    @property
+    def wandb_labels(self) -> dict[str, object]:
+        """Where a run is filed at Weights & Biases beside its project; what is not given is left out."""
+        given = {"entity": self.wandb_entity, "group": self.wandb_group, "tags": list(self.wandb_tags)}
+        return {name: value for name, value in given.items() if value}
 
 
 class PlanConfig(Section):

@@ -164,6 +164,12 @@ def _check_zero(zero: Mapping[str, Any], where: str) -> None:
                 where=where,
                 hint="zero2.json uses 200000000 on GPUs, zero2_cpu.json less",
             )
+        if key == "allgather_bucket_size" and size % 2:
+            raise ConfigError(
+                f"zero_optimization.{key} is {size:g}; DeepSpeed wants an even number",
+                where=where,
+                hint=f"take {int(size) + 1}",
+            )
     offload = zero.get("offload_optimizer", {"device": "none"})
     if not isinstance(offload, dict) or offload.get("device") not in {"cpu", "none"}:
         raise ConfigError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -101,6 +102,7 @@ def draw_curves(panels: Sequence[Panel], run_names: Sequence[str], *, heading: s
         smoothing: Weight of the past in the bold line, None for `usual_smoothing`; the values themselves are drawn
             faintly behind it.
     """
+    os.environ.pop("MPLBACKEND", None)  # a notebook's: matplotlib refuses at import what is not installed here
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

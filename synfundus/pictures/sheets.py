@@ -33,6 +33,8 @@ _ROW_TITLE_SIZE_PX = 14
 _SUBTITLE_SIZE_PX = 13
 _LINE_SPACING = 1.25
 _MAX_CAPTION_LINES = 4
+_WIDEST_WORD_PX = 110
+_CUT = "…"
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,46 @@ def wrap_text(text: str, *, size_px: int, width_px: int) -> list[str]:
     return lines if any(lines) else []
 
 
+def _shortened(text: str, font: FreeTypeFont | ImageFont, width_px: int, mark: str) -> str:
+    """Return a text with a mark at its end, without as many letters as it needs to fit."""
+    while text and font.getlength(text.rstrip(" ,") + mark) > width_px:
+        text = text[:-1]
+    return text.rstrip(" ,") + mark
+
+
+def wrap_caption(text: str, *, width_px: int) -> list[str]:
+    """Wrap a list of findings: lines end between findings where they can, else between words, never in a word.
+
+    What does not fit, a word or the rest of the list, is cut with a mark.
+    """
+    font = load_default(_CAPTION_SIZE_PX)
+    lines: list[str] = []
+    for finding in text.split(", "):
+        if lines and font.getlength(f"{lines[-1]}, {finding}") <= width_px:
+            lines[-1] += f", {finding}"
+        elif font.getlength(finding) <= width_px:
+            lines.append(finding)
+        else:
+            line = ""
+            for word in finding.split():
+                if line and font.getlength(f"{line} {word}") <= width_px:
+                    line = f"{line} {word}"
+                    continue
+                lines += [line] if line else []
+                line = word if font.getlength(word) <= width_px else _shortened(word, font, width_px, _CUT)
+            lines.append(line)
+    if len(lines) > _MAX_CAPTION_LINES:
+        lines = [*lines[: _MAX_CAPTION_LINES - 1], _shortened(lines[_MAX_CAPTION_LINES - 1], font, width_px, _CUT)]
+    return lines if any(lines) else []
+
+
+def _caption_width(captions: Sequence[str], tile_px: int) -> int:
+    """Return the width of a column: of a tile, or of the longest word below one, up to a limit."""
+    font = load_default(_CAPTION_SIZE_PX)
+    words = {word for caption in captions for word in caption.split()}
+    return max([tile_px, *(min(_WIDEST_WORD_PX, int(font.getlength(word)) + 1) for word in words)])
+
+
 def _write(
     draw: ImageDraw.ImageDraw,
     lines: Sequence[str],
@@ -140,7 +182,7 @@ def contact_sheet(
 
     Args:
         images: RGB images; each is scaled to fit a square tile.
-        captions: One per image; a row of empty captions takes no space.
+        captions: One per image, findings separated by commas; a row of empty captions takes no space.
         columns: Images per row.
         tile_px: Edge of a tile.
         title: Heading; empty for none.
@@ -150,11 +192,10 @@ def contact_sheet(
     """
     if not images or len(captions) != len(images) or columns < 1:
         raise DataError(f"a contact sheet of {len(images)} images, {len(captions)} captions, {columns} columns")
-    wrapped = [
-        wrap_text(caption, size_px=_CAPTION_SIZE_PX, width_px=tile_px)[:_MAX_CAPTION_LINES] for caption in captions
-    ]
+    cell_px = _caption_width(captions, tile_px)
+    wrapped = [wrap_caption(caption, width_px=cell_px) for caption in captions]
     columns = min(columns, len(images))
-    width = 2 * _MARGIN_PX + columns * tile_px + (columns - 1) * _GAP_PX
+    width = 2 * _MARGIN_PX + columns * cell_px + (columns - 1) * _GAP_PX
     heading = wrap_text(title, size_px=_ROW_TITLE_SIZE_PX, width_px=width - 2 * _MARGIN_PX)
     heading_px = len(heading) * _line_height(_ROW_TITLE_SIZE_PX) + (_GAP_PX if heading else 0)
     row_lines = [max(len(lines) for lines in wrapped[at : at + columns]) for at in range(0, len(images), columns)]
@@ -166,9 +207,9 @@ def contact_sheet(
     _write(draw, heading, left_px=_MARGIN_PX, top_px=_MARGIN_PX, size_px=_ROW_TITLE_SIZE_PX, ink=_INK)
     for number, (pixels, lines) in enumerate(zip(images, wrapped, strict=True)):
         row, column = divmod(number, columns)
-        left = _MARGIN_PX + column * (tile_px + _GAP_PX)
+        left = _MARGIN_PX + column * (cell_px + _GAP_PX)
         top = _MARGIN_PX + heading_px + sum(row_heights[:row])
-        sheet.paste(_tile(pixels, tile_px), (left, top))
+        sheet.paste(_tile(pixels, tile_px), (left + (cell_px - tile_px) // 2, top))
         _write(
             draw,
             lines,
@@ -176,7 +217,7 @@ def contact_sheet(
             top_px=top + tile_px + _GAP_PX // 2,
             size_px=_CAPTION_SIZE_PX,
             ink=_INK,
-            centre_in_px=tile_px,
+            centre_in_px=cell_px,
         )
     return np.asarray(sheet, dtype=np.uint8)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from synfundus.artifacts.latent_set import LatentSets
+from synfundus.artifacts.latent_set import LatentSets, require_flip
 from synfundus.config.training import LoopConfig
 from synfundus.distributed.world import World
 from synfundus.errors import ConfigError
@@ -47,12 +47,7 @@ def check_flip(latents: ShardSet, run_url: str, console: Console) -> None:
         ConfigError: With what to do.
     """
     option = "train.diffusion.flip"
-    if not latents.properties["flip"]:
-        raise ConfigError(
-            f"{option} is on, but the latents hold no mirrored moments",
-            where=latents.url,
-            hint=f"encode them with --flip, or turn {option} off",
-        )
+    require_flip(latents, wanted=True)
     if (problem := flip_problem(latents.label_schema)) is None:
         return
     if not filesystem.exists(filesystem.join(run_url, "run.json")):

@@ -28,7 +28,7 @@ from synfundus.stages.reading import set_names, training_loader
 from synfundus.stages.run_weights import RunWeights
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardSet
-from synfundus.telemetry.console import Console
+from synfundus.telemetry.console import Console, lost_messages
 from synfundus.telemetry.sinks import MetricSinks
 from synfundus.training.checkpoints.stored_weights import ModelPart
 from synfundus.training.ema import Profile
@@ -249,6 +249,7 @@ class TrainingRun(Generic[T]):
                 resume_images=state.images_seen,
                 tensorboard=shared.telemetry.tensorboard,
                 wandb_project=shared.telemetry.wandb_project,
+                wandb_labels=shared.telemetry.wandb_labels,
                 console=self._console,
             )
             loader = training_loader(training.batches(), self._loop, self._world, start_images=state.images_seen)
@@ -281,6 +282,8 @@ class TrainingRun(Generic[T]):
         def write(row: Row) -> None:
             self._row = row
             sinks.write(row)
+            if lost := lost_messages():
+                self._directory.append_ledger({"images_seen": row["images_seen"], "messages_lost": lost})
 
         return Reports(
             console=self._console,
@@ -344,7 +347,7 @@ class TrainingRun(Generic[T]):
             Periodic(
                 "preview",
                 loop.preview_every_images,
-                self._preview,
+                lambda state: self._preview(state, sinks),
                 done=lambda state: filesystem.exists(self._preview_path(state)),
                 at_end=training.preview_at_end,
             ),
@@ -367,10 +370,16 @@ class TrainingRun(Generic[T]):
     def _preview_path(self, state: TrainState) -> str:
         return self._directory.path("previews", f"images-{state.images_seen:012d}.png")
 
-    def _preview(self, state: TrainState) -> None:
+    def _preview(self, state: TrainState, sinks: MetricSinks) -> None:
         """Draw a preview of the current weights. Collective."""
         picture = self._training.preview(self._weights, images_seen=state.images_seen, check=self._flag.check)
-        on_rank_0(lambda: filesystem.write_bytes(self._preview_path(state), picture()), self._no_timeout)
+
+        def write() -> None:
+            png = picture()
+            filesystem.write_bytes(self._preview_path(state), png)
+            sinks.picture(png, images_seen=state.images_seen)
+
+        on_rank_0(write, self._no_timeout)
 
     def _finish(self, state: TrainState) -> Summary:
         """Export the averaged weights. Collective."""

@@ -7,7 +7,8 @@ compares every path with the schema.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,6 +30,9 @@ class Option:
         help: One line.
         kind: How it is written.
         required: The verb needs a value at this path, from any source.
+        holds: What must be in an input; a dry run opens it.
+        proof: Documents of which one must be in an output that is not empty; a dry run looks for them.
+        metavar: What it takes, where neither its role nor the schema says it.
         role: ``input`` must exist, ``output`` must not be a file; ``run`` is an output that is a run, which can be
             resumed.
     """
@@ -39,6 +43,9 @@ class Option:
     kind: OptionKind = "value"
     required: bool = False
     role: PathRole = ""
+    holds: Literal["images", "latents", "autoencoder", "model", "run", ""] = ""
+    proof: tuple[str, ...] = ()
+    metavar: str = ""
 
     @property
     def name(self) -> str:
@@ -54,6 +61,7 @@ class Verb:
         name: As typed.
         help: First line of its help.
         order: Position in the help, which follows the life of an image.
+        example: A command line for the help.
         options: Its own options.
         sections: Top-level keys of the configuration it uses.
         distributed: Whether it runs as ranks of a job with a process group.
@@ -65,12 +73,16 @@ class Verb:
         results_on_stdout: Whether its messages are its result.
         problems: Returns problems of its own section that the schema cannot find; looks at the disk too if the second
             argument is true.
-        dry_run: Returns what a dry run shows in addition, from its own section and the seed.
+        dry_run: Opens what its options do not describe, and returns what a dry run shows of it, from its own section
+            and the seed; raises what the run would raise.
+        closing: What is said at the end: what was written, and the next command, with values of its section and of its
+            summary in braces, and words in capitals for the user to fill in.
     """
 
     name: str
     help: str
     order: int
+    example: str = ""
     options: tuple[Option, ...]
     sections: tuple[str, ...]
     distributed: bool = False
@@ -82,6 +94,7 @@ class Verb:
     results_on_stdout: bool = False
     problems: Callable[[Any, bool], list[str]] | None = None
     dry_run: Callable[[Any, int], str] | None = None
+    closing: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -95,7 +108,7 @@ class Verb:
         return "run the same command again to resume" if writes else ""
 
 
-DEVICE = Option("--device", "launch.device", "auto, cpu or cuda.")
+DEVICE = Option("--device", "launch.device", "Where to compute; auto: CUDA if there is one.")
 PROCS = Option("--procs-per-node", "launch.procs_per_node", "Processes per node; default: one per GPU, or 1.")
 NODES = Option("--nodes", "launch.nodes", "Number of nodes; above 1, SLURM is used.")
 SUBMIT = Option("--submit", "launch.submit", "Run as a batch job of SLURM, also on one node.", "flag")
@@ -105,6 +118,31 @@ CACHE = Option("--cache-dir", "storage.cache_dir", "Local folder for copies of r
 MICRO_BATCH_HELP = "Maximum images per rank and forward pass; auto: as many as fit, measured at start."
 DATA_HELP = "Image set (written by `prepare`)."
 VAE_HELP = "Run of `train-vae`, or a folder of a diffusers AutoencoderKL or AutoencoderDC."
+
+
+FEW_PATIENTS = 5
+
+
+def few_patients(num_patients: Mapping[str, int]) -> list[str]:
+    """Return a warning for each held-out split with so few patients that figures on it say little."""
+    return [
+        f"{split} has {number} patient{'' if number == 1 else 's'}: figures on it say little"
+        for split, number in num_patients.items()
+        if split != "train" and 0 < number < FEW_PATIENTS
+    ]
+
+
+def closing_lines(verb: Verb, section: object, summary: Mapping[str, Any]) -> list[str]:
+    """Return what is said at the end of a verb, as a shell reads it."""
+
+    def written(value: object) -> str:
+        if isinstance(value, Mapping):
+            return ", ".join(f"{name} {number:,}" for name, number in value.items())
+        return shlex.quote(str(value))
+
+    values = {name: written(value) for name, value in {**vars(section), **summary}.items()}
+    lines = [f"warning: {line}" for line in few_patients(summary.get("num_patients") or {})]
+    return [*lines, *(line.format_map(values) for line in verb.closing)]
 
 
 def require(value: str | None, *, flag: str, key: str) -> str:

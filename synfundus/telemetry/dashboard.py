@@ -9,8 +9,8 @@ from itertools import pairwise
 from typing import Literal
 
 from synfundus.redaction import redact
+from synfundus.telemetry.console import format_duration
 from synfundus.telemetry.run_files import RunView, series
-from synfundus.telemetry.sinks import format_duration
 
 Tone = Literal["", "good", "bad", "dim"]
 
@@ -183,6 +183,11 @@ def warnings(run: RunView) -> list[str]:
         for row in run.ledger
         for sample in row.get("samples") or []
         if isinstance(sample, dict)
+    ]
+    found += [
+        (int(row["images_seen"]), f"no messages from here on: {row['messages_lost']}")
+        for row in run.ledger
+        if "messages_lost" in row
     ]
     for before, row in pairwise(run.rows):
         skipped = int(row.get("skipped_steps") or 0) - int(before.get("skipped_steps") or 0)

@@ -6,19 +6,21 @@ standard error, so that standard output stays free for results.
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import re
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 
+from synfundus.errors import SynfundusError
 from synfundus.processes.stop_signals import telling
 from synfundus.storage.filesystem import storage_errors
-from synfundus.telemetry.console import Console, Progress, SilentConsole, log_stamp
+from synfundus.telemetry.console import Console, PlainConsole, Progress, SilentConsole, WarningsConsole, how_far
 
 if TYPE_CHECKING:
     from rich import progress as rich_progress
@@ -27,36 +29,8 @@ ConsoleMode = Literal["auto", "rich", "plain", "quiet"]
 Figure = float | int | str
 
 METRICS_NAME = "metrics.jsonl"
-
-PLAIN_INTERVAL_S = 5.0
-"""Least time between two progress lines in a log file."""
-PLAIN_PATIENCE_S = 60.0
-"""A log file gets a line after this time even if there is little progress."""
-PLAIN_FRACTION = 0.1
-"""A log file gets a line each time this fraction of the work is done."""
-
-
-def format_duration(seconds: float) -> str:
-    """Format a duration: ``45 s``, ``3 min 20 s``, ``2 h 05 min``."""
-    if not math.isfinite(seconds) or seconds < 0:
-        return "?"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def estimate_remaining_s(*, done: int, start: int, total: int, elapsed_s: float) -> float:
-    """Estimate the remaining seconds from the rate since ``start``; NaN before anything is done."""
-    if done <= start or elapsed_s <= 0:
-        return math.nan
-    return (total - done) * elapsed_s / (done - start)
-
-
-def _how_far(description: str, done: int, total: int, unit: str) -> str:
-    return f"{description}, {done:,} of {total:,} {unit}"
+_WIDE = 100
+"""Columns from which a terminal shows the longer bar."""
 
 
 @dataclass
@@ -106,114 +80,26 @@ class RichConsole:
     def progress(self, description: str, *, total: int, unit: str, start: int = 0) -> Iterator[Progress]:
         """Show a live bar with the remaining time while the block runs."""
         from rich import progress as rich_progress
+        from rich.table import Column
 
         bars = rich_progress.Progress(
             rich_progress.TextColumn("{task.description}", markup=False),
-            rich_progress.BarColumn(bar_width=24),
-            rich_progress.TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}", markup=False),
-            rich_progress.TextColumn("{task.fields[shown]}", markup=False),
+            rich_progress.BarColumn(bar_width=12 if self._terminal.width < _WIDE else 24),
+            rich_progress.TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}", markup=False),
             rich_progress.TextColumn("ETA"),
             rich_progress.TimeRemainingColumn(),
+            # last, and the only column that a narrow terminal cuts
+            rich_progress.TextColumn(
+                "{task.fields[shown]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
+            ),
             console=self._terminal,
             refresh_per_second=4,
+            expand=True,
         )
         with bars:
             task = bars.add_task(description, total=total, completed=start, unit=unit, shown="")
-            with telling(lambda: _how_far(description, int(bars.tasks[0].completed), total, unit)):
+            with telling(lambda: how_far(description, int(bars.tasks[0].completed), total, unit)):
                 yield _RichProgress(bars, task)
-
-
-@dataclass
-class _PlainProgress:
-    """Progress as occasional lines of text."""
-
-    say: Callable[[str], None]
-    clock: Callable[[], float]
-    description: str
-    total: int
-    unit: str
-    start: int
-    fields: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._done = self._said = self.start
-        self._began = self._said_at = self.clock()
-
-    @property
-    def done(self) -> int:
-        """Units that are done."""
-        return self._done
-
-    def advance(self, amount: int = 1, **fields: str) -> None:
-        """Advance; print a line now and then."""
-        self._done += amount
-        self.fields.update(fields)
-        waited = self.clock() - self._said_at
-        much = self._done - self._said >= PLAIN_FRACTION * self.total
-        if waited >= PLAIN_PATIENCE_S or (waited >= PLAIN_INTERVAL_S and much):
-            self.say_now()
-
-    def say_now(self) -> None:
-        """Print a progress line."""
-        now = self.clock()
-        remaining = estimate_remaining_s(
-            done=self._done, start=self.start, total=self.total, elapsed_s=now - self._began
-        )
-        percent = 100 * self._done / self.total if self.total else 100.0
-        parts = [f"{self.description}: {self._done}/{self.total} {self.unit} ({percent:.0f} %)"]
-        parts += [f"{name} {value}" for name, value in self.fields.items()]
-        if self._done < self.total and math.isfinite(remaining):
-            parts.append(f"ETA {format_duration(remaining)}")
-        self.say(", ".join(parts))
-        self._said, self._said_at = self._done, now
-
-    def finish(self) -> None:
-        """Print a last line, unless it was just printed."""
-        if self._said != self._done or self._done == self.start:
-            self.say_now()
-
-
-class PlainConsole:
-    """Lines of text, for log files: no colour, no control characters, few progress lines."""
-
-    def __init__(self, stream: IO[str] | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream = stream or sys.stderr
-        self._clock = clock
-
-    def message(self, text: str) -> None:
-        """Print one line; in the log of a SLURM step with time and host, but for results on standard output."""
-        stamp = "" if self._stream is sys.stdout else log_stamp()
-        self._stream.write("".join(f"{stamp}{line}\n" for line in text.split("\n")))
-        self._stream.flush()
-
-    def warning(self, text: str) -> None:
-        """Print one line that starts with ``warning:``."""
-        self.message(f"warning: {text}")
-
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Show a table with aligned columns."""
-        cells = [list(columns), *(list(row) for row in rows)]
-        widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
-        ]
-        self.message("\n".join([title, lines[0], "  ".join("-" * width for width in widths), *lines[1:]]))
-
-    @contextmanager
-    def progress(self, description: str, *, total: int, unit: str, start: int = 0) -> Iterator[Progress]:
-        """Print progress lines, few enough for a log file."""
-        progress = _PlainProgress(self.message, self._clock, description, total, unit, start)
-        with telling(lambda: _how_far(description, progress.done, total, unit)):
-            yield progress
-        progress.finish()
-
-
-class WarningsConsole(SilentConsole):
-    """Prints warnings only."""
-
-    def warning(self, text: str) -> None:
-        """Print one line on standard error."""
-        PlainConsole().warning(text)
 
 
 def build_console(mode: ConsoleMode, rank: int, *, stream: IO[str] | None = None) -> Console:
@@ -239,6 +125,9 @@ class MetricSink(Protocol):
 
     def write(self, row: Mapping[str, Figure]) -> None:
         """Record a row; ``images_seen`` is its position."""
+
+    def picture(self, png: bytes, *, images_seen: int) -> None:
+        """Show a preview, where the sink shows pictures."""
 
     def close(self) -> None:
         """Flush and release resources."""
@@ -293,31 +182,109 @@ class JsonlSink:
             while line:
                 line = line[self._stream.write(line) :]
 
+    def picture(self, png: bytes, *, images_seen: int) -> None:
+        """Do nothing: the run keeps its previews as files."""
+
     def close(self) -> None:
         """Close the file."""
         self._stream.close()
 
 
-class TensorBoardSink:
-    """Writes numbers as TensorBoard scalars over images seen, each row flushed."""
+_SPEED = re.compile(r".*_per_s|.*_per_gpu|.*_percent|.*_gib|mfu|hfu|eta_s")
+_STEPS = re.compile(r"lr|grad_norm.*|step|skipped_steps|rewinds|.*_images")
 
-    def __init__(self, folder: str | Path, *, resume_images: int) -> None:
+
+def tag(name: str, row: Mapping[str, Figure]) -> str:
+    """Return the TensorBoard name of a figure: ``loss/``, ``val/``, ``speed/`` or ``steps/`` in front.
+
+    Empty for what is the same in every row, and so no curve. A row without a loss is a validation.
+    """
+    if name in ("images_seen", "budget_images", "flops_per_image"):
+        return ""
+    if "loss" not in row:
+        return "" if name.endswith("_images") else f"val/{name}"
+    return f"{'speed' if _SPEED.fullmatch(name) else 'steps' if _STEPS.fullmatch(name) else 'loss'}/{name}"
+
+
+class TensorBoardSink:
+    """Writes numbers as TensorBoard scalars over images seen, in groups, each row flushed; previews as images.
+
+    Args:
+        folder: Where to write.
+        resume_images: Images seen at the checkpoint the run starts from; 0 for a new run.
+        text: The settings, shown as text.
+    """
+
+    def __init__(self, folder: str | Path, *, resume_images: int, text: str = "") -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         # purge_step hides what a killed run wrote after the checkpoint
         self._writer: Any = SummaryWriter(str(folder), purge_step=resume_images + 1 if resume_images else None)
+        if text:
+            self._writer.add_text("settings", "".join(f"    {line}\n" for line in text.splitlines()), resume_images)
 
     def write(self, row: Mapping[str, Figure]) -> None:
         """Write every number of the row; text goes to metrics.jsonl only."""
         step = int(row.get("images_seen", 0))
         for name, value in row.items():
-            if name != "images_seen" and not isinstance(value, str):
-                self._writer.add_scalar(name, value, step)
+            if not isinstance(value, str) and (shown := tag(name, row)):
+                self._writer.add_scalar(shown, value, step)
+        self._writer.flush()
+
+    def picture(self, png: bytes, *, images_seen: int) -> None:
+        """Show a preview."""
+        import numpy as np
+        from PIL import Image
+
+        with Image.open(io.BytesIO(png)) as image:
+            self._writer.add_image("previews", np.asarray(image.convert("RGB")), images_seen, dataformats="HWC")
         self._writer.flush()
 
     def close(self) -> None:
         """Flush and close."""
         self._writer.close()
+
+
+class LooseSink:
+    """A sink that no run depends on: when it fails, it says so once and takes nothing more.
+
+    Args:
+        name: What it is, for the message.
+        make: Opens it.
+        warn: Shows a warning.
+    """
+
+    def __init__(self, name: str, make: Callable[[], MetricSink], warn: Callable[[str], None]) -> None:
+        self._name, self._warn = name, warn
+        self._sink: MetricSink | None = None
+        self._try(lambda: self._open(make))
+
+    def _open(self, make: Callable[[], MetricSink]) -> None:
+        self._sink = make()
+
+    def _try(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except SynfundusError:  # no key, no such project: the user has to decide
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a library raises: the run goes on
+            self._sink = None
+            self._warn(f"{self._name} takes no more figures: {error}; metrics.jsonl has them all")
+
+    def write(self, row: Mapping[str, Figure]) -> None:
+        """Record a row."""
+        if (sink := self._sink) is not None:
+            self._try(lambda: sink.write(row))
+
+    def picture(self, png: bytes, *, images_seen: int) -> None:
+        """Show a preview."""
+        if (sink := self._sink) is not None:
+            self._try(lambda: sink.picture(png, images_seen=images_seen))
+
+    def close(self) -> None:
+        """Flush and release resources."""
+        if (sink := self._sink) is not None:
+            self._try(sink.close)
 
 
 class MetricSinks:
@@ -331,6 +298,11 @@ class MetricSinks:
         for sink in self.sinks:
             sink.write(row)
 
+    def picture(self, png: bytes, *, images_seen: int) -> None:
+        """Show a preview in every sink that shows pictures."""
+        for sink in self.sinks:
+            sink.picture(png, images_seen=images_seen)
+
     def close(self) -> None:
         """Close every sink."""
         with ExitStack() as closing:
@@ -339,9 +311,18 @@ class MetricSinks:
 
 
 def build_sinks(
-    run_dir: str | Path, *, rank: int, tensorboard: bool, wandb: Callable[[Path], MetricSink] | None, resume_images: int
+    run_dir: str | Path,
+    *,
+    rank: int,
+    tensorboard: bool,
+    wandb: Callable[[Path], MetricSink] | None,
+    resume_images: int,
+    settings: str = "",
+    warn: Callable[[str], None],
 ) -> MetricSinks:
     """Open the sinks of a run: always ``metrics.jsonl``, the others on request. Ranks above 0 get none.
+
+    Rows of ``metrics.jsonl`` are part of the run, and end it when they cannot be written; the other sinks only warn.
 
     Args:
         run_dir: Local folder to write into.
@@ -349,13 +330,19 @@ def build_sinks(
         tensorboard: Also write TensorBoard files into ``tensorboard/``.
         wandb: Opens the sink for Weights & Biases, which keeps its files in the given folder; None = no such sink.
         resume_images: Images seen at the checkpoint the run starts from; 0 for a new run.
+        settings: The settings of the run, shown as text.
+        warn: Shows a warning.
     """
     if rank > 0:
         return MetricSinks([])
     folder = Path(run_dir)
     sinks: list[MetricSink] = [JsonlSink(folder / METRICS_NAME, resume_images=resume_images)]
     if tensorboard:
-        sinks.append(TensorBoardSink(folder / "tensorboard", resume_images=resume_images))
+        place = folder / "tensorboard"
+        text = "" if resume_images else settings  # a resumed run has it
+        sinks.append(
+            LooseSink("TensorBoard", lambda: TensorBoardSink(place, resume_images=resume_images, text=text), warn)
+        )
     if wandb is not None:
-        sinks.append(wandb(folder))
+        sinks.append(LooseSink("Weights & Biases", lambda: wandb(folder), warn))
     return MetricSinks(sinks)

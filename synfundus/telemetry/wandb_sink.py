@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from synfundus.errors import ConfigError
@@ -25,6 +26,7 @@ class WandbSink:
         run_id: Identifies the run across resumes.
         folder: Folder in which wandb keeps its files, in ``wandb/``.
         config: Recorded with the run.
+        labels: ``entity``, ``group``, ``tags`` of the run there, where they are given.
         warn: Shows a warning if the service cannot be reached.
 
     Raises:
@@ -39,6 +41,7 @@ class WandbSink:
         run_id: str,
         folder: Path,
         config: Mapping[str, Any],
+        labels: Mapping[str, object] = MappingProxyType({}),
         warn: Callable[[str], None],
     ) -> None:
         where = "telemetry.wandb_project"
@@ -50,7 +53,7 @@ class WandbSink:
                 where=where,
                 hint="run pip install 'synfundus[wandb]', or leave telemetry.wandb_project empty",
             ) from error
-        given = {"project": project, "name": name, "id": run_id, "dir": str(folder), "config": dict(config)}
+        given = {"project": project, "name": name, "id": run_id, "dir": str(folder), "config": dict(config), **labels}
         settings = {"console": "off", "disable_git": True, "disable_code": True, "init_timeout": _PATIENCE_S}
         try:
             self._run: Any = wandb.init(**given, resume="allow", settings=wandb.Settings(**settings))
@@ -68,6 +71,9 @@ class WandbSink:
     def write(self, row: Mapping[str, Figure]) -> None:
         """Send the row at its position."""
         self._run.log(dict(row), step=int(row.get("images_seen", 0)))
+
+    def picture(self, png: bytes, *, images_seen: int) -> None:
+        """Do nothing: figures and the configuration are sent, images are not."""
 
     def close(self) -> None:
         """Finish the run."""

@@ -151,6 +151,7 @@ def write_named_yaml(document: Path, folder: Path) -> set[str]:
     return names
 
 
+@pytest.mark.usefixtures("inputs_elsewhere")
 @pytest.mark.parametrize("line", COMMAND_LINES, ids=" ".join)
 def test_documented_command_parses_and_leaves_the_disk_alone(
     line: tuple[str, ...], empty_folder: Path, capsys: pytest.CaptureFixture[str]

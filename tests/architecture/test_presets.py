@@ -61,6 +61,7 @@ def test_the_presets_of_the_documents_are_shipped() -> None:
 
 
 @pytest.mark.parametrize("preset", list_presets())
+@pytest.mark.usefixtures("inputs_elsewhere")
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
 def test_every_verb_dry_runs_with_every_preset(verb: Verb, preset: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command([*minimal(verb), "--preset", preset, "--dry-run"]) == 0
@@ -70,6 +71,7 @@ def test_every_verb_dry_runs_with_every_preset(verb: Verb, preset: str, capsys: 
 
 
 @pytest.mark.parametrize("ds_config", list_assets("ds_configs"))
+@pytest.mark.usefixtures("inputs_elsewhere")
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb.trains is not None], ids=lambda verb: verb.name)
 def test_every_training_verb_dry_runs_with_every_deepspeed_file(
     verb: Verb, ds_config: str, capsys: pytest.CaptureFixture[str]

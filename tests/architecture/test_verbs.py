@@ -82,6 +82,6 @@ def test_a_verb_is_added_by_adding_a_folder(tmp_path: Path) -> None:
     assert after.replace(line, "") == before
     assert after.index("  prepare ") < after.index(line) < after.index("  inspect ")
     assert "hello " in said(code, "greet-set", "--data", str(tmp_path))
-    assert "# synfundus greet-set" in said(code, "greet-set", "--data", "nowhere", "--dry-run")
+    assert "# synfundus greet-set" in said(code, "greet-set", "--data", str(tmp_path), "--dry-run")
     archive = shutil.make_archive(str(tmp_path / "code"), "zip", code)
     assert said(Path(archive), "--help") == after

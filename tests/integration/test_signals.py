@@ -217,7 +217,7 @@ MINIATURE = {
     "prepare": {"image_size_px": SIZE, "shard_max_samples": 40, "workers": 1},
     "demo": {"num_generated": 24, "fit_to_machine": False},
 }
-A_BAR = "synfundus.telemetry.sinks:_PlainProgress.advance"
+A_BAR = "synfundus.telemetry.console:_PlainProgress.advance"
 OTHERS: dict[str, tuple[str, tuple[int, ...]]] = {
     "train-vae": ("synfundus.distributed.engine:ZeroEngine.step", (1, 3, 5)),
     "phantoms": (A_BAR, (1, 3, 6)),

@@ -28,7 +28,7 @@ WAITS_IN = {
     "train-vae": "synfundus.distributed.engine:ZeroEngine.step",
     "encode-latents": "synfundus.stages.encode_latents.shard_encoder:ShardEncoder._write",
     "sample": "synfundus.stages.sample.job:_batch_pixels",
-    "phantoms": "synfundus.telemetry.sinks:_PlainProgress.advance",
+    "phantoms": "synfundus.telemetry.console:_PlainProgress.advance",
 }
 """A function each verb calls when its folder is its own: there it waits for the second start."""
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -82,3 +85,14 @@ def test_three_panels_take_two_lines() -> None:
     three = pixels(draw_curves([panel] * 3, ["r"], heading="h", smoothing=0.0))
     assert three.shape[1] == pytest.approx(2 * one.shape[1], abs=2)
     assert one.shape[0] < three.shape[0] < 2 * one.shape[0]
+
+
+def test_the_backend_of_a_notebook_is_not_inherited() -> None:
+    code = (
+        "from synfundus.pictures.charts import Curve, Panel, draw_curves\n"
+        "panel = Panel('loss', [Curve(0, [(1.0, 1.0), (2.0, 3.0)])], logarithmic=False)\n"
+        "assert draw_curves([panel], ['run'], heading='', smoothing=None)[:4] == b'\\x89PNG'\n"
+    )
+    variables = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 import types
@@ -14,18 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from synfundus import __version__
 from synfundus.cli.app import run_command
 from synfundus.cli.report import printable, report_error
 from synfundus.cli.request import Request
 from synfundus.cli.verbs import COMMON, VERBS
-from synfundus.config.loader import leaf_fields
+from synfundus.config.loader import leaf_fields, load_config
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import CheckpointError, ConfigError, DataError, NumericalError, Preempted, SynfundusError
 from synfundus.launch import LaunchPlan, Outcome
-from synfundus.stages.verb import Option, Verb
+from synfundus.stages.verb import Option, Verb, closing_lines
+from synfundus.storage import filesystem
 
 Calls = list[RunConfig]
 VERB_BY_NAME = {verb.name: verb for verb in VERBS}
@@ -281,6 +284,7 @@ def test_what_is_written_is_private(job: Callable[..., Calls], tmp_path: Path) -
     assert (tmp_path / "file").stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.usefixtures("inputs_elsewhere")
 def test_a_dry_run_shows_origins_arithmetic_engine_and_plan_and_starts_nothing(
     job: Callable[..., Calls], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -308,6 +312,7 @@ def test_a_dry_run_shows_origins_arithmetic_engine_and_plan_and_starts_nothing(
     assert "--dry-run" not in text.split("# launch")[1]
 
 
+@pytest.mark.usefixtures("inputs_elsewhere")
 @pytest.mark.parametrize(("verb", "needed"), [("train", "--latents"), ("train-vae", "--data")])
 def test_a_dry_run_says_that_a_micro_batch_is_found_at_start(
     job: Callable[..., Calls], capsys: pytest.CaptureFixture[str], verb: str, needed: str
@@ -336,6 +341,7 @@ def test_a_micro_batch_is_a_number_or_auto(
     assert "Input should be 'auto'" in said
 
 
+@pytest.mark.usefixtures("inputs_elsewhere")
 def test_a_dry_run_of_a_batch_job_prints_its_script(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -453,3 +459,134 @@ def test_a_terminal_gets_one_panel_and_no_escape_sequences_of_others(monkeypatch
 
 def test_text_is_made_printable_without_losing_letters() -> None:
     assert printable("Größe\t\n\x00\u202e\ud800") == "Größe\t\n\\x00\\u202e\\ud800"
+
+
+def begun_run(folder: str, *, preset: str | None = None, **changes: str) -> str:
+    """Write the documents of a run that has begun; returns its folder."""
+    settings = [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]
+    config = load_config(preset=preset, file=None, settings=settings, flags=[]).config
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    for name, data in {
+        "config.yaml": text.encode(),
+        "run.json": b'{"format": "synfundus-run", "schema_version": 1}',
+    }.items():
+        filesystem.write_bytes(filesystem.join(folder, name), data)
+    return folder
+
+
+@pytest.mark.usefixtures("memory_store")
+@pytest.mark.parametrize("place", ["disk", "memory://runs"])
+@pytest.mark.parametrize(("verb", "needed"), [("train", "latents"), ("train-vae", "data")])
+def test_a_run_goes_on_with_its_own_settings_where_none_are_given(
+    job: Callable[..., Calls],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    verb: str,
+    needed: str,
+    place: str,
+) -> None:
+    calls, key = job(verb), verb.replace("-", "_")
+    (tmp_path / "inputs").mkdir()
+    given = {
+        f"{key}__{needed}": str(tmp_path / "inputs"),
+        f"{key}__optim__lr": "3e-4",
+        f"{key}__loop__precision": "fp32",
+    }
+    run_dir = begun_run(f"{place}/{verb}" if "://" in place else str(tmp_path / "run"), preset="demo-cpu", **given)
+    assert run_command([verb, "--run-dir", run_dir, "--device", "cpu", "--budget-images", "77", "--seed", "5"]) == 0
+    (config,) = calls
+    section = getattr(config, key)
+    assert (section.optim.lr, section.loop.budget_images, config.seed) == (3e-4, 77, 5)
+    assert section.loop.global_batch_size == load_preset("demo-cpu", key).loop.global_batch_size
+    assert section.run_dir == run_dir
+    assert f"settings of {run_dir}/config.yaml, where nothing else is given" in capsys.readouterr().err
+
+
+def load_preset(name: str, key: str) -> Any:
+    return getattr(load_config(preset=name, file=None, settings=[], flags=[]).config, key)
+
+
+def test_settings_of_a_run_are_not_mixed_into_those_of_a_whole_command_line(
+    job: Callable[..., Calls], tmp_path: Path
+) -> None:
+    calls = job("train")
+    (tmp_path / "inputs").mkdir()
+    run_dir = begun_run(str(tmp_path / "run"), train__optim__lr="3e-4", train__latents=str(tmp_path / "inputs"))
+    line = ["train", "--run-dir", run_dir, "--latents", str(tmp_path / "inputs"), "--device", "cpu"]
+    assert run_command([*line, "--preset", "demo-cpu"]) == 0
+    assert calls[0].train.optim.lr == load_preset("demo-cpu", "train").optim.lr
+    assert run_command(line) == 0
+    assert calls[1].train.optim.lr == RunConfig().train.optim.lr
+
+
+@pytest.mark.parametrize("value", ["$SCRATCH/run", "${SCRATCH}/run", "~/run", "~", "~somebody/run"])
+@pytest.mark.parametrize("way", ["flag", "file"])
+def test_what_a_shell_would_have_expanded_is_refused(
+    job: Callable[..., Calls], tmp_path: Path, capsys: pytest.CaptureFixture[str], value: str, way: str
+) -> None:
+    calls = job("phantoms")
+    file = tmp_path / "run.yaml"
+    file.write_text(json.dumps({"phantoms": {"out": value}}))
+    assert run_command(["phantoms", f"--out={value}"] if way == "flag" else ["phantoms", "--config", str(file)]) == 2
+    assert calls == []
+    said = capsys.readouterr().err
+    assert f"phantoms.out = {value!r}" in said
+    assert "is not expanded here" in said
+
+
+def test_a_name_with_a_dollar_that_is_there_is_taken(job: Callable[..., Calls], tmp_path: Path) -> None:
+    calls = job("inspect")
+    (tmp_path / "$RECYCLE.BIN").mkdir()
+    assert run_command(["inspect", "--data", str(tmp_path / "$RECYCLE.BIN")]) == 0
+    assert calls[0].inspect.data == str(tmp_path / "$RECYCLE.BIN")
+
+
+def test_a_link_that_leads_nowhere_is_named(
+    job: Callable[..., Calls], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = job("phantoms")
+    (tmp_path / "out").symlink_to(tmp_path / "gone")
+    assert run_command(["phantoms", "--out", str(tmp_path / "out")]) == 2
+    assert f"is a link to '{tmp_path / 'gone'}', which is not there" in capsys.readouterr().err
+    assert calls == []
+
+
+def test_wandb_that_is_not_installed_is_noticed_before_anything_starts(
+    job: Callable[..., Calls], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = job("train")
+    line = ["train", "--latents", str(tmp_path), "--run-dir", str(tmp_path / "run"), "--device", "cpu"]
+    monkeypatch.setattr("synfundus.cli.request.find_spec", lambda name: None)
+    assert run_command([*line, "--set", "telemetry.wandb_project=eyes"]) == 2
+    assert "telemetry.wandb_project is 'eyes', but wandb is not installed" in capsys.readouterr().err
+    assert calls == []
+
+
+def test_a_verb_says_what_it_wrote_and_what_comes_next(
+    job: Callable[..., Calls], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "my set"
+    splits, patients = {"train": 1040, "val": 2, "test": 1}, {"train": 500, "val": 2, "test": 1}
+    job("prepare", {"splits": splits, "num_patients": patients, "crosswalk": f"{out}.crosswalk"})
+    for name in ("photographs", "labels.csv"):
+        (tmp_path / name).mkdir()
+    inputs = ["--source", str(tmp_path / "photographs"), "--labels", str(tmp_path / "labels.csv")]
+    assert run_command(["prepare", *inputs, "--out", str(out)]) == 0
+    said = capsys.readouterr().err
+    assert f"image set: {out} (train 1,040, val 2, test 1)" in said
+    assert f"CROSSWALK: {out}.crosswalk has file names, patients and the secret key" in said
+    assert f"next: synfundus train-vae --data '{out}' --run-dir RUN" in said
+    assert "warning: val has 2 patients: figures on it say little" in said
+    assert "warning: test has 1 patient: figures" in said
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb.closing], ids=lambda verb: verb.name)
+def test_the_next_command_is_one(verb: Verb) -> None:
+    summary = {"splits": {}, "num_patients": {}, "crosswalk": "c", "out": "o"}
+    line = closing_lines(verb, getattr(RunConfig(), verb.key), summary)[-1]
+    program, name, *words = shlex.split(line.removeprefix("next: "))
+    assert program == "synfundus"
+    known = {option.flag for option in VERB_BY_NAME[name].options}
+    assert {word for word in words if word.startswith("--")} <= known
+    needed = {option.flag for option in VERB_BY_NAME[name].options if option.required}
+    assert needed <= set(words)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synfundus.config.assets import find_asset, list_assets
+from synfundus.config.assets import find_asset, list_assets, read_ds_file
 from synfundus.distributed.ds_config import OWNED_KEYS, BatchPlan, build_ds_config, check_ds_file, plan_batch
 from synfundus.errors import ConfigError
 
@@ -60,6 +61,8 @@ def test_what_synfundus_derives_must_not_stand_in_the_file(key: str) -> None:
         ({"zero_optimization": ZERO | {"offload_param": {}}}, "unknown keys in zero_optimization: offload_param"),
         ({"zero_optimization": {"stage": 2}}, "reduce_bucket_size is None"),
         ({"zero_optimization": ZERO | {"allgather_bucket_size": 0}}, "allgather_bucket_size is 0"),
+        ({"zero_optimization": ZERO | {"allgather_bucket_size": 5}}, "allgather_bucket_size is 5; .* even number"),
+        ({"zero_optimization": ZERO | {"allgather_bucket_size": 1}}, "allgather_bucket_size is 1; .* even number"),
         ({"zero_optimization": ZERO | {"reduce_bucket_size": True}}, "reduce_bucket_size is True"),
         ({"zero_optimization": ZERO | {"reduce_bucket_size": 2.5}}, "reduce_bucket_size is 2.5"),
         ({"zero_optimization": ZERO | {"reduce_bucket_size": float("inf")}}, "reduce_bucket_size is inf"),
@@ -101,3 +104,10 @@ def test_bf16_accumulates_gradients_in_fp32() -> None:
     config = build_ds_config(GOOD, batch=BATCH, precision="bf16", max_grad_norm=1.0)
     assert config["bf16"] == {"enabled": True}
     assert config["data_types"] == {"grad_accum_dtype": "fp32"}
+
+
+def test_a_key_that_stands_twice_is_refused_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "twice.json"
+    file.write_text('{"zero_optimization": {"stage": 2, "reduce_bucket_size": 5, "reduce_bucket_size": 7}}')
+    with pytest.raises(ConfigError, match="the key 'reduce_bucket_size' stands twice"):
+        read_ds_file(str(file), device="cpu")

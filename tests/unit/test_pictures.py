@@ -3,10 +3,19 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.ImageFont import load_default
 
 from synfundus.errors import DataError
 from synfundus.labels.schema import label_caption
-from synfundus.pictures.sheets import PictureRow, PictureSection, contact_sheet, encode_png, titled_rows, wrap_text
+from synfundus.pictures.sheets import (
+    PictureRow,
+    PictureSection,
+    contact_sheet,
+    encode_png,
+    titled_rows,
+    wrap_caption,
+    wrap_text,
+)
 
 TILE_PX = 32
 
@@ -35,7 +44,7 @@ def test_contact_sheet_reads_row_by_row() -> None:
 def test_captions_make_room_below_their_row_and_are_written() -> None:
     images = [_flat(101), _flat(111)]
     plain = contact_sheet(images, captions=["", ""], columns=2, tile_px=TILE_PX, title="")
-    captioned = contact_sheet(images, captions=["DR 4", "glaucoma"], columns=2, tile_px=TILE_PX, title="")
+    captioned = contact_sheet(images, captions=["DR 4", "DR 1"], columns=2, tile_px=TILE_PX, title="")
     assert captioned.shape[0] > plain.shape[0]
     assert captioned.shape[1] == plain.shape[1]
     assert int(captioned.max()) > 150, "no ink"
@@ -99,3 +108,25 @@ def test_caption_names_what_is_present_and_leaves_out_what_is_absent_or_unknown(
 def test_caption_tells_unknown_from_no_findings() -> None:
     assert label_caption({"is_gc": None}) == "no labels"
     assert label_caption({"is_gc": 0}) == "no findings"
+
+
+@pytest.mark.parametrize("width_px", [64, 96, 110, 192])
+def test_a_caption_breaks_between_findings_or_words_and_marks_what_it_cuts(width_px: int) -> None:
+    findings = ["left eye", "DR 2", "degenerative myopia", "macular edema", "age-related macular degeneration"]
+    text = ", ".join(findings)
+    lines = wrap_caption(text, width_px=width_px)
+    font = load_default(11)
+    assert all(font.getlength(line) <= width_px for line in lines)
+    assert not any(line.endswith((",", " ")) for line in lines)
+    words = set(text.replace(",", "").split())
+    for word in " ".join(lines).replace(",", "").split():
+        assert word in words or (word.endswith("…") and any(one.startswith(word[:-1]) for one in words))
+    whole = " ".join(lines).replace(",", "") == text.replace(",", "")
+    assert whole != any(line.endswith("…") for line in lines), "what is cut has a mark, and nothing else"
+
+
+def test_a_small_tile_gets_a_column_as_wide_as_its_words() -> None:
+    captions = ["degenerative myopia", "DR 2"]
+    sheet = contact_sheet([_flat(90)] * 2, captions=captions, columns=2, tile_px=32, title="")
+    assert sheet.shape[1] > contact_sheet([_flat(90)] * 2, captions=["", ""], columns=2, tile_px=32, title="").shape[1]
+    assert wrap_caption("degenerative myopia", width_px=80) == ["degenerative", "myopia"]

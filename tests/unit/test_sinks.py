@@ -10,22 +10,28 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import pytest
 
 from synfundus.cli.report import report_error
 from synfundus.errors import DataError, StorageError
-from synfundus.telemetry.console import SilentConsole
-from synfundus.telemetry.sinks import (
-    JsonlSink,
-    MetricSinks,
+from synfundus.pictures.sheets import encode_png
+from synfundus.telemetry.console import (
     PlainConsole,
-    RichConsole,
-    TensorBoardSink,
+    SilentConsole,
     WarningsConsole,
-    build_console,
-    build_sinks,
     estimate_remaining_s,
     format_duration,
+)
+from synfundus.telemetry.sinks import (
+    JsonlSink,
+    LooseSink,
+    MetricSinks,
+    RichConsole,
+    TensorBoardSink,
+    build_console,
+    build_sinks,
+    tag,
 )
 
 
@@ -58,8 +64,8 @@ def progress_lines(steps: int, seconds_a_step: float, total: int = 1000) -> list
 def test_a_log_file_gets_a_line_a_tenth_of_the_work() -> None:
     lines = progress_lines(steps=100, seconds_a_step=1.0)
     assert len(lines) == 10
-    assert lines[0] == "train: 100/1000 images (10 %), loss 0.5, ETA 1 min 30 s"
-    assert lines[-1].startswith("train: 1000/1000 images (100 %)")
+    assert lines[0] == "train: 100/1,000 images (10 %), loss 0.5, ETA 1 min 30 s"
+    assert lines[-1].startswith("train: 1,000/1,000 images (100 %)")
 
 
 def test_fast_work_does_not_flood_a_log_file() -> None:
@@ -188,19 +194,106 @@ def test_tensorboard_gets_numbers_over_images_seen(tmp_path: Path) -> None:
     sink.close()
     events = event_accumulator.EventAccumulator(str(tmp_path))
     events.Reload()
-    assert events.Tags()["scalars"] == ["loss"]
-    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(64, 0.25)]
+    assert events.Tags()["scalars"] == ["loss/loss"]
+    assert [(event.step, event.value) for event in events.Scalars("loss/loss")] == [(64, 0.25)]
+
+
+def test_tensorboard_shows_groups_previews_and_settings_once_over_a_resume(tmp_path: Path) -> None:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    picture = encode_png(np.full((8, 8, 3), 90, np.uint8), text={}, compress_level=6)
+    for resumed in (0, 64):
+        sinks = build_sinks(
+            tmp_path,
+            rank=0,
+            tensorboard=True,
+            wandb=None,
+            resume_images=resumed,
+            settings="seed: 0",
+            warn=pytest.fail,
+        )
+        for images in (resumed + 64, resumed + 128):
+            sinks.write({"images_seen": images, "loss": 0.5, "images_per_s": 2.0, "lr": 1e-3, "budget_images": 9})
+            sinks.write({"images_seen": images, "validation_loss": 0.5, "validation_images": 3})
+            sinks.picture(picture, images_seen=images)
+        sinks.close()
+    events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    found = events.Tags()
+    assert set(found["scalars"]) == {"loss/loss", "speed/images_per_s", "steps/lr", "val/validation_loss"}
+    assert [event.step for event in events.Scalars("loss/loss")] == [64, 128, 192]
+    assert [event.step for event in events.Images("previews")] == [64, 128, 192]
+    assert [event.step for event in events.Tensors("settings/text_summary")] == [0]
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "expected"),
+    [
+        ("kl", {"loss": 1.0}, "loss/kl"),
+        ("loss_t3", {"loss": 1.0}, "loss/loss_t3"),
+        ("quarantined_images", {"loss": 1.0}, "steps/quarantined_images"),
+        ("peak_memory_gib", {"loss": 1.0}, "speed/peak_memory_gib"),
+        ("flops_per_image", {"loss": 1.0}, ""),
+        ("psnr_db", {}, "val/psnr_db"),
+        ("evaluated_images", {}, ""),
+    ],
+)
+def test_a_figure_has_a_group(name: str, row: dict[str, float], expected: str) -> None:
+    assert tag(name, row) == expected
+
+
+@pytest.mark.parametrize("fails_at", ["open", "write", "picture", "close"])
+def test_a_sink_no_run_depends_on_warns_once_and_ends_nothing(fails_at: str) -> None:
+    said: list[str] = []
+
+    class Sink:
+        def __init__(self) -> None:
+            self.meet("open")
+
+        def meet(self, where: str) -> None:
+            if where == fails_at:
+                raise OSError(28, "No space left on device")
+
+        def write(self, row: object) -> None:
+            self.meet("write")
+
+        def picture(self, png: bytes, *, images_seen: int) -> None:
+            self.meet("picture")
+
+        def close(self) -> None:
+            self.meet("close")
+
+    sink = LooseSink("TensorBoard", Sink, said.append)
+    for images in (64, 128):
+        sink.write({"images_seen": images})
+        sink.picture(b"", images_seen=images)
+    sink.close()
+    assert len(said) == 1
+    assert said[0].startswith("TensorBoard takes no more figures: [Errno 28] No space left on device")
+
+
+def test_a_bar_keeps_its_figures_and_its_remaining_time_at_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    stream = Terminal()
+    with RichConsole(stream).progress("training", total=20_000_000, unit="images", start=2_256) as bar:
+        bar.advance(32, loss="0.4920", speed="156 img/s", data_wait="0 %")
+    last = [
+        line for line in re.split(r"[\r\n]", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())) if line.strip()
+    ][-1]
+    assert "2,288/20,000,000 images" in last
+    assert re.search(r"ETA (-:--:--|\d+:\d\d:\d\d)", last)
+    assert "loss 0.4920" in last
+    assert len(last.rstrip()) <= 80
 
 
 def test_only_rank_zero_writes(tmp_path: Path) -> None:
     def unwanted(folder: Path) -> NoReturn:
         pytest.fail(f"rank 1 opened a sink in {folder}")
 
-    silent = build_sinks(tmp_path, rank=1, tensorboard=True, wandb=unwanted, resume_images=0)
+    silent = build_sinks(tmp_path, rank=1, tensorboard=True, wandb=unwanted, resume_images=0, warn=pytest.fail)
     silent.write({"images_seen": 1})
     silent.close()
     assert list(tmp_path.iterdir()) == []
-    sinks = build_sinks(tmp_path, rank=0, tensorboard=False, wandb=None, resume_images=0)
+    sinks = build_sinks(tmp_path, rank=0, tensorboard=False, wandb=None, resume_images=0, warn=pytest.fail)
     sinks.write({"images_seen": 1})
     sinks.close()
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
@@ -215,6 +308,9 @@ def test_a_sink_that_fails_to_close_does_not_keep_the_others_open() -> None:
 
         def write(self, row: object) -> None:
             del row
+
+        def picture(self, png: bytes, *, images_seen: int) -> None:
+            del png, images_seen
 
         def close(self) -> None:
             closed.append(self.name)

@@ -218,6 +218,7 @@ def test_a_run_in_an_object_store_says_that_nothing_is_kept(
     assert sorted(login_node.rglob("*")) == before
 
 
+@pytest.mark.usefixtures("inputs_elsewhere")
 def test_a_dry_run_shows_where_it_would_be_kept(login_node: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command([*TRAIN, "--dry-run"]) == 0
     said = capsys.readouterr().out

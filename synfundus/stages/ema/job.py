@@ -11,6 +11,7 @@ from synfundus.artifacts.checkpoint_model import has_only_checkpoints, load_chec
 from synfundus.artifacts.ema_snapshots import FOLDER_NAME, Snapshot, find_snapshots, read_snapshot
 from synfundus.artifacts.model import Model
 from synfundus.artifacts.model_folder import check_out, find_pipeline, load_pipeline, resave_pipeline
+from synfundus.config.generation import PostHocEmaConfig
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World
 from synfundus.errors import CheckpointError, ConfigError
@@ -37,14 +38,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     """
     del world
     section = config.ema
-    run_url = require(section.run_dir, flag="--run-dir", key="ema.run_dir")
-    if section.sigma_rel is None:
-        raise ConfigError("--sigma-rel is missing (ema.sigma_rel)", hint="for example --sigma-rel 0.10")
-    snapshots = find_snapshots(run_url)
-    wanted = _wanted(snapshots, section.sigma_rel, section.at_images)
-    name = f"sigma-rel-{wanted.sigma_rel:.4f}-images-{wanted.images_seen:012d}"
-    out = section.out or filesystem.join(run_url, f"export-{name}")
-    check_out(out)
+    run_url, out, snapshots, wanted = _plan(section)
     combination = combine([snapshot.profile for snapshot in snapshots], wanted)
     if combination.error > WORTH_A_WARNING:
         console.warning(
@@ -75,6 +69,25 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         "snapshots": len(snapshots),
         "profile_error": combination.error,
     }
+
+
+def _plan(section: PostHocEmaConfig) -> tuple[str, str, list[Snapshot], Profile]:
+    """Return the run, the folder to write, the snapshots, and the average they are to give."""
+    run_url = require(section.run_dir, flag="--run-dir", key="ema.run_dir")
+    if section.sigma_rel is None:
+        raise ConfigError("--sigma-rel is missing (ema.sigma_rel)", hint="for example --sigma-rel 0.10")
+    snapshots = find_snapshots(run_url)
+    wanted = _wanted(snapshots, section.sigma_rel, section.at_images)
+    name = f"sigma-rel-{wanted.sigma_rel:.4f}-images-{wanted.images_seen:012d}"
+    out = section.out or filesystem.join(run_url, f"export-{name}")
+    check_out(out)
+    return run_url, out, snapshots, wanted
+
+
+def rehearse(section: PostHocEmaConfig) -> str:
+    """Describe the average that would be built, with the errors of the run; writes nothing."""
+    _, out, snapshots, wanted = _plan(section)
+    return f"# average\nat {wanted.images_seen:,} images from {len(snapshots)} snapshots: {out}\n\n"
 
 
 def _run_model(run_url: str, console: Console) -> Model:

@@ -6,10 +6,18 @@ VERB = Verb(
     name="encode-latents",
     help="Encode images into posterior moments with a frozen autoencoder.",
     order=220,
+    example="synfundus encode-latents --data images --vae runs/vae --out latents --flip",
     options=(
-        Option("--data", "encode_latents.data", DATA_HELP, required=True, role="input"),
-        Option("--vae", "encode_latents.vae", VAE_HELP, required=True, role="input"),
-        Option("--out", "encode_latents.out", "Folder of the latent set to write.", required=True, role="output"),
+        Option("--data", "encode_latents.data", DATA_HELP, required=True, role="input", holds="images"),
+        Option("--vae", "encode_latents.vae", VAE_HELP, required=True, role="input", holds="autoencoder"),
+        Option(
+            "--out",
+            "encode_latents.out",
+            "Folder of the latent set to write.",
+            required=True,
+            role="output",
+            proof=("request.json", "manifest.json"),
+        ),
         Option("--flip", "encode_latents.flip", "Also store the moments of the mirrored image.", "flag"),
         Option("--batch-size", "encode_latents.batch_size", "Images per forward pass."),
         CACHE,
@@ -18,4 +26,5 @@ VERB = Verb(
     sections=("seed", "encode_latents", "storage", "launch", "telemetry"),
     distributed=True,
     script="encode_latents.sh",
+    closing=("next: synfundus train --latents {out} --run-dir RUN",),
 )

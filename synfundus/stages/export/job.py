@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from synfundus.artifacts.checkpoint_model import has_only_checkpoints, load_checkpoint_model, newest_images
+from synfundus.artifacts.checkpoint_model import (
+    has_only_checkpoints,
+    load_checkpoint_model,
+    newest_images,
+    require_checkpoint,
+)
 from synfundus.artifacts.model import Model
 from synfundus.artifacts.model_folder import check_out, find_pipeline, load_pipeline, resave_pipeline
 from synfundus.config.generation import ExportConfig
@@ -44,6 +49,18 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         "autoencoder_fingerprint": pipeline.autoencoder_fingerprint,
         "image_size_px": pipeline.image_size_px,
     }
+
+
+def rehearse(section: ExportConfig) -> str:
+    """Describe what would be exported, with the errors of the run; writes nothing."""
+    run_url, out = str(section.run_dir), str(section.out)
+    finished = _finished(section, run_url)
+    if finished is None:
+        require_checkpoint(run_url, section.checkpoint)
+    if finished is None or resolved(finished) != resolved(out):
+        check_out(out)
+    what = finished or f"{section.weights} weights of {section.checkpoint or 'the newest checkpoint'} of {run_url}"
+    return f"# model\n{what}\n\n"
 
 
 def _finished(section: ExportConfig, run_url: str) -> str | None:

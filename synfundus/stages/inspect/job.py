@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, cast, get_args
 
@@ -19,6 +20,8 @@ from synfundus.seeding import keyed_generator
 from synfundus.shards.members import META, decode_json
 from synfundus.shards.set_survey import SetSurvey, sample_decoder
 from synfundus.stages import Summary
+from synfundus.stages.inspect.png_folder import describe_png_folder, is_png_folder
+from synfundus.stages.verb import few_patients
 from synfundus.storage import documents, filesystem
 from synfundus.storage.manifest import (
     FORMAT_NAME,
@@ -41,6 +44,7 @@ MAX_LISTED_PROBLEMS = 10_000
 _SHOWN_PROBLEMS = 12
 _COLUMNS = 10
 _TILE_PX = 128
+_MOST_LETTERS = 100
 
 
 def open_set(url: str) -> ShardSet:
@@ -74,16 +78,20 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     section = config.inspect
     if section.data is None:
         raise ConfigError("--data is missing", where="inspect.data", hint="give --data")
+    if is_png_folder(section.data):
+        return describe_png_folder(section.data, console)
     shard_set = open_set(section.data)
     if section.out is not None:
-        _check_out(section.out)
+        check_out(section.out)
     survey = SetSurvey(shard_set, verify=section.verify)
     action = "verifying" if section.verify else "reading labels"
     with console.progress(action, total=shard_set.num_samples(), unit="samples") as bar:
-        counts = count_labels(survey.label_rows(bar.advance), shard_set.label_schema)
+        above_0: dict[str, Counter[str]] = {split: Counter() for split in _splits(shard_set)}
+        rows = _by_split(survey.label_rows(bar.advance), survey, above_0)
+        counts = count_labels(rows, shard_set.label_schema)
     if section.verify:
         survey.check_other_files()
-    report = _report(shard_set, survey, counts)
+    report = _report(shard_set, survey, counts) | {"above_0": {split: dict(n) for split, n in above_0.items()}}
     images = section.contact_sheet_images
     written = f"nothing was written; give --out DIR for {REPORT_NAME}" + (" and a contact sheet" if images else "")
     if section.out is not None:
@@ -100,7 +108,17 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     return report
 
 
-def _check_out(out: str) -> None:
+def _by_split(
+    rows: Iterable[Mapping[str, int | None]], survey: SetSurvey, above_0: Mapping[str, Counter[str]]
+) -> Iterator[Mapping[str, int | None]]:
+    """Pass label rows on, and count for each split the samples in which a label is above 0."""
+    splits = {entry.name: entry.split for entry in survey.shard_set.shards}
+    for row in rows:
+        above_0[splits[survey.reports[-1].name]].update(name for name, value in row.items() if value)
+        yield row
+
+
+def check_out(out: str) -> None:
     """Refuse to replace files that `inspect` did not write; its sheet always has a report beside it.
 
     Raises:
@@ -199,9 +217,18 @@ def _print(console: Console, shard_set: ShardSet, survey: SetSurvey, counts: Lab
     )
     header, *rows = counts.value_rows()
     console.table(f"labels of {counts.num_samples:,} samples", header, rows)
+    splits = report["above_0"]
+    console.table(
+        "samples above 0, by split",
+        ("label", *splits),
+        [(name, *(f"{found.get(name, 0):,}" for found in splits.values())) for name in shard_set.label_schema.names],
+    )
+    for line in few_patients(shard_set.properties.get("num_patients") or {}):
+        console.warning(line)
     if shard_set.rejects:
         console.table("rejects", ("reason", "inputs"), [(reason, f"{n:,}") for reason, n in shard_set.rejects.items()])
-    console.table("properties", ("name", "value"), [(name, _short(v)) for name, v in shard_set.properties.items()])
+    properties = {name: value for name, value in shard_set.properties.items() if name != "label_counts"}
+    console.table("properties", ("name", "value"), list(_readable(properties)))
     for problem in survey.problems[:_SHOWN_PROBLEMS]:
         console.warning(f"{problem.place}: {problem.reason}")
     if (hidden := len(survey.problems) - _SHOWN_PROBLEMS) > 0:
@@ -209,9 +236,17 @@ def _print(console: Console, shard_set: ShardSet, survey: SetSurvey, counts: Lab
     console.message(_verdict(report))
 
 
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 100 else f"{text[:97]}..."
+def _readable(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the values of a document by dotted name, as people write them."""
+    for name, value in document.items():
+        if isinstance(value, Mapping):
+            yield from _readable(value, f"{prefix}{name}.")
+            continue
+        words = {None: "-", True: "yes", False: "no"}
+        items = value if isinstance(value, list) else [value]
+        texts = [words[one] if one is None or isinstance(one, bool) else str(one) for one in items]
+        text = ", ".join(texts) or "none"
+        yield prefix + name, text if len(text) <= _MOST_LETTERS else f"{text[: _MOST_LETTERS - 1]}…"
 
 
 def _verdict(report: Summary) -> str:

@@ -1,11 +1,33 @@
 """`synfundus inspect` on the command line."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from synfundus.stages.verb import Option, Verb
+
+if TYPE_CHECKING:
+    from synfundus.config.photographs import InspectConfig
+
+
+def _dry_run(section: InspectConfig, seed: int) -> str:
+    from synfundus.stages.inspect.job import check_out, open_set
+    from synfundus.stages.inspect.png_folder import is_png_folder
+    from synfundus.stages.rehearsal import described
+
+    del seed
+    url = str(section.data)
+    text = f"# samples\n{url}\n\n" if is_png_folder(url) else described(open_set(url))
+    if section.out is not None:
+        check_out(section.out)
+    return text
+
 
 VERB = Verb(
     name="inspect",
     help="Show what a shard set holds: counts, labels, sizes, images; check every byte.",
     order=130,
+    example="synfundus inspect --data images --out looked-at --verify",
     options=(
         Option("--data", "inspect.data", "Image set, latent set or sample set.", required=True, role="input"),
         Option("--out", "inspect.out", "Folder for inspect.json and the contact sheet; default: none.", role="output"),
@@ -14,4 +36,5 @@ VERB = Verb(
     ),
     sections=("seed", "inspect", "storage"),
     results_on_stdout=True,
+    dry_run=_dry_run,
 )

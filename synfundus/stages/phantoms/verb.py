@@ -6,11 +6,20 @@ VERB = Verb(
     name="phantoms",
     help="Draw procedural fundus photographs with ground truth.",
     order=110,
+    example="synfundus phantoms --out photographs --num-images 500 --image-size 256",
     options=(
-        Option("--out", "phantoms.out", "Folder for the photographs and labels.csv.", required=True, role="output"),
+        Option(
+            "--out",
+            "phantoms.out",
+            "Folder for the photographs and labels.csv.",
+            required=True,
+            role="output",
+            proof=("phantoms.json",),
+        ),
         Option("--num-images", "phantoms.num_images", "Number of photographs."),
         Option("--image-size", "phantoms.image_size_px", "Width and height of the photographs, in pixels."),
         Option("--workers", "phantoms.workers", "Worker processes that draw; 0: the main process."),
     ),
     sections=("seed", "phantoms"),
+    closing=("next: synfundus prepare --source {out} --labels {out}/labels.csv --out SET",),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
+from synfundus.config.machine import PlotConfig
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World
 from synfundus.errors import ConfigError
@@ -49,7 +50,23 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
             and no place for their picture; a file in its place that `plot` did not write.
     """
     del world
+    out, drawn, empty = look(config.plot, console)
     options = config.plot
+    keys = _keys(drawn, options.curves)
+    for view in drawn:
+        for key in keys:  # metrics.jsonl has null where a figure was not finite
+            missing = sum(key in row and row[key] is None for row in (*view.rows, *view.validation))
+            if missing:
+                console.warning(f"{view.url}: {missing} values of {key} are not finite; the curve passes over them")
+    panels = plan_panels(drawn, options.curves)
+    data = draw_curves(panels, run_names(drawn), heading=_heading(drawn), smoothing=options.smoothing)
+    filesystem.write_bytes(out, data)
+    console.message(f"{len(panels)} curves of {len(drawn)} run(s): {out}")
+    return {"out": out, "runs": [view.url for view in drawn], "curves": keys, "without_rows": empty}
+
+
+def look(options: PlotConfig, console: Console) -> tuple[str, list[RunView], list[str]]:
+    """Return the picture to write, the runs to draw, and the runs without a row; refuses as `run`."""
     urls = list(dict.fromkeys(options.run_dirs))
     out = options.out or _place_beside(urls)
     if filesystem.exists(out) and not _is_plot(out):
@@ -65,17 +82,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         console.warning(f"{url} has no row of metrics yet; it is left out")
     if not drawn:
         raise ConfigError("no run has a row of metrics yet", where=", ".join(empty), hint="wait for its first row")
-    keys = _keys(drawn, options.curves)
-    for view in drawn:
-        for key in keys:  # metrics.jsonl has null where a figure was not finite
-            missing = sum(key in row and row[key] is None for row in (*view.rows, *view.validation))
-            if missing:
-                console.warning(f"{view.url}: {missing} values of {key} are not finite; the curve passes over them")
-    panels = plan_panels(drawn, options.curves)
-    data = draw_curves(panels, run_names(drawn), heading=_heading(drawn), smoothing=options.smoothing)
-    filesystem.write_bytes(out, data)
-    console.message(f"{len(panels)} curves of {len(drawn)} run(s): {out}")
-    return {"out": out, "runs": [view.url for view in drawn], "curves": keys, "without_rows": empty}
+    _keys(drawn, options.curves)
+    return out, drawn, empty
 
 
 def _place_beside(urls: Sequence[str]) -> str:

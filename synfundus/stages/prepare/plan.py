@@ -14,7 +14,7 @@ import yaml
 
 from synfundus.config.photographs import PrepareConfig
 from synfundus.config.yaml_text import parse_yaml
-from synfundus.errors import ConfigError, DataError, SynfundusError
+from synfundus.errors import ConfigError, DataError
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema
 from synfundus.photographs.importers import read_with_importer
 from synfundus.photographs.importers.file_names import complete_names
@@ -204,19 +204,13 @@ def plan_inputs(
 
 
 def describe_inputs(section: PrepareConfig, *, seed: int) -> str:
-    """Describe the inputs of a run, for a dry run; empty if the photographs are not on this machine.
+    """Describe the inputs of a run, for a dry run. Writes nothing and reads no photographs.
 
-    Writes nothing and reads no photographs.
+    Raises:
+        SynfundusError: As `plan_inputs`.
     """
-    source = section.source
-    if source is None or not filesystem.is_local(source) or not filesystem.is_dir(source):
-        return ""
-    if section.labels is not None and not filesystem.is_local(section.labels):
-        return ""
-    try:
-        plan = plan_inputs(section, source=source, compared_with=(), open_secret=lambda: bytes(32), seed=seed)
-    except SynfundusError as error:
-        return f"# photographs\n{error}\n\n"
+    source = str(section.source)
+    plan = plan_inputs(section, source=source, compared_with=(), open_secret=lambda: bytes(32), seed=seed)
     patients = len({sample.patient_group for sample in plan.samples})
     reasons = sorted(Counter(reject.reason for reject in plan.rejects).items())
     rejects = ", ".join(f"{number} {reason}" for reason, number in reasons) or "none"

@@ -17,8 +17,10 @@ def _problems(section: PrepareConfig, look: bool) -> list[str]:
 
 
 def _dry_run(section: PrepareConfig, seed: int) -> str:
+    from synfundus.stages.prepare.places import check_out, find_paths
     from synfundus.stages.prepare.plan import describe_inputs
 
+    check_out(find_paths(section))
     return describe_inputs(section, seed=seed)
 
 
@@ -26,6 +28,7 @@ VERB = Verb(
     name="prepare",
     help="Crop, de-identify and split photographs into shards.",
     order=120,
+    example="synfundus prepare --source photographs --labels photographs/labels.csv --out images --image-size 256",
     options=(
         Option("--source", "prepare.source", "Folder of photographs.", required=True, role="input"),
         Option("--labels", "prepare.labels", "Label table, CSV; some importers need none.", role="input"),
@@ -36,12 +39,13 @@ VERB = Verb(
         Option("--splits", "prepare.splits", "Fractions of patients: train,val,test."),
         Option("--workers", "prepare.workers", "Worker processes that decode and crop; 0: the main process."),
         Option("--crosswalk", "prepare.crosswalk", "Folder for the map from keys to source names.", role="output"),
-        Option("--burned-text", "prepare.burned_text", "Text inside the field of view: flag, quarantine or off."),
+        Option("--burned-text", "prepare.burned_text", "What to do about text inside the field of view."),
         Option(
             "--compare-with",
             "prepare.compare_with",
             "Other image set, or its crosswalk: report near-duplicates (repeatable).",
             kind="many",
+            metavar="PATH",
         ),
         NODES,
         PROCS,
@@ -53,4 +57,9 @@ VERB = Verb(
     script="prepare.sh",
     problems=_problems,
     dry_run=_dry_run,
+    closing=(
+        "image set: {out} ({splits})",
+        "CROSSWALK: {crosswalk} has file names, patients and the secret key: keep it away from the set",
+        "next: synfundus train-vae --data {out} --run-dir RUN",
+    ),
 )

@@ -46,24 +46,45 @@ def _schema_of(model: str) -> LabelSchema | None:
     return None
 
 
+def _dry_run(section: SampleConfig, seed: int) -> str:
+    from synfundus.stages.rehearsal import rehearse_sampling
+
+    del seed
+    model, num_images = str(section.model), section.num_images
+    return rehearse_sampling(model, section.labels, section.label, num_images=num_images)
+
+
 VERB = Verb(
     name="sample",
     help="Generate images for labels.",
     order=410,
+    example="synfundus sample --model runs/model --out samples --num-images 16 --label dr_grade=3",
     options=(
-        Option("--model", "sample.model", "Run of `train`, or an exported pipeline.", required=True, role="input"),
-        Option("--out", "sample.out", "Folder to write.", required=True, role="output"),
+        Option(
+            "--model",
+            "sample.model",
+            "Run of `train`, or an exported pipeline.",
+            required=True,
+            role="input",
+            holds="model",
+        ),
+        Option("--out", "sample.out", "Folder to write.", required=True, role="output", proof=("request.json",)),
         Option("--num-images", "sample.num_images", "Number of images; default with a label plan: one per row."),
         Option("--label", "sample.label", "NAME=VALUE for every image (repeatable); others are unknown.", "mapping"),
         Option("--labels", "sample.labels", "Label plan: a CSV with one row per image.", role="input"),
-        Option("--sampler", "sample.sampler", "ddim, dpmpp, euler or heun."),
+        Option("--sampler", "sample.sampler", "Solver; a flow takes dpmpp, euler or heun."),
         Option("--num-steps", "sample.num_steps", "Solver steps."),
         Option("--guidance-scale", "sample.guidance_scale", "Classifier-free guidance; 1 turns it off."),
-        Option("--format", "sample.format", "png or shards."),
+        Option("--format", "sample.format", "PNG files, or a set of shards."),
         *DISTRIBUTED,
     ),
     sections=("seed", "sample", "storage", "launch", "telemetry"),
     distributed=True,
     script="sample.sh",
     problems=_problems,
+    dry_run=_dry_run,
+    closing=(
+        "contact sheet: {out}/contact-sheet.png",
+        "next: synfundus inspect --data {out}",
+    ),
 )

@@ -6,6 +6,7 @@ VERB = Verb(
     name="train",
     help="Train the conditional diffusion model on latents.",
     order=310,
+    example="synfundus train --preset demo-cpu --latents latents --run-dir runs/model",
     options=(
         Option(
             "--latents",
@@ -14,9 +15,16 @@ VERB = Verb(
             kind="many",
             required=True,
             role="input",
+            holds="latents",
         ),
-        Option("--run-dir", "train.run_dir", "Folder of the run.", required=True, role="run"),
-        Option("--vae", "train.vae", "Autoencoder for previews; default: the one of the latent set.", role="input"),
+        Option("--run-dir", "train.run_dir", "Folder of the run.", required=True, role="run", proof=("run.json",)),
+        Option(
+            "--vae",
+            "train.vae",
+            "Autoencoder for previews; default: the one of the latent set.",
+            role="input",
+            holds="autoencoder",
+        ),
         Option("--init-from", "train.init_from", "Start from an exported model or a diffusers U-Net.", role="input"),
         Option("--budget-images", "train.loop.budget_images", "Images to train on, epochs included."),
         Option("--micro-batch", "train.loop.micro_batch_size", MICRO_BATCH_HELP),
@@ -27,4 +35,5 @@ VERB = Verb(
     distributed=True,
     script="ldm.sh",
     trains="train",
+    closing=("next: synfundus sample --model {run_dir} --out SAMPLES --num-images 16",),
 )

@@ -6,11 +6,16 @@ VERB = Verb(
     name="train-vae",
     help="Train the autoencoder.",
     order=210,
+    example="synfundus train-vae --preset demo-cpu --data images --run-dir runs/vae",
     options=(
-        Option("--data", "train_vae.data", DATA_HELP, required=True, role="input"),
-        Option("--run-dir", "train_vae.run_dir", "Folder of the run.", required=True, role="run"),
+        Option("--data", "train_vae.data", DATA_HELP, required=True, role="input", holds="images"),
+        Option("--run-dir", "train_vae.run_dir", "Folder of the run.", required=True, role="run", proof=("run.json",)),
         Option(
-            "--init-from", "train_vae.init_from", "Start from a diffusers AutoencoderKL or AutoencoderDC.", role="input"
+            "--init-from",
+            "train_vae.init_from",
+            "Start from a diffusers AutoencoderKL or AutoencoderDC.",
+            role="input",
+            holds="autoencoder",
         ),
         Option("--budget-images", "train_vae.loop.budget_images", "Images to train on, epochs included."),
         Option("--micro-batch", "train_vae.loop.micro_batch_size", MICRO_BATCH_HELP),
@@ -21,4 +26,5 @@ VERB = Verb(
     distributed=True,
     script="vae.sh",
     trains="train_vae",
+    closing=("next: synfundus encode-latents --data {data} --vae {run_dir} --out LATENTS",),
 )

@@ -6,10 +6,20 @@ VERB = Verb(
     name="verify-latents",
     help="Decode some latents of a set and report their PSNR.",
     order=230,
+    example="synfundus verify-latents --latents latents --vae runs/vae",
     options=(
-        Option("--latents", "verify_latents.latents", "Latent set (`encode-latents`).", required=True, role="input"),
-        Option("--vae", "verify_latents.vae", VAE_HELP, required=True, role="input"),
-        Option("--data", "verify_latents.data", "Image set the latents were encoded from.", role="input"),
+        Option(
+            "--latents",
+            "verify_latents.latents",
+            "Latent set (`encode-latents`).",
+            required=True,
+            role="input",
+            holds="latents",
+        ),
+        Option("--vae", "verify_latents.vae", VAE_HELP, required=True, role="input", holds="autoencoder"),
+        Option(
+            "--data", "verify_latents.data", "Image set the latents were encoded from.", role="input", holds="images"
+        ),
         CACHE,
         DEVICE,
     ),

@@ -6,6 +6,7 @@ VERB = Verb(
     name="watch",
     help="Show the progress of a run, or of all runs of a folder: loss, rate, ETA, problems.",
     order=320,
+    example="synfundus watch --run-dir runs/model",
     options=(
         Option(
             "--run-dir",

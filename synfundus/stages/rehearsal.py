@@ -1,0 +1,106 @@
+"""What a dry run opens: inputs and output folders, refused with the errors of the run; nothing is written.
+
+No torch, except for the errors of a folder in which there is no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from synfundus.artifacts.latent_set import load_sources, open_latent_sets, require_flip
+from synfundus.errors import ConfigError
+from synfundus.labels.plan import plan_labels
+from synfundus.labels.schema import LabelSchema
+from synfundus.storage import documents, filesystem
+from synfundus.storage.manifest import ShardSet, load_shard_set
+
+RUN_BESIDE = r"submissions(/.*)?"
+
+
+def described(found: ShardSet) -> str:
+    """Describe a set in a line."""
+    return f"# {found.kind}\n{found.url}: {found.num_samples():,} samples, identity {found.identity[:12]}\n\n"
+
+
+def require_autoencoder(url: str) -> None:
+    """Require an autoencoder in a folder.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    places = (("export", "vae"), ("vae",), ())
+    if not any(filesystem.exists(filesystem.join(url, *place, "config.json")) for place in places):
+        from synfundus.artifacts.autoencoder_folder import find_autoencoder
+
+        find_autoencoder(url)
+
+
+def require_model(url: str) -> str:
+    """Return the document of a model.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    for place in (("export",), ()):
+        if filesystem.exists(found := filesystem.join(url, *place, "synfundus.json")):
+            return found
+    from synfundus.artifacts.model_folder import find_pipeline
+
+    return find_pipeline(url)
+
+
+def require_run(url: str) -> None:
+    """Require the folder of a run.
+
+    Raises:
+        ConfigError: There is no such folder.
+    """
+    if not filesystem.is_dir(url):
+        hint = "--run-dir takes the folder of a run of train or train-vae"
+        raise ConfigError("there is no run", where=url, hint=hint)
+
+
+def open_inputs(inputs: Sequence[tuple[str, Sequence[str]]], *, flip: bool) -> str:
+    """Open what options name, in their order, and describe the sets.
+
+    Args:
+        inputs: What each holds (`Option.holds`), and where.
+        flip: Whether latents must have mirrored moments.
+
+    Raises:
+        SynfundusError: As the run.
+    """
+    given = dict(inputs)
+    found: list[ShardSet] = []
+    for holds, urls in inputs:
+        if holds == "latents":
+            sets = open_latent_sets(urls)
+            require_flip(sets.combined, wanted=flip)
+            found += sets.sets
+            if "autoencoder" not in given:
+                require_autoencoder(load_sources(sets.combined.url).autoencoder_url)
+        elif holds == "images":
+            found.append(load_shard_set(urls[0], kind="images"))
+        else:
+            {"autoencoder": require_autoencoder, "model": require_model, "run": require_run}[holds](urls[0])
+    return "".join(map(described, found))
+
+
+def rehearse_sampling(model: str, plan: str | None, labels: Mapping[str, int | None], *, num_images: int | None) -> str:
+    """Open a model and plan the labels of the images.
+
+    Raises:
+        SynfundusError: As the run.
+    """
+    where = require_model(model)
+    schema = LabelSchema.from_document(
+        documents.read_document(where, format_name="synfundus-pipeline", version=1)["label_schema"], where=where
+    )
+    rows = plan_labels(
+        plan=None if plan is None else filesystem.read_bytes(plan),
+        labels=labels,
+        num_images=num_images,
+        schema=schema,
+        where=plan or "sample.labels",
+    )
+    return f"# images\n{len(rows):,} images of {model}\n\n"
