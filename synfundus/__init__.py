@@ -1,3 +1,3 @@
-"""synfundus: from patient fundus photographs to a releasable synthetic data set."""
+"""synfundus: from patient fundus photographs to a synthetic data set."""
 
 __version__ = "0.1.0"

@@ -75,7 +75,7 @@ def _root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show it.")] = False,
 ) -> None:
-    """From patient fundus photographs to a releasable synthetic data set."""
+    """From patient fundus photographs to a synthetic data set."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
