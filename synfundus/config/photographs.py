@@ -36,7 +36,8 @@ class PrepareConfig(Section):
     out: str | None = None
     """Folder of the image set to write."""
     crosswalk: str | None = None
-    """Folder for the map from keys to source names, outside the set; default: `<out>.crosswalk`."""
+    """Folder for the map from keys to source names, outside the set; default: in
+    `synfundus-crosswalks`, a folder up from the one that holds the set."""
     image_size_px: ImageSizePx = 512
     """Width and height of the images in the set, in pixels."""
     splits: tuple[Fraction, Fraction, Fraction] = (0.8, 0.1, 0.1)

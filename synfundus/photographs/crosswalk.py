@@ -2,8 +2,8 @@
 
 A folder outside the set that only its owner can read: the set it belongs to (``owner.json``), the secret for the keys
 (``secret.key``), the map (``crosswalk.csv``), rejects (``rejects.jsonl``), flags (``flags.jsonl``) and near-duplicates
-(``look_alikes.jsonl``) by file name, and perceptual hashes (``looks.npy``). The set can leave the hospital; the
-crosswalk must not.
+(``look_alikes.jsonl``) by file name, perceptual hashes (``looks.npy``), and who was withdrawn (``withdrawn.jsonl``).
+The crosswalk must not leave the hospital, not even with the set.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import secrets
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,7 @@ from typing import IO
 from synfundus.errors import DataError
 from synfundus.storage import documents, filesystem
 from synfundus.storage.local_folder import holds_ours
+from synfundus.storage.locations import resolved
 from synfundus.storage.manifest import is_complete
 
 SECRET_NAME = "secret.key"  # noqa: S105 - a file name
@@ -30,8 +32,50 @@ FLAGS_NAME = "flags.jsonl"
 NEAR_DUPLICATES_NAME = "look_alikes.jsonl"
 COLUMNS = ("key", "source", "patient_id", "split", "reason")
 
+FOLDER_NAME = "synfundus-crosswalks"
+"""Folder of the crosswalks that were given no place of their own."""
+
 _SECRET_BYTES = 32
 _OWNER_FORMAT, _OWNER_VERSION = "synfundus-crosswalk", 1
+
+
+def default_place(out: str) -> str:
+    """Return where the crosswalk of a set is kept unless the user says where.
+
+    A folder up from the one that holds the set, so that neither the set nor the folder of outputs around it carries
+    the names along when it is copied or packed; in that folder itself only where nothing can be written above it, or
+    where another disk begins: the crosswalk has to live as long as the set. One that is there already stays in use,
+    also where an earlier version put it, beside the set.
+
+    Args:
+        out: Absolute location of the set.
+    """
+    parent, _, name = out.rpartition("/")
+    above, _, within = parent.rpartition("/")
+    apart = filesystem.join(above or "/", FOLDER_NAME, f"{within}.{name}")
+    near = filesystem.join(parent or "/", FOLDER_NAME, name)
+    if not within or above.endswith(("/", ":")):
+        apart = near  # at the root of a disk or a bucket
+    there = [place for place in (f"{out}.crosswalk", apart, near) if filesystem.is_dir(place)]
+    if there:
+        return there[0]
+    return apart if apart != near and _can_hold(above or "/", beside=parent) else near
+
+
+def _can_hold(folder: str, *, beside: str) -> bool:
+    """Whether a folder can be written to and is on the same disk; of an object store only a try could tell."""
+    if not filesystem.is_local(folder):
+        return True
+    place, other = (
+        next(one for one in (path, *path.parents) if one.exists())
+        for path in map(filesystem.local_path, (folder, beside))
+    )
+    return os.access(place, os.W_OK | os.X_OK) and place.stat().st_dev == other.stat().st_dev
+
+
+def lies_with(crosswalk: str, out: str) -> bool:
+    """Whether a crosswalk lies in the folder that also holds its set."""
+    return f"{resolved(crosswalk)}/".startswith(f"{resolved(out).rpartition('/')[0]}/")
 
 
 def open_crosswalk(url: str, *, out: str) -> bytes:

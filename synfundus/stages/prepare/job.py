@@ -25,7 +25,14 @@ from synfundus.stages import Summary
 from synfundus.stages.prepare.chunks import ChunkResults, pending_chunks, prepare_chunks, read_chunks
 from synfundus.stages.prepare.decision import Decision, decide
 from synfundus.stages.prepare.look_alikes import OtherSet, find_other_sets, thumbnail_buffer
-from synfundus.stages.prepare.places import PreparePaths, check_out, claim, find_paths, require_same_set
+from synfundus.stages.prepare.places import (
+    PreparePaths,
+    announce_crosswalk,
+    check_out,
+    claim,
+    find_paths,
+    require_same_set,
+)
 from synfundus.stages.prepare.plan import InputPlan, plan_inputs
 from synfundus.stages.prepare.report import report, write_crosswalk, write_findings
 from synfundus.stages.prepare.shards import ShardTask, assemble_shards, finished_entries, plan_shard_tasks
@@ -164,12 +171,13 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     """
     began = time.perf_counter()
     section = config.prepare
-    paths = find_paths(section)
+    paths = on_rank_0(lambda: find_paths(section), world)  # other nodes may see other permissions
     rank_0 = _Rank0(section, config.seed, paths, console)
     world = without_timeout(world)  # a stage can take hours, and longer on one rank than on another
     assignment = on_rank_0(rank_0.begin, world)
     if assignment.complete:
         console.message(f"the set is complete: {paths.out}")
+        announce_crosswalk(paths, console)
         return _summary(paths, load_shard_set(paths.out, kind="images"), seconds=0.0, num_done=0)
     prepare_chunks(section, paths, assignment.collection, share_of(assignment.chunks, world), console)
     world.barrier()
@@ -177,6 +185,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     assemble_shards(paths, section.image_format, share_of(tasks, world), assignment.schema, console)
     world.barrier()
     on_rank_0(rank_0.publish, world)
+    announce_crosswalk(paths, console)
     num_done = sum(number for _, number in assignment.chunks)
     seconds = time.perf_counter() - began
     return _summary(paths, load_shard_set(paths.out, kind="images"), seconds=seconds, num_done=num_done)

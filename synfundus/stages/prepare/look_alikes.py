@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synfundus.errors import ConfigError
-from synfundus.photographs.crosswalk import CROSSWALK_NAME, private_file
+from synfundus.photographs.crosswalk import CROSSWALK_NAME, default_place, private_file
 from synfundus.photographs.near_duplicates import HASH_BYTES, THUMBNAIL_PX, NearDuplicate, near_duplicates
 from synfundus.storage import filesystem
+from synfundus.storage.locations import resolved
 from synfundus.storage.manifest import SPLITS
 
 HASHES_NAME = "looks.npy"
@@ -87,7 +88,7 @@ def find_other_sets(urls: Sequence[str]) -> tuple[OtherSet, ...]:
     found = []
     for url in urls:
         bare = url.rstrip("/")
-        candidates = [filesystem.join(folder, HASHES_NAME) for folder in (bare, f"{bare}.crosswalk")]
+        candidates = [filesystem.join(folder, HASHES_NAME) for folder in (bare, default_place(resolved(bare)))]
         hashes = next((location for location in candidates if filesystem.exists(location)), None)
         if hashes is None:
             raise ConfigError(
