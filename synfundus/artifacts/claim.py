@@ -16,6 +16,7 @@ from synfundus.storage.local_folder import holds_ours
 
 _MOST_SHOWN = 4
 _ENVELOPE = ("format", "schema_version")
+_HASH = re.compile(r"[0-9a-f]{64}")
 _CONTAINER = re.compile(r"^(identity|settings)\.")
 """What is left out of a name: below it are the names of the configuration."""
 
@@ -94,9 +95,14 @@ def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     there, here = flatten(found), flatten(documents.as_json(wanted))
     keys = (set(there) | set(here)).difference(_ENVELOPE)
     changed = [
-        f"{_CONTAINER.sub('', key)} is {there.get(key, 'absent')!r} there, {here.get(key, 'absent')!r} here"
+        f"{_CONTAINER.sub('', key)} is {_shown(there.get(key, 'absent'))} there, {_shown(here.get(key, 'absent'))} here"
         for key in sorted(keys, key=lambda key: (key.endswith("_sha256"), "." in key, key))
         if there.get(key, "absent") != here.get(key, "absent")
     ]
     more = f" and {len(changed) - _MOST_SHOWN} more" if len(changed) > _MOST_SHOWN else ""
     return "; ".join(changed[:_MOST_SHOWN]) + more
+
+
+def _shown(value: object) -> str:
+    """Return a value for a message; of a hash as much as the other messages show."""
+    return repr(value[:12] if isinstance(value, str) and _HASH.fullmatch(value) else value)

@@ -7,7 +7,17 @@ from typing import Any
 
 from synfundus.labels.schema import LabelSchema
 
-_CARD = """# Latent diffusion model for synthetic fundus photographs
+FEW = 10
+"""From how many photographs on a number is given exactly where a model leaves the house."""
+
+_CARD = """---
+library_name: synfundus
+license: other
+pipeline_tag: unconditional-image-generation
+tags: [fundus, retina, latent-diffusion, synthetic]
+---
+
+# Latent diffusion model for synthetic fundus photographs
 
 Written by synfundus {version}. Everything this model makes is **synthetic**.
 
@@ -25,9 +35,11 @@ autoencoder that turns them into RGB images of {image_size_px} x {image_size_px}
 
 Any of them can be left unknown; a model that is told nothing draws from what it has seen.
 
-| label | values | meaning |
-|---|---|---|
+| label | values | photographs with a value above 0 | meaning |
+|---|---|---|---|
 {labels}
+
+Numbers below {few} are not given exactly: with them a person could be recognised.
 
 ## Intended use
 
@@ -48,16 +60,35 @@ personal data.
 ## Opening it
 
 ```python
+import synfundus
+
+model = synfundus.load_model(".")  # this folder
+images = model.sample(labels={{"{example}": 1}}, num_images=2, seed=0)
+images[0].save("synthetic.png")
+```
+
+or `synfundus sample --model . --out images --num-images 64`. Both sample as recommended above. `DiffusionPipeline` of
+diffusers cannot open the whole, because it has no class for label states; its classes open the parts:
+
+```python
 from diffusers import {autoencoder_class}, UNet2DConditionModel
 
 unet = UNet2DConditionModel.from_pretrained("unet")
 vae = {autoencoder_class}.from_pretrained("vae")
 ```
 
-or `synfundus sample --model . --out images --num-images 64`. Latents of the U-Net are normalised per channel: decode
-`latent * std + mean` with the values in `synfundus.json`.{linear_path}
+Latents of the U-Net are normalised per channel: decode
+`latent * std + mean` with the values in `synfundus.json`.{blocks}{linear_path}
+
+## Licence
+
+None is stated here. The terms of the training photographs{started} may bind these weights and what is made with them.
 """
 
+_BLOCKS_NOTE = (
+    " The stock class returns blocks of {size} x {size} pixels as {channels} channels: "
+    "`torch.nn.functional.pixel_shuffle(decoded, {size})` makes them RGB."
+)
 _LINEAR_PATH_NOTE = (
     " This autoencoder has a linear path beside the network (two more files in `vae/`), which only "
     "synfundus adds: the stock class decodes the network's share alone."
@@ -80,7 +111,38 @@ def _objective(schedule: Mapping[str, Any]) -> str:
     return f"`{kind}` on a `{schedule['schedule_kind']}` noise schedule of {count} steps{ending}"
 
 
-def model_card(document: Mapping[str, Any], schema: LabelSchema, *, linear_path: bool, autoencoder_class: str) -> str:
+def _sampling(document: Mapping[str, Any]) -> str:
+    advice = document.get("recommended_sampling")
+    if not advice:
+        return "not recorded"
+    first, last = advice["guidance_interval"]
+    part = "" if (first, last) == (0, 1) else f", in the part {first:g} to {last:g} of the way"
+    return (
+        f"{advice['sampler']}, {advice['num_steps']} steps, guidance {advice['guidance_scale']:g} "
+        f"(rescaled by {advice['guidance_rescale']:g}{part})"
+    )
+
+
+def _photographs(training: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the rows about the photographs: what they are, whose, and how many."""
+    told = training.get("photographs") or {}
+    drawn = {True: "drawn by a program: phantoms, no patient", "in part": "of patients, and in part drawn by a program"}
+    return [
+        ("training photographs", _count(training.get("training_images"))),
+        ("they are", drawn.get(told.get("drawn", False), "of patients, or not known to be anything else")),
+        ("collections", ", ".join(told.get("collections", ())) or "not recorded"),
+        ("patients, those held out included", _count(told.get("patients"))),
+    ]
+
+
+def model_card(
+    document: Mapping[str, Any],
+    schema: LabelSchema,
+    *,
+    linear_path: bool,
+    autoencoder_class: str,
+    block_size_px: int,
+) -> str:
     """Return the card in Markdown.
 
     Args:
@@ -88,22 +150,26 @@ def model_card(document: Mapping[str, Any], schema: LabelSchema, *, linear_path:
         schema: The labels.
         linear_path: Whether the autoencoder has the linear path.
         autoencoder_class: diffusers' name of what opens ``vae/``.
+        block_size_px: Edge of the blocks of pixels that are the channels of the autoencoder's network; 1 = pixels.
     """
     training, prints = document["training"], document["fingerprints"]
     loss = training.get("validation_loss")
     facts = [
-        ("training photographs", _count(training.get("training_images"))),
+        *_photographs(training),
         ("images seen in training (repetitions included)", _count(training.get("images_seen"))),
         ("parameters of U-Net and conditioner", _count(training.get("parameters"))),
         ("validation loss on held-out patients", f"{loss:.4g}" if isinstance(loss, float) else "not recorded"),
         ("model fingerprint", f"`{prints['model']}`"),
         ("autoencoder fingerprint", f"`{prints['autoencoder']}`"),
         ("latent set", f"`{prints['latent_set']}`"),
+        ("recommended sampling", _sampling(document)),
+        ("written on", document["date"]),
     ]
     if training.get("weights") == "raw":
         facts.append(("weights", "as the optimizer left them, not averaged"))
     if training.get("started_from"):
         facts.append(("started from published weights, whose licence may bind", f"`{training['started_from']}`"))
+    counts = (training.get("photographs") or {}).get("positives", {})
     schedule = document["schedule"]
     channels, height, width = document["latent_shape"]
     return _CARD.format(
@@ -115,7 +181,14 @@ def model_card(document: Mapping[str, Any], schema: LabelSchema, *, linear_path:
         image_size_px=document["image_size_px"],
         objective=_objective(schedule),
         facts="\n".join(f"| {name} | {value} |" for name, value in facts),
-        labels="\n".join(f"| `{spec.name}` | 0-{spec.num_values - 1} | {spec.meaning} |" for spec in schema.labels),
+        labels="\n".join(
+            f"| `{spec.name}` | 0-{spec.num_values - 1} | {counts.get(spec.name, 'not recorded')} | {spec.meaning} |"
+            for spec in schema.labels
+        ),
+        few=FEW,
+        example=schema.names[0],
+        started=", and those of the weights it was started from," if training.get("started_from") else "",
+        blocks="" if block_size_px == 1 else _BLOCKS_NOTE.format(size=block_size_px, channels=3 * block_size_px**2),
         linear_path=_LINEAR_PATH_NOTE if linear_path else "",
         autoencoder_class=autoencoder_class,
     )

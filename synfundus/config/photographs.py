@@ -76,6 +76,23 @@ class PrepareConfig(Section):
         return value
 
 
+class ForgetConfig(Section):
+    """Sets without the photographs of a patient who has withdrawn (`synfundus forget`)."""
+
+    crosswalk: str | None = None
+    """Crosswalk of the image set."""
+    patient: str | None = None
+    """The patient, as in the label table; where it has no patients, the file name of a photograph."""
+    data: str | None = None
+    """Image set; default: the one the crosswalk belongs to."""
+    latents: tuple[str, ...] = ()
+    """Latent sets encoded from it."""
+    model: tuple[str, ...] = ()
+    """Runs and exported models: those trained on these sets are named."""
+    out: str | None = None
+    """Folder for the new sets: `images`, `latents`, `latents-2` ..."""
+
+
 class InspectConfig(Section):
     """Contents of a shard set (`synfundus inspect`)."""
 

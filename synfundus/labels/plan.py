@@ -12,8 +12,11 @@ from synfundus.labels.schema import LabelSchema
 LabelRow = dict[str, int | None]
 """Values by label name, in schema order; None = unknown."""
 
-INDEX_COLUMNS = ("idx", "index", "file", "key")
+INDEX_COLUMNS = ("idx", "index", "file", "key", "file_name")
 """Columns a plan may have beside its labels; they are ignored."""
+
+REQUESTED = "requested_"
+"""What stands before a label in the table of generated images: it was asked for, and nobody has looked."""
 
 _UNKNOWN_CELLS = ("", "unknown", "null", "none", "nan")
 
@@ -77,7 +80,7 @@ def read_label_plan(data: bytes, schema: LabelSchema, *, where: str) -> list[Lab
         raise DataError(f"the label plan is not a CSV in UTF-8: {error}", where=where) from error
     if not table or not any(cell.strip() for cell in table[0]):
         raise DataError("the label plan has no header", where=where, hint="write the label names into its first row")
-    header = [cell.strip() for cell in table[0]]
+    header = [cell.strip().removeprefix(REQUESTED) for cell in table[0]]
     if len(set(header)) != len(header):
         raise DataError(f"the label plan has a column twice: {', '.join(header)}", where=where)
     columns = [(column, name) for column, name in enumerate(header) if name.lower() not in INDEX_COLUMNS]

@@ -10,7 +10,7 @@ from torch import Tensor
 from synfundus.artifacts.checkpoint_model import has_only_checkpoints, load_checkpoint_model
 from synfundus.artifacts.ema_snapshots import FOLDER_NAME, Snapshot, find_snapshots, read_snapshot
 from synfundus.artifacts.model import Model
-from synfundus.artifacts.model_folder import check_out, find_pipeline, load_pipeline, resave_pipeline
+from synfundus.artifacts.model_folder import check_out, find_pipeline, load_pipeline, resave_pipeline, run_identity
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World
 from synfundus.errors import CheckpointError, ConfigError
@@ -44,7 +44,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     wanted = _wanted(snapshots, section.sigma_rel, section.at_images)
     name = f"sigma-rel-{wanted.sigma_rel:.4f}-images-{wanted.images_seen:012d}"
     out = section.out or filesystem.join(run_url, f"export-{name}")
-    check_out(out)
+    identity = run_identity(run_url)
+    check_out(out, run=identity)
     combination = combine([snapshot.profile for snapshot in snapshots], wanted)
     if combination.error > WORTH_A_WARNING:
         console.warning(
@@ -62,7 +63,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         "validation_loss": None,
         "weights": "averaged",
     }
-    fingerprint = resave_pipeline(out, replace(pipeline, training_summary={**pipeline.training_summary, **told}))
+    told = {**pipeline.training_summary, **told}
+    fingerprint = resave_pipeline(out, replace(pipeline, training_summary=told), run=identity)
     console.message(
         f"average of width {wanted.sigma_rel:g} at {wanted.images_seen:,} images from {len(snapshots)} snapshots, "
         f"{combination.error:.1%} from the ideal profile: {out}"

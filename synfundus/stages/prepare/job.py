@@ -20,7 +20,7 @@ from synfundus.distributed.world import World, share_of, without_timeout
 from synfundus.errors import DataError
 from synfundus.labels.schema import LabelSchema
 from synfundus.photographs.crosswalk import REJECTS_NAME as NAMED_REJECTS
-from synfundus.photographs.crosswalk import open_crosswalk
+from synfundus.photographs.crosswalk import open_crosswalk, read_withdrawn
 from synfundus.stages import Summary
 from synfundus.stages.prepare.chunks import ChunkResults, pending_chunks, prepare_chunks, read_chunks
 from synfundus.stages.prepare.decision import Decision, decide
@@ -88,6 +88,7 @@ class _Rank0:
             source=paths.source,
             compared_with=[other.identity for other in self._others],
             open_secret=lambda: open_crosswalk(paths.crosswalk, out=resolved(paths.out)),
+            withdrawn=lambda: read_withdrawn(paths.crosswalk),
             seed=self._seed,
         )
         for warning in plan.warnings:

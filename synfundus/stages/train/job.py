@@ -83,7 +83,7 @@ def _set_up(
     autoencoder, fingerprint = open_autoencoder(autoencoder_folder, device=torch.device("cpu"), dtype=torch.float32)
     require_same_autoencoder(latents, fingerprint, where=autoencoder_folder)
     if section.loop.preview_every_images:
-        build.check_sampler(sample.sampler, section.diffusion)
+        build.check_sampler(build.sampler_settings(sample).sampler, section.diffusion)
     start = initial_denoiser(section, latents, console, seed=shared.seed)
     if doubt := build.unweighted_start(section.diffusion):
         console.warning(doubt)
@@ -91,7 +91,7 @@ def _set_up(
     # last: a refused start must not claim the folder
     identity = {"seed": shared.seed, "latents": latents.identity, **section.identity_document(), **start.identity}
     directory = RunFolder(run_url, kind="diffusion", identity=identity, config=shared.document, world=world)
-    setup = build.model_setup(section.diffusion, latents, autoencoder)
+    setup = build.model_setup(section.diffusion, latents, autoencoder, build.sampler_settings(sample))
     on_rank_0(lambda: save_report(start, directory.path(REPORT_NAME)), world)
     on_rank_0(lambda: save_setup(run_url, setup, start.known(latents)), world)
     return DiffusionTraining(section, sample, shared, sets, start, setup, directory, world, console)
