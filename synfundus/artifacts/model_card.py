@@ -3,87 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.resources import files
 from typing import Any
 
 from synfundus.labels.schema import LabelSchema
 
 FEW = 10
 """From how many photographs on a number is given exactly where a model leaves the house."""
-
-_CARD = """---
-library_name: synfundus
-license: other
-pipeline_tag: unconditional-image-generation
-tags: [fundus, retina, latent-diffusion, synthetic]
----
-
-# Latent diffusion model for synthetic fundus photographs
-
-Written by synfundus {version}. Everything this model makes is **synthetic**.
-
-## What it is
-
-A U-Net that denoises latents of {channels} x {height} x {width}, conditioned on {num_labels} labels, and the
-autoencoder that turns them into RGB images of {image_size_px} x {image_size_px} pixels. It predicts
-{objective}.
-
-| | |
-|---|---|
-{facts}
-
-## Labels
-
-Any of them can be left unknown; a model that is told nothing draws from what it has seen.
-
-| label | values | photographs with a value above 0 | meaning |
-|---|---|---|---|
-{labels}
-
-Numbers below {few} are not given exactly: with them a person could be recognised.
-
-## Intended use
-
-Research: augmenting training data for image analysis, teaching, testing software that handles fundus photographs.
-
-## Not intended
-
-Diagnosis or any decision about a person. Images may lack or invent signs; a label says what was asked for, not what an
-ophthalmologist would find. Rare labels and rare combinations are learned worst.
-
-## Limits and privacy
-
-The model inherits the cameras, populations and labelling habits of its training photographs. A diffusion model can
-reproduce training images: weights and images are to be handled like the photographs they come from until an audit of
-this very model (copies, re-identification, membership inference) has been passed. Synthetic does not mean free of
-personal data.
-
-## Opening it
-
-```python
-import synfundus
-
-model = synfundus.load_model(".")  # this folder
-images = model.sample(labels={{"{example}": 1}}, num_images=2, seed=0)
-images[0].save("synthetic.png")
-```
-
-or `synfundus sample --model . --out images --num-images 64`. Both sample as recommended above. `DiffusionPipeline` of
-diffusers cannot open the whole, because it has no class for label states; its classes open the parts:
-
-```python
-from diffusers import {autoencoder_class}, UNet2DConditionModel
-
-unet = UNet2DConditionModel.from_pretrained("unet")
-vae = {autoencoder_class}.from_pretrained("vae")
-```
-
-Latents of the U-Net are normalised per channel: decode
-`latent * std + mean` with the values in `synfundus.json`.{blocks}{linear_path}
-
-## Licence
-
-None is stated here. The terms of the training photographs{started} may bind these weights and what is made with them.
-"""
 
 _BLOCKS_NOTE = (
     " The stock class returns blocks of {size} x {size} pixels as {channels} channels: "
@@ -169,10 +95,11 @@ def model_card(
         facts.append(("weights", "as the optimizer left them, not averaged"))
     if training.get("started_from"):
         facts.append(("started from published weights, whose licence may bind", f"`{training['started_from']}`"))
+    text = files(__package__).joinpath("model_card.md").read_text(encoding="utf-8")
     counts = (training.get("photographs") or {}).get("positives", {})
     schedule = document["schedule"]
     channels, height, width = document["latent_shape"]
-    return _CARD.format(
+    return text.format(
         version=document["versions"]["synfundus"],
         channels=channels,
         height=height,

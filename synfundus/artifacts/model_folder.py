@@ -107,8 +107,8 @@ def check_out(out: str, *, run: str, fingerprint: str = "") -> None:
     Raises:
         ConfigError: It holds something else, a model of another run, or the finished model of a run.
     """
-    run, _, name = resolved(out).rpartition("/")
-    if name == "export" and not run.endswith("/") and filesystem.exists(filesystem.join(run, "run.json")):
+    parent, _, name = resolved(out).rpartition("/")
+    if name == "export" and not parent.endswith("/") and filesystem.exists(filesystem.join(parent, "run.json")):
         raise ConfigError("a run keeps its own model here", where=out, hint="give another --out")
     require_replaceable(out, last=(DOCUMENT_NAME,), own=_OWN)
     url = filesystem.join(out, DOCUMENT_NAME)

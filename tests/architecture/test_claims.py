@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("synfundus/**/*.py", "synfundus/**/*.yaml", "slurm/*.sh", "launchers/*.sh")
+SOURCES = ("synfundus/**/*.py", "synfundus/**/*.md", "synfundus/**/*.yaml", "slurm/*.sh", "launchers/*.sh")
 TEXTS = (*SOURCES, "pyproject.toml", "README.md", "docs/*.md", "tests/golden/command_line.txt", "Makefile")
 PROMISES = (
     r"releas(e)?able",

@@ -64,7 +64,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     section = config.forget
     out = require(section.out, flag="--out", key="forget.out")
     begun = _CLAIM.read(out)
-    plan = plan_withdrawal(section, data=begun and begun["data"])
+    plan = plan_withdrawal(section, data=None if begun is None else str(begun["data"]))
     _CLAIM.make(out, plan.request)
     if plan.doubles:
         console.warning(
@@ -96,14 +96,20 @@ def _write(part: Without, out: str, plan: Withdrawal, images: ShardSet | None, c
     with console.progress(f"writing {part.name}", total=len(source.shards), unit="shards") as bar:
         for entry in source.shards:
             if records.read(entry.name) is None:
-                records.write(_shard(source, entry, out, frozenset(part.gone.get(entry.name, ()))))
+                records.write(_shard(source, entry, out, part.gone.get(entry.name, ())))
             bar.advance()
     entries = tuple(ShardEntry(**records.require(entry.name)["entry"]) for entry in source.shards)
     url = filesystem.join(source.url, REJECTS_NAME)
     lines = documents.read_lines(url) if filesystem.exists(url) else []
+    of_latents = source.kind == "latents"
     lines += [
-        {("key" if source.kind == "images" else "name"): name, "stage": WITHDRAWN, "reason": WITHDRAWN}
-        for name in _names_of(part)
+        {
+            "name" if of_latents else "key": f"{shard}#{number}" if of_latents else key,
+            "stage": WITHDRAWN,
+            "reason": WITHDRAWN,
+        }
+        for shard, gone in part.gone.items()
+        for number, key in gone.items()
     ]
     documents.write_lines(filesystem.join(out, REJECTS_NAME), lines)
     rejects = Counter(source.rejects) + Counter({WITHDRAWN: part.num_gone})
@@ -116,18 +122,6 @@ def _write(part: Without, out: str, plan: Withdrawal, images: ShardSet | None, c
     for entry in entries:
         filesystem.remove(records.url(entry.name))
     return made
-
-
-def _names_of(part: Without) -> list[str]:
-    """Return the names of the samples left out: keys of images; shard and number of latents."""
-    if part.source.kind == "latents":
-        return [f"{shard}#{number}" for shard, numbers in part.gone.items() for number in numbers]
-    found = []
-    for entry in part.source.shards:
-        if entry.name in part.gone:
-            index = TarShardReader(part.source.shard_url(entry), index_sha256=entry.index_sha256).index
-            found += [index.key(number) for number in part.gone[entry.name]]
-    return found
 
 
 def _shard(source: ShardSet, entry: ShardEntry, out: str, gone: Collection[int]) -> ShardEntry:

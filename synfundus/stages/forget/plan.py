@@ -33,12 +33,12 @@ class Without:
     Attributes:
         name: Name of the new set below ``--out``.
         source: The set as it is.
-        gone: Numbers of the samples to leave out, by name of the shard; shards without any are not listed.
+        gone: Samples to leave out by name of the shard, key by number; shards without any are not listed.
     """
 
     name: str
     source: ShardSet
-    gone: dict[str, tuple[int, ...]]
+    gone: dict[str, dict[int, str]]
 
     @property
     def num_gone(self) -> int:
@@ -109,7 +109,8 @@ def plan_withdrawal(section: ForgetConfig, *, data: str | None) -> Withdrawal:
             where=filesystem.join(crosswalk, CROSSWALK_NAME),
             hint="write the patient as in the column patient_id there; without one, the file as in the column source",
         )
-    images = load_shard_set(section.data or data or owner_of(crosswalk), kind="images")
+    where = require(section.data or data or owner_of(crosswalk) or None, flag="--data", key="forget.data")
+    images = load_shard_set(where, kind="images")
     latents = [load_shard_set(url, kind="latents") for url in section.latents]
     names = ["images", *("latents" if not at else f"latents-{at + 1}" for at in range(len(latents)))]
     parts = tuple(_without(name, one, keys) for name, one in zip(names, (images, *latents), strict=True))
@@ -120,9 +121,9 @@ def _without(name: str, source: ShardSet, keys: set[str]) -> Without:
     gone = {}
     for entry in source.shards:
         index = TarShardReader(source.shard_url(entry), index_sha256=entry.index_sha256).index
-        numbers = tuple(number for number, key in enumerate(index.keys) if key in keys)
-        if numbers:
-            gone[entry.name] = numbers
+        found = {number: key for number, key in enumerate(index.keys) if key in keys}
+        if found:
+            gone[entry.name] = found
     return Without(name, source, gone)
 
 
