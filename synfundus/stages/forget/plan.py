@@ -148,7 +148,9 @@ def _lines(crosswalk: str, name: str) -> list[documents.Document]:
 
 
 def describe_withdrawal(section: ForgetConfig) -> str:
-    """Describe what would be done, for a dry run."""
+    """Describe what would be done, for a dry run; empty if the crosswalk is not on this machine."""
+    if section.crosswalk is None or not filesystem.is_dir(section.crosswalk):
+        return ""
     plan = plan_withdrawal(section, data=None)
     lines = [f"{len(plan.keys)} inputs of this patient in the crosswalk {plan.crosswalk}"]
     lines += [
