@@ -97,7 +97,7 @@ def texts(folder: Path) -> bytes:
 def test_the_new_sets_lack_the_patient_and_nothing_else(clinic: Path) -> None:
     gone = keys_of(clinic)
     assert len(gone) == 2
-    old = {kind: load_shard_set(str(clinic / "data" / kind), kind=kind) for kind in ("images", "latents")}  # type: ignore[arg-type]
+    old = {kind: load_shard_set(str(clinic / "data" / kind), kind=kind) for kind in ("images", "latents")}
     before = texts(clinic / "data")
     summary = run(clinic)
     for kind, source in old.items():

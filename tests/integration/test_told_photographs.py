@@ -30,7 +30,7 @@ def test_photographs_that_were_drawn_are_told_from_those_of_patients(drawn: bool
     write_tiny_pipeline(tmp_path / "model" / "export")
     encode = {"data": str(tmp_path / "images"), "vae": str(tmp_path / "model"), "out": str(tmp_path / "latents")}
     encode_latents.run(tiny_config({"encode_latents": encode}), world, console)
-    images, latents = (load_shard_set(str(tmp_path / name), kind=name) for name in ("images", "latents"))  # type: ignore[arg-type]
+    images, latents = (load_shard_set(str(tmp_path / name), kind=name) for name in ("images", "latents"))
     told = trained_on(latents)
     assert told["drawn"] is drawn
     assert ("drawn" in images.properties) == drawn

@@ -192,12 +192,12 @@ def _changed_label(out: str, rows: Sequence[LabelRow], schema: LabelSchema) -> t
     """Return the first requested label that is another in a finished folder, its value there and here."""
     urls = [filesystem.join(out, name) for name in (LABELS_NAME, _EARLIER_NAMES[0])]
     for url in filter(filesystem.exists, urls):
-        there = read_label_plan(filesystem.read_bytes(url), schema, where=url)
-        for image, (old, new) in enumerate(zip(there, rows, strict=False)):
+        earlier = read_label_plan(filesystem.read_bytes(url), schema, where=url)
+        for image, (old, new) in enumerate(zip(earlier, rows, strict=False)):
             for name in schema.names:
                 if old[name] != new[name]:
-                    values = ("unknown" if value is None else value for value in (old[name], new[name]))
-                    return f"{name} of image {image}", *values
+                    there, here = ("unknown" if value is None else value for value in (old[name], new[name]))
+                    return f"{name} of image {image}", there, here
     return None
 
 
