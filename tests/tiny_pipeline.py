@@ -81,6 +81,7 @@ def write_tiny_pipeline(folder: Place, *, seed: int = 0, schema: LabelSchema = S
         "image_size_px": IMAGE_SIZE_PX,
         "latent_set_identity": "1" * 64,
         "autoencoder_fingerprint": fingerprint(autoencoder),
+        "recommended_sampling": None,
     }
     arguments: dict[str, Any] = {
         "denoiser": tiny_denoiser(seed=seed, schema=schema),

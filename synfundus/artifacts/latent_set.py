@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from synfundus.artifacts.model_card import FEW
 from synfundus.errors import ConfigError, ManifestMismatch
 from synfundus.labels.schema import difference
 from synfundus.shards.shard_plan import BLOCK_POSITIONS, shares
@@ -65,6 +68,7 @@ def open_latent_sets(texts: Sequence[str]) -> LatentSets:
             **sets[0].properties,
             **_statistics(sets, parts),
             "flip": all(one.properties["flip"] for one in sets),
+            "photographs": [told for one in sets if (told := one.properties.get("photographs"))],
         },
         identity=hashlib.sha256(document.encode()).hexdigest(),
     )
@@ -83,6 +87,41 @@ def require_flip(latents: ShardSet, *, wanted: bool) -> None:
             where=latents.url,
             hint="encode them with --flip, or turn train.diffusion.flip off",
         )
+
+
+def trained_on(latents: ShardSet) -> dict[str, Any]:
+    """Return what a model may tell of the photographs behind its latents; empty where the set does not say.
+
+    Returns:
+        ``collections``; ``drawn``, whether a program painted them (``in part``: some); ``patients``; ``positives``, by
+        label how many have a value above 0, where numbers from 1 to `FEW` - 1 are not given exactly.
+    """
+    told = latents.properties.get("photographs", [])
+    sources: list[dict[str, Any]] = [told] if isinstance(told, dict) else told
+    if not sources:
+        return {}
+    positives: Counter[str] = Counter()
+    for label, counts in (item for source in sources for item in source["values"].items()):
+        positives[label] += sum(count for value, count in counts.items() if value.isdigit() and value != "0")
+    drawn = [bool(source["drawn"]) for source in sources]
+    return {
+        "collections": sorted({str(source["source"]) for source in sources}),
+        "drawn": "in part" if any(drawn) and not all(drawn) else all(drawn),
+        "patients": sum(sum(source["num_patients"].values()) for source in sources),
+        "positives": {
+            label: f"fewer than {FEW}" if 0 < number < FEW else f"{number:,}" for label, number in positives.items()
+        },
+    }
+
+
+def photographs_of(image_set: ShardSet) -> dict[str, Any]:
+    """Return the property of a latent set that tells of the photographs; empty where the image set does not."""
+    properties = image_set.properties
+    if not {"source", "num_patients", "label_counts"} <= properties.keys():
+        return {}
+    told = {name: properties[name] for name in ("source", "num_patients")}
+    told |= {"drawn": bool(properties.get("drawn")), "values": properties["label_counts"]["values"]}
+    return {"photographs": told}
 
 
 def require_same_autoencoder(latents: ShardSet, fingerprint: str, *, where: str) -> None:

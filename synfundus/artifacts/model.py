@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +15,13 @@ from synfundus.labels.schema import LabelSchema
 from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.pixels import tensor_to_pixels
 from synfundus.models.unet import ConditionalDenoiser
+from synfundus.seeding import keyed_normal
 
 _DECODED_PIXELS = 2**22
 """Pixels to decode at a time: four images of 1,024 px, with fp32 activations of 4 GiB per layer."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelSetup:
     """All that a denoiser needs to generate images; constant during a run.
 
@@ -32,6 +34,7 @@ class ModelSetup:
         image_size_px: Width and height of the images.
         latent_set_identity: Identity of the latent set.
         autoencoder_fingerprint: sha256 over the autoencoder, as recorded in the latent set.
+        recommended_sampling: How to draw images from it, as its run was configured; None where it was not recorded.
     """
 
     autoencoder: LatentAutoencoder
@@ -42,9 +45,10 @@ class ModelSetup:
     image_size_px: int
     latent_set_identity: str
     autoencoder_fingerprint: str
+    recommended_sampling: SamplerSettings | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Model(ModelSetup):
     """A loaded model, ready to sample from, in evaluation mode.
 
@@ -102,6 +106,45 @@ def generate_images(
     edge = setup.autoencoder.downsample_factor * latents.shape[-1]
     pieces = torch.split(scaled, max(1, _DECODED_PIXELS // edge**2))
     return np.concatenate([tensor_to_pixels(setup.autoencoder.decode(piece)) for piece in pieces])
+
+
+def generate_batch(
+    model: Model,
+    rows: Sequence[Mapping[str, int | None]],
+    batch: int,
+    *,
+    batch_size: int,
+    seed: int,
+    settings: SamplerSettings,
+    device: torch.device,
+) -> NDArray[np.uint8]:
+    """Return all images of a canonical batch: image i is slot ``i % B`` of batch ``i // B``.
+
+    An image depends on (seed, i, its labels) and on the size of the batch; slots after the last row are padding, noise
+    of their own index with all labels unknown.
+
+    Args:
+        model: The model.
+        rows: Labels of all images.
+        batch: Number of the batch.
+        batch_size: Slots of a batch.
+        seed: Seed of the noise.
+        settings: Sampler, steps, guidance.
+        device: Where to compute; the networks are there.
+
+    Returns:
+        uint8 ``[B, h, w, 3]``.
+    """
+    images = range(batch * batch_size, (batch + 1) * batch_size)
+    states = [model.label_schema.encode(rows[image] if image < len(rows) else {}) for image in images]
+    return generate_images(
+        model,
+        model.denoiser,
+        initial_noise=keyed_normal(seed, "sample", images, model.latent_shape),
+        states=np.array(states, dtype=np.int64),
+        settings=settings,
+        device=device,
+    )
 
 
 def denoiser_latent_shape(denoiser: ConditionalDenoiser) -> tuple[int, int, int]:

@@ -3,61 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.resources import files
 from typing import Any
 
 from synfundus.labels.schema import LabelSchema
 
-_CARD = """# Latent diffusion model for synthetic fundus photographs
+FEW = 10
+"""From how many photographs on a number is given exactly where a model leaves the house."""
 
-Written by synfundus {version}. Everything this model makes is **synthetic**.
-
-## What it is
-
-A U-Net that denoises latents of {channels} x {height} x {width}, conditioned on {num_labels} labels, and the
-autoencoder that turns them into RGB images of {image_size_px} x {image_size_px} pixels. It predicts
-{objective}.
-
-| | |
-|---|---|
-{facts}
-
-## Labels
-
-Any of them can be left unknown; a model that is told nothing draws from what it has seen.
-
-| label | values | meaning |
-|---|---|---|
-{labels}
-
-## Intended use
-
-Research: augmenting training data for image analysis, teaching, testing software that handles fundus photographs.
-
-## Not intended
-
-Diagnosis or any decision about a person. Images may lack or invent signs; a label says what was asked for, not what an
-ophthalmologist would find. Rare labels and rare combinations are learned worst.
-
-## Limits and privacy
-
-The model inherits the cameras, populations and labelling habits of its training photographs. A diffusion model can
-reproduce training images: weights and images are to be handled like the photographs they come from until an audit of
-this very model (copies, re-identification, membership inference) has been passed. Synthetic does not mean free of
-personal data.
-
-## Opening it
-
-```python
-from diffusers import {autoencoder_class}, UNet2DConditionModel
-
-unet = UNet2DConditionModel.from_pretrained("unet")
-vae = {autoencoder_class}.from_pretrained("vae")
-```
-
-or `synfundus sample --model . --out images --num-images 64`. Latents of the U-Net are normalised per channel: decode
-`latent * std + mean` with the values in `synfundus.json`.{linear_path}
-"""
-
+_BLOCKS_NOTE = (
+    " The stock class returns blocks of {size} x {size} pixels as {channels} channels: "
+    "`torch.nn.functional.pixel_shuffle(decoded, {size})` makes them RGB."
+)
 _LINEAR_PATH_NOTE = (
     " This autoencoder has a linear path beside the network (two more files in `vae/`), which only "
     "synfundus adds: the stock class decodes the network's share alone."
@@ -80,7 +37,38 @@ def _objective(schedule: Mapping[str, Any]) -> str:
     return f"`{kind}` on a `{schedule['schedule_kind']}` noise schedule of {count} steps{ending}"
 
 
-def model_card(document: Mapping[str, Any], schema: LabelSchema, *, linear_path: bool, autoencoder_class: str) -> str:
+def _sampling(document: Mapping[str, Any]) -> str:
+    advice = document.get("recommended_sampling")
+    if not advice:
+        return "not recorded"
+    first, last = advice["guidance_interval"]
+    part = "" if (first, last) == (0, 1) else f", in the part {first:g} to {last:g} of the way"
+    return (
+        f"{advice['sampler']}, {advice['num_steps']} steps, guidance {advice['guidance_scale']:g} "
+        f"(rescaled by {advice['guidance_rescale']:g}{part})"
+    )
+
+
+def _photographs(training: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the rows about the photographs: what they are, whose, and how many."""
+    told = training.get("photographs") or {}
+    drawn = {True: "drawn by a program: phantoms, no patient", "in part": "of patients, and in part drawn by a program"}
+    return [
+        ("training photographs", _count(training.get("training_images"))),
+        ("they are", drawn.get(told.get("drawn", False), "of patients, or not known to be anything else")),
+        ("collections", ", ".join(told.get("collections", ())) or "not recorded"),
+        ("patients, those held out included", _count(told.get("patients"))),
+    ]
+
+
+def model_card(
+    document: Mapping[str, Any],
+    schema: LabelSchema,
+    *,
+    linear_path: bool,
+    autoencoder_class: str,
+    block_size_px: int,
+) -> str:
     """Return the card in Markdown.
 
     Args:
@@ -88,11 +76,12 @@ def model_card(document: Mapping[str, Any], schema: LabelSchema, *, linear_path:
         schema: The labels.
         linear_path: Whether the autoencoder has the linear path.
         autoencoder_class: diffusers' name of what opens ``vae/``.
+        block_size_px: Edge of the blocks of pixels that are the channels of the autoencoder's network; 1 = pixels.
     """
     training, prints = document["training"], document["fingerprints"]
     loss = training.get("validation_loss")
     facts = [
-        ("training photographs", _count(training.get("training_images"))),
+        *_photographs(training),
         ("images seen in training (repetitions included)", _count(training.get("images_seen"))),
         ("parameters of U-Net and conditioner", _count(training.get("parameters"))),
         (
@@ -102,14 +91,18 @@ def model_card(document: Mapping[str, Any], schema: LabelSchema, *, linear_path:
         ("model fingerprint", f"`{prints['model']}`"),
         ("autoencoder fingerprint", f"`{prints['autoencoder']}`"),
         ("latent set", f"`{prints['latent_set']}`"),
+        ("recommended sampling", _sampling(document)),
+        ("written on", document["date"]),
     ]
     if training.get("weights") == "raw":
         facts.append(("weights", "as the optimizer left them, not averaged"))
     if training.get("started_from"):
         facts.append(("started from published weights, whose licence may bind", f"`{training['started_from']}`"))
+    text = files(__package__).joinpath("model_card.md").read_text(encoding="utf-8")
+    counts = (training.get("photographs") or {}).get("positives", {})
     schedule = document["schedule"]
     channels, height, width = document["latent_shape"]
-    return _CARD.format(
+    return text.format(
         version=document["versions"]["synfundus"],
         channels=channels,
         height=height,
@@ -118,7 +111,14 @@ def model_card(document: Mapping[str, Any], schema: LabelSchema, *, linear_path:
         image_size_px=document["image_size_px"],
         objective=_objective(schedule),
         facts="\n".join(f"| {name} | {value} |" for name, value in facts),
-        labels="\n".join(f"| `{spec.name}` | 0-{spec.num_values - 1} | {spec.meaning} |" for spec in schema.labels),
+        labels="\n".join(
+            f"| `{spec.name}` | 0-{spec.num_values - 1} | {counts.get(spec.name, 'not recorded')} | {spec.meaning} |"
+            for spec in schema.labels
+        ),
+        few=FEW,
+        example=schema.names[0],
+        started=", and those of the weights it was started from," if training.get("started_from") else "",
+        blocks="" if block_size_px == 1 else _BLOCKS_NOTE.format(size=block_size_px, channels=3 * block_size_px**2),
         linear_path=_LINEAR_PATH_NOTE if linear_path else "",
         autoencoder_class=autoencoder_class,
     )

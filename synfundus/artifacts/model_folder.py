@@ -15,7 +15,8 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from synfundus import __version__
 from synfundus.artifacts.autoencoder_folder import NETWORK_FILE, forget_origin
 from synfundus.artifacts.model import Model, ModelSetup, denoiser_latent_shape
 from synfundus.artifacts.model_card import model_card
-from synfundus.diffusion.sampling import SamplerName, Scheduler, scheduler_for
+from synfundus.diffusion.sampling import SamplerName, SamplerSettings, Scheduler, scheduler_for
 from synfundus.errors import CheckpointError, ConfigError, ManifestMismatch
 from synfundus.labels.schema import LabelSchema
 from synfundus.models.autoencoder import LatentAutoencoder
@@ -82,16 +83,47 @@ def find_pipeline(model: str) -> str:
     )
 
 
-def check_out(out: str) -> None:
-    """Refuse to write a model to a folder that `export` or `ema` did not write; call it before the work.
+def run_identity(url: str) -> str:
+    """Return the hash of what makes a run that run, the same at all its checkpoints; empty outside a run."""
+    url = filesystem.join(url, "run.json")
+    return hashlib.sha256(filesystem.read_bytes(url)).hexdigest() if filesystem.exists(url) else ""
+
+
+def named_fingerprint(folder: str) -> str:
+    """Return the fingerprint that a pipeline folder names."""
+    url = filesystem.join(folder, DOCUMENT_NAME)
+    document = documents.read_document(url, format_name=FORMAT_NAME, version=FORMAT_VERSION)
+    return str(document["fingerprints"]["model"])
+
+
+def check_out(out: str, *, run: str, fingerprint: str = "") -> None:
+    """Refuse to write a model to a folder that holds anything but another of its run; call it before the work.
+
+    Args:
+        out: The folder.
+        run: From `run_identity`.
+        fingerprint: Of the model, where it is known before the work.
 
     Raises:
-        ConfigError: It holds something else, or the finished model of a run.
+        ConfigError: It holds something else, a model of another run, or the finished model of a run.
     """
-    run, _, name = resolved(out).rpartition("/")
-    if name == "export" and not run.endswith("/") and filesystem.exists(filesystem.join(run, "run.json")):
+    parent, _, name = resolved(out).rpartition("/")
+    if name == "export" and not parent.endswith("/") and filesystem.exists(filesystem.join(parent, "run.json")):
         raise ConfigError("a run keeps its own model here", where=out, hint="give another --out")
     require_replaceable(out, last=(DOCUMENT_NAME,), own=_OWN)
+    url = filesystem.join(out, DOCUMENT_NAME)
+    if not filesystem.exists(url):
+        return
+    found = documents.read_document(url, format_name=FORMAT_NAME, version=FORMAT_VERSION)
+    there, of_run = found["fingerprints"]["model"], found["training"].get("run", "")
+    if there != fingerprint and (not run or of_run != run):
+        made = f", of run {of_run[:12]}" if of_run else ""
+        ours = " and ".join(f"{what} {one[:12]}" for what, one in (("model", fingerprint), ("run", run)) if one)
+        raise ConfigError(
+            f"another model is here: {there[:12]}{made}; to be written is {ours or 'one of no known run'}",
+            where=out,
+            hint="give another --out, or remove this folder if the model in it is no longer needed",
+        )
 
 
 def denoiser_fingerprint(folder: Path) -> str:
@@ -169,6 +201,7 @@ def save_pipeline(
         document |= {
             "latent_shape": denoiser_latent_shape(denoiser),
             "training": _finite(training_summary),
+            "date": datetime.now(UTC).date().isoformat(),
             "versions": {"synfundus": __version__, "diffusers": diffusers_version, "torch": torch.__version__},
         }
         (work / "model_index.json").write_bytes(documents.dump_json(_model_index(autoencoder, scheduler)))
@@ -178,6 +211,7 @@ def save_pipeline(
                 setup.label_schema,
                 linear_path=autoencoder.linear_path is not None,
                 autoencoder_class=autoencoder.class_name,
+                block_size_px=autoencoder.block_size_px,
             ),
             encoding="utf-8",
         )
@@ -185,13 +219,19 @@ def save_pipeline(
     return fingerprint
 
 
-def resave_pipeline(folder: str | Path, pipeline: Model) -> str:
+def resave_pipeline(folder: str | Path, pipeline: Model, *, run: str) -> str:
     """Write a loaded pipeline to a folder, with its current weights. Returns the model's fingerprint.
+
+    Args:
+        folder: Where to write it.
+        pipeline: The model.
+        run: From `run_identity`; empty where it is not known.
 
     Raises:
         ManifestMismatch: As in `save_pipeline`.
     """
-    return save_pipeline(folder, denoiser=pipeline.denoiser, setup=pipeline, training_summary=pipeline.training_summary)
+    summary = pipeline.training_summary | ({"run": run} if run else {})
+    return save_pipeline(folder, denoiser=pipeline.denoiser, setup=pipeline, training_summary=summary)
 
 
 def setup_document(setup: ModelSetup) -> dict[str, Any]:
@@ -203,6 +243,7 @@ def setup_document(setup: ModelSetup) -> dict[str, Any]:
         "image_size_px": setup.image_size_px,
         "schedule": dict(setup.schedule_settings),
         "fingerprints": {"autoencoder": setup.autoencoder_fingerprint, "latent_set": setup.latent_set_identity},
+        "recommended_sampling": setup.recommended_sampling and asdict(setup.recommended_sampling),
     }
 
 
@@ -213,7 +254,7 @@ def read_setup(folder: Path, document: Mapping[str, Any], *, where: str) -> Mode
         CheckpointError: The autoencoder is missing or unreadable.
         ManifestMismatch: It is another autoencoder.
     """
-    fingerprints = document["fingerprints"]
+    fingerprints, sampling = document["fingerprints"], document.get("recommended_sampling")
     _check_autoencoder(folder / "vae", fingerprints["autoencoder"], where=str(folder))
     return ModelSetup(
         autoencoder=LatentAutoencoder.from_pretrained(folder / "vae").requires_grad_(False).eval(),
@@ -224,6 +265,7 @@ def read_setup(folder: Path, document: Mapping[str, Any], *, where: str) -> Mode
         image_size_px=int(document["image_size_px"]),
         latent_set_identity=fingerprints["latent_set"],
         autoencoder_fingerprint=fingerprints["autoencoder"],
+        recommended_sampling=SamplerSettings.from_document(sampling) if sampling else None,
     )
 
 

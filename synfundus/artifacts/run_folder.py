@@ -17,7 +17,8 @@ import torch
 import yaml
 
 from synfundus import __version__
-from synfundus.artifacts.claim import CHANGEABLE, Claim, difference, way_on
+from synfundus.artifacts.claim import Claim, difference
+from synfundus.artifacts.run_changes import CHANGEABLE, way_on
 from synfundus.artifacts.run_spool import LEDGER_NAME, RunSpool, SpooledSinks
 from synfundus.distributed.agreement import on_rank_0, require_same
 from synfundus.distributed.engine import ZeroEngine
@@ -85,7 +86,7 @@ class RunFolder:
         url: The folder.
         kind: ``vae`` or ``diffusion``.
         identity: All that must not change when the run is resumed (architecture, objective, data, seed), and what it
-            begins with of the rest (`claim.record_changes`).
+            begins with of the rest (`run_changes.record_changes`).
         config: The resolved config as a document, written to config.yaml.
         world: The job.
         judged_on: What its validation figures are of, for those who read its files.

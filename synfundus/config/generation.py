@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -51,6 +51,15 @@ class VerifyLatentsConfig(Section):
 LabelValue = Annotated[int | str | None, Field(union_mode="left_to_right")]
 """A value of a label by number or by name; None is unknown."""
 
+SAMPLING_DEFAULTS: dict[str, Any] = {
+    "sampler": "dpmpp",
+    "num_steps": 30,
+    "guidance_scale": 2.0,
+    "guidance_rescale": 0.0,
+    "guidance_interval": (0.0, 1.0),
+}
+"""How images are drawn where neither the configuration nor the model says it."""
+
 
 class SampleConfig(Section):
     """Generating images (`synfundus sample`)."""
@@ -65,17 +74,19 @@ class SampleConfig(Section):
     """Labels of every image, by number or name (dr_grade: severe); the others are unknown."""
     labels: str | None = None
     """Label plan: a CSV with one row per image."""
-    sampler: Literal["ddim", "dpmpp", "euler", "heun"] = "dpmpp"
-    """Solver."""
-    num_steps: Annotated[int, Field(ge=1, le=1000)] = 30
-    """Solver steps."""
-    guidance_scale: NonNegativeFloat = 2.0
-    """Classifier-free guidance; 1 turns it off."""
-    guidance_rescale: Fraction = 0.0
-    """How far the guided prediction is rescaled to the standard deviation of the conditional one (arXiv 2305.08891)."""
-    guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)
+    sampler: Literal["ddim", "dpmpp", "euler", "heun"] | None = None
+    """Solver; default: as the model recommends (the values its run was given), else dpmpp."""
+    num_steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Solver steps; default: as the model recommends, else 30."""
+    guidance_scale: NonNegativeFloat | None = None
+    """Classifier-free guidance; 1 turns it off; default: as the model recommends, else 2."""
+    guidance_rescale: Fraction | None = None
+    """How far the guided prediction is rescaled to the standard deviation of the conditional one (arXiv 2305.08891);
+    default: as the model recommends, else 0."""
+    guidance_interval: tuple[Fraction, Fraction] | None = None
     """Part of the timesteps with guidance, 0 being pure noise and 1 the image; (0.2, 0.8) of 1000 are the timesteps 799
-    to 200. How many steps that are depends on the sampler's spacing; the paper counts in sigma (arXiv 2404.07724)."""
+    to 200. How many steps that are depends on the sampler's spacing; the paper counts in sigma (arXiv 2404.07724).
+    Default: as the model recommends, else all."""
     batch_size: PositiveInt = 16
     """Images per batch."""
     format: Literal["png", "shards"] = "png"
@@ -87,8 +98,8 @@ class SampleConfig(Section):
 
     @field_validator("guidance_interval")
     @classmethod
-    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if value[0] >= value[1]:
+    def _ordered(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and value[0] >= value[1]:
             raise ValueError(f"guidance_interval {value} must rise")
         return value
 

@@ -36,7 +36,8 @@ class PrepareConfig(Section):
     out: str | None = None
     """Folder of the image set to write."""
     crosswalk: str | None = None
-    """Folder for the map from keys to source names, outside the set; default: `<out>.crosswalk`."""
+    """Folder for the map from keys to source names, outside the set; default: in
+    `synfundus-crosswalks`, a folder up from the one that holds the set."""
     image_size_px: ImageSizePx = 512
     """Width and height of the images in the set, in pixels."""
     splits: tuple[Fraction, Fraction, Fraction] = (0.8, 0.1, 0.1)
@@ -75,6 +76,23 @@ class PrepareConfig(Section):
         if abs(sum(value) - 1.0) > 1e-6 or value[0] <= 0:
             raise ValueError(f"splits {value} must sum to 1 and leave a part for train")
         return value
+
+
+class ForgetConfig(Section):
+    """Sets without the photographs of a patient who has withdrawn (`synfundus forget`)."""
+
+    crosswalk: str | None = None
+    """Crosswalk of the image set."""
+    patient: str | None = None
+    """The patient, as in the label table; where it has no patients, the file name of a photograph."""
+    data: str | None = None
+    """Image set; default: the one the crosswalk belongs to."""
+    latents: tuple[str, ...] = ()
+    """Latent sets encoded from it."""
+    model: tuple[str, ...] = ()
+    """Runs and exported models: those trained on these sets are named."""
+    out: str | None = None
+    """Folder for the new sets: `images`, `latents`, `latents-2` ..."""
 
 
 class InspectConfig(Section):

@@ -21,7 +21,7 @@ from synfundus.config.generation import (
     VerifyLatentsConfig,
 )
 from synfundus.config.machine import LaunchConfig, PlanConfig, PlotConfig, StorageConfig, TelemetryConfig, WatchConfig
-from synfundus.config.photographs import InspectConfig, PhantomsConfig, PrepareConfig
+from synfundus.config.photographs import ForgetConfig, InspectConfig, PhantomsConfig, PrepareConfig
 from synfundus.config.training import TrainVaeConfig
 
 
@@ -36,6 +36,8 @@ class RunConfig(Section):
     """Procedural photographs."""
     prepare: PrepareConfig = PrepareConfig()
     """From photographs to image shards."""
+    forget: ForgetConfig = ForgetConfig()
+    """Sets without a patient who has withdrawn."""
     inspect: InspectConfig = InspectConfig()
     """Contents of a set."""
     train_vae: TrainVaeConfig = TrainVaeConfig()

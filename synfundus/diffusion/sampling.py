@@ -65,6 +65,15 @@ class SamplerSettings:
     guidance_interval: tuple[float, float]
     guidance_rescale: float
 
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> SamplerSettings:
+        """Read settings from JSON; raises a ValueError, TypeError or KeyError where they are none."""
+        first, last = (float(end) for end in document["guidance_interval"])
+        if document["sampler"] not in get_args(SamplerName):
+            raise ValueError(f"unknown sampler {document['sampler']!r}")
+        scale, rescale = float(document["guidance_scale"]), float(document["guidance_rescale"])
+        return cls(document["sampler"], int(document["num_steps"]), scale, (first, last), rescale)
+
 
 _DIFFUSERS_KIND = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 _HEUN_MAX_SIGMA = 80.0
@@ -317,7 +326,7 @@ def _check_sampling(
         raise ConfigError(f"guidance_interval {guidance_interval} must be (first, last) with 0 <= first < last <= 1")
 
 
-FLOW_SAMPLERS = ("dpmpp", "euler", "heun")
+FLOW_SAMPLERS: tuple[SamplerName, ...] = ("dpmpp", "euler", "heun")
 _FLOW_CLASSES = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)
 
 

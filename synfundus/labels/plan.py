@@ -17,6 +17,9 @@ LabelRow = dict[str, int | None]
 INDEX_COLUMNS = ("idx", "index", "key", "patient_id", "file", "image", "filename", "file_name", "path")
 """Columns a plan may have beside its labels; they are ignored, as are columns without a name."""
 
+REQUESTED = "requested_"
+"""What stands before a label in the table of generated images: it was asked for, and nobody has looked."""
+
 _UNNAMED = re.compile(r"(Unnamed: \d+)?")
 """The index that pandas writes, also after it was read again."""
 
@@ -63,12 +66,13 @@ def read_label_plan(data: bytes, schema: LabelSchema, *, where: str) -> list[Lab
         DataError: No header, no rows, or a row of another length or with an invalid value; the message names the row.
     """
     table = read_records(data, where=where, what="label plan", blank_rows=True)
+    header = [name.removeprefix(REQUESTED) for name in table.header]
     columns = {
         name: at
-        for at, name in enumerate(table.header)
+        for at, name in enumerate(header)
         if name in schema.names or not (name.lower() in INDEX_COLUMNS or _UNNAMED.fullmatch(name))
     }
-    twice = [name for name in columns if table.header.count(name) > 1]
+    twice = [name for name in columns if header.count(name) > 1]
     if twice:
         raise DataError(f"the label plan has a column twice: {', '.join(twice)}", where=where)
     _refuse_unknown_names(list(columns), schema, where=where)

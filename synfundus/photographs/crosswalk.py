@@ -2,24 +2,28 @@
 
 A folder outside the set that only its owner can read: the set it belongs to (``owner.json``), the secret for the keys
 (``secret.key``), the map (``crosswalk.csv``), rejects (``rejects.jsonl``), flags (``flags.jsonl``) and near-duplicates
-(``look_alikes.jsonl``) by file name, and perceptual hashes (``looks.npy``). The set can leave the hospital; the
-crosswalk must not.
+(``look_alikes.jsonl``) by file name, perceptual hashes (``looks.npy``), and who was withdrawn (``withdrawn.jsonl``).
+The crosswalk must not leave the hospital, not even with the set.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
+import hmac
 import io
 import json
+import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO
 
 from synfundus.errors import DataError
 from synfundus.storage import documents, filesystem
 from synfundus.storage.local_folder import holds_ours
+from synfundus.storage.locations import resolved
 from synfundus.storage.manifest import is_complete
 
 SECRET_NAME = "secret.key"  # noqa: S105 - a file name
@@ -28,10 +32,54 @@ CROSSWALK_NAME = "crosswalk.csv"
 REJECTS_NAME = "rejects.jsonl"
 FLAGS_NAME = "flags.jsonl"
 NEAR_DUPLICATES_NAME = "look_alikes.jsonl"
+HASHES_NAME = "looks.npy"
+WITHDRAWN_NAME = "withdrawn.jsonl"
 COLUMNS = ("key", "source", "patient_id", "split", "reason")
+
+FOLDER_NAME = "synfundus-crosswalks"
+"""Folder of the crosswalks that were given no place of their own."""
 
 _SECRET_BYTES = 32
 _OWNER_FORMAT, _OWNER_VERSION = "synfundus-crosswalk", 1
+
+
+def default_place(out: str) -> str:
+    """Return where the crosswalk of a set is kept unless the user says where.
+
+    A folder up from the one that holds the set, so that neither the set nor the folder of outputs around it carries
+    the names along when it is copied or packed; in that folder itself only where nothing can be written above it, or
+    where another disk begins: the crosswalk has to live as long as the set. One that is there already stays in use,
+    also where an earlier version put it, beside the set.
+
+    Args:
+        out: Absolute location of the set.
+    """
+    parent, _, name = out.rpartition("/")
+    above, _, within = parent.rpartition("/")
+    apart = filesystem.join(above or "/", FOLDER_NAME, f"{within}.{name}")
+    near = filesystem.join(parent or "/", FOLDER_NAME, name)
+    if not within or above.endswith(("/", ":")):
+        apart = near  # at the root of a disk or a bucket
+    there = [place for place in (f"{out}.crosswalk", apart, near) if filesystem.is_dir(place)]
+    if there:
+        return there[0]
+    return apart if apart != near and _can_hold(above or "/", beside=parent) else near
+
+
+def _can_hold(folder: str, *, beside: str) -> bool:
+    """Whether a folder can be written to and is on the same disk; of an object store only a try could tell."""
+    if not filesystem.is_local(folder):
+        return True
+    place, other = (
+        next(one for one in (path, *path.parents) if one.exists())
+        for path in map(filesystem.local_path, (folder, beside))
+    )
+    return os.access(place, os.W_OK | os.X_OK) and place.stat().st_dev == other.stat().st_dev
+
+
+def lies_with(crosswalk: str, out: str) -> bool:
+    """Whether a crosswalk lies in the folder that also holds its set."""
+    return f"{resolved(crosswalk)}/".startswith(f"{resolved(out).rpartition('/')[0]}/")
 
 
 def open_crosswalk(url: str, *, out: str) -> bytes:
@@ -48,7 +96,8 @@ def open_crosswalk(url: str, *, out: str) -> bytes:
         ConfigError: It holds something that is no crosswalk.
         DataError: It belongs to another set, or has a secret file of another length.
     """
-    holds_ours(url, proof=[OWNER_NAME], beside=re.escape(SECRET_NAME), flag="--crosswalk")
+    beside = "|".join(map(re.escape, (SECRET_NAME, WITHDRAWN_NAME)))
+    holds_ours(url, proof=[OWNER_NAME], beside=beside, flag="--crosswalk")
     if not filesystem.is_dir(url):
         filesystem.make_dir(url)
         if filesystem.is_local(url):
@@ -56,18 +105,49 @@ def open_crosswalk(url: str, *, out: str) -> bytes:
     _claim(url, out)
     secret_url = filesystem.join(url, SECRET_NAME)
     if filesystem.exists(secret_url):
-        text = filesystem.read_bytes(secret_url).strip()
-        try:
-            secret = bytes.fromhex(text.decode("ascii"))
-        except ValueError as error:
-            raise DataError("the secret is not hexadecimal", where=secret_url) from error
-        if len(secret) != _SECRET_BYTES:
-            raise DataError(f"the secret has {len(secret)} bytes, not {_SECRET_BYTES}", where=secret_url)
-        return secret
+        return read_secret(url)
     # The only draw that must not be reproducible: repeating it would undo the de-identification.
     secret = secrets.token_bytes(_SECRET_BYTES)
     write_private(secret_url, secret.hex().encode() + b"\n")
     return secret
+
+
+def read_secret(url: str) -> bytes:
+    """Read the secret of a crosswalk.
+
+    Raises:
+        DataError: It is not hexadecimal, or of another length.
+        StorageError: There is none.
+    """
+    secret_url = filesystem.join(url, SECRET_NAME)
+    text = filesystem.read_bytes(secret_url).strip()
+    try:
+        secret = bytes.fromhex(text.decode("ascii"))
+    except ValueError as error:
+        raise DataError("the secret is not hexadecimal", where=secret_url) from error
+    if len(secret) != _SECRET_BYTES:
+        raise DataError(f"the secret has {len(secret)} bytes, not {_SECRET_BYTES}", where=secret_url)
+    return secret
+
+
+def withdrawal_token(secret: bytes, patient_group: str) -> str:
+    """Return what stands for a patient who has withdrawn: recognised in a table, but not to be read back."""
+    return hmac.new(secret, f"withdrawn {patient_group}".encode(), hashlib.sha256).hexdigest()
+
+
+def read_withdrawn(url: str) -> dict[str, list[str]]:
+    """Return the tokens of the patients who have withdrawn, with the keys of their photographs."""
+    rows_url = filesystem.join(url, WITHDRAWN_NAME)
+    rows = documents.read_lines(rows_url) if filesystem.exists(rows_url) else []
+    return {str(row["patient"]): list(row["keys"]) for row in rows}
+
+
+def write_withdrawn(url: str, token: str, keys: Collection[str]) -> None:
+    """Add a patient who has withdrawn."""
+    known = read_withdrawn(url)
+    known[token] = sorted({*known.get(token, ()), *keys})
+    rows: list[dict[str, object]] = [{"patient": one, "keys": theirs} for one, theirs in known.items()]
+    write_private_lines(filesystem.join(url, WITHDRAWN_NAME), rows)
 
 
 def owner_of(url: str) -> str:
@@ -80,7 +160,6 @@ def owner_of(url: str) -> str:
 
 def _claim(url: str, out: str) -> None:
     """Write down whose crosswalk this is, or refuse that of another set; a set that was moved keeps its own."""
-    owner_url = filesystem.join(url, OWNER_NAME)
     owner = owner_of(url)
     if owner == out:
         return
@@ -90,6 +169,12 @@ def _claim(url: str, out: str) -> None:
             where=url,
             hint="give each set its own --crosswalk: the map of this one would be overwritten",
         )
+    hand_over(url, out)
+
+
+def hand_over(url: str, out: str) -> None:
+    """Write down the set a crosswalk belongs to."""
+    owner_url = filesystem.join(url, OWNER_NAME)
     documents.write_document(owner_url, {"out": out}, format_name=_OWNER_FORMAT, version=_OWNER_VERSION)
     close_to_others(owner_url)
 

@@ -35,6 +35,15 @@ _LINE_SPACING = 1.25
 _MAX_CAPTION_LINES = 4
 _WIDEST_WORD_PX = 110
 _CUT = "…"
+_SOURCE_TYPES = {"yes": "trainedAlgorithmicMedia", "in part": "compositeWithTrainedAlgorithmicMedia"}
+"""IPTC's words for what the mark ``synthetic`` says."""
+_XMP = (
+    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
+    'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
+    'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" Iptc4xmpExt:DigitalSourceType='
+    '"http://cv.iptc.org/newscodes/digitalsourcetype/{}"/></rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
+)
+"""Source: IPTC Photo Metadata Standard, Digital Source Type."""
 
 
 @dataclass(frozen=True)
@@ -314,6 +323,8 @@ def titled_rows(sections: Sequence[PictureSection], *, tile_px: int, title_width
 def encode_png(pixels: Pixels, *, text: Mapping[str, str], compress_level: int) -> bytes:
     """Encode an RGB image as PNG with tEXt chunks; the same arguments give the same bytes.
 
+    What is marked as ``synthetic`` is marked once more as other programs read it, in XMP.
+
     Args:
         pixels: uint8 ``[h, w, 3]``.
         text: Keyword -> text, Latin-1; written in this order.
@@ -323,6 +334,8 @@ def encode_png(pixels: Pixels, *, text: Mapping[str, str], compress_level: int) 
     info = PngInfo()
     for keyword, value in text.items():
         info.add_text(keyword, value)
+    if text.get("synthetic") in _SOURCE_TYPES:
+        info.add_itxt("XML:com.adobe.xmp", _XMP.format(_SOURCE_TYPES[text["synthetic"]]))
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, format="PNG", pnginfo=info, compress_level=compress_level)
     return stream.getvalue()

@@ -6,6 +6,7 @@ import math
 import re
 import socket
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -14,12 +15,12 @@ from torch import nn
 from synfundus.artifacts.model import ModelSetup
 from synfundus.config.auto import definite
 from synfundus.config.diffusion import DiffusionConfig, UNetConfig
-from synfundus.config.generation import SampleConfig
+from synfundus.config.generation import SAMPLING_DEFAULTS, SampleConfig
 from synfundus.config.machine import LaunchConfig
 from synfundus.config.training import AutoencoderConfig, AutoencoderLossConfig, Precision
 from synfundus.diffusion import parametrisation
 from synfundus.diffusion.flow import FlowPath, FlowTime, ForwardProcess
-from synfundus.diffusion.sampling import SamplerName, SamplerSettings, scheduler_for
+from synfundus.diffusion.sampling import FLOW_SAMPLERS, SamplerName, SamplerSettings, scheduler_for
 from synfundus.diffusion.schedule import build_schedule
 from synfundus.distributed.agreement import together
 from synfundus.distributed.lost_ranks import device_fault
@@ -253,9 +254,13 @@ def denoiser(
     return ConditionalDenoiser(unet=unet, conditioner=conditioner)
 
 
-def model_setup(section: DiffusionConfig, latents: ShardSet, autoencoder: LatentAutoencoder) -> ModelSetup:
-    """Return the setup of a run's model."""
+def model_setup(
+    section: DiffusionConfig, latents: ShardSet, autoencoder: LatentAutoencoder, sampler: SamplerSettings
+) -> ModelSetup:
+    """Return the setup of a run's model; its recommended sampler is the configured one, or one that fits."""
     mean, std = latent_statistics(section, latents.properties)
+    if section.prediction_type == "flow_velocity" and sampler.sampler not in FLOW_SAMPLERS:
+        sampler = replace(sampler, sampler=FLOW_SAMPLERS[0])
     return ModelSetup(
         autoencoder=autoencoder,
         schedule_settings=schedule_settings(section),
@@ -265,15 +270,12 @@ def model_setup(section: DiffusionConfig, latents: ShardSet, autoencoder: Latent
         image_size_px=int(latents.properties["image_size_px"]),
         latent_set_identity=latents.identity,
         autoencoder_fingerprint=str(latents.properties["autoencoder_fingerprint"]),
+        recommended_sampling=sampler,
     )
 
 
-def sampler_settings(section: SampleConfig) -> SamplerSettings:
-    """Return the settings of the sampler."""
-    return SamplerSettings(
-        sampler=section.sampler,
-        num_steps=section.num_steps,
-        guidance_scale=section.guidance_scale,
-        guidance_interval=section.guidance_interval,
-        guidance_rescale=section.guidance_rescale,
-    )
+def sampler_settings(section: SampleConfig, recommended: SamplerSettings | None = None) -> SamplerSettings:
+    """Return the settings of the sampler: as configured, else as the model recommends, else the defaults."""
+    base = SAMPLING_DEFAULTS if recommended is None else asdict(recommended)
+    given = {name: getattr(section, name) for name in SAMPLING_DEFAULTS}
+    return SamplerSettings(**{**base, **{name: value for name, value in given.items() if value is not None}})

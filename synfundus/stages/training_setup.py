@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from synfundus.artifacts.claim import record_changes
+from synfundus.artifacts.run_changes import record_changes
 from synfundus.artifacts.run_folder import RunFolder
 from synfundus.config.assets import read_ds_file
 from synfundus.config.auto import assumed_compile, definite, definite_channels_last, definite_micro_batch

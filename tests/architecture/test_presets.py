@@ -119,8 +119,9 @@ def test_research_presets_say_why_and_share_their_batch_over_eight_gpus(preset: 
 def test_the_first_timestep_that_a_preset_samples_has_its_weight_in_the_loss(preset: str) -> None:
     config = load_config(preset=preset, file=None, settings=[], flags=[]).config
     diffusion = config.train.diffusion
-    scheduler = scheduler_for(config.sample.sampler, build.schedule_settings(diffusion))
-    scheduler.set_timesteps(config.sample.num_steps)
+    settings = build.sampler_settings(config.sample)
+    scheduler = scheduler_for(settings.sampler, build.schedule_settings(diffusion))
+    scheduler.set_timesteps(settings.num_steps)
     weight = loss_weight(
         scheduler.timesteps[:1],
         schedule=build.forward_process(diffusion),

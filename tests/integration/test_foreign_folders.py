@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +25,7 @@ from synfundus.stages.demo import job as demo
 from synfundus.stages.ema import job as ema
 from synfundus.stages.encode_latents import job as encode_latents
 from synfundus.stages.export import job as export
+from synfundus.stages.forget import job as forget
 from synfundus.stages.inspect import job as inspect
 from synfundus.stages.phantoms import job as phantoms
 from synfundus.stages.plot import job as plot
@@ -106,6 +108,10 @@ VERBS: Mapping[str, tuple[ModuleType, Callable[[Inputs, str], dict[str, Any]]]] 
     "ema": (
         ema,
         lambda inputs, out: {"ema": {"run_dir": str(inputs.run), "sigma_rel": 0.07, "out": out}},
+    ),
+    "forget": (
+        forget,
+        lambda inputs, out: {"forget": {"crosswalk": f"{inputs.root}-names", "patient": "P0", "out": out}},
     ),
     "demo": (demo, lambda _, out: {"demo": {"out": out}}),
 }
@@ -216,6 +222,23 @@ def test_a_model_is_replaced_as_a_whole_but_not_with_what_was_put_into_it(
         shutil.rmtree(model / ".git", ignore_errors=True)
         (model / name).unlink(missing_ok=True)
     do(verb, inputs, str(model), world)
+
+
+@pytest.mark.parametrize("verb", ["export", "ema"])
+def test_a_model_of_another_run_is_not_replaced(verb: str, inputs: Inputs, world: World, tmp_path: Path) -> None:
+    other = shutil.copytree(inputs.run, tmp_path / "other")
+    (other / "run.json").write_text('{"kind": "diffusion", "seed": 1}')
+    write_tiny_pipeline(other / "export", seed=1)
+    model = tmp_path / "model"
+    do(verb, inputs, str(model), world)
+    made = contents(model)
+    error = refused(verb, replace(inputs, run=other), str(model), world)
+    assert "another model is here" in error.message
+    assert json.loads(made["synfundus.json"])["fingerprints"]["model"][:12] in error.message
+    assert contents(model) == made
+    shutil.rmtree(model)  # as the hint says
+    do(verb, replace(inputs, run=other), str(model), world)
+    assert contents(model) != made
 
 
 def test_the_model_a_run_keeps_is_its_own(inputs: Inputs, world: World, tmp_path: Path) -> None:

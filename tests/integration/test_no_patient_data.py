@@ -19,6 +19,7 @@ from tiny_sets import tiny_config
 from synfundus.artifacts.autoencoder_folder import save_autoencoder
 from synfundus.distributed.world import LocalWorld
 from synfundus.phantoms.draw import LABEL_NAMES, draw_phantom
+from synfundus.photographs.crosswalk import default_place
 from synfundus.stages.encode_latents import job as encode_latents
 from synfundus.stages.prepare import job as prepare
 from synfundus.storage.manifest import REJECTS_NAME, load_shard_set
@@ -129,7 +130,7 @@ def check_release(released: Released) -> dict[str, Any]:
     clinic = released.clinic
     found, total = found_in_sources(clinic)
     assert found == total, "the search must find every token where it was planted"
-    crosswalk = Path(f"{released.images}.crosswalk", "crosswalk.csv").read_bytes()
+    crosswalk = Path(default_place(str(released.images)), "crosswalk.csv").read_bytes()
     for name, patient in clinic.patients.items():
         assert name.encode() in crosswalk
         assert patient.encode() in crosswalk

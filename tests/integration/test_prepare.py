@@ -93,8 +93,13 @@ def samples_of(shard_set: ShardSet) -> Iterator[tuple[str, str, dict[str, bytes]
         reader.close()
 
 
+def names_of(out: Path) -> Path:
+    """Return where the crosswalk of a set lies that was given no place."""
+    return out.parent.parent / "synfundus-crosswalks" / f"{out.parent.name}.{out.name}"
+
+
 def crosswalk_of(out: Path) -> list[Row]:
-    with Path(f"{out}.crosswalk", "crosswalk.csv").open(newline="") as stream:
+    with (names_of(out) / "crosswalk.csv").open(newline="") as stream:
         return list(csv.DictReader(stream))
 
 
@@ -210,7 +215,7 @@ def test_manifest_rejects_and_samples_agree(messy_set: tuple[Path, Summary]) -> 
     named = {row["key"]: row["source"] for row in crosswalk_of(out)}
     reasons = {named[row["key"]]: row["reason"] for row in rejects}
     assert reasons["bad/cut.jpg"] == "truncated"
-    details = {row["source"]: row["detail"] for row in lines(Path(f"{out}.crosswalk", "rejects.jsonl"))}
+    details = {row["source"]: row["detail"] for row in lines(names_of(out) / "rejects.jsonl")}
     assert "30000 x 30000" in details["bad/bomb.png"] or "900000000" in details["bad/bomb.png"]
     assert details["bad/value.png"].endswith("dr_grade: column dr_grade = '7'")
     assert details["good/copy.png"] == "same file as DOE_JANE_000.png; other labels"
@@ -299,7 +304,8 @@ def test_plain_webdataset_reads_every_tar(messy_set: tuple[Path, Summary]) -> No
 def test_the_crosswalk_is_outside_the_set_and_private(messy_set: tuple[Path, Summary]) -> None:
     out, summary = messy_set
     crosswalk = Path(summary["crosswalk"])
-    assert crosswalk == Path(f"{out}.crosswalk")
+    assert crosswalk == names_of(out)
+    assert out.parent not in crosswalk.parents, "whoever packs the folder of outputs does not take it along"
     assert sorted(path.name for path in crosswalk.iterdir()) == [
         *("crosswalk.csv", "flags.jsonl", "look_alikes.jsonl", "looks.npy", "owner.json", "rejects.jsonl", "secret.key")
     ]
@@ -518,7 +524,7 @@ def test_a_folder_without_a_usable_photograph_is_refused_but_explained(tmp_path:
     with refused(DataError, 'none of 1 inputs is usable: {"all_black": 1}'):
         run(config_of(tmp_path / "in", tmp_path / "set"))
     assert not (tmp_path / "set" / "manifest.json").exists()
-    (reject,) = lines(tmp_path / "set.crosswalk" / "rejects.jsonl")
+    (reject,) = lines(names_of(tmp_path / "set") / "rejects.jsonl")
     assert (reject["source"], reject["reason"]) == ("black.png", "all_black")
 
 

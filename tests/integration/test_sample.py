@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
+import re
 import secrets
+import shutil
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -15,6 +21,7 @@ from tiny_pipeline import IMAGE_SIZE_PX, SCHEMA, write_tiny_pipeline
 
 from synfundus.artifacts.model_folder import DOCUMENT_NAME
 from synfundus.config.schema import RunConfig
+from synfundus.diffusion.sampling import SamplerSettings
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import ConfigError, DataError, ManifestMismatch, SynfundusError
 from synfundus.labels.schema import LabelSchema, LabelSpec
@@ -45,8 +52,21 @@ def _sample(model: Path, out: Path | str, *, world: LocalWorld | None = None, **
     return sample.run(_config(model, out, **options), world or LocalWorld(), SilentConsole())
 
 
+def _same(found: dict[str, bytes]) -> dict[str, bytes]:
+    """Return files without what differs between two runs: date, command and name of the model, in two places."""
+    kept = dict(found)
+    if "PROVENANCE.json" in kept:
+        provenance = json.loads(kept["PROVENANCE.json"])
+        assert set(provenance.pop("generated")) == {"date", "command", "model"}
+        kept["PROVENANCE.json"] = json.dumps(provenance).encode()
+        said = [line for line in kept["README.md"].splitlines() if not re.match(rb"\| (date|command|model) \|", line)]
+        assert len(said) == len(kept["README.md"].splitlines()) - 3
+        kept["README.md"] = b"\n".join(said)
+    return kept
+
+
 def _files(out: Path, pattern: str = "**/*") -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in out.glob(pattern) if path.is_file()}
+    return _same({str(path.relative_to(out)): path.read_bytes() for path in out.glob(pattern) if path.is_file()})
 
 
 def _pixels(out: Path) -> dict[str, np.ndarray[Any, np.dtype[np.uint8]]]:
@@ -101,9 +121,11 @@ def test_labels_of_other_images_do_not_matter_own_labels_do(model: Path, tmp_pat
 
 def test_without_labels_everything_is_unknown(model: Path, tmp_path: Path) -> None:
     _sample(model, tmp_path, num_images=2, label={"eye_side": 1})
-    with (tmp_path / "labels.csv").open(newline="") as stream:
+    with (tmp_path / "metadata.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
-    assert rows == [{"file": f"images/0000000{i}.png", "dr_grade": "", "is_gc": "", "eye_side": "1"} for i in range(2)]
+    labels = {"requested_dr_grade": "", "requested_is_gc": "", "requested_eye_side": "1"}
+    assert rows == [{"file_name": f"images/0000000{i}.png", **labels} for i in range(2)]
+    assert next(iter(rows[0])) == "file_name"
 
 
 def test_every_image_says_that_it_is_synthetic_and_of_which_model(model: Path, tmp_path: Path) -> None:
@@ -118,7 +140,99 @@ def test_every_image_says_that_it_is_synthetic_and_of_which_model(model: Path, t
     assert provenance["model_fingerprint"] == summary["fingerprint"]
     assert (provenance["sampler"], provenance["num_steps"], provenance["seed"]) == ("ddim", 3, 7)
     assert provenance["num_images"] == 2
-    assert (tmp_path / "contact-sheet.png").stat().st_size > 0
+    page = (tmp_path / "contact-sheet.html").read_text()
+    sheet = Image.open(io.BytesIO(base64.b64decode(page.partition("base64,")[2].partition('"')[0])))
+    sheet.load()
+    assert sheet.info["synthetic"] == "yes"
+    for made in (image, sheet):
+        assert "digitalsourcetype/trainedAlgorithmicMedia" in made.info["XML:com.adobe.xmp"]
+        ElementTree.fromstring(made.info["XML:com.adobe.xmp"].partition("?>")[2].rpartition("<?")[0])
+
+
+def test_every_picture_in_the_folder_is_a_row_of_its_table_as_imagefolder_reads_it(model: Path, tmp_path: Path) -> None:
+    _sample(model, tmp_path, num_images=3)
+    pictures = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.suffix in (".png", ".jpg")}
+    with (tmp_path / "metadata.csv").open(newline="") as stream:
+        assert {row["file_name"] for row in csv.DictReader(stream)} == pictures
+    assert len(pictures) == 3
+
+
+@pytest.mark.parametrize("image_format", ["png", "shards"])
+def test_a_folder_explains_itself(model: Path, tmp_path: Path, image_format: str) -> None:
+    summary = _sample(model, tmp_path, num_images=2, seed=7, format=image_format)
+    said = (tmp_path / "README.md").read_text()
+    for word in (
+        "wishes",
+        "no ground truth",
+        "Not cleared for release",
+        "Not for diagnosis",
+        "Licence",
+        "metadata.csv",
+    ):
+        assert word in said, word
+    today = datetime.now(UTC).date().isoformat()
+    facts = (summary["fingerprint"], "ddim", "| num steps | `3` |", "| seed | `7` |", today, "synfundus ", model.name)
+    for fact in facts:
+        assert fact in said, fact
+    provenance = json.loads((tmp_path / "PROVENANCE.json").read_text())
+    assert "requested" in provenance["labels_are"]
+    assert provenance["release"].startswith("not cleared")
+    assert provenance["generated"]["model"] == model.name
+    if image_format == "shards":
+        (block,) = re.findall(r"```python\n(.*?)```", said, re.DOTALL)
+        found: dict[str, Any] = {}
+        exec(block.replace("path/to/this/folder", str(tmp_path)), found)
+        assert len(found["images"]) == 2
+
+
+def test_the_table_of_a_folder_is_a_label_plan_for_the_next(model: Path, tmp_path: Path) -> None:
+    _sample(model, tmp_path / "a", num_images=None, labels=_plan(tmp_path, "is_gc,eye_side\n1,0\n0,\n"))
+    _sample(model, tmp_path / "b", num_images=None, labels=str(tmp_path / "a" / "metadata.csv"))
+    assert _files(tmp_path / "a") == _files(tmp_path / "b")
+
+
+@pytest.mark.parametrize("image_format", ["png", "shards"])
+def test_more_images_of_a_request_are_added_to_those_that_are_there(
+    model: Path, tmp_path: Path, image_format: str
+) -> None:
+    plan = _plan(tmp_path, "is_gc\n" + "1\n0\n" * 3)
+    _sample(model, tmp_path / "grown", num_images=3, labels=plan, format=image_format, batch_size=2)
+    kept = _sample(model, tmp_path / "grown", num_images=5, labels=plan, format=image_format, batch_size=2)
+    assert kept["num_kept"] == (2 if image_format == "png" else 0), "whole batches; whole shards"
+    _sample(model, tmp_path / "whole", num_images=5, labels=plan, format=image_format, batch_size=2)
+    assert _files(tmp_path / "grown") == _files(tmp_path / "whole")
+    with pytest.raises(ConfigError, match="another request: num_images is 5 there, 3 here"):
+        _sample(model, tmp_path / "grown", num_images=3, labels=plan, format=image_format, batch_size=2)
+
+
+def test_a_folder_of_an_earlier_version_is_completed_and_told_anew(model: Path, tmp_path: Path) -> None:
+    _sample(model, tmp_path / "new", num_images=2)
+    old = shutil.copytree(tmp_path / "new", tmp_path / "old")
+    table = (old / "metadata.csv").read_text().replace("requested_", "").replace("file_name", "file")
+    (old / "labels.csv").write_text(table)
+    (old / "contact-sheet.png").write_bytes(b"a sheet")
+    for name in ("metadata.csv", "README.md", "contact-sheet.html"):
+        (old / name).unlink()
+    with pytest.raises(ConfigError, match="is_gc of image 0 is 'unknown' there, 1 here"):
+        _sample(model, old, num_images=2, label={"is_gc": 1})
+    assert _sample(model, old, num_images=2)["num_kept"] == 2
+    assert _files(old) == _files(tmp_path / "new")
+
+
+def test_the_models_own_settings_are_taken_unless_others_are_given(tmp_path: Path) -> None:
+    advice = SamplerSettings("euler", 3, 3.0, (0.0, 0.5), 0.25)
+    write_tiny_pipeline(tmp_path / "run" / "export", recommended_sampling=advice)
+    settings = {"model": str(tmp_path / "run"), "num_images": 1, "batch_size": 1}
+    said: list[dict[str, Any]] = []
+    changes: list[dict[str, Any]] = [{}, {"num_steps": 2}]
+    for number, given in enumerate(changes):
+        out = tmp_path / str(number)
+        config = {"sample": {**settings, "out": str(out), **given}, "launch": {"device": "cpu"}}
+        sample.run(RunConfig.model_validate(config), LocalWorld(), SilentConsole())
+        said.append(json.loads((out / "PROVENANCE.json").read_text()))
+    for key, value in asdict(advice).items():
+        assert said[0][key] == (list(value) if isinstance(value, tuple) else value)
+    assert (said[1]["sampler"], said[1]["num_steps"]) == ("euler", 2)
 
 
 def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(model: Path, tmp_path: Path) -> None:
@@ -141,7 +255,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(model: Path, tmp_pat
         ({"seed": 1}, "seed is 0 there, 1 here"),
         ({"num_steps": 4}, "num_steps is 3 there, 4 here"),
         ({"guidance_scale": 1.0}, "guidance_scale"),
-        ({"label": {"is_gc": 1}}, "labels_sha256"),
+        ({"label": {"is_gc": 1}}, "is_gc of image 0 is 'unknown' there, 1 here"),
     ],
 )
 def test_another_request_in_the_same_folder_is_refused(
@@ -256,7 +370,7 @@ def test_an_object_store_gets_the_same_files_and_a_stopped_run_goes_on_there(
         summary = _sample(model, out, num_images=18, format=image_format)
         assert summary["num_kept"] == 2 * BATCH + 2
         found = {name: filesystem.read_bytes(filesystem.join(out, name)) for name in filesystem.list_files(out)}
-        assert found == _files(tmp_path / "disk")
+        assert _same(found) == _files(tmp_path / "disk")
     finally:
         filesystem.remove(out, recursive=True)
 

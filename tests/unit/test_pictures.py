@@ -95,9 +95,22 @@ def test_png_round_trips_with_its_text_and_the_same_bytes() -> None:
     data = encode_png(pixels, text={"synthetic": "yes", "seed": "3"}, compress_level=6)
     with Image.open(io.BytesIO(data)) as image:
         image.load()
-        assert dict(image.info) == {"synthetic": "yes", "seed": "3"}
+        info = {name: value for name, value in image.info.items() if "xmp" not in name}
+        assert info == {"synthetic": "yes", "seed": "3"}
         assert np.array_equal(np.asarray(image), pixels)
     assert data == encode_png(pixels, text={"synthetic": "yes", "seed": "3"}, compress_level=6)
+
+
+@pytest.mark.parametrize(
+    ("mark", "kind"),
+    [("yes", "/trainedAlgorithmicMedia"), ("in part", "/compositeWithTrainedAlgorithmicMedia"), ("", "")],
+)
+def test_what_is_synthetic_says_so_in_xmp_and_nothing_else_does(mark: str, kind: str) -> None:
+    text = {"synthetic": mark} if mark else {"Source": "drawn, not photographed"}
+    with Image.open(io.BytesIO(encode_png(np.zeros((4, 4, 3), dtype=np.uint8), text=text, compress_level=6))) as image:
+        image.load()
+        assert kind in image.info.get("XML:com.adobe.xmp", "")
+        assert ("XML:com.adobe.xmp" in image.info) == bool(mark)
 
 
 def test_caption_names_what_is_present_and_leaves_out_what_is_absent_or_unknown() -> None:

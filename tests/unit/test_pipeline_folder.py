@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,11 +21,15 @@ from tiny_pipeline import (
     write_tiny_pipeline,
 )
 
+from synfundus.artifacts.latent_set import trained_on
+from synfundus.artifacts.model_card import model_card
 from synfundus.artifacts.model_folder import DOCUMENT_NAME, find_pipeline, load_pipeline
+from synfundus.diffusion.sampling import SamplerSettings
 from synfundus.errors import CheckpointError, ManifestMismatch
 from synfundus.labels.schema import LabelSchema, LabelSpec
-from synfundus.models.autoencoder import fingerprint
+from synfundus.models.autoencoder import build_autoencoder, fingerprint
 from synfundus.storage import filesystem
+from synfundus.storage.manifest import ShardSet
 
 CPU = torch.device("cpu")
 
@@ -74,6 +82,84 @@ def test_the_linear_path_travels_with_the_autoencoder_and_the_card_says_so(tmp_p
     )
     assert load_pipeline(folder, device=CPU).autoencoder.linear_path is not None
     assert "linear path" in (folder / "MODEL_CARD.md").read_text()
+
+
+def test_what_the_card_shows_runs_and_makes_an_image(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _copy(exported, tmp_path / "export")
+    monkeypatch.chdir(folder)
+    card = (folder / "MODEL_CARD.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(blocks) == 2
+    names: dict[str, Any] = {}
+    for block in blocks:
+        assert block.count("\n") <= 10
+        exec(block.replace("num_images=2, seed=0", "num_images=2, seed=0, num_steps=1, batch_size=2"), names)
+    assert (folder / "synthetic.png").exists()
+    assert type(names["model"]).__name__ == json.loads((folder / "model_index.json").read_text())["_class_name"]
+    assert names["unet"].config.sample_size == 8
+
+
+def test_the_card_tells_of_the_photographs_and_of_the_sampling(tmp_path: Path) -> None:
+    values = {"dr_grade": {"0": 90, "1": 3, "2": 4, "unknown": 3}, "is_gc": {"0": 50, "1": 45, "unknown": 5}}
+    told = {"source": "Eyes", "num_patients": {"train": 40, "val": 5, "test": 5}, "drawn": True, "values": values}
+    latents = ShardSet("set", "latents", SCHEMA, (), properties={"photographs": told})
+    advice = SamplerSettings("euler", 12, 1.5, (0.0, 1.0), 0.7)
+    figures = {"images_seen": 9, "training_images": 77, "photographs": trained_on(latents)}
+    folder = write_tiny_pipeline(tmp_path / "export", training_summary=figures, recommended_sampling=advice)
+    card = (folder / "MODEL_CARD.md").read_text()
+    for said in (
+        "library_name: synfundus",
+        "| they are | drawn by a program: phantoms, no patient |",
+        "| collections | Eyes |",
+        "| patients, those held out included | 50 |",
+        "| `dr_grade` | 0-4 | fewer than 10 |",
+        "| `is_gc` | 0-1 | 45 |",
+        "| `eye_side` | 0-1 | not recorded |",
+        "euler, 12 steps, guidance 1.5 (rescaled by 0.7)",
+        f"| written on | {datetime.now(UTC).date().isoformat()} |",
+    ):
+        assert said in card, said
+    assert load_pipeline(folder, device=CPU).recommended_sampling == advice
+
+
+@pytest.mark.parametrize(("drawn", "said"), [((False,), "of patients, or not known"), ((True, False), "in part drawn")])
+def test_photographs_of_patients_are_not_called_drawn(drawn: tuple[bool, ...], said: str, exported: Path) -> None:
+    sources = [
+        {"source": f"{at}", "num_patients": {"train": 1}, "drawn": one, "values": {}} for at, one in enumerate(drawn)
+    ]
+    latents = ShardSet("set", "latents", SCHEMA, (), properties={"photographs": sources})
+    document = json.loads((exported / DOCUMENT_NAME).read_text())
+    document["training"]["photographs"] = trained_on(latents)
+    card = model_card(document, SCHEMA, linear_path=False, autoencoder_class="AutoencoderKL", block_size_px=1)
+    assert f"| they are | {said}" in card or said in card
+    assert trained_on(replace(latents, properties={})) == {}
+
+
+def test_the_card_of_an_autoencoder_of_blocks_says_how_its_channels_become_pixels(tmp_path: Path) -> None:
+    autoencoder = build_autoencoder(
+        image_size_px=32,
+        block_size_px=4,
+        latent_channels=2,
+        block_out_channels=[8],
+        layers_per_block=1,
+        norm_num_groups=4,
+        mid_block_attention=False,
+        linear_path=False,
+    ).eval()
+    folder = write_tiny_pipeline(
+        tmp_path / "export", autoencoder=autoencoder, autoencoder_fingerprint=fingerprint(autoencoder)
+    )
+    said = (folder / "MODEL_CARD.md").read_text()
+    assert "blocks of 4 x 4 pixels as 48 channels" in said
+    stock = AutoencoderKL.from_pretrained(folder / "vae", low_cpu_mem_usage=False)
+    latents = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        decoded = stock.decode(latents).sample
+        assert decoded.shape[1] == 48
+        pixels = torch.nn.functional.pixel_shuffle(decoded, 4)
+        assert torch.allclose(pixels, autoencoder.decode(latents), atol=1e-5)
 
 
 def test_card_says_synthetic_counts_and_never_promises_anonymity(exported: Path) -> None:

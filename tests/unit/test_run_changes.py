@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synfundus.artifacts.claim import CHANGEABLE, CHANGES_NAME, plan_changes, record_changes, way_on
+from synfundus.artifacts.run_changes import CHANGEABLE, CHANGES_NAME, plan_changes, record_changes, way_on
 from synfundus.config.training import EmaConfig, LoopConfig, OptimConfig, changeable
 from synfundus.storage.documents import read_lines
 

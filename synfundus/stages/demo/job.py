@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -94,7 +94,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         ConfigError: No folder, or one with a demo of other settings; a sampler that cannot draw from the model.
     """
     out = require(config.demo.out, flag="--out", key="demo.out")
-    build.check_sampler(config.sample.sampler, config.train.diffusion)
+    build.check_sampler(build.sampler_settings(config.sample).sampler, config.train.diffusion)
     shape = latent_shape(config.train_vae.autoencoder, image_size_px=config.prepare.image_size_px)
     pace = settle_pace(
         config.demo, out, lambda: measure_pace(config.train, shape, world, seed=config.seed), world, console
@@ -160,7 +160,8 @@ class _Demo:
         Raises:
             ConfigError: It holds a demo with other settings.
         """
-        settings = self._config.model_dump(mode="json", exclude={"launch", "telemetry"})
+        settings = self._config.model_dump(mode="json", exclude={"launch", "telemetry", "forget"})
+        settings["sample"].update(documents.as_json(asdict(build.sampler_settings(self._config.sample))))
         for verb in ("train_vae", "train"):
             settings[verb]["loop"]["num_threads"] = 0  # only changes speed
         request = {

@@ -10,7 +10,7 @@ from torch import Tensor
 from synfundus.artifacts.checkpoint_model import has_only_checkpoints, load_checkpoint_model
 from synfundus.artifacts.ema_snapshots import FOLDER_NAME, Snapshot, find_snapshots, read_snapshot
 from synfundus.artifacts.model import Model
-from synfundus.artifacts.model_folder import check_out, find_pipeline, load_pipeline, resave_pipeline
+from synfundus.artifacts.model_folder import check_out, find_pipeline, load_pipeline, resave_pipeline, run_identity
 from synfundus.config.generation import PostHocEmaConfig
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World
@@ -39,6 +39,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     del world
     section = config.ema
     run_url, out, snapshots, wanted = _plan(section)
+    identity = run_identity(run_url)
     combination = combine([snapshot.profile for snapshot in snapshots], wanted)
     if combination.error > WORTH_A_WARNING:
         console.warning(
@@ -56,7 +57,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         "validation_loss": None,
         "weights": "averaged",
     }
-    fingerprint = resave_pipeline(out, replace(pipeline, training_summary={**pipeline.training_summary, **told}))
+    told = {**pipeline.training_summary, **told}
+    fingerprint = resave_pipeline(out, replace(pipeline, training_summary=told), run=identity)
     console.message(
         f"average of width {wanted.sigma_rel:g} at {wanted.images_seen:,} images from {len(snapshots)} snapshots, "
         f"{combination.error:.1%} from the ideal profile: {out}"

@@ -16,7 +16,7 @@ import numpy as np
 from synfundus import __version__
 from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
 from synfundus.artifacts.claim import Claim
-from synfundus.artifacts.latent_set import LatentSources, save_sources
+from synfundus.artifacts.latent_set import LatentSources, photographs_of, save_sources
 from synfundus.artifacts.shard_records import ShardRecords
 from synfundus.config.generation import EncodeLatentsConfig
 from synfundus.config.schema import RunConfig
@@ -193,7 +193,7 @@ def _publish(
             label_schema=image_set.label_schema,
             shards=entries,
             rejects=dict(sorted(kinds.items())),
-            properties={**properties, **_channel_statistics(records)},
+            properties={**properties, **_channel_statistics(records), **photographs_of(image_set)},
         )
     )
     for task in tasks:

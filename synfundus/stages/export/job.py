@@ -11,7 +11,14 @@ from synfundus.artifacts.checkpoint_model import (
     require_checkpoint,
 )
 from synfundus.artifacts.model import Model
-from synfundus.artifacts.model_folder import check_out, find_pipeline, load_pipeline, resave_pipeline
+from synfundus.artifacts.model_folder import (
+    check_out,
+    find_pipeline,
+    load_pipeline,
+    named_fingerprint,
+    resave_pipeline,
+    run_identity,
+)
 from synfundus.config.generation import ExportConfig
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World
@@ -35,13 +42,14 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     run_url = require(config.export.run_dir, flag="--run-dir", key="export.run_dir")
     out = require(config.export.out, flag="--out", key="export.out")
     finished = _finished(config.export, run_url)
+    run = run_identity(run_url)
     is_there = finished is not None and resolved(finished) == resolved(out)
     if not is_there:
-        check_out(out)
+        check_out(out, run=run, fingerprint=named_fingerprint(finished) if finished else "")
     pipeline = _model(config.export, run_url, finished, console)
     fingerprint = pipeline.fingerprint
     if not is_there:
-        fingerprint = resave_pipeline(out, pipeline)
+        fingerprint = resave_pipeline(out, pipeline, run=run)
         console.message(f"model {fingerprint[:12]} written to {out}")
     return {
         "out": out,

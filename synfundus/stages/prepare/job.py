@@ -20,12 +20,19 @@ from synfundus.distributed.world import World, share_of, without_timeout
 from synfundus.errors import DataError
 from synfundus.labels.schema import LabelSchema
 from synfundus.photographs.crosswalk import REJECTS_NAME as NAMED_REJECTS
-from synfundus.photographs.crosswalk import open_crosswalk
+from synfundus.photographs.crosswalk import open_crosswalk, read_withdrawn
 from synfundus.stages import Summary
 from synfundus.stages.prepare.chunks import ChunkResults, pending_chunks, prepare_chunks, read_chunks
 from synfundus.stages.prepare.decision import Decision, decide
 from synfundus.stages.prepare.look_alikes import OtherSet, find_other_sets, thumbnail_buffer
-from synfundus.stages.prepare.places import PreparePaths, check_out, claim, find_paths, require_same_set
+from synfundus.stages.prepare.places import (
+    PreparePaths,
+    announce_crosswalk,
+    check_out,
+    claim,
+    find_paths,
+    require_same_set,
+)
 from synfundus.stages.prepare.plan import InputPlan, plan_inputs
 from synfundus.stages.prepare.report import report, write_crosswalk, write_findings
 from synfundus.stages.prepare.shards import ShardTask, assemble_shards, finished_entries, plan_shard_tasks
@@ -84,6 +91,7 @@ class _Rank0:
             source=paths.source,
             compared_with=[other.identity for other in self._others],
             open_secret=lambda: open_crosswalk(paths.crosswalk, out=resolved(paths.out)),
+            withdrawn=lambda: read_withdrawn(paths.crosswalk),
             seed=self._seed,
         )
         for warning in plan.warnings:
@@ -167,12 +175,13 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     """
     began = time.perf_counter()
     section = config.prepare
-    paths = find_paths(section)
+    paths = on_rank_0(lambda: find_paths(section), world)  # other nodes may see other permissions
     rank_0 = _Rank0(section, config.seed, paths, console)
     world = without_timeout(world)  # a stage can take hours, and longer on one rank than on another
     assignment = on_rank_0(rank_0.begin, world)
     if assignment.complete:
         console.message(f"the set is complete: {paths.out}")
+        announce_crosswalk(paths, console)
         return _summary(paths, load_shard_set(paths.out, kind="images"), seconds=0.0, num_done=0)
     prepare_chunks(section, paths, assignment.collection, share_of(assignment.chunks, world), console)
     world.barrier()
@@ -180,6 +189,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     assemble_shards(paths, section.image_format, share_of(tasks, world), assignment.schema, console)
     world.barrier()
     on_rank_0(rank_0.publish, world)
+    announce_crosswalk(paths, console)
     num_done = sum(number for _, number in assignment.chunks)
     seconds = time.perf_counter() - began
     return _summary(paths, load_shard_set(paths.out, kind="images"), seconds=seconds, num_done=num_done)

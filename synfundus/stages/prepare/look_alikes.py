@@ -20,13 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synfundus.errors import ConfigError
-from synfundus.photographs.crosswalk import CROSSWALK_NAME, private_file
+from synfundus.photographs.crosswalk import CROSSWALK_NAME, HASHES_NAME, default_place, private_file
 from synfundus.photographs.near_duplicates import HASH_BYTES, THUMBNAIL_PX, NearDuplicate, near_duplicates
 from synfundus.processes.shared_memory import reserve
 from synfundus.storage import filesystem
+from synfundus.storage.locations import resolved
 from synfundus.storage.manifest import SPLITS
-
-HASHES_NAME = "looks.npy"
 
 _ROW = np.dtype([("key", "S26"), ("look", "u1", (HASH_BYTES,)), ("thumbnail", "u1", (THUMBNAIL_PX, THUMBNAIL_PX))])
 _BLOCK_ROWS = 8192
@@ -88,7 +87,7 @@ def find_other_sets(urls: Sequence[str]) -> tuple[OtherSet, ...]:
     found = []
     for url in urls:
         bare = url.rstrip("/")
-        candidates = [filesystem.join(folder, HASHES_NAME) for folder in (bare, f"{bare}.crosswalk")]
+        candidates = [filesystem.join(folder, HASHES_NAME) for folder in (bare, default_place(resolved(bare)))]
         hashes = next((location for location in candidates if filesystem.exists(location)), None)
         if hashes is None:
             raise ConfigError(

@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass
 from synfundus.artifacts.claim import difference
 from synfundus.config.photographs import PrepareConfig
 from synfundus.errors import ConfigError, DataError
-from synfundus.photographs.crosswalk import SECRET_NAME, owner_of, write_private_lines
+from synfundus.photographs.crosswalk import SECRET_NAME, default_place, lies_with, owner_of, write_private_lines
 from synfundus.stages.prepare.plan import InputPlan
 from synfundus.storage import documents, filesystem
 from synfundus.storage.local_folder import holds_ours
 from synfundus.storage.locations import resolved
 from synfundus.storage.manifest import MANIFEST_NAME, REJECTS_NAME, SPLITS, load_shard_set
+from synfundus.telemetry.console import Console
 
 RECORD_FORMAT = "synfundus-preparation"
 RECORD_VERSION = 2
@@ -80,7 +81,7 @@ def find_paths(section: PrepareConfig) -> PreparePaths:
             "--importer and --mapping both define the columns", where="prepare.importer", hint="remove one of them"
         )
     out = str(section.out).rstrip("/")
-    crosswalk = (section.crosswalk or f"{out}.crosswalk").rstrip("/")
+    crosswalk = (section.crosswalk or default_place(resolved(out))).rstrip("/")
     if f"{resolved(crosswalk)}/".startswith(f"{resolved(out)}/"):
         raise ConfigError(
             f"the crosswalk {crosswalk} is inside the set {out}",
@@ -88,6 +89,16 @@ def find_paths(section: PrepareConfig) -> PreparePaths:
             hint="it maps keys to patients: store it outside the set",
         )
     return PreparePaths(str(section.source), section.labels, out, crosswalk)
+
+
+def announce_crosswalk(paths: PreparePaths, console: Console) -> None:
+    """Say where names and patients are kept; warn where they are easily passed on with the set."""
+    console.message(f"names and patients of this set: {paths.crosswalk} (the crosswalk: keep it, never pass it on)")
+    if lies_with(paths.crosswalk, paths.out):
+        console.warning(
+            f"the crosswalk {paths.crosswalk} is in the folder that also holds the set: whoever copies or packs that "
+            "folder passes on the patients' names. Keep it elsewhere: --crosswalk"
+        )
 
 
 def check_out(paths: PreparePaths) -> bool:

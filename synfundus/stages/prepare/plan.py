@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,16 +14,17 @@ import yaml
 
 from synfundus.config.photographs import PrepareConfig
 from synfundus.config.yaml_text import parse_yaml
-from synfundus.errors import ConfigError, DataError
+from synfundus.errors import ConfigError, DataError, StorageError
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema
+from synfundus.photographs.crosswalk import withdrawal_token
 from synfundus.photographs.importers import read_with_importer
 from synfundus.photographs.importers.file_names import complete_names
-from synfundus.photographs.ingest import PlannedSample, Reject, match_files, plan_samples
+from synfundus.photographs.ingest import Photograph, PlannedSample, Reject, match_files, plan_samples
 from synfundus.photographs.label_mapping import TableMapping, parse_table_mapping
 from synfundus.photographs.label_table import LabelTable, read_label_table
 from synfundus.photographs.preparation import CROP
 from synfundus.stages.prepare.table_notes import early_warnings, looks_like, no_input
-from synfundus.storage import filesystem
+from synfundus.storage import documents, filesystem
 
 _BYTES_PER_PIXEL = {"png": 1.7, "webp": 1.2}  # measured on photographs and phantoms, rounded up
 _BYTES_PER_SAMPLE = 2048
@@ -147,7 +148,13 @@ def samples_per_shard(section: PrepareConfig) -> int:
 
 
 def plan_inputs(
-    section: PrepareConfig, *, source: str, compared_with: Sequence[str], open_secret: Callable[[], bytes], seed: int
+    section: PrepareConfig,
+    *,
+    source: str,
+    compared_with: Sequence[str],
+    open_secret: Callable[[], bytes],
+    withdrawn: Callable[[], Collection[str]],
+    seed: int,
 ) -> InputPlan:
     """Read table and folder and determine the inputs.
 
@@ -156,6 +163,7 @@ def plan_inputs(
         source: Folder of the photographs.
         compared_with: Hashes of the sets to compare with.
         open_secret: Returns the secret for keys; called after everything has been read.
+        withdrawn: Returns the tokens of patients who have withdrawn; called after the secret is there.
         seed: Seed of the split.
 
     Raises:
@@ -171,6 +179,7 @@ def plan_inputs(
     if not matched:
         raise no_input(table, rejects, files.keys(), importer=section.importer, where=section.labels or source)
     secret = open_secret()
+    matched, rejects = _without_withdrawn(matched, rejects, secret, withdrawn())
     samples = tuple(plan_samples(matched, secret))
     properties: dict[str, Any] = {
         "image_size_px": section.image_size_px,
@@ -186,6 +195,8 @@ def plan_inputs(
         "num_inputs": len(matched) + len(rejects),
     }
     properties["inputs_sha256"] = _fingerprint(schema, properties, samples, rejects, secret)
+    if _are_drawn(source):
+        properties["drawn"] = True  # after the fingerprint: preparations that were begun before go on
     same_person = tuple(
         (sample.patient_group, f"patient:{other}")
         for photograph, sample in zip(matched, samples, strict=True)
@@ -203,6 +214,33 @@ def plan_inputs(
     )
 
 
+def _without_withdrawn(
+    matched: list[Photograph], rejects: list[Reject], secret: bytes, tokens: Collection[str]
+) -> tuple[list[Photograph], list[Reject]]:
+    """Turn the inputs of patients who have withdrawn into rejects that name nobody."""
+
+    def left(one: Photograph | Reject) -> bool:
+        patients = (one.patient, *(one.also_patients if isinstance(one, Photograph) else ()))
+        groups = [f"patient:{patient}" for patient in patients if patient] or [f"photograph:{one.source}"]
+        return not any(withdrawal_token(secret, group) in tokens for group in groups)
+
+    if not tokens:
+        return matched, rejects
+    kept = [one for one in matched if left(one)]
+    others = [one for one in rejects if left(one)]
+    number = len(matched) + len(rejects) - len(kept) - len(others)
+    return kept, others + [Reject(f"withdrawn {at + 1}", "", "table", "withdrawn") for at in range(number)]
+
+
+def _are_drawn(source: str) -> bool:
+    """Whether a folder of photographs was drawn by `phantoms`."""
+    url = filesystem.join(source, "phantoms.json")
+    try:
+        return bool(documents.read_document(url, format_name="synfundus-phantoms", version=1))
+    except (DataError, StorageError):
+        return False
+
+
 def describe_inputs(section: PrepareConfig, *, seed: int) -> str:
     """Describe the inputs of a run, for a dry run. Writes nothing and reads no photographs.
 
@@ -210,7 +248,9 @@ def describe_inputs(section: PrepareConfig, *, seed: int) -> str:
         SynfundusError: As `plan_inputs`.
     """
     source = str(section.source)
-    plan = plan_inputs(section, source=source, compared_with=(), open_secret=lambda: bytes(32), seed=seed)
+    plan = plan_inputs(
+        section, source=source, compared_with=(), open_secret=lambda: bytes(32), withdrawn=tuple, seed=seed
+    )
     patients = len({sample.patient_group for sample in plan.samples})
     reasons = sorted(Counter(reject.reason for reject in plan.rejects).items())
     rejects = ", ".join(f"{number} {reason}" for reason, number in reasons) or "none"

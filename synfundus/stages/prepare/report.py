@@ -9,6 +9,7 @@ from typing import Any
 from synfundus.photographs.crosswalk import (
     CROSSWALK_NAME,
     FLAGS_NAME,
+    HASHES_NAME,
     NEAR_DUPLICATES_NAME,
     crosswalk_table,
     open_crosswalk,
@@ -20,7 +21,7 @@ from synfundus.photographs.ingest import Reject, sample_key
 from synfundus.photographs.near_duplicates import NearDuplicate
 from synfundus.stages.prepare.chunks import ChunkResults
 from synfundus.stages.prepare.decision import Decision
-from synfundus.stages.prepare.look_alikes import HASHES_NAME, OtherSet, OtherSetMatch, save_hashes
+from synfundus.stages.prepare.look_alikes import OtherSet, OtherSetMatch, save_hashes
 from synfundus.stages.prepare.places import PreparePaths
 from synfundus.stages.prepare.plan import InputPlan
 from synfundus.stages.prepare.table_notes import reject_warning

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
+import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -19,30 +22,44 @@ import torch
 from numpy.typing import NDArray
 
 from synfundus import __version__
-from synfundus.artifacts.claim import Claim
-from synfundus.artifacts.model import Model, generate_images
+from synfundus.artifacts.claim import Claim, difference
+from synfundus.artifacts.model import Model, generate_batch
 from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
 from synfundus.artifacts.run_folder import versions
-from synfundus.artifacts.sample_set import PngStore, SampleStore, ShardStore
+from synfundus.artifacts.sample_set import (
+    LABELS_ARE,
+    RELEASE,
+    PngStore,
+    SampleStore,
+    ShardStore,
+    sample_readme,
+    sheet_page,
+)
 from synfundus.config.generation import SampleConfig
 from synfundus.config.schema import RunConfig
-from synfundus.diffusion.sampling import scheduler_for
+from synfundus.diffusion.sampling import SamplerSettings, scheduler_for
 from synfundus.distributed.agreement import on_rank_0, require_same
 from synfundus.distributed.world import World, share_of, torch_device, without_timeout
-from synfundus.labels.plan import LabelRow, label_table, plan_labels
-from synfundus.labels.schema import label_caption
+from synfundus.labels.plan import REQUESTED, LabelRow, label_table, plan_labels, read_label_plan
+from synfundus.labels.schema import LabelSchema, label_caption
 from synfundus.pictures.sheets import contact_sheet, encode_png
-from synfundus.seeding import keyed_normal
+from synfundus.redaction import redact
 from synfundus.shards.reader import decode_image
 from synfundus.stages import Summary, build
 from synfundus.stages.verb import require
 from synfundus.storage import documents, filesystem
+from synfundus.storage.locations import resolved
+from synfundus.storage.manifest import MANIFEST_NAME
 from synfundus.telemetry.console import Console
 
-LABELS_NAME = "labels.csv"
+LABELS_NAME = "metadata.csv"
+"""As Hugging Face's imagefolder expects it, with the column ``file_name``."""
 PROVENANCE_NAME = "PROVENANCE.json"
+README_NAME = "README.md"
 REQUEST_NAME = "request.json"
-SHEET_NAME = "contact-sheet.png"
+SHEET_NAME = "contact-sheet.html"
+_EARLIER_NAMES = ("labels.csv", "contact-sheet.png")
+"""What earlier versions called the labels and the sheet."""
 FORMAT_NAME = "synfundus-samples"
 FORMAT_VERSION = 1
 _CLAIM = Claim(REQUEST_NAME, FORMAT_NAME, FORMAT_VERSION, others="images of another request")
@@ -57,6 +74,7 @@ class _Work:
 
     Attributes:
         section: The sample section.
+        sampling: Sampler, steps, guidance.
         seed: Seed of the noise.
         pipeline: The model.
         rows: Labels of every image.
@@ -65,6 +83,7 @@ class _Work:
     """
 
     section: SampleConfig
+    sampling: SamplerSettings
     seed: int
     pipeline: Model
     rows: Sequence[LabelRow]
@@ -99,7 +118,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     build.tensor_cores(True, world, console)  # images have eight bits
     device, dtype = torch_device(world), build.torch_dtype(section.precision)
     pipeline = load_pipeline(folder, device=device)
-    scheduler_for(section.sampler, pipeline.schedule_settings)  # refuse before the folder is claimed
+    sampling = build.sampler_settings(section, pipeline.recommended_sampling)
+    scheduler_for(sampling.sampler, pipeline.schedule_settings)  # refuse before the folder is claimed
     rows = plan_labels(
         plan=None if section.labels is None else filesystem.read_bytes(section.labels),
         labels=section.label,
@@ -107,14 +127,17 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         schema=pipeline.label_schema,
         where=section.labels or "sample.labels",
     )
-    request = _request(section, config.seed, pipeline, rows)
+    request = _request(section, sampling, config.seed, pipeline, rows)
     require_same(request, world)
-    on_rank_0(lambda: _CLAIM.make(out, request), world)
+    on_rank_0(lambda: _claim(out, request, rows, pipeline.label_schema), world)
+    console.message(f"{sampling.sampler}, {sampling.num_steps} steps, guidance {sampling.guidance_scale:g}")
     build.attention(pipeline.denoiser.unet, config.launch, dtype=dtype, world=world, console=console)
     pipeline.denoiser.to(dtype)
     networks = pipeline.denoiser.unet, pipeline.autoencoder.network
     build.channels_last(*networks, world=world, console=console, weights=True)
-    work = _Work(section, config.seed, pipeline, rows, _store(section, config.seed, out, pipeline, rows), device)
+    work = _Work(
+        section, sampling, config.seed, pipeline, rows, _store(section, config.seed, out, pipeline, rows), device
+    )
     at_the_end = without_timeout(world)
     num_kept = _generate(work, world, console)
     at_the_end.barrier()
@@ -136,21 +159,61 @@ def _store(section: SampleConfig, seed: int, out: str, pipeline: Model, rows: Se
     )
 
 
-def _request(section: SampleConfig, seed: int, pipeline: Model, rows: Sequence[LabelRow]) -> dict[str, Any]:
+def _labels_sha256(rows: Sequence[LabelRow], schema: LabelSchema) -> str:
+    return hashlib.sha256(label_table(rows, schema.names)).hexdigest()
+
+
+def _claim(out: str, request: dict[str, Any], rows: Sequence[LabelRow], schema: LabelSchema) -> None:
+    """Claim the folder; one with the first of these images is extended.
+
+    Raises:
+        ConfigError: It holds other images; says what differs.
+    """
+    found, wanted = _CLAIM.read(out) or {}, dict(request)
+    number = found.get("num_images", 0)
+    if number and found["labels_sha256"] == _labels_sha256(rows[:number], schema):
+        found["labels_sha256"] = wanted["labels_sha256"]  # the same as far as both go
+        if number < len(rows) and not difference(found | {"num_images": len(rows)}, wanted):
+            for name in (MANIFEST_NAME, PROVENANCE_NAME, README_NAME, LABELS_NAME):  # incomplete again
+                filesystem.remove(filesystem.join(out, name))
+            url = filesystem.join(out, REQUEST_NAME)
+            documents.write_document(url, request, format_name=FORMAT_NAME, version=FORMAT_VERSION)
+            return
+    elif number and (changed := _changed_label(out, rows, schema)) is not None:
+        label, there, here = changed
+        del found["labels_sha256"], wanted["labels_sha256"]
+        found[label], wanted[label] = there, here
+    if found:
+        _CLAIM.refuse_difference(out, found, wanted)
+    else:
+        _CLAIM.make(out, request)
+
+
+def _changed_label(out: str, rows: Sequence[LabelRow], schema: LabelSchema) -> tuple[str, object, object] | None:
+    """Return the first requested label that is another in a finished folder, its value there and here."""
+    urls = [filesystem.join(out, name) for name in (LABELS_NAME, _EARLIER_NAMES[0])]
+    for url in filter(filesystem.exists, urls):
+        earlier = read_label_plan(filesystem.read_bytes(url), schema, where=url)
+        for image, (old, new) in enumerate(zip(earlier, rows, strict=False)):
+            for name in schema.names:
+                if old[name] != new[name]:
+                    there, here = ("unknown" if value is None else value for value in (old[name], new[name]))
+                    return f"{name} of image {image}", there, here
+    return None
+
+
+def _request(
+    section: SampleConfig, sampling: SamplerSettings, seed: int, pipeline: Model, rows: Sequence[LabelRow]
+) -> dict[str, Any]:
     """Return all that the bytes of the images depend on."""
     request = {
         "model_fingerprint": pipeline.fingerprint,
         "autoencoder_fingerprint": pipeline.autoencoder_fingerprint,
         "seed": seed,
         "num_images": len(rows),
-        "labels_sha256": hashlib.sha256(label_table(rows, pipeline.label_schema.names)).hexdigest(),
-        **section.model_dump(
-            mode="json",
-            include={
-                *("sampler", "num_steps", "guidance_scale", "guidance_rescale", "guidance_interval"),
-                *("batch_size", "precision"),
-            },
-        ),
+        "labels_sha256": _labels_sha256(rows, pipeline.label_schema),
+        **asdict(sampling),
+        **section.model_dump(mode="json", include={"batch_size", "precision"}),
         "image_format": section.format,
     }
     return dict(documents.as_json(request))
@@ -196,16 +259,14 @@ def _write(work: _Work, encoded: Sequence[tuple[int, Future[bytes]]]) -> None:
 
 
 def _batch_pixels(work: _Work, batch: int) -> NDArray[np.uint8]:
-    """Return all slots of a batch ``[B, h, w, 3]``; the padding is noise of its own index, labels unknown."""
-    images = range(batch * work.batch_size, (batch + 1) * work.batch_size)
-    schema, pipeline = work.pipeline.label_schema, work.pipeline
-    states = [schema.encode(work.rows[image] if image < len(work.rows) else {}) for image in images]
-    return generate_images(
-        pipeline,
-        pipeline.denoiser,
-        initial_noise=keyed_normal(work.seed, "sample", images, pipeline.latent_shape),
-        states=np.array(states, dtype=np.int64),
-        settings=build.sampler_settings(work.section),
+    """Return all slots of a batch ``[B, h, w, 3]``."""
+    return generate_batch(
+        work.pipeline,
+        work.rows,
+        batch,
+        batch_size=work.batch_size,
+        seed=work.seed,
+        settings=work.sampling,
         device=work.device,
     )
 
@@ -223,10 +284,12 @@ def _encode(work: _Work, image: int, pixels: NDArray[np.uint8]) -> bytes:
 
 
 def _publish(work: _Work, out: str, request: dict[str, Any]) -> None:
-    """Check that every image exists, then write labels, provenance and contact sheet."""
+    """Check that every image exists, then write labels, provenance, contact sheet and what explains them."""
     properties = {
         "synthetic": True,
         "statement": "Every image of this set was generated by a model; none is a photograph.",
+        "labels_are": LABELS_ARE,
+        "release": RELEASE,
         **request,
         "latent_set_identity": work.pipeline.latent_set_identity,
         "image_size_px": work.pipeline.image_size_px,
@@ -234,18 +297,34 @@ def _publish(work: _Work, out: str, request: dict[str, Any]) -> None:
         "versions": versions(),
     }
     work.store.publish(num_images=len(work.rows), properties=properties)
+    for name in _EARLIER_NAMES:
+        filesystem.remove(filesystem.join(out, name))
     files = [work.store.file_name(image) for image in range(len(work.rows))]
-    table = label_table(work.rows, work.pipeline.label_schema.names, file=files)
+    names = work.pipeline.label_schema.names
+    rows = [{REQUESTED + name: row.get(name) for name in names} for row in work.rows]
+    table = label_table(rows, [REQUESTED + name for name in names], file_name=files)
     filesystem.write_bytes(filesystem.join(out, LABELS_NAME), table)
-    provenance = filesystem.join(out, PROVENANCE_NAME)
-    documents.write_document(provenance, properties, format_name=FORMAT_NAME, version=FORMAT_VERSION)
     count = min(work.section.contact_sheet_images, len(work.rows))
     if count:
-        filesystem.write_bytes(filesystem.join(out, SHEET_NAME), _contact_sheet(work, count))
+        filesystem.write_bytes(filesystem.join(out, SHEET_NAME), sheet_page(_contact_sheet(work, count)))
+    provenance = properties | {"generated": _occasion(work.pipeline)}
+    filesystem.write_bytes(filesystem.join(out, README_NAME), sample_readme(provenance).encode())
+    url = filesystem.join(out, PROVENANCE_NAME)
+    documents.write_document(url, provenance, format_name=FORMAT_NAME, version=FORMAT_VERSION)
+
+
+def _occasion(pipeline: Model) -> dict[str, str]:
+    """Return when, how and from which folder the images were made: all that differs between two runs of a request."""
+    command = shlex.join(["synfundus", *map(redact, sys.argv[1:])])
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": command,
+        "model": resolved(pipeline.folder).removesuffix("/export").rpartition("/")[-1],
+    }
 
 
 def _contact_sheet(work: _Work, count: int) -> bytes:
-    section = work.section
+    section = work.sampling
     images = [decode_image(work.store.read(image), where=work.store.file_name(image)) for image in range(count)]
     sheet = contact_sheet(
         images,

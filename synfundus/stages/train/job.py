@@ -83,7 +83,7 @@ def _set_up(
     autoencoder, fingerprint = open_autoencoder(autoencoder_folder, device=torch.device("cpu"), dtype=torch.float32)
     require_same_autoencoder(latents, fingerprint, where=autoencoder_folder)
     if section.loop.preview_every_images:
-        build.check_sampler(sample.sampler, section.diffusion)
+        build.check_sampler(build.sampler_settings(sample).sampler, section.diffusion)
     start = initial_denoiser(section, latents, console, seed=shared.seed)
     start = replace(start, judged_on=judged_on(sets.sets, patients=keeps_patients_apart(sets.sets)))
     warn_of_no_val(start.judged_on, console)
@@ -94,7 +94,7 @@ def _set_up(
     identity = {"seed": shared.seed, "latents": latents.identity, **section.identity_document(), **start.identity}
     judged = {"kind": "diffusion", "judged_on": start.judged_on}
     directory = RunFolder(run_url, **judged, identity=identity, config=shared.document, world=world)
-    setup = build.model_setup(section.diffusion, latents, autoencoder)
+    setup = build.model_setup(section.diffusion, latents, autoencoder, build.sampler_settings(sample))
     on_rank_0(lambda: save_report(start, directory.path(REPORT_NAME)), world)
     on_rank_0(lambda: save_setup(run_url, setup, start.known(latents)), world)
     return DiffusionTraining(section, sample, shared, sets, start, setup, directory, world, console)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from synfundus.artifacts.latent_set import require_same_autoencoder
+from synfundus.artifacts.latent_set import require_same_autoencoder, trained_on
 from synfundus.artifacts.model import Model
 from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
 from synfundus.config.diffusion import DiffusionConfig, TrainConfig
@@ -54,6 +54,7 @@ class Start:
             "parameters": sum(parameter.numel() for parameter in self.denoiser.parameters()),
             "training_images": latents.num_samples("train"),
             "judged_on": self.judged_on,
+            "photographs": trained_on(latents),
             **({"started_from": self.fingerprint} if self.fingerprint else {}),
         }
 
@@ -97,6 +98,7 @@ def initial_denoiser(section: TrainConfig, latents: ShardSet, console: Console, 
             where=init_from,
             hint="configure the same unet section",
         ) from error
+    console.message(f"starts from the weights of model {given.fingerprint[:12]} in {given.folder}")
     return Start(fresh, identity)
 
 

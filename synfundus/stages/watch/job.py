@@ -13,11 +13,11 @@ from synfundus.errors import ConfigError, StorageError
 from synfundus.stages import Summary
 from synfundus.stages.watch.batch_job import UNDER_WAY, BatchJob, JobReader
 from synfundus.storage import filesystem
-from synfundus.telemetry.console import Console
+from synfundus.telemetry.console import Console, format_duration
 from synfundus.telemetry.dashboard import BLOCKS, Dashboard, Line, build_dashboard, clean, warnings
 from synfundus.telemetry.live import show_live
 from synfundus.telemetry.run_files import RunView, read_run
-from synfundus.telemetry.sinks import RichConsole, format_duration
+from synfundus.telemetry.sinks import RichConsole
 
 _OF_A_RUN = frozenset({"run.json", "metrics.jsonl", "checkpoints", "submissions"})
 _DEPTH = 2

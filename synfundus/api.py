@@ -1,0 +1,207 @@
+"""What other programs may import: open a model and draw from it, read a set as a torch data set, read a manifest.
+
+The names are also those of the package: ``synfundus.load_model``. Nothing here needs a config or a process group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from synfundus.artifacts.model import Model, generate_batch
+from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
+from synfundus.config.generation import SampleConfig
+from synfundus.diffusion.sampling import scheduler_for
+from synfundus.errors import ConfigError
+from synfundus.labels.plan import LabelRow, plan_labels
+from synfundus.labels.schema import LabelSchema
+from synfundus.shards.reader import ShardSetReader
+from synfundus.shards.set_survey import sample_decoder
+from synfundus.stages.build import sampler_settings
+from synfundus.stages.inspect.job import open_set
+from synfundus.storage.manifest import SPLITS, ShardSet
+
+__all__ = ["ShardDataset", "SynfundusPipeline", "load_model", "open_dataset", "read_manifest"]
+
+Labels = Mapping[str, int | None]
+
+
+class SynfundusPipeline:
+    """A trained model.
+
+    Attributes:
+        model: Its networks and settings.
+        device: Where it computes.
+    """
+
+    def __init__(self, model: Model, device: torch.device) -> None:
+        self.model, self.device = model, device
+
+    @property
+    def label_schema(self) -> LabelSchema:
+        """The labels it can be asked for."""
+        return self.model.label_schema
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over U-Net and conditioner."""
+        return self.model.fingerprint
+
+    def sample(
+        self,
+        labels: Labels | Sequence[Labels] | None = None,
+        num_images: int | None = None,
+        seed: int = 0,
+        batch_size: int = 16,
+        **settings: Any,  # noqa: ANN401 - as the options of `sample`
+    ) -> list[Image.Image]:
+        """Draw images, the same as `synfundus sample` with these values in fp32.
+
+        Args:
+            labels: Requested labels of every image, or a list with those of each; labels not named are unknown, and so
+                are all by default. A request is no ground truth: an image may not show what was asked for.
+            num_images: Number of images; default: one, or one for each of the labels.
+            seed: Image i depends on the seed, i, its labels and the batch size.
+            batch_size: Images at a time.
+            settings: ``sampler``, ``num_steps``, ``guidance_scale``, ``guidance_rescale``, ``guidance_interval``;
+                default: as the model recommends.
+
+        Returns:
+            RGB images. They are synthetic, and marked as such only if you mark them when you save them.
+
+        Raises:
+            ConfigError: Labels, values or settings that the model does not have.
+        """
+        rows = self._rows(labels, num_images)
+        try:
+            section = SampleConfig(batch_size=batch_size, **settings)
+        except ValueError as error:
+            raise ConfigError(f"settings that cannot be: {error}", where="sample") from error
+        chosen = sampler_settings(section, self.model.recommended_sampling)
+        scheduler_for(chosen.sampler, self.model.schedule_settings)
+        batches = [
+            generate_batch(
+                self.model, rows, batch, batch_size=batch_size, seed=seed, settings=chosen, device=self.device
+            )
+            for batch in range(-(-len(rows) // batch_size))
+        ]
+        return [Image.fromarray(pixels) for pixels in np.concatenate(batches)[: len(rows)]]
+
+    def _rows(self, labels: Labels | Sequence[Labels] | None, num_images: int | None) -> list[LabelRow]:
+        def planned(row: Labels, count: int) -> list[LabelRow]:
+            return plan_labels(plan=None, labels=row, num_images=count, schema=self.label_schema, where="labels")
+
+        if labels is None or isinstance(labels, Mapping):
+            rows = planned(labels or {}, 1 if num_images is None else num_images)
+        else:
+            rows = [row for given in labels for row in planned(given, 1)][:num_images]
+        if not rows or len(rows) < (num_images or 0):
+            raise ConfigError(f"{num_images} images of {len(rows)} rows of labels", where="num_images")
+        return rows
+
+
+def load_model(path: str, *, device: str = "auto") -> SynfundusPipeline:
+    """Open a run of `train`, or a folder written by `export` or `ema`.
+
+    Args:
+        path: Folder, also in an object store.
+        device: ``auto`` takes a GPU if there is one; or as torch names them.
+
+    Raises:
+        CheckpointError: There is no model, or a part of it cannot be read.
+        ManifestMismatch: Its parts do not belong together.
+    """
+    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    place = torch.device(where)
+    return SynfundusPipeline(load_pipeline(find_pipeline(str(path)), device=place), place)
+
+
+class ShardDataset(Dataset[dict[str, Any]]):
+    """The samples of a set, or of one of its splits, as a map-style data set; read by several workers if you like.
+
+    A sample is a dictionary: ``key``; ``split``; ``image``, uint8 ``[3, h, w]``, or for latents ``moments``, float32
+    ``[2c, lh, lw]`` (mean, then log-variance), and ``flip`` where the set holds it; ``labels``, the values by name,
+    None where unknown; ``states``, int64 ``[k]``, 0 where unknown and else the value + 1.
+
+    Args:
+        shard_set: The set.
+        splits: Its splits.
+    """
+
+    def __init__(self, shard_set: ShardSet, splits: Sequence[str]) -> None:
+        self.shard_set = shard_set
+        self._decode = sample_decoder(shard_set)
+        self._readers = [(split, ShardSetReader(shard_set, split=split)) for split in splits]
+        readers = [reader for _, reader in self._readers]
+        self._shards = [(at, shard) for at, reader in enumerate(readers) for shard in range(len(reader.shards))]
+        self._ends = np.array([*accumulate(size for reader in readers for size in reader.shard_sizes)], dtype=np.int64)
+
+    @property
+    def label_schema(self) -> LabelSchema:
+        """The labels of the set."""
+        return self.shard_set.label_schema
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Read a sample.
+
+        Raises:
+            CorruptShard: It is damaged; the message names it.
+            IndexError: There is no such sample.
+        """
+        at = index + len(self) if index < 0 else index
+        if not 0 <= at < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        place = int(np.searchsorted(self._ends, at, side="right"))
+        number, shard = self._shards[place]
+        split, reader = self._readers[number]
+        row = at - (int(self._ends[place - 1]) if place else 0)
+        key, members = reader.read(shard, row)
+        arrays = self._decode(key, members, reader.sample_name(shard, row))
+        states = arrays.pop("states")
+        pixels = arrays.pop("pixels", None)
+        sample = {name: torch.from_numpy(array.astype(np.float32)) for name, array in arrays.items()}
+        if pixels is not None:
+            sample["image"] = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        labels = self.label_schema.decode(states.tolist())
+        return {"key": key, "split": split, **sample, "labels": labels, "states": torch.from_numpy(states)}
+
+    @staticmethod
+    def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Make a batch, as ``collate_fn`` of a DataLoader: tensors are stacked, all else becomes lists."""
+        columns = {name: [sample[name] for sample in samples] for name in samples[0]}
+        return {name: torch.stack(rows) if isinstance(rows[0], Tensor) else rows for name, rows in columns.items()}
+
+
+def open_dataset(path: str, *, split: str | None = None) -> ShardDataset:
+    """Open a set of images, latents or generated samples.
+
+    Args:
+        path: Folder, also in an object store.
+        split: ``train``, ``val`` or ``test``; default: all.
+
+    Raises:
+        ConfigError: No such split.
+        DataError: There is no complete set.
+    """
+    if split is not None and split not in SPLITS:
+        raise ConfigError(f"there is no split {split!r}", where="split", hint=f"one of {', '.join(SPLITS)}")
+    return ShardDataset(read_manifest(path), SPLITS if split is None else (split,))
+
+
+def read_manifest(path: str) -> ShardSet:
+    """Read the manifest of a set: kind, labels, shards, rejects, properties, identity.
+
+    Raises:
+        DataError: There is no complete set.
+    """
+    return open_set(str(path))
