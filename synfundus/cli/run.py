@@ -157,6 +157,7 @@ def _console(request: Request, info: RankInfo, *, as_json: bool) -> Console:
 
 def _run_here(request: Request, info: RankInfo, *, file: str | None, as_json: bool) -> int:
     """Run the job in this process."""
+    request.check_installed()
     die_with_launcher(os.environ)
     exit_on_signals()
     open_fault_report(info.rank)
@@ -246,6 +247,7 @@ def run_verb(verb: Verb, given: Mapping[str, Any], arguments: tuple[str, ...]) -
     if given["dry_run"]:
         sys.stdout.write(describe(request, plan, device))
         request.check(look=True)
+        request.check_installed()
         sys.stdout.write(rehearse(request))
         return 0
     if plan.kind == "in_process":
