@@ -63,7 +63,7 @@ class Request:
         """Check what the schema cannot: that the verb has all it needs.
 
         Args:
-            look: Also look at this machine: that paths exist, that what is asked for is installed.
+            look: Also check that paths exist.
 
         Raises:
             ConfigError: Naming every option that is missing or points nowhere.
@@ -77,12 +77,6 @@ class Request:
             elif option.role:
                 problems.extend(filter(None, (_location_problem(option, text, look=look) for text in texts)))
         problems.extend(self._unexpanded())
-        project = self.config.telemetry.wandb_project
-        if look and verb.trains and project is not None and find_spec("wandb") is None:
-            problems.append(
-                f"telemetry.wandb_project is {project!r}, but wandb is not installed: "
-                "run pip install 'synfundus[wandb]', or leave it empty"
-            )
         if verb.problems is not None:
             problems.extend(verb.problems(self.section, look))
         if problems:
@@ -100,6 +94,20 @@ class Request:
                 if found and not Path(str(text)).exists():
                     origin = self.loaded.provenance[path]
                     yield f"{path} = {text!r} ({origin}): {found[0]!r} is not expanded here: write it out"
+
+    def check_installed(self) -> None:
+        """Check that what the settings ask for is installed where the verb runs.
+
+        Raises:
+            ConfigError: It is not.
+        """
+        project = self.config.telemetry.wandb_project
+        if self.verb.trains and project is not None and find_spec("wandb") is None:
+            raise ConfigError(
+                f"telemetry.wandb_project is {project!r}, but wandb is not installed",
+                where="telemetry.wandb_project",
+                hint="run pip install 'synfundus[wandb]', or leave telemetry.wandb_project empty",
+            )
 
 
 def load_request(verb: Verb, given: Mapping[str, Any]) -> Request:

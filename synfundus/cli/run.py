@@ -185,6 +185,7 @@ def _console(request: Request, info: RankInfo, *, as_json: bool) -> Console:
 
 def _run_here(request: Request, info: RankInfo, *, file: str | None, as_json: bool) -> int:
     """Run the job in this process."""
+    request.check_installed()
     die_with_launcher(os.environ)
     open_fault_report(info.rank)
     filesystem.configure(filesystem.StoreSettings(**request.config.storage.model_dump()))
@@ -291,6 +292,7 @@ def run_verb(verb: Verb, given: Mapping[str, Any], arguments: tuple[str, ...]) -
     if given["dry_run"]:
         sys.stdout.write(describe(request, plan, device))
         request.check(look=True)
+        request.check_installed()
         sys.stdout.write(rehearse(request))
         return 0
     sys.stderr.write("".join(f"note: {note}\n" for note in plan.notes))

@@ -27,7 +27,8 @@ DEVICES = ("train-vae", "encode-latents", "verify-latents", "train", "sample")
 REFUSED: dict[str, str] = {
     "demo, no photographs": "demo --out {new} --source {no} --labels {no}",
     "demo, a stranger's folder": "demo --out {strange}",
-    "demo, a broken mapping": "demo --out {new} --source {clinic} --labels {clinic}/labels.csv --mapping {unknown_key}",
+    "demo, a broken mapping": "demo --out {new} --source {clinic} --labels {clinic}/labels.csv "
+    "--mapping {unknown_key} --set demo.fit_to_machine=false",
     "phantoms, a stranger's folder": "phantoms --out {strange} --num-images 1",
     "phantoms, a file": "phantoms --out {strange}/thesis.txt --num-images 1",
     "prepare, no photographs": "prepare --source {no} --labels {clinic}/labels.csv --out {new}",

@@ -573,8 +573,8 @@ def test_a_verb_says_what_it_wrote_and_what_comes_next(
     inputs = ["--source", str(tmp_path / "photographs"), "--labels", str(tmp_path / "labels.csv")]
     assert run_command(["prepare", *inputs, "--out", str(out)]) == 0
     said = capsys.readouterr().err
-    assert f"image set: {out} (train 1,040, val 2, test 1)" in said
-    assert f"CROSSWALK: {out}.crosswalk has file names, patients and the secret key" in said
+    assert f"image set: '{out}' (train 1,040, val 2, test 1)" in said
+    assert f"CROSSWALK: '{out}.crosswalk' has file names, patients and the secret key" in said
     assert f"next: synfundus train-vae --data '{out}' --run-dir RUN" in said
     assert "warning: val has 2 patients: figures on it say little" in said
     assert "warning: test has 1 patient: figures" in said
