@@ -181,7 +181,8 @@ def _is_truncated(data: bytes, file_format: str) -> bool:
 
 def _codes(image: Image.Image) -> str:
     """Return Pillow's name of the layout of a file's pixels, such as ``RGB;16B``; empty if it has none."""
-    arguments = image.tile[0].args if getattr(image, "tile", None) else ""
+    tiles = getattr(image, "tile", None)
+    arguments = tiles[0].args if tiles else ""
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return first if isinstance(first, str) else ""
 
@@ -199,6 +200,7 @@ def _narrow(image: Image.Image, data: bytes, codes: str) -> tuple[Image.Image, t
     if dark:
         high = np.asarray(image).astype(np.uint16)
         with Image.open(io.BytesIO(data), formats=(str(image.format),)) as again:
+            assert isinstance(again, ImageFile.ImageFile)
             other = _OTHER_BYTE[codes]
             again.tile = [
                 tile._replace(args=(other, *tile.args[1:]) if isinstance(tile.args, tuple) else other)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,8 @@ def test_a_grey_picture_is_converted_by_a_profile_of_grey_or_of_colours() -> Non
     """Half of the light is level 188 of sRGB."""
     image = Image.new("L", (64, 48), 128)
     assert is_near(decoded(saved(image, "PNG", icc_profile=GREY))[0], (188, 188, 188))
-    assert decoded(saved(image, "PNG", icc_profile=SRGB)) == (pytest.approx(np.full((48, 64, 3), 128)), ())
+    pixels, flags = decoded(saved(image, "PNG", icc_profile=SRGB))
+    assert (is_near(pixels, (128, 128, 128), by=0), flags) == (True, ())
 
 
 def test_a_profile_is_applied_to_a_turned_and_to_a_transparent_picture() -> None:
@@ -175,7 +177,7 @@ def tiff_16(values: NDArray[np.uint16], *, order: str = "<", deflate: bool = Fal
     return bytes(data) + b"".join(struct.pack(f"{order}HHII", *entry) for entry in sorted(entries)) + bytes(4)
 
 
-WRITERS = {
+WRITERS: dict[str, Callable[[NDArray[np.uint16]], bytes]] = {
     "PNG": png_16,
     "TIFF": tiff_16,
     "TIFF of big-endian values": lambda values: tiff_16(values, order=">"),
@@ -187,9 +189,10 @@ WRITERS = {
 def fundus(bits: int, *, grey: bool) -> NDArray[np.uint16]:
     """Return the photograph in values of so many bits, the brightest one included."""
     levels = retina()[::16, ::16].astype(np.float64) * (2**bits - 1) / 255
-    values = levels.round().astype(np.uint16)
+    values: NDArray[np.uint16] = levels.round().astype(np.uint16)
     values[0, 0] = 2**bits - 1
-    return values[..., 1] if grey else values
+    grey_values: NDArray[np.uint16] = values[..., 1]
+    return grey_values if grey else values
 
 
 @pytest.mark.parametrize("writer", WRITERS)

@@ -210,5 +210,5 @@ def _has_lost_bits(data: bytes, scan: _Scan, stream: _Stream, eighth: NDArray[np
         np.arange(-(-8 * found.start() // bits), 8 * found.end() // bits), -(-stream.width // (8 * across))
     )
     inside = (row * down < eighth.shape[0]) & (column * across < eighth.shape[1])
-    levels = eighth[row[inside] * down, column[inside] * across, 0].tolist()
+    levels: list[int] = eighth[row[inside] * down, column[inside] * across, 0].tolist()
     return sum(a != b for a, b in pairwise(levels)) >= _MIN_STEPS
