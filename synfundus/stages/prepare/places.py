@@ -16,7 +16,7 @@ from synfundus.storage.locations import resolved
 from synfundus.storage.manifest import MANIFEST_NAME, REJECTS_NAME, SPLITS, load_shard_set
 
 RECORD_FORMAT = "synfundus-preparation"
-RECORD_VERSION = 2
+RECORD_VERSION = 3
 
 _WORK_DIR = "work"
 _REQUEST_NAME = "request.json"

@@ -20,7 +20,7 @@ from synfundus.photographs.importers import read_with_importer
 from synfundus.photographs.ingest import PlannedSample, Reject, match_files, plan_samples
 from synfundus.photographs.label_mapping import TableMapping, parse_table_mapping
 from synfundus.photographs.label_table import LabelTable, read_label_table
-from synfundus.photographs.preparation import CROP
+from synfundus.photographs.preparation import CROP, FIRST_CROP
 from synfundus.storage import filesystem
 
 _BYTES_PER_PIXEL = {"png": 1.7, "webp": 1.2}  # measured on photographs and phantoms, rounded up
@@ -168,7 +168,8 @@ def plan_inputs(
         "split_seed": seed,
         "num_inputs": len(matched) + len(rejects),
     }
-    properties["inputs_sha256"] = _fingerprint(schema, properties, samples, rejects, secret)
+    fixed = {**properties, "crop": FIRST_CROP}
+    properties["inputs_sha256"] = _fingerprint(schema, fixed, samples, rejects, secret)
     same_person = tuple(
         (sample.patient_group, f"patient:{other}")
         for photograph, sample in zip(matched, samples, strict=True)
