@@ -89,9 +89,10 @@ def find_burned_text(pixels: NDArray[np.uint8], circle: Circle, *, size_px: int 
         circle: Its field of view.
         size_px: Diameter of the working copy; smaller photographs are not enlarged.
     """
-    left, top = max(int(circle.center_x_px - circle.radius_px), 0), max(int(circle.center_y_px - circle.radius_px), 0)
-    right = min(int(circle.center_x_px + circle.radius_px) + 1, pixels.shape[1])
-    bottom = min(int(circle.center_y_px + circle.radius_px) + 1, pixels.shape[0])
+    across, down = circle.radius_px, circle.radius_px * circle.aspect
+    left, top = max(int(circle.center_x_px - across), 0), max(int(circle.center_y_px - down), 0)
+    right = min(int(circle.center_x_px + across) + 1, pixels.shape[1])
+    bottom = min(int(circle.center_y_px + down) + 1, pixels.shape[0])
     scale = max(2 * circle.radius_px / size_px, 1.0)
     size = (max(1, round((right - left) / scale)), max(1, round((bottom - top) / scale)))
     copy = Image.fromarray(np.ascontiguousarray(pixels[top:bottom, left:right])).convert("L")
@@ -112,14 +113,9 @@ def find_burned_text(pixels: NDArray[np.uint8], circle: Circle, *, size_px: int 
 
 def _inside(height: int, width: int, circle: Circle, left: int, top: int, step: float) -> NDArray[np.bool_]:
     """Return which pixels of a copy show retina, with a margin to the rim, bool ``[height, width]``."""
-    x = left + (np.arange(width, dtype=np.float32) + 0.5) * step
-    y = top + (np.arange(height, dtype=np.float32) + 0.5) * step
+    x, y = left + (np.arange(width) + 0.5) * step, top + (np.arange(height) + 0.5) * step
     margin = _RIM_MARGIN_PX * step
-    radius = max(circle.radius_px - margin, 0.0)
-    across = (x > circle.left_px + margin) & (x < circle.right_px - margin)
-    down = (y > circle.top_px + margin) & (y < circle.bottom_px - margin)
-    disc = (x - circle.center_x_px) ** 2 + ((y - circle.center_y_px) ** 2)[:, None] < radius**2
-    return np.asarray(disc & across & down[:, None])
+    return circle.shows(x, y, reach_px=circle.radius_px - margin, margin_px=margin)
 
 
 def _local_difference(copy: Image.Image, inside: NDArray[np.bool_]) -> NDArray[np.int16]:

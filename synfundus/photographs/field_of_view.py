@@ -17,14 +17,18 @@ circle fit after Kasa 1976, "A circle fitting procedure and its error analysis".
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from synfundus.errors import DataError
-from synfundus.photographs.rim import Circle, Floats, View, refine_circle
+from synfundus.photographs.outlines.bands import band_cuts
+from synfundus.photographs.outlines.window import find_window
+from synfundus.photographs.rim import Circle, Floats, View, flattening, refine_circle
 from synfundus.seeding import keyed_generator
 
 __all__ = ["Circle", "FieldOfViewError", "NoFieldOfView", "find_field_of_view"]
@@ -35,12 +39,20 @@ MINIMUM_DIAMETER_PX = 32
 """Below this no retina is visible."""
 MINIMUM_RADIUS_OF_SHORT_SIDE = 0.2
 """A smaller circle is an object in the picture (a coin, an inset), not the field of view of a camera."""
+MAXIMUM_ASPECT = 1.11
+"""Beyond it, height over width of the rim is not that of a camera's pixels: the picture is refused as not round."""
+
+_Level = TypeVar("_Level", bound=np.generic)
 
 _BLACK_LEVEL = 10.0  # of 255: darker pictures show nothing
 _EDGE_POINTS = 500
 _TRIPLES = 4000
 _CANDIDATES = 96
 _REFINED = 4
+_CERTAIN_RIM = 0.4  # of the circumference: with less visible, other outlines are tried too
+_SQUEEZED = 0.012  # half the difference between width and height, in radii, that is no error of measurement
+_OTHER_DISC = 0.12  # of the area of the disc: lit part of the picture beside it that may hold a second one
+_SMALLEST_OF_MANY = 0.12  # of the short side: smaller discs are objects
 _MOUNT_AREA = 0.03  # share of the picture: minimum area of a slide mount
 
 
@@ -50,6 +62,9 @@ class NoFieldOfView(StrEnum):
     ALL_BLACK = "all_black"
     NO_FIELD_OF_VIEW = "no_field_of_view"
     TOO_SMALL = "too_small"
+    NOT_ROUND = "not_round"
+    SEVERAL = "several_fields_of_view"
+    FLAT = "flat"
 
 
 class FieldOfViewError(DataError):
@@ -87,24 +102,33 @@ def find_field_of_view(pixels: NDArray[np.uint8]) -> Circle:
     # The brightest channel: red in a photograph of a retina, any channel in a red-free or tinted one.
     lightness = _smoothed(copy.max(axis=2))
     if float(np.percentile(lightness, 96.0)) < _BLACK_LEVEL:
-        raise FieldOfViewError(NoFieldOfView.ALL_BLACK, f"96 % of the picture is below {_BLACK_LEVEL:.0f} of 255")
+        raise _nearly_black(lightness)
     view, best = _search(lightness)
+    views = [view]
     if best is None:
-        view, best = _search(_distance_to_mount(copy, lightness))
+        mounted, best = _search(_distance_to_mount(copy, lightness))
+        views.append(mounted)
+        view = view if best is None else mounted
+    squeeze = 0.0
+    if view is not None and best is not None and best.visible_fraction > _CERTAIN_RIM:
+        share = flattening(view, best)
+        squeeze = share if abs(share) > _SQUEEZED else 0.0
+    aspect, window = 1.0, None
+    if best is None or best.visible_fraction < _CERTAIN_RIM:
+        windows = (find_window(one) for one in views if one is not None)
+        window = next((one for one in windows if one is not None), None)
+    if window is not None:
+        view, best = window
+    elif best is None or min(best.inlier_fraction / 0.9, best.visible_fraction / _CERTAIN_RIM) < 1 or squeeze:
+        aspect, view, best = _squeezed_or(view, best, lightness, squeeze)
+        copy = _stretched(copy, aspect)
     if view is None or best is None:
         raise FieldOfViewError(NoFieldOfView.NO_FIELD_OF_VIEW, "no round, sharp rim with black outside it")
-    across, down = width / copy.shape[1], height / copy.shape[0]
-    found = Circle(
-        (best.center_x_px + view.left) * across,
-        (best.center_y_px + view.top) * down,
-        best.radius_px * (across + down) / 2,
-        best.inlier_fraction,
-        best.visible_fraction,
-        (best.left_px + view.left) * across,
-        (best.top_px + view.top) * down,
-        (best.right_px + view.left) * across,
-        (best.bottom_px + view.top) * down,
-    )
+    if best.radius_px > _SMALLEST_OF_MANY * min(view.lightness.shape) and _has_another(view, best):
+        raise FieldOfViewError(NoFieldOfView.SEVERAL, "the picture shows more than one field of view")
+    best = replace(best.shifted(view.left, view.top), aspect=aspect)
+    best = band_cuts(copy, best, view.dark + max(0.06 * view.span, view.floor))
+    found = best.scaled(width / copy.shape[1], height / copy.shape[0])
     smallest = max(MINIMUM_DIAMETER_PX / 2, MINIMUM_RADIUS_OF_SHORT_SIDE * min(height, width))
     if found.radius_px < smallest:
         raise FieldOfViewError(
@@ -112,6 +136,100 @@ def find_field_of_view(pixels: NDArray[np.uint8]) -> Circle:
             f"the largest circle has a radius of {found.radius_px:.0f} px in a picture of {width} x {height} px",
         )
     return found
+
+
+def _squeezed_or(
+    view: View | None, best: Circle | None, lightness: Floats, squeeze: float
+) -> tuple[float, View | None, Circle | None]:
+    """Return the rim's height over its width, view and circle: of the ellipse if it explains more of the rim.
+
+    Raises:
+        FieldOfViewError: The rim is an ellipse that is not nearly round.
+    """
+    ellipse = _search_ellipse(lightness, (1 - squeeze) / (1 + squeeze) if squeeze else None)
+    if ellipse is None:
+        return 1.0, view, best
+    if best is not None:
+        better = 0.95 if squeeze else 1.15
+        if _rim_length(ellipse[2]) < better * _rim_length(best):
+            return 1.0, view, best
+    if ellipse[2].visible_fraction < _CERTAIN_RIM:
+        return 1.0, view, best
+    if not 1 / MAXIMUM_ASPECT < ellipse[0] < MAXIMUM_ASPECT:
+        raise FieldOfViewError(
+            NoFieldOfView.NOT_ROUND,
+            f"the rim is {ellipse[0]:.2f} times as high as wide: the picture was resized to another shape, or its "
+            "pixels are not square",
+        )
+    return ellipse
+
+
+def _search_ellipse(lightness: Floats, start: float | None) -> tuple[float, View, Circle] | None:
+    """Return height over width of the rim of a picture that was squeezed, and its view and circle when it is stretched.
+
+    Coarsely by the votes of the edge points for circles, then from the rim's own profiles.
+    """
+    view = _view(lightness)
+    if view is None:
+        return None
+    best: tuple[float, View, Circle] | None = None
+    aspect = _voted_aspect(view) if start is None else start
+    for _ in range(3):
+        view, circle = _search(_stretched(lightness, aspect))
+        if view is None or circle is None:
+            break
+        best = aspect, view, circle
+        share = flattening(view, circle)
+        if abs(share) < 0.004:
+            break
+        aspect *= (1 - share) / (1 + share)
+    if best is None or abs(np.log(best[0])) < 0.02:
+        return None
+    x, y = np.arange(best[1].lightness.shape[1]) + 0.5, np.arange(best[1].lightness.shape[0]) + 0.5
+    inside = best[2].shows(x, y, reach_px=0.9 * best[2].radius_px, margin_px=2.0)
+    # A drawn oval is flat; retina is not.
+    textured = np.diff(best[1].lightness, axis=1, append=0.0)[inside] != 0.0
+    return best if textured.mean() > 0.5 else None
+
+
+def _voted_aspect(view: View) -> float:
+    """Return the height over width for which most edge points vote for a common circle after stretching."""
+    points, normals = _edge_points(view)
+    height, width = view.lightness.shape
+    votes = []
+    for aspect in np.geomspace(0.5, 2.0, 30).tolist():
+        turned = normals * [1.0, aspect]
+        turned /= np.hypot(turned[:, 0], turned[:, 1])[:, None]
+        candidates = _candidates(points / [1.0, aspect], turned, (height / aspect, width))
+        votes.append((candidates[0][1] if candidates else 0, aspect))
+    return float(max(votes)[1])
+
+
+def _nearly_black(lightness: Floats) -> FieldOfViewError:
+    """Return the refusal of a picture of which 96 % are black: a compact bright spot is a disc, lines are text."""
+    lit = Image.fromarray((lightness > _BLACK_LEVEL).astype(np.uint8)).filter(ImageFilter.MinFilter(7))
+    rows, columns = (np.flatnonzero(np.asarray(lit).any(axis=axis)) for axis in (1, 0))
+    if len(rows):
+        tall, wide = rows[-1] - rows[0] + 7.0, columns[-1] - columns[0] + 7.0
+        if 0.5 < tall / wide < 2.0 and np.asarray(lit).sum() > 0.3 * (tall - 6) * (wide - 6):
+            return FieldOfViewError(
+                NoFieldOfView.TOO_SMALL,
+                f"what is not black is {100 * wide / lightness.shape[1]:.0f} % of the picture's width and "
+                f"{100 * tall / lightness.shape[0]:.0f} % of its height",
+            )
+    return FieldOfViewError(NoFieldOfView.ALL_BLACK, f"96 % of the picture is below {_BLACK_LEVEL:.0f} of 255")
+
+
+def _has_another(view: View, circle: Circle) -> bool:
+    """Whether there is a second disc beside the first, not much smaller."""
+    height, width = view.lightness.shape
+    x, y = np.arange(width) + 0.5 - circle.center_x_px, np.arange(height)[:, None] + 0.5 - circle.center_y_px
+    beside = np.hypot(x, y) > 1.04 * circle.radius_px
+    lit = beside & (view.lightness > view.dark + max(0.12 * view.span, view.floor))
+    if lit.sum() < _OTHER_DISC * np.pi * circle.radius_px**2:
+        return False
+    _, other = _search(np.where(beside, view.lightness, view.dark))
+    return other is not None and other.radius_px > 0.6 * circle.radius_px
 
 
 def _view(lightness: Floats) -> View | None:
@@ -176,7 +294,7 @@ def _search(lightness: Floats) -> tuple[View | None, Circle | None]:
         return None, None
     best: Circle | None = None
     points, normals = _edge_points(view)
-    for candidate in _candidates(points, normals, view.lightness.shape):
+    for candidate, _ in _candidates(points, normals, view.lightness.shape):
         checked = refine_circle(view, candidate)
         if checked is not None and (best is None or _rim_length(checked) > _rim_length(best)):
             best = checked
@@ -198,6 +316,13 @@ def _working_copy(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     image = Image.fromarray(np.ascontiguousarray(pixels))
     size = (max(1, round(width / factor)), max(1, round(height / factor)))
     return np.asarray(image.resize(size, Image.Resampling.BOX, reducing_gap=2.0))
+
+
+def _stretched(picture: NDArray[_Level], aspect: float) -> NDArray[_Level]:
+    """Return ``[h, w]`` or ``[h, w, 3]`` with its height divided by ``aspect``."""
+    size = (picture.shape[1], max(1, round(picture.shape[0] / aspect)))
+    image = Image.fromarray(picture.astype(np.float32) if picture.ndim == 2 else picture)
+    return np.asarray(image.resize(size, Image.Resampling.BILINEAR), dtype=picture.dtype)
 
 
 def _smoothed(channel: NDArray[np.uint8]) -> Floats:
@@ -238,8 +363,8 @@ def _edge_points(view: View) -> tuple[Floats, Floats]:
     return points, np.stack([unit_x[chosen], unit_y[chosen]], axis=1)
 
 
-def _candidates(points: Floats, normals: Floats, shape: tuple[int, ...]) -> list[Floats]:
-    """Return the circles (x, y, r) with the most votes of edge points, best first."""
+def _candidates(points: Floats, normals: Floats, shape: tuple[float, ...]) -> list[tuple[Floats, int]]:
+    """Return the circles (x, y, r) with the most votes of edge points, and the votes, best first."""
     if len(points) < 24:
         return []
     triples = keyed_generator(0, "field-of-view", "triples").integers(len(points), size=(_TRIPLES, 3))
@@ -260,7 +385,7 @@ def _candidates(points: Floats, normals: Floats, shape: tuple[int, ...]) -> list
     facing = inward[..., 0] * normals[:, 0] + inward[..., 1] * normals[:, 1] > 0.9 * distance
     votes = (on_rim & facing).sum(axis=1)
     order = np.argsort(-votes, kind="stable")
-    return [circles[i] for i in order[:_REFINED] if votes[i] >= 12]
+    return [(circles[i], int(votes[i])) for i in order[:_REFINED] if votes[i] >= 12]
 
 
 def _circles_through(triples: Floats) -> Floats:

@@ -62,6 +62,7 @@ class PreparedPhotograph:
     Attributes:
         sample: The photograph; its labels are from the table, an unknown eye side from the DICOM file.
         members: Members of the sample by extension.
+        diameter_px: Diameter of the field of view in the photograph.
         flags: Reasons for a person to check it.
         file_sha256: Hash of the file.
         image_sha256: Hash of the encoded image.
@@ -71,6 +72,7 @@ class PreparedPhotograph:
 
     sample: PlannedSample
     members: Mapping[str, bytes]
+    diameter_px: int
     flags: tuple[str, ...]
     file_sha256: str
     image_sha256: str
@@ -132,6 +134,7 @@ def _finish(task: PhotographTask, data: bytes, prepared: PreparedPixels) -> Prep
     return PreparedPhotograph(
         sample=sample,
         members={"json": document, task.image_format: image},
+        diameter_px=prepared.diameter_px,
         flags=prepared.flags,
         file_sha256=hashlib.sha256(data).hexdigest(),
         image_sha256=hashlib.sha256(image).hexdigest(),

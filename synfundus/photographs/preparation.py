@@ -13,15 +13,21 @@ from numpy.typing import NDArray
 
 from synfundus.photographs.burned_text import WORKING_SIZE_PX, BurnedTextError, find_burned_text
 from synfundus.photographs.decode import decode_flagged
-from synfundus.photographs.field_of_view import find_field_of_view
+from synfundus.photographs.field_of_view import FieldOfViewError, NoFieldOfView, find_field_of_view
 from synfundus.photographs.ingest import PlannedSample
-from synfundus.photographs.transforms import EYE_SIDE, RIM_SHRINK, crop_to_field_of_view
+from synfundus.photographs.transforms import EYE_SIDE, RIM_SHRINK, crop_to_field_of_view, is_flat
 
-CROP = {"method": "field-of-view circle", "rim_shrink": RIM_SHRINK, "version": 1}
+CROP = {"method": "field-of-view circle", "rim_shrink": RIM_SHRINK, "version": 2}
 """How images are cropped, for manifests; the version changes if the same photograph gives other pixels."""
+
+FIRST_CROP = {**CROP, "version": 1}
+"""What the fingerprint of the inputs holds, whatever the version: a finished set stays complete."""
 
 TEXT_FLAG = "text_in_image"
 """Flag, and reject reason, of an image with text inside the field of view."""
+
+ENLARGED_FLAG = "enlarged"
+"""Flag of an image whose field of view has fewer pixels across in the photograph than in the set."""
 
 BurnedText = Literal["flag", "quarantine", "off"]
 """What to do about text inside the field of view: flag the image, reject it, or do not search for text."""
@@ -33,10 +39,12 @@ class PreparedPixels:
 
     Attributes:
         pixels: uint8 ``[s, s, 3]``.
+        diameter_px: Diameter of the field of view in the photograph: its pixels across.
         flags: Reasons for a person to check it, e.g. `TEXT_FLAG`, or those of `decode_flagged`.
     """
 
     pixels: NDArray[np.uint8]
+    diameter_px: int
     flags: tuple[str, ...] = ()
 
 
@@ -67,12 +75,18 @@ def prepare_pixels(data: bytes, *, image_size_px: int, max_pixels: int, burned_t
     photograph, flags = decode_flagged(data, max_pixels=max_pixels)
     circle = find_field_of_view(photograph)
     pixels = crop_to_field_of_view(photograph, circle, image_size_px)
-    if burned_text == "off":
-        return PreparedPixels(pixels, flags)
-    region = find_burned_text(photograph, circle, size_px=max(image_size_px, WORKING_SIZE_PX))
-    if region is not None and burned_text == "quarantine":
-        raise BurnedTextError(region)
-    return PreparedPixels(pixels, flags if region is None else (*flags, TEXT_FLAG))
+    if is_flat(pixels):
+        raise FieldOfViewError(
+            NoFieldOfView.FLAT, "the disc is of one colour: a mask of a field of view, no photograph"
+        )
+    diameter_px = round(2 * circle.radius_px)
+    flags += (ENLARGED_FLAG,) if diameter_px < image_size_px else ()
+    if burned_text != "off":
+        region = find_burned_text(photograph, circle, size_px=max(image_size_px, WORKING_SIZE_PX))
+        if region is not None and burned_text == "quarantine":
+            raise BurnedTextError(region)
+        flags += () if region is None else (TEXT_FLAG,)
+    return PreparedPixels(pixels, diameter_px, flags)
 
 
 def sample_document(labels: Mapping[str, int | None], *, collection: str, image_size_px: int, image: bytes) -> bytes:

@@ -7,18 +7,20 @@ a circle scales with its image.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
 
 _RIM_ANGLES = 144
 _RIM_REACH = np.linspace(0.84, 1.12, 57)  # radii of a profile across the rim, in units of the radius
 _MINIMUM_RIM_AGREEMENT = 0.7  # of the angles with retina just inside the rim
+_VISIBLE_ENOUGH = 0.6  # of the circumference: with so much rim on one circle, a reflex may hide the rest
 _MAXIMUM_CONTRADICTION = 0.15  # of all angles: hard edges inside the circle that are not straight cuts
-_NEAREST_CUT = 0.35  # radii from the centre: cameras do not cut closer
+NEAREST_CUT = 0.35  # radii from the centre: cameras do not cut closer
 _LIT_BESIDE_CUT = 0.8  # of a row or column just inside a straight cut
 _MINIMUM_RIM_ANGLES = 11  # of _RIM_ANGLES: a disc cut at four sides shows four short arcs
 
@@ -37,6 +39,8 @@ class Circle:
         top_px: The same for the first row.
         right_px: End of the last column with retina; inf if the disc is not cut.
         bottom_px: The same for the last row.
+        aspect: Height of the rim over its width; not 1 where the pixels of the photograph are not square.
+        tilt: Angle in radians by which the cuts are turned around the centre, from x towards y.
     """
 
     center_x_px: float
@@ -48,6 +52,58 @@ class Circle:
     top_px: float = -math.inf
     right_px: float = math.inf
     bottom_px: float = math.inf
+    aspect: float = 1.0
+    tilt: float = 0.0
+
+    def shows(self, x_px: Floats, y_px: Floats, *, reach_px: float, margin_px: float) -> NDArray[np.bool_]:
+        """Return which points of a grid lie in the field of view, bool ``[h, w]``.
+
+        Args:
+            x_px: Columns in the photograph ``[w]``.
+            y_px: Rows in the photograph ``[h]``.
+            reach_px: Distance from the centre, measured across.
+            margin_px: Distance from the straight cuts.
+        """
+        x, y = x_px[None] - self.center_x_px, y_px[:, None] - self.center_y_px
+        shown = x**2 + (y / self.aspect) ** 2 < max(reach_px, 0.0) ** 2
+        if self.tilt:
+            cosine, sine = math.cos(self.tilt), math.sin(self.tilt)
+            x, y = x * cosine + y * sine, y * cosine - x * sine
+            margin_px *= abs(cosine) + abs(sine)
+        shown &= (x >= self.left_px - self.center_x_px + margin_px) & (
+            x <= self.right_px - self.center_x_px - margin_px
+        )
+        shown &= (y >= self.top_px - self.center_y_px + margin_px) & (
+            y <= self.bottom_px - self.center_y_px - margin_px
+        )
+        return np.asarray(shown)
+
+    def shifted(self, x_px: float, y_px: float) -> Circle:
+        """Return the circle in a picture whose corner is further left and up."""
+        return replace(
+            self,
+            center_x_px=self.center_x_px + x_px,
+            center_y_px=self.center_y_px + y_px,
+            left_px=self.left_px + x_px,
+            top_px=self.top_px + y_px,
+            right_px=self.right_px + x_px,
+            bottom_px=self.bottom_px + y_px,
+        )
+
+    def scaled(self, across: float, down: float) -> Circle:
+        """Return the circle in a picture that is larger by two factors; a round one stays round."""
+        aspect = 1.0 if self.aspect == 1.0 else down / across
+        return replace(
+            self,
+            aspect=aspect,
+            center_x_px=self.center_x_px * across,
+            center_y_px=self.center_y_px * down,
+            radius_px=self.radius_px * (across + down / aspect) / 2,
+            left_px=self.left_px * across,
+            top_px=self.top_px * down,
+            right_px=self.right_px * across,
+            bottom_px=self.bottom_px * down,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +136,18 @@ def refine_circle(view: View, circle: Floats) -> Circle | None:
             return None
         x = circle[0] + rim.radius[on_rim] * rim.cosine[on_rim]
         y = circle[1] + rim.radius[on_rim] * rim.sine[on_rim]
-        circle = _least_squares_circle(x, y, rim.contrast[on_rim])
+        circle = least_squares_circle(x, y, rim.contrast[on_rim])
     rim = _rim(view, circle)
     on_rim = rim.on_circle(0.015)
     expected = rim.in_frame & rim.retina_inside
     if on_rim.sum() < _MINIMUM_RIM_ANGLES or not expected.any():
         return None
-    agreement = float((on_rim & expected).sum() / expected.sum())
-    cuts = _straight_cuts(view, circle)
-    if agreement < _MINIMUM_RIM_AGREEMENT or not _is_round_and_filled(view, circle, ~on_rim, cuts):
+    agreement, visible = float((on_rim & expected).sum() / expected.sum()), float(on_rim.mean())
+    if agreement < _MINIMUM_RIM_AGREEMENT and visible < _VISIBLE_ENOUGH:
         return None
     x_px, y_px, radius_px = (float(v) for v in circle)
-    return Circle(x_px, y_px, radius_px, agreement, float(on_rim.mean()), *cuts)
+    found = Circle(x_px, y_px, radius_px, agreement, visible, *_straight_cuts(view, circle))
+    return _checked(view, found, ~on_rim)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +179,7 @@ def _rim(view: View, circle: Floats) -> RimProfiles:
     x = circle[0] + cosine[:, None] * reach - 0.5
     y = circle[1] + sine[:, None] * reach - 0.5
     inside = (x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5)
-    profile = _bilinear(lightness, x, y)
+    profile = bilinear(lightness, x, y)
     # Levels beside the rim: far enough to avoid its blur, near enough to avoid text or a frame.
     inner = np.median(profile[:, 12:25], axis=1)  # .90 to .96 of the radius
     beyond = np.where(inside, profile, np.inf)[:, 35:46]  # 1.01 to 1.06
@@ -156,7 +212,8 @@ def _rim(view: View, circle: Floats) -> RimProfiles:
     return RimProfiles(cosine, sine, inside[:, near], retina & inside[:, 26], sharp, radius, contrast, float(circle[2]))
 
 
-def _bilinear(image: Floats, x: Floats, y: Floats) -> Floats:
+def bilinear(image: Floats, x: Floats, y: Floats) -> Floats:
+    """Return the values of ``[h, w]`` between its pixels' centres; x and y count from the first centre."""
     height, width = image.shape
     x, y = np.clip(x, 0, width - 1.001), np.clip(y, 0, height - 1.001)
     column, row = x.astype(int), y.astype(int)
@@ -166,7 +223,7 @@ def _bilinear(image: Floats, x: Floats, y: Floats) -> Floats:
     return np.asarray(top * (1 - down) + bottom * down)
 
 
-def _least_squares_circle(x: Floats, y: Floats, weight: Floats) -> Floats:
+def least_squares_circle(x: Floats, y: Floats, weight: Floats) -> Floats:
     """Return (x, y, r) of the algebraic least-squares circle. Source: Kasa 1976."""
     root = np.sqrt(np.minimum(weight, np.median(weight)))
     middle_x, middle_y = x.mean(), y.mean()
@@ -176,44 +233,80 @@ def _least_squares_circle(x: Floats, y: Floats, weight: Floats) -> Floats:
     return np.array([middle_x + a, middle_y + b, np.sqrt(max(c + a * a + b * b, 1e-12))])
 
 
-def _is_round_and_filled(
-    view: View, circle: Floats, rimless: NDArray[np.bool_], cuts: tuple[float, float, float, float]
-) -> bool:
-    """Whether the circle is lit, and dark only in gradual shadows or beyond straight cuts.
+def _checked(view: View, circle: Circle, rimless: NDArray[np.bool_]) -> Circle | None:
+    """Return the circle if it is lit, and dark only in gradual shadows or beyond straight cuts, which may be tilted.
 
     A drawn ring is not lit; an ellipse or a polygon has hard edges inside the circle that are not at its extreme rows
     and columns.
     """
     height, width = view.lightness.shape
-    left, top, right, bottom = cuts
-    y, x = np.ogrid[:height, :width]
+    center, radius = np.array([circle.center_x_px, circle.center_y_px]), circle.radius_px
     # Light beyond a straight cut is text.
-    window = (x >= left - 1) & (x <= right + 1) & (y >= top - 1) & (y <= bottom + 1)
-    lit = window & (view.lightness > view.dark + max(0.1 * view.span, view.floor))
-    within = (x + 0.5 - circle[0]) ** 2 + (y + 0.5 - circle[1]) ** 2 < (0.95 * circle[2]) ** 2
+    x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
+    within = np.hypot(x - center[0], y[:, None] - center[1]) < 0.95 * radius
+    lit = view.lightness > view.dark + max(0.1 * view.span, view.floor)
+    lit &= circle.shows(x, y, reach_px=2 * radius, margin_px=-1.5)
     if not within.any() or lit[within].mean() < 0.4:
-        return False
+        return None
     rows, columns = (np.flatnonzero((lit & within).sum(axis=axis) > 4) for axis in (1, 0))
     angles = (np.flatnonzero(rimless) + 0.5) * (2 * np.pi / _RIM_ANGLES)
     if not len(angles) or not len(rows) or not len(columns):
-        return True
-    reach = np.linspace(0.2, 0.97, 48) * circle[2]
-    ray_x, ray_y = (c + f(angles)[:, None] * reach for c, f in ((circle[0], np.cos), (circle[1], np.sin)))
-    profile = _bilinear(view.lightness, ray_x - 0.5, ray_y - 0.5)
+        return circle
+    reach = np.linspace(0.2, 0.97, 48) * radius
+    ray_x, ray_y = (c + f(angles)[:, None] * reach for c, f in zip(center, (np.cos, np.sin), strict=True))
+    profile = bilinear(view.lightness, ray_x - 0.5, ray_y - 0.5)
     in_frame = (ray_x > 0) & (ray_x < width) & (ray_y > 0) & (ray_y < height)
-    in_window = (ray_x > left - 1) & (ray_x < right + 1) & (ray_y > top - 1) & (ray_y < bottom + 1)
+    in_window = (ray_x > circle.left_px - 1) & (ray_x < circle.right_px + 1)
+    in_window &= (ray_y > circle.top_px - 1) & (ray_y < circle.bottom_px + 1)
     bright = in_frame & in_window & (profile > view.dark + max(0.25 * view.span, view.floor))
     last = np.where(bright.any(axis=1), bright.shape[1] - 1 - bright[:, ::-1].argmax(axis=1), bright.shape[1])
     row, beyond = np.arange(len(angles)), np.minimum(last + 3, len(reach) - 1)
     hard = (last < len(reach) - 3) & in_frame[row, beyond]
     hard &= ~in_window[row, beyond] | (profile[row, beyond] < view.dark + max(0.1 * view.span, view.floor))
     at = np.minimum(last, len(reach) - 1)
-    end_x, end_y = ray_x[row, at], ray_y[row, at]
-    to_cut = np.min(
-        [np.abs(end_y - rows[0]), np.abs(end_y - rows[-1]), np.abs(end_x - columns[0]), np.abs(end_x - columns[-1])],
-        axis=0,
+    ends = np.stack([ray_x[row, at], ray_y[row, at]], axis=1)
+    sides = (ends[:, :1] - columns[[0, -1]], ends[:, 1:] - rows[[0, -1]])
+    to_cut = np.abs(np.concatenate(sides, axis=1)).min(axis=1)
+    contradiction = float((hard & (to_cut > max(0.025 * radius, 1.5))).sum() / _RIM_ANGLES)
+    return (
+        circle if contradiction <= _MAXIMUM_CONTRADICTION else _with_tilted_cuts(circle, (ends[hard] - center) / radius)
     )
-    return float((hard & (to_cut > max(0.025 * circle[2], 1.5))).sum() / _RIM_ANGLES) <= _MAXIMUM_CONTRADICTION
+
+
+def _with_tilted_cuts(circle: Circle, ends: Floats) -> Circle | None:
+    """Return the circle with cuts along which nearly all hard edges ``[n, 2]`` (radii from the centre) lie, or None."""
+    polar = np.arctan2(ends[:, 1], ends[:, 0])
+    best, chosen = 0, (0.0, np.empty(0))
+    for tilt in np.linspace(-np.pi / 4, np.pi / 4, 61):
+        explained = np.zeros(len(ends), dtype=bool)
+        offsets = np.full(4, np.inf)
+        for side in range(4):  # right, bottom, left, top
+            direction = tilt + side * np.pi / 2
+            along = ends @ np.array([np.cos(direction), np.sin(direction)])
+            facing = np.cos(polar - direction) > 0.9
+            if facing.sum() >= 5:
+                offset = float(np.median(along[facing]))
+                on_line = np.abs(along - offset) < 0.03
+                if offset > NEAREST_CUT and on_line.sum() >= 8:
+                    explained |= on_line
+                    offsets[side] = offset
+        if explained.sum() > best:
+            best, chosen = int(explained.sum()), (float(tilt), offsets)
+    if best < 0.85 * len(ends):
+        return None
+    right, bottom, left, top = chosen[1] * circle.radius_px - 1.5
+    x, y = circle.center_x_px, circle.center_y_px
+    return replace(circle, left_px=x - left, top_px=y - top, right_px=x + right, bottom_px=y + bottom, tilt=chosen[0])
+
+
+def flattening(view: View, circle: Circle) -> float:
+    """Return how much wider than high the rim is, as a share of the radius to either side of the circle."""
+    rim = _rim(view, np.array([circle.center_x_px, circle.center_y_px, circle.radius_px]))
+    on_rim = rim.on_circle(0.04)
+    x, y = rim.cosine[on_rim], rim.sine[on_rim]
+    design = np.stack([x**2 - y**2, np.ones_like(x), x, y], axis=1)
+    (share, *_), *_ = np.linalg.lstsq(design, rim.radius[on_rim] / circle.radius_px - 1.0, rcond=None)
+    return float(share)
 
 
 def _straight_cuts(view: View, circle: Floats) -> tuple[float, float, float, float]:
@@ -231,7 +324,7 @@ def _straight_cuts(view: View, circle: Floats) -> tuple[float, float, float, flo
         length = within.sum(axis=axis)
         share = lit.sum(axis=axis) / np.maximum(length, 1)
         distance = np.arange(len(length)) + 0.5 - center
-        black = (share < 0.5) & (length > 3) & (np.abs(distance) > _NEAREST_CUT * circle[2])
+        black = (share < 0.5) & (length > 3) & (np.abs(distance) > NEAREST_CUT * circle[2])
         before, after = np.flatnonzero(black & (distance < 0)), np.flatnonzero(black & (distance > 0))
         first, end = -math.inf, math.inf
         # A sharp cut: three lines further in, nearly all is lit, unlike in a shadow. The edge is placed one line inside

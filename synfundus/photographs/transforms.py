@@ -23,8 +23,9 @@ _MAX_CANVAS = 16  # maximum side of the crop square, in long sides of the photog
 def crop_to_field_of_view(pixels: NDArray[np.uint8], circle: Circle, image_size_px: int) -> NDArray[np.uint8]:
     """Cut out the square around the field of view and resize it; the circle touches all four sides.
 
-    Pixels outside the mask are set to black before and after the resize, so that burned-in text and slide frames leave
-    no trace. Parts of the circle outside the photograph are black.
+    Pixels outside the mask take the colour of the retina beside them before the resize, and are black after it, so that
+    burned-in text and slide frames leave no trace and black does not ring into the rim. Parts of the circle outside the
+    photograph are black. Pixels that are not square become square.
 
     Args:
         pixels: uint8 ``[h, w, 3]``.
@@ -38,12 +39,13 @@ def crop_to_field_of_view(pixels: NDArray[np.uint8], circle: Circle, image_size_
         DataError: The circle is completely outside the photograph, or far larger.
     """
     height, width = pixels.shape[:2]
-    side = 2.0 * circle.radius_px
-    left, top = circle.center_x_px - circle.radius_px, circle.center_y_px - circle.radius_px
+    across, down = circle.radius_px, circle.radius_px * circle.aspect
+    left, top = circle.center_x_px - across, circle.center_y_px - down
     x0, y0 = int(np.floor(left)), int(np.floor(top))
-    x1, y1 = int(np.ceil(left + side)), int(np.ceil(top + side))
+    x1, y1 = int(np.ceil(left + 2 * across)), int(np.ceil(top + 2 * down))
     inside = (max(x0, 0), max(y0, 0), min(x1, width), min(y1, height))
-    if inside[0] >= inside[2] or inside[1] >= inside[3] or side > _MAX_CANVAS * max(height, width):
+    too_large = 2 * max(across, down) > _MAX_CANVAS * max(height, width)
+    if inside[0] >= inside[2] or inside[1] >= inside[3] or too_large:
         raise DataError(f"the circle {circle} is not inside a picture of {width} x {height} px")
     # Padding repeats the border: black would darken the outermost rows of retina in the resize.
     canvas = np.pad(
@@ -51,31 +53,39 @@ def crop_to_field_of_view(pixels: NDArray[np.uint8], circle: Circle, image_size_
         ((inside[1] - y0, y1 - inside[3]), (inside[0] - x0, x1 - inside[2]), (0, 0)),
         mode="edge",
     )
-    center_x, center_y, radius = circle.center_x_px - x0, circle.center_y_px - y0, circle.radius_px
-    factor = max(1, int(side // (_OVERSAMPLING * image_size_px)))
+    factor = max(1, int(2 * min(across, down) // (_OVERSAMPLING * image_size_px)))
     if factor > 1:
         canvas = np.array(Image.fromarray(canvas).reduce(factor))
-        center_x, center_y, radius = center_x / factor, center_y / factor, radius / factor
     # One pixel inside the final mask: averaging has mixed the neighbours of the rim into it.
-    visible = _disc(canvas.shape[0], canvas.shape[1], center_x, center_y, radius - 1.0)
-    visible &= _within(canvas.shape[1], factor, circle.left_px - x0, circle.right_px - x0)
-    visible &= _within(canvas.shape[0], factor, circle.top_px - y0, circle.bottom_px - y0)[:, None]
-    _blacken(canvas, visible)
+    one = factor / min(circle.aspect, 1.0)
+    x, y = ((np.arange(number) + 0.5) * factor for number in canvas.shape[1::-1])
+    visible = circle.shows(x0 + x, y0 + y, reach_px=across - one, margin_px=0.5 * factor)
+    _continue_outwards(canvas, visible)
     image = Image.fromarray(canvas)
     # Clamped: after averaging by an integer factor it can be a fraction of a pixel outside.
-    box = np.clip([center_x - radius, center_y - radius, center_x + radius, center_y + radius], 0, [*image.size] * 2)
+    box = np.array([left - x0, top - y0, left + 2 * across - x0, top + 2 * down - y0]) / factor
+    box = np.clip(box, 0, [*image.size] * 2)
     resized = image.resize((image_size_px, image_size_px), Image.Resampling.LANCZOS, box=tuple(box.tolist()))
     mask = fundus_mask(circle, frame_height_px=height, frame_width_px=width, image_size_px=image_size_px)
     return np.asarray(np.asarray(resized) * mask[..., None], dtype=np.uint8)
 
 
-def _blacken(canvas: NDArray[np.uint8], visible: NDArray[np.bool_]) -> None:
-    """Set invisible pixels to black, in place; the visible part of a row is contiguous, so two slices are enough."""
-    first = np.where(visible.any(axis=1), visible.argmax(axis=1), visible.shape[1])
+def _continue_outwards(canvas: NDArray[np.uint8], visible: NDArray[np.bool_]) -> None:
+    """Give invisible pixels the colour of the nearest visible one of their row, or of the nearest such row, in place.
+
+    The visible part of a row is contiguous, so two slices are enough.
+    """
+    seen = np.flatnonzero(visible.any(axis=1))
+    if not len(seen):
+        canvas[:] = 0
+        return
+    first = visible.argmax(axis=1)
     end = visible.shape[1] - visible[:, ::-1].argmax(axis=1)
-    for row, (left, right) in enumerate(zip(first.tolist(), end.tolist(), strict=True)):
-        canvas[row, :left] = 0
-        canvas[row, right:] = 0
+    for row in seen.tolist():
+        canvas[row, : first[row]] = canvas[row, first[row]]
+        canvas[row, end[row] :] = canvas[row, end[row] - 1]
+    canvas[: seen[0]] = canvas[seen[0]]
+    canvas[seen[-1] + 1 :] = canvas[seen[-1]]
 
 
 def fundus_mask(circle: Circle, *, frame_height_px: int, frame_width_px: int, image_size_px: int) -> NDArray[np.bool_]:
@@ -90,27 +100,21 @@ def fundus_mask(circle: Circle, *, frame_height_px: int, frame_width_px: int, im
     Returns:
         bool ``[s, s]``.
     """
-    scale = 2.0 * circle.radius_px / image_size_px
-    half = image_size_px / 2
-    mask = _disc(image_size_px, image_size_px, half, half, RIM_SHRINK * half)
-    x0, y0 = circle.center_x_px - circle.radius_px, circle.center_y_px - circle.radius_px
     # A target pixel must be completely inside the photograph, so that nothing outside it is mixed in.
-    edge = scale / 2
-    left, right = max(circle.left_px, 0.0), min(circle.right_px, frame_width_px)
-    top, bottom = max(circle.top_px, 0.0), min(circle.bottom_px, frame_height_px)
-    mask &= _within(image_size_px, scale, left + edge - x0, right - edge - x0)
-    mask &= _within(image_size_px, scale, top + edge - y0, bottom - edge - y0)[:, None]
+    unit = (np.arange(image_size_px) + 0.5) / image_size_px
+    across, down = circle.radius_px, circle.radius_px * circle.aspect
+    x = circle.center_x_px + (2 * unit - 1) * across
+    y = circle.center_y_px + (2 * unit - 1) * down
+    edge_x, edge_y = across / image_size_px, down / image_size_px
+    mask = circle.shows(x, y, reach_px=RIM_SHRINK * across, margin_px=max(edge_x, edge_y))
+    mask &= (x >= edge_x) & (x <= frame_width_px - edge_x)
+    mask &= ((y >= edge_y) & (y <= frame_height_px - edge_y))[:, None]
     return mask
 
 
-def _within(number: int, scale: float, first: float, end: float) -> NDArray[np.bool_]:
-    """Return which of ``number`` pixels of edge ``scale`` have their centre in [first, end], bool ``[number]``."""
-    centers = (np.arange(number) + 0.5) * scale
-    return np.asarray((centers >= first) & (centers <= end))
-
-
-def _disc(height: int, width: int, center_x: float, center_y: float, radius: float) -> NDArray[np.bool_]:
-    """Return the pixels whose centre lies in a disc, bool ``[height, width]``."""
-    dx = (np.arange(width, dtype=np.float32) + 0.5 - np.float32(center_x)) ** 2
-    dy = (np.arange(height, dtype=np.float32) + 0.5 - np.float32(center_y)) ** 2
-    return np.asarray(dx[None, :] + dy[:, None] < np.float32(max(radius, 0.0) ** 2))
+def is_flat(pixels: NDArray[np.uint8]) -> bool:
+    """Whether the middle of a crop ``[s, s, 3]`` is of one colour, but for noise."""
+    small = np.asarray(Image.fromarray(pixels).resize((48, 48), Image.Resampling.BOX), dtype=np.float64)
+    middle = small[12:36, 12:36].reshape(-1, 3)
+    low, high = np.percentile(middle, [2.0, 98.0], axis=0)
+    return bool((high - low <= np.maximum(2.0, 0.025 * high)).all())

@@ -45,6 +45,7 @@ class StoredImage:
         file_sha256: Hash of the file.
         image_sha256: Hash of the encoded image.
         perceptual_hash: Perceptual hash.
+        diameter_px: Diameter of the field of view in the photograph.
         flags: Reasons for a person to check it.
     """
 
@@ -54,6 +55,7 @@ class StoredImage:
     file_sha256: str
     image_sha256: str
     perceptual_hash: bytes
+    diameter_px: int
     flags: tuple[str, ...]
 
 
@@ -171,6 +173,7 @@ def _row(result: PreparedPhotograph) -> dict[str, Any]:
         "file_sha256": result.file_sha256,
         "image_sha256": result.image_sha256,
         "look": result.perceptual_hash.hex(),
+        "diameter_px": result.diameter_px,
         "flags": list(result.flags),
     }
 
@@ -217,5 +220,6 @@ def _stored_image(sample: PlannedSample, chunk: int, row: Mapping[str, Any]) -> 
         file_sha256=row["file_sha256"],
         image_sha256=row["image_sha256"],
         perceptual_hash=bytes.fromhex(row["look"]),
+        diameter_px=row["diameter_px"],
         flags=tuple(row["flags"]),
     )

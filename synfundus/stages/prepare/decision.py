@@ -95,6 +95,7 @@ def decide(
         **plan.properties,
         "num_patients": _num_patients(samples, splits),
         "flags": dict(sorted(Counter(flag for one in kept for flag in one.flags).items())),
+        "field_of_view_px": _diameters(kept),
         "look_alikes": _near_duplicate_counts(kept, pairs, matches, splits),
         "label_counts": labels.to_document(),
     }
@@ -111,6 +112,13 @@ def decide(
         labels=labels,
         properties=properties,
     )
+
+
+def _diameters(kept: Sequence[StoredImage]) -> dict[str, int]:
+    """Return smallest, median and largest diameter of the fields of view in the photographs."""
+    diameters = sorted(one.diameter_px for one in kept)
+    at = {"smallest": 0, "median": len(diameters) // 2, "largest": -1}
+    return {name: diameters[index] for name, index in at.items()} if diameters else {}
 
 
 def _compare(

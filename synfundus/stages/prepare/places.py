@@ -17,7 +17,7 @@ from synfundus.storage.manifest import MANIFEST_NAME, REJECTS_NAME, SPLITS, load
 from synfundus.telemetry.console import Console
 
 RECORD_FORMAT = "synfundus-preparation"
-RECORD_VERSION = 2
+RECORD_VERSION = 3
 
 _WORK_DIR = "work"
 _REQUEST_NAME = "request.json"

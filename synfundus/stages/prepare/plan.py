@@ -22,7 +22,7 @@ from synfundus.photographs.importers.file_names import complete_names
 from synfundus.photographs.ingest import Photograph, PlannedSample, Reject, match_files, plan_samples
 from synfundus.photographs.label_mapping import TableMapping, parse_table_mapping
 from synfundus.photographs.label_table import LabelTable, read_label_table
-from synfundus.photographs.preparation import CROP
+from synfundus.photographs.preparation import CROP, FIRST_CROP
 from synfundus.stages.prepare.table_notes import early_warnings, looks_like, no_input
 from synfundus.storage import documents, filesystem
 
@@ -194,7 +194,8 @@ def plan_inputs(
         "split_seed": seed,
         "num_inputs": len(matched) + len(rejects),
     }
-    properties["inputs_sha256"] = _fingerprint(schema, properties, samples, rejects, secret)
+    fixed = {**properties, "crop": FIRST_CROP}
+    properties["inputs_sha256"] = _fingerprint(schema, fixed, samples, rejects, secret)
     if _are_drawn(source):
         properties["drawn"] = True  # after the fingerprint: preparations that were begun before go on
     same_person = tuple(

@@ -57,7 +57,11 @@ def write_crosswalk(paths: PreparePaths, plan: InputPlan, decision: Decision) ->
 
 def write_findings(paths: PreparePaths, results: ChunkResults, decision: Decision, others: Sequence[OtherSet]) -> None:
     """Write flags and near-duplicates by file name, and the perceptual hashes."""
-    flags = [{**_who(decision, row), "flags": list(one.flags)} for row, one in enumerate(decision.kept) if one.flags]
+    flags = [
+        {**_who(decision, row), "flags": list(one.flags), "diameter_px": one.diameter_px}
+        for row, one in enumerate(decision.kept)
+        if one.flags
+    ]
     write_private_lines(filesystem.join(paths.crosswalk, FLAGS_NAME), flags)
     lines = []
     for pair in decision.near_duplicates:

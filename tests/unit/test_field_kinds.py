@@ -1,0 +1,101 @@
+"""Geometries of archives: accepted with the right circle and nothing foreign in the crop, or refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from field_kinds import KINDS, Drawn, Sheet, draw_kind, fault_of
+from fundus_discs import Disc, draw_disc
+from PIL import Image, ImageDraw
+
+from synfundus.photographs.decode import encode_image
+from synfundus.photographs.field_of_view import Circle, FieldOfViewError, find_field_of_view
+from synfundus.photographs.preparation import ENLARGED_FLAG, prepare_pixels
+from synfundus.photographs.transforms import RIM_SHRINK, crop_to_field_of_view
+
+Kind = Callable[[np.random.Generator], Drawn]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_a_few_of_each_kind(kind: Kind) -> None:
+    faults = {index: fault_of(draw_kind(kind, index)) for index in range(1000, 1003)}
+    assert sum(fault is not None for fault in faults.values()) <= 1, faults
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_campaign_200_of_each_kind(kind: Kind) -> None:
+    faults = {index: fault_of(draw_kind(kind, index)) for index in range(200)}
+    wrong = {index: fault for index, fault in faults.items() if fault is not None}
+    print(json.dumps({"name": f"geometry: {kind.__name__}", "passed": 200 - len(wrong), "of": 200}))
+    assert len(wrong) <= 6, wrong
+
+
+def test_a_name_in_a_band_at_a_cut_leaves_no_trace() -> None:
+    for grey in (30, 90, 160, 255):
+        clean = draw_disc(Disc(300, 300, 150, 150, 140), noise=0)
+        clean[220:] = grey
+        image = Image.fromarray(clean)
+        ImageDraw.Draw(image).text((90, 232), "DOE JANE 1950-12-01", fill=(0, 0, 0) if grey > 100 else (255, 255, 255))
+        written = np.asarray(image)
+        circle = find_field_of_view(written)
+        assert 216 <= circle.bottom_px <= 220
+        crops = [crop_to_field_of_view(picture, circle, 128) for picture in (clean, written)]
+        np.testing.assert_array_equal(crops[0], crops[1])
+        assert not crops[0][round(128 * 212 / 280) :].any()
+
+
+def test_text_beyond_a_tilted_cut_leaves_no_trace() -> None:
+    sheet = Sheet.black(420, 560, np.random.default_rng(3))
+    sheet.disc(280, 210, 200, cut=(9, 0.7, 9, 0.7), tilt=0.3)
+    clean = sheet.light.astype(np.uint8)
+    image = Image.fromarray(clean)
+    ImageDraw.Draw(image).text((180, 355), "DOE JANE", fill=(255, 255, 255))
+    written = np.asarray(image)
+    circle = find_field_of_view(written)
+    assert abs(circle.tilt - 0.3) < 0.05
+    first, second = (crop_to_field_of_view(picture, circle, 128) for picture in (clean, written))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_pixels_that_are_nearly_square_become_square() -> None:
+    round_disc = draw_disc(Disc(300, 340, 170, 150, 130))
+    squeezed = np.asarray(Image.fromarray(round_disc).resize((340, 282), Image.Resampling.LANCZOS))
+    circle = find_field_of_view(squeezed)
+    assert abs(circle.aspect - 0.94) < 0.01
+    crops = [crop_to_field_of_view(picture, find_field_of_view(picture), 128) for picture in (round_disc, squeezed)]
+    assert np.abs(crops[0].astype(int) - crops[1])[20:-20, 20:-20].mean() < 4
+
+
+@pytest.mark.parametrize("shape", [(300, 200), (300, 225), (200, 300)], ids=str)
+def test_the_refusal_of_a_squashed_disc_names_the_ratio(shape: tuple[int, int]) -> None:
+    disc = Image.fromarray(draw_disc(Disc(300, 300, 150, 150, 140)))
+    with pytest.raises(
+        FieldOfViewError, match=rf"the rim is {shape[1] / shape[0]:.2f} times as high as wide"
+    ) as caught:
+        find_field_of_view(np.asarray(disc.resize(shape, Image.Resampling.LANCZOS)))
+    assert caught.value.reason == "not_round"
+
+
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_the_rim_of_a_uniform_disc_keeps_its_level(size: int) -> None:
+    """Black beside the disc would ring into it."""
+    for radius in (70.0, 400.0):
+        picture = np.zeros((900, 900, 3), dtype=np.uint8)
+        y, x = np.mgrid[:900, :900] + 0.5
+        picture[np.hypot(x - 450, y - 450) < radius] = 120
+        cropped = crop_to_field_of_view(picture, Circle(450, 450, radius), size)
+        grid = np.arange(size) + 0.5 - size / 2
+        kept = np.hypot(grid, grid[:, None]) < RIM_SHRINK * size / 2
+        assert set(cropped[kept].ravel().tolist()) == {120}
+
+
+@pytest.mark.parametrize(("side", "flags"), [(100, (ENLARGED_FLAG,)), (300, ())])
+def test_an_enlarged_photograph_is_flagged_and_its_diameter_known(side: int, flags: tuple[str, ...]) -> None:
+    data = encode_image(draw_disc(Disc(side, side, side / 2, side / 2, 0.45 * side)), "png")
+    prepared = prepare_pixels(data, image_size_px=256, max_pixels=10**6, burned_text="flag")
+    assert prepared.flags == flags
+    assert abs(prepared.diameter_px - 0.9 * side) <= 2
