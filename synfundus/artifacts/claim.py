@@ -66,15 +66,20 @@ class Claim:
             ConfigError: It has another purpose, or holds something else, and the message names both sides; or it has
                 another writer.
         """
-        for _ in range(2):  # again as the only writer: another one may have claimed it meanwhile
-            found = self.read(folder)
-            if found is not None:
-                self.refuse_difference(folder, found, wanted)
-            write_alone(folder, flag=self.flag)
-        if found is None:
-            url = filesystem.join(folder, self.name)
-            documents.write_document(url, wanted, format_name=self.format_name, version=self.version)
-        return found is None
+        self._same(folder, wanted)
+        write_alone(folder, flag=self.flag)
+        if self._same(folder, wanted):  # another writer may have claimed it meanwhile
+            return False
+        url = filesystem.join(folder, self.name)
+        documents.write_document(url, wanted, format_name=self.format_name, version=self.version)
+        return True
+
+    def _same(self, folder: str, wanted: Mapping[str, Any]) -> bool:
+        """Whether a folder has this claim; refuses another one."""
+        found = self.read(folder)
+        if found is not None:
+            self.refuse_difference(folder, found, wanted)
+        return found is not None
 
     def refuse_difference(self, folder: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         """Refuse a folder with another claim.

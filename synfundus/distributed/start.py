@@ -55,7 +55,7 @@ def meet(info: RankInfo, facts: Facts, *, timeout_s: float) -> Any:  # noqa: ANN
     import torch.distributed as dist
 
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun
-    store = dist.TCPStore(
+    store = dist.TCPStore(  # type: ignore[attr-defined]
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         info.world_size,
@@ -65,7 +65,7 @@ def meet(info: RankInfo, facts: Facts, *, timeout_s: float) -> Any:  # noqa: ANN
         multi_tenant=True,
     )
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    place = dist.PrefixStore(f"synfundus/start/{attempt}", store)
+    place = dist.PrefixStore(f"synfundus/start/{attempt}", store)  # type: ignore[attr-defined]
     mine = {**facts, "the world size": info.world_size}
     place.set(str(info.rank), json.dumps(mine))
     verdict = _judge(place, mine, info, timeout_s) if info.rank == 0 else _be_judged(place, mine, info)

@@ -86,7 +86,9 @@ def open_inputs(inputs: Sequence[tuple[str, Sequence[str]]], *, flip: bool) -> s
     return "".join(map(described, found))
 
 
-def rehearse_sampling(model: str, plan: str | None, labels: Mapping[str, int | None], *, num_images: int | None) -> str:
+def rehearse_sampling(
+    model: str, plan: str | None, labels: Mapping[str, int | str | None], *, num_images: int | None
+) -> str:
     """Open a model and plan the labels of the images.
 
     Raises:

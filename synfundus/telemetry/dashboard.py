@@ -133,7 +133,7 @@ def _learning(run: RunView, unicode: bool) -> list[Line]:
     if texts:
         newest = max(found[-1][0] for _, found in figures if found)
         of = f", of {run.judged_on}" if run.judged_on else ""
-        lines.append(Line("validation", f"{', '.join(texts)}  at {newest:,} images{_clean(of)}"))
+        lines.append(Line("validation", f"{', '.join(texts)}  at {newest:,} images{clean(of)}"))
     return lines
 
 

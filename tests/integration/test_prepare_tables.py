@@ -34,8 +34,10 @@ def _plan(folder: Path, table: str | bytes, files: list[str], **options: Any) ->
     if "mapping" in options:
         (folder / "map.yaml").write_text(options["mapping"])
         options["mapping"] = str(folder / "map.yaml")
+    section = _section(folder, **options)
+    secret = bytes(32)
     return plan_inputs(
-        _section(folder, **options), source=str(folder), compared_with=(), open_secret=lambda: bytes(32), seed=0
+        section, source=str(folder), compared_with=(), open_secret=lambda: secret, withdrawn=tuple, seed=0
     )
 
 

@@ -225,7 +225,7 @@ def test_one_option_turns_any_preset_to_flow_matching_and_its_sampler_fits(prese
     assert section.prediction_type == "flow_velocity"
     assert not any(loaded.provenance[f"train.diffusion.{name}"].startswith("preset") for name in OF_SCHEDULES)
     assert loaded.provenance["train.diffusion.label_drop_prob"] == f"preset {preset}"
-    build.check_sampler(loaded.config.sample.sampler, section)
+    build.check_sampler(build.sampler_settings(loaded.config.sample).sampler, section)
     kept = load_config(preset=preset, file=None, settings=[], flags=[])
     assert kept.config.train.diffusion.zero_terminal_snr
 

@@ -82,7 +82,7 @@ def _plan(section: PostHocEmaConfig) -> tuple[str, str, list[Snapshot], Profile]
     wanted = _wanted(snapshots, section.sigma_rel, section.at_images)
     name = f"sigma-rel-{wanted.sigma_rel:.4f}-images-{wanted.images_seen:012d}"
     out = section.out or filesystem.join(run_url, f"export-{name}")
-    check_out(out)
+    check_out(out, run=run_identity(run_url))
     return run_url, out, snapshots, wanted
 
 

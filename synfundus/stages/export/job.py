@@ -66,7 +66,7 @@ def rehearse(section: ExportConfig) -> str:
     if finished is None:
         require_checkpoint(run_url, section.checkpoint)
     if finished is None or resolved(finished) != resolved(out):
-        check_out(out)
+        check_out(out, run=run_identity(run_url), fingerprint=named_fingerprint(finished) if finished else "")
     what = finished or f"{section.weights} weights of {section.checkpoint or 'the newest checkpoint'} of {run_url}"
     return f"# model\n{what}\n\n"
 

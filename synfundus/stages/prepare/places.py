@@ -9,6 +9,7 @@ from synfundus.artifacts.claim import difference
 from synfundus.config.photographs import PrepareConfig
 from synfundus.errors import ConfigError, DataError
 from synfundus.photographs.crosswalk import SECRET_NAME, default_place, lies_with, owner_of, write_private_lines
+from synfundus.photographs.preparation import CROP
 from synfundus.stages.prepare.plan import InputPlan
 from synfundus.storage import documents, filesystem
 from synfundus.storage.local_folder import holds_ours
@@ -143,7 +144,8 @@ def require_same_set(paths: PreparePaths, plan: InputPlan) -> None:
 def claim(paths: PreparePaths, plan: InputPlan) -> None:
     """Write the plans of the chunks, or keep those of the same stopped run; files of another run are removed."""
     request = filesystem.join(paths.work, _REQUEST_NAME)
-    wanted = {"fingerprint": plan.fingerprint, "out": resolved(paths.out)}
+    # of the version of the crop too: a set of which one half was cropped by an earlier version would be two
+    wanted = {"fingerprint": plan.fingerprint, "out": resolved(paths.out), "crop": CROP["version"]}
     if filesystem.exists(request):
         try:
             found = documents.read_document(request, format_name=RECORD_FORMAT, version=RECORD_VERSION)
