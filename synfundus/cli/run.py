@@ -36,6 +36,7 @@ from synfundus.distributed.world import (
     has_native_bf16,
     lost_rank_error,
 )
+from synfundus.errors import ConfigError
 from synfundus.launch import (
     LaunchPlan,
     MachineFacts,
@@ -115,7 +116,7 @@ def rehearse(request: Request) -> str:
         texts = request.texts(option)
         inputs += [(option.holds, texts)] if option.holds and texts else []
         outputs += [(option, text) for text in texts if option.proof]
-    found = open_inputs(inputs, flip=getattr(getattr(request.section, "diffusion", None), "flip", False))
+    found = open_inputs(inputs, flip=request.verb.key == "train" and request.config.train.diffusion.flip)
     found += request.verb.dry_run(request.section, request.config.seed) if request.verb.dry_run else ""
     for option, text in outputs:
         beside = RUN_BESIDE if option.role == "run" else ""
@@ -236,7 +237,11 @@ def run_verb(verb: Verb, given: Mapping[str, Any], arguments: tuple[str, ...]) -
         arguments: The command line after the program's name, for the processes to start.
     """
     request = load_request(verb, given)
-    request.check(look=not given["dry_run"])
+    try:
+        request.check(look=not given["dry_run"])
+    except ConfigError:
+        request.check(look=True)  # a dry run is refused with all that the run is refused for
+        raise
     info = rank_info(os.environ) if verb.distributed else RankInfo(0, 1, 0, 1, "single")
     machine = inspect_machine(os.environ, is_rank=info.source != "single")
     plan = plan_verb(request, tuple(text for text in arguments if text != "--dry-run"), machine)
