@@ -76,7 +76,8 @@ class Request:
                 problems.append(f"{option.flag} is missing ({option.path}): {option.help}")
             elif option.role:
                 problems.extend(filter(None, (_location_problem(option, text, look=look) for text in texts)))
-        problems.extend(self._unexpanded())
+        if look:
+            problems.extend(self._unexpanded())
         if verb.problems is not None:
             problems.extend(verb.problems(self.section, look))
         if problems:

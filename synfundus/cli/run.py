@@ -36,6 +36,7 @@ from synfundus.distributed.world import (
     disconnect,
     has_native_bf16,
 )
+from synfundus.errors import ConfigError
 from synfundus.launch import (
     LaunchPlan,
     MachineFacts,
@@ -127,7 +128,7 @@ def rehearse(request: Request) -> str:
         texts = request.texts(option)
         inputs += [(option.holds, texts)] if option.holds and texts else []
         outputs += [(option, text) for text in texts if option.proof]
-    found = open_inputs(inputs, flip=getattr(getattr(request.section, "diffusion", None), "flip", False))
+    found = open_inputs(inputs, flip=request.verb.key == "train" and request.config.train.diffusion.flip)
     found += request.verb.dry_run(request.section, request.config.seed) if request.verb.dry_run else ""
     for option, text in outputs:
         beside = RUN_BESIDE if option.role == "run" else ""
@@ -281,8 +282,12 @@ def run_verb(verb: Verb, given: Mapping[str, Any], arguments: tuple[str, ...]) -
         os.umask(0o027)
     # a rank is checked when all have met, so that all learn of it
     is_rank = info.source != "single" and not given["dry_run"]
-    if not is_rank:
-        request.check(look=not given["dry_run"])
+    try:
+        if not is_rank:
+            request.check(look=not given["dry_run"])
+    except ConfigError:
+        request.check(look=True)  # a dry run is refused with all that the run is refused for
+        raise
     machine = inspect_machine(os.environ, is_rank=info.source != "single")
     plan = plan_verb(request, tuple(text for text in arguments if text != "--dry-run"), machine)
     device = likely_device(request, machine, plan)
