@@ -9,12 +9,13 @@ REFERENCES := $(VENV)/references
 DEMO_OUT ?= demo-out
 STAND_IN := .venv-gpu-stand-in$(if $(filter xformers,$(ATTENTION)),-xformers)
 
-.PHONY: help install install-gpu gpu-check gpu-stand-in demo demo-long test check lint unit bench soak golden clean
+.PHONY: help install install-gpu gpu-check gpu-stand-in demo demo-long test quick check lint bench soak golden clean
 
 help:
 	@echo "make demo       set up and walk the whole chain on phantoms: $(DEMO_OUT)/demo.png"
 	@echo "make demo-long  the same with about an hour of training"
 	@echo "make test       set up and run the tests"
+	@echo "make quick      the unit tests of changed files and of what imports them, for less than a minute"
 	@echo "make check      everything CI runs: format, lint, types, contracts, tests"
 	@echo "make bench      the performance claims, each as a ratio in one JSON line"
 	@echo "make soak       the long campaigns"
@@ -56,6 +57,9 @@ demo-long: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+quick: $(STAMP)
+	$(BIN)/python tests/quick.py
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
