@@ -1,6 +1,6 @@
 """Find damage in the coded pixels of a JPEG that decoders conceal.
 
-A decoder fills what is missing with grey and goes on; Pillow drops the warnings of libjpeg about it. So the stream is
+A decoder fills what is missing with grey and continues; Pillow drops the warnings of libjpeg about it. So the stream is
 decoded once more, at an eighth of the size, by a decoder whose warnings can be had, and what no warning tells is looked
 for: scans that never came, runs of zero bytes that no encoder writes, coded data left over behind the last block.
 
