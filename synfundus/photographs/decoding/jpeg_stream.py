@@ -1,6 +1,6 @@
 """Find damage in the coded pixels of a JPEG that decoders conceal.
 
-A decoder fills what is missing with grey and goes on; Pillow drops the warnings of libjpeg about it. So the stream is
+A decoder fills what is missing with grey and continues; Pillow drops the warnings of libjpeg about it. So the stream is
 decoded once more, at an eighth of the size, by a decoder whose warnings can be had, and what no warning tells is looked
 for: scans that never came, runs of zero bytes that no encoder writes, coded data left over behind the last block.
 
@@ -152,11 +152,16 @@ def _read(data: bytes) -> _Stream:
 
 
 def _zero_symbols(payload: bytes) -> dict[int, int | None]:
-    """Return the symbol of the code of zeros alone, the first of the shortest, by class and number of table."""
+    """Return the symbol of the code of zeros alone, the first of the shortest, by class and number of table.
+
+    The end of a block, 0, counts as 1 in the table of an encoder that writes runs of them as one: it repeats none.
+    """
     found: dict[int, int | None] = {}
     while len(payload) >= 17:
         number = sum(payload[1:17])
-        found[payload[0]] = payload[17] if number else None
+        symbols = payload[17 : 17 + number]
+        has_runs = any(symbol & 15 == 0 and 0 < symbol < 0xF0 for symbol in symbols)
+        found[payload[0]] = (symbols[0] or int(has_runs)) if symbols else None
         payload = payload[17 + number :]
     return found
 
