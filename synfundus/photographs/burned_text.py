@@ -130,11 +130,11 @@ def _lines_of_shapes(
     """Return (number of aligned shapes, box) of each line of at least ``min_shapes`` light, then dark shapes."""
     lines = []
     for ink in (difference > levels, difference < -levels):
-        shapes = _glyph_like(_shapes(ink))
+        shapes = _glyph_like(connected_shapes(ink))
         while len(shapes) > _MAX_SHAPES:
             # Noise or texture: raise the threshold; legible text has more contrast.
             levels = levels * 3 // 2
-            shapes = _glyph_like(_shapes((difference > levels) | (difference < -levels)))
+            shapes = _glyph_like(connected_shapes((difference > levels) | (difference < -levels)))
         lines += _lines(shapes, min_shapes)
     return lines
 
@@ -176,7 +176,7 @@ def _lines(shapes: _Integers, min_shapes: int) -> list[tuple[int, tuple[float, f
     return lines
 
 
-def _shapes(ink: NDArray[np.bool_]) -> _Integers:
+def connected_shapes(ink: NDArray[np.bool_]) -> _Integers:
     """Return left, top, right, bottom and number of pixels of each connected shape, int64 ``[n, 5]``.
 
     Pixels that touch at a corner are connected. Runs of each row are joined with the touching runs of the next, which

@@ -23,9 +23,10 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from synfundus.errors import DataError
+from synfundus.photographs.burned_text import connected_shapes
 from synfundus.photographs.outlines.bands import band_cuts
 from synfundus.photographs.outlines.window import find_window
 from synfundus.photographs.rim import Circle, Floats, View, flattening, refine_circle
@@ -100,7 +101,7 @@ def find_field_of_view(pixels: NDArray[np.uint8]) -> Circle:
         )
     copy = _working_copy(pixels)
     # The brightest channel: red in a photograph of a retina, any channel in a red-free or tinted one.
-    lightness = _smoothed(copy.max(axis=2))
+    lightness = _smoothed(np.maximum(np.maximum(copy[..., 0], copy[..., 1]), copy[..., 2]))
     if float(np.percentile(lightness, 96.0)) < _BLACK_LEVEL:
         raise _nearly_black(lightness)
     view, best = _search(lightness)
@@ -110,7 +111,7 @@ def find_field_of_view(pixels: NDArray[np.uint8]) -> Circle:
         views.append(mounted)
         view = view if best is None else mounted
     squeeze = 0.0
-    if view is not None and best is not None and best.visible_fraction > _CERTAIN_RIM:
+    if view is not None and best is not None and best.visible_fraction > _CERTAIN_RIM and best.inlier_fraction < 0.95:
         share = flattening(view, best)
         squeeze = share if abs(share) > _SQUEEZED else 0.0
     aspect, window = 1.0, None
@@ -207,11 +208,9 @@ def _voted_aspect(view: View) -> float:
 
 def _nearly_black(lightness: Floats) -> FieldOfViewError:
     """Return the refusal of a picture of which 96 % are black: a compact bright spot is a disc, lines are text."""
-    lit = Image.fromarray((lightness > _BLACK_LEVEL).astype(np.uint8)).filter(ImageFilter.MinFilter(7))
-    rows, columns = (np.flatnonzero(np.asarray(lit).any(axis=axis)) for axis in (1, 0))
-    if len(rows):
-        tall, wide = rows[-1] - rows[0] + 7.0, columns[-1] - columns[0] + 7.0
-        if 0.5 < tall / wide < 2.0 and np.asarray(lit).sum() > 0.3 * (tall - 6) * (wide - 6):
+    for left, top, right, bottom, lit in connected_shapes(lightness > _BLACK_LEVEL).tolist():
+        wide, tall = right - left, bottom - top
+        if min(wide, tall) >= 12 and 0.5 < tall / wide < 2.0 and lit > 0.5 * wide * tall:
             return FieldOfViewError(
                 NoFieldOfView.TOO_SMALL,
                 f"what is not black is {100 * wide / lightness.shape[1]:.0f} % of the picture's width and "
@@ -224,8 +223,8 @@ def _has_another(view: View, circle: Circle) -> bool:
     """Whether there is a second disc beside the first, not much smaller."""
     height, width = view.lightness.shape
     x, y = np.arange(width) + 0.5 - circle.center_x_px, np.arange(height)[:, None] + 0.5 - circle.center_y_px
-    beside = np.hypot(x, y) > 1.04 * circle.radius_px
-    lit = beside & (view.lightness > view.dark + max(0.12 * view.span, view.floor))
+    beside = x**2 + y**2 > (1.04 * circle.radius_px) ** 2
+    lit = view.lightness[beside] > view.dark + max(0.12 * view.span, view.floor)
     if lit.sum() < _OTHER_DISC * np.pi * circle.radius_px**2:
         return False
     _, other = _search(np.where(beside, view.lightness, view.dark))

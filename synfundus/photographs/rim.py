@@ -66,6 +66,8 @@ class Circle:
         """
         x, y = x_px[None] - self.center_x_px, y_px[:, None] - self.center_y_px
         shown = x**2 + (y / self.aspect) ** 2 < max(reach_px, 0.0) ** 2
+        if not np.isfinite([self.left_px, self.top_px, self.right_px, self.bottom_px]).any():
+            return np.asarray(shown)
         if self.tilt:
             cosine, sine = math.cos(self.tilt), math.sin(self.tilt)
             x, y = x * cosine + y * sine, y * cosine - x * sine
@@ -243,9 +245,10 @@ def _checked(view: View, circle: Circle, rimless: NDArray[np.bool_]) -> Circle |
     center, radius = np.array([circle.center_x_px, circle.center_y_px]), circle.radius_px
     # Light beyond a straight cut is text.
     x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
-    within = np.hypot(x - center[0], y[:, None] - center[1]) < 0.95 * radius
+    within = (x - center[0]) ** 2 + ((y - center[1]) ** 2)[:, None] < (0.95 * radius) ** 2
     lit = view.lightness > view.dark + max(0.1 * view.span, view.floor)
-    lit &= circle.shows(x, y, reach_px=2 * radius, margin_px=-1.5)
+    lit &= (x >= circle.left_px - 1.5) & (x <= circle.right_px + 1.5)
+    lit &= ((y >= circle.top_px - 1.5) & (y <= circle.bottom_px + 1.5))[:, None]
     if not within.any() or lit[within].mean() < 0.4:
         return None
     rows, columns = (np.flatnonzero((lit & within).sum(axis=axis) > 4) for axis in (1, 0))

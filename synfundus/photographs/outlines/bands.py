@@ -29,7 +29,7 @@ def band_cuts(copy: NDArray[np.uint8], circle: Circle, light: float) -> Circle:
     """
     height, width = copy.shape[:2]
     x, y = np.arange(width) + 0.5 - circle.center_x_px, np.arange(height)[:, None] + 0.5 - circle.center_y_px
-    distance = np.hypot(x, y) / circle.radius_px
+    distance = np.asarray((x**2 + y**2) / circle.radius_px**2)  # squared
     left, right = _ends_of_bands(copy.transpose(1, 0, 2), distance.T, x / circle.radius_px, light)
     top, bottom = _ends_of_bands(copy, distance, y[:, 0] / circle.radius_px, light)
     return replace(
@@ -43,8 +43,8 @@ def band_cuts(copy: NDArray[np.uint8], circle: Circle, light: float) -> Circle:
 
 def _ends_of_bands(copy: NDArray[np.uint8], distance: Floats, offset: Floats, light: float) -> tuple[float, float]:
     """Return the first line and the end of the last line that are no band; -inf, inf without bands."""
-    chord, beside = distance < 0.985, (distance > 1.02) & (distance < 1.25)
-    lightness = copy.max(axis=2)
+    chord, beside = distance < 0.985**2, (distance > 1.02**2) & (distance < 1.25**2)
+    lightness = np.maximum(np.maximum(copy[..., 0], copy[..., 1]), copy[..., 2])
     count = beside.sum(axis=1)
     mean = (lightness * beside).sum(axis=1) / np.maximum(count, 1)
     share = np.zeros(len(offset))
