@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from synfundus.artifacts.model import Model, generate_batch
 from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
-from synfundus.config.generation import SampleConfig
+from synfundus.config.generation import SAMPLING_DEFAULTS, SampleConfig
 from synfundus.diffusion.sampling import scheduler_for
 from synfundus.errors import ConfigError
 from synfundus.labels.plan import LabelRow, plan_labels
@@ -80,6 +80,9 @@ class SynfundusPipeline:
             ConfigError: Labels, values or settings that the model does not have.
         """
         rows = self._rows(labels, num_images)
+        if unknown := sorted(settings.keys() - SAMPLING_DEFAULTS.keys()):
+            hint = f"there are {', '.join(SAMPLING_DEFAULTS)}"
+            raise ConfigError(f"no settings of the sampling: {', '.join(unknown)}", where="sample", hint=hint)
         try:
             section = SampleConfig(batch_size=batch_size, **settings)
         except ValueError as error:

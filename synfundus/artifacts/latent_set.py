@@ -93,8 +93,8 @@ def trained_on(latents: ShardSet) -> dict[str, Any]:
     """Return what a model may tell of the photographs behind its latents; empty where the set does not say.
 
     Returns:
-        ``collections``; ``drawn``, whether a program painted them (``in part``: some); ``patients``; ``positives``, by
-        label how many have a value above 0, where numbers from 1 to `FEW` - 1 are not given exactly.
+        ``collections``; ``drawn``, whether a program painted them (``in part``: some); ``patients``, if known;
+        ``positives``, by label how many have a value above 0, where numbers from 1 to `FEW` - 1 are not given exactly.
     """
     told = latents.properties.get("photographs", [])
     sources: list[dict[str, Any]] = [told] if isinstance(told, dict) else told
@@ -104,10 +104,11 @@ def trained_on(latents: ShardSet) -> dict[str, Any]:
     for label, counts in (item for source in sources for item in source["values"].items()):
         positives[label] += sum(count for value, count in counts.items() if value.isdigit() and value != "0")
     drawn = [bool(source["drawn"]) for source in sources]
+    patients = [source.get("patients") for source in sources]
     return {
         "collections": sorted({str(source["source"]) for source in sources}),
         "drawn": "in part" if any(drawn) and not all(drawn) else all(drawn),
-        "patients": sum(sum(source["num_patients"].values()) for source in sources),
+        **({} if None in patients else {"patients": sum(map(int, patients))}),
         "positives": {
             label: f"fewer than {FEW}" if 0 < number < FEW else f"{number:,}" for label, number in positives.items()
         },
@@ -120,6 +121,8 @@ def photographs_of(image_set: ShardSet) -> dict[str, Any]:
     if not {"source", "num_patients", "label_counts"} <= properties.keys():
         return {}
     told = {name: properties[name] for name in ("source", "num_patients")}
+    number = sum(properties["num_patients"].values())  # without a patient column, each photograph counts as one
+    told |= {"patients": number if number < image_set.num_samples() else None}
     told |= {"drawn": bool(properties.get("drawn")), "values": properties["label_counts"]["values"]}
     return {"photographs": told}
 

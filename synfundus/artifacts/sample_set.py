@@ -215,15 +215,20 @@ class ShardStore:
         """Write the manifest from the shards' records.
 
         Raises:
-            DataError: A shard is missing (a rank was stopped).
+            DataError: A shard is missing (a rank was stopped), or has another number of images.
         """
         shards = [self._shard(first) for first in range(0, num_images, self._images_per_shard)]
+        entries = tuple(ShardEntry(**self._records.require(shard)["entry"]) for shard in shards)
+        if (written := sum(entry.num_samples for entry in entries)) != num_images:
+            raise DataError(
+                f"the shards hold {written} of {num_images} images", where=self._out, hint="run the same command again"
+            )
         save_shard_set(
             ShardSet(
                 url=self._out,
                 kind="samples",
                 label_schema=self._schema,
-                shards=tuple(ShardEntry(**self._records.require(shard)["entry"]) for shard in shards),
+                shards=entries,
                 properties=dict(properties),
             )
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -118,7 +118,8 @@ def load_request(verb: Verb, given: Mapping[str, Any]) -> Request:
         ConfigError: With every problem found.
     """
     flags = _assignments(verb, given)
-    begun = None if given["preset"] or given["config"] else _begun(verb, flags)
+    also = {text.partition("=")[0].strip() for text in given["set"]}
+    begun = None if given["preset"] or given["config"] else _begun(verb, flags, also)
     loaded = load_config(
         preset=given["preset"] or verb.default_preset,
         file=given["config"],
@@ -129,12 +130,12 @@ def load_request(verb: Verb, given: Mapping[str, Any]) -> Request:
     return Request(verb, loaded, begun[0] if begun else "")
 
 
-def _begun(verb: Verb, flags: Sequence[Assignment]) -> tuple[str, str] | None:
-    """Return name and text of the settings of a run that goes on.
+def _begun(verb: Verb, flags: Sequence[Assignment], also: Collection[str]) -> tuple[str, str] | None:
+    """Return name and text of the settings of a run that goes on; ``also`` are the paths given with ``--set``.
 
     None where all that the verb needs is given, or the folder holds no run yet.
     """
-    given = {flag.path for flag in flags}
+    given = {flag.path for flag in flags} | {*also}
     if all(option.path in given for option in verb.options if option.required):
         return None
     paths = {option.path for option in verb.options if option.role == "run"}

@@ -200,9 +200,6 @@ def _run_here(request: Request, info: RankInfo, *, file: str | None, as_json: bo
     if request.begun:
         console.message(f"settings of {request.begun}, where nothing else is given")
     with aside, one_writer(stale_after_s), _joined(request) as world:
-        if info.source != "single":
-            with together(world):
-                _check_rank(request, world)
         summary = _run_job(request, job.run, world, console)
     if request.verb.closing and summary and info.rank == 0:
         for line in closing_lines(request.verb, request.section, summary):
@@ -228,6 +225,9 @@ def _run_job(request: Request, job: Callable[..., Summary], world: World, consol
     """
     settle = request.verb.distributed and not request.verb.host_only
     try:
+        if world.size > 1:
+            with together(world):
+                _check_rank(request, world)
         config = _with_precision(request, world, console) if settle else request.config
         return job(config, world, console)
     except RuntimeError as error:
@@ -281,7 +281,7 @@ def run_verb(verb: Verb, given: Mapping[str, Any], arguments: tuple[str, ...]) -
     if request.config.launch.group_readable:
         os.umask(0o027)
     # a rank is checked when all have met, so that all learn of it
-    is_rank = info.source != "single" and not given["dry_run"]
+    is_rank = info.world_size > 1 and not given["dry_run"]
     try:
         if not is_rank:
             request.check(look=not given["dry_run"])

@@ -34,7 +34,7 @@ _OURS = {
 """Options of sbatch that cannot be given, by the reason, or what to do instead."""
 _SWITCHES = (
     *("contiguous", "exclusive", "hold", "no-kill", "overcommit", "oversubscribe", "requeue", "spread-job"),
-    *("use-min-nodes", "quiet", "verbose", "wait"),
+    *("use-min-nodes", "verbose"),
 )
 _SBATCH_ARG = re.compile(r"--([a-z][a-z0-9-]*)(?:=([^\x00-\x1f\x7f]+))?")
 
@@ -48,6 +48,9 @@ def _sbatch_problem(text: str) -> str:
     for reason, names in _OURS.items():
         if any(ours.startswith(name) for ours in names):  # sbatch takes abbreviations, too
             return f"--{name} cannot be given here: {reason}"
+    for whole in ("signal", "gres"):
+        if whole.startswith(name) and name != whole:
+            return f"--{name}: write --{whole} in full"
     if name == "signal" and not re.fullmatch(r"B:USR2@\d+", value or ""):
         return f"{text!r} is not of the form --signal=B:USR2@SECONDS, which the script hands on to the ranks"
     if value is None and name not in _SWITCHES:

@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO
 
-from synfundus.errors import DataError
+from synfundus.errors import DataError, StorageError
 from synfundus.storage import documents, filesystem
 from synfundus.storage.local_folder import holds_ours
 from synfundus.storage.locations import resolved
@@ -60,10 +60,14 @@ def default_place(out: str) -> str:
     near = filesystem.join(parent or "/", FOLDER_NAME, name)
     if not within or above.endswith(("/", ":")):
         apart = near  # at the root of a disk or a bucket
-    there = [place for place in (f"{out}.crosswalk", apart, near) if filesystem.is_dir(place)]
-    if there:
-        return there[0]
-    return apart if apart != near and _can_hold(above or "/", beside=parent) else near
+    found = next((place for place in (f"{out}.crosswalk", near) if filesystem.is_dir(place)), None)
+    if found is not None:
+        return found
+    try:
+        there = filesystem.is_dir(apart)
+    except StorageError:  # a policy that lets this user see the outputs alone
+        return near
+    return apart if there or (apart != near and _can_hold(above or "/", beside=parent)) else near
 
 
 def _can_hold(folder: str, *, beside: str) -> bool:

@@ -128,7 +128,10 @@ def find_field_of_view(pixels: NDArray[np.uint8]) -> Circle:
     if best.radius_px > _SMALLEST_OF_MANY * min(view.lightness.shape) and _has_another(view, best):
         raise FieldOfViewError(NoFieldOfView.SEVERAL, "the picture shows more than one field of view")
     best = replace(best.shifted(view.left, view.top), aspect=aspect)
-    best = band_cuts(copy, best, view.dark + max(0.06 * view.span, view.floor))
+    banded = band_cuts(copy, best, view.dark + max(0.06 * view.span, view.floor))
+    if best.tilt and banded != best:
+        raise FieldOfViewError(NoFieldOfView.NO_FIELD_OF_VIEW, "a caption band beside edges that are tilted")
+    best = banded
     found = best.scaled(width / copy.shape[1], height / copy.shape[0])
     smallest = max(MINIMUM_DIAMETER_PX / 2, MINIMUM_RADIUS_OF_SHORT_SIDE * min(height, width))
     if found.radius_px < smallest:

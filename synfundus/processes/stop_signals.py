@@ -71,8 +71,9 @@ def leave_at_once(code: int) -> NoReturn:
     """Exit without another word: what `before_leaving` lists is done, and a terminal gets its cursor back."""
     # another thread: the main one may have been interrupted inside what these need
     last = threading.Thread(target=lambda: [act() for act in list(before_leaving)], daemon=True)
-    last.start()
-    last.join(_LAST_ACTS_S)
+    with contextlib.suppress(RuntimeError):  # no more threads
+        last.start()
+        last.join(_LAST_ACTS_S)
     with contextlib.suppress(OSError):
         if os.isatty(_STANDARD_ERROR):
             os.write(_STANDARD_ERROR, _SHOW_CURSOR)

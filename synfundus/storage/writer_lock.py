@@ -9,6 +9,7 @@ for so long that its watchdog would have ended it.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import socket
@@ -33,10 +34,12 @@ STALE_AFTER_S = 900.0
 """For work without a watchdog."""
 LOST = 7
 """Exit code of a writer whose folder was taken over: `LaunchError`'s."""
-_RENEWALS = 15
+_RENEWALS, _LONGEST_PAUSE_S = 15, 20.0
 _SETTLE_S = 1.0
 """After a note is put into a store: longer than others take from their last look to their own note."""
 _GUARD_S = 60.0
+"""Age of a note that nobody finishes; more than the pause between two signs of life."""
+_LAST_RENEWAL_S = 2.0
 _TRIES = 5
 _TRY_S = 0.2
 
@@ -75,7 +78,7 @@ class Writer:
         restarts: How often that job was restarted.
         since: When it began to write, ISO 8601 in UTC.
         stale_after_s: Without a sign of life for so long, it is gone.
-        folder: Number of the folder in its file system: that of a copy differs. Empty in a store.
+        folder: Number of the folder in its file system, and its path: of a copy both differ. Empty in a store.
     """
 
     token: str
@@ -87,7 +90,7 @@ class Writer:
     restarts: int
     since: str
     stale_after_s: float
-    folder: str
+    folder: tuple[str, ...]
 
     @classmethod
     def here(cls, folder: str, stale_after_s: float) -> Writer:
@@ -103,7 +106,7 @@ class Writer:
             restarts=int(restarts) if restarts.isdigit() else 0,
             since=datetime.now(UTC).isoformat(timespec="seconds"),
             stale_after_s=stale_after_s,
-            folder=_number_of(folder),
+            folder=_place(folder),
         )
 
     def describe(self) -> str:
@@ -112,8 +115,8 @@ class Writer:
         return f"process {self.pid}{job} on {self.host}, since {self.since}"
 
 
-def _number_of(folder: str) -> str:
-    return str(local_path(folder).stat().st_ino) if is_local(folder) else ""
+def _place(folder: str) -> tuple[str, ...]:
+    return (str(local_path(folder).stat().st_ino), resolved(folder)) if is_local(folder) else ()
 
 
 def is_gone(writer: Writer, here: Writer, *, silent_s: float, process_start: str) -> bool:
@@ -125,7 +128,7 @@ def is_gone(writer: Writer, here: Writer, *, silent_s: float, process_start: str
         silent_s: Time since its last sign of life.
         process_start: When the process with its id started on this machine; empty if there is none.
     """
-    if writer.folder != here.folder:  # the folder is a copy
+    if here.folder and not {*writer.folder} & {*here.folder}:  # the folder is a copy
         return True
     if (writer.host, writer.machine) == (here.host, here.machine):
         return writer.started != process_start
@@ -142,16 +145,20 @@ class _Held:
     writers: dict[str, Writer] = field(default_factory=dict)
     made: set[str] = field(default_factory=set)
     ended: threading.Event = field(default_factory=threading.Event)
+    thread: threading.Thread | None = None
 
     def add(self, folder: str, writer: Writer) -> None:
         """Hold a folder from now on."""
-        if not self.writers:
-            threading.Thread(target=self.renew, name="writer-lock", daemon=True).start()
+        if self.thread is None:
+            self.thread = threading.Thread(target=self.renew, name="writer-lock", daemon=True)
+            self.thread.start()
         self.writers[resolved(folder)] = writer
 
     def release(self) -> None:
         """Let other writers in; a folder that was made for nothing is removed."""
         self.ended.set()
+        if self.thread not in (None, threading.current_thread()):
+            self.thread.join(_LAST_RENEWAL_S)  # or a note in a store would be written again after it is removed
         for folder, writer in self.writers.items():
             with contextlib.suppress(StorageError, OSError):
                 found = _read(folder)
@@ -162,7 +169,7 @@ class _Held:
 
     def renew(self) -> None:
         """Give signs of life until the end."""
-        while not self.ended.wait(self.stale_after_s / _RENEWALS):
+        while not self.ended.wait(min(self.stale_after_s / _RENEWALS, _LONGEST_PAUSE_S)):
             for folder, writer in list(self.writers.items()):
                 with contextlib.suppress(StorageError, OSError):
                     found = _read(folder)
@@ -219,7 +226,7 @@ def write_alone(folder: str, *, flag: str = "--out") -> None:
         else:
             silent_s = _silent_s(folder)
             if not is_gone(found, here, silent_s=silent_s, process_start=_process_start(found.pid)):
-                _refuse(folder, found, silent_s, flag)
+                _wait_or_refuse(folder, found, here, silent_s, flag)
             taken = _replace(folder, found, here)
         if taken:
             _held.add(folder, here)
@@ -232,7 +239,19 @@ def write_alone(folder: str, *, flag: str = "--out") -> None:
     )
 
 
-def _refuse(folder: str, found: Writer, silent_s: float, flag: str) -> None:
+def _wait_or_refuse(folder: str, found: Writer, here: Writer, silent_s: float, flag: str) -> None:
+    """Refuse a folder; a job of which the one before it may have been killed first waits for a sign of life."""
+    if here.job and found.job and found.job != here.job:
+        say(f"{folder}: waiting for a sign of life of {found.describe()}")
+        while silent_s <= found.stale_after_s:
+            time.sleep(_LONGEST_PAUSE_S / 2)
+            if (now := _read(folder)) is None:
+                return
+            before, silent_s = silent_s, _silent_s(folder)
+            if silent_s < before or now != found:
+                break
+        else:
+            return
     left = max(1, round((found.stale_after_s - silent_s) / 60))
     raise ConfigError(
         f"{found.describe()} writes to this folder",
@@ -247,23 +266,43 @@ def _note(folder: str) -> str:
 
 
 def _parse(data: bytes, where: str) -> Writer | None:
+    """Read a note; None for half a note.
+
+    Raises:
+        ConfigError: It is of another version.
+    """
+    try:
+        json.loads(data)
+    except ValueError:
+        return None
     try:
         document = documents.parse_document(data, format_name=FORMAT_NAME, version=FORMAT_VERSION, where=where)
-        return Writer(**{name: document[name] for name in Writer.__dataclass_fields__})
-    except (DataError, KeyError, TypeError):
-        return None
+        values = {name: document[name] for name in Writer.__dataclass_fields__}
+        return Writer(**{**values, "folder": tuple(values["folder"])})
+    except (DataError, KeyError, TypeError) as error:
+        hint = "another version may be writing here; if none is, remove this file"
+        raise ConfigError("a note of a writer that this version cannot read", where=where, hint=hint) from error
 
 
 def _read(folder: str) -> Writer | None:
-    """Return the writer of a folder; None if there is none, or its note is being written."""
+    """Return the writer of a folder; None if there is none, or half a note.
+
+    Raises:
+        StorageError: There is a note that cannot be read.
+    """
     note = _note(folder)
     for _ in range(_TRIES):
         if not filesystem.exists(note):
             return None
-        with contextlib.suppress(StorageError):  # it has gone since
-            if (found := _parse(filesystem.read_bytes(note), note)) is not None:
-                return found
-        time.sleep(_TRY_S)
+        try:
+            data = filesystem.read_bytes(note)
+        except StorageError:
+            if filesystem.exists(note):
+                raise
+            return None
+        if (found := _parse(data, note)) is not None:
+            return found
+        time.sleep(_TRY_S)  # it is being written just now
     return None
 
 
@@ -300,7 +339,7 @@ def _renew(folder: str, writer: Writer) -> None:
 def _create(path: Path, data: bytes) -> bool:
     """Create a file unless it is there; returns whether it was not."""
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
         return False
     with os.fdopen(descriptor, "wb") as stream:

@@ -37,7 +37,7 @@ def _plan(folder: Path, table: str | bytes, files: list[str], **options: Any) ->
     section = _section(folder, **options)
     secret = bytes(32)
     return plan_inputs(
-        section, source=str(folder), compared_with=(), open_secret=lambda: secret, withdrawn=tuple, seed=0
+        section, source=str(folder), compared_with=(), open_secret=lambda: secret, withdrawn=dict, seed=0
     )
 
 

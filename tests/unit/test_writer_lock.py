@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,7 +20,7 @@ from synfundus.storage import filesystem, writer_lock
 from synfundus.storage.local_folder import WRITER_NAME, holds_ours
 from synfundus.storage.writer_lock import Writer, is_gone, one_writer, write_alone
 
-HERE = Writer("a", "node1", "boot ns", 7, "100", "", 0, "2026-01-01T00:00:00+00:00", 900.0, "55")
+HERE = Writer("a", "node1", "boot ns", 7, "100", "", 0, "2026-01-01T00:00:00+00:00", 900.0, ("55", "/run"))
 
 WRITES = """
 import sys, time
@@ -87,7 +88,9 @@ def said(process: subprocess.Popen[str]) -> str:
         ({"host": "node2", "job": "4"}, 0, "", True),  # this job, restarted by SLURM
         ({"host": "node2", "job": "4", "restarts": 1}, 0, "", False),  # another step of this job
         ({"host": "node2", "job": "5"}, 0, "", False),
-        ({"folder": "56"}, 0, "100", True),  # the folder was copied
+        ({"folder": ("56", "/copy")}, 0, "100", True),  # the folder was copied
+        ({"folder": ("56", "/run")}, 0, "100", False),  # some file systems number it anew
+        ({"folder": ("55", "/mnt/run")}, 0, "100", False),  # it is mounted elsewhere
     ],
 )
 def test_a_writer_is_gone_only_when_that_is_certain(
@@ -152,7 +155,36 @@ def test_a_copy_of_a_folder_in_use_is_free(tmp_path: Path) -> None:
         write_alone(str(copy))
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"format": "other"}'])
+def test_a_note_of_another_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / WRITER_NAME).write_text('{"format": "synfundus-writer", "schema_version": 99}')
+    with one_writer(), pytest.raises(ConfigError, match="cannot read"):
+        write_alone(str(tmp_path))
+
+
+def test_a_job_waits_for_the_last_sign_of_life_of_the_job_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_lock, "_LONGEST_PAUSE_S", 0.2)
+    for alive in (False, True):
+        with monkeypatch.context() as patch, one_writer(2.0):
+            patch.setattr("socket.gethostname", lambda: "node9")
+            patch.setenv("SLURM_JOB_ID", "4")
+            write_alone(str(tmp_path))
+            note = (tmp_path / WRITER_NAME).read_bytes()
+        (tmp_path / WRITER_NAME).write_bytes(note)
+        monkeypatch.setenv("SLURM_JOB_ID", "5")
+        if alive:
+            timer = threading.Timer(0.7, lambda: os.utime(tmp_path / WRITER_NAME))
+            timer.start()
+            with one_writer(), pytest.raises(ConfigError, match="of job 4 on node9"):
+                write_alone(str(tmp_path))
+            timer.join()
+        else:
+            with one_writer():
+                write_alone(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["", "{"])
 def test_half_a_note_of_a_killed_writer_is_replaced(text: str, tmp_path: Path) -> None:
     (tmp_path / WRITER_NAME).write_text(text)
     past = time.time() - 3600

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import cached_property
+from itertools import takewhile
 
 from synfundus.photographs.ingest import is_picture_name, safe_name
 from synfundus.photographs.label_mapping import PICTURE_SUFFIXES
@@ -15,6 +16,9 @@ from synfundus.photographs.label_table import LabelTable, RejectedRow, TableRow
 
 _FLOAT = re.compile(r"(?P<number>(?:.*/)?\d+)\.0(?P<suffix>\.[a-z]+)?", re.IGNORECASE)
 """A number as pandas writes it if a cell of its column is empty, perhaps with the extension of a mapping."""
+
+_MANY_IN_ONE = 10
+"""A folder of fewer files is not named: it may be called after a patient."""
 
 
 class FileIndex:
@@ -63,32 +67,33 @@ class FileIndex:
 def complete_names(table: LabelTable, files: Collection[str]) -> LabelTable:
     """Complete the file names of a user's table: another folder, another case, a number like 1.0.
 
-    A file that another row names exactly is not taken, nor one with another extension or a further one. A name that
-    fits several files becomes the reject ``ambiguous_file``. A warning says how many were completed, and in which way.
+    A file that another row names exactly is not taken, nor one with another extension or a further one, nor one that
+    lacks a folder of the name, unless all rows have that folder. A name that fits several files, and names that fit one
+    file, become the reject ``ambiguous_file``. A warning says how many were completed, and in which way.
     """
     index, exact = FileIndex(files), {_nfc(name) for name in files}
     named = {_nfc(safe_name(row.file) or "") for row in table.rows} & exact
     rows: list[TableRow] = []
     rejected, ways, folders = list(table.rejected), Counter[str](), set[str]()
-    for row in table.rows:
+    above_all = _common_folders([safe_name(row.file) or "" for row in table.rows])
+    fits = [[one for one in _fitting(row, index, named) if _is_below(one, row.file, above_all)] for row in table.rows]
+    claims = Counter(name for found in fits for name in found)
+    for row, found in zip(table.rows, fits, strict=True):
         safe = safe_name(row.file)
-        if safe is None or _nfc(safe) in named:
+        if safe is None or not found:
             rows.append(row)
             continue
-        suffix = picture_suffix(safe).lower()
-        found = [name for name in index.find(safe) if picture_suffix(name).lower() == suffix]
-        found = [name for name in found if _nfc(name) not in named]
-        if len(found) > 1:
-            detail = f"{safe} can be {', '.join(found)}"
+        if len(found) > 1 or claims[found[0]] > 1:
+            others = "" if len(found) > 1 else ", and so can another row"
+            detail = f"{safe} can be {', '.join(found)}{others}"
             rejected.append(RejectedRow(row.line, row.file, row.patient, "ambiguous_file", detail))
             continue
-        rows.append(replace(row, file=found[0]) if found else row)
-        if found:
-            (above, base), (cell_above, cell_base) = _split(_folded(found[0])), _split(_folded(safe))
-            way = "number" if base != cell_base else "case" if above == cell_above else "folder"
-            ways[way] += 1
-            folders |= {found[0].rpartition("/")[0]} if way == "folder" else set()
-    one = ways["folder"] > 1 and len(folders) == 1 and min(folders)
+        rows.append(replace(row, file=found[0]))
+        (above, base), (cell_above, cell_base) = _split(_folded(found[0])), _split(_folded(safe))
+        way = "number" if base != cell_base else "case" if above == cell_above else "folder"
+        ways[way] += 1
+        folders |= {found[0].rpartition("/")[0]} if way == "folder" else set()
+    one = ways["folder"] >= _MANY_IN_ONE and len(folders) == 1 and min(folders)
     said = {
         "folder": f"lie below {one}/" if one else "lie in other folders than the table says",
         "case": "differ in upper and lower case",
@@ -99,6 +104,28 @@ def complete_names(table: LabelTable, files: Collection[str]) -> LabelTable:
     return replace(
         table, rows=tuple(rows), rejected=tuple(rejected), warnings=(*table.warnings, *([note] if parts else []))
     )
+
+
+def _fitting(row: TableRow, index: FileIndex, named: Collection[str]) -> list[str]:
+    """Return the files that the name of a row may mean; none where it is exact."""
+    safe = safe_name(row.file)
+    if safe is None or _nfc(safe) in named:
+        return []
+    suffix = picture_suffix(safe).lower()
+    found = (name for name in index.find(safe) if picture_suffix(name).lower() == suffix)
+    return [name for name in found if _nfc(name) not in named]
+
+
+def _common_folders(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the folders that all names begin with."""
+    levels = zip(*(_split(_folded(name))[0] for name in names), strict=False)
+    return tuple(level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels))
+
+
+def _is_below(file: str, cell: str, above_all: tuple[str, ...]) -> bool:
+    """Whether a file lacks no folder of the cell but those of all rows: train/7.png is not 7.png of another folder."""
+    lacking = len(_split(cell)[0]) - len(_split(file)[0])
+    return lacking <= len(above_all)
 
 
 def _nfc(name: str) -> str:

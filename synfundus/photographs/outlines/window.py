@@ -20,6 +20,7 @@ _SAME_CORNERS = 0.06  # difference between the distances of the corners
 _BULGE = 0.98  # of the mean distance of its ends: a rounded corner does not run inside the line between them
 _FOLLOWED = 0.25  # of a side: straight, or in shadow
 _OTHER_EDGES = 0.08  # of the rays: sharp edges elsewhere, of lesions and vessels
+_BLACK, _GREY = 16.0, 60.0  # levels of a mount
 _FILLED = 0.55  # of the window, a shadow apart
 
 
@@ -31,6 +32,8 @@ def find_window(view: View) -> tuple[View, Circle] | None:
     """
     tips = view.lightness[:3, :3], view.lightness[:3, -3:], view.lightness[-3:, :3], view.lightness[-3:, -3:]
     dark = min(view.dark, sorted(float(tip.mean()) for tip in tips)[1])
+    if _BLACK < dark < _GREY:
+        return None  # a mount so dark cannot be told from retina in shadow
     view = replace(view, dark=dark, span=view.dark + view.span - dark)
     light = view.lightness - dark
     lit = light > max(_LIT * view.span, view.floor)

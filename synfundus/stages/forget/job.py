@@ -1,8 +1,8 @@
 """`synfundus forget`: sets without the photographs of a patient who has withdrawn.
 
 Nothing is changed in place but the crosswalk, last: there the patient's names give way to a token, by which `prepare`
-knows the patient again without anybody being able to read who it is. Shards that hold nothing of the patient are
-copied. A stopped run is resumed by the same command.
+knows the patient again. Who holds the crosswalk can test a guess of the name against it. Shards that hold nothing of
+the patient are copied. A stopped run is resumed by the same command.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from synfundus.artifacts.claim import Claim
-from synfundus.artifacts.latent_set import LatentSources, load_sources, photographs_of, save_sources
+from synfundus.artifacts.latent_set import load_sources, photographs_of, save_sources
 from synfundus.artifacts.shard_records import ShardRecords
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World
+from synfundus.errors import ConfigError
 from synfundus.labels.counts import count_labels
 from synfundus.photographs.crosswalk import (
     CROSSWALK_NAME,
@@ -63,6 +64,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     del world
     section = config.forget
     out = require(section.out, flag="--out", key="forget.out")
+    seen = {url: _seen(url) for url in section.model}
     begun = _CLAIM.read(out)
     plan = plan_withdrawal(section, data=None if begun is None else str(begun["data"]))
     _CLAIM.make(out, plan.request)
@@ -77,7 +79,13 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     forget_names(plan)
     if owner_of(plan.crosswalk) == resolved(plan.parts[0].source.url):
         hand_over(plan.crosswalk, resolved(written[0].url))
-    affected = [url for url in section.model if _seen(url) & {part.source.identity for part in plan.parts}]
+    known = {part.source.identity for part in plan.parts}
+    affected = [url for url, sets in seen.items() if sets & known]
+    for url in (url for url in seen if url not in affected):
+        console.warning(
+            f"cannot tell whether {url} saw these photographs: it was trained on set {min(seen[url])[:12]}, which is "
+            "none of those given (--latents)"
+        )
     _tell(plan, written, affected, console)
     return {
         "out": out,
@@ -170,7 +178,7 @@ def _image_properties(part: Without, made: ShardSet, plan: Withdrawal) -> dict[s
 def _latent_properties(source: ShardSet, images: ShardSet, out: str) -> dict[str, Any]:
     """Return the properties of the smaller latent set, and write where its images are. Mean and deviation stay."""
     sources = load_sources(source.url)
-    save_sources(out, LatentSources(absolute_location(images.url), sources.autoencoder_url))
+    save_sources(out, replace(sources, image_set_url=absolute_location(images.url)))
     return {**source.properties, "image_set_identity": images.identity, **photographs_of(images)}
 
 
@@ -178,18 +186,21 @@ def forget_names(plan: Withdrawal) -> None:
     """Take a patient out of a crosswalk: what leads from keys to names, flags, near-duplicates, perceptual hashes."""
     crosswalk, keys = plan.crosswalk, plan.keys
     write_withdrawn(crosswalk, plan.token, keys)  # first: afterwards only this finds the keys
-    table = [
-        (row["key"], "", "", "", WITHDRAWN)
-        if row["key"] in keys
-        else (row["key"], row["source"], row["patient_id"], row["split"], row["reason"])
-        for row in read_table(crosswalk)
-    ]
-    write_private(filesystem.join(crosswalk, CROSSWALK_NAME), crosswalk_table(table))
+    table = read_table(crosswalk)
+    names = sorted({row["source"] for row in table if row["key"] in keys} - {""}, key=len, reverse=True)
     for name in (NAMED_REJECTS, FLAGS_NAME, NEAR_DUPLICATES_NAME):
         url = filesystem.join(crosswalk, name)
         if filesystem.exists(url):
             rows = [row for row in documents.read_lines(url) if not {row["key"], row.get("other_key")} & keys]
-            write_private_lines(url, rows)
+            write_private_lines(url, [_without_names(row, names) for row in rows])
+    left = [
+        (row["key"], "", "", "", WITHDRAWN)
+        if row["key"] in keys
+        else (row["key"], row["source"], row["patient_id"], row["split"], row["reason"])
+        for row in table
+    ]
+    # last of the names: from it those in the rows of other patients are known
+    write_private(filesystem.join(crosswalk, CROSSWALK_NAME), crosswalk_table(left))
     url = filesystem.join(crosswalk, HASHES_NAME)
     if filesystem.exists(url):
         hashes = np.load(io.BytesIO(filesystem.read_bytes(url)), allow_pickle=False)
@@ -198,15 +209,29 @@ def forget_names(plan: Withdrawal) -> None:
         write_private(url, stream.getvalue())
 
 
+def _without_names(row: documents.Document, names: Sequence[str]) -> documents.Document:
+    """Return the row of another patient without the names of files: "same file as ..."."""
+    texts = {key: text for key, text in row.items() if key in ("detail", "source") and isinstance(text, str)}
+    for name in names:
+        texts = {key: text.replace(name, f"({WITHDRAWN})") for key, text in texts.items()}
+    return {**row, **texts}
+
+
 def _seen(model: str) -> set[str]:
-    """Return the identities of the sets that a run or an exported model was trained on, as far as it names them."""
+    """Return the identities of the sets that a run or an exported model was trained on, as far as it names them.
+
+    Raises:
+        ConfigError: It names none.
+    """
     found = set()
     for name, part in (("run.json", "identity"), ("export/synfundus.json", "fingerprints")):
         for place in (name, name.removeprefix("export/")):
             url = filesystem.join(model, place)
             if filesystem.exists(url):
                 named = json.loads(filesystem.read_bytes(url)).get(part, {})
-                found |= {str(named.get(key)) for key in ("data", "latents", "latent_set")}
+                found |= {str(named[key]) for key in ("data", "latents", "latent_set") if named.get(key)}
+    if not found:
+        raise ConfigError("no run and no model that names what it was trained on", where=model, hint="check --model")
     return found
 
 

@@ -112,6 +112,10 @@ def plan_withdrawal(section: ForgetConfig, *, data: str | None) -> Withdrawal:
     where = require(section.data or data or owner_of(crosswalk) or None, flag="--data", key="forget.data")
     images = load_shard_set(where, kind="images")
     latents = [load_shard_set(url, kind="latents") for url in section.latents]
+    for one in latents:
+        if one.properties.get("image_set_identity") != images.identity:
+            hint = f"give the set they were made from as --data; it is {where}"
+            raise ConfigError("these latents were not made from the image set", where=one.url, hint=hint)
     names = ["images", *("latents" if not at else f"latents-{at + 1}" for at in range(len(latents)))]
     parts = tuple(_without(name, one, keys) for name, one in zip(names, (images, *latents), strict=True))
     return Withdrawal(crosswalk, token, frozenset(keys), parts, _doubles(crosswalk, rows, keys))

@@ -26,7 +26,7 @@ VERB = Verb(
         Option("--patient", "forget.patient", "The patient, as in the label table.", required=True),
         Option("--data", "forget.data", "Image set; default: the one the crosswalk belongs to.", role="input"),
         Option("--latents", "forget.latents", "Latent set encoded from it (repeatable).", "many", role="input"),
-        Option("--model", "forget.model", "Run or export: was it trained on these sets? (repeatable)", "many"),
+        Option("--model", "forget.model", "Run or export that may have seen them (repeatable).", "many", role="input"),
         Option("--out", "forget.out", "Folder for the new sets: images, latents, ...", required=True, role="output"),
     ),
     sections=("forget", "storage"),

@@ -8,10 +8,13 @@ from collections import Counter
 from typing import Any
 
 from synfundus.errors import DataError
+from synfundus.labels.plan import REQUESTED
 from synfundus.storage import documents, filesystem
 from synfundus.telemetry.console import Console
 
-_PROVENANCE, _LABELS, _IMAGES = "PROVENANCE.json", "labels.csv", "images"
+_PROVENANCE, _IMAGES = "PROVENANCE.json", "images"
+_TABLES = ("metadata.csv", "labels.csv")
+"""Labels by image; the second is of earlier versions."""
 _SHOWN = (
     "statement",
     "num_images",
@@ -26,7 +29,12 @@ _SHOWN = (
 
 def is_png_folder(url: str) -> bool:
     """Whether `sample` has finished a folder of PNG files there."""
-    return all(filesystem.exists(filesystem.join(url, name)) for name in (_PROVENANCE, _LABELS))
+    return filesystem.exists(filesystem.join(url, _PROVENANCE)) and _table(url) is not None
+
+
+def _table(url: str) -> str | None:
+    places = (filesystem.join(url, name) for name in _TABLES)
+    return next((place for place in places if filesystem.exists(place)), None)
 
 
 def describe_png_folder(url: str, console: Console) -> dict[str, Any]:
@@ -39,9 +47,12 @@ def describe_png_folder(url: str, console: Console) -> dict[str, Any]:
         DataError: Its documents cannot be read.
     """
     provenance = documents.read_document(filesystem.join(url, _PROVENANCE), format_name="synfundus-samples", version=1)
-    rows = list(csv.DictReader(io.StringIO(filesystem.read_bytes(filesystem.join(url, _LABELS)).decode())))
+    table = filesystem.read_bytes(str(_table(url))).decode()
+    rows = [
+        {name.removeprefix(REQUESTED): cell for name, cell in row.items()} for row in csv.DictReader(io.StringIO(table))
+    ]
     there = set(filesystem.list_names(filesystem.join(url, _IMAGES)))
-    names = [str(row.pop("file", "")) for row in rows]
+    names = [str(row.pop("file_name", "") or row.pop("file", "")) for row in rows]
     missing = [name for name in names if name.rpartition("/")[2] not in there]
     counts = {label: Counter(row[label] or "unknown" for row in rows) for label in (rows[0] if rows else {})}
     known = {label: dict(sorted(found.items())) for label, found in counts.items() if set(found) != {"unknown"}}

@@ -19,7 +19,7 @@ from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema
 from synfundus.photographs.crosswalk import withdrawal_token
 from synfundus.photographs.importers import read_with_importer
 from synfundus.photographs.importers.file_names import complete_names
-from synfundus.photographs.ingest import Photograph, PlannedSample, Reject, match_files, plan_samples
+from synfundus.photographs.ingest import Photograph, PlannedSample, Reject, match_files, plan_samples, sample_key
 from synfundus.photographs.label_mapping import TableMapping, parse_table_mapping
 from synfundus.photographs.label_table import LabelTable, read_label_table
 from synfundus.photographs.preparation import CROP, FIRST_CROP
@@ -153,7 +153,7 @@ def plan_inputs(
     source: str,
     compared_with: Sequence[str],
     open_secret: Callable[[], bytes],
-    withdrawn: Callable[[], Collection[str]],
+    withdrawn: Callable[[], Mapping[str, Collection[str]]],
     seed: int,
 ) -> InputPlan:
     """Read table and folder and determine the inputs.
@@ -163,7 +163,8 @@ def plan_inputs(
         source: Folder of the photographs.
         compared_with: Hashes of the sets to compare with.
         open_secret: Returns the secret for keys; called after everything has been read.
-        withdrawn: Returns the tokens of patients who have withdrawn; called after the secret is there.
+        withdrawn: Returns the tokens of patients who have withdrawn, with the keys of their photographs; called after
+            the secret is there.
         seed: Seed of the split.
 
     Raises:
@@ -216,16 +217,19 @@ def plan_inputs(
 
 
 def _without_withdrawn(
-    matched: list[Photograph], rejects: list[Reject], secret: bytes, tokens: Collection[str]
+    matched: list[Photograph], rejects: list[Reject], secret: bytes, withdrawn: Mapping[str, Collection[str]]
 ) -> tuple[list[Photograph], list[Reject]]:
-    """Turn the inputs of patients who have withdrawn into rejects that name nobody."""
+    """Turn the inputs of patients who have withdrawn into rejects that name nobody: by patient, and by file."""
+    keys = {key for theirs in withdrawn.values() for key in theirs}
 
     def left(one: Photograph | Reject) -> bool:
+        if sample_key(secret, one.source) in keys:
+            return False
         patients = (one.patient, *(one.also_patients if isinstance(one, Photograph) else ()))
         groups = [f"patient:{patient}" for patient in patients if patient] or [f"photograph:{one.source}"]
-        return not any(withdrawal_token(secret, group) in tokens for group in groups)
+        return not any(withdrawal_token(secret, group) in withdrawn for group in groups)
 
-    if not tokens:
+    if not withdrawn:
         return matched, rejects
     kept = [one for one in matched if left(one)]
     others = [one for one in rejects if left(one)]
@@ -250,7 +254,7 @@ def describe_inputs(section: PrepareConfig, *, seed: int) -> str:
     """
     source = str(section.source)
     plan = plan_inputs(
-        section, source=source, compared_with=(), open_secret=lambda: bytes(32), withdrawn=tuple, seed=seed
+        section, source=source, compared_with=(), open_secret=lambda: bytes(32), withdrawn=dict, seed=seed
     )
     patients = len({sample.patient_group for sample in plan.samples})
     reasons = sorted(Counter(reject.reason for reject in plan.rejects).items())

@@ -15,8 +15,8 @@ MANY_REJECTS = 0.1
 """Fraction of rejected inputs above which there is a warning."""
 
 _SHOWN_REASONS, _SHOWN_DETAIL = 3, 80
-_QUOTED = ("unknown_label_value", "malformed_row", "missing_file_name", "missing_file")
-"""Reasons whose details hold no file name: that can be a patient's."""
+_QUOTED = ("malformed_row", "missing_file_name", "missing_file")
+"""Reasons whose details hold neither a file name nor a cell: both can name a patient."""
 
 _HINTS = {
     "unknown_label_value": "give the cells a meaning in a --mapping, for example values: {True: 1, False: 0}",
@@ -70,7 +70,7 @@ def _example(rejects: Sequence[Reject]) -> str:
     """Return the commonest reason and the detail of its first reject, without the name of a file."""
     reason = Counter(reject.reason for reject in rejects).most_common(1)[0][0]
     detail = next(reject.detail for reject in rejects if reject.reason == reason)
-    shown = detail[:_SHOWN_DETAIL] if reason in _QUOTED else detail.partition(":")[0]
+    shown = detail[:_SHOWN_DETAIL] if reason in _QUOTED else detail.partition(":")[0].partition(" = ")[0]
     return f"{reason}, for example {shown}" if shown else reason
 
 

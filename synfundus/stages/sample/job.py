@@ -50,6 +50,7 @@ from synfundus.stages.verb import require
 from synfundus.storage import documents, filesystem
 from synfundus.storage.locations import resolved
 from synfundus.storage.manifest import MANIFEST_NAME
+from synfundus.storage.writer_lock import write_alone
 from synfundus.telemetry.console import Console
 
 LABELS_NAME = "metadata.csv"
@@ -167,26 +168,41 @@ def _claim(out: str, request: dict[str, Any], rows: Sequence[LabelRow], schema: 
     """Claim the folder; one with the first of these images is extended.
 
     Raises:
-        ConfigError: It holds other images; says what differs.
+        ConfigError: It holds other images, and the message says what differs; or it has another writer.
     """
+    _extends(out, request, rows, schema)
+    write_alone(out)
+    if _extends(out, request, rows, schema):  # as the only writer: another one may have published meanwhile
+        for name in (
+            MANIFEST_NAME,
+            PROVENANCE_NAME,
+            README_NAME,
+            LABELS_NAME,
+            SHEET_NAME,
+            *_EARLIER_NAMES,
+        ):  # incomplete
+            filesystem.remove(filesystem.join(out, name))
+        url = filesystem.join(out, REQUEST_NAME)
+        documents.write_document(url, request, format_name=FORMAT_NAME, version=FORMAT_VERSION)
+    else:
+        _CLAIM.make(out, request)
+
+
+def _extends(out: str, request: dict[str, Any], rows: Sequence[LabelRow], schema: LabelSchema) -> bool:
+    """Whether a folder has fewer images of this request; one with other images is refused."""
     found, wanted = _CLAIM.read(out) or {}, dict(request)
     number = found.get("num_images", 0)
     if number and found["labels_sha256"] == _labels_sha256(rows[:number], schema):
         found["labels_sha256"] = wanted["labels_sha256"]  # the same as far as both go
         if number < len(rows) and not difference(found | {"num_images": len(rows)}, wanted):
-            for name in (MANIFEST_NAME, PROVENANCE_NAME, README_NAME, LABELS_NAME):  # incomplete again
-                filesystem.remove(filesystem.join(out, name))
-            url = filesystem.join(out, REQUEST_NAME)
-            documents.write_document(url, request, format_name=FORMAT_NAME, version=FORMAT_VERSION)
-            return
+            return True
     elif number and (changed := _changed_label(out, rows, schema)) is not None:
         label, there, here = changed
         del found["labels_sha256"], wanted["labels_sha256"]
         found[label], wanted[label] = there, here
     if found:
         _CLAIM.refuse_difference(out, found, wanted)
-    else:
-        _CLAIM.make(out, request)
+    return False
 
 
 def _changed_label(out: str, rows: Sequence[LabelRow], schema: LabelSchema) -> tuple[str, object, object] | None:

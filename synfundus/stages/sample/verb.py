@@ -84,7 +84,7 @@ VERB = Verb(
     problems=_problems,
     dry_run=_dry_run,
     closing=(
-        "contact sheet: {out}/contact-sheet.png",
+        "read {out}/README.md first: labels were asked for, nobody has looked",
         "next: synfundus inspect --data {out}",
     ),
 )
