@@ -108,7 +108,7 @@ def trained_on(latents: ShardSet) -> dict[str, Any]:
     return {
         "collections": sorted({str(source["source"]) for source in sources}),
         "drawn": "in part" if any(drawn) and not all(drawn) else all(drawn),
-        **({} if None in patients else {"patients": sum(map(int, patients))}),
+        **({} if None in patients else {"patients": sum(int(number or 0) for number in patients)}),
         "positives": {
             label: f"fewer than {FEW}" if 0 < number < FEW else f"{number:,}" for label, number in positives.items()
         },
