@@ -90,7 +90,7 @@ def test_names_of_a_users_table_are_found_in_subfolders_and_in_another_case() ->
     assert [row.file for row in table.rows] == ["a.png", "sub/b.png", "sub/c.png", "D.PNG", "7.png", "gone.png"]
     assert [row.line for row in table.rows] == [2, 3, 4, 5, 6, 7]
     assert table.warnings == (
-        "4 of 6 file names were completed: 2 lie below sub/, 1 differ in upper and lower case, 1 are numbers like 1.0",
+        "4 of 6 file names were completed: 2 lie in other folders than the table says, 1 differ in upper and lower case, 1 are numbers like 1.0",
     )
     photographs, rejects = match_files(table, dict.fromkeys(files, 1))
     assert (len(photographs), [reject.reason for reject in rejects]) == (5, ["missing_file"])
@@ -118,3 +118,20 @@ def test_numbers_that_pandas_wrote_find_their_files() -> None:
     table = read_with_importer("rfmid", floats, DEFAULT_LABEL_SCHEMA, files=files, where="t.csv")
     assert plain.rows
     assert [row.file for row in table.rows] == [row.file for row in plain.rows]
+
+
+def test_a_name_of_one_folder_is_never_completed_with_a_file_of_another() -> None:
+    """A table of a whole collection, of which one folder is the source."""
+    for names in (["train/7.png"], ["train/7.png", "test/8.png"]):
+        table = _completed(names, ["7.png"])
+        kept = [row.file for row in table.rows]
+        assert kept == (["7.png"] if len(names) == 1 else names), "only a folder of all rows may be missing"
+    table = _completed(["P1/001.png", "p1/001.PNG"], ["x/P1/001.png"])
+    assert [row.file for row in table.rows] == []
+    assert [reject.reason for reject in table.rejected] == ["ambiguous_file"] * 2
+
+
+def test_a_folder_of_many_files_is_named() -> None:
+    names = [f"{number}.png" for number in range(10)]
+    table = _completed(names, [f"sub/{name}" for name in names])
+    assert table.warnings == ("10 of 10 file names were completed: 10 lie below sub/",)

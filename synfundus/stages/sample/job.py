@@ -173,14 +173,8 @@ def _claim(out: str, request: dict[str, Any], rows: Sequence[LabelRow], schema: 
     _extends(out, request, rows, schema)
     write_alone(out)
     if _extends(out, request, rows, schema):  # as the only writer: another one may have published meanwhile
-        for name in (
-            MANIFEST_NAME,
-            PROVENANCE_NAME,
-            README_NAME,
-            LABELS_NAME,
-            SHEET_NAME,
-            *_EARLIER_NAMES,
-        ):  # incomplete
+        # incomplete again
+        for name in (MANIFEST_NAME, PROVENANCE_NAME, README_NAME, LABELS_NAME, SHEET_NAME, *_EARLIER_NAMES):
             filesystem.remove(filesystem.join(out, name))
         url = filesystem.join(out, REQUEST_NAME)
         documents.write_document(url, request, format_name=FORMAT_NAME, version=FORMAT_VERSION)
