@@ -152,5 +152,7 @@ class DemoConfig(Section):
     """Label table of these photographs."""
     mapping: str | None = None
     """Mapping YAML of this table."""
+    importer: str | None = None
+    """Importer for a known data set, as of `prepare`; some need no label table."""
     num_generated: PositiveInt = 320
     """Images generated for the label-control test."""

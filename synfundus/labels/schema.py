@@ -281,22 +281,32 @@ READABLE = tuple(_UNREADABLE)
 """Labels that are 0 where a photograph cannot be judged."""
 
 
+_MAX_ABSENT = 2
+
+
 def label_caption(labels: Mapping[str, int | None]) -> str:
     """Describe a label row: the side, the grade, findings that are present, parts that are unreadable.
 
-    Findings known to be absent are not listed; a label outside the default schema is written ``name=value`` unless it
-    is 0. A row without known labels gives ``no labels``.
+    Where no grade and no finding is present, the findings known to be absent are named, or counted. ``no findings``
+    says that all are known to be absent. A label outside the default schema is written ``name=value``; its 0 only
+    where nothing else is known. A row without known labels gives ``no labels``.
     """
     known = {name: value for name, value in labels.items() if value is not None}
     if not known:
         return "no labels"
-    words = []
+    words = [f"DR {known['dr_grade']}"] if "dr_grade" in known else []
+    words += [text for name, text in _FINDINGS.items() if known.get(name)]
+    if not words:
+        words = _absent_findings([text for name, text in _FINDINGS.items() if known.get(name) == 0])
+    if all(known.get(name) == 0 for name in DISEASES):
+        words = ["no findings"]
     if "eye_side" in known:
-        words.append(_SIDES.get(known["eye_side"], f"side {known['eye_side']}"))
-    if "dr_grade" in known:
-        words.append(f"DR {known['dr_grade']}")
-    words += [text for name, text in _FINDINGS.items() if known.get(name) == 1]
+        words.insert(0, _SIDES.get(known["eye_side"], f"side {known['eye_side']}"))
     words += [text for name, text in _UNREADABLE.items() if known.get(name) == 0]
-    described = {"eye_side", "dr_grade", *_FINDINGS, *_UNREADABLE}
-    words += [f"{name}={value}" for name, value in known.items() if name not in described and value]
-    return ", ".join(words) or "no findings"
+    own = {name: value for name, value in known.items() if name not in {"eye_side", *DISEASES, *READABLE}}
+    words += [f"{name}={value}" for name, value in own.items() if value or not words]
+    return ", ".join(words) or "readable"
+
+
+def _absent_findings(names: Sequence[str]) -> list[str]:
+    return [f"no {name}" for name in names] if len(names) <= _MAX_ABSENT else [f"{len(names)} findings absent"]

@@ -224,6 +224,12 @@ def test_a_model_whose_labels_cannot_be_told_is_left_to_the_job(
 def test_photographs_and_their_table_belong_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["demo", "--out", str(tmp_path / "o"), "--source", str(tmp_path)]) == 2
     assert "--source and --labels belong together" in capsys.readouterr().err
+    for option, value in (("--labels", str(tmp_path)), ("--importer", "idrid")):
+        assert run_command(["demo", "--out", str(tmp_path / "o"), option, value]) == 2
+        assert f"--source and {option} belong together" in capsys.readouterr().err
+    known_set = ["demo", "--out", str(tmp_path / "o"), "--source", str(tmp_path), "--importer", "idrid", "--dry-run"]
+    assert run_command(known_set) == 0
+    assert "importer: idrid" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld
 from synfundus.stages.demo import job as demo_job
 from synfundus.stages.demo.pace import measure_pace
-from synfundus.stages.demo.plan import REFERENCE_PACE, plan_demo
+from synfundus.stages.demo.plan import REFERENCE_PACE, describe_pace, estimate_minutes, plan_demo
 from synfundus.stages.trial_step import latent_shape
 from synfundus.telemetry.console import SilentConsole
 
@@ -77,3 +77,15 @@ def test_the_latents_measured_on_are_as_large_as_those_trained_on() -> None:
     config = load_config(preset="demo-cpu", file=None, settings=[], flags=[]).config
     shape = latent_shape(config.train_vae.autoencoder, image_size_px=config.prepare.image_size_px)
     assert shape == (config.train_vae.autoencoder.latent_channels, 16, 16)
+
+
+@pytest.mark.parametrize(("pace", "warned"), [(REFERENCE_PACE, False), (3 * REFERENCE_PACE, False), (1.0, True)])
+def test_a_slow_machine_is_told_how_long_it_takes_and_a_way_out_that_is_true(pace: float, warned: bool) -> None:
+    said, warning = describe_pace(7.0, pace)
+    assert "images/s" in said
+    assert "x 1.00" not in said
+    assert bool(warning) == warned
+    if warned:
+        assert "about 10 hours" in said
+        fewer = float(warning.split("--minutes ")[1].split()[0])
+        assert 3 < estimate_minutes(fewer, pace) < 11

@@ -7,12 +7,11 @@ from synfundus.config.loader import load_config
 from synfundus.config.schema import RunConfig
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema, LabelSpec
 from synfundus.seeding import keyed_generator
+from synfundus.stages.demo.conditions import conditions_of, matching_rows
 from synfundus.stages.demo.plan import (
     IMAGES_PER_CONDITION,
     REFERENCE_MINUTES,
     REFERENCE_PACE,
-    conditions_of,
-    matching_rows,
     pace_gain,
     place_stages,
     plan_generation,
@@ -67,6 +66,9 @@ def test_own_photographs_take_the_place_of_phantoms() -> None:
     prepare = _placed(RunConfig.model_validate(document)).prepare
     assert (prepare.source, prepare.labels, prepare.mapping) == ("photos", "table.csv", "map.yaml")
     assert _placed(_config(1)).prepare.source == "somewhere/phantoms"
+    document["demo"].update(labels=None, mapping=None, importer="idrid")
+    prepare = _placed(RunConfig.model_validate(document)).prepare
+    assert (prepare.labels, prepare.mapping, prepare.importer) == (None, None, "idrid")
 
 
 def test_every_stage_reads_what_the_one_before_writes() -> None:

@@ -6,7 +6,7 @@ from PIL import Image
 from PIL.ImageFont import load_default
 
 from synfundus.errors import DataError
-from synfundus.labels.schema import label_caption
+from synfundus.labels.schema import DISEASES, label_caption
 from synfundus.pictures.sheets import (
     PictureRow,
     PictureSection,
@@ -118,9 +118,25 @@ def test_caption_names_what_is_present_and_leaves_out_what_is_absent_or_unknown(
     assert label_caption(labels) == "left, DR 2, glaucoma, unreadable, stage=3"
 
 
-def test_caption_tells_unknown_from_no_findings() -> None:
-    assert label_caption({"is_gc": None}) == "no labels"
-    assert label_caption({"is_gc": 0}) == "no findings"
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ({"is_gc": None}, "no labels"),
+        ({"is_gc": 0}, "no glaucoma"),
+        ({"eye_side": 0, "is_gc": 0, "is_dme": 0}, "right, no macular edema, no glaucoma"),
+        (dict.fromkeys(["is_gc", "is_amd", "is_pm"], 0), "3 findings absent"),
+        ({"is_fundus": 0, "is_gc": 0}, "no glaucoma, unreadable"),
+        ({"dr_grade": 0, "is_gc": 0}, "DR 0"),
+        (dict.fromkeys(DISEASES, 0), "no findings"),
+        (dict.fromkeys(DISEASES[1:], 0), "10 findings absent"),
+        ({"is_fundus": 1}, "readable"),
+        ({"stage": 0}, "stage=0"),
+    ],
+)
+def test_caption_says_no_findings_only_where_all_are_known_to_be_absent(
+    labels: dict[str, int | None], expected: str
+) -> None:
+    assert label_caption(labels) == expected
 
 
 @pytest.mark.parametrize("width_px", [64, 96, 110, 192])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,10 @@ from synfundus.config.generation import DemoConfig
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World, torch_device
-from synfundus.labels.plan import label_table
+from synfundus.labels.plan import label_table, read_label_plan
 from synfundus.shards.reader import decode_image
 from synfundus.stages import Summary, build
+from synfundus.stages.demo.conditions import UNCONDITIONAL
 from synfundus.stages.demo.judging import (
     TRAIN_SPLIT,
     LabelledImages,
@@ -34,7 +35,7 @@ from synfundus.stages.demo.judging import (
     reconstruct,
 )
 from synfundus.stages.demo.pace import measure_pace
-from synfundus.stages.demo.plan import REFERENCE_PACE, GenerationPlan, pace_gain, plan_demo, plan_generation
+from synfundus.stages.demo.plan import REFERENCE_PACE, GenerationPlan, describe_pace, plan_demo, plan_generation
 from synfundus.stages.demo.report import DemoResult, draw_demo, peak_memory_gib, report_document, show_report
 from synfundus.stages.encode_latents import job as encode_latents
 from synfundus.stages.phantoms import job as phantoms
@@ -51,6 +52,7 @@ from synfundus.telemetry.console import Console
 STAGES_DIR = "stages"
 PICTURE_NAME = "demo.png"
 REPORT_NAME = "demo.json"
+LABEL_PLAN_NAME = "label-plan.csv"
 REQUEST_NAME = "request.json"
 _FORMAT = "synfundus-demo"
 _VERSION = 1
@@ -127,7 +129,10 @@ def settle_pace(section: DemoConfig, out: str, measure: Callable[[], float], wor
     if begun is not None:
         return float(begun["pace_images_per_s"])
     pace = measure()
-    console.message(f"this machine trains {pace:.0f} images/s: the preset's budgets x {pace_gain(pace):.2f}")
+    said, warning = describe_pace(section.minutes, pace)
+    console.message(said)
+    if warning:
+        console.warning(warning)
     return pace
 
 
@@ -164,6 +169,8 @@ class _Demo:
         settings["sample"].update(documents.as_json(asdict(build.sampler_settings(self._config.sample))))
         for verb in ("train_vae", "train"):
             settings[verb]["loop"]["num_threads"] = 0  # only changes speed
+        if settings["demo"]["importer"] is None:
+            del settings["demo"]["importer"]  # demos begun before there was one go on
         request = {
             "settings_sha256": hashlib.sha256(documents.dump_json(settings)).hexdigest(),
             "minutes": self._config.demo.minutes,
@@ -191,22 +198,32 @@ class _Demo:
 
     def _generation_plan(self) -> GenerationPlan:
         image_set = self._image_set()
-        return plan_generation(
+        plan = plan_generation(
             held_out_states=read_states(image_set, splits=held_out_splits(image_set)),
             known_states=read_states(image_set, splits=SPLITS),
             schema=image_set.label_schema,
             num_control=self._config.demo.num_generated,
             seed=self._config.seed,
         )
+        url = self._at(LABEL_PLAN_NAME)
+        if not filesystem.exists(url):
+            return plan
+        kept = read_label_plan(filesystem.read_bytes(url), image_set.label_schema, where=url)
+        if len(kept) == len(plan.rows):
+            return replace(plan, rows=tuple(kept))
+        self._console.warning(f"{url} is of another version and has other rows: the picture leaves them out")
+        return replace(plan, rows=tuple(kept[: plan.num_control]), conditions=())
 
     def write_label_plan(self) -> None:
         """Write the label plan. Collective."""
-        url = self._at("label-plan.csv")
+        url = self._at(LABEL_PLAN_NAME)
 
         def write() -> None:
             if not filesystem.exists(url):
-                names = self._image_set().label_schema.names
-                filesystem.write_bytes(url, label_table(self._generation_plan().rows, names))
+                plan, names = self._generation_plan(), self._image_set().label_schema.names
+                filesystem.write_bytes(url, label_table(plan.rows, names))
+                if plan.conditions[0].title == UNCONDITIONAL:
+                    self._console.warning(f"{UNCONDITIONAL}; give --labels a table with labels, or its --mapping")
 
         on_rank_0(write, self._world)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +13,9 @@ from synfundus.config.generation import DemoConfig
 from synfundus.config.schema import RunConfig
 from synfundus.config.training import LoopConfig
 from synfundus.labels.plan import LabelRow
-from synfundus.labels.schema import DISEASES, READABLE, LabelSchema
+from synfundus.labels.schema import LabelSchema
 from synfundus.seeding import keyed_generator
+from synfundus.stages.demo.conditions import Condition, known_conditions
 from synfundus.storage import filesystem
 
 REFERENCE_MINUTES = DemoConfig().minutes
@@ -24,71 +24,11 @@ REFERENCE_PACE = 82.0
 """Images/s of `measure_pace` on the reference machine of the preset's budgets: two cores with AVX2 alone."""
 _PACE_GAINS = (1.0, 4.0)
 """Minimum and maximum scale of the budgets: with fewer images labels are not learned, more gain little."""
+_MUCH_LONGER = 1.5
+"""From this multiple of the minutes asked for, there is a warning."""
 IMAGES_PER_CONDITION = 5
 _MIN_PHANTOMS = 96
 _MIN_GENERATED = 16
-
-_HEALTHY = {**dict.fromkeys(DISEASES, 0), **dict.fromkeys(READABLE, 1)}
-
-
-@dataclass(frozen=True)
-class Condition:
-    """A row of the demo's picture.
-
-    Attributes:
-        title: Row title.
-        defining: Labels of the photographs in the row.
-        requested: Labels of the generated images.
-    """
-
-    title: str
-    defining: Mapping[str, int]
-    requested: Mapping[str, int]
-
-
-def _finding(title: str, **labels: int) -> Condition:
-    return Condition(title, {**labels, "is_fundus": 1}, {**_HEALTHY, **labels})
-
-
-_CONDITIONS = (
-    Condition("healthy, right eye", {**_HEALTHY, "eye_side": 0}, {**_HEALTHY, "eye_side": 0}),
-    Condition("healthy, left eye", {**_HEALTHY, "eye_side": 1}, {**_HEALTHY, "eye_side": 1}),
-    _finding("diabetic retinopathy, mild (1)", dr_grade=1),
-    _finding("diabetic retinopathy, moderate (2)", dr_grade=2),
-    _finding("diabetic retinopathy, severe (3)", dr_grade=3),
-    _finding("diabetic retinopathy, proliferative (4)", dr_grade=4),
-    _finding("diabetic macular edema", dr_grade=2, is_dme=1),
-    _finding("glaucoma", is_gc=1),
-    _finding("age-related macular degeneration", is_amd=1),
-    _finding("pathologic myopia", is_pm=1),
-    _finding("degenerative myopia", is_dm=1),
-    _finding("retinal vein occlusion", is_rvo=1),
-    _finding("hypertensive retinopathy", is_htr=1),
-    _finding("epiretinal membrane", is_em=1),
-    _finding("choroidal retinal pathology", is_crp=1),
-    _finding("anomaly of the optic nerve", is_aon=1),
-    Condition("unreadable photograph", {"is_fundus": 0}, dict.fromkeys(READABLE, 0)),
-)
-
-
-def conditions_of(schema: LabelSchema) -> list[Condition]:
-    """Return the rows of the picture for a label schema: the named ones it has labels for, or one per value."""
-    names = set(schema.names)
-    named = [condition for condition in _CONDITIONS if set(condition.defining) <= names]
-    if named:
-        return [
-            Condition(
-                condition.title,
-                condition.defining,
-                {name: value for name, value in condition.requested.items() if name in names},
-            )
-            for condition in named
-        ]
-    return [
-        Condition(f"{spec.meaning or spec.name} = {value}", {spec.name: value}, {spec.name: value})
-        for spec in schema.labels
-        for value in range(1 if spec.num_values == 2 else 0, spec.num_values)
-    ]
 
 
 def _scaled(value: int, scale: float, *, at_least: int, multiple_of: int = 1) -> int:
@@ -117,6 +57,41 @@ def pace_gain(pace: float) -> float:
     """
     least, most = _PACE_GAINS
     return min(max(pace / REFERENCE_PACE, least), most)
+
+
+def estimate_minutes(minutes: float, pace: float) -> float:
+    """Return the minutes a demo takes whose budgets are for ``minutes``, on a machine with this pace.
+
+    Args:
+        minutes: What was asked for.
+        pace: Images/s of `measure_pace`; all stages are taken to be faster or slower by the same factor.
+    """
+    return minutes * pace_gain(pace) * REFERENCE_PACE / pace
+
+
+def describe_pace(minutes: float, pace: float) -> tuple[str, str]:
+    """Return what to say about the budgets before the demo begins, and a warning if it will take far longer than asked.
+
+    Args:
+        minutes: What was asked for.
+        pace: Images/s of `measure_pace`.
+    """
+    whole, gain = estimate_minutes(minutes, pace), pace_gain(pace)
+    budgets = f"the preset's budgets x {gain:.2f}" if gain > 1 else "the preset's budgets, which are never reduced"
+    said = f"this machine trains {pace:.3g} images/s: {budgets}; about {_duration(whole)} in all"
+    if whole <= _MUCH_LONGER * minutes:
+        return said, ""
+    least = DemoConfig.model_fields["minutes"].metadata[0].ge
+    fewer = max(least, float(f"{minutes * minutes / whole:.1g}"))
+    return said, (
+        f"the demo will take about {_duration(whole)}, not {_duration(minutes)}: this machine trains {pace:.3g} images/s,"
+        f" the preset counts on {REFERENCE_PACE:.0f}. Stop it and give --minutes {fewer:g} and another --out for about "
+        f"{_duration(estimate_minutes(fewer, pace))} with fewer images, or use a faster machine"
+    )
+
+
+def _duration(minutes: float) -> str:
+    return f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.0f} hours"
 
 
 def plan_demo(config: RunConfig, *, pace: float) -> RunConfig:
@@ -168,6 +143,7 @@ def place_stages(document: dict[str, Any]) -> None:
         source=demo["source"] if own else at("phantoms"),
         labels=demo["labels"] if own else at("phantoms/labels.csv"),
         mapping=demo["mapping"] if own else None,
+        importer=(demo["importer"] or document["prepare"]["importer"]) if own else None,
         out=at("images"),
     )
     document["train_vae"].update(data=at("images"), run_dir=at("vae"))
@@ -212,39 +188,17 @@ def plan_generation(
 
     Args:
         held_out_states: Label states of held-out photographs ``[n, k]``.
-        known_states: Label states of all photographs ``[m, k]``; a condition without any photograph is left out.
+        known_states: Label states of all photographs ``[m, k]``, which decide the conditions and what they ask for.
         schema: The labels.
         num_control: Images for the label-control test.
         seed: The run's seed.
     """
     chosen = keyed_generator(seed, "demo.control").integers(len(held_out_states), size=num_control)
     rows: list[LabelRow] = [schema.decode(held_out_states[row].tolist()) for row in chosen]
-    conditions = [
-        condition for condition in conditions_of(schema) if matching_rows(condition.defining, known_states, schema).size
-    ]
+    conditions = known_conditions(schema, known_states)
     rows += [
-        {**dict.fromkeys(schema.names), **condition.requested, **_side(condition, number, schema)}
+        {**dict.fromkeys(schema.names), **condition.requested, **({"eye_side": number % 2} if condition.sides else {})}
         for condition in conditions
         for number in range(IMAGES_PER_CONDITION)
     ]
     return GenerationPlan(tuple(rows), num_control, tuple(conditions))
-
-
-def _side(condition: Condition, number: int, schema: LabelSchema) -> dict[str, int]:
-    """Return alternating eye sides where the condition leaves the side open."""
-    if "eye_side" in condition.requested or "eye_side" not in schema.names:
-        return {}
-    return {"eye_side": number % 2}
-
-
-def matching_rows(defining: Mapping[str, int], states: NDArray[np.int64], schema: LabelSchema) -> NDArray[np.int64]:
-    """Return the numbers of the rows that have these labels, those with the fewest other findings first."""
-    columns = {name: column for column, name in enumerate(schema.names)}
-    fits = np.ones(len(states), dtype=bool)
-    for name, value in defining.items():
-        fits &= states[:, columns[name]] == value + 1
-    others = [columns[name] for name in DISEASES if name in columns and name not in defining]
-    unread = [columns[name] for name in READABLE if name in columns and name not in defining]
-    excess = (states[:, others] > 1).sum(axis=1) + (states[:, unread] == 1).sum(axis=1)
-    found = np.flatnonzero(fits)
-    return np.asarray(found[np.argsort(excess[found], kind="stable")], dtype=np.int64)

@@ -14,8 +14,9 @@ from synfundus.artifacts.run_folder import versions
 from synfundus.evaluation.label_control import HEADLINE_FIGURES, Agreement, agreement_table, headline
 from synfundus.labels.schema import LabelSchema
 from synfundus.pictures.sheets import PictureRow, PictureSection, encode_png, titled_rows
+from synfundus.stages.demo.conditions import matching_rows
 from synfundus.stages.demo.judging import LabelledImages
-from synfundus.stages.demo.plan import IMAGES_PER_CONDITION, GenerationPlan, matching_rows
+from synfundus.stages.demo.plan import IMAGES_PER_CONDITION, GenerationPlan
 from synfundus.telemetry.console import Console
 
 _TILE_PX = 128

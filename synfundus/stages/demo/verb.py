@@ -12,9 +12,14 @@ if TYPE_CHECKING:
 
 def _problems(section: DemoConfig, look: bool) -> list[str]:
     del look
-    if (section.source is None) == (section.labels is None):
-        return []
-    return ["--source and --labels belong together: photographs and the table that describes them"]
+    if section.source is None:
+        given = [f"--{name}" for name in ("labels", "mapping", "importer") if getattr(section, name) is not None]
+        return [f"--source and {name} belong together: photographs and what describes them" for name in given]
+    if section.importer is not None and section.mapping is not None:
+        return ["--importer and --mapping both define the columns: remove one of them"]
+    if section.labels is None and section.importer is None:
+        return ["--source and --labels belong together: photographs and the table that describes them (or --importer)"]
+    return []
 
 
 def _dry_run(section: DemoConfig, seed: int) -> str:
@@ -43,7 +48,8 @@ VERB = Verb(
         ),
         Option("--minutes", "demo.minutes", "Approximate time on two idle cores."),
         Option("--source", "demo.source", "Folder of your own photographs instead of phantoms.", role="input"),
-        Option("--labels", "demo.labels", "Label table of these photographs.", role="input"),
+        Option("--labels", "demo.labels", "Label table of these photographs; some importers need none.", role="input"),
+        Option("--importer", "demo.importer", "Importer for a known data set, e.g. idrid, odir5k, aptos2019."),
         Option("--mapping", "demo.mapping", "Mapping YAML of this table.", role="input"),
         PROCS,
         DEVICE,
