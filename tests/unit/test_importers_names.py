@@ -90,8 +90,8 @@ def test_names_of_a_users_table_are_found_in_subfolders_and_in_another_case() ->
     assert [row.file for row in table.rows] == ["a.png", "sub/b.png", "sub/c.png", "D.PNG", "7.png", "gone.png"]
     assert [row.line for row in table.rows] == [2, 3, 4, 5, 6, 7]
     assert table.warnings == (
-        "4 of 6 file names were completed: 2 lie in other folders than the table says, 1 differ in upper and lower case, "
-        "1 are numbers like 1.0",
+        "4 of 6 file names were completed: 2 lie in other folders than the table says, 1 differ in upper and lower "
+        "case, 1 are numbers like 1.0",
     )
     photographs, rejects = match_files(table, dict.fromkeys(files, 1))
     assert (len(photographs), [reject.reason for reject in rejects]) == (5, ["missing_file"])
