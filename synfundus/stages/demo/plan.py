@@ -85,8 +85,8 @@ def describe_pace(minutes: float, pace: float) -> tuple[str, str]:
     fewer = max(least, float(f"{minutes * minutes / whole:.1g}"))
     return said, (
         f"the demo will take about {_duration(whole)}, not {_duration(minutes)}: this machine trains {pace:.3g} "
-        f"images/s, the preset counts on {REFERENCE_PACE:.0f}. Stop it and give --minutes {fewer:g} and another --out for "
-        f"about {_duration(estimate_minutes(fewer, pace))} with fewer images, or use a faster machine"
+        f"images/s, the preset counts on {REFERENCE_PACE:.0f}. Stop it and give --minutes {fewer:g} and another --out "
+        f"for about {_duration(estimate_minutes(fewer, pace))} with fewer images, or use a faster machine"
     )
 
 
