@@ -186,7 +186,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
 
 
 def open_dataset(path: str, *, split: str | None = None) -> ShardDataset:
-    """Open a set of images, latents or generated samples.
+    """Open an image set, latent set or sample set.
 
     Args:
         path: Folder, also in an object store.

@@ -31,7 +31,7 @@ class Request:
     Attributes:
         verb: The verb.
         loaded: The resolved values, and where each came from.
-        begun: The file of the run that goes on with its settings; empty for none.
+        begun: The file with the settings of the resumed run; empty for none.
     """
 
     verb: Verb
@@ -131,7 +131,7 @@ def load_request(verb: Verb, given: Mapping[str, Any]) -> Request:
 
 
 def _begun(verb: Verb, flags: Sequence[Assignment], also: Collection[str]) -> tuple[str, str] | None:
-    """Return name and text of the settings of a run that goes on; ``also`` are the paths given with ``--set``.
+    """Return name and text of the settings of a resumed run; ``also`` are the paths given with ``--set``.
 
     None where all that the verb needs is given, or the folder holds no run yet.
     """

@@ -136,7 +136,7 @@ def rehearse(request: Request) -> str:
     return redact(found and f"\n{found}")
 
 
-_OF_A_HOST = ("launch.nodes", "launch.procs_per_node", "launch.cpus_per_task", "storage.cache_", "telemetry.console")
+_OF_A_HOST = ("launch.nodes", "launch.procs_per_node", "launch.cpus_per_task", "storage.cache_dir", "telemetry.console")
 """Options that may differ between the hosts of a job."""
 
 
@@ -297,7 +297,8 @@ def run_verb(verb: Verb, given: Mapping[str, Any], arguments: tuple[str, ...]) -
     if given["dry_run"]:
         sys.stdout.write(describe(request, plan, device))
         request.check(look=True)
-        request.check_installed()
+        if plan.kind != "sbatch":  # there it is looked for where the job runs
+            request.check_installed()
         sys.stdout.write(rehearse(request))
         return 0
     sys.stderr.write("".join(f"note: {note}\n" for note in plan.notes))

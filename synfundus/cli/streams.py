@@ -21,8 +21,8 @@ class _Stream:
         self._stream = stream
         self._gone = False
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - as the stream has it
-        return getattr(self._stream, name)
+    def __getattr__(self, attribute: str) -> Any:  # noqa: ANN401 - as the stream has it
+        return getattr(self._stream, attribute)
 
     def write(self, text: str) -> int:
         """Write a text."""
@@ -51,7 +51,7 @@ class _Stream:
 
 
 class MessageStream(_Stream):
-    """Falls silent once it cannot be written: the work its messages tell of goes on."""
+    """Falls silent once it cannot be written: the work its messages tell of continues."""
 
     def _lose(self, error: OSError | ValueError) -> None:
         super()._lose(error)

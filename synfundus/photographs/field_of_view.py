@@ -90,8 +90,7 @@ def find_field_of_view(pixels: NDArray[np.uint8]) -> Circle:
         pixels: uint8 ``[h, w, 3]`` RGB.
 
     Raises:
-        FieldOfViewError: With ``reason`` ``all_black``, ``no_field_of_view`` (noise, a flat or natural
-            picture, a page of text) or ``too_small``.
+        FieldOfViewError: With the reason; ``no_field_of_view`` is noise, a natural picture or a page of text.
     """
     height, width = pixels.shape[:2]
     if min(height, width) < MINIMUM_DIAMETER_PX:
@@ -131,8 +130,7 @@ def find_field_of_view(pixels: NDArray[np.uint8]) -> Circle:
     banded = band_cuts(copy, best, view.dark + max(0.06 * view.span, view.floor))
     if best.tilt and banded != best:
         raise FieldOfViewError(NoFieldOfView.NO_FIELD_OF_VIEW, "a caption band beside edges that are tilted")
-    best = banded
-    found = best.scaled(width / copy.shape[1], height / copy.shape[0])
+    found = banded.scaled(width / copy.shape[1], height / copy.shape[0])
     smallest = max(MINIMUM_DIAMETER_PX / 2, MINIMUM_RADIUS_OF_SHORT_SIDE * min(height, width))
     if found.radius_px < smallest:
         raise FieldOfViewError(

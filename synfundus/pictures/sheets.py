@@ -43,7 +43,7 @@ _XMP = (
     'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" Iptc4xmpExt:DigitalSourceType='
     '"http://cv.iptc.org/newscodes/digitalsourcetype/{}"/></rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
 )
-"""Source: IPTC Photo Metadata Standard, Digital Source Type."""
+"""Source: IPTC standard of picture metadata, Digital Source Type."""
 
 
 @dataclass(frozen=True)

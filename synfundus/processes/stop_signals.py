@@ -1,7 +1,7 @@
 """Signals that ask a process to stop: Ctrl-C, a closed terminal, a scheduler, a limit of CPU time.
 
 A training saves at the next step and exits with `Preempted`'s code. All other work is left at once: what is finished
-is on disk, and the same command goes on from there, as after a kill. Either way one line says how far it came.
+is on disk, and the same command resumes from there, as after a kill. Either way one line says how far it came.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Ending:
     """What is known of the end of this process.
 
     Attributes:
-        going_on: How the user goes on; may be empty.
+        going_on: How the user resumes; may be empty.
         quiet: Say nothing: another rank does.
         code: Exit code, once it is decided: signals that come later do not change it.
         told: What a signal stopped, and how far it was.

@@ -86,7 +86,7 @@ class SetSurvey:
     """
 
     shard_set: ShardSet
-    verify: bool
+    verify: bool = False
     reports: list[ShardReport] = field(default_factory=list)
     members: dict[str, MemberSizes] = field(default_factory=dict)
     _keys: KeysSeen = field(default_factory=KeysSeen)

@@ -103,7 +103,7 @@ class Verb:
 
     @property
     def going_on(self) -> str:
-        """Return how a user goes on after an interruption; empty for a verb that only looks."""
+        """Return how a user resumes after an interruption; empty for a verb that only looks."""
         writes = any(option.required and option.role in ("output", "run") for option in self.options)
         return "run the same command again to resume" if writes else ""
 

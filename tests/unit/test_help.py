@@ -64,7 +64,7 @@ def test_the_help_shows_defaults_choices_and_units(capsys: pytest.CaptureFixture
     run_command(["sample", "--help"])
     text = capsys.readouterr().out
     assert "--format png|shards" in text
-    assert f"[default: {RunConfig().sample.num_steps}]" in text
+    assert f"[default: {RunConfig().sample.format}]" in text
     assert "--model PATH" in text
     run_command(["demo", "--help"])
     text = capsys.readouterr().out

@@ -128,6 +128,7 @@ print("Submitted batch job 7")
     return tmp_path
 
 
+@pytest.mark.usefixtures("inputs_elsewhere")
 def test_offline_reaches_the_rank_and_the_key_does_not(
     desk: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -319,7 +319,7 @@ def test_an_asset_that_is_neither_given_nor_shipped_is_refused(name: str) -> Non
 def test_a_deepspeed_file_that_is_not_json_is_refused(tmp_path: Path) -> None:
     broken = tmp_path / "ds.json"
     broken.write_text("{'a': 1}", encoding="utf-8")
-    with pytest.raises(ConfigError, match="not JSON"):
+    with pytest.raises(ConfigError, match="not valid JSON"):
         read_ds_file(str(broken), device="cuda")
 
 

@@ -32,6 +32,7 @@ from synfundus.stages.train import job as train
 
 NOON = datetime(2026, 11, 26, 12, 0, 5, tzinfo=UTC)
 ANSWER = "Submitted batch job 4711"
+pytestmark = pytest.mark.usefixtures("inputs_elsewhere")
 
 
 def test_a_submission_lies_in_a_run_and_beside_a_set(tmp_path: Path) -> None:

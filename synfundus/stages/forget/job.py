@@ -161,7 +161,7 @@ def _image_properties(part: Without, made: ShardSet, plan: Withdrawal) -> dict[s
     """Return the properties of the smaller image set: what counts samples, patients or flags is counted again."""
     properties = dict(made.properties)
     if "label_counts" in properties:
-        rows = SetSurvey(made, verify=False).label_rows(lambda _: None)
+        rows = SetSurvey(made).label_rows(lambda _: None)
         properties["label_counts"] = count_labels(rows, made.label_schema).to_document()
     if "num_patients" in properties:
         splits = {shard.partition("/")[0] for shard in part.gone}

@@ -21,6 +21,7 @@ VERB = Verb(
     name="forget",
     help="Write image and latent sets without the photographs of a patient who has withdrawn.",
     order=140,
+    example="synfundus forget --crosswalk synfundus-crosswalks/data.images --patient P0042 --out data-2",
     options=(
         Option("--crosswalk", "forget.crosswalk", "Crosswalk of the image set.", required=True, role="input"),
         Option("--patient", "forget.patient", "The patient, as in the label table.", required=True),

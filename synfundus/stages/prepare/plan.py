@@ -198,7 +198,7 @@ def plan_inputs(
     fixed = {**properties, "crop": FIRST_CROP}
     properties["inputs_sha256"] = _fingerprint(schema, fixed, samples, rejects, secret)
     if _are_drawn(source):
-        properties["drawn"] = True  # after the fingerprint: preparations that were begun before go on
+        properties["drawn"] = True  # after the fingerprint: preparations that were begun before are resumed
     same_person = tuple(
         (sample.patient_group, f"patient:{other}")
         for photograph, sample in zip(matched, samples, strict=True)
