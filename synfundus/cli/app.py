@@ -110,7 +110,7 @@ def _root(
 def _show(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A preset, a section, a key, or label-schema.")],
 ) -> int:
-    """Print a preset, a section (train.optim), a key (optim.lr) or label-schema as YAML to copy, with meanings."""
+    """Print a preset, a section (train.optim), a key or label-schema as YAML to copy, with meanings."""
     from synfundus.config.explain import explain
 
     typer.echo(_label_schema() if name.replace("_", "-") == "label-schema" else explain(name), nl=False)

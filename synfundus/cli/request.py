@@ -31,7 +31,7 @@ class Request:
     Attributes:
         verb: The verb.
         loaded: The resolved values, and where each came from.
-        begun: The file of the run that goes on with its settings; empty for none.
+        begun: The file with the settings of the resumed run; empty for none.
     """
 
     verb: Verb
@@ -130,7 +130,7 @@ def load_request(verb: Verb, given: Mapping[str, Any]) -> Request:
 
 
 def _begun(verb: Verb, flags: Sequence[Assignment]) -> tuple[str, str] | None:
-    """Return name and text of the settings of a run that goes on.
+    """Return name and text of the settings of a resumed run.
 
     None where all that the verb needs is given, or the folder holds no run yet.
     """

@@ -21,8 +21,8 @@ class _Stream:
         self._stream = stream
         self._gone = False
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - as the stream has it
-        return getattr(self._stream, name)
+    def __getattr__(self, attribute: str) -> Any:  # noqa: ANN401 - as the stream has it
+        return getattr(self._stream, attribute)
 
     def write(self, text: str) -> int:
         """Write a text."""
@@ -51,7 +51,7 @@ class _Stream:
 
 
 class MessageStream(_Stream):
-    """Falls silent once it cannot be written: the work its messages tell of goes on."""
+    """Falls silent once it cannot be written: the work its messages tell of does not stop."""
 
     def _lose(self, error: OSError | ValueError) -> None:
         super()._lose(error)
@@ -82,10 +82,10 @@ def guard_streams() -> None:
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
-    for name, guard in (("stdout", ResultStream), ("stderr", MessageStream)):
-        stream = getattr(sys, name)
+    for output, guard in (("stdout", ResultStream), ("stderr", MessageStream)):
+        stream = getattr(sys, output)
         if stream is None:
             stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - open until the process ends
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-        setattr(sys, name, cast(IO[str], guard(stream)))
+        setattr(sys, output, cast(IO[str], guard(stream)))

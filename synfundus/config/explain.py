@@ -90,7 +90,7 @@ def _lines(values: Section, wanted: Collection[str], section: type[Section], pre
 
 
 def _of_section(name: str, leaves: Collection[str]) -> list[str]:
-    """Return the keys a name stands for: a section, a key, or the end of some (``optim.lr``)."""
+    """Return the keys a name stands for: a section, a key, or the end of some."""
     inside = [path for path in leaves if f"{path}.".startswith(f"{name}.")]
     return inside or [path for path in leaves if f".{path}.".find(f".{name}.") >= 0]
 
@@ -99,7 +99,7 @@ def explain(name: str) -> str:
     """Return a preset, a section or keys as YAML with meaning, values and defaults.
 
     Args:
-        name: A preset, a section (``train.optim``), a key, or the end of one (``optim.lr``).
+        name: A preset, a section (``train.optim``), a key, or the end of one.
 
     Raises:
         ConfigError: There is nothing of that name.

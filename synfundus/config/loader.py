@@ -1,6 +1,6 @@
 """Merge preset, run.yaml, ``--set`` and named flags into one checked configuration with the origin of each value.
 
-Precedence: schema < run that goes on < preset < ``--config`` < ``--set`` < named flags. All problems are reported at
+Precedence: schema < resumed run < preset < ``--config`` < ``--set`` < named flags. All problems are reported at
 once, each with its dotted path, the offending value and where it was written.
 """
 
@@ -336,7 +336,7 @@ def load_config(
         file: A YAML file.
         settings: Arguments of ``--set``, each ``dotted.path=value``; later ones win.
         flags: What named options ask for.
-        begun: Name and text of the YAML with the settings of a run that goes on; all others win over it.
+        begun: Name and text of the YAML with the settings of a resumed run; all others win over it.
 
     Raises:
         ConfigError: With every problem found.

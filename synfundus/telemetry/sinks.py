@@ -264,7 +264,7 @@ class LooseSink:
             work()
         except SynfundusError:  # no key, no such project: the user has to decide
             raise
-        except Exception as error:  # noqa: BLE001 - whatever a library raises: the run goes on
+        except Exception as error:  # noqa: BLE001 - whatever a library raises, no run depends on it
             self._sink = None
             self._warn(f"{self._name} takes no more figures: {error}; metrics.jsonl has them all")
 
