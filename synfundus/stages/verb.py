@@ -123,8 +123,14 @@ VAE_HELP = "Run of `train-vae`, or a folder of a diffusers AutoencoderKL or Auto
 FEW_PATIENTS = 5
 
 
-def few_patients(num_patients: Mapping[str, int]) -> list[str]:
-    """Return a warning for each held-out split with so few patients that figures on it say little."""
+def few_patients(num_patients: object) -> list[str]:
+    """Return a warning for each held-out split with so few patients that figures on it say little.
+
+    Args:
+        num_patients: Number of patients by split; anything else is of no split.
+    """
+    if not isinstance(num_patients, Mapping):
+        return []
     return [
         f"{split} has {number} patient{'' if number == 1 else 's'}: figures on it say little"
         for split, number in num_patients.items()
@@ -141,7 +147,7 @@ def closing_lines(verb: Verb, section: object, summary: Mapping[str, Any]) -> li
         return shlex.quote(str(value))
 
     values = {name: written(value) for name, value in {**vars(section), **summary}.items()}
-    lines = [f"warning: {line}" for line in few_patients(summary.get("num_patients") or {})]
+    lines = [f"warning: {line}" for line in few_patients(summary.get("num_patients"))]
     return [*lines, *(line.format_map(values) for line in verb.closing)]
 
 
