@@ -25,6 +25,7 @@ from synfundus.stages.ema import job as ema
 from synfundus.stages.encode_latents import job as encode_latents
 from synfundus.stages.export import job as export
 from synfundus.stages.inspect import job as inspect
+from synfundus.stages.judge import job as judge
 from synfundus.stages.phantoms import job as phantoms
 from synfundus.stages.plot import job as plot
 from synfundus.stages.prepare import job as prepare
@@ -106,6 +107,10 @@ VERBS: Mapping[str, tuple[ModuleType, Callable[[Inputs, str], dict[str, Any]]]] 
     "ema": (
         ema,
         lambda inputs, out: {"ema": {"run_dir": str(inputs.run), "sigma_rel": 0.07, "out": out}},
+    ),
+    "judge": (
+        judge,
+        lambda inputs, out: {"judge": {"model": str(inputs.run), "data": str(inputs.images), "out": out}},
     ),
     "demo": (demo, lambda _, out: {"demo": {"out": out}}),
 }
