@@ -137,6 +137,21 @@ class ExportConfig(Section):
     """Which weights of a checkpoint to export."""
 
 
+class JudgeConfig(Section):
+    """Label control of generated images (`synfundus judge`)."""
+
+    model: str | None = None
+    """Run of `train`, or model folder, to generate images from."""
+    samples: str | None = None
+    """Images to judge instead: a folder written by `sample`."""
+    data: str | None = None
+    """Image set (written by `prepare`); the judge learns from its photographs."""
+    out: str | None = None
+    """Folder for judge.json, and the images of ``model``."""
+    num_images: PositiveInt = 320
+    """Number of images to generate from ``model``, for label rows of held-out photographs."""
+
+
 class DemoConfig(Section):
     """The whole chain in minutes (`synfundus demo`)."""
 

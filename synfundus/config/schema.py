@@ -16,6 +16,7 @@ from synfundus.config.generation import (
     DemoConfig,
     EncodeLatentsConfig,
     ExportConfig,
+    JudgeConfig,
     PostHocEmaConfig,
     SampleConfig,
     VerifyLatentsConfig,
@@ -54,6 +55,8 @@ class RunConfig(Section):
     """Curves of runs."""
     sample: SampleConfig = SampleConfig()
     """Generating images."""
+    judge: JudgeConfig = JudgeConfig()
+    """Label control of generated images."""
     ema: PostHocEmaConfig = PostHocEmaConfig()
     """Weight averages of any length after training."""
     export: ExportConfig = ExportConfig()

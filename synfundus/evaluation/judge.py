@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from synfundus.errors import DataError
 from synfundus.evaluation.fit import FitRecipe, fit
-from synfundus.evaluation.label_control import Agreement, LabelPrediction, label_agreement
+from synfundus.evaluation.label_control import Agreement, LabelPrediction, is_nominal, label_agreement, label_prediction
 from synfundus.labels.schema import UNKNOWN_STATE, LabelSchema, LabelSpec
 from synfundus.seeding import keyed_generator, keyed_uniform
 
@@ -41,7 +41,7 @@ Pixels = NDArray[np.uint8]
 
 def num_outputs(spec: LabelSpec) -> int:
     """Return the number of logits of a label: one per step of a grade, one for 0/1, else one per value."""
-    return spec.num_values - 1 if spec.ordinal or spec.num_values == 2 else spec.num_values
+    return spec.num_values if is_nominal(spec) else spec.num_values - 1
 
 
 class _Block(nn.Module):
@@ -124,8 +124,7 @@ def _targets(states: Int[Tensor, "b k"], schema: LabelSchema) -> tuple[Float[Ten
     for column, spec in enumerate(schema.labels):
         values = states[:, column : column + 1] - 1
         grades = torch.arange(num_outputs(spec))[None, :]
-        nominal = num_outputs(spec) == spec.num_values
-        targets.append((values == grades) if nominal else (values > grades))
+        targets.append((values == grades) if is_nominal(spec) else (values > grades))
         masks.append((states[:, column : column + 1] != UNKNOWN_STATE).expand(-1, num_outputs(spec)))
     return torch.cat(targets, dim=1).float(), torch.cat(masks, dim=1).float()
 
@@ -213,9 +212,7 @@ def predict_labels(judge: Judge, pixels: Pixels) -> list[LabelPrediction]:
     predictions, first = [], 0
     for spec in judge.schema.labels:
         own = probabilities[:, first : first + num_outputs(spec)]
-        nominal = num_outputs(spec) == spec.num_values
-        values = own.argmax(axis=1) if nominal else np.rint(own.sum(axis=1))
-        predictions.append(LabelPrediction(at_least=own, values=values.astype(np.int64)))
+        predictions.append(label_prediction(own, spec))
         first += num_outputs(spec)
     return predictions
 

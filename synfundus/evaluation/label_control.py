@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from synfundus.errors import DataError
-from synfundus.labels.schema import UNKNOWN_STATE, LabelSchema
+from synfundus.evaluation.intervals import Interval, auc_interval, share_interval, table_interval
+from synfundus.labels.plan import LabelRow
+from synfundus.labels.schema import UNKNOWN_STATE, LabelSchema, LabelSpec
+from synfundus.seeding import keyed_generator
 
 Scores = NDArray[np.float64]
 Values = NDArray[np.int64]
@@ -63,9 +67,18 @@ def quadratic_weighted_kappa(predicted: Values, actual: Values, *, num_values: i
 
     Source: Cohen 1968, "Weighted kappa", Eq. 8.
     """
+    return weighted_kappa(_confusion(predicted, actual, num_values))
+
+
+def _confusion(predicted: Values, actual: Values, num_values: int) -> Scores:
     table = np.zeros((num_values, num_values))
     np.add.at(table, (actual, predicted), 1)
-    grades = np.arange(num_values)
+    return table
+
+
+def weighted_kappa(table: Scores) -> float | None:
+    """Return the quadratic weighted kappa of a table of counts, actual grades by predicted ones; None if undefined."""
+    grades = np.arange(len(table))
     weight = (grades[:, None] - grades[None, :]) ** 2
     expected = np.outer(table.sum(axis=1), table.sum(axis=0)) / max(table.sum(), 1)
     chance = float((weight * expected).sum())
@@ -86,6 +99,17 @@ class LabelPrediction:
     values: Values
 
 
+def is_nominal(spec: LabelSpec) -> bool:
+    """Return whether a label has a probability per value, not one per step."""
+    return not spec.ordinal and spec.num_values > 2
+
+
+def label_prediction(probabilities: Scores, spec: LabelSpec) -> LabelPrediction:
+    """Return the prediction of a label from the probabilities ``[n, outputs]`` of its steps, or of its values."""
+    values = probabilities.argmax(axis=1) if is_nominal(spec) else np.rint(probabilities.sum(axis=1))
+    return LabelPrediction(at_least=probabilities, values=values.astype(np.int64))
+
+
 @dataclass(frozen=True)
 class LabelAgreement:
     """Agreement of predicted and requested values of one label.
@@ -96,6 +120,11 @@ class LabelAgreement:
         auc: Area under the ROC curve, for 0/1 labels and for grades at the cut.
         accuracy: Share of exact hits.
         kappa: Quadratic weighted kappa, for grades.
+        auc_interval: 95 % interval of the area (Newcombe).
+        accuracy_interval: 95 % interval of the share (Wilson).
+        kappa_interval: 95 % interval of kappa (bootstrap).
+
+    Without two values there is nothing to agree on: all figures are None.
     """
 
     num_known: int
@@ -103,10 +132,17 @@ class LabelAgreement:
     auc: float | None
     accuracy: float | None
     kappa: float | None
+    auc_interval: Interval | None = None
+    accuracy_interval: Interval | None = None
+    kappa_interval: Interval | None = None
 
-    def to_document(self) -> dict[str, float | int | None]:
+    def to_document(self) -> dict[str, Any]:
         """Return the figures for a JSON document; an undefined figure is null."""
         return asdict(self)
+
+    def figure(self, measure: str) -> tuple[float | None, Interval | None]:
+        """Return a figure, ``accuracy``, ``auc`` or ``kappa``, and its interval."""
+        return getattr(self, measure), getattr(self, f"{measure}_interval")
 
 
 Agreement = dict[str, LabelAgreement]
@@ -119,12 +155,20 @@ def _agreement(prediction: LabelPrediction, states: Values, *, num_values: int, 
     cut = min(GRADE_CUT, num_values - 1) if num_values > 2 else 1
     positive = actual >= cut
     ranked = ordinal or num_values == 2
+    num_known, num_positive = len(actual), int(positive.sum()) if ranked else 0
+    if len(np.unique(actual)) < 2:
+        return LabelAgreement(num_known, num_positive, None, None, None)
+    auc = rank_auc(prediction.at_least[known, cut - 1], positive) if ranked else None
+    counts = _confusion(predicted, actual, num_values)
     return LabelAgreement(
-        num_known=int(known.sum()),
-        num_positive=int(positive.sum()) if ranked else 0,
-        auc=rank_auc(prediction.at_least[known, cut - 1], positive) if ranked else None,
+        num_known=num_known,
+        num_positive=num_positive,
+        auc=auc,
         accuracy=accuracy(predicted, actual),
-        kappa=quadratic_weighted_kappa(predicted, actual, num_values=num_values) if ordinal else None,
+        kappa=weighted_kappa(counts) if ordinal else None,
+        auc_interval=None if auc is None else auc_interval(auc, num_positive, num_known - num_positive),
+        accuracy_interval=share_interval(int((predicted == actual).sum()), num_known),
+        kappa_interval=table_interval(counts, weighted_kappa) if ordinal else None,
     )
 
 
@@ -153,8 +197,13 @@ def label_agreement(
     }
 
 
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _shown(agreement: LabelAgreement | None, measure: str, *, interval: bool = False) -> str:
+    value, bounds = agreement.figure(measure) if agreement is not None else (None, None)
+    if agreement is None or value is None:
+        return "-"
+    if not interval or bounds is None:
+        return f"{value:.3f}"
+    return f"{value:.3f} ({bounds[0]:.2f} to {bounds[1]:.2f}, n {agreement.num_known})"
 
 
 @dataclass(frozen=True)
@@ -178,8 +227,7 @@ class HeadlineFigure:
     def of(self, agreement: Agreement) -> float | None:
         """Return the figure, None if it is undefined or the schema lacks the label."""
         found = agreement.get(self.label)
-        value: float | None = getattr(found, self.measure) if found is not None else None
-        return value
+        return found.figure(self.measure)[0] if found is not None else None
 
 
 HEADLINE_FIGURES = (
@@ -189,6 +237,9 @@ HEADLINE_FIGURES = (
     HeadlineFigure("dr_referable_auc", "dr_grade", "auc", "DR 2 or more, AUC", "DR>=2"),
     HeadlineFigure("dr_kappa", "dr_grade", "kappa", "DR grade, kappa", "DR kappa"),
 )
+
+
+_TITLES = {"auc": "AUC"}
 
 
 def headline(agreement: Agreement) -> dict[str, float | None]:
@@ -203,19 +254,28 @@ def agreement_table(agreements: Mapping[str, Agreement]) -> tuple[list[str], lis
         agreements: By source (``real``, ``reconstructed``, ``generated`` ...), all with the same labels.
 
     Returns:
-        Column titles and rows: the headline figures first, then every other label.
+        Column titles and rows: the headline figures with interval and number of images first, then every other label.
     """
     sources = list(agreements)
     rows = [
-        [figure.title, *(_shown(figure.of(agreements[source])) for source in sources)]
+        [figure.title, *(_shown(agreements[one].get(figure.label), figure.measure, interval=True) for one in sources)]
         for figure in HEADLINE_FIGURES
         if any(figure.label in agreements[source] for source in sources)
     ]
     shown_labels = {figure.label for figure in HEADLINE_FIGURES}
-    for name, first in next(iter(agreements.values()), {}).items():
+    for name in next(iter(agreements.values()), {}):
         if name in shown_labels:
             continue
-        measure = "kappa" if first.kappa is not None else "AUC" if first.auc is not None else "accuracy"
-        figures = [agreements[source][name] for source in sources]
-        rows.append([f"{name}, {measure}", *(_shown(getattr(figure, measure.lower())) for figure in figures)])
+        own = [agreements[source][name] for source in sources]
+        measure = next((m for m in ("kappa", "auc") if any(getattr(one, m) is not None for one in own)), "accuracy")
+        rows.append([f"{name}, {_TITLES.get(measure, measure)}", *(_shown(one, measure) for one in own)])
     return ["label", *sources], rows
+
+
+def control_rows(held_out_states: NDArray[np.int64], schema: LabelSchema, *, count: int, seed: int) -> list[LabelRow]:
+    """Draw label rows to generate for from those of held-out photographs ``[n, k]``, with replacement.
+
+    So prevalences and combinations are those of held-out patients.
+    """
+    chosen = keyed_generator(seed, "demo.control").integers(len(held_out_states), size=count)
+    return [schema.decode(held_out_states[row].tolist()) for row in chosen]

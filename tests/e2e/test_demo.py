@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 from tiny_sets import write_config
 
+from synfundus.stages.demo.plan import IMAGES_PER_CONDITION
+
 MINIATURE: dict[str, Any] = {
     "phantoms": {"num_images": 120, "image_size_px": 64, "workers": 1},
     "prepare": {"image_size_px": 64, "shard_max_samples": 40, "workers": 1},
@@ -61,6 +63,9 @@ def test_the_report_has_every_stage_and_every_figure_it_promises(walked: Walked)
             "dr_kappa",
         }
         assert len(figures["labels"]) == 16
+    assert set(report["camera_alone"]) == {"real", "generated"}
+    side = report["label_control"]["real"]["labels"]["eye_side"]
+    assert side["accuracy_interval"][0] < side["accuracy"] <= side["accuracy_interval"][1]
     assert report["label_control"]["generated"]["labels"]["eye_side"]["num_known"] <= report["num_generated"] == 24
     assert 0 < report["peak_memory_gib"] < 8
     assert report["versions"]["synfundus"]
@@ -78,6 +83,8 @@ def test_the_table_names_the_stages(walked: Walked) -> None:
     for name in STAGES:
         assert name in walked[1].stderr
     assert "label control" in walked[1].stderr
+    assert "camera, generated" in " ".join(walked[1].stderr.split())
+    assert "Wilson" in walked[1].stderr
 
 
 def test_the_same_command_again_trains_nothing_and_reports_the_same(walked: Walked) -> None:
@@ -116,4 +123,9 @@ def test_own_photographs_with_few_labels_take_the_place_of_phantoms(walked: Walk
     generated = report["label_control"]["generated"]
     assert generated["headline"]["eye_side_accuracy"] is not None
     assert generated["headline"]["is_gc_auc"] is None
-    assert (out / "demo.png").exists()
+    with (out / "label-plan.csv").open(newline="") as stream:
+        asked = list(csv.DictReader(stream))[report["num_generated"] :]
+    assert {row["dr_grade"] for row in asked} >= {"0", "2"}
+    assert {name for row in asked for name, value in row.items() if value} <= {"dr_grade", "eye_side"}
+    with Image.open(out / "demo.png") as picture:
+        assert picture.height > (2 + len(asked) // IMAGES_PER_CONDITION) * 128

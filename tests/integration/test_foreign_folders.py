@@ -27,6 +27,7 @@ from synfundus.stages.encode_latents import job as encode_latents
 from synfundus.stages.export import job as export
 from synfundus.stages.forget import job as forget
 from synfundus.stages.inspect import job as inspect
+from synfundus.stages.judge import job as judge
 from synfundus.stages.phantoms import job as phantoms
 from synfundus.stages.plot import job as plot
 from synfundus.stages.prepare import job as prepare
@@ -112,6 +113,10 @@ VERBS: Mapping[str, tuple[ModuleType, Callable[[Inputs, str], dict[str, Any]]]] 
     "forget": (
         forget,
         lambda inputs, out: {"forget": {"crosswalk": f"{inputs.root}-names", "patient": "P0", "out": out}},
+    ),
+    "judge": (
+        judge,
+        lambda inputs, out: {"judge": {"model": str(inputs.run), "data": str(inputs.images), "out": out}},
     ),
     "demo": (demo, lambda _, out: {"demo": {"out": out}}),
 }

@@ -25,7 +25,11 @@ from synfundus.labels.plan import label_table, read_label_plan
 from synfundus.shards.reader import decode_image
 from synfundus.stages import Summary, build
 from synfundus.stages.demo.conditions import UNCONDITIONAL
-from synfundus.stages.demo.judging import (
+from synfundus.stages.demo.pace import measure_pace
+from synfundus.stages.demo.plan import REFERENCE_PACE, GenerationPlan, describe_pace, plan_demo, plan_generation
+from synfundus.stages.demo.report import DemoResult, draw_demo, peak_memory_gib, report_document, show_report
+from synfundus.stages.encode_latents import job as encode_latents
+from synfundus.stages.judging import (
     TRAIN_SPLIT,
     LabelledImages,
     held_out_splits,
@@ -34,10 +38,6 @@ from synfundus.stages.demo.judging import (
     read_states,
     reconstruct,
 )
-from synfundus.stages.demo.pace import measure_pace
-from synfundus.stages.demo.plan import REFERENCE_PACE, GenerationPlan, describe_pace, plan_demo, plan_generation
-from synfundus.stages.demo.report import DemoResult, draw_demo, peak_memory_gib, report_document, show_report
-from synfundus.stages.encode_latents import job as encode_latents
 from synfundus.stages.phantoms import job as phantoms
 from synfundus.stages.prepare import job as prepare
 from synfundus.stages.sample import job as sample
@@ -165,7 +165,7 @@ class _Demo:
         Raises:
             ConfigError: It holds a demo with other settings.
         """
-        settings = self._config.model_dump(mode="json", exclude={"launch", "telemetry", "forget"})
+        settings = self._config.model_dump(mode="json", exclude={"launch", "telemetry", "forget", "judge"})
         settings["sample"].update(documents.as_json(asdict(build.sampler_settings(self._config.sample))))
         for verb in ("train_vae", "train"):
             settings[verb]["loop"]["num_threads"] = 0  # only changes speed

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from synfundus.config.generation import DemoConfig
 from synfundus.config.schema import RunConfig
 from synfundus.config.training import LoopConfig
+from synfundus.evaluation.label_control import control_rows
 from synfundus.labels.plan import LabelRow
 from synfundus.labels.schema import LabelSchema
-from synfundus.seeding import keyed_generator
 from synfundus.stages.demo.conditions import Condition, known_conditions
 from synfundus.storage import filesystem
 
@@ -184,8 +184,6 @@ def plan_generation(
 ) -> GenerationPlan:
     """Plan the generated images: label rows of held-out photographs, then the conditions of the picture.
 
-    The control rows are drawn with replacement, so that prevalences and combinations are those of held-out patients.
-
     Args:
         held_out_states: Label states of held-out photographs ``[n, k]``.
         known_states: Label states of all photographs ``[m, k]``, which decide the conditions and what they ask for.
@@ -193,8 +191,7 @@ def plan_generation(
         num_control: Images for the label-control test.
         seed: The run's seed.
     """
-    chosen = keyed_generator(seed, "demo.control").integers(len(held_out_states), size=num_control)
-    rows: list[LabelRow] = [schema.decode(held_out_states[row].tolist()) for row in chosen]
+    rows = control_rows(held_out_states, schema, count=num_control, seed=seed)
     conditions = known_conditions(schema, known_states)
     rows += [
         {**dict.fromkeys(schema.names), **condition.requested, **({"eye_side": number % 2} if condition.sides else {})}

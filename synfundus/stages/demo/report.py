@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synfundus.artifacts.run_folder import versions
-from synfundus.evaluation.label_control import HEADLINE_FIGURES, Agreement, agreement_table, headline
+from synfundus.evaluation.label_control import HEADLINE_FIGURES
 from synfundus.labels.schema import LabelSchema
 from synfundus.pictures.sheets import PictureRow, PictureSection, encode_png, titled_rows
 from synfundus.stages.demo.conditions import matching_rows
-from synfundus.stages.demo.judging import LabelledImages
 from synfundus.stages.demo.plan import IMAGES_PER_CONDITION, GenerationPlan
+from synfundus.stages.judging import LabelControl, LabelledImages, show_label_control
 from synfundus.telemetry.console import Console
 
 _TILE_PX = 128
@@ -45,7 +45,7 @@ class DemoResult:
         pace_images_per_s: The pace that scaled the budgets (`measure_pace`).
         world_size: Processes.
         stages: In order.
-        label_control: Agreement by image source.
+        label_control: What the judges say.
         num_generated: Images behind the figures on generated images.
         peak_memory_gib: Largest resident size of this process and, if larger, of a worker.
     """
@@ -54,7 +54,7 @@ class DemoResult:
     pace_images_per_s: float
     world_size: int
     stages: list[StageResult] = field(default_factory=list)
-    label_control: dict[str, Agreement] = field(default_factory=dict)
+    label_control: LabelControl = field(default_factory=LabelControl)
     num_generated: int = 0
     peak_memory_gib: float = 0.0
 
@@ -68,8 +68,11 @@ class DemoResult:
 
     def headline_text(self) -> str:
         """Return the figures on generated images in one line."""
-        figures = headline(self.label_control["generated"])
-        shown = [f"{one.short} {value:.2f}" for one in HEADLINE_FIGURES if (value := figures[one.name]) is not None]
+        generated, shown = self.label_control.agreements["generated"], []
+        for one in HEADLINE_FIGURES:
+            value, bounds = generated[one.label].figure(one.measure) if one.label in generated else (None, None)
+            if value is not None and bounds is not None:
+                shown.append(f"{one.short} {value:.2f} ({bounds[0]:.2f}, {bounds[1]:.2f})")
         return ", ".join(shown) or "no figure defined"
 
 
@@ -97,13 +100,7 @@ def report_document(result: DemoResult, *, seed: int, budgets: Mapping[str, int 
         ],
         "autoencoder": {name: vae.get(name) for name in ("psnr_db", "ssim", "evaluated_images")},
         "engine": {name: result.summary_of("train").get(name) for name in ("engine", "zero_stage", "parameters")},
-        "label_control": {
-            source: {
-                "headline": headline(agreement),
-                "labels": {name: figures.to_document() for name, figures in agreement.items()},
-            }
-            for source, agreement in result.label_control.items()
-        },
+        **result.label_control.to_document(),
         "num_generated": result.num_generated,
         "peak_memory_gib": round(result.peak_memory_gib, 2),
         "world_size": result.world_size,
@@ -119,8 +116,7 @@ def show_report(result: DemoResult, console: Console) -> None:
     rows = [[stage.name, f"{stage.seconds:.1f}", stage.merit] for stage in result.stages]
     rows.append(["total", f"{total:.1f}", f"peak memory {result.peak_memory_gib:.2f} GiB"])
     console.table("demo", ["stage", "seconds", "figure of merit"], rows)
-    columns, lines = agreement_table(result.label_control)
-    console.table(f"label control, {result.num_generated} generated images", columns, lines)
+    show_label_control(result.label_control, console, num_generated=result.num_generated)
 
 
 def _reconstruction_section(
