@@ -353,3 +353,25 @@ def test_training_improves_the_reconstruction() -> None:
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.9 * losses[0]
+
+
+class _Brightness(torch.nn.Module):
+    """A discriminator whose score is known: three times the mean of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.gain * pixels.mean(dim=(1, 2, 3), keepdim=True)
+
+
+def test_the_adversarial_losses_have_the_signs_of_a_hinge() -> None:
+    """Scores are high for photographs: the generator wants them for its images, the discriminator the contrary."""
+    bright, dark = torch.full((2, 3, 8, 8), 0.5), torch.full((2, 3, 8, 8), -0.5)
+    judge = _Brightness()
+    torch.testing.assert_close(generator_hinge_loss(judge, bright), torch.full((2,), -1.5))
+    torch.testing.assert_close(generator_hinge_loss(judge, dark), torch.full((2,), 1.5))
+    torch.testing.assert_close(discriminator_hinge_loss(judge, bright, dark), torch.zeros(2))  # beyond both margins
+    torch.testing.assert_close(discriminator_hinge_loss(judge, dark, bright), torch.full((2,), 2.5))
+    torch.testing.assert_close(discriminator_hinge_loss(judge, 0 * dark, 0 * dark), torch.ones(2))

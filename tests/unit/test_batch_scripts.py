@@ -106,3 +106,12 @@ def test_a_whole_chain_cancels_nothing(programs: Path) -> None:
     assert [line.split("/")[-1] for line in asked] == [f"{script} --config run.yaml" for script in SCRIPTS]
     assert all("--export=PATH,WANDB_MODE,SYNFUNDUS_PYTHON" in line for line in asked)
     assert not (programs / "scancel.log").exists()
+
+
+def test_a_failed_task_ends_the_others_in_an_allocation_too(programs: Path) -> None:
+    write(programs, "srun", 'echo "$@"')
+    done = run(programs, str(ROOT / "launchers" / "srun.sh"), "train", "--run-dir", "a b")
+    assert done.returncode == 0
+    options, _, command = done.stdout.partition(str(programs / "python"))
+    assert "--kill-on-bad-exit=1" in options.split()
+    assert command.split() == ["-m", "synfundus", "train", "--run-dir", "a", "b"]

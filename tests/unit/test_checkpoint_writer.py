@@ -16,6 +16,7 @@ from synfundus.distributed.watchdog import Watchdog
 from synfundus.distributed.world import LocalStatusStore, World
 from synfundus.errors import StorageError
 from synfundus.storage import filesystem
+from synfundus.training.checkpoints.checkpoint import copy_state
 from synfundus.training.checkpoints.search import find_checkpoint
 from synfundus.training.checkpoints.writer import CheckpointWriter
 from synfundus.training.ema import ShardedEma
@@ -151,3 +152,16 @@ def test_a_rank_that_cannot_write_fails_the_save_of_all(tmp_path: Path, gate: Ga
     results = run_ranks(2, work)
     assert all(isinstance(result, str) for result in results), results
     assert find_checkpoint(str(tmp_path), world=ALONE) is None
+
+
+def test_the_copy_of_a_moment_shares_no_memory_with_what_is_trained_on() -> None:
+    engine = FakeEngine(LAYOUT, ALONE)
+    ema = ShardedEma(engine.masters(), half_life_images=10, rampup_ratio=1, sigma_rel=[0.1])
+    copy = copy_state(engine=engine.as_engine(), ema=ema, images_seen=8, state={}, world=ALONE)
+    before = {name: vector.clone() for name, vector in copy.partitions.items()}
+    for slices in (*engine.vectors.values(), *ema.vectors().values()):
+        for vector in slices:
+            vector.fill_(7.0)
+    assert set(before) == {f"group0.{name}" for name in ("master", "exp_avg", "exp_avg_sq", *ema.vectors())}
+    for name, vector in before.items():
+        assert torch.equal(copy.partitions[name], vector), name

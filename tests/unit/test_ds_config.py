@@ -111,3 +111,9 @@ def test_a_key_that_stands_twice_is_refused_by_name(tmp_path: Path) -> None:
     file.write_text('{"zero_optimization": {"stage": 2, "reduce_bucket_size": 5, "reduce_bucket_size": 7}}')
     with pytest.raises(ConfigError, match="the key 'reduce_bucket_size' stands twice"):
         read_ds_file(str(file), device="cpu")
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3, True, "2", None])
+def test_only_the_second_stage_of_zero_is_accepted(stage: object) -> None:
+    with pytest.raises(ConfigError, match="stage must be 2"):
+        check_ds_file({"zero_optimization": ZERO | {"stage": stage}}, where="x.json")

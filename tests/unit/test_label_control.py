@@ -217,3 +217,24 @@ def test_training_on_nothing_or_on_states_of_other_images_is_refused() -> None:
                 seed=0,
                 on_step=lambda images, loss: None,
             )
+
+
+def test_a_label_that_is_never_known_teaches_the_judge_nothing() -> None:
+    """Unknown is not a negative: what decides the label stays as it was drawn."""
+    pixels = keyed_generator(3, "pixels").integers(0, 256, (16, SIZE_PX, SIZE_PX, 3)).astype(np.uint8)
+    states = np.ones((16, 4), dtype=np.int64)
+    states[::2, :3] = 2
+    states[:, 3] = 0
+    judge = train_judge(
+        pixels=pixels,
+        reconstructions=None,
+        states=states,
+        schema=SCHEMA,
+        image_size_px=SIZE_PX,
+        recipe=FitRecipe(num_samples=32, batch_size=8, lr=1e-2, weight_decay=0.0),
+        seed=5,
+        on_step=lambda images, loss: None,
+    )
+    before = build_judge(schema=SCHEMA, image_size_px=SIZE_PX, seed=5).head
+    changed = (judge.head.weight != before.weight).any(dim=1) | (judge.head.bias != before.bias)
+    assert changed.tolist() == [True] * 7 + [False], "four grades have three outputs, three cameras have three"

@@ -93,3 +93,15 @@ def test_shard_names_sort_in_order() -> None:
     names = [shard_name("train", number) for number in (0, 9, 10, 99_999)]
     assert names == sorted(names)
     assert names[0] == "train/000000.tar"
+
+
+@pytest.mark.parametrize(("name", "split"), [("train/000000.tar", "val"), ("val/000000.tar", "train")])
+def test_a_shard_whose_split_contradicts_its_folder_is_refused(tmp_path: Path, name: str, split: str) -> None:
+    """Else photographs of held-out patients would be trained on."""
+    write_numbered_set(tmp_path, [3])
+    path = tmp_path / MANIFEST_NAME
+    document = json.loads(path.read_text())
+    document["shards"][0] |= {"name": name, "split": split}
+    path.write_text(json.dumps(document))
+    with pytest.raises(DataError, match="lists an invalid shard"):
+        load_shard_set(str(tmp_path), kind="latents")

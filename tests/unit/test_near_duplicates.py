@@ -202,3 +202,16 @@ def test_groups_are_the_connected_parts(pairs: list[tuple[int, int]]) -> None:
             one |= other
     for part in parts:
         assert {groups.find(member) for member in part} == {min(part)}
+
+
+@pytest.mark.parametrize(("similar", "found"), [(0.90, 0), (0.95, 0), (0.965, 0), (0.975, 1), (1.0, 1)])
+def test_pictures_are_the_same_from_a_similarity_of_97_percent_on(similar: float, found: int) -> None:
+    """With equal hashes: what the hash cannot tell is decided by the thumbnails."""
+    axis = np.arange(32)
+    one = 40.0 * np.cos(2 * np.pi * axis / 32)[:, None] * np.ones(32)
+    other = 40.0 * np.sin(2 * np.pi * axis / 32)[:, None] * np.ones(32)  # at a right angle to the first
+    both = np.stack([one, similar * one + np.sqrt(1 - similar**2) * other])
+    thumbnails = np.rint(both + 128.0).astype(np.uint8)
+    hashes = np.tile(np.frombuffer(hash_to_bytes(5), dtype=np.uint8), (2, 1))
+    pairs = near_duplicates(hashes, lambda rows: thumbnails[rows])
+    assert len([pair for pair in pairs if not pair.mirrored]) == found

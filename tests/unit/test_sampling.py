@@ -13,7 +13,15 @@ from gaussian_data import MEAN, STD, draw, noise_of
 from torch import Tensor
 
 from synfundus.diffusion.parametrisation import NoisePrediction
-from synfundus.diffusion.sampling import Denoiser, SamplerName, Scheduler, build_scheduler, guide, sample_latents
+from synfundus.diffusion.sampling import (
+    Denoiser,
+    SamplerName,
+    Scheduler,
+    build_flow_scheduler,
+    build_scheduler,
+    guide,
+    sample_latents,
+)
 from synfundus.diffusion.schedule import ScheduleKind
 from synfundus.errors import ConfigError
 
@@ -211,3 +219,33 @@ def test_an_unknown_sampler_and_epsilon_at_zero_snr_are_refused() -> None:
         scheduler_of("plms")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="zero-terminal SNR"):
         scheduler_of("ddim", prediction_type="epsilon")
+
+
+@pytest.mark.parametrize(
+    "scheduler", [scheduler_of("ddim"), build_flow_scheduler(sampler="euler", num_timesteps=1000, shift=1)]
+)
+def test_the_interval_of_guidance_begins_at_the_noise(scheduler: Scheduler) -> None:
+    calls: list[tuple[float, bool]] = []
+
+    def recording(x_t: Tensor, timestep: Tensor, states: Tensor) -> Tensor:
+        calls.append((float(timestep[0]), len(x_t) == 2))
+        return torch.zeros_like(x_t)
+
+    draw(recording, scheduler, noise_of(1), num_steps=10, guidance_scale=2.0, guidance_interval=(0.0, 0.35))
+    assert [guided for _, guided in calls] == [True] * 4 + [False] * 6
+    assert min(timestep for timestep, guided in calls if guided) > 600
+    calls.clear()
+    draw(recording, scheduler, noise_of(1), num_steps=10, guidance_scale=2.0, guidance_interval=(0.75, 1.0))
+    assert [guided for _, guided in calls] == [False] * 8 + [True] * 2
+
+
+def test_guidance_leads_away_from_the_unlabelled_prediction() -> None:
+    def by_label(x_t: Tensor, timestep: Tensor, states: Tensor) -> Tensor:
+        return states[:, :1, None, None].float().expand_as(x_t).clone()
+
+    states = torch.ones(1, 1, dtype=torch.int64)
+    for scale in (1.0, 3.0):
+        found = draw(
+            by_label, scheduler_of("ddim", "sample"), noise_of(1), num_steps=5, guidance_scale=scale, states=states
+        )
+        torch.testing.assert_close(found, torch.full_like(found, scale))

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from synfundus import __version__
+from synfundus.cli import submit
 from synfundus.cli.app import run_command
 from synfundus.config.loader import load_config
 from synfundus.distributed.world import LocalWorld
@@ -27,6 +28,7 @@ from synfundus.launch.submission import (
     code_version,
     freeze,
     place_submission,
+    source_hash,
 )
 from synfundus.stages.train import job as train
 
@@ -409,3 +411,27 @@ def test_a_job_that_finds_other_code_says_so(
     assert run_command(["train", "--config", str(place.config)]) == 0
     said = "".join(capsys.readouterr())
     assert f"this is not the code the job was submitted with: synfundus was 0.0.0, is {__version__[:12]}; the" in said
+
+
+@pytest.mark.parametrize("name", ["steps.py", "presets/a.yaml"])
+def test_code_and_presets_are_in_the_hash_of_the_source(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    found = {source_hash(tmp_path)}
+    for text in ("lr: 1", "lr: 2"):
+        path.write_text(text)
+        found.add(source_hash(tmp_path))
+    path.rename(path.with_stem("b"))
+    assert len(found | {source_hash(tmp_path)}) == 4
+
+
+def test_settings_that_change_when_they_are_written_are_not_submitted(
+    login_node: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dump = submit.dump_config
+    monkeypatch.setattr(submit, "dump_config", lambda loaded: dump(loaded).replace("seed: 9", "seed: 8"))
+    assert run_command([*TRAIN, "--seed", "9"]) == 2
+    said = capsys.readouterr()
+    assert "the settings changed when they were written" in said.err
+    assert ANSWER not in said.out
+    assert not (login_node / "run" / "submissions").exists()

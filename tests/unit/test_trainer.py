@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from synfundus.shards.shard_plan import MixedPlan, ReadingPlan
 from synfundus.shards.source import DecodedSource, LatentDecoder
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import SilentConsole
+from synfundus.training import trainer as trainer_module
 from synfundus.training.ema import ShardedEma
 from synfundus.training.guards import GuardSettings
 from synfundus.training.optim import LrPlan
@@ -602,3 +604,25 @@ def test_sums_are_over_all_ranks_and_only_rank_0_writes(shard_set: ShardSet) -> 
     assert isinstance(second, Run)
     assert [row["loss"] for row in first.rows] == [4.0, 20.0, 36.0, 52.0, 68.0]
     assert second.rows == []
+
+
+def test_every_rank_and_every_step_drops_units_of_its_own(shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same place gives the same units again: a resumed run goes on as the one that was not stopped."""
+    seeds: dict[str, list[int]] = {}
+
+    def seeded(seed: int, *, device: object) -> None:
+        seeds.setdefault(threading.current_thread().name, []).append(seed)
+
+    monkeypatch.setattr(trainer_module, "seed_kernels", seeded)
+
+    def train(world: World) -> list[int]:
+        Run(shard_set, world=world, budget_images=40).trainer.fit()
+        return seeds[threading.current_thread().name]
+
+    first, second = run_ranks(2, train)
+    assert isinstance(first, list)
+    assert isinstance(second, list)
+    assert len({*first, *second}) == len(first) + len(second) == 10
+    seeds.clear()
+    Run(shard_set, state=TrainState(images_seen=24), budget_images=40).trainer.fit()
+    assert next(iter(seeds.values())) == first[3:]

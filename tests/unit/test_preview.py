@@ -1,0 +1,28 @@
+"""Previews of a training: marked as what they are, and of every label."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image
+from tiny_pipeline import SCHEMA
+
+from synfundus.stages.train.preview import PREVIEW_IMAGES, draw_preview, preview_labels
+
+
+def test_a_preview_says_in_its_file_that_it_is_synthetic() -> None:
+    tile = np.zeros((16, 16, 3), dtype=np.uint8)
+    data = draw_preview(SCHEMA, {"ema": [tile] * PREVIEW_IMAGES}, title="at 80 images")
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
+        assert image.info["synthetic"] == "yes"
+        assert "trainedAlgorithmicMedia" in str(image.info["XML:com.adobe.xmp"])
+
+
+def test_every_value_of_every_label_is_asked_for_once_and_nothing_at_all() -> None:
+    rows = preview_labels(SCHEMA)
+    assert len(rows) == PREVIEW_IMAGES
+    assert rows[0] == {}
+    asked = {item for row in rows for item in row.items()}
+    assert asked == {*(("dr_grade", grade) for grade in range(5)), ("is_gc", 1), ("eye_side", 1)}

@@ -1,0 +1,34 @@
+"""Which device a rank computes on."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+import torch
+
+from synfundus.distributed.world import resolve_device
+from synfundus.errors import LaunchError
+
+
+@pytest.mark.parametrize(
+    ("requested", "there", "device"),
+    [
+        ("auto", True, "cuda"),
+        ("auto", False, "cpu"),
+        ("cpu", True, "cpu"),
+        ("cpu", False, "cpu"),
+        ("cuda", True, "cuda"),
+    ],
+)
+def test_a_gpu_is_used_unless_another_device_is_named(
+    monkeypatch: pytest.MonkeyPatch, requested: Literal["auto", "cpu", "cuda"], there: bool, device: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert resolve_device(requested) == device
+
+
+def test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(LaunchError, match="torch finds no CUDA device"):
+        resolve_device("cuda")
