@@ -169,7 +169,7 @@ class _Demo:
         for verb in ("train_vae", "train"):
             settings[verb]["loop"]["num_threads"] = 0  # only changes speed
         if settings["demo"]["importer"] is None:
-            del settings["demo"]["importer"]  # demos begun before there was one go on
+            del settings["demo"]["importer"]  # a demo begun before there was one can be resumed
         request = {
             "settings_sha256": hashlib.sha256(documents.dump_json(settings)).hexdigest(),
             "minutes": self._config.demo.minutes,
