@@ -7,7 +7,9 @@ set.
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
+import io
 import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -15,13 +17,15 @@ from typing import Any, Protocol
 
 from synfundus.artifacts.shard_records import ShardRecords
 from synfundus.errors import DataError
-from synfundus.labels.plan import LabelRow
+from synfundus.labels.plan import REQUESTED, LabelRow
 from synfundus.labels.schema import LabelSchema
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardEntry, ShardSet, save_shard_set, shard_name
 from synfundus.storage.tarshard import TarShardReader, write_shard
 
 IMAGES_DIR = "images"
+TABLE_NAMES = ("metadata.csv", "labels.csv")
+"""Requested labels of PNG files, by file; the second name is of earlier versions."""
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _SPLIT = "train"
@@ -34,6 +38,17 @@ _BYTES_PER_PIXEL = 1.5
 
 LABELS_ARE = "requested from the model; nobody has verified that an image shows them"
 RELEASE = "not cleared: no audit of this model for copies, re-identification or membership has been passed"
+
+
+def requested_labels(folder: str) -> list[tuple[str, dict[str, str]]] | None:
+    """Return file and requested labels, as texts, of each image of a folder of PNG files; None without a table."""
+    places = (filesystem.join(folder, name) for name in TABLE_NAMES)
+    url = next((place for place in places if filesystem.exists(place)), None)
+    if url is None:
+        return None
+    rows = csv.DictReader(io.StringIO(filesystem.read_bytes(url).decode("utf-8-sig")))
+    texts = [{name.removeprefix(REQUESTED): cell or "" for name, cell in row.items()} for row in rows]
+    return [(row.pop("file_name", "") or row.pop("file", ""), row) for row in texts]
 
 
 def sample_readme(provenance: Mapping[str, Any]) -> str:

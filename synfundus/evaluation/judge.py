@@ -23,6 +23,8 @@ from synfundus.evaluation.label_control import Agreement, LabelPrediction, is_no
 from synfundus.labels.schema import UNKNOWN_STATE, LabelSchema, LabelSpec
 from synfundus.seeding import keyed_generator, keyed_uniform
 
+_PURPOSE = "judge"
+"""Of its random draws."""
 _WIDTHS = (32, 48, 80)
 _INPUT_CHANNELS = 8
 _SPREAD_FLOOR = 0.02
@@ -112,7 +114,8 @@ def build_judge(*, schema: LabelSchema, image_size_px: int, seed: int) -> Judge:
             if name.endswith("bias"):
                 parameter.zero_()
             elif parameter.ndim >= 2:
-                draws = keyed_generator(seed, "judge.weights", name).standard_normal(parameter.shape, dtype=np.float32)
+                generator = keyed_generator(seed, f"{_PURPOSE}.weights", name)
+                draws = generator.standard_normal(parameter.shape, dtype=np.float32)
                 gain = _HEAD_GAIN if name.startswith("head") else 1.0
                 parameter.copy_(torch.from_numpy(draws) * (gain * math.sqrt(2.0 / parameter[0].numel())))
     return judge
@@ -192,12 +195,12 @@ def train_judge(
         chosen = pixels[rows]
         if reconstructions is not None:
             chosen[1::2] = reconstructions[rows[1::2]]
-        draws = keyed_uniform(seed, "judge.augment", positions.tolist(), _DRAWS_PER_IMAGE)
+        draws = keyed_uniform(seed, f"{_PURPOSE}.augment", positions.tolist(), _DRAWS_PER_IMAGE)
         logits = judge(_augment(_to_images(chosen, image_size_px), draws))
         losses = functional.binary_cross_entropy_with_logits(logits, targets[rows], reduction="none")
         return (losses * masks[rows]).sum() / masks[rows].sum().clamp(min=1)
 
-    fit(judge, batch_loss, set_size=len(pixels), recipe=recipe, seed=seed, purpose="judge", on_step=on_step)
+    fit(judge, batch_loss, set_size=len(pixels), recipe=recipe, seed=seed, purpose=_PURPOSE, on_step=on_step)
     return judge
 
 

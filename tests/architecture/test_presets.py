@@ -52,7 +52,11 @@ def minimal(verb: Verb) -> list[str]:
         if option.required
         for text in (option.flag, numbers.get(option.flag, "somewhere"))
     ]
-    either = {"sample": ["--num-images", "1"], "prepare": ["--labels", "somewhere"]}  # one of several ways to say it
+    either = {
+        "sample": ["--num-images", "1"],
+        "prepare": ["--labels", "somewhere"],
+        "judge": ["--samples", "somewhere"],
+    }
     return [verb.name, *required, *either.get(verb.name, [])]
 
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from typing import Any
 
+from synfundus.artifacts.sample_set import IMAGES_DIR, TABLE_NAMES, requested_labels
 from synfundus.errors import DataError
-from synfundus.labels.plan import REQUESTED
 from synfundus.storage import documents, filesystem
 from synfundus.telemetry.console import Console
 
-_PROVENANCE, _IMAGES = "PROVENANCE.json", "images"
-_TABLES = ("metadata.csv", "labels.csv")
-"""Labels by image; the second is of earlier versions."""
+_PROVENANCE = "PROVENANCE.json"
 _SHOWN = (
     "statement",
     "num_images",
@@ -29,12 +25,8 @@ _SHOWN = (
 
 def is_png_folder(url: str) -> bool:
     """Whether `sample` has finished a folder of PNG files there."""
-    return filesystem.exists(filesystem.join(url, _PROVENANCE)) and _table(url) is not None
-
-
-def _table(url: str) -> str | None:
-    places = (filesystem.join(url, name) for name in _TABLES)
-    return next((place for place in places if filesystem.exists(place)), None)
+    table = any(filesystem.exists(filesystem.join(url, name)) for name in TABLE_NAMES)
+    return table and filesystem.exists(filesystem.join(url, _PROVENANCE))
 
 
 def describe_png_folder(url: str, console: Console) -> dict[str, Any]:
@@ -47,12 +39,9 @@ def describe_png_folder(url: str, console: Console) -> dict[str, Any]:
         DataError: Its documents cannot be read.
     """
     provenance = documents.read_document(filesystem.join(url, _PROVENANCE), format_name="synfundus-samples", version=1)
-    table = filesystem.read_bytes(str(_table(url))).decode()
-    rows = [
-        {name.removeprefix(REQUESTED): cell for name, cell in row.items()} for row in csv.DictReader(io.StringIO(table))
-    ]
-    there = set(filesystem.list_names(filesystem.join(url, _IMAGES)))
-    names = [str(row.pop("file_name", "") or row.pop("file", "")) for row in rows]
+    requested = requested_labels(url) or []
+    there = set(filesystem.list_names(filesystem.join(url, IMAGES_DIR)))
+    names, rows = [name for name, _ in requested], [row for _, row in requested]
     missing = [name for name in names if name.rpartition("/")[2] not in there]
     counts = {label: Counter(row[label] or "unknown" for row in rows) for label in (rows[0] if rows else {})}
     known = {label: dict(sorted(found.items())) for label, found in counts.items() if set(found) != {"unknown"}}

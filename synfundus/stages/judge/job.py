@@ -6,8 +6,6 @@ they were asked for; the same figures on held-out photographs tell what the judg
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +17,8 @@ from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoen
 from synfundus.artifacts.claim import Claim
 from synfundus.artifacts.model_folder import DOCUMENT_NAME, find_pipeline
 from synfundus.artifacts.run_folder import versions
+from synfundus.artifacts.sample_set import TABLE_NAMES, requested_labels
+from synfundus.config.generation import JudgeConfig
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World, torch_device, without_timeout
@@ -72,9 +72,11 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     if section.samples is not None:
         read_samples(section.samples, data.label_schema)  # refuse before the folder is claimed
     on_rank_0(lambda: _CLAIM.make(out, request), world)
-    samples = section.samples or _generate(config, data, names, world, console)
-    at_the_end = without_timeout(world)
-    return on_rank_0(lambda: _judge(config, data, samples, request, torch_device(world), console), at_the_end)
+    if section.model is not None:
+        asked = _write_label_plan(section, config.seed, data, names, world)
+        sample.run(config.model_copy(update={"sample": config.sample.model_copy(update=asked)}), world, console)
+    device, at_the_end = torch_device(world), without_timeout(world)
+    return on_rank_0(lambda: _judge(section, config.seed, data, request, device, console), at_the_end)
 
 
 def _shared_labels(model: str, data: ShardSet) -> tuple[str, ...]:
@@ -94,38 +96,37 @@ def _shared_labels(model: str, data: ShardSet) -> tuple[str, ...]:
     return names
 
 
-def _generate(config: RunConfig, data: ShardSet, names: Sequence[str], world: World, console: Console) -> str:
-    """Generate images for label rows of held-out photographs; returns their folder. Collective."""
-    out = str(config.judge.out)
-    plan, samples = filesystem.join(out, LABEL_PLAN_NAME), filesystem.join(out, SAMPLES_DIR)
+def _write_label_plan(
+    section: JudgeConfig, seed: int, data: ShardSet, names: Sequence[str], world: World
+) -> dict[str, Any]:
+    """Write label rows of held-out photographs; returns what `sample` is asked for with them. Collective."""
+    plan = filesystem.join(str(section.out), LABEL_PLAN_NAME)
 
     def write() -> None:
         if not filesystem.exists(plan):
             states = read_states(data, splits=held_out_splits(data))
-            rows = control_rows(states, data.label_schema, count=config.judge.num_images, seed=config.seed)
+            rows = control_rows(states, data.label_schema, count=section.num_images, seed=seed)
             filesystem.write_bytes(plan, label_table(rows, names))
 
     on_rank_0(write, world)
-    wanted: dict[str, Any] = {"model": config.judge.model, "out": samples, "labels": plan, "format": "png"}
-    section = config.sample.model_copy(update={**wanted, "num_images": None, "label": {}})
-    sample.run(config.model_copy(update={"sample": section}), world, console)
-    return samples
+    wanted: dict[str, Any] = {"model": section.model, "out": filesystem.join(str(section.out), SAMPLES_DIR)}
+    return {**wanted, "labels": plan, "num_images": None, "label": {}, "format": "png"}
 
 
 def _judge(
-    config: RunConfig, data: ShardSet, samples: str, request: dict[str, Any], device: torch.device, console: Console
+    section: JudgeConfig, seed: int, data: ShardSet, request: dict[str, Any], device: torch.device, console: Console
 ) -> Summary:
     splits = held_out_splits(data)
     if splits == (TRAIN_SPLIT,):
         console.warning("the set holds no patient out: figures on real photographs are of those the judge learned from")
     train, held_out = read_images(data, splits=(TRAIN_SPLIT,)), read_images(data, splits=splits)
     autoencoder = restored = None
-    if config.judge.model is not None:
+    if section.model is not None:
         autoencoder, _ = open_autoencoder(
-            find_autoencoder(find_pipeline(config.judge.model)), device=device, dtype=torch.float32
+            find_autoencoder(find_pipeline(section.model)), device=device, dtype=torch.float32
         )
         restored = reconstruct(autoencoder, held_out.pixels, device=device)
-    generated = read_samples(samples, data.label_schema)
+    generated = read_samples(section.samples or filesystem.join(str(section.out), SAMPLES_DIR), data.label_schema)
     control = judge_label_control(
         train=train,
         held_out=held_out,
@@ -133,12 +134,12 @@ def _judge(
         generated=generated,
         autoencoder=autoencoder,
         schema=data.label_schema,
-        seed=config.seed,
+        seed=seed,
         device=device,
         console=console,
     )
     document = {**request, "num_generated": len(generated), **control.to_document(), "versions": versions()}
-    url = filesystem.join(str(config.judge.out), REPORT_NAME)
+    url = filesystem.join(str(section.out), REPORT_NAME)
     documents.write_document(url, document, format_name=_FORMAT, version=_VERSION)
     show_label_control(control, console, num_generated=len(generated))
     console.message(f"figures: {url}")
@@ -146,7 +147,7 @@ def _judge(
 
 
 def read_samples(folder: str, schema: LabelSchema) -> LabelledImages:
-    """Read generated images and what they were asked for: a folder of PNG files with labels.csv, or a shard set.
+    """Read generated images and what they were asked for: a folder of PNG files, or a shard set.
 
     Raises:
         ConfigError: There are no samples, or they have labels the schema does not have.
@@ -154,16 +155,14 @@ def read_samples(folder: str, schema: LabelSchema) -> LabelledImages:
     """
     if filesystem.exists(filesystem.join(folder, MANIFEST_NAME)):
         return read_images(load_shard_set(folder, kind="samples"), splits=(TRAIN_SPLIT,))
-    url = filesystem.join(folder, sample.LABELS_NAME)
-    if not filesystem.exists(url):
-        hint = f"give a complete folder written by `sample`, with {sample.LABELS_NAME}"
+    requested = requested_labels(folder)
+    if requested is None:
+        hint = f"give a complete folder written by `sample`, with {TABLE_NAMES[0]}"
         raise ConfigError("there are no samples", where=folder, hint=hint)
-    rows = list(csv.DictReader(io.StringIO(filesystem.read_bytes(url).decode("utf-8-sig"))))
-    if not rows or "file" not in rows[0]:
-        raise DataError("the table of samples has no rows, or no column 'file'", where=url)
+    if not requested or not all(name for name, _ in requested):
+        raise DataError("the table of samples has no rows, or one without a file", where=folder)
     images, states = [], []
-    for row in rows:
-        name = row.pop("file")
+    for name, row in requested:
         images.append(decode_image(filesystem.read_bytes(filesystem.join(folder, name)), where=name))
         states.append(schema.encode({label: schema.check_value(label, text or None) for label, text in row.items()}))
     if len({image.shape for image in images}) > 1:
