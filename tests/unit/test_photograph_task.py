@@ -31,7 +31,7 @@ def test_a_file_larger_than_any_photograph_of_the_allowed_pixels_is_never_read(t
                 image_format="png",
                 max_pixels=MAX_PIXELS,
                 collection="c",
-                burned_text="reject",
+                burned_text="flag",
             )
         )
         for size in (limit, limit + 1)

@@ -13,7 +13,7 @@ from synfundus.stages.train.preview import PREVIEW_IMAGES, draw_preview, preview
 
 def test_a_preview_says_in_its_file_that_it_is_synthetic() -> None:
     tile = np.zeros((16, 16, 3), dtype=np.uint8)
-    data = draw_preview(SCHEMA, {"ema": [tile] * PREVIEW_IMAGES}, title="at 80 images")
+    data = draw_preview(SCHEMA, {"raw": [tile] * PREVIEW_IMAGES}, title="at 80 images")
     with Image.open(io.BytesIO(data)) as image:
         image.load()
         assert image.info["synthetic"] == "yes"

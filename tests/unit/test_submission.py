@@ -17,6 +17,7 @@ import pytest
 from synfundus import __version__
 from synfundus.cli import submit
 from synfundus.cli.app import run_command
+from synfundus.config.dump import dump_config
 from synfundus.config.loader import load_config
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import LaunchError
@@ -428,8 +429,7 @@ def test_code_and_presets_are_in_the_hash_of_the_source(tmp_path: Path, name: st
 def test_settings_that_change_when_they_are_written_are_not_submitted(
     login_node: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dump = submit.dump_config
-    monkeypatch.setattr(submit, "dump_config", lambda loaded: dump(loaded).replace("seed: 9", "seed: 8"))
+    monkeypatch.setattr(submit, "dump_config", lambda loaded: dump_config(loaded).replace("seed: 9", "seed: 8"))
     assert run_command([*TRAIN, "--seed", "9"]) == 2
     said = capsys.readouterr()
     assert "the settings changed when they were written" in said.err
