@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import signal
@@ -125,8 +126,17 @@ def assert_same_files(one: Path, other: Path) -> None:
     assert seen(one) == seen(other)
 
 
-def seen(folder: Path) -> dict[str, str]:
-    return {name: digest for name, digest in hashes(folder).items() if not Path(name).name.startswith(".")}
+def seen(folder: Path) -> dict[str, object]:
+    """Return what a reader sees, without when, how and of which folder images were generated."""
+    found: dict[str, object] = {
+        name: digest for name, digest in hashes(folder).items() if not Path(name).name.startswith(".")
+    }
+    if "PROVENANCE.json" in found:
+        del found["README.md"]
+        provenance = json.loads((folder / "PROVENANCE.json").read_text())
+        del provenance["generated"]
+        found["PROVENANCE.json"] = provenance
+    return found
 
 
 @pytest.fixture
