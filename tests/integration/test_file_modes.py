@@ -64,8 +64,8 @@ def test_a_group_may_read_all_but_the_crosswalk_where_it_is_asked_for(tmp_path: 
     small = ("--image-size", "64", "--workers", "1", "--set", "launch.group_readable=true")
     run_cli("phantoms", "--out", photographs, "--num-images", "8", *small).check()
     places = ("--source", photographs, "--labels", photographs / "labels.csv", "--out", out)
-    places = (*places, "--crosswalk", shared / "set.crosswalk")
-    run_cli("prepare", *places, "--procs-per-node", "2", *small).check()
+    crosswalk_option = ("--crosswalk", shared / "set.crosswalk")
+    run_cli("prepare", *places, *crosswalk_option, "--procs-per-node", "2", *small).check()
     found = {path.relative_to(shared): path.stat().st_mode for path in shared.rglob("*")}
     crosswalk = {path: mode for path, mode in found.items() if path.parts[0] == "set.crosswalk"}
     assert len(crosswalk) > 3
