@@ -70,7 +70,9 @@ def _example(rejects: Sequence[Reject]) -> str:
     """Return the commonest reason and the detail of its first reject, without the name of a file."""
     reason = Counter(reject.reason for reject in rejects).most_common(1)[0][0]
     detail = next(reject.detail for reject in rejects if reject.reason == reason)
-    shown = detail[:_SHOWN_DETAIL] if reason in _QUOTED else detail.partition(":")[0].partition(" = ")[0]
+    shown = detail[:_SHOWN_DETAIL] if reason in _QUOTED else detail.partition(":")[0]
+    if reason == "unknown_label_value":
+        shown = detail.partition(" = ")[0]  # line and column; the cell may be a sentence about a patient
     return f"{reason}, for example {shown}" if shown else reason
 
 
