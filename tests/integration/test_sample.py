@@ -162,7 +162,7 @@ def test_a_folder_explains_itself(model: Path, tmp_path: Path, image_format: str
     summary = _sample(model, tmp_path, num_images=2, seed=7, format=image_format)
     said = (tmp_path / "README.md").read_text()
     for word in (
-        "wishes",
+        "requested, not verified",
         "no ground truth",
         "Not cleared for release",
         "Not for diagnosis",
