@@ -48,7 +48,8 @@ class VerifyLatentsConfig(Section):
     """Fails below this PSNR."""
 
 
-LabelValue = Annotated[int | str | None, Field(union_mode="left_to_right")]
+LabelName = Annotated[str, Field(pattern=r"^[^\W\d_]")]
+LabelValue = Annotated[int | LabelName | None, Field(union_mode="left_to_right")]
 """A value of a label by number or by name; None is unknown."""
 
 SAMPLING_DEFAULTS: dict[str, Any] = {

@@ -133,7 +133,7 @@ COMMAND_LINES: list[tuple[str, ...]] = [
             ),
             *("launch.time_limit=1:2:3:4", "launch.partition=a b", "launch.partition=a;b", "launch.account=$(id)"),
             *("launch.account=", "launch.ds_config=/no/such.json", "launch.ds_config={file}", "launch.ds_config={dir}"),
-            *("train.loop.global_batch_size=null", "train.vae=[a, b]", "sample.label=3", "sample.label={a: b}"),
+            *("train.loop.global_batch_size=null", "train.vae=[a, b]", "sample.label=3", "sample.label={a: 1b}"),
             *("sample.label.dr_grade=1.5", "sample.guidance_interval=0.9,0.1", "sample.guidance_interval=0.5"),
             *(
                 "prepare.splits=0.5,0.5",
@@ -158,7 +158,7 @@ COMMAND_LINES: list[tuple[str, ...]] = [
     (*SAMPLE.split(),),
     *(
         (*SAMPLE.split(), "--num-images=1", f"--label={value}")
-        for value in ("", "x", "=3", "dr_grade=", "dr_grade=severe", "dr_grade=1.5", "dr_grade=[1]", "dr_grade==3")
+        for value in ("", "x", "=3", "dr_grade=", "dr_grade=-severe", "dr_grade=1.5", "dr_grade=[1]", "dr_grade==3")
     ),
     *((*SAMPLE.split(), "--num-images=1", f"--sampler={value}") for value in ("", "DDIM", "ddpm", "null")),
     *((*SAMPLE.split(), "--num-images=1", f"--num-steps={value}") for value in ("", "0", "1001", "x")),
@@ -217,7 +217,7 @@ CONFIG_FILES: list[bytes] = [
     b"seed: .nan",
     b"seed: 2026-01-01",
     b"sample: {label: [a]}",
-    b"sample: {label: {dr_grade: x}}",
+    b"sample: {label: {dr_grade: 1x}}",
     b"sample: {label: {dr_grade: {a: 1}}}",
     b"prepare: {splits: [1, 2]}",
     b"prepare: {splits: 0.5}",
@@ -331,7 +331,7 @@ def test_none_of_this_imported_torch_for_its_own_sake() -> None:
         ("train", "--latents", "{dir}", "--run-dir", "{file}"),
         (*TRAIN.split(), "--procs-per-node", "7"),
         (*TRAIN.split(), "--set", "launch.ds_config={file}"),
-        (*SAMPLE.split(), "--num-images", "1", "--label", "dr_grade=severe"),
+        (*SAMPLE.split(), "--num-images", "1", "--label", "dr_grade=1x"),
         (*PREPARE.split(), "--splits", "0.5,0.5,0.5"),
         (*DEMO.split(), "--minutes", "soon"),
         ("prepare", "--source", "/no/such", "--labels", "{file}", "--out", "{dir}/set"),

@@ -16,7 +16,19 @@ from synfundus.storage.manifest import ShardSet
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOKING = {"doctor", "plan", "inspect", "verify-latents", "watch", "plot"}
-WRITING = {"demo", "phantoms", "prepare", "train-vae", "encode-latents", "train", "sample", "ema", "export"}
+WRITING = {
+    "demo",
+    "phantoms",
+    "prepare",
+    "train-vae",
+    "encode-latents",
+    "train",
+    "sample",
+    "ema",
+    "export",
+    "forget",
+    "judge",
+}
 
 Look = Callable[..., str]
 

@@ -52,7 +52,7 @@ def straight(latent_set: ShardSet, world: World, tmp_path_factory: pytest.TempPa
     return folder / "run"
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", [LOSSES[0], *(pytest.param(loss, marks=pytest.mark.slow) for loss in LOSSES[1:])])
 def test_a_training_goes_on_without_its_messages(
     latent_set: ShardSet, straight: Path, tmp_path: Path, loss: str
 ) -> None:
@@ -75,7 +75,7 @@ def test_a_reader_that_leaves_in_mid_run_ends_nothing(latent_set: ShardSet, stra
     assert_same_run(straight, tmp_path / "run")
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", [LOSSES[0], *(pytest.param(loss, marks=pytest.mark.slow) for loss in LOSSES[1:])])
 def test_prepare_and_sample_go_on_without_their_messages(tmp_path: Path, loss: str) -> None:
     write_clinic(tmp_path / "clinic", 6)
     config = config_of(tmp_path / "clinic", tmp_path / "set", keyed_crosswalk(tmp_path / "crosswalk"))
@@ -103,7 +103,7 @@ def test_a_result_nobody_reads_ends_quietly_and_a_full_disk_is_said(latent_set: 
     )
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("latin-1", marks=pytest.mark.slow)])
 def test_text_the_terminal_lacks_is_escaped(latent_set: ShardSet, tmp_path: Path, encoding: str) -> None:
     place = tmp_path / "Läufe_眼底"
     place.symlink_to(latent_set.url)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rank_processes import Ended, rank_environments, run_processes
@@ -18,6 +19,11 @@ from synfundus.storage.manifest import ShardSet
 
 WITHIN_S = 30.0
 """The second rank ends within this time after the first, or is killed."""
+
+
+def some_of(cases: Iterable[str], always: str) -> list[Any]:
+    """Return all cases, of which one runs always."""
+    return [case if case == always else pytest.param(case, marks=pytest.mark.slow) for case in cases]
 
 
 def start(
@@ -47,7 +53,7 @@ TRAIN: dict[str, tuple[dict[str, object], str]] = {
 }
 
 
-@pytest.mark.parametrize("what", TRAIN)
+@pytest.mark.parametrize("what", some_of(TRAIN, "a value"))
 def test_another_value_is_refused(what: str, latent_set: ShardSet, tmp_path: Path) -> None:
     config = write_config(tmp_path / "run.yaml", settings(latent_set, tmp_path / "run"))
     changes, words = TRAIN[what]
@@ -66,6 +72,7 @@ def test_another_world_size_is_refused(latent_set: ShardSet, tmp_path: Path) -> 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_another_version_of_the_code_is_refused(latent_set: ShardSet, tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     for folder in ("synfundus", "ds_configs", "slurm", "launchers"):
@@ -139,7 +146,7 @@ COPIES: dict[str, tuple[Callable[..., list[str]], str]] = {
 }
 
 
-@pytest.mark.parametrize("what", COPIES)
+@pytest.mark.parametrize("what", some_of(COPIES, "the set"))
 def test_another_copy_of_a_file_on_one_host_is_refused(
     what: str, hosts: tuple[Path, Path], latent_set: ShardSet, image_set: ShardSet, vae_run: Path
 ) -> None:

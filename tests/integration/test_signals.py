@@ -171,10 +171,10 @@ def disturb(latent_set: ShardSet, image_set: ShardSet, vae_run: Path, undisturbe
         ("start", signal.SIGINT),
         ("step", signal.SIGINT),
         ("validation", signal.SIGUSR1),
-        ("preview", signal.SIGTERM),
+        pytest.param("preview", signal.SIGTERM, marks=pytest.mark.slow),
         ("encode", signal.SIGXCPU),
         ("prepare", signal.SIGHUP),
-        ("sample", signal.SIGINT),
+        pytest.param("sample", signal.SIGINT, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_ends_a_run_that_goes_on_later(disturb: Disturb, name: str, sent: signal.Signals) -> None:
