@@ -35,6 +35,7 @@ from synfundus.distributed.world import (
     connect,
     disconnect,
     has_native_bf16,
+    in_process_group,
 )
 from synfundus.errors import ConfigError
 from synfundus.launch import (
@@ -158,7 +159,7 @@ def _joined(request: Request) -> Iterator[World]:
     if not verb.distributed or (verb.host_only and rank_info(os.environ).world_size == 1):
         yield LocalWorld()
         return
-    world = None
+    world, callers = None, in_process_group()  # a caller's group is used, and left to it
     try:
         world = connect(
             device="cpu" if verb.host_only else launch.device,
@@ -169,10 +170,11 @@ def _joined(request: Request) -> Iterator[World]:
         yield world
     except BaseException:
         # NCCL waits for the other ranks to leave the group, and they may be in a step: this process just ends
-        if world is None or world.device == "cpu":
+        if not callers and (world is None or world.device == "cpu"):
             disconnect()
         raise
-    disconnect()
+    if not callers:
+        disconnect()
 
 
 def _console(request: Request, info: RankInfo, *, as_json: bool) -> Console:

@@ -280,7 +280,7 @@ def connect(
     torch.set_num_threads(num_threads or _cores(info))
     if kind == "cuda":
         torch.cuda.set_device(gpu_index(info.local_rank, info.local_world_size, visible=torch.cuda.device_count()))
-    if not dist.is_initialized():
+    if not in_process_group():
         timeout = timedelta(seconds=timeout_s)
         backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
         if info.world_size == 1 and info.source == "single":
@@ -303,11 +303,18 @@ def connect(
     return world
 
 
+def in_process_group() -> bool:
+    """Whether this process has joined a process group."""
+    import torch.distributed as dist
+
+    return dist.is_available() and dist.is_initialized()
+
+
 def disconnect() -> None:
     """Leave the process group; does nothing if none was joined."""
     import torch.distributed as dist
 
-    if dist.is_available() and dist.is_initialized():
+    if in_process_group():
         dist.destroy_process_group()
 
 

@@ -21,6 +21,7 @@ VERB = Verb(
     name="judge",
     help="Check whether generated images show the labels they were asked for.",
     order=415,
+    example="synfundus judge --model runs/model --data images --out judged",
     options=(
         Option("--model", "judge.model", "Run of `train`, or model folder, to generate images from.", role="input"),
         Option("--samples", "judge.samples", "Images to judge instead: a folder written by `sample`.", role="input"),
