@@ -103,7 +103,13 @@ def test_what_the_card_shows_runs_and_makes_an_image(
 
 def test_the_card_tells_of_the_photographs_and_of_the_sampling(tmp_path: Path) -> None:
     values = {"dr_grade": {"0": 90, "1": 3, "2": 4, "unknown": 3}, "is_gc": {"0": 50, "1": 45, "unknown": 5}}
-    told = {"source": "Eyes", "num_patients": {"train": 40, "val": 5, "test": 5}, "drawn": True, "values": values}
+    told = {
+        "source": "Eyes",
+        "num_patients": {"train": 40, "val": 5, "test": 5},
+        "patients": 50,
+        "drawn": True,
+        "values": values,
+    }
     latents = ShardSet("set", "latents", SCHEMA, (), properties={"photographs": told})
     advice = SamplerSettings("euler", 12, 1.5, (0.0, 1.0), 0.7)
     figures = {"images_seen": 9, "training_images": 77, "photographs": trained_on(latents)}
