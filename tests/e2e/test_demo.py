@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked_python import run
 from PIL import Image
 from tiny_sets import write_config
 
@@ -29,8 +30,8 @@ def _demo(folder: Path, *options: str, expect: int = 0) -> subprocess.CompletedP
     config = folder / "tiny.yaml"
     if not config.exists():
         write_config(config, MINIATURE)
-    command = [str(Path(sys.executable).with_name("synfundus")), "demo", "--config", str(config), *options]
-    done = subprocess.run(
+    command = [sys.executable, "-m", "synfundus", "demo", "--config", str(config), *options]
+    done = run(
         command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
     )
     assert done.returncode == expect, done.stderr

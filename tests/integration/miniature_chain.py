@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from forked_python import run
 from tiny_sets import write_config
 
 SECRETS = {
@@ -122,7 +123,7 @@ def run_chain(folder: Path, *, long: bool) -> Chain:
     write_config(folder / "run.yaml", _CHANGES)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     tests = Path(__file__).resolve().parents[1]
-    done = subprocess.run(
+    done = run(
         [sys.executable, __file__, str(folder), *(["long"] if long else [])],
         env={**environment, **SECRETS, "PYTHONPATH": f"{tests}:{tests.parent}", "AWS_EC2_METADATA_DISABLED": "true"},
         stdout=subprocess.PIPE,

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from forked_python import Popen
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 _PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -56,7 +58,7 @@ def run_processes(
 ) -> list[Ended]:
     """Run processes side by side; a while after one failed, or when time is up, the others are killed."""
     started = [
-        subprocess.Popen(
+        Popen(
             command,
             env=dict(environment),
             cwd=REPOSITORY,

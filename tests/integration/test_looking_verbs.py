@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked_python
 import pytest
 
 from synfundus.cli.verbs import VERBS
@@ -42,12 +42,12 @@ def look(tmp_path: Path) -> Look:
     def run(*arguments: Any) -> str:
         command = [sys.executable, "-m", "synfundus", *map(str, arguments)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
+        done = forked_python.run(
             command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert not list(folder.rglob("*")), command
-        return done.stdout
+        return str(done.stdout)
 
     return run
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked_python import Popen
 from phantom_clinic import config_of, keyed_crosswalk, write_clinic
 from rank_processes import REPOSITORY, clean_environment, run_cli
 from tiny_pipeline import write_tiny_pipeline
@@ -40,7 +41,7 @@ def code_after_loss(loss: str, *arguments: str) -> int:
     command = [sys.executable, "-m", "synfundus", *arguments]
     reads, writes = os.pipe()
     os.close(reads)
-    process = subprocess.Popen(command, env=clean_environment(), cwd=REPOSITORY, stdout=writes, stderr=writes)
+    process = Popen(command, env=clean_environment(), cwd=REPOSITORY, stdout=writes, stderr=writes)
     os.close(writes)
     return process.wait(timeout=180)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from fault_proxy import FaultProxy
+from forked_python import Popen
 from rank_processes import REPOSITORY, clean_environment, run_cli
 from s3_server import S3Server
 from tiny_sets import write_config
@@ -59,7 +60,7 @@ def images_seen(run_dir: Path) -> int:
 def training(config: Path, run_dir: Path, proxy: FaultProxy) -> Iterator[subprocess.Popen[str]]:
     """Train in a process of its own; the block begins in the second epoch."""
     command = [sys.executable, "-m", "synfundus", "train", "--config", str(config), "--run-dir", str(run_dir)]
-    process = subprocess.Popen(
+    process = Popen(
         command,
         env=clean_environment({"AWS_ENDPOINT_URL": proxy.endpoint}),
         cwd=REPOSITORY,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from campaigns import report
+from forked_python import Popen
 from rank_processes import REPOSITORY, clean_environment, run_cli
 from tiny_pipeline import write_tiny_pipeline
 from tiny_runs import assert_same_run, settings, train_here
@@ -38,7 +39,7 @@ def second_start(command: list[str], verb: str, out: str) -> tuple[int, str, int
 
     The first one stops itself at work; it is continued when the second has ended.
     """
-    first = subprocess.Popen(
+    first = Popen(
         [sys.executable, str(Path(__file__).with_name("killed_run.py")), f"hang:stop:{WAITS_IN[verb]}:1", *command],
         env=clean_environment(),
         cwd=REPOSITORY,
