@@ -15,7 +15,7 @@ from tiny_sets import tiny_config, write_phantom_set
 import synfundus.models.diffusers_classes  # noqa: F401 - before any test imports diffusers, which would import xformers
 from synfundus.cli import run
 from synfundus.cli.request import Request
-from synfundus.distributed.world import World
+from synfundus.distributed.world import World, leave_new_groups
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import SilentConsole
@@ -36,6 +36,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with what waits the longest, the cluster, and end with what is short, so that all end together."""
     long = ("integration", "e2e")
     items.sort(key=lambda item: (not item.path.name.startswith("test_slurm"), item.path.parent.name not in long))
+
+
+@pytest.fixture(autouse=True)
+def _groups_are_left() -> Iterator[None]:
+    """Leave the process groups of the jobs that a test ran: each has a thread that wakes up again and again."""
+    yield
+    leave_new_groups()
 
 
 @pytest.fixture

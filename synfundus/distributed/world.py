@@ -314,6 +314,7 @@ def disconnect() -> None:
     """Leave the process group; does nothing if none was joined."""
     import torch.distributed as dist
 
+    _new_groups.clear()
     if in_process_group():
         dist.destroy_process_group()
 
@@ -340,7 +341,22 @@ def new_group(world: World, *, timeout_s: float) -> World:
 
     if not isinstance(world, TorchWorld):
         return world
-    return replace(world, group=dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)))
+    _new_groups.append(dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)))
+    return replace(world, group=_new_groups[-1])
+
+
+_new_groups: list[Any] = []
+
+
+def leave_new_groups() -> None:
+    """Leave the groups of `new_group`, when nothing uses them any more. Collective.
+
+    Each keeps a thread that wakes up again and again: a process that does many jobs leaves them after each.
+    """
+    import torch.distributed as dist
+
+    while _new_groups:
+        dist.destroy_process_group(_new_groups.pop())
 
 
 def status_store(world: World) -> StatusStore:

@@ -20,7 +20,7 @@ from synfundus.artifacts.sample_set import PngStore
 from synfundus.config.generation import DemoConfig
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.agreement import on_rank_0
-from synfundus.distributed.world import World, torch_device
+from synfundus.distributed.world import World, leave_new_groups, torch_device
 from synfundus.labels.plan import label_table, read_label_plan
 from synfundus.shards.reader import decode_image
 from synfundus.stages import Summary, build
@@ -187,6 +187,7 @@ class _Demo:
             self._console.message(f"--- {stage.name}")
             began = time.perf_counter()
             summary = stage.job(self._config, self._world, self._console)
+            leave_new_groups()
             seconds = time.perf_counter() - began
             record = {"seconds": seconds, "merit": stage.merit(summary), "summary": _plain_figures(summary)}
             done = record
