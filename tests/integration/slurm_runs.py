@@ -17,8 +17,9 @@ from tiny_sets import write_config
 
 from synfundus.storage.manifest import ShardSet
 
-SHORT_IMAGES = 1200
+QUICK_IMAGES = 640
 """What CI trains on."""
+SHORT_IMAGES = 1200
 IMAGES = 2400
 """Long enough for whatever happens to a job to happen while it trains."""
 INTERVAL = 400
@@ -116,3 +117,9 @@ def run_undisturbed(latent_set: ShardSet, cluster: SlurmCluster, folder: Path, i
 def short(latent_set: ShardSet, cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run that nothing disturbed."""
     return run_undisturbed(latent_set, cluster, tmp_path_factory.mktemp("short"), SHORT_IMAGES)
+
+
+@pytest.fixture(scope="module")
+def quick(latent_set: ShardSet, cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shortest run that nothing disturbed."""
+    return run_undisturbed(latent_set, cluster, tmp_path_factory.mktemp("quick"), QUICK_IMAGES)

@@ -19,6 +19,7 @@ from slurm_runs import (
     IMAGES,
     INTERVAL,
     PATIENCE_S,
+    QUICK_IMAGES,
     SCRIPT,
     SHORT_IMAGES,
     SMALL_SHAPE,
@@ -26,8 +27,8 @@ from slurm_runs import (
     final,
     finish,
     process_of,
+    quick,
     run_undisturbed,
-    short,
     submit,
     wait_for_images,
     write_run,
@@ -36,7 +37,7 @@ from tiny_runs import assert_same_run, rows
 
 from synfundus.storage.manifest import ShardSet
 
-__all__ = ["cluster", "short"]
+__all__ = ["cluster", "quick"]
 pytestmark = [
     pytest.mark.skipif(bool(what_is_missing()), reason=f"no SLURM here: {what_is_missing()}"),
     pytest.mark.timeout(900),
@@ -61,17 +62,17 @@ def undisturbed(latent_set: ShardSet, cluster: SlurmCluster, tmp_path_factory: p
     return run_undisturbed(latent_set, cluster, tmp_path_factory.mktemp("undisturbed"), IMAGES)
 
 
-def test_a_job_on_two_nodes_is_four_ranks(short: Path) -> None:
-    assert rows(short)[-1]["images_seen"] == SHORT_IMAGES
-    partitions = sorted(path.name for path in (short / "checkpoints" / final(SHORT_IMAGES) / "zero").iterdir())
+def test_a_job_on_two_nodes_is_four_ranks(quick: Path) -> None:
+    assert rows(quick)[-1]["images_seen"] == QUICK_IMAGES
+    partitions = sorted(path.name for path in (quick / "checkpoints" / final(QUICK_IMAGES) / "zero").iterdir())
     assert len([name for name in partitions if name.startswith("rank-")]) == 4, partitions
 
 
 def test_the_command_line_submits_the_same_job_and_freezes_its_settings(
-    latent_set: ShardSet, cluster: SlurmCluster, short: Path, tmp_path: Path
+    latent_set: ShardSet, cluster: SlurmCluster, quick: Path, tmp_path: Path
 ) -> None:
     """What is written into run.yaml after the submission reaches no start of the job, also after a warning."""
-    config, run_dir = write_run(latent_set, tmp_path, images=SHORT_IMAGES)
+    config, run_dir = write_run(latent_set, tmp_path, images=QUICK_IMAGES)
     answer = cluster.client(
         sys.executable, "-m", "synfundus", "train", "--config", str(config), "--nodes", "2", "--procs-per-node", "2",
         "--set", "launch.cpus_per_task=1",
@@ -80,7 +81,7 @@ def test_the_command_line_submits_the_same_job_and_freezes_its_settings(
     number = re.search(r"\d+", answer)
     assert number is not None, answer
     (kept,) = (run_dir / "submissions").iterdir()
-    wait_for_images(run_dir, 500)
+    wait_for_images(run_dir, 100)
     cluster.client("scancel", "--batch", "--signal=USR2", number[0])
     log = finish(cluster, number[0], kept, restarts=1)
     assert "everything is saved" in log
@@ -88,7 +89,7 @@ def test_the_command_line_submits_the_same_job_and_freezes_its_settings(
     assert log.index("restart 0 of 20") < log.index("restart 1 of 20")
     assert "submitted with" not in log
     assert (kept / "job.log").stat().st_mode & 0o077 == 0
-    assert_same_run(short, run_dir, final(SHORT_IMAGES))
+    assert_same_run(quick, run_dir, final(QUICK_IMAGES))
 
 
 @pytest.mark.slow
@@ -109,7 +110,7 @@ def test_a_second_submission_of_a_run_waits_for_the_first_also_while_that_is_req
 
     first, second, third = submit_run(config), submit_run(config), submit_run(other)
     assert cluster.job(first)["JobName"] == cluster.job(second)["JobName"] != cluster.job(third)["JobName"]
-    wait_for_images(run_dir, 300)
+    wait_for_images(run_dir, 100)
     waiting = cluster.job(second)
     assert (waiting["JobState"], waiting["Reason"]) == ("PENDING", "Dependency")
     variables = Path(f"/proc/{process_of(first, 0)}/environ").read_bytes().split(b"\0")
