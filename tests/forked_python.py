@@ -299,6 +299,7 @@ def _become(request: _Request, streams: Sequence[int], connection: socket.socket
         os.close(wake)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
         if request.new_session:
             os.setsid()
         connection.sendall(_LENGTH.pack(os.getpid()))
