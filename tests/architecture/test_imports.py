@@ -136,7 +136,12 @@ def broken_xformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["synfundus.models.autoencoder", "synfundus.artifacts.model_folder", "synfundus.stages.train.job"]
+    "module",
+    [
+        pytest.param("synfundus.models.autoencoder", marks=pytest.mark.slow),
+        pytest.param("synfundus.artifacts.model_folder", marks=pytest.mark.slow),
+        "synfundus.stages.train.job",
+    ],
 )
 def test_an_installed_xformers_is_not_imported_with_diffusers(broken_xformers: None, module: str) -> None:
     assert imported_by(f"import {module}, diffusers.models", "xformers", "diffusers") == {"diffusers"}

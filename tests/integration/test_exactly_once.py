@@ -125,7 +125,13 @@ def run_killed(
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", SHARD_LISTS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("uneven", "fewer shards than ranks") else pytest.param(name, marks=pytest.mark.slow)
+        for name in SHARD_LISTS
+    ],
+)
 def test_each_sample_once_an_epoch_in_one_order_with_kills(name: str, tmp_path: Path) -> None:
     sizes = SHARD_LISTS[name]
     latents = write_numbered_set(tmp_path / "set", sizes).url

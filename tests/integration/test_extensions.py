@@ -79,7 +79,7 @@ def test_states_of_a_gpu_run_in_host_memory_are_updated_there(latent_set: ShardS
     assert "fused AdamW in host memory" in ended.check().output
 
 
-@pytest.mark.parametrize("ds_config", ["zero2_cpu.json", OFFLOAD])
+@pytest.mark.parametrize("ds_config", [pytest.param("zero2_cpu.json", marks=pytest.mark.slow), OFFLOAD])
 def test_locks_of_builds_that_died_do_not_hold_a_run_on_a_cpu(
     latent_set: ShardSet, tmp_path: Path, extensions: Path, ds_config: str
 ) -> None:

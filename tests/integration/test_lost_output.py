@@ -89,7 +89,14 @@ def test_prepare_and_sample_go_on_without_their_messages(tmp_path: Path, loss: s
     assert len(list((tmp_path / "out" / "images").iterdir())) == 4
 
 
-@pytest.mark.parametrize("verb", ["inspect --data {set}", "plan", "train --latents {set} --run-dir r --dry-run"])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "inspect --data {set}",
+        pytest.param("plan", marks=pytest.mark.slow),
+        "train --latents {set} --run-dir r --dry-run",
+    ],
+)
 def test_a_result_nobody_reads_ends_quietly_and_a_full_disk_is_said(latent_set: ShardSet, verb: str) -> None:
     line = "$S " + verb.format(set=latent_set.url)
     cut = shell(f"{line} | true; echo ${{PIPESTATUS[0]}}")
@@ -109,7 +116,7 @@ def test_text_the_terminal_lacks_is_escaped(latent_set: ShardSet, tmp_path: Path
     place = tmp_path / "Läufe_眼底"
     place.symlink_to(latent_set.url)
     looks = (f"inspect --data {place}", f"train --latents {place} --run-dir {place}-run --dry-run", "plan", "doctor")
-    for verb in looks:
+    for verb in looks if encoding == "latin-1" else looks[:2]:
         done = shell(f"$S {verb}", PYTHONIOENCODING=encoding)
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synfundus.errors import ConfigError
@@ -37,6 +37,7 @@ def test_one_set_is_read_as_if_there_were_no_mixture() -> None:
     assert np.array_equal(found.epoch, np.arange(50) // 16)
 
 
+@settings(max_examples=10)
 @given(weights=st.lists(st.floats(0.01, 100), min_size=2, max_size=5))
 def test_shares_are_kept_to_one_position_in_a_block(weights: list[float]) -> None:
     if min(weights) / sum(weights) * BLOCK_POSITIONS < 1:
