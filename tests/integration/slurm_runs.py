@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rank_processes import REPOSITORY
+from rank_processes import REPOSITORY, run_cli
 from slurm_cluster import SlurmCluster
 from tiny_runs import rows, settings
 from tiny_sets import write_config
@@ -28,6 +28,7 @@ SCRIPT = REPOSITORY / "slurm" / "ldm.sh"
 PER_TASK = ("--cpus-per-task=1", "--gpus-per-node=0")
 SHAPE = ("--nodes=2", "--ntasks-per-node=2", *PER_TASK)
 SMALL_SHAPE = ("--nodes=2", "--ntasks-per-node=1", *PER_TASK)
+ONE_RANK = ("--nodes=1", "--ntasks-per-node=1", *PER_TASK)
 PATIENCE_S = 240.0
 
 
@@ -120,6 +121,8 @@ def short(latent_set: ShardSet, cluster: SlurmCluster, tmp_path_factory: pytest.
 
 
 @pytest.fixture(scope="module")
-def quick(latent_set: ShardSet, cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shortest run that nothing disturbed."""
-    return run_undisturbed(latent_set, cluster, tmp_path_factory.mktemp("quick"), QUICK_IMAGES)
+def quick(latent_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shortest run, of two ranks on one machine, that nothing disturbed."""
+    config, run_dir = write_run(latent_set, tmp_path_factory.mktemp("quick") / "on-one", images=QUICK_IMAGES)
+    run_cli("train", "--config", config, "--procs-per-node", "2").check()
+    return run_dir

@@ -18,11 +18,11 @@ from slurm_cluster import SlurmCluster, what_is_missing
 from slurm_runs import (
     IMAGES,
     INTERVAL,
+    ONE_RANK,
     PATIENCE_S,
     QUICK_IMAGES,
     SCRIPT,
     SHORT_IMAGES,
-    SMALL_SHAPE,
     cluster,
     final,
     finish,
@@ -62,19 +62,20 @@ def undisturbed(latent_set: ShardSet, cluster: SlurmCluster, tmp_path_factory: p
     return run_undisturbed(latent_set, cluster, tmp_path_factory.mktemp("undisturbed"), IMAGES)
 
 
-def test_a_job_on_two_nodes_is_four_ranks(quick: Path) -> None:
-    assert rows(quick)[-1]["images_seen"] == QUICK_IMAGES
-    partitions = sorted(path.name for path in (quick / "checkpoints" / final(QUICK_IMAGES) / "zero").iterdir())
+@pytest.mark.slow
+def test_a_job_on_two_nodes_is_four_ranks(undisturbed: Path) -> None:
+    assert rows(undisturbed)[-1]["images_seen"] == IMAGES
+    partitions = sorted(path.name for path in (undisturbed / "checkpoints" / final(IMAGES) / "zero").iterdir())
     assert len([name for name in partitions if name.startswith("rank-")]) == 4, partitions
 
 
-def test_the_command_line_submits_the_same_job_and_freezes_its_settings(
+def test_a_job_of_the_command_line_on_two_nodes_has_the_bits_of_two_ranks_and_frozen_settings(
     latent_set: ShardSet, cluster: SlurmCluster, quick: Path, tmp_path: Path
 ) -> None:
     """What is written into run.yaml after the submission reaches no start of the job, also after a warning."""
     config, run_dir = write_run(latent_set, tmp_path, images=QUICK_IMAGES)
     answer = cluster.client(
-        sys.executable, "-m", "synfundus", "train", "--config", str(config), "--nodes", "2", "--procs-per-node", "2",
+        sys.executable, "-m", "synfundus", "train", "--config", str(config), "--nodes", "2", "--procs-per-node", "1",
         "--set", "launch.cpus_per_task=1",
     )  # fmt: skip
     config.write_text("loop: {budget_images: 1}\n")
@@ -143,7 +144,7 @@ def test_a_warning_saves_and_requeues(
 
 def test_a_cancelled_job_stays_cancelled(latent_set: ShardSet, cluster: SlurmCluster, tmp_path: Path) -> None:
     config, run_dir = write_run(latent_set, tmp_path)
-    job = submit(cluster, tmp_path, config=config, shape=SMALL_SHAPE)
+    job = submit(cluster, tmp_path, config=config, shape=ONE_RANK)
     wait_for_images(run_dir, 100)
     cluster.client("scancel", job)
     cluster.wait_for(job, "CANCELLED", timeout_s=PATIENCE_S)
@@ -156,7 +157,7 @@ def test_a_failed_job_is_not_requeued(latent_set: ShardSet, cluster: SlurmCluste
     extra = {"SYNFUNDUS_PYTHON": sys.executable}
     arguments = (str(SCRIPT), "--config", str(config), "--vae", str(tmp_path))
     log = f"--output={tmp_path}/job.log"
-    job = cluster.client("sbatch", "--parsable", *SMALL_SHAPE, log, *arguments, extra=extra).strip()
+    job = cluster.client("sbatch", "--parsable", *ONE_RANK, log, *arguments, extra=extra).strip()
     cluster.wait_for(job, "FAILED", timeout_s=PATIENCE_S)
     assert "no autoencoder here" in (tmp_path / "job.log").read_text()
     time.sleep(5)
