@@ -172,7 +172,8 @@ def _denoiser(url: str, setup: ModelSetup) -> ConditionalDenoiser:
         raise CheckpointError(
             "this checkpoint has no unet/: an earlier version wrote it",
             where=url,
-            hint="resume the run with the same `synfundus train`; its next checkpoint has one",
+            hint="resume the run with the same `synfundus train`, with a larger --budget-images if it has ended; "
+            "its next checkpoint has one",
         )
     with (
         folder_to_read(filesystem.join(url, "unet")) as unet,

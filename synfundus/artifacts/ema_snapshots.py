@@ -123,13 +123,15 @@ def read_snapshot(snapshot: Snapshot) -> dict[str, Tensor]:
     Raises:
         CheckpointError: The file has changed since it was written.
     """
+    name = snapshot.url.rpartition("/")[2]
+    hint = f"move {name} and {name.removesuffix('.safetensors')}.json away; the others are enough"
     data = filesystem.read_bytes(snapshot.url)
     if len(data) != snapshot.num_bytes:
-        raise CheckpointError(f"{len(data):,} bytes instead of {snapshot.num_bytes:,}", where=snapshot.url)
+        raise CheckpointError(f"{len(data):,} bytes instead of {snapshot.num_bytes:,}", where=snapshot.url, hint=hint)
     if hashlib.sha256(data).hexdigest() != snapshot.sha256:
-        raise CheckpointError("the weights do not match their hash", where=snapshot.url, hint="move it away")
+        raise CheckpointError("the weights do not match their hash", where=snapshot.url, hint=hint)
     try:
         weights: dict[str, Tensor] = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
-        raise CheckpointError(f"not a safetensors file: {error}", where=snapshot.url) from error
+        raise CheckpointError(f"not a safetensors file: {error}", where=snapshot.url, hint=hint) from error
     return weights

@@ -45,6 +45,7 @@ FORMAT_NAME = "synfundus-pipeline"
 FORMAT_VERSION = 1
 _PARTS = ("unet", "vae", "scheduler", "conditioner")
 _OWN = rf"({'|'.join(_PARTS)})(/{NETWORK_FILE})?|model_index\.json|MODEL_CARD\.md|{re.escape(DOCUMENT_NAME)}"
+_AGAIN = "export it again: `synfundus export` does, and of the export/ in a run the same `synfundus train`"
 _STOCK_SAMPLER: SamplerName = "dpmpp"
 _STOCK_FLOW_SAMPLER: SamplerName = "euler"
 
@@ -90,10 +91,16 @@ def run_identity(url: str) -> str:
 
 
 def named_fingerprint(folder: str) -> str:
-    """Return the fingerprint that a pipeline folder names."""
+    """Return the fingerprint that a pipeline folder names; empty where it names none."""
     url = filesystem.join(folder, DOCUMENT_NAME)
     document = documents.read_document(url, format_name=FORMAT_NAME, version=FORMAT_VERSION)
-    return str(document["fingerprints"]["model"])
+    return _named(document, "fingerprints", "model")
+
+
+def _named(document: Mapping[str, Any], part: str, key: str) -> str:
+    """Return a text of a document; empty where it is not there."""
+    section = document.get(part)
+    return str(section.get(key) or "") if isinstance(section, Mapping) else ""
 
 
 def check_out(out: str, *, run: str, fingerprint: str = "") -> None:
@@ -115,7 +122,7 @@ def check_out(out: str, *, run: str, fingerprint: str = "") -> None:
     if not filesystem.exists(url):
         return
     found = documents.read_document(url, format_name=FORMAT_NAME, version=FORMAT_VERSION)
-    there, of_run = found["fingerprints"]["model"], found["training"].get("run", "")
+    there, of_run = _named(found, "fingerprints", "model") or "of no name", _named(found, "training", "run")
     if there != fingerprint and (not run or of_run != run):
         made = f", of run {of_run[:12]}" if of_run else ""
         ours = " and ".join(f"{what} {one[:12]}" for what, one in (("model", fingerprint), ("run", run)) if one)
@@ -275,7 +282,7 @@ def _check_autoencoder(folder: Path, expected: str, *, where: str) -> None:
         raise ManifestMismatch(
             f"the autoencoder in the folder is {found[:12]}, the model was trained on latents of {expected[:12]}",
             where=where,
-            hint="put the autoencoder back that the latents were encoded with, or export again",
+            hint=f"put the autoencoder back that the latents were encoded with, or {_AGAIN}",
         )
 
 
@@ -330,15 +337,13 @@ def _load_checked(folder: Path, device: torch.device) -> Model:
     missing = [part for part in _PARTS if not (folder / part).is_dir()]
     if missing or not (folder / DOCUMENT_NAME).is_file():
         missing = missing or [DOCUMENT_NAME]
-        raise CheckpointError(
-            f"the pipeline folder lacks {', '.join(missing)}", where=str(folder), hint="export it again"
-        )
+        raise CheckpointError(f"the pipeline folder lacks {', '.join(missing)}", where=str(folder), hint=_AGAIN)
     document = documents.read_document(str(folder / DOCUMENT_NAME), format_name=FORMAT_NAME, version=FORMAT_VERSION)
     try:
         return _load(folder, document, device)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{DOCUMENT_NAME} lacks a field or has a wrong one: {error}", where=str(folder), hint="export it again"
+            f"{DOCUMENT_NAME} lacks a field or has a wrong one: {error}", where=str(folder), hint=_AGAIN
         ) from error
 
 
@@ -349,7 +354,7 @@ def _load(folder: Path, document: Mapping[str, Any], device: torch.device) -> Mo
         raise ManifestMismatch(
             f"U-Net and conditioner in the folder are {found[:12]}, {DOCUMENT_NAME} was written for {named[:12]}",
             where=str(folder),
-            hint="the files were changed after the export: export the run again",
+            hint=f"the files were changed after the export: {_AGAIN}",
         )
     conditioner = LabelConditioner.from_pretrained(folder / "conditioner")
     check_schema(setup.label_schema, conditioner, where=str(folder))

@@ -267,7 +267,7 @@ class RunFolder:
         Args:
             resume_images: Images seen at the resume.
             tensorboard: Write TensorBoard files.
-            wandb_project: Weights & Biases project; None for none.
+            wandb_project: Weights & Biases project; None or empty for none.
             wandb_labels: Its entity, group and tags, where they are given.
             console: Shows warnings of the sinks.
 
@@ -282,7 +282,7 @@ class RunFolder:
                 self._spool.folder,
                 rank=self._world.rank,
                 tensorboard=tensorboard,
-                wandb=None if wandb_project is None else partial(self._wandb, wandb_project, wandb_labels, console),
+                wandb=partial(self._wandb, wandb_project, wandb_labels, console) if wandb_project else None,
                 resume_images=resume_images,
                 settings=yaml.safe_dump(dict(self._config), sort_keys=False),
                 warn=console.warning,

@@ -103,7 +103,7 @@ class Request:
             ConfigError: It is not.
         """
         project = self.config.telemetry.wandb_project
-        if self.verb.trains and project is not None and find_spec("wandb") is None:
+        if self.verb.trains and project and find_spec("wandb") is None:
             raise ConfigError(
                 f"telemetry.wandb_project is {project!r}, but wandb is not installed",
                 where="telemetry.wandb_project",

@@ -319,7 +319,7 @@ def _raise_problems(problems: Sequence[str]) -> None:
         message = listed[0]
     else:
         message = f"{len(listed)} problems:\n" + "\n".join(f"- {problem}" for problem in shown)
-    raise ConfigError(message, hint="`synfundus config schema` lists every key; --dry-run shows the resolved values")
+    raise ConfigError(message, hint="`synfundus config schema` lists all keys, `synfundus config show KEY` one")
 
 
 _FLOW = ("train", "diffusion", "prediction_type")

@@ -203,7 +203,7 @@ def require_one_device(places: Sequence[tuple[str, str]]) -> None:
             raise LaunchError(
                 f"rank 0 computes on {first}, rank {rank} on {device}",
                 where=node,
-                hint="run `synfundus doctor` on that node, or exclude it (sbatch --exclude); with "
+                hint="run `synfundus doctor --device cuda` on that node, or exclude it (sbatch --exclude); with "
                 "launch.device=cuda a rank without a GPU refuses to start",
             )
 

@@ -226,7 +226,10 @@ def resolve_device(requested: Literal["auto", "cpu", "cuda"]) -> Device:
 
     available = torch.cuda.is_available()
     if requested == "cuda" and not available:
-        raise LaunchError("device cuda was requested, but torch finds no CUDA device", hint="run `synfundus doctor`")
+        raise LaunchError(
+            "device cuda was requested, but torch finds no CUDA device",
+            hint="`synfundus doctor --device cuda` says why",
+        )
     return "cuda" if available and requested != "cpu" else "cpu"
 
 

@@ -82,9 +82,10 @@ def local_path(url: str) -> Path:
     """
     if not is_local(url):
         raise StorageError("needs a local path", where=url)
-    path = Path(url.removeprefix("file://"))
+    text = url.removeprefix("file://")
+    path = Path(text)
     try:
-        return path.expanduser()
+        return path.expanduser() if text.startswith("~") else path  # ./~name is a file of this folder
     except RuntimeError as error:
         raise StorageError("no such home folder", where=url, hint=f"if it is a file name, write ./{path}") from error
 
@@ -133,6 +134,6 @@ def parse_weighted(text: str) -> tuple[str, float]:
 def _exists_locally(location: str) -> bool:
     """Whether a local file or folder of this name exists and is accessible."""
     try:
-        return Path(location.removeprefix("file://")).expanduser().exists()
-    except (OSError, RuntimeError, ValueError):  # a name that is too long, no permission, no such home
+        return local_path(location).exists()
+    except (OSError, ValueError, StorageError):  # a name that is too long, no permission, no such home
         return False

@@ -8,7 +8,6 @@ the patient are copied. A stopped run is resumed by the same command.
 from __future__ import annotations
 
 import io
-import json
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -21,7 +20,6 @@ from synfundus.artifacts.latent_set import load_sources, photographs_of, save_so
 from synfundus.artifacts.shard_records import ShardRecords
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World
-from synfundus.errors import ConfigError
 from synfundus.labels.counts import count_labels
 from synfundus.photographs.crosswalk import (
     CROSSWALK_NAME,
@@ -38,7 +36,7 @@ from synfundus.photographs.crosswalk import (
 from synfundus.photographs.crosswalk import REJECTS_NAME as NAMED_REJECTS
 from synfundus.shards.set_survey import SetSurvey
 from synfundus.stages import Summary
-from synfundus.stages.forget.plan import Withdrawal, Without, plan_withdrawal, read_table
+from synfundus.stages.forget.plan import Withdrawal, Without, plan_withdrawal, read_table, seen_sets
 from synfundus.stages.verb import require
 from synfundus.storage import documents, filesystem
 from synfundus.storage.locations import absolute_location, resolved
@@ -64,7 +62,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     del world
     section = config.forget
     out = require(section.out, flag="--out", key="forget.out")
-    seen = {url: _seen(url) for url in section.model}
+    seen = {url: seen_sets(url) for url in section.model}
     begun = _CLAIM.read(out)
     plan = plan_withdrawal(section, data=None if begun is None else str(begun["data"]))
     _CLAIM.make(out, plan.request)
@@ -215,24 +213,6 @@ def _without_names(row: documents.Document, names: Sequence[str]) -> documents.D
     for name in names:
         texts = {key: text.replace(name, f"({WITHDRAWN})") for key, text in texts.items()}
     return {**row, **texts}
-
-
-def _seen(model: str) -> set[str]:
-    """Return the identities of the sets that a run or an exported model was trained on, as far as it names them.
-
-    Raises:
-        ConfigError: It names none.
-    """
-    found = set()
-    for name, part in (("run.json", "identity"), ("export/synfundus.json", "fingerprints")):
-        for place in (name, name.removeprefix("export/")):
-            url = filesystem.join(model, place)
-            if filesystem.exists(url):
-                named = json.loads(filesystem.read_bytes(url)).get(part, {})
-                found |= {str(named[key]) for key in ("data", "latents", "latent_set") if named.get(key)}
-    if not found:
-        raise ConfigError("no run and no model that names what it was trained on", where=model, hint="check --model")
-    return found
 
 
 def _tell(plan: Withdrawal, written: list[ShardSet], affected: list[str], console: Console) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 from dataclasses import dataclass
 from typing import Any
 
+from synfundus.artifacts.latent_set import load_sources
 from synfundus.config.photographs import ForgetConfig
 from synfundus.errors import ConfigError
 from synfundus.photographs.crosswalk import (
@@ -114,11 +116,29 @@ def plan_withdrawal(section: ForgetConfig, *, data: str | None) -> Withdrawal:
     latents = [load_shard_set(url, kind="latents") for url in section.latents]
     for one in latents:
         if one.properties.get("image_set_identity") != images.identity:
-            hint = f"give the set they were made from as --data; it is {where}"
+            hint = f"give the set they were made from as --data; it was {load_sources(one.url).image_set_url}"
             raise ConfigError("these latents were not made from the image set", where=one.url, hint=hint)
     names = ["images", *("latents" if not at else f"latents-{at + 1}" for at in range(len(latents)))]
     parts = tuple(_without(name, one, keys) for name, one in zip(names, (images, *latents), strict=True))
     return Withdrawal(crosswalk, token, frozenset(keys), parts, _doubles(crosswalk, rows, keys))
+
+
+def seen_sets(model: str) -> set[str]:
+    """Return the identities of the sets that a run or an exported model was trained on, as far as it names them.
+
+    Raises:
+        ConfigError: It names none.
+    """
+    found = set()
+    for name, part in (("run.json", "identity"), ("export/synfundus.json", "fingerprints")):
+        for place in (name, name.removeprefix("export/")):
+            url = filesystem.join(model, place)
+            if filesystem.exists(url):
+                named = json.loads(filesystem.read_bytes(url)).get(part, {})
+                found |= {str(named[key]) for key in ("data", "latents", "latent_set") if named.get(key)}
+    if not found:
+        raise ConfigError("no run and no model that names what it was trained on", where=model, hint="check --model")
+    return found
 
 
 def _without(name: str, source: ShardSet, keys: set[str]) -> Without:
@@ -155,6 +175,8 @@ def describe_withdrawal(section: ForgetConfig) -> str:
     """Describe what would be done, for a dry run; empty if the crosswalk is not on this machine."""
     if section.crosswalk is None or not filesystem.is_dir(section.crosswalk):
         return ""
+    for model in section.model:
+        seen_sets(model)
     plan = plan_withdrawal(section, data=None)
     lines = [f"{len(plan.keys)} inputs of this patient in the crosswalk {plan.crosswalk}"]
     lines += [

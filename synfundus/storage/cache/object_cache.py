@@ -36,6 +36,8 @@ _MAX_ROUNDS = 8
 _COPY, _RECORD, _PART = ".copy", ".json", ".part"
 _FOLDER = r"(objects|locks)(/.*)?|room\.lock"
 _OURS = re.compile(r"[0-9a-f]{64}\.")
+_TOO_SMALL = "raise storage.cache_max_bytes"
+_DISK_FULL = "free some space, or put storage.cache_dir on a larger disk"
 
 
 class CacheFull(StorageError):
@@ -104,7 +106,7 @@ class ObjectCache:
                 found = self._open_verified(entry) or self._fill(entry, size)
                 if found is not None:
                     return found
-        raise CacheFull("copies are removed before they are read", where=str(self._folder), hint="use a larger cache")
+        raise CacheFull("copies are removed before they are read", where=str(self._folder), hint=_TOO_SMALL)
 
     def discard(self, url: str, *, sha256: str) -> None:
         """Remove a copy that turned out to be damaged; the next `open` downloads it again."""
@@ -214,7 +216,7 @@ class ObjectCache:
             raise CacheFull(
                 f"{size} bytes do not fit into the cache ({self._max_bytes} bytes)",
                 where=str(self._folder),
-                hint="raise storage.cache_max_bytes",
+                hint=_TOO_SMALL,
             )
         copies = sorted(self._files(_COPY), key=lambda item: item[1].st_atime_ns)
         used = sum(status.st_size for _, status in copies)
@@ -229,7 +231,7 @@ class ObjectCache:
             raise CacheFull(
                 f"no space for {size} bytes: {used} of {self._max_bytes} are in use, the disk has {self._free_bytes()}",
                 where=str(self._folder),
-                hint="raise storage.cache_max_bytes, or use a larger disk",
+                hint=_TOO_SMALL if used + size > self._max_bytes else _DISK_FULL,
             )
 
     def _free_bytes(self) -> int:
