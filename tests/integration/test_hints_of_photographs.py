@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from frail import ends_in_a_worker
 from phantom_clinic import config_of, write_clinic
 from tiny_pipeline import write_tiny_pipeline
 from tiny_sets import write_numbered_set
@@ -291,12 +290,6 @@ def test_a_photograph_that_the_disk_does_not_give(
     (found,) = (row for row in rows if key in row)
     assert "003.jpg" in found
     assert prepared(root, "new")["num_samples"] == 6
-
-
-def ends_in_a_worker(number: int) -> int:
-    if multiprocessing.parent_process() is not None:
-        os._exit(1)
-    return number
 
 
 def test_a_worker_that_ends(monkeypatch: pytest.MonkeyPatch) -> None:
