@@ -18,6 +18,8 @@ class PhantomsConfig(Section):
     """Number of photographs."""
     image_size_px: Annotated[int, Field(ge=64, le=2048)] = 256
     """Width and height of the photographs, in pixels."""
+    variety: Literal["demo", "wide"] = "demo"
+    """demo: clear and alike; wide: colours, haze, vessels, sharpness and fields of many clinics and cameras."""
     workers: NonNegativeInt = 2
     """Worker processes that draw; 0: the main process."""
 

@@ -25,7 +25,8 @@ def paint_fundus(scene: Scene) -> None:
     if scene.has("is_pm"):
         color = color * np.float32(0.62) + np.array([0.95, 0.66, 0.42], dtype=np.float32) * np.float32(0.38)
     scene.image[:] = color[:, None, None]
-    melanin = coarse * np.float32(0.045) + grain * np.float32(0.022)
+    tissue = scene.tissue
+    melanin = coarse * np.float32(0.045 * tissue.mottling) + grain * np.float32(0.022 * tissue.mottling)
     visible = eye.tessellation + (0.75 if scene.has("is_dm") else 0.0) + (0.35 if scene.has("is_pm") else 0.0)
     if view.size_px >= _GRANULAR_FROM_PX:
         melanin = melanin + view.noise(scene.eye_stream("grain"), cells=150) * np.float32(0.016)
@@ -34,16 +35,17 @@ def paint_fundus(scene: Scene) -> None:
         channels = choroid(scene, texture)
         # The dense pigment of the macula hides the choroid; degenerative myopia exposes it almost up to the fovea.
         cover = 1 - gaussian(scene.x, scene.y, eye.fovea_center, 0.16) * np.float32(0.85)
-        seen = channels * cover * np.float32(min(visible, 1.0))
+        seen = channels * cover * np.float32(min(visible, 1.0) * tissue.choroid)
         layers.append((seen, _CHOROIDAL_BLOOD))
-        layers.append(((1 - channels) * cover * np.float32(0.44 * min(visible, 1.0)), _STROMA))
+        layers.append(((1 - channels) * cover * np.float32(0.44 * min(visible, 1.0) * tissue.choroid), _STROMA))
     absorb(scene.image, layers)
 
 
 def choroid(scene: Scene, texture: np.random.Generator) -> FloatArray:
     """Return the network of choroidal vessels ``[h, w]``, 0..1: ridges along the zero lines of stretched noise."""
-    streaks = scene.view.noise(texture, cells=29, aspect=1.9)
-    bends = scene.view.noise(texture, cells=21, aspect=0.9)
+    fine, coarse = scene.tissue.choroid_cells
+    streaks = scene.view.noise(texture, cells=fine, aspect=1.9)
+    bends = scene.view.noise(texture, cells=coarse, aspect=0.9)
     first = np.exp(-np.square(streaks) * np.float32(1.9))
     second = np.exp(-np.square(bends + streaks * np.float32(0.35)) * np.float32(2.5))
     return np.asarray(np.maximum(first, second))
@@ -55,7 +57,15 @@ def paint_macula(scene: Scene) -> None:
     wide = gaussian(scene.x, scene.y, eye.fovea_center, 0.20, 1.1)
     core = gaussian(scene.x, scene.y, eye.fovea_center, 0.075)
     hidden = 0.45 if scene.has("is_em") else 1.0
-    absorb(scene.image, [(wide * np.float32(0.30) + core * np.float32(0.42 * hidden), _LUTEIN)])
+    absorb(
+        scene.image,
+        [
+            (
+                wide * np.float32(0.30 * scene.tissue.lutein) + core * np.float32(0.42 * hidden * scene.tissue.lutein),
+                _LUTEIN,
+            )
+        ],
+    )
     if eye.youth > 0.45 and not scene.has("is_em") and not scene.has("is_amd"):
         reflex = gaussian(scene.x, scene.y, (eye.fovea_center[0] + 0.006, eye.fovea_center[1] + 0.004), 0.013)
         blend(scene.image, reflex * np.float32(0.55 * eye.youth), (1.0, 0.82, 0.62))
@@ -70,7 +80,7 @@ def paint_nerve_fibres(scene: Scene) -> None:
     reach = smoothstep(0.62, 0.14, distance) * smoothstep(0.06, 0.16, distance)
     fibres = scene.view.noise(scene.eye_stream("fibres"), cells=44, aspect=0.55)
     sheen = reach * upright * (1 + fibres * np.float32(0.18))
-    strength = 0.05 + 0.13 * eye.youth
+    strength = (0.05 + 0.13 * eye.youth) * scene.tissue.sheen
     if scene.has("is_gc"):
         strength *= 0.6
         direction = np.arctan2(-dy, -dx)  # 0 is towards the macula

@@ -124,7 +124,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _margin(camera: Camera, stream: np.random.Generator) -> FloatArray:
+def margin(camera: Camera, stream: np.random.Generator) -> FloatArray:
     """Return the surround of the disc ``[3, h, w]`` in 0..255: black, a slide frame, burned-in text."""
     side = camera.view.size_px
     level = float(stream.integers(0, 3))
@@ -164,6 +164,6 @@ def expose(scene: Scene, camera: Camera) -> NDArray[np.uint8]:
     stop = field_stop(camera)
     sigma = np.float32(stream.uniform(0.9, 1.4))
     light = scene.image * np.float32(255) + stream.standard_normal(scene.image.shape, dtype=np.float32) * sigma
-    margin = _margin(camera, scene.photograph_stream("margin"))
-    picture = margin + (light - margin) * stop
+    surround = margin(camera, scene.photograph_stream("margin"))
+    picture = surround + (light - surround) * stop
     return np.ascontiguousarray((np.clip(picture, 0, 255) + np.float32(0.5)).astype(np.uint8).transpose(1, 2, 0))

@@ -9,10 +9,8 @@ import numpy as np
 from synfundus.phantoms.canvas import Mask, Rgb, absorb
 from synfundus.phantoms.scene import Scene
 from synfundus.phantoms.vessels import Branches, vessel_tree
+from synfundus.phantoms.wide.tree import fine_vessel_tree, visible_share
 
-_VENOUS = (0.56, 1.08, 0.95)
-_ARTERIAL = (0.20, 0.80, 0.78)
-_REFLEX: Rgb = (-0.14, -0.52, -0.46)
 _SILVER: Rgb = (-0.36, -1.15, -1.05)
 
 
@@ -26,7 +24,8 @@ def occluded_quadrant(scene: Scene) -> int | None:
 
 def changed_tree(scene: Scene) -> tuple[Branches, ...]:
     """Return the vessel tree of the eye with its diseases: narrowed arteries, dilated veins, traction."""
-    orders = vessel_tree(scene.seed, scene.exam.patient, scene.exam.eye, scene.eye)
+    grow = fine_vessel_tree if scene.variety == "wide" else vessel_tree
+    orders = grow(scene.seed, scene.exam.patient, scene.exam.eye, scene.eye)
     return tuple(_change(scene, order) for order in orders)
 
 
@@ -59,7 +58,9 @@ def _change(scene: Scene, order: Branches) -> Branches:
 
 def paint_vessels(scene: Scene) -> None:
     """Add veins, arteries and the arterial reflex to the layers of blood."""
-    orders = changed_tree(scene)
+    orders, tissue = changed_tree(scene), scene.tissue
+    if scene.variety == "wide":
+        orders = tuple(_thinned(scene, order) for order in orders)
     veins, arteries, reflex = scene.mask(), scene.mask(), scene.mask()
     hypertensive = scene.has("is_htr")
     for order in reversed(orders):
@@ -72,10 +73,17 @@ def paint_vessels(scene: Scene) -> None:
         _draw(arteries, walls)
     for order in orders[:2]:
         walls = order.select(order.is_artery)
-        reflex.polygons(walls.outlines(0.55 if hypertensive else 0.36), walls.density)
-    shine = _SILVER if hypertensive else _REFLEX
-    layers = ((veins, _VENOUS), (arteries, _ARTERIAL), (reflex, shine))
-    scene.blood += [(mask.finish(blur=0.002), color) for mask, color in layers]
+        reflex.polygons(walls.outlines(0.55 if hypertensive else tissue.reflex_width), walls.density)
+    shine = _SILVER if hypertensive else tissue.reflex
+    layers = ((veins, tissue.venous), (arteries, tissue.arterial), (reflex, shine))
+    scene.blood += [(mask.finish(blur=tissue.vessel_blur), color) for mask, color in layers]
+
+
+def _thinned(scene: Scene, order: Branches) -> Branches:
+    """Return branches whose density makes up for what drawing in whole samples adds to their width."""
+    view = scene.view
+    share = visible_share(order, radius_px=view.zoom * view.radius_px, supersampling=view.supersampling)
+    return replace(order, density=order.density * share)
 
 
 def _draw(mask: Mask, branches: Branches) -> None:

@@ -17,9 +17,20 @@ from synfundus.errors import ConfigError
 from synfundus.phantoms import background, circulation, exposure, macular, optic_disc, retinopathies
 from synfundus.phantoms.camera import Camera, CameraKind, camera_of, expose
 from synfundus.phantoms.clinic import LABEL_NAMES, Exam, exam_of, recorded_labels_of, true_labels_of
-from synfundus.phantoms.scene import EyeAnatomy, Scene, anatomy_of
+from synfundus.phantoms.scene import EyeAnatomy, Scene, Variety, anatomy_of
+from synfundus.phantoms.tissue import Tissue
+from synfundus.phantoms.wide import capture, eyes, retina
 
-__all__ = ["LABEL_NAMES", "SMALLEST_SIZE_PX", "CameraKind", "Phantom", "PhantomTruth", "draw_exam", "draw_phantom"]
+__all__ = [
+    "LABEL_NAMES",
+    "SMALLEST_SIZE_PX",
+    "CameraKind",
+    "Phantom",
+    "PhantomTruth",
+    "Variety",
+    "draw_exam",
+    "draw_phantom",
+]
 
 SMALLEST_SIZE_PX = 64
 """Below this no lesion is visible."""
@@ -79,13 +90,15 @@ class Phantom:
     truth: PhantomTruth
 
 
-def draw_phantom(*, seed: int, index: int, image_size_px: int) -> Phantom:
+def draw_phantom(*, seed: int, index: int, image_size_px: int, variety: Variety = "demo") -> Phantom:
     """Draw the ``index``-th photograph of the clinic ``seed``.
 
     Args:
         seed: Seed of the clinic.
         index: Number of the photograph, from 0; any order, constant time.
         image_size_px: Side of the square picture.
+        variety: ``demo``: clear pictures, alike enough for a network trained in minutes. ``wide``: as different as
+            photographs of many clinics and cameras. Labels and positions of the lesions are the same.
 
     Raises:
         ConfigError: ``index`` is negative or the size below ``SMALLEST_SIZE_PX``.
@@ -94,7 +107,7 @@ def draw_phantom(*, seed: int, index: int, image_size_px: int) -> Phantom:
         raise ConfigError(f"phantom index {index} is negative", hint="photographs are counted from 0")
     exam = exam_of(seed, index)
     true_labels = true_labels_of(seed, exam)
-    pixels, truth = draw_exam(seed=seed, exam=exam, labels=true_labels, image_size_px=image_size_px)
+    pixels, truth = draw_exam(seed=seed, exam=exam, labels=true_labels, image_size_px=image_size_px, variety=variety)
     return Phantom(
         pixels=pixels,
         labels=recorded_labels_of(seed, exam, true_labels),
@@ -106,7 +119,7 @@ def draw_phantom(*, seed: int, index: int, image_size_px: int) -> Phantom:
 
 
 def draw_exam(
-    *, seed: int, exam: Exam, labels: Mapping[str, int], image_size_px: int
+    *, seed: int, exam: Exam, labels: Mapping[str, int], image_size_px: int, variety: Variety = "demo"
 ) -> tuple[NDArray[np.uint8], PhantomTruth]:
     """Draw one photograph of one eye with the given ``labels`` (all sixteen).
 
@@ -118,14 +131,12 @@ def draw_exam(
     """
     if image_size_px < SMALLEST_SIZE_PX:
         raise ConfigError(f"phantom size {image_size_px} px is too small", hint=f"use {SMALLEST_SIZE_PX} px or more")
-    eye = anatomy_of(seed, exam)
-    camera = camera_of(
-        seed,
-        exam,
-        eye,
-        disc_readable=bool(labels["is_optic_disc_readable"] or not labels["is_fundus"]),
-        image_size_px=image_size_px,
-    )
+    eye, is_wide = anatomy_of(seed, exam), variety == "wide"
+    disc_readable = bool(labels["is_optic_disc_readable"] or not labels["is_fundus"])
+    camera = camera_of(seed, exam, eye, disc_readable=disc_readable, image_size_px=image_size_px)
+    if is_wide:
+        eye = eyes.widened_eye(seed, exam, eye)
+        camera = capture.widened_camera(seed, exam, eye, camera, disc_readable=disc_readable)
     x, y = camera.view.eye_grid()
     scene = Scene(
         seed=seed,
@@ -136,19 +147,31 @@ def draw_exam(
         x=x,
         y=y,
         image=np.empty((3, image_size_px, image_size_px), dtype=np.float32),
+        variety=variety,
+        tissue=eyes.tissue_of(seed, exam, eye) if is_wide else Tissue(),
     )
     _paint(scene)
     truth = _truth_of(camera, eye)
     away = np.hypot(truth.disc_x_px - truth.center_x_px, truth.disc_y_px - truth.center_y_px)
-    exposure.illuminate(scene, camera.cast)
-    exposure.degrade(scene, disc_in_field=bool(away < 1.05 * truth.radius_px))
-    exposure.focus(scene)
-    return expose(scene, camera), truth
+    disc_in_field = bool(away < 1.05 * truth.radius_px)
+    if not is_wide:
+        exposure.illuminate(scene, camera.cast)
+        exposure.degrade(scene, disc_in_field=disc_in_field)
+        exposure.focus(scene)
+        return expose(scene, camera), truth
+    shot = capture.capture_of(seed, exam)
+    capture.illuminate(scene, shot)
+    capture.cloud(scene, shot)
+    exposure.degrade(scene, disc_in_field=disc_in_field)
+    capture.focus(scene, shot)
+    return capture.develop(scene, camera, shot), truth
 
 
 def _paint(scene: Scene) -> None:
     """Paint the eye from back to front."""
     background.paint_fundus(scene)
+    if scene.variety == "wide":
+        retina.paint_texture(scene)
     macular.paint_chorioretinal_scars(scene)
     macular.paint_myopic_atrophy(scene)
     optic_disc.paint_crescent(scene)
@@ -162,6 +185,8 @@ def _paint(scene: Scene) -> None:
     retinopathies.paint_occlusion(scene)
     retinopathies.paint_hypertensive_lesions(scene)
     circulation.absorb_blood(scene)
+    if scene.variety == "wide":
+        retina.paint_reflections(scene)
     retinopathies.paint_diabetic_exudates(scene)
     retinopathies.paint_preretinal_haemorrhage(scene)
     macular.paint_epiretinal_membrane(scene)

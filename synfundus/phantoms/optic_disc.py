@@ -52,7 +52,11 @@ def _disc_colors(scene: Scene) -> tuple[Rgb, Rgb]:
         rim, cup = (0.97, 0.68, 0.44), (1.0, 1.0, 0.92)
     if scene.has("is_aon"):
         rim, cup = ((0.97, 0.58, 0.38), (1.0, 0.72, 0.52)) if is_swollen(scene) else ((0.96, 0.95, 0.86), (1, 1, 0.97))
-    return rim, cup
+    return _tinted(rim, scene.tissue.disc_tint), _tinted(cup, scene.tissue.disc_tint)
+
+
+def _tinted(color: Rgb, tint: Rgb) -> Rgb:
+    return color[0] * tint[0], color[1] * tint[1], color[2] * tint[2]
 
 
 def _cup_distance(scene: Scene, ratio: float) -> FloatArray:
@@ -97,12 +101,12 @@ def paint_disc(scene: Scene) -> None:
     if not swollen:
         ring = np.exp(-np.square((radial - np.float32(1.10)) * np.float32(1 / 0.10)))
         absorb(scene.image, [(ring * np.float32(0.12), _PIGMENT)])
-    softness = 0.55 if swollen else 0.09
+    softness = 0.55 if swollen else scene.tissue.disc_edge
     inside = smoothstep(1 + softness * 0.9, 1 - softness, radial)
     side = np.clip((scene.x - np.float32(eye.disc_center[0])) * np.float32(0.5 / axes[0]), -0.5, 0.5)
     # The nasal rim is redder.
     rim = np.stack([np.full_like(side, rim_color[0]), rim_color[1] - 0.16 * side, rim_color[2] - 0.16 * side])
-    blend(scene.image, inside * np.float32(0.93), rim)
+    blend(scene.image, inside * np.float32(scene.tissue.disc_cover), rim)
     ratio = eye.cup_ratio
     if scene.has("is_gc"):
         ratio = 0.78 + 0.08 * float(scene.eye_stream("cup").random()) + 0.02 * scene.exam.visit

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from synfundus.phantoms.canvas import FloatArray, Mask, Rgb, View
 from synfundus.phantoms.clinic import Exam
+from synfundus.phantoms.tissue import Tissue
 from synfundus.seeding import keyed_generator
+
+Variety = Literal["demo", "wide"]
 
 # Fundus colours at full light, from blond to heavily pigmented (sRGB, 0..1).
 _PIGMENTATIONS = np.array(
@@ -97,6 +101,8 @@ class Scene:
         x: Eye coordinate x of every pixel ``[h, w]``.
         y: Eye coordinate y of every pixel ``[h, w]``.
         image: Colour ``[3, h, w]``, 0..1.
+        variety: ``demo``, or ``wide``: as different as photographs of many clinics.
+        tissue: Colour and contrast of the tissues.
         blood: Layers of blood and pigment, not yet applied.
     """
 
@@ -108,6 +114,8 @@ class Scene:
     x: FloatArray
     y: FloatArray
     image: FloatArray
+    variety: Variety = "demo"
+    tissue: Tissue = field(default_factory=Tissue)
     blood: list[tuple[FloatArray, Rgb]] = field(default_factory=list)
 
     def has(self, label: str) -> bool:

@@ -53,12 +53,11 @@ class Branches:
         return Branches(*(getattr(self, one.name)[keep] for one in fields(self)))
 
 
-@lru_cache(maxsize=1)
-def _spline_basis() -> Floats:
-    """Return the Catmull-Rom basis ``[TRUNK_POINTS, 7]`` through seven way points."""
-    knots = 7
-    t = np.linspace(0, knots - 1 - 1e-9, TRUNK_POINTS)
-    basis = np.zeros((TRUNK_POINTS, knots))
+@lru_cache(maxsize=2)
+def spline_basis(knots: int, points: int) -> Floats:
+    """Return the Catmull-Rom basis ``[points, knots]`` through ``knots`` way points."""
+    t = np.linspace(0, knots - 1 - 1e-9, points)
+    basis = np.zeros((points, knots))
     for row, value in enumerate(t):
         k, u = int(value), value - int(value)
         weights = (
@@ -95,7 +94,7 @@ def _trunks(patient: np.random.Generator, own: np.random.Generator, eye: EyeAnat
     # Vein and artery leave the cup side by side, slightly nasal.
     side = np.where(is_artery, 0.16, -0.12) * eye.disc_axes[0]
     ways[:, :, 0] += side[:, None] + 0.12 * eye.disc_axes[0]
-    points = np.einsum("pk,nkc->npc", _spline_basis(), ways) + np.array(eye.disc_center)
+    points = np.einsum("pk,nkc->npc", spline_basis(ways.shape[1], TRUNK_POINTS), ways) + np.array(eye.disc_center)
     t = np.linspace(0, 1, TRUNK_POINTS)
     phase = own.uniform(0, 2 * math.pi, (n, 1))
     wave = 0.008 * eye.tortuosity * t * np.sin(phase + 2 * math.pi * own.uniform(2.5, 4.5, (n, 1)) * t)
@@ -158,7 +157,7 @@ def _sprout(
     return Branches(path, widths, parents.is_artery[row], parents.quadrant[row], density * np.where(inward, 0.82, 1.0))
 
 
-def _spare_fovea_and_disc(branches: Branches, eye: EyeAnatomy) -> Branches:
+def spare_fovea_and_disc(branches: Branches, eye: EyeAnatomy) -> Branches:
     """Reduce the width of branches in the foveal avascular zone and over the disc."""
     from_fovea = np.hypot(*np.moveaxis(branches.points - np.array(eye.fovea_center), -1, 0))
     from_disc = np.hypot(*np.moveaxis(branches.points - np.array(eye.disc_center), -1, 0))
@@ -166,7 +165,7 @@ def _spare_fovea_and_disc(branches: Branches, eye: EyeAnatomy) -> Branches:
     return replace(branches, widths=branches.widths * keep)
 
 
-def _joined(*parts: Branches) -> Branches:
+def joined(*parts: Branches) -> Branches:
     """Return the branches of several calls as one order."""
     return Branches(*(np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(Branches)))
 
@@ -178,11 +177,11 @@ def vessel_tree(seed: int, patient: int, eye_number: int, eye: EyeAnatomy) -> tu
     own = keyed_generator(seed, "phantom.vessels.eye", index=eye_number)
     trunks = _trunks(shared, own, eye)
     arcades, nasal, minor = (trunks.select(slice(*ends)) for ends in ((0, 4), (4, 8), (8, None)))
-    first = _joined(
+    first = joined(
         _sprout(own, arcades, eye, per_parent=7, lengths=(0.30, 0.75), steps=14, density=0.80),
         _sprout(own, nasal, eye, per_parent=4, lengths=(0.25, 0.55), steps=14, density=0.74),
         _sprout(own, minor, eye, per_parent=2, lengths=(0.15, 0.30), steps=14, density=0.60),
     )
-    first = _spare_fovea_and_disc(first, eye)
+    first = spare_fovea_and_disc(first, eye)
     second = _sprout(own, first, eye, per_parent=2, lengths=(0.14, 0.36), steps=8, density=0.55)
-    return trunks, first, _spare_fovea_and_disc(second, eye)
+    return trunks, first, spare_fovea_and_disc(second, eye)

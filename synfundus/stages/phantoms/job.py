@@ -19,7 +19,7 @@ from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World
 from synfundus.errors import ConfigError
 from synfundus.labels.plan import label_table
-from synfundus.phantoms.draw import LABEL_NAMES, draw_phantom
+from synfundus.phantoms.draw import LABEL_NAMES, Variety, draw_phantom
 from synfundus.pictures.sheets import encode_png
 from synfundus.processes.pool import process_map
 from synfundus.stages import Summary
@@ -48,6 +48,7 @@ class _Chunk:
     out: str
     seed: int
     image_size_px: int
+    variety: Variety
     indices: tuple[int, ...]
 
 
@@ -60,7 +61,7 @@ def _draw_chunk(chunk: _Chunk) -> list[Row]:
     """Draw, write and describe the photographs of a chunk; its rows are saved after its last photograph."""
     rows = []
     for index in chunk.indices:
-        phantom = draw_phantom(seed=chunk.seed, index=index, image_size_px=chunk.image_size_px)
+        phantom = draw_phantom(seed=chunk.seed, index=index, image_size_px=chunk.image_size_px, variety=chunk.variety)
         data = encode_png(phantom.pixels, text=_PNG_TEXT, compress_level=_COMPRESS_LEVEL)
         filesystem.write_bytes(filesystem.join(chunk.out, file_name(index)), data)
         rows.append(
@@ -97,14 +98,16 @@ def _known_rows(out: str, num_images: int) -> dict[int, Row]:
 def _draw_folder(section: PhantomsConfig, out: str, seed: int, console: Console) -> Summary:
     """Draw a folder of phantoms; existing ones are kept."""
     began = time.perf_counter()
-    _CLAIM.make(out, {"seed": seed, "image_size_px": section.image_size_px})
+    # Folders from before there was a choice record none.
+    chosen = {} if section.variety == "demo" else {"variety": section.variety}
+    _CLAIM.make(out, {"seed": seed, "image_size_px": section.image_size_px, **chosen})
     filesystem.make_dir(filesystem.join(out, IMAGES_DIR))
     num_images = section.num_images
     rows = _known_rows(out, num_images)
     missing = [index for index in range(num_images) if index not in rows]
     num_kept = len(rows)
     chunks = [
-        _Chunk(out, seed, section.image_size_px, tuple(missing[at : at + _CHUNK_IMAGES]))
+        _Chunk(out, seed, section.image_size_px, section.variety, tuple(missing[at : at + _CHUNK_IMAGES]))
         for at in range(0, len(missing), _CHUNK_IMAGES)
     ]
     with (
@@ -139,7 +142,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     Collective: every rank calls it.
 
     Raises:
-        ConfigError: No output folder, or one that holds phantoms of another seed or size.
+        ConfigError: No output folder, or one that holds phantoms of another seed, size or variety.
         LaunchError: A process died twice over the same photographs.
     """
     section = config.phantoms

@@ -18,6 +18,11 @@ VERB = Verb(
         ),
         Option("--num-images", "phantoms.num_images", "Number of photographs."),
         Option("--image-size", "phantoms.image_size_px", "Width and height of the photographs, in pixels."),
+        Option(
+            "--variety",
+            "phantoms.variety",
+            "Photographs clear and alike (demo), or as different as those of many clinics (wide).",
+        ),
         Option("--workers", "phantoms.workers", "Worker processes that draw; 0: the main process."),
     ),
     sections=("seed", "phantoms"),
