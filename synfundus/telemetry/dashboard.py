@@ -24,7 +24,7 @@ _LATE = 5.0
 _PATIENCE_S = 60.0
 _VALIDATION = (
     *(("validation_loss", "{:.4f}"), ("validation_loss_all_labels", "{:.4f} with all labels")),
-    *(("psnr_db", "PSNR {:.2f} dB"), ("ssim", "SSIM {:.3f}")),
+    *(("psnr_db", "PSNR {:.2f} dB"), ("ssim", "SSIM {:.3f}"), ("vessel_correlation", "vessels {:.2f}")),
 )
 
 

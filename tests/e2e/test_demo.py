@@ -52,6 +52,9 @@ def test_the_report_has_every_stage_and_every_figure_it_promises(walked: Walked)
     assert [stage["name"] for stage in report["stages"]] == STAGES
     assert all(stage["seconds"] > 0 for stage in report["stages"])
     assert report["autoencoder"]["psnr_db"] > 15
+    assert -1 <= report["autoencoder"]["vessel_correlation"] <= 1
+    assert report["autoencoder"]["vessel_images"] > 0
+    assert report["generated_vessel_energy"] > 0
     assert report["engine"]["engine"] == "DeepSpeedZeroOptimizer"
     assert report["engine"]["zero_stage"] == 2
     assert set(report["label_control"]) == {"real", "reconstructed", "generated"}

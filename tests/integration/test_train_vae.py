@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_runs import Talk
 from tiny_sets import tiny_config
 
 from synfundus.distributed.world import World
@@ -18,7 +19,7 @@ from synfundus.training.checkpoints.writer import CheckpointWriter
 from synfundus.training.progress import CLOCK_FIGURES
 
 TIMES = CLOCK_FIGURES
-JUDGED = ("psnr_db", "ssim", "evaluated_images")
+JUDGED = ("psnr_db", "ssim", "vessel_correlation", "vessel_images", "energy_16_32", "evaluated_images")
 
 
 def train(image_set: ShardSet, run_dir: Path, world: World, *, every: int) -> list[dict[str, Any]]:
@@ -54,6 +55,25 @@ def test_the_autoencoder_is_judged_at_every_interval_also_where_a_run_was_stoppe
         with pytest.raises(KeyboardInterrupt):
             train(image_set, tmp_path / "stopped", world, every=16)
     assert train(image_set, tmp_path / "stopped", world, every=16) == whole
+
+
+def test_lost_vessels_are_said_at_the_end_and_kept_ones_are_not(
+    image_set: ShardSet, world: World, tmp_path: Path
+) -> None:
+    """The tiny autoencoder codes 64 px in 8 x 8 positions: no vessel passes. A linear one of all channels keeps all."""
+    talk = Talk()
+    settings = {"data": image_set.url, "run_dir": str(tmp_path / "lossy"), "loop": {"budget_images": 8}}
+    lossy = train_vae.run(tiny_config({"train_vae": settings}), world, talk)
+    assert lossy["vessel_correlation"] < 0.5
+    assert f"vessel correlation {lossy['vessel_correlation']:.2f}" in "".join(talk.lines)
+    assert any(line.startswith("warning: vessels are lost") for line in talk.lines)
+    exact = {
+        "autoencoder": {"latent_channels": 12, "block_size_px": 2, "block_out_channels": [8]},
+        "run_dir": str(tmp_path / "exact"),
+    }
+    talk = Talk()
+    assert train_vae.run(tiny_config({"train_vae": {**settings, **exact}}), world, talk)["vessel_correlation"] > 0.9
+    assert not any(line.startswith("warning: vessels are lost") for line in talk.lines)
 
 
 def test_an_interval_of_nought_judges_only_at_the_end(image_set: ShardSet, world: World, tmp_path: Path) -> None:

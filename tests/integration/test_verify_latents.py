@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_runs import Talk
 from tiny_sets import tiny_config, write_phantom_set
 
 from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
@@ -29,7 +30,18 @@ def test_latents_decode_to_their_images(latent_set: ShardSet, vae_run: Path) -> 
     found = verify(latent_set.url, vae_run)
     assert found["samples"] == 12
     assert 15.0 < found["worst_psnr_db"] <= found["psnr_db"] < 60.0
+    assert found["vessel_images"] > 0
+    assert -1 <= found["vessel_correlation"] <= 1
+    assert found["energy_16_32"] > 0
     assert found == verify(latent_set.url, vae_run), "the choice of samples is keyed by the seed"
+
+
+def test_lost_vessels_are_warned_of(latent_set: ShardSet, vae_run: Path) -> None:
+    talk = Talk()
+    given = {"latents": latent_set.url, "vae": str(vae_run), "num_samples": 12, "min_psnr_db": 10.0}
+    found = verify_latents.run(tiny_config({"verify_latents": given}), LocalWorld(), talk)
+    assert found["vessel_correlation"] < 0.5
+    assert any(line.startswith("warning: vessels are lost") for line in talk.lines)
 
 
 def test_images_that_lie_elsewhere_by_now_are_named_on_the_command_line(

@@ -27,7 +27,14 @@ from synfundus.stages import Summary, build
 from synfundus.stages.demo.conditions import UNCONDITIONAL
 from synfundus.stages.demo.pace import measure_pace
 from synfundus.stages.demo.plan import REFERENCE_PACE, GenerationPlan, describe_pace, plan_demo, plan_generation
-from synfundus.stages.demo.report import DemoResult, draw_demo, peak_memory_gib, report_document, show_report
+from synfundus.stages.demo.report import (
+    DemoResult,
+    describe_autoencoder,
+    draw_demo,
+    peak_memory_gib,
+    report_document,
+    show_report,
+)
 from synfundus.stages.encode_latents import job as encode_latents
 from synfundus.stages.judging import (
     TRAIN_SPLIT,
@@ -45,6 +52,7 @@ from synfundus.stages.train import job as train
 from synfundus.stages.train_vae import job as train_vae
 from synfundus.stages.trial_step import latent_shape
 from synfundus.stages.verb import require
+from synfundus.stages.vessel_detail import energy_beside
 from synfundus.storage import documents, filesystem
 from synfundus.storage.manifest import SPLITS, ShardSet, load_shard_set
 from synfundus.telemetry.console import Console
@@ -79,7 +87,7 @@ class _Stage:
 STAGES = (
     _Stage("phantoms", phantoms.run, lambda s: f"{s['num_images']} photographs of {s['num_patients']} patients"),
     _Stage("prepare", prepare.run, lambda s: f"{s['num_samples']} samples, {sum(s['rejects'].values())} rejects"),
-    _Stage("train-vae", train_vae.run, lambda s: f"PSNR {s['psnr_db']:.2f} dB, SSIM {s['ssim']:.3f} (held out)"),
+    _Stage("train-vae", train_vae.run, describe_autoencoder),
     _Stage("encode-latents", encode_latents.run, lambda s: f"{s['num_samples']} latents {s['moments_shape']}"),
     _Stage("train", train.run, lambda s: f"{s['images_seen']:,} images seen, {s['engine']}"),
     _Stage("sample", sample.run, lambda s: f"{s['num_images']} synthetic images"),
@@ -274,6 +282,7 @@ class _Demo:
             console=self._console,
         )
         self._result.num_generated = plan.num_control
+        self._result.generated_energy = energy_beside(generated.pixels[: plan.num_control], held_out.pixels)
         return draw_demo(
             result=self._result,
             plan=plan,

@@ -17,6 +17,7 @@ from synfundus.pictures.sheets import PictureRow, PictureSection, encode_png, ti
 from synfundus.stages.demo.conditions import matching_rows
 from synfundus.stages.demo.plan import IMAGES_PER_CONDITION, GenerationPlan
 from synfundus.stages.judging import LabelControl, LabelledImages, show_label_control
+from synfundus.stages.vessel_detail import VESSEL_FIGURES, describe_vessels, lost_vessels, vessel_table
 from synfundus.telemetry.console import Console
 
 _TILE_PX = 128
@@ -47,6 +48,7 @@ class DemoResult:
         stages: In order.
         label_control: What the judges say.
         num_generated: Images behind the figures on generated images.
+        generated_energy: Energy of generated images in the vessels' octave over that of held-out photographs.
         peak_memory_gib: Largest resident size of this process and, if larger, of a worker.
     """
 
@@ -56,6 +58,7 @@ class DemoResult:
     stages: list[StageResult] = field(default_factory=list)
     label_control: LabelControl = field(default_factory=LabelControl)
     num_generated: int = 0
+    generated_energy: float | None = None
     peak_memory_gib: float = 0.0
 
     def add_stage(self, name: str, seconds: float, merit: str, summary: dict[str, Any]) -> None:
@@ -98,7 +101,8 @@ def report_document(result: DemoResult, *, seed: int, budgets: Mapping[str, int 
             {"name": stage.name, "seconds": round(stage.seconds, 2), "merit": stage.merit, "summary": stage.summary}
             for stage in result.stages
         ],
-        "autoencoder": {name: vae.get(name) for name in ("psnr_db", "ssim", "evaluated_images")},
+        "autoencoder": {name: vae.get(name) for name in ("psnr_db", "ssim", "evaluated_images", *VESSEL_FIGURES)},
+        "generated_vessel_energy": result.generated_energy,
         "engine": {name: result.summary_of("train").get(name) for name in ("engine", "zero_stage", "parameters")},
         **result.label_control.to_document(),
         "num_generated": result.num_generated,
@@ -110,12 +114,21 @@ def report_document(result: DemoResult, *, seed: int, budgets: Mapping[str, int 
     }
 
 
+def describe_autoencoder(summary: Mapping[str, Any]) -> str:
+    """Return the figure of merit of the autoencoder's stage."""
+    return f"PSNR {summary['psnr_db']:.2f} dB, SSIM {summary['ssim']:.3f}, {describe_vessels(summary)}; held out"
+
+
 def show_report(result: DemoResult, console: Console) -> None:
-    """Show the two tables: stages, label control."""
+    """Show the tables: stages, vessels, label control."""
     total = sum(stage.seconds for stage in result.stages)
     rows = [[stage.name, f"{stage.seconds:.1f}", stage.merit] for stage in result.stages]
     rows.append(["total", f"{total:.1f}", f"peak memory {result.peak_memory_gib:.2f} GiB"])
     console.table("demo", ["stage", "seconds", "figure of merit"], rows)
+    vae = result.summary_of("train-vae")
+    console.table(*vessel_table(vae, result.generated_energy))
+    if warning := lost_vessels(vae):
+        console.warning(warning)
     show_label_control(result.label_control, console, num_generated=result.num_generated)
 
 
@@ -125,7 +138,7 @@ def _reconstruction_section(
     bright = np.flatnonzero(held_out.pixels.mean(axis=(1, 2, 3)) >= _UNREADABLE_MEAN)
     chosen = (bright if len(bright) else np.arange(len(held_out)))[:columns]
     vae = result.summary_of("train-vae")
-    figures = f"PSNR {vae['psnr_db']:.1f} dB, SSIM {vae['ssim']:.3f}" if "psnr_db" in vae else ""
+    figures = describe_autoencoder(vae) if "psnr_db" in vae else ""
     return PictureSection(
         title="Autoencoder",
         subtitle=f"photographs of held-out patients, and what is left after encoding and decoding · {figures}",

@@ -16,7 +16,7 @@ from synfundus.telemetry.console import Console
 from synfundus.telemetry.run_files import RunView, read_run, series
 
 DEFAULT_CURVES = (
-    *("loss", "validation_loss", "loss_t0", "loss_t3", "psnr_db", "ssim"),
+    *("loss", "validation_loss", "loss_t0", "loss_t3", "psnr_db", "ssim", "vessel_correlation"),
     *("grad_norm", "lr", "images_per_s", "data_wait_percent"),
 )
 """The usual curves, in this order."""
@@ -28,15 +28,16 @@ _TITLES = {
     "loss_t3": "loss, most noise (last quarter of the timesteps)",
     "psnr_db": "PSNR of reconstructions, dB",
     "ssim": "SSIM of reconstructions",
+    "vessel_correlation": "vessel correlation of reconstructions",
     "grad_norm": "gradient norm before clipping",
     "lr": "learning rate",
     "images_per_s": "images a second, all ranks",
     "data_wait_percent": "waiting for data, %",
 }
 PICTURE_NAME = "curves.png"
-_JUDGED = ("validation_loss", "validation_loss_all_labels", "psnr_db", "ssim")
+_JUDGED = ("validation_loss", "validation_loss_all_labels", "psnr_db", "ssim", "vessel_correlation")
 """Curves of a validation, whose title says what they are of."""
-_ALWAYS_LINEAR = ("psnr_db", "ssim", "images_per_s", "data_wait_percent")
+_ALWAYS_LINEAR = ("psnr_db", "ssim", "vessel_correlation", "images_per_s", "data_wait_percent")
 
 
 def run(config: RunConfig, world: World, console: Console) -> Summary:

@@ -1,4 +1,4 @@
-"""An autoencoder on held-out images: PSNR, SSIM and a picture."""
+"""An autoencoder on held-out images: PSNR, SSIM, vessel detail and a picture."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from synfundus.models.reconstruction_metrics import psnr, ssim
 from synfundus.pictures.sheets import contact_sheet, encode_png
 from synfundus.shards.batches import Quarantined
 from synfundus.stages.reading import image_batches
+from synfundus.stages.vessel_detail import VesselDetail
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import Console
 from synfundus.training.validation import warn_of_damage
@@ -56,7 +57,7 @@ def judge_reconstructions(
     console: Console,
     check: Callable[[], None] = lambda: None,
 ) -> Mapping[str, float]:
-    """Return PSNR and SSIM of reconstructions from the posterior mean, averaged over held-out images.
+    """Return PSNR, SSIM and vessel detail of reconstructions from the posterior mean, over held-out images.
 
     Args:
         autoencoder: The autoencoder, fp32.
@@ -70,6 +71,7 @@ def judge_reconstructions(
     """
     split = held_out_split(image_set)
     decibels, similarity, number = 0.0, 0.0, 0
+    vessels = VesselDetail()
     damaged: list[Quarantined] = []
     total = min(count, image_set.num_samples(split))
     with console.progress("evaluating", total=total, unit="images") as bar:
@@ -81,12 +83,14 @@ def judge_reconstructions(
             restored = restored.float().clamp(-1, 1)
             decibels += float(psnr(restored, target, data_range=2.0).sum())
             similarity += float(ssim(restored, target, data_range=2.0).sum())
+            vessels.add(restored, target)
             number += len(images)
             bar.advance(len(images))
     warn_of_damage(damaged, console)
     if not number:
         raise DataError("no image to judge the autoencoder on is readable", where=f"{image_set.url}, split {split}")
-    return {"psnr_db": decibels / number, "ssim": similarity / number, "evaluated_images": number}
+    means = {"psnr_db": decibels / number, "ssim": similarity / number}
+    return {**means, **vessels.figures(), "evaluated_images": number}
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from synfundus.stages.train_vae.held_out import draw_reconstructions, judge_reco
 from synfundus.stages.train_vae.start import check_start, initial_autoencoder
 from synfundus.stages.training_run import Outcome, Row, Shared, Training, TrainingRun
 from synfundus.stages.verb import require
+from synfundus.stages.vessel_detail import describe_vessels, lost_vessels
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import Console
@@ -39,7 +40,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     """Train, evaluate on held-out images, export. Collective; resumes by itself.
 
     Returns:
-        ``images_seen``, ``psnr_db``, ``ssim``, ``export``.
+        ``images_seen``, ``export``, and the figures of `judge_reconstructions`.
     """
     shared = Shared(config.seed, config.launch, config.telemetry, config.model_dump(mode="json"))
     watchdog = training_setup.watchdog(config.train_vae.loop, config.launch, world)
@@ -125,7 +126,7 @@ class AutoencoderTraining(Training[AutoencoderObjective]):
     def judge(
         self, weights: RunWeights, *, loop: LoopConfig, images_seen: int, check: Callable[[], None]
     ) -> Callable[[], Row]:
-        """Return what judges held-out reconstructions: PSNR and SSIM, of the fp32 weights that an export has."""
+        """Return what judges held-out reconstructions, of the fp32 weights that an export has."""
         averaged = weights.full("averaged") or {}
         return lambda: judge_reconstructions(
             self._network(averaged), self._set, count=loop.validation_images, console=self._console, check=check
@@ -162,8 +163,10 @@ class AutoencoderTraining(Training[AutoencoderObjective]):
         judged = judged_on((self._set,), patients=knows_patients(self._set))
         self._console.message(
             f"autoencoder on {judged}: PSNR {figures['psnr_db']:.2f} dB, "
-            f"SSIM {figures['ssim']:.3f}; exported to {folder}"
+            f"SSIM {figures['ssim']:.3f}, {describe_vessels(figures)}; exported to {folder}"
         )
+        if warning := lost_vessels(figures):
+            self._console.warning(warning)
         return {"images_seen": outcome.state.images_seen, "export": folder, **figures}
 
 

@@ -22,6 +22,7 @@ from synfundus.shards.source import ImageDecoder, LatentDecoder
 from synfundus.stages import Summary, build
 from synfundus.stages.reading import latent_shape_of
 from synfundus.stages.verb import require
+from synfundus.stages.vessel_detail import VesselDetail, describe_vessels, lost_vessels
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import Console
 
@@ -30,7 +31,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     """Decode a sample of a latent set and compare with its images.
 
     Returns:
-        ``psnr_db`` (mean), ``worst_psnr_db``, ``samples``.
+        ``psnr_db`` (mean), ``worst_psnr_db``, ``samples``, and the figures of `VesselDetail`.
 
     Raises:
         ManifestMismatch: Another autoencoder, or another image set.
@@ -49,16 +50,20 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
             f"at its place is now {images.identity[:12]}",
             where=images.url,
         )
-    values = _compare(section, config.seed, latents, images, autoencoder, console)
+    values, vessels = _compare(section, config.seed, latents, images, autoencoder, console)
     mean, worst = float(np.mean(values)), float(np.min(values))
-    console.message(f"{len(values)} samples decoded: PSNR {mean:.2f} dB, worst {worst:.2f} dB")
+    console.message(
+        f"{len(values)} samples decoded: PSNR {mean:.2f} dB, worst {worst:.2f} dB, {describe_vessels(vessels)}"
+    )
+    if warning := lost_vessels(vessels):
+        console.warning(warning)
     if mean < section.min_psnr_db:
         raise DataError(
             f"latents decode at {mean:.2f} dB, below verify_latents.min_psnr_db = {section.min_psnr_db}",
             where=latents.url,
             hint="encode again, or train the autoencoder longer",
         )
-    return {"psnr_db": mean, "worst_psnr_db": worst, "samples": len(values)}
+    return {"psnr_db": mean, "worst_psnr_db": worst, "samples": len(values), **vessels}
 
 
 def _compare(
@@ -68,8 +73,8 @@ def _compare(
     images: ShardSet,
     autoencoder: LatentAutoencoder,
     console: Console,
-) -> list[float]:
-    """Return the PSNR of a keyed choice of samples."""
+) -> tuple[list[float], dict[str, float]]:
+    """Return the PSNR of each of a keyed choice of samples, and their vessel detail."""
     split = "train"
     stored, originals = ShardSetReader(latents, split=split), ShardSetReader(images, split=split)
     channels, height, width = latent_shape_of(latents)
@@ -85,7 +90,7 @@ def _compare(
         for sample in range(size)
         for key in [originals.key(shard, sample)]
     }
-    values = []
+    values, vessels = [], VesselDetail()
     with torch.no_grad(), console.progress("verifying", total=count, unit="samples") as bar:
         for number in chosen.tolist():
             shard, sample = places[number]
@@ -95,9 +100,11 @@ def _compare(
             restored = autoencoder.decode(mean.to(next(autoencoder.parameters()).device)).float().clamp(-1, 1).cpu()
             place = index[key]
             original = decode_image(*originals.read(*place), originals.sample_name(*place))["pixels"]
-            value = float(psnr(restored, pixels_to_tensor(original[None]), data_range=2.0))
+            target = pixels_to_tensor(original[None])
+            value = float(psnr(restored, target, data_range=2.0))
+            vessels.add(restored, target)
             values.append(value if math.isfinite(value) else 99.0)
             bar.advance()
     stored.close()
     originals.close()
-    return values
+    return values, vessels.figures()
