@@ -185,7 +185,8 @@ def develop(scene: Scene, camera: Camera, shot: Capture) -> NDArray[np.uint8]:
     noise = stream.standard_normal(light.shape, dtype=np.float32)
     noise = noise * np.float32(0.6) + np.roll(noise, 1, axis=2) * np.float32(0.4)  # as colour filters leave it
     level = shot.noise * math.sqrt(size / 256)
-    light = light * 255 + noise * (np.float32(level) * np.sqrt(np.clip(light, 0.05, 1)))
+    grain = noise * (np.float32(level) * np.sqrt(np.clip(light, 0.05, 1)))
+    light = np.asarray(light * 255 + grain, dtype=np.float32)
     surround = margin(camera, scene.photograph_stream("margin"))
     picture = surround + (np.clip(light, 0, 255) - surround) * field_stop(camera)
     pixels = np.ascontiguousarray((np.clip(picture, 0, 255) + np.float32(0.5)).astype(np.uint8).transpose(1, 2, 0))
