@@ -68,7 +68,7 @@ def paint_macula(scene: Scene) -> None:
     )
     if eye.youth > 0.45 and not scene.has("is_em") and not scene.has("is_amd"):
         reflex = gaussian(scene.x, scene.y, (eye.fovea_center[0] + 0.006, eye.fovea_center[1] + 0.004), 0.013)
-        blend(scene.image, reflex * np.float32(0.55 * eye.youth), (1.0, 0.82, 0.62))
+        blend(scene.image, reflex * np.float32(0.55 * eye.youth * scene.tissue.foveal_reflex), (1.0, 0.82, 0.62))
 
 
 def paint_nerve_fibres(scene: Scene) -> None:

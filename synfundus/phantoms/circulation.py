@@ -11,6 +11,8 @@ from synfundus.phantoms.scene import Scene
 from synfundus.phantoms.vessels import Branches, vessel_tree
 from synfundus.phantoms.wide.tree import fine_vessel_tree, visible_share
 
+_FAINTEST = 0.06
+"""Density below which a branch cannot be seen."""
 _SILVER: Rgb = (-0.36, -1.15, -1.05)
 
 
@@ -61,6 +63,7 @@ def paint_vessels(scene: Scene) -> None:
     orders, tissue = changed_tree(scene), scene.tissue
     if scene.variety == "wide":
         orders = tuple(_thinned(scene, order) for order in orders)
+        orders = tuple(order.select(order.density > _FAINTEST) for order in orders)
     veins, arteries, reflex = scene.mask(), scene.mask(), scene.mask()
     hypertensive = scene.has("is_htr")
     for order in reversed(orders):

@@ -132,4 +132,4 @@ def _paint_splinter_haemorrhages(scene: Scene, *, radius: float, count: int) -> 
     reach = radius * stream.uniform(0.9, 1.25, count)
     centers = np.array(scene.eye.disc_center) + np.stack([np.cos(angle), np.sin(angle)], axis=-1) * reach[:, None]
     streaks = blob_outlines(stream, centers, np.full(count, 0.013), raggedness=0.2, stretch=3.2, angles=angle)
-    scene.blood.append((scene.cover(streaks, 0.8, blur=0.004), (0.55, 1.5, 1.2)))
+    scene.bleed(scene.cover(streaks, 0.8, blur=0.004), (0.55, 1.5, 1.2))

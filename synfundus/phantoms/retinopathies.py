@@ -72,7 +72,7 @@ def paint_diabetic_blood(scene: Scene) -> None:
         density = stream.uniform(0.5, 0.95, 90)[: len(places)]
         outlines = blob_outlines(stream, places, radii, raggedness=0.32, stretch=stretch, angles=angles)
         mask.polygons(outlines, density)
-    scene.blood.append((mask.finish(blur=0.004), BLOOD))
+    scene.bleed(mask.finish(blur=0.004), BLOOD)
     if grade == 4:
         _paint_proliferation(scene)
 
@@ -95,7 +95,7 @@ def _paint_proliferation(scene: Scene) -> None:
     at_disc = _fronds(stream, disc + np.array([-0.02, -0.05]), 0.26, 13)
     elsewhere = np.array([stream.uniform(-0.45, 0.1), stream.choice([-0.56, 0.56])])
     tangles = np.concatenate([at_disc, _fronds(stream, elsewhere, 0.17, 7)])
-    scene.blood.append((scene.cover(tangles, 0.75, blur=0.003), (0.40, 1.25, 1.0)))
+    scene.bleed(scene.cover(tangles, 0.75, blur=0.003), (0.40, 1.25, 1.0))
 
 
 def paint_preretinal_haemorrhage(scene: Scene) -> None:
@@ -137,7 +137,7 @@ def paint_occlusion(scene: Scene) -> None:
         stretch=stream.uniform(2.0, 5.0, count),
         angles=directions[chosen] + stream.normal(0, 0.25, count),
     )
-    scene.blood.append((scene.cover(flames, stream.uniform(0.55, 0.95, count), blur=0.005), BLOOD))
+    scene.bleed(scene.cover(flames, stream.uniform(0.55, 0.95, count), blur=0.005), BLOOD)
     paint_cotton(scene, stream, places[:4] + 0.04)
 
 
@@ -151,7 +151,7 @@ def paint_hypertensive_lesions(scene: Scene) -> None:
     reach = stream.uniform(0.22, 0.42, 14)[:count]
     places = np.array(scene.eye.disc_center) + np.stack([np.cos(angle), np.sin(angle)], axis=-1) * reach[:, None]
     flames = blob_outlines(stream, places, np.full(count, 0.012), raggedness=0.2, stretch=3.5, angles=angle)
-    scene.blood.append((scene.cover(flames, 0.85, blur=0.004), BLOOD))
+    scene.bleed(scene.cover(flames, 0.85, blur=0.004), BLOOD)
     paint_cotton(scene, scene.eye_stream("hypertensive.cotton"), places[:3] + np.array([-0.06, 0.05]))
 
 

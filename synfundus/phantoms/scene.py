@@ -130,6 +130,11 @@ class Scene:
         """Return the stream of this photograph for a purpose."""
         return keyed_generator(self.seed, f"phantom.{purpose}", index=self.exam.index)
 
+    def bleed(self, density: FloatArray, color: Rgb) -> None:
+        """Add blood outside the vessels, as dense as the eye's haemorrhages are."""
+        share = self.tissue.haemorrhage
+        self.blood.append((density, (color[0] * share, color[1] * share, color[2] * share)))
+
     def grown(self, count: float) -> int:
         """Return a number of lesions at this visit: it grows by a fifth per visit."""
         return round(count * (1 + 0.2 * self.exam.visit))

@@ -16,6 +16,7 @@ class Tissue:
         arterial: Absorption by the widest artery.
         reflex: Absorption at the middle of arteries; negative: light is reflected.
         reflex_width: Width of the reflex over that of the artery.
+        haemorrhage: Density of blood outside the vessels.
         vessel_blur: Scatter of light around vessels, in field-of-view radii.
         mottling: Contrast of the pigment's mottling.
         choroid_cells: Coarseness of the two networks of choroidal vessels, in grid cells across the field.
@@ -26,6 +27,7 @@ class Tissue:
         disc_edge: Softness of the disc's edge, in disc radii.
         disc_tint: Colour of the disc, relative to a pale one.
         texture: Contrast of fine mottling at three grains, from coarse to fine.
+        foveal_reflex: Strength of the reflex of the fovea in young eyes.
         shine: Strength of the patchy reflections beside the vessels of young eyes.
     """
 
@@ -33,6 +35,7 @@ class Tissue:
     arterial: Rgb = (0.20, 0.80, 0.78)
     reflex: Rgb = (-0.14, -0.52, -0.46)
     reflex_width: float = 0.36
+    haemorrhage: float = 1.0
     vessel_blur: float = 0.002
     mottling: float = 1.0
     choroid_cells: tuple[int, int] = (29, 21)
@@ -43,4 +46,5 @@ class Tissue:
     disc_edge: float = 0.09
     disc_tint: Rgb = (1.0, 1.0, 1.0)
     texture: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    foveal_reflex: float = 1.0
     shine: float = 0.0

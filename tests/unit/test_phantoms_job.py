@@ -104,6 +104,20 @@ def test_a_folder_of_other_phantoms_is_refused_naming_both(tmp_path: Path, seed:
         _draw(tmp_path, 2, seed=seed, size_px=size_px)
 
 
+def test_the_variety_is_drawn_and_recorded_and_folders_from_before_are_the_demos(tmp_path: Path) -> None:
+    config = RunConfig(
+        phantoms=PhantomsConfig(out=str(tmp_path / "wide"), num_images=2, image_size_px=SIZE_PX, variety="wide")
+    )
+    phantoms.run(config, LocalWorld(), SilentConsole())
+    with Image.open(tmp_path / "wide" / phantoms.file_name(1)) as image:
+        wide = draw_phantom(seed=0, index=1, image_size_px=SIZE_PX, variety="wide").pixels
+        assert np.array_equal(np.asarray(image), wide)
+    with pytest.raises(ConfigError, match="variety is 'wide' there, 'absent' here"):
+        _draw(tmp_path / "wide", 2)
+    _draw(tmp_path / "demo", 2)
+    assert "variety" not in json.loads((tmp_path / "demo" / "phantoms.json").read_text())
+
+
 def test_without_a_folder_the_option_is_named() -> None:
     with pytest.raises(ConfigError, match="--out"):
         phantoms.run(RunConfig(), LocalWorld(), SilentConsole())

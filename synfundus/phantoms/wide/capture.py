@@ -66,27 +66,31 @@ class Capture:
 def capture_of(seed: int, exam: Exam) -> Capture:
     """Return how the photograph was taken: most are good, some hazy, blurred, dark or pale."""
     stream = keyed_generator(seed, "phantom.wide.capture", index=exam.index)
-    hazy, soft, shaken, compressed, sharpened = stream.random(5) < (0.30, 0.25, 0.06, 0.5, 0.4)
+    hazy, soft, shaken, compressed, sharpened = stream.random(5) < (0.24, 0.16, 0.05, 0.5, 0.5)
     grey = stream.uniform(0.45, 0.9)
+    # Some cameras hardly record blue.
+    blue = float(stream.uniform(0.03, 0.5)) if stream.random() < 0.22 else 1.0
+    cast = np.exp(stream.normal(0, (0.05, 0.09, 0.25))) * (1, 1, blue)
+    cast[1] = min(cast[1], cast[0])  # white things are never green
     turn = stream.uniform(0, 2 * math.pi)
     shake = stream.uniform(0.008, 0.03) if shaken else 0.0
     return Capture(
         gain=float(np.exp(stream.normal(-0.06, 0.17))),
         gamma=float(np.exp(stream.normal(0, 0.13))),
         saturation=float(stream.uniform(0.75, 1.25)),
-        cast=tuple(np.exp(stream.normal(0, (0.05, 0.09, 0.25))).tolist()),
-        falloff=float(stream.uniform(0.02, 0.5)),
+        cast=(float(cast[0]), float(cast[1]), float(cast[2])),
+        falloff=float(stream.uniform(0.02, 0.65)),
         light_center=(float(stream.normal(0, 0.22)), float(stream.normal(0, 0.22))),
         slope=(float(stream.normal(0, 0.08)), float(stream.normal(0, 0.08))),
         rim_haze=float(stream.uniform(0.05, 0.45)) if stream.random() < 0.35 else 0.0,
-        veil=float(stream.uniform(0.10, 0.55)) if hazy else float(stream.uniform(0, 0.10)),
+        veil=float(stream.uniform(0.08, 0.5)) if hazy else float(stream.uniform(0, 0.07)),
         veil_color=(
             grey * float(stream.uniform(0.9, 1.1)),
             grey * float(stream.uniform(0.6, 0.95)),
             grey * float(stream.uniform(0.3, 0.9)),
         ),
-        scatter=float(stream.uniform(0.2, 0.7)) if hazy else float(stream.uniform(0, 0.2)),
-        blur=float(stream.uniform(0.005, 0.018) if soft else np.exp(stream.normal(-6.1, 0.45))),
+        scatter=float(stream.uniform(0.15, 0.6)) if hazy else float(stream.uniform(0, 0.15)),
+        blur=float(stream.uniform(0.004, 0.016) if soft else np.exp(stream.normal(-6.3, 0.45))),
         motion=(shake * math.cos(turn), shake * math.sin(turn)),
         sharpening=float(stream.uniform(0.2, 1.3)) if sharpened else 0.0,
         noise=float(np.exp(stream.normal(0.1, 0.6))),
@@ -132,19 +136,16 @@ def cloud(scene: Scene, shot: Capture) -> None:
     if shot.scatter > 0.03:
         blend(scene.image, np.float32(shot.scatter), blurred(scene.image, 0.11 * scene.view.radius_px))
     brightness = np.float32(min(1.0, max(float(scene.image[0].mean()) * 1.3, 0.15)))
-    color = (np.array(shot.veil_color, dtype=np.float32) * brightness).tolist()
-    uneven = np.clip(1 + scene.view.noise(stream, cells=7) * np.float32(0.35), 0.2, 1.8)
+    color = (np.array(shot.veil_color, dtype=np.float32) * np.array(shot.cast, dtype=np.float32) * brightness).tolist()
+    uneven = np.clip(1 + scene.view.noise(stream, cells=7) * np.float32(0.18), 0.2, 1.8)
     blend(scene.image, np.clip(uneven * np.float32(shot.veil), 0, 0.85), (color[0], color[1], color[2]))
     if shot.rim_haze > 0:
         radius = np.sqrt(x * x + y * y)
         turn = stream.uniform(0, 2 * math.pi)
         ahead = x * np.float32(math.cos(turn)) + y * np.float32(math.sin(turn))
         haze = smoothstep(float(stream.uniform(0.55, 0.85)), 1.05, radius) * smoothstep(-0.9, 0.9, ahead)
-        tint = (
-            0.75 * float(brightness),
-            float(stream.uniform(0.45, 0.75) * brightness),
-            float(stream.uniform(0.3, 0.7) * brightness),
-        )
+        tint = (0.75, float(stream.uniform(0.45, 0.75)), float(stream.uniform(0.3, 0.7) * shot.cast[2]))
+        tint = (tint[0] * float(brightness), tint[1] * float(brightness), tint[2] * float(brightness))
         blend(scene.image, haze * np.float32(shot.rim_haze), tint)
 
 
@@ -182,11 +183,10 @@ def develop(scene: Scene, camera: Camera, shot: Capture) -> NDArray[np.uint8]:
     stream = scene.photograph_stream("wide.sensor")
     light = _developed(scene.image, shot)
     size = scene.view.size_px
-    noise = stream.standard_normal(light.shape, dtype=np.float32)
-    noise = noise * np.float32(0.6) + np.roll(noise, 1, axis=2) * np.float32(0.4)  # as colour filters leave it
+    grain = stream.standard_normal(light.shape, dtype=np.float32)
+    noise = grain * np.float32(0.6) + np.roll(grain, 1, axis=2) * np.float32(0.4)  # as colour filters leave it
     level = shot.noise * math.sqrt(size / 256)
-    grain = noise * (np.float32(level) * np.sqrt(np.clip(light, 0.05, 1)))
-    light = np.asarray(light * 255 + grain, dtype=np.float32)
+    light = np.asarray(255 * light + noise * (np.float32(level) * np.sqrt(np.clip(light, 0.05, 1))))
     surround = margin(camera, scene.photograph_stream("margin"))
     picture = surround + (np.clip(light, 0, 255) - surround) * field_stop(camera)
     pixels = np.ascontiguousarray((np.clip(picture, 0, 255) + np.float32(0.5)).astype(np.uint8).transpose(1, 2, 0))

@@ -36,7 +36,7 @@ def widened_eye(seed: int, exam: Exam, eye: EyeAnatomy) -> EyeAnatomy:
     red = float(np.exp(patient.normal(-0.26, 0.16)))
     green = float(np.clip(patient.normal(0.49, 0.09), 0.28, 0.72))
     blue = float(
-        np.clip(patient.choice((0.12, 0.35, 0.62), p=(0.35, 0.35, 0.30)) + patient.normal(0, 0.10), 0.02, 0.95)
+        np.clip(patient.choice((0.02, 0.25, 0.55), p=(0.25, 0.40, 0.35)) + patient.normal(0, 0.09), 0.005, 0.95)
     )
     pale = bool(patient.random() < 0.3)
     bare = patient.uniform(0.15, 0.9) if pale else patient.uniform(0, 0.18)
@@ -44,7 +44,7 @@ def widened_eye(seed: int, exam: Exam, eye: EyeAnatomy) -> EyeAnatomy:
         eye,
         pigmentation=(red, red * green, red * green * blue),
         disc_axes=(width, width * oval),
-        calibre=float(patient.uniform(0.020, 0.033)),
+        calibre=float(patient.uniform(0.022, 0.036)),
         tortuosity=float(np.exp(patient.normal(0, 0.45))),
         tessellation=float(bare),
     )
@@ -54,8 +54,8 @@ def tissue_of(seed: int, exam: Exam, eye: EyeAnatomy) -> Tissue:
     """Return the tissues of the eye."""
     patient = keyed_generator(seed, "phantom.wide.tissue.patient", index=exam.patient)
     own = keyed_generator(seed, "phantom.wide.tissue.eye", index=exam.eye)
-    strength = float(np.clip(np.exp(patient.normal(-0.72, 0.42) + own.normal(0, 0.08)), 0.12, 1.1))
-    arteries = strength * float(patient.uniform(0.62, 0.98))
+    strength = float(np.clip(np.exp(patient.normal(-0.58, 0.46) + own.normal(0, 0.08)), 0.12, 1.15))
+    arteries = strength * float(patient.uniform(0.66, 1.0))
     reddening = float(patient.uniform(0.12, 0.42))
     shine = float(patient.uniform(0, 1) ** 2 * max(eye.youth - 0.35, 0) / 0.65)
     reflection = arteries * float(patient.uniform(0.05, 0.75))
@@ -64,15 +64,17 @@ def tissue_of(seed: int, exam: Exam, eye: EyeAnatomy) -> Tissue:
         arterial=(arteries * 0.6 * reddening, 0.85 * arteries, 0.80 * arteries),
         reflex=(-0.3 * reflection, -reflection, -0.9 * reflection),
         reflex_width=float(patient.uniform(0.26, 0.42)),
-        vessel_blur=float(own.uniform(0.0012, 0.004)),
+        haemorrhage=float(own.uniform(0.35, 0.95)),
+        vessel_blur=float(own.uniform(0.001, 0.003)),
         mottling=float(np.exp(patient.normal(0, 0.5))),
         choroid_cells=(int(patient.integers(36, 60)), int(patient.integers(26, 44))),
-        choroid=float(patient.uniform(0.35, 0.9)),
+        choroid=float(patient.uniform(0.25, 0.75)),
         lutein=float(patient.uniform(0.25, 1.35)),
         sheen=float(np.exp(patient.normal(-0.1, 0.6))),
-        disc_cover=float(patient.uniform(0.72, 0.93)),
+        disc_cover=float(patient.uniform(0.80, 0.96)),
         disc_edge=float(own.uniform(0.08, 0.24)),
-        disc_tint=_rgb(np.exp(patient.normal((-0.03, -0.08, -0.15), (0.04, 0.08, 0.22))).clip(0.3, 1.05)),
-        texture=_rgb(np.exp(patient.normal(-3.9, 0.45, 3) + patient.normal(0, 0.25))),
+        disc_tint=_rgb(np.exp(patient.normal((0.02, -0.05, -0.28), (0.05, 0.10, 0.40))).clip(0.3, (1.05, 1.0, 0.85))),
+        texture=_rgb(np.exp(patient.normal(-4.6, 0.5, 3) + patient.normal(0, 0.3))),
         shine=shine,
+        foveal_reflex=float(patient.uniform(0.1, 0.9)) if patient.random() < 0.35 else 0.0,
     )

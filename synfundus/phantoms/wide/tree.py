@@ -64,7 +64,7 @@ def _trunks(patient: np.random.Generator, own: np.random.Generator, eye: EyeAnat
     calibre = calibre * own.uniform(0.85, 1.12, n)
     taper = (1 - 0.68 * t**1.1) * np.clip(t / 0.05 + 0.5, 0, 1)
     widths_along = calibre[:, None] * taper
-    density = np.clip(np.sqrt(calibre / eye.calibre), 0.35, 1.0)
+    density = np.clip((calibre / eye.calibre) ** 0.35, 0.35, 1.0)
     return Branches(points, widths_along, is_artery, np.array(quadrants), density)
 
 
@@ -81,7 +81,7 @@ def _sprout(
     n, count = len(parents.points), len(parents.points) * per_parent
     last = parents.points.shape[1] - 2
     where = (np.arange(per_parent) + own.uniform(0.05, 0.95, (n, per_parent))) / per_parent
-    at = np.clip((0.06 + 0.92 * where) * last, 1, last).astype(np.int64).reshape(-1)
+    at = np.clip((0.13 + 0.85 * where) * last, 1, last).astype(np.int64).reshape(-1)
     row = np.repeat(np.arange(n), per_parent)
     start = parents.points[row, at]
     ahead = parents.points[row, at + 1] - start
@@ -108,12 +108,14 @@ def _sprout(
         goal = np.where(inward, np.arctan2(pull[:, 1], pull[:, 0]), outward)
         turn = (goal - heading + math.pi) % (2 * math.pi) - math.pi
         swing = 0.6 * swing + jitter[step]
-        heading = heading + np.where(inward, 1.6, 1.1) / steps * turn + swing
+        heading = heading + np.where(inward, 1.8, 1.3) / steps * turn + swing
         position = position + pace * np.stack([np.cos(heading), np.sin(heading)], axis=-1)
         path[:, step + 1] = position
-    base = parents.widths[row, at] * own.uniform(0.45, 0.82, count)
+    base = (
+        parents.widths[row, at] * own.uniform(0.45, 0.85, count) * np.where(inward, own.uniform(0.5, 0.95, count), 1.0)
+    )
     widths = base[:, None] * (1 - 0.6 * np.linspace(0, 1, steps + 1))
-    density = np.clip(np.sqrt(base / eye.calibre) * own.uniform(0.8, 1.15, count), 0.1, 1.0)
+    density = np.clip((base / eye.calibre) ** 0.4 * own.uniform(0.6, 1.15, count), 0.1, 1.0)
     return Branches(path, widths, parents.is_artery[row], parents.quadrant[row], density)
 
 
@@ -125,11 +127,11 @@ def fine_vessel_tree(seed: int, patient: int, eye_number: int, eye: EyeAnatomy) 
     trunks = _trunks(shared, own, eye)
     arcades, others = trunks.select(slice(0, 4)), trunks.select(slice(4, None))
     first = joined(
-        _sprout(own, arcades, eye, per_parent=9, lengths=(0.35, 0.95), steps=18),
-        _sprout(own, others, eye, per_parent=4, lengths=(0.25, 0.70), steps=18),
+        _sprout(own, arcades, eye, per_parent=9, lengths=(0.30, 1.0), steps=18),
+        _sprout(own, others, eye, per_parent=3, lengths=(0.25, 0.75), steps=18),
     )
     first = spare_fovea_and_disc(first, eye)
-    second = spare_fovea_and_disc(_sprout(own, first, eye, per_parent=3, lengths=(0.15, 0.50), steps=10), eye)
+    second = spare_fovea_and_disc(_sprout(own, first, eye, per_parent=2, lengths=(0.15, 0.50), steps=10), eye)
     third = spare_fovea_and_disc(_sprout(own, second, eye, per_parent=2, lengths=(0.08, 0.28), steps=6), eye)
     return trunks, first, second, third
 
