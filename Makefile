@@ -9,7 +9,7 @@ REFERENCES := $(VENV)/references
 DEMO_OUT ?= demo-out
 STAND_IN := .venv-gpu-stand-in$(if $(filter xformers,$(ATTENTION)),-xformers)
 
-.PHONY: help install install-gpu gpu-check gpu-stand-in demo demo-long test quick check lint bench soak mutants golden clean
+.PHONY: help install install-gpu gpu-check gpu-stand-in demo demo-long test quick check lint bench soak mutants golden starting-weights clean
 
 help:
 	@echo "make demo       set up and walk the whole chain on phantoms: $(DEMO_OUT)/demo.png"
@@ -20,6 +20,7 @@ help:
 	@echo "make bench      the performance claims, each as a ratio in one JSON line"
 	@echo "make soak       the long campaigns"
 	@echo "make mutants [ONLY='word ...'] [JOBS=2]  puts known faults into a copy, one by one: a test must fail each time"
+	@echo "make starting-weights  draws eyes, trains the autoencoder that --init-from drawn starts from: hours on two cores, resumable"
 	@echo "make install-gpu [ATTENTION=xformers]  the CUDA build of torch; with xformers torch 2.10 for CUDA 12"
 	@echo "make gpu-check [ONLY=2,4]  after that, on a machine with a GPU: checks and measures it in about ten minutes"
 	@echo "make gpu-stand-in [ATTENTION=xformers]  the CUDA build on a GPU that computes nothing: about 5 GB, 25 minutes"
@@ -99,6 +100,9 @@ mutants: $(STAMP)
 
 golden: $(STAMP)
 	SYNFUNDUS_REGENERATE_GOLDEN=1 $(BIN)/python -m pytest -q tests/golden
+
+starting-weights: $(STAMP)
+	$(BIN)/python -m benchmarks.starting_weights $(if $(WORK),--work $(WORK))
 
 clean:
 	rm -rf demo-out demo-long-out .pytest_cache .mypy_cache .ruff_cache

@@ -185,7 +185,7 @@ def _location_problem(option: Option, text: str, *, look: bool) -> str | None:
     if not text.strip():
         return f"{option.flag} is empty ({option.path})"
     url = parse_weighted(text)[0] if option.kind == "many" else text
-    if not look or "://" in url:
+    if not look or "://" in url or url in option.names:
         return None
     try:
         path = Path(url)

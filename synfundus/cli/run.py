@@ -127,7 +127,7 @@ def rehearse(request: Request) -> str:
     inputs, outputs = [], []
     for option in request.verb.options:
         texts = request.texts(option)
-        inputs += [(option.holds, texts)] if option.holds and texts else []
+        inputs += [(option.holds, texts)] if option.holds and texts and not {*texts} & {*option.names} else []
         outputs += [(option, text) for text in texts if option.proof]
     found = open_inputs(inputs, flip=request.verb.key == "train" and request.config.train.diffusion.flip)
     found += request.verb.dry_run(request.section, request.config.seed) if request.verb.dry_run else ""

@@ -1,4 +1,4 @@
-"""Finding the shell scripts and DeepSpeed files that belong to synfundus.
+"""Finding the shell scripts, DeepSpeed files and starting weights that belong to synfundus.
 
 They lie beside the package in a checkout and inside it in an installed wheel.
 """
@@ -12,7 +12,7 @@ from typing import Literal
 
 from synfundus.errors import ConfigError
 
-AssetKind = Literal["launchers", "ds_configs", "slurm"]
+AssetKind = Literal["launchers", "ds_configs", "slurm", "starting_weights"]
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 

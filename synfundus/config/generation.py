@@ -170,5 +170,7 @@ class DemoConfig(Section):
     """Mapping YAML of this table."""
     importer: str | None = None
     """Importer for a known data set, as of `prepare`; some need no label table."""
+    starting_weights: bool = True
+    """With ``source``, start the autoencoder from the shipped weights of drawn eyes, if they fit its architecture."""
     num_generated: PositiveInt = 320
     """Images generated for the label-control test."""

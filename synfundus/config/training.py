@@ -176,7 +176,8 @@ class TrainVaeConfig(Section):
     run_dir: str | None = None
     """Folder of the run."""
     init_from: str | None = None
-    """Folder of a diffusers AutoencoderKL or AutoencoderDC to start from; its architecture replaces `autoencoder`."""
+    """Folder of a diffusers AutoencoderKL or AutoencoderDC to start from; its architecture replaces `autoencoder`.
+    `drawn`: the weights shipped with the package, trained on drawn eyes alone, which must fit `autoencoder`."""
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     """Architecture."""
     loss: AutoencoderLossConfig = AutoencoderLossConfig()

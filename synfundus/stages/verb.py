@@ -32,6 +32,7 @@ class Option:
         required: The verb needs a value at this path, from any source.
         holds: What must be in an input; a dry run opens it.
         proof: Documents of which one must be in an output that is not empty; a dry run looks for them.
+        names: What it takes besides paths: things that come with the package.
         metavar: What it takes, where neither its role nor the schema says it.
         role: ``input`` must exist, ``output`` must not be a file; ``run`` is an output that is a run, which can be
             resumed.
@@ -45,6 +46,7 @@ class Option:
     role: PathRole = ""
     holds: Literal["images", "latents", "autoencoder", "model", "run", ""] = ""
     proof: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     metavar: str = ""
 
     @property

@@ -29,6 +29,7 @@ def test_the_wheel_carries_scripts_deepspeed_files_and_presets(wheel: Path) -> N
         shipped = {f"synfundus/_assets/{folder}/{path.name}" for path in (ROOT / folder).iterdir()}
         assert shipped
         assert shipped <= names
+    assert "synfundus/_assets/starting_weights/recipe.yaml" in names
     presets = {f"synfundus/config/presets/{path.name}" for path in (ROOT / "synfundus/config/presets").glob("*.yaml")}
     assert len(presets) >= 4
     assert presets <= names

@@ -50,6 +50,7 @@ from synfundus.stages.prepare import job as prepare
 from synfundus.stages.sample import job as sample
 from synfundus.stages.train import job as train
 from synfundus.stages.train_vae import job as train_vae
+from synfundus.stages.train_vae.starting_weights import DRAWN, fitting_weights
 from synfundus.stages.trial_step import latent_shape
 from synfundus.stages.verb import require
 from synfundus.stages.vessel_detail import energy_beside
@@ -109,7 +110,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     pace = settle_pace(
         config.demo, out, lambda: measure_pace(config.train, shape, world, seed=config.seed), world, console
     )
-    config = plan_demo(config, pace=pace)
+    config = start_from_drawn(plan_demo(config, pace=pace), console)
     demo = _Demo(config, out, pace, world, console)
     demo.claim()
     for stage in STAGES:
@@ -119,6 +120,15 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
             demo.write_label_plan()
         demo.run_stage(stage)
     return demo.finish()
+
+
+def start_from_drawn(config: RunConfig, console: Console) -> RunConfig:
+    """Return the config with shipped starting weights for one's own photographs, where they fit."""
+    demo, vae = config.demo, config.train_vae
+    if demo.source is None or not demo.starting_weights or vae.init_from or fitting_weights(vae.autoencoder) is None:
+        return config
+    console.message("the autoencoder starts from the shipped weights of drawn eyes (off: demo.starting_weights=false)")
+    return config.model_copy(update={"train_vae": vae.model_copy(update={"init_from": DRAWN})})
 
 
 def settle_pace(section: DemoConfig, out: str, measure: Callable[[], float], world: World, console: Console) -> float:
@@ -179,6 +189,8 @@ class _Demo:
             settings[verb]["loop"]["num_threads"] = 0  # only changes speed
         if settings["demo"]["importer"] is None:
             del settings["demo"]["importer"]  # demos begun before there was one are resumed
+        if settings["demo"]["starting_weights"]:
+            del settings["demo"]["starting_weights"]  # likewise
         request = {
             "settings_sha256": hashlib.sha256(documents.dump_json(settings)).hexdigest(),
             "minutes": self._config.demo.minutes,

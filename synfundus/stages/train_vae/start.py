@@ -19,6 +19,7 @@ from synfundus.errors import ConfigError
 from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.stages import build
 from synfundus.stages.train_vae.held_out import read_images
+from synfundus.stages.train_vae.starting_weights import DRAWN, drawn_weights
 from synfundus.storage import filesystem
 from synfundus.storage.local_folder import folder_to_read
 from synfundus.storage.manifest import ShardSet
@@ -32,17 +33,25 @@ def check_start(section: TrainVaeConfig, run_url: str) -> None:
 
     Raises:
         CheckpointError: Not an autoencoder that can be used.
-        ConfigError: One of a class that cannot recompute activations, which was asked for.
+        ConfigError: One of a class that cannot recompute activations, which was asked for; shipped weights that are not
+            there or of another architecture.
     """
     if not section.init_from or filesystem.exists(filesystem.join(run_url, FOLDER_NAME, CONFIG_NAME)):
         return
-    found = check_autoencoder(find_autoencoder(section.init_from))["_class_name"]
+    found = check_autoencoder(_given_folder(section))["_class_name"]
     if found == "AutoencoderDC" and section.loop.gradient_checkpointing:
         raise ConfigError(
             "AutoencoderDC cannot recompute its activations",
             where="train_vae.loop.gradient_checkpointing",
             hint="turn it off and use a smaller train_vae.loop.micro_batch_size",
         )
+
+
+def _given_folder(section: TrainVaeConfig) -> str:
+    """Return the folder of the weights to start from."""
+    if section.init_from == DRAWN:
+        return str(drawn_weights(section.autoencoder))
+    return find_autoencoder(str(section.init_from))
 
 
 def initial_autoencoder(
@@ -55,9 +64,10 @@ def initial_autoencoder(
         if filesystem.exists(filesystem.join(folder, CONFIG_NAME)):
             return  # an autoencoder folder is there as a whole or not at all
         if section.init_from:
-            autoencoder, _ = open_autoencoder(
-                find_autoencoder(section.init_from), device=torch.device("cpu"), dtype=torch.float32
+            autoencoder, fingerprint = open_autoencoder(
+                _given_folder(section), device=torch.device("cpu"), dtype=torch.float32
             )
+            console.message(f"the autoencoder starts from {section.init_from} ({fingerprint[:12]})")
         else:
             size = int(image_set.properties["image_size_px"])
             autoencoder = build.autoencoder(section.autoencoder, image_size_px=size, seed=seed)

@@ -13,9 +13,10 @@ VERB = Verb(
         Option(
             "--init-from",
             "train_vae.init_from",
-            "Start from a diffusers AutoencoderKL or AutoencoderDC.",
+            "Start from a diffusers AutoencoderKL or AutoencoderDC, or `drawn`: shipped weights, of drawn eyes.",
             role="input",
             holds="autoencoder",
+            names=("drawn",),
         ),
         Option("--budget-images", "train_vae.loop.budget_images", "Images to train on, epochs included."),
         Option("--micro-batch", "train_vae.loop.micro_batch_size", MICRO_BATCH_HELP),

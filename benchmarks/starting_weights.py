@@ -1,0 +1,118 @@
+"""Make the starting weights: ``python -m benchmarks.starting_weights`` draws, prepares, trains and writes them.
+
+Every step is the verb itself, in a process of its own, and is left out when it is done: start it again to resume.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from synfundus.artifacts.autoencoder_folder import forget_origin
+from synfundus.models.autoencoder import LatentAutoencoder, fingerprint
+from synfundus.stages.train_vae.held_out import judge_reconstructions
+from synfundus.stages.train_vae.starting_weights import DRAWN
+from synfundus.storage.manifest import load_shard_set
+from synfundus.telemetry.console import SilentConsole
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ROOT / "starting_weights" / "recipe.yaml"
+FIGURES = 512
+CARD_NAME = "MODEL_CARD.md"
+
+CARD = """---
+license: apache-2.0
+library_name: diffusers
+---
+
+# Starting weights of drawn eyes
+
+An autoencoder of fundus photographs that has seen none: it was trained on {images:,} phantoms alone, pictures that
+`synfundus phantoms` draws. No photograph, no patient, no third-party weights are in it. It is where training on
+photographs starts, not a finished autoencoder.
+
+| | |
+|---|---|
+| architecture | AutoencoderKL of diffusers, a linear path beside it |
+| size | {parameters:,} parameters, f{factor}, {channels} latent channels |
+| stored in | half precision; trained in fp32 |
+| made by | `make starting-weights` with `recipe.yaml` beside this card: fixed seed, fixed number of images |
+| trained with | synfundus {synfundus}, torch {torch} |
+| fingerprint | {fingerprint} |
+| licence | that of synfundus, Apache-2.0 (`LICENSE`) |
+
+Of {judged} held-out phantoms, with these weights as they are stored: PSNR {psnr_db:.2f} dB, SSIM {ssim:.3f}, vessel
+correlation {vessels}. Nothing here says how well it does on photographs: that is measured where they are.
+
+Not for diagnosis. Images decoded by it prove nothing about an eye.
+"""
+
+
+def steps(work: Path, recipe: Path) -> list[tuple[Path, list[str]]]:
+    """Return the verbs to run, each with the file it leaves when it is done."""
+    common = ["--preset", "demo-cpu", "--config", str(recipe)]
+    phantoms, images, vae = work / "phantoms", work / "images", work / "vae"
+    made = ["--source", str(phantoms), "--labels", str(phantoms / "labels.csv"), "--out", str(images)]
+    return [
+        (phantoms / "labels.csv", ["phantoms", *common, "--out", str(phantoms)]),
+        (images / "manifest.json", ["prepare", *common, *made, "--crosswalk", str(work / "crosswalk")]),
+        (vae / "export" / "vae" / "config.json", ["train-vae", *common, "--data", str(images), "--run-dir", str(vae)]),
+    ]
+
+
+def run_steps(work: Path, recipe: Path) -> None:
+    """Run what is not done yet; raises CalledProcessError where a verb fails."""
+    for proof, arguments in steps(work, recipe):
+        print(f"--- {arguments[0]}{': done' if proof.exists() else ''}", flush=True)
+        if not proof.exists():
+            subprocess.run([sys.executable, "-m", "synfundus", *arguments], check=True)
+
+
+def write_weights(work: Path, recipe: Path, out: Path) -> dict[str, Any]:
+    """Write the folder of the weights, judged as they are stored; returns its figures."""
+    images = load_shard_set(str(work / "images"), kind="images")
+    shutil.rmtree(out, ignore_errors=True)
+    autoencoder = LatentAutoencoder.from_pretrained(work / "vae" / "export" / "vae").half()
+    autoencoder.save_pretrained(out)
+    forget_origin(out)
+    stored = LatentAutoencoder.from_pretrained(out).eval()
+    figures: Mapping[str, Any] = judge_reconstructions(stored, images, count=FIGURES, console=SilentConsole())
+    environment = json.loads((work / "vae" / "environment.json").read_text())
+    facts = {
+        "images": images.num_samples("train"),
+        "parameters": sum(one.numel() for one in stored.network.parameters()),
+        "factor": stored.downsample_factor,
+        "channels": stored.latent_channels,
+        "fingerprint": fingerprint(out),
+        "torch": torch.__version__,
+        "synfundus": environment["versions"]["synfundus"],
+        "judged": figures["evaluated_images"],
+        "vessels": f"{figures['vessel_correlation']:.2f}" if "vessel_correlation" in figures else "not judged",
+    }
+    (out / CARD_NAME).write_text(CARD.format(**facts, **figures), encoding="utf-8")
+    shutil.copy(ROOT / "LICENSE", out / "LICENSE")
+    shutil.copy(recipe, out / "recipe.yaml")
+    return {**facts, **figures}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the weights."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.starting_weights", description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("starting-weights-work"), help="Folder of all steps.")
+    parser.add_argument("--recipe", type=Path, default=RECIPE, help="Configuration over the preset demo-cpu.")
+    parser.add_argument("--out", type=Path, default=ROOT / "starting_weights" / DRAWN, help="Folder of the weights.")
+    given = parser.parse_args(arguments)
+    run_steps(given.work, given.recipe)
+    print(json.dumps(write_weights(given.work, given.recipe, given.out), indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Starting weights that come with the package: written, found by name, refused where they do not fit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from tiny_runs import Talk
+from tiny_sets import TINY, tiny_config
+
+from benchmarks import starting_weights as making
+from synfundus.artifacts.autoencoder_folder import find_autoencoder
+from synfundus.config.loader import load_config
+from synfundus.config.schema import RunConfig
+from synfundus.distributed.world import LocalWorld
+from synfundus.errors import CheckpointError, ConfigError
+from synfundus.models.autoencoder import LatentAutoencoder
+from synfundus.stages.demo.job import start_from_drawn
+from synfundus.stages.train_vae import job as train_vae
+from synfundus.stages.train_vae import starting_weights
+from synfundus.storage.manifest import ShardSet
+
+
+@pytest.fixture(scope="module")
+def drawn(image_set: ShardSet, vae_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Weights written from a finished run, and their figures."""
+    work = tmp_path_factory.mktemp("work")
+    (work / "images").symlink_to(image_set.url)
+    (work / "vae").symlink_to(vae_run)
+    out = work / "shipped" / starting_weights.DRAWN
+    return out, making.write_weights(work, making.RECIPE, out)
+
+
+@pytest.fixture
+def shipped(drawn: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The package with these weights in it."""
+    folder = drawn[0]
+    monkeypatch.setattr(starting_weights, "asset_folders", lambda kind: (folder.parent / "none", folder.parent))
+    return folder
+
+
+def train(image_set: ShardSet, run_dir: Path, **autoencoder: Any) -> tuple[dict[str, Any], list[str]]:
+    section = {"data": image_set.url, "run_dir": str(run_dir), "init_from": "drawn", "autoencoder": autoencoder}
+    talk = Talk()
+    loop = {"budget_images": 8, "validation_images": 4}
+    return train_vae.run(tiny_config({"train_vae": {**section, "loop": loop}}), LocalWorld(), talk), talk.lines
+
+
+def test_they_are_the_trained_ones_in_half_precision_with_card_licence_and_recipe(
+    drawn: tuple[Path, dict[str, Any]], vae_run: Path
+) -> None:
+    folder, figures = drawn
+    assert {path.name for path in folder.iterdir()} >= {"MODEL_CARD.md", "LICENSE", "recipe.yaml", "config.json"}
+    with safe_open(folder / "diffusion_pytorch_model.safetensors", framework="pt") as weights:
+        assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"F16"}  # noqa: SIM118
+    ours, theirs = (LatentAutoencoder.from_pretrained(one) for one in (find_autoencoder(str(vae_run)), folder))
+    for name, tensor in ours.state_dict().items():
+        torch.testing.assert_close(theirs.state_dict()[name], tensor, rtol=1e-3, atol=1e-6)
+    card = (folder / "MODEL_CARD.md").read_text()
+    assert figures["fingerprint"] in card
+    assert f"PSNR {figures['psnr_db']:.2f} dB" in card
+    assert "no patient" in card.lower()
+
+
+def test_a_run_starts_from_them_and_keeps_what_it_started_from(
+    image_set: ShardSet, shipped: Path, tmp_path: Path
+) -> None:
+    _, said = train(image_set, tmp_path / "run")
+    assert any("starts from drawn" in line for line in said)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["identity"]["init_from"] == "drawn"
+    begun = LatentAutoencoder.from_pretrained(tmp_path / "run" / "init").state_dict()
+    given = LatentAutoencoder.from_pretrained(shipped).state_dict()
+    assert all(begun[name].equal(tensor) for name, tensor in given.items())
+
+
+def test_another_architecture_is_refused_naming_both(image_set: ShardSet, shipped: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"latent_channels 6 \(they have 4\)"):
+        train(image_set, tmp_path / "run", latent_channels=6)
+    with pytest.raises(ConfigError, match=r"linear_path False \(they have True\)"):
+        train(image_set, tmp_path / "run", linear_path=False)
+    (shipped / "config.json").rename(shipped / "kept.json")
+    try:
+        with pytest.raises(ConfigError, match="has no starting weights 'drawn'"):
+            train(image_set, tmp_path / "run")
+        (shipped / "config.json").write_text("{}")
+        with pytest.raises(CheckpointError, match="damaged"):
+            train(image_set, tmp_path / "run")
+    finally:
+        (shipped / "kept.json").rename(shipped / "config.json")
+
+
+def demo(**changes: Any) -> RunConfig:
+    return tiny_config({"demo": {"source": "photographs", **changes}})
+
+
+def test_the_demo_on_ones_own_photographs_starts_from_them_where_they_fit(shipped: Path) -> None:
+    talk = Talk()
+    assert start_from_drawn(demo(), talk).train_vae.init_from == "drawn"
+    assert "shipped weights of drawn eyes" in talk.lines[0]
+    other = {"train_vae": {"autoencoder": {"latent_channels": 8}}, "demo": {"source": "photographs"}}
+    given = {"train_vae": {"init_from": "somewhere"}, "demo": {"source": "photographs"}}
+    for config in (demo(source=None), demo(starting_weights=False), tiny_config(other), tiny_config(given)):
+        assert start_from_drawn(config, talk) == config
+    assert len(talk.lines) == 1
+
+
+def test_the_recipe_is_for_the_autoencoder_of_the_demo() -> None:
+    """Weights of another architecture than the preset's would never be used."""
+    made = load_config(preset="demo-cpu", file=str(making.RECIPE), settings=[], flags=[]).config
+    demo_cpu = load_config(preset="demo-cpu", file=None, settings=[], flags=[]).config
+    assert made.train_vae.autoencoder == demo_cpu.train_vae.autoencoder
+    assert made.phantoms.variety == "wide"
+    shipped = starting_weights.shipped_weights()
+    assert shipped is None or starting_weights.architecture_problem(demo_cpu.train_vae.autoencoder, shipped) == ""
+
+
+def test_steps_that_are_done_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append(command[3]))
+    making.run_steps(tmp_path, making.RECIPE)
+    assert ran == ["phantoms", "prepare", "train-vae"]
+    for proof, _ in making.steps(tmp_path, making.RECIPE)[:2]:
+        proof.parent.mkdir(parents=True)
+        proof.touch()
+    making.run_steps(tmp_path, making.RECIPE)
+    assert ran[3:] == ["train-vae"]
+
+
+@pytest.mark.slow
+def test_the_whole_way_gives_the_same_weights_twice(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    small = {
+        "phantoms": {"num_images": 60, "image_size_px": 64, "variety": "wide"},
+        "prepare": {"image_size_px": 64},
+        "train_vae": TINY["train_vae"],
+    }
+    recipe.write_text(yaml.safe_dump(small))
+    for name in ("one", "other"):
+        making.main(["--work", str(tmp_path / name), "--recipe", str(recipe), "--out", str(tmp_path / name / "drawn")])
+    files = ("diffusion_pytorch_model.safetensors", "linear_path.safetensors", "MODEL_CARD.md")
+    assert all(
+        (tmp_path / "one/drawn" / one).read_bytes() == (tmp_path / "other/drawn" / one).read_bytes() for one in files
+    )
