@@ -74,7 +74,7 @@ def tissue_of(seed: int, exam: Exam, eye: EyeAnatomy) -> Tissue:
         disc_cover=float(patient.uniform(0.80, 0.96)),
         disc_edge=float(own.uniform(0.08, 0.24)),
         disc_tint=_rgb(np.exp(patient.normal((0.02, -0.05, -0.28), (0.05, 0.10, 0.40))).clip(0.3, (1.05, 1.0, 0.85))),
-        texture=_rgb(np.exp(patient.normal(-4.6, 0.5, 3) + patient.normal(0, 0.3))),
+        texture=_rgb(np.exp(patient.normal((-4.6, -4.6, -4.1), 0.5) + patient.normal(0, 0.3))),
         shine=shine,
         foveal_reflex=float(patient.uniform(0.1, 0.9)) if patient.random() < 0.35 else 0.0,
     )
