@@ -54,7 +54,7 @@ def tissue_of(seed: int, exam: Exam, eye: EyeAnatomy) -> Tissue:
     """Return the tissues of the eye."""
     patient = keyed_generator(seed, "phantom.wide.tissue.patient", index=exam.patient)
     own = keyed_generator(seed, "phantom.wide.tissue.eye", index=exam.eye)
-    strength = float(np.clip(np.exp(patient.normal(-0.58, 0.46) + own.normal(0, 0.08)), 0.12, 1.15))
+    strength = float(np.clip(np.exp(patient.normal(-0.66, 0.54) + own.normal(0, 0.08)), 0.08, 1.15))
     arteries = strength * float(patient.uniform(0.66, 1.0))
     reddening = float(patient.uniform(0.12, 0.42))
     shine = float(patient.uniform(0, 1) ** 2 * max(eye.youth - 0.35, 0) / 0.65)
