@@ -93,7 +93,7 @@ def capture_of(seed: int, exam: Exam) -> Capture:
         blur=float(stream.uniform(0.004, 0.016) if soft else np.exp(stream.normal(-6.3, 0.45))),
         motion=(shake * math.cos(turn), shake * math.sin(turn)),
         sharpening=float(stream.uniform(0.2, 1.3)) if sharpened else 0.0,
-        noise=float(np.exp(stream.normal(0.1, 0.6))),
+        noise=float(np.exp(stream.normal(0.3, 0.65))),
         quality=int(stream.integers(55, 97)) if compressed else None,
     )
 

@@ -54,7 +54,7 @@ def tissue_of(seed: int, exam: Exam, eye: EyeAnatomy) -> Tissue:
     """Return the tissues of the eye."""
     patient = keyed_generator(seed, "phantom.wide.tissue.patient", index=exam.patient)
     own = keyed_generator(seed, "phantom.wide.tissue.eye", index=exam.eye)
-    strength = float(np.clip(np.exp(patient.normal(-0.58, 0.46) + own.normal(0, 0.08)), 0.12, 1.15))
+    strength = float(np.clip(np.exp(patient.normal(-0.66, 0.54) + own.normal(0, 0.08)), 0.08, 1.15))
     arteries = strength * float(patient.uniform(0.66, 1.0))
     reddening = float(patient.uniform(0.12, 0.42))
     shine = float(patient.uniform(0, 1) ** 2 * max(eye.youth - 0.35, 0) / 0.65)
@@ -74,7 +74,7 @@ def tissue_of(seed: int, exam: Exam, eye: EyeAnatomy) -> Tissue:
         disc_cover=float(patient.uniform(0.80, 0.96)),
         disc_edge=float(own.uniform(0.08, 0.24)),
         disc_tint=_rgb(np.exp(patient.normal((0.02, -0.05, -0.28), (0.05, 0.10, 0.40))).clip(0.3, (1.05, 1.0, 0.85))),
-        texture=_rgb(np.exp(patient.normal(-4.6, 0.5, 3) + patient.normal(0, 0.3))),
+        texture=_rgb(np.exp(patient.normal((-4.6, -4.6, -4.1), 0.5) + patient.normal(0, 0.3))),
         shine=shine,
         foveal_reflex=float(patient.uniform(0.1, 0.9)) if patient.random() < 0.35 else 0.0,
     )
