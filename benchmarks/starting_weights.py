@@ -6,6 +6,7 @@ Every step is the verb itself, in a process of its own, and is left out when it 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ import torch
 
 from synfundus.artifacts.autoencoder_folder import forget_origin
 from synfundus.models.autoencoder import LatentAutoencoder, fingerprint
+from synfundus.photographs.crosswalk import SECRET_NAME
 from synfundus.stages.train_vae.held_out import judge_reconstructions
 from synfundus.stages.train_vae.starting_weights import DRAWN
 from synfundus.storage.manifest import load_shard_set
@@ -70,6 +72,10 @@ def steps(work: Path, recipe: Path) -> list[tuple[Path, list[str]]]:
 
 def run_steps(work: Path, recipe: Path) -> None:
     """Run what is not done yet; raises CalledProcessError where a verb fails."""
+    key = work / "crosswalk" / SECRET_NAME
+    if not key.exists():  # keys decide order and splits: phantoms have nothing to hide, and a drawn key no second time
+        key.parent.mkdir(parents=True, exist_ok=True)
+        key.write_text(hashlib.sha256(b"phantoms").hexdigest() + "\n")
     for proof, arguments in steps(work, recipe):
         print(f"--- {arguments[0]}{': done' if proof.exists() else ''}", flush=True)
         if not proof.exists():
@@ -100,6 +106,8 @@ def write_weights(work: Path, recipe: Path, out: Path) -> dict[str, Any]:
     (out / CARD_NAME).write_text(CARD.format(**facts, **figures), encoding="utf-8")
     shutil.copy(ROOT / "LICENSE", out / "LICENSE")
     shutil.copy(recipe, out / "recipe.yaml")
+    for path in out.iterdir():
+        path.chmod(0o644)  # safetensors writes for its owner alone, and a wheel keeps that
     return {**facts, **figures}
 
 
