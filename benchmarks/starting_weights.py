@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from synfundus.artifacts.autoencoder_folder import forget_origin
+from synfundus.models import linear_path
 from synfundus.models.autoencoder import LatentAutoencoder, fingerprint
 from synfundus.photographs.crosswalk import SECRET_NAME
 from synfundus.stages.train_vae.held_out import judge_reconstructions
@@ -58,6 +59,11 @@ Not for diagnosis. Images decoded by it prove nothing about an eye.
 """
 
 
+_OURS = {CARD_NAME, "LICENSE", "recipe.yaml", "config.json", "diffusion_pytorch_model.safetensors"}
+_OURS |= {linear_path.CONFIG_NAME, linear_path.WEIGHTS_NAME}
+"""What a folder of starting weights holds."""
+
+
 def steps(work: Path, recipe: Path) -> list[tuple[Path, list[str]]]:
     """Return the verbs to run, each with the file it leaves when it is done."""
     common = ["--preset", "demo-cpu", "--config", str(recipe)]
@@ -82,9 +88,16 @@ def run_steps(work: Path, recipe: Path) -> None:
             subprocess.run([sys.executable, "-m", "synfundus", *arguments], check=True)
 
 
+def require_ours(out: Path) -> None:
+    """End unless a folder, which is replaced, is missing or holds nothing but starting weights."""
+    if out.exists() and any(path.name not in _OURS for path in out.iterdir()):
+        raise SystemExit(f"{out} holds something else than starting weights: give another --out, or move it away")
+
+
 def write_weights(work: Path, recipe: Path, out: Path) -> dict[str, Any]:
     """Write the folder of the weights, judged as they are stored; returns its figures."""
     images = load_shard_set(str(work / "images"), kind="images")
+    require_ours(out)
     shutil.rmtree(out, ignore_errors=True)
     autoencoder = LatentAutoencoder.from_pretrained(work / "vae" / "export" / "vae").half()
     autoencoder.save_pretrained(out)
@@ -118,6 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--recipe", type=Path, default=RECIPE, help="Configuration over the preset demo-cpu.")
     parser.add_argument("--out", type=Path, default=ROOT / "starting_weights" / DRAWN, help="Folder of the weights.")
     given = parser.parse_args(arguments)
+    require_ours(given.out)  # hours before it is written
     run_steps(given.work, given.recipe)
     print(json.dumps(write_weights(given.work, given.recipe, given.out), indent=2))
 

@@ -109,6 +109,38 @@ def _trunks(patient: np.random.Generator, own: np.random.Generator, eye: EyeAnat
     return Branches(points, base[:, None] * taper * rise, is_artery, np.array(quadrants), density)
 
 
+def branching(
+    own: np.random.Generator,
+    parents: Branches,
+    per_parent: int,
+    *,
+    spread: tuple[float, float],
+    stretch: tuple[float, float],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats, Floats]:
+    """Choose where branches leave their parents, on alternating sides.
+
+    Args:
+        own: The eye's generator.
+        parents: ``n`` branches.
+        per_parent: Branches of each.
+        spread: Where in its share of the parent a branch leaves, least and most.
+        stretch: Where the first share begins, and how much of the parent all take.
+
+    Returns:
+        Row of the parent, its point, the parent's direction there, and the side, 1 or -1: ``[n * per_parent]`` each.
+    """
+    n = len(parents.points)
+    last = parents.points.shape[1] - 2
+    where = (np.arange(per_parent) + own.uniform(*spread, (n, per_parent))) / per_parent
+    at = np.clip((stretch[0] + stretch[1] * where) * last, 1, last).astype(np.int64).reshape(-1)
+    row = np.repeat(np.arange(n), per_parent)
+    ahead = parents.points[row, at + 1] - parents.points[row, at]
+    along = np.arctan2(ahead[:, 1], ahead[:, 0])
+    turns = np.tile(np.where(np.arange(per_parent) % 2 == 0, 1.0, -1.0), n)
+    side = turns * np.repeat(own.choice([-1.0, 1.0], n), per_parent)
+    return row, at, along, side
+
+
 def _sprout(
     own: np.random.Generator,
     parents: Branches,
@@ -120,18 +152,10 @@ def _sprout(
     density: float,
 ) -> Branches:
     """Grow the next order: ``per_parent`` branches from each parent, on alternating sides."""
-    n, count = len(parents.points), len(parents.points) * per_parent
-    last = parents.points.shape[1] - 2
-    where = (np.arange(per_parent) + own.uniform(0.15, 0.85, (n, per_parent))) / per_parent
-    at = np.clip((0.08 + 0.88 * where) * last, 1, last).astype(np.int64).reshape(-1)
-    row = np.repeat(np.arange(n), per_parent)
-    start = parents.points[row, at]
-    ahead = parents.points[row, at + 1] - start
-    along = np.arctan2(ahead[:, 1], ahead[:, 0])
-    side = np.tile(np.where(np.arange(per_parent) % 2 == 0, 1.0, -1.0), n) * np.repeat(
-        own.choice([-1.0, 1.0], n), per_parent
-    )
+    count = len(parents.points) * per_parent
+    row, at, along, side = branching(own, parents, per_parent, spread=(0.15, 0.85), stretch=(0.08, 0.88))
     heading = along + side * own.uniform(0.45, 0.95, count)
+    start = parents.points[row, at]
     fovea = np.array(eye.fovea_center)
     to_fovea = fovea - start
     distance = np.hypot(to_fovea[:, 0], to_fovea[:, 1])

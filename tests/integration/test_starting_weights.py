@@ -68,6 +68,15 @@ def test_they_are_the_trained_ones_in_half_precision_with_card_licence_and_recip
     assert "no patient" in card.lower()
 
 
+def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
+    theirs = tmp_path / "out" / "thesis.tex"
+    theirs.parent.mkdir()
+    theirs.write_text("three years")
+    with pytest.raises(SystemExit, match="something else than starting weights"):
+        making.require_ours(theirs.parent)
+    assert theirs.read_text() == "three years"
+
+
 def test_a_run_starts_from_them_and_keeps_what_it_started_from(
     image_set: ShardSet, shipped: Path, tmp_path: Path
 ) -> None:

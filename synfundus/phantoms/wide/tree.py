@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from synfundus.phantoms.scene import EyeAnatomy
-from synfundus.phantoms.vessels import Branches, Floats, joined, spare_fovea_and_disc, spline_basis
+from synfundus.phantoms.vessels import Branches, Floats, branching, joined, spare_fovea_and_disc, spline_basis
 from synfundus.seeding import keyed_generator
 
 _POINTS = 40
@@ -78,17 +78,10 @@ def _sprout(
     steps: int,
 ) -> Branches:
     """Grow the next order: branches leave on alternating sides, then swing towards their parent's direction."""
-    n, count = len(parents.points), len(parents.points) * per_parent
-    last = parents.points.shape[1] - 2
-    where = (np.arange(per_parent) + own.uniform(0.05, 0.95, (n, per_parent))) / per_parent
-    at = np.clip((0.13 + 0.85 * where) * last, 1, last).astype(np.int64).reshape(-1)
-    row = np.repeat(np.arange(n), per_parent)
-    start = parents.points[row, at]
-    ahead = parents.points[row, at + 1] - start
-    along = np.arctan2(ahead[:, 1], ahead[:, 0])
-    turns = np.tile(np.where(np.arange(per_parent) % 2 == 0, 1.0, -1.0), n)
-    side = turns * np.repeat(own.choice([-1.0, 1.0], n), per_parent)
+    count = len(parents.points) * per_parent
+    row, at, along, side = branching(own, parents, per_parent, spread=(0.05, 0.95), stretch=(0.13, 0.85))
     heading = along + side * own.uniform(0.5, 1.25, count)
+    start = parents.points[row, at]
     fovea = np.array(eye.fovea_center)
     distance = np.hypot(*(fovea - start).T)
     facing = np.cos(heading) * (fovea - start)[:, 0] + np.sin(heading) * (fovea - start)[:, 1]
