@@ -40,9 +40,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _groups_are_left() -> Iterator[None]:
-    """Leave the process groups of the jobs that a test ran: each has a thread that wakes up again and again."""
+    """Leave the process groups of the jobs that a test ran: each has a thread that wakes up again and again.
+
+    The threads that torch computes with are as before too: the order of sums, and so the last bits, depend on them.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
     yield
     leave_new_groups()
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -267,7 +267,7 @@ def connect(
     Args:
         device: Device to compute on.
         timeout_s: Longest wait for the other ranks, in seconds.
-        num_threads: CPU threads of this process; 0 takes `own_cores`.
+        num_threads: CPU threads of a process that is in no group yet; 0 takes `own_cores`.
         facts: What must be the same on all ranks.
 
     Raises:
@@ -280,10 +280,12 @@ def connect(
 
     info = rank_info(os.environ)
     kind = resolve_device(device)
-    torch.set_num_threads(num_threads or _cores(info))
+    callers = in_process_group()
+    if not callers:  # a caller that computes in a group of its own keeps its threads, and so its sums
+        torch.set_num_threads(num_threads or _cores(info))
     if kind == "cuda":
         torch.cuda.set_device(gpu_index(info.local_rank, info.local_world_size, visible=torch.cuda.device_count()))
-    if not in_process_group():
+    if not callers:
         timeout = timedelta(seconds=timeout_s)
         backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
         if info.world_size == 1 and info.source == "single":

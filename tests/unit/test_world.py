@@ -1,4 +1,4 @@
-"""Which device a rank computes on."""
+"""Which device a rank computes on, and with how many threads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 import torch
 
-from synfundus.distributed.world import resolve_device
+from synfundus.distributed.world import World, connect, in_process_group, resolve_device
 from synfundus.errors import LaunchError
 
 
@@ -32,3 +32,11 @@ def test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error(monkeypatch: pyte
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(LaunchError, match="torch finds no CUDA device"):
         resolve_device("cuda")
+
+
+def test_a_job_in_its_callers_group_keeps_the_callers_threads(world: World) -> None:
+    """More threads add in another order, and the caller's later results would be of other bits."""
+    before = torch.get_num_threads()
+    connect(device="cpu", timeout_s=60, num_threads=before + 1)
+    assert torch.get_num_threads() == before
+    assert in_process_group()
