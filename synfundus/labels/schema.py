@@ -199,6 +199,25 @@ def _order(spec: LabelSpec) -> str:
     return "ordinal" if spec.ordinal else "nominal"
 
 
+def label_differences(left: LabelSchema, right: LabelSchema) -> list[str]:
+    """Describe how the labels that both schemas have differ: their number of values, or what a value means.
+
+    Names of values count where both sides have some.
+    """
+    return [text for spec in left.labels if spec.name in right.names and (text := _differs(spec, right[spec.name]))]
+
+
+def _differs(one: LabelSpec, two: LabelSpec) -> str:
+    if one.num_values != two.num_values:
+        return f"{one.name} has {one.num_values} values in the first, {two.num_values} in the second"
+    if one.ordinal != two.ordinal:
+        return f"{one.name} is {_order(one)} in the first, {_order(two)} in the second"
+    for value, (left, right) in enumerate(zip(one.names, two.names, strict=False)):
+        if left.casefold() != right.casefold():
+            return f"{one.name} = {value} is {left} in the first, {right} in the second"
+    return ""
+
+
 def difference(left: LabelSchema, right: LabelSchema) -> str:
     """Describe in one line how two schemas differ; empty if they encode rows in the same way."""
     if [(s.name, s.num_values) for s in left.labels] == [(s.name, s.num_values) for s in right.labels]:

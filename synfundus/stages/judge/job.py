@@ -10,27 +10,24 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
 from synfundus.artifacts.claim import Claim
 from synfundus.artifacts.model_folder import DOCUMENT_NAME, find_pipeline
 from synfundus.artifacts.run_folder import versions
-from synfundus.artifacts.sample_set import TABLE_NAMES, requested_labels
 from synfundus.config.generation import JudgeConfig
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World, torch_device, without_timeout
-from synfundus.errors import ConfigError, DataError
+from synfundus.errors import ConfigError
 from synfundus.evaluation.label_control import control_rows
 from synfundus.labels.plan import label_table
 from synfundus.labels.schema import LabelSchema
-from synfundus.shards.reader import decode_image
 from synfundus.stages import Summary
+from synfundus.stages.judge.samples import read_samples, require_same_meaning
 from synfundus.stages.judging import (
     TRAIN_SPLIT,
-    LabelledImages,
     held_out_splits,
     judge_label_control,
     read_images,
@@ -41,7 +38,7 @@ from synfundus.stages.judging import (
 from synfundus.stages.sample import job as sample
 from synfundus.stages.verb import require
 from synfundus.storage import documents, filesystem
-from synfundus.storage.manifest import MANIFEST_NAME, ShardSet, load_shard_set
+from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import Console
 
 REPORT_NAME = "judge.json"
@@ -84,7 +81,7 @@ def _shared_labels(model: str, data: ShardSet) -> tuple[str, ...]:
 
     Raises:
         CheckpointError: There is no model.
-        ConfigError: They have no label in common.
+        ConfigError: They have no label in common, or mean something else by one.
     """
     url = filesystem.join(find_pipeline(model), DOCUMENT_NAME)
     find_autoencoder(find_pipeline(model))
@@ -93,6 +90,7 @@ def _shared_labels(model: str, data: ShardSet) -> tuple[str, ...]:
     if not names:
         message = f"the model has labels {', '.join(schema.names)}, the set {', '.join(data.label_schema.names)}"
         raise ConfigError(message, where=url, hint="give the --data the model was trained with")
+    require_same_meaning(schema, data.label_schema, where=url)
     return names
 
 
@@ -144,27 +142,3 @@ def _judge(
     show_label_control(control, console, num_generated=len(generated))
     console.message(f"figures: {url}")
     return document
-
-
-def read_samples(folder: str, schema: LabelSchema) -> LabelledImages:
-    """Read generated images and what they were asked for: a folder of PNG files, or a shard set.
-
-    Raises:
-        ConfigError: There are no samples, or they have labels the schema does not have.
-        DataError: A row without a file, or images of different sizes.
-    """
-    if filesystem.exists(filesystem.join(folder, MANIFEST_NAME)):
-        return read_images(load_shard_set(folder, kind="samples"), splits=(TRAIN_SPLIT,))
-    requested = requested_labels(folder)
-    if requested is None:
-        hint = f"give a complete folder written by `sample`, with {TABLE_NAMES[0]}"
-        raise ConfigError("there are no samples", where=folder, hint=hint)
-    if not requested or not all(name for name, _ in requested):
-        raise DataError("the table of samples has no rows, or one without a file", where=folder)
-    images, states = [], []
-    for name, row in requested:
-        images.append(decode_image(filesystem.read_bytes(filesystem.join(folder, name)), where=name))
-        states.append(schema.encode({label: schema.check_value(label, text or None) for label, text in row.items()}))
-    if len({image.shape for image in images}) > 1:
-        raise DataError("the images are of different sizes", where=folder)
-    return LabelledImages(np.stack(images), np.array(states, dtype=np.int64))

@@ -28,6 +28,7 @@ from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
 from synfundus.artifacts.run_folder import versions
 from synfundus.artifacts.sample_set import (
     LABELS_ARE,
+    PROVENANCE_NAME,
     RELEASE,
     PngStore,
     SampleStore,
@@ -55,7 +56,6 @@ from synfundus.telemetry.console import Console
 
 LABELS_NAME = "metadata.csv"
 """As Hugging Face's imagefolder expects it, with the column ``file_name``."""
-PROVENANCE_NAME = "PROVENANCE.json"
 README_NAME = "README.md"
 REQUEST_NAME = "request.json"
 SHEET_NAME = "contact-sheet.html"
@@ -317,7 +317,8 @@ def _publish(work: _Work, out: str, request: dict[str, Any]) -> None:
     count = min(work.section.contact_sheet_images, len(work.rows))
     if count:
         filesystem.write_bytes(filesystem.join(out, SHEET_NAME), sheet_page(_contact_sheet(work, count)))
-    provenance = properties | {"generated": _occasion(work.pipeline)}
+    schema = work.pipeline.label_schema.to_document()
+    provenance = properties | {"label_schema": schema, "generated": _occasion(work.pipeline)}
     filesystem.write_bytes(filesystem.join(out, README_NAME), sample_readme(provenance).encode())
     url = filesystem.join(out, PROVENANCE_NAME)
     documents.write_document(url, provenance, format_name=FORMAT_NAME, version=FORMAT_VERSION)
