@@ -219,23 +219,17 @@ def _differs(one: LabelSpec, two: LabelSpec) -> str:
 
 
 def difference(left: LabelSchema, right: LabelSchema) -> str:
-    """Describe in one line how two schemas differ; empty if they encode rows in the same way."""
-    if [(s.name, s.num_values) for s in left.labels] == [(s.name, s.num_values) for s in right.labels]:
-        orders = zip(left.labels, right.labels, strict=True)
-        flipped = [
-            f"{one.name} is {_order(one)} in the first, {_order(two)} in the second"
-            for one, two in orders
-            if one.ordinal != two.ordinal
-        ]
-        return "; ".join(flipped)
-    only_left = sorted(set(left.names) - set(right.names))
-    only_right = sorted(set(right.names) - set(left.names))
-    parts = []
-    if only_left:
-        parts.append(f"only in the first: {', '.join(only_left)}")
-    if only_right:
-        parts.append(f"only in the second: {', '.join(only_right)}")
-    return "; ".join(parts) or "the same names in another order or with other values"
+    """Describe in one line how two schemas differ; empty if a row of states means the same in both."""
+    sides = (("first", left, right), ("second", right, left))
+    parts = [
+        f"only in the {which}: {', '.join(only)}"
+        for which, one, other in sides
+        if (only := sorted(set(one.names) - set(other.names)))
+    ]
+    parts += label_differences(left, right)
+    if not parts and left.names != right.names:
+        parts = [f"another order: {', '.join(left.names)} in the first, {', '.join(right.names)} in the second"]
+    return "; ".join(parts)
 
 
 _BINARY_MEANINGS = {
