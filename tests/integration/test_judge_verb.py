@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tiny_pipeline import write_tiny_pipeline
+from tiny_runs import Talk
 from tiny_sets import encode_png, phantom_samples, tiny_config, write_set
 
 from synfundus.distributed.world import LocalWorld
@@ -20,6 +21,7 @@ from synfundus.stages import Summary
 from synfundus.stages.judge import job as judge
 from synfundus.stages.judge.samples import read_samples
 from synfundus.stages.judge.verb import VERB
+from synfundus.stages.judging import NOBODY_HELD_OUT
 from synfundus.stages.sample import job as sample
 from synfundus.telemetry.console import SilentConsole
 
@@ -166,6 +168,33 @@ def test_a_model_is_asked_for_label_rows_of_held_out_photographs_and_resumes(dat
     assert [path.stat().st_mtime_ns for path in images] == written
     with pytest.raises(ConfigError, match="num_images is 6 there, 7 here"):
         _judge(data, tmp_path / "out", model=str(tmp_path / "run"), num_images=7)
+
+
+def _write_lit_set(folder: Path, *, shards: Mapping[str, Sequence[int]]) -> Path:
+    """Write 32 pictures of nothing, of which those with glaucoma are the brighter ones."""
+    rng = np.random.default_rng(0)
+    samples = []
+    for number in range(32):
+        grey = rng.integers(150, 180) if number % 2 else rng.integers(60, 90)
+        picture = encode_png(np.full((SIZE, SIZE, 3), grey, dtype=np.uint8))
+        row = json.dumps({"labels": {"is_gc": number % 2}}).encode()
+        samples.append((f"{number:08d}", {"json": row, "png": picture}))
+    write_set(folder, samples, shards=shards)
+    return folder
+
+
+def test_a_label_that_can_be_read_off_the_camera_and_photographs_learned_from_are_warned_of(tmp_path: Path) -> None:
+    samples = _write_samples(tmp_path / "samples", [{"is_gc": n % 2} for n in range(4)])
+    camera = "the field of view and the mean colour alone tell is_gc"
+    for shards, expected in (({"train": (16,), "val": (16,)}, []), ({"train": (32,)}, [NOBODY_HELD_OUT])):
+        data = _write_lit_set(tmp_path / f"data-{len(shards)}", shards=shards)
+        talk, out = Talk(), str(tmp_path / f"out-{len(shards)}")
+        settings = {"judge": {"data": str(data), "out": out, "samples": str(samples)}}
+        found = judge.run(tiny_config(settings), LocalWorld(), talk)
+        *before, last = found["label_control_warnings"]
+        assert before == expected
+        assert last.startswith(f"label control on real images: {camera}")
+        assert {f"warning: {text}" for text in (*before, last)} <= {*talk.lines}
 
 
 def test_what_cannot_be_judged_is_refused_and_nothing_is_written(data: Path, tmp_path: Path) -> None:

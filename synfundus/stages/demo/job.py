@@ -37,11 +37,11 @@ from synfundus.stages.demo.report import (
 )
 from synfundus.stages.encode_latents import job as encode_latents
 from synfundus.stages.judging import (
-    TRAIN_SPLIT,
     LabelledImages,
+    describe_judged,
     held_out_splits,
     judge_label_control,
-    read_images,
+    read_photographs,
     read_states,
     reconstruct,
 )
@@ -278,8 +278,8 @@ class _Demo:
         autoencoder, _ = open_autoencoder(
             find_autoencoder(self._at("vae")), device=device, dtype=build.torch_dtype("fp32")
         )
-        train_images = read_images(image_set, splits=(TRAIN_SPLIT,))
-        held_out = read_images(image_set, splits=held_out_splits(image_set))
+        train_images, held_out = read_photographs(image_set)
+        shown = [held_out] if held_out is train_images else [held_out, train_images]
         restored = reconstruct(autoencoder, held_out.pixels, device=device)
         generated = self._generated(plan, image_set)
         self._result.label_control = judge_label_control(
@@ -293,7 +293,7 @@ class _Demo:
             device=device,
             console=self._console,
         )
-        self._result.num_generated = plan.num_control
+        self._result.num_generated, self._result.judged_on = plan.num_control, describe_judged(image_set)
         self._result.generated_energy = energy_beside(generated.pixels[: plan.num_control], held_out.pixels)
         return draw_demo(
             result=self._result,
@@ -301,8 +301,7 @@ class _Demo:
             held_out=held_out,
             restored=restored,
             photographs=LabelledImages(
-                np.concatenate([held_out.pixels, train_images.pixels]),
-                np.concatenate([held_out.states, train_images.states]),
+                np.concatenate([images.pixels for images in shown]), np.concatenate([images.states for images in shown])
             ),
             generated=generated.pixels,
             schema=image_set.label_schema,

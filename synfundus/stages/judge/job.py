@@ -27,10 +27,9 @@ from synfundus.labels.schema import LabelSchema
 from synfundus.stages import Summary
 from synfundus.stages.judge.samples import read_samples, require_same_meaning
 from synfundus.stages.judging import (
-    TRAIN_SPLIT,
     held_out_splits,
     judge_label_control,
-    read_images,
+    read_photographs,
     read_states,
     reconstruct,
     show_label_control,
@@ -114,10 +113,7 @@ def _write_label_plan(
 def _judge(
     section: JudgeConfig, seed: int, data: ShardSet, request: dict[str, Any], device: torch.device, console: Console
 ) -> Summary:
-    splits = held_out_splits(data)
-    if splits == (TRAIN_SPLIT,):
-        console.warning("the set holds no patient out: figures on real photographs are of those the judge learned from")
-    train, held_out = read_images(data, splits=(TRAIN_SPLIT,)), read_images(data, splits=splits)
+    train, held_out = read_photographs(data)
     autoencoder = restored = None
     if section.model is not None:
         autoencoder, _ = open_autoencoder(

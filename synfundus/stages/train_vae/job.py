@@ -40,7 +40,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     """Train, evaluate on held-out images, export. Collective; resumes by itself.
 
     Returns:
-        ``images_seen``, ``export``, and the figures of `judge_reconstructions`.
+        ``images_seen``, ``export``, ``judged_on``, and the figures of `judge_reconstructions`.
     """
     shared = Shared(config.seed, config.launch, config.telemetry, config.model_dump(mode="json"))
     watchdog = training_setup.watchdog(config.train_vae.loop, config.launch, world)
@@ -167,7 +167,7 @@ class AutoencoderTraining(Training[AutoencoderObjective]):
         )
         if warning := lost_vessels(figures):
             self._console.warning(warning)
-        return {"images_seen": outcome.state.images_seen, "export": folder, **figures}
+        return {"images_seen": outcome.state.images_seen, "export": folder, "judged_on": judged, **figures}
 
 
 def _objective(autoencoder: LatentAutoencoder, loss: AutoencoderLossConfig, *, seed: int) -> AutoencoderObjective:
