@@ -130,10 +130,13 @@ def rehearse(request: Request) -> str:
         inputs += [(option.holds, texts)] if option.holds and texts and not {*texts} & {*option.names} else []
         outputs += [(option, text) for text in texts if option.proof]
     found = open_inputs(inputs, flip=request.verb.key == "train" and request.config.train.diffusion.flip)
-    found += request.verb.dry_run(request.section, request.config.seed) if request.verb.dry_run else ""
+    verb, config = request.verb, request.config
+    found += verb.dry_run(request.section, config.seed) if verb.dry_run else ""
+    found += verb.rehearse(config) if verb.rehearse else ""
     for option, text in outputs:
         beside = RUN_BESIDE if option.role == "run" else ""
-        holds_ours(text, proof=option.proof, beside=beside, flag=option.flag)
+        if holds_ours(text, proof=option.proof, beside=beside, flag=option.flag) and verb.compare:
+            verb.compare(request.section, config.seed)
     return redact(found and f"\n{found}")
 
 

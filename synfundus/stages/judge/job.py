@@ -16,7 +16,7 @@ from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoen
 from synfundus.artifacts.claim import Claim
 from synfundus.artifacts.model_folder import DOCUMENT_NAME, find_pipeline
 from synfundus.artifacts.run_folder import versions
-from synfundus.config.generation import JudgeConfig
+from synfundus.config.generation import JudgeConfig, SampleConfig
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World, torch_device, without_timeout
@@ -25,7 +25,7 @@ from synfundus.evaluation.label_control import control_rows
 from synfundus.labels.plan import label_table
 from synfundus.labels.schema import LabelSchema
 from synfundus.stages import Summary
-from synfundus.stages.judge.samples import read_samples, require_same_meaning
+from synfundus.stages.judge.samples import check_samples, read_samples, require_same_meaning
 from synfundus.stages.judging import (
     held_out_splits,
     judge_label_control,
@@ -34,6 +34,7 @@ from synfundus.stages.judging import (
     reconstruct,
     show_label_control,
 )
+from synfundus.stages.rehearsal import read_model, require_sampler
 from synfundus.stages.sample import job as sample
 from synfundus.stages.verb import require
 from synfundus.storage import documents, filesystem
@@ -64,13 +65,13 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     if (section.model is None) == (section.samples is None):
         raise ConfigError("give either --model or --samples", where="judge")
     names = _shared_labels(section.model, data) if section.model is not None else ()
-    request = {"seed": config.seed, "image_set_identity": data.identity, **section.model_dump(exclude={"out", "data"})}
+    request = _request(section, config.seed, data)
     if section.samples is not None:
         read_samples(section.samples, data.label_schema)  # refuse before the folder is claimed
     on_rank_0(lambda: _CLAIM.make(out, request), world)
     if section.model is not None:
-        asked = _write_label_plan(section, config.seed, data, names, world)
-        sample.run(config.model_copy(update={"sample": config.sample.model_copy(update=asked)}), world, console)
+        _write_label_plan(section, config.seed, data, names, world)
+        sample.run(config.model_copy(update={"sample": _asked(section, config.sample)}), world, console)
     device, at_the_end = torch_device(world), without_timeout(world)
     return on_rank_0(lambda: _judge(section, config.seed, data, request, device, console), at_the_end)
 
@@ -93,10 +94,47 @@ def _shared_labels(model: str, data: ShardSet) -> tuple[str, ...]:
     return names
 
 
-def _write_label_plan(
-    section: JudgeConfig, seed: int, data: ShardSet, names: Sequence[str], world: World
-) -> dict[str, Any]:
-    """Write label rows of held-out photographs; returns what `sample` is asked for with them. Collective."""
+def rehearse(section: JudgeConfig, settings: SampleConfig, *, seed: int) -> str:
+    """Refuse what the run refuses, for a dry run; no image is decoded or generated.
+
+    Raises:
+        SynfundusError: As the run.
+    """
+    data, out = load_shard_set(str(section.data), kind="images"), str(section.out)
+    if section.model is None:
+        number = check_samples(str(section.samples), data.label_schema)
+        text = f"{number:,} images of {section.samples}"
+    else:
+        names = _shared_labels(section.model, data)
+        require_sampler(settings.sampler, read_model(section.model))
+        text = f"{section.num_images:,} images of {section.model}, asked for {', '.join(names)}"
+    _CLAIM.compare(out, _request(section, seed, data))
+    asked = _asked(section, settings)
+    if section.model is not None and all(map(filesystem.exists, (str(asked.labels), str(asked.out)))):
+        sample.compare_claim(asked, seed)
+    return f"# images\n{text}\n\n"
+
+
+def _request(section: JudgeConfig, seed: int, data: ShardSet) -> dict[str, Any]:
+    return {"seed": seed, "image_set_identity": data.identity, **section.model_dump(exclude={"out", "data"})}
+
+
+def _asked(section: JudgeConfig, settings: SampleConfig) -> SampleConfig:
+    """Return what `sample` is asked for: images for the label rows of held-out photographs."""
+    out, plan = (filesystem.join(str(section.out), name) for name in (SAMPLES_DIR, LABEL_PLAN_NAME))
+    wanted: dict[str, Any] = {
+        "model": section.model,
+        "out": out,
+        "labels": plan,
+        "num_images": None,
+        "label": {},
+        "format": "png",
+    }
+    return settings.model_copy(update=wanted)
+
+
+def _write_label_plan(section: JudgeConfig, seed: int, data: ShardSet, names: Sequence[str], world: World) -> None:
+    """Write label rows of held-out photographs. Collective."""
     plan = filesystem.join(str(section.out), LABEL_PLAN_NAME)
 
     def write() -> None:
@@ -106,8 +144,6 @@ def _write_label_plan(
             filesystem.write_bytes(plan, label_table(rows, names))
 
     on_rank_0(write, world)
-    wanted: dict[str, Any] = {"model": section.model, "out": filesystem.join(str(section.out), SAMPLES_DIR)}
-    return {**wanted, "labels": plan, "num_images": None, "label": {}, "format": "png"}
 
 
 def _judge(

@@ -20,8 +20,13 @@ def _dry_run(section: PrepareConfig, seed: int) -> str:
     from synfundus.stages.prepare.places import check_out, find_paths
     from synfundus.stages.prepare.plan import describe_inputs
 
-    check_out(find_paths(section))
-    return describe_inputs(section, seed=seed)
+    complete = check_out(find_paths(section))
+    text = describe_inputs(section, seed=seed)
+    if complete:
+        from synfundus.stages.prepare.job import compare_set
+
+        compare_set(section, seed)
+    return text
 
 
 VERB = Verb(

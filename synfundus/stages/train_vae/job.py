@@ -21,7 +21,7 @@ from synfundus.stages import Summary, build, training_setup
 from synfundus.stages.reading import image_batches
 from synfundus.stages.run_weights import RunWeights
 from synfundus.stages.train_vae.held_out import draw_reconstructions, judge_reconstructions
-from synfundus.stages.train_vae.start import check_start, initial_autoencoder
+from synfundus.stages.train_vae.start import check_start, identity_of, initial_autoencoder
 from synfundus.stages.training_run import Outcome, Row, Shared, Training, TrainingRun
 from synfundus.stages.verb import require
 from synfundus.stages.vessel_detail import describe_vessels, lost_vessels
@@ -57,7 +57,7 @@ def _set_up(section: TrainVaeConfig, shared: Shared, world: World, console: Cons
     run_url = require(section.run_dir, flag="--run-dir", key="train_vae.run_dir")
     check_start(section, run_url)
     training_setup.check_compilation(section.loop, world)
-    identity = {"seed": shared.seed, "data": image_set.identity, **section.identity_document()}
+    identity = identity_of(section, image_set, seed=shared.seed)
     judged = judged_on((image_set,), patients=knows_patients(image_set))
     warn_of_no_val(judged, console)
     directory = RunFolder(run_url, kind="vae", identity=identity, config=shared.document, world=world, judged_on=judged)
