@@ -54,7 +54,7 @@ from synfundus.processes.stop_signals import ENDING
 from synfundus.redaction import redact
 from synfundus.stages import Summary
 from synfundus.stages.training_plan import plan_training
-from synfundus.stages.verb import Verb, closing_lines
+from synfundus.stages.verb import NODES, Verb, closing_lines
 from synfundus.storage import documents, filesystem
 from synfundus.storage.writer_lock import one_writer
 from synfundus.telemetry.console import Console, SilentConsole
@@ -63,7 +63,7 @@ from synfundus.telemetry.console import Console, SilentConsole
 def plan_verb(request: Request, arguments: tuple[str, ...], machine: MachineFacts) -> LaunchPlan:
     """Decide how the verb starts; a verb without these options runs in one process, whatever the config says."""
     verb, launch = request.verb, request.config.launch
-    nodes = launch.nodes if verb.script else 1
+    nodes = launch.nodes if NODES in verb.options else 1
     resources = Resources(
         partition=launch.partition,
         account=launch.account,
@@ -73,7 +73,14 @@ def plan_verb(request: Request, arguments: tuple[str, ...], machine: MachineFact
         sbatch_args=launch.sbatch_args,
         submit=launch.submit,
     )
-    job = bool(verb.script) and not machine.is_rank and asks_for_job(nodes, resources, machine)
+    job = not machine.is_rank and asks_for_job(nodes, resources, machine)
+    if job and verb.distributed and not verb.script and "SLURM_JOB_ID" not in machine.environment:
+        raise ConfigError(
+            f"{resources.named()} asks for a batch job, and `{verb.name}` computes where it is started",
+            where="launch",
+            hint="start it inside an allocation (salloc, srun), or leave that setting out to run it here",
+        )
+    job = job and bool(verb.script)
     plan = plan_launch(
         arguments=arguments,
         nodes=nodes,

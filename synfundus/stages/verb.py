@@ -69,7 +69,7 @@ class Verb:
         distributed: Whether it runs as ranks of a job with a process group.
         one_process: Whether its process group has one rank, even if a shared file asks for more processes.
         host_only: Whether it always computes on the CPU; with one rank it needs no process group.
-        script: Batch script for several nodes; empty when it does not run on several.
+        script: Its batch script; empty where it runs in no job. It runs on several nodes if it has `NODES`, too.
         trains: Section of its training; None when it does not train.
         default_preset: Preset when the user names none.
         results_on_stdout: Whether its messages are its result.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from synfundus.stages.verb import DEVICE, PROCS, Option, Verb
+from synfundus.stages.verb import DEVICE, PROCS, SUBMIT, Option, Verb
 
 if TYPE_CHECKING:
     from synfundus.config.generation import DemoConfig
@@ -66,6 +66,7 @@ VERB = Verb(
         Option("--importer", "demo.importer", "Importer for a known data set, e.g. idrid, odir5k, aptos2019."),
         Option("--mapping", "demo.mapping", "Mapping YAML of this table.", role="input"),
         PROCS,
+        SUBMIT,
         DEVICE,
     ),
     sections=(
@@ -73,6 +74,7 @@ VERB = Verb(
         *("launch", "telemetry"),
     ),
     distributed=True,
+    script="demo.sh",
     trains="train",
     default_preset="demo-cpu",
     problems=_problems,

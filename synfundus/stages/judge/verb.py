@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from synfundus.stages.verb import DATA_HELP, DEVICE, PROCS, Option, Verb
+from synfundus.stages.verb import DATA_HELP, DEVICE, PROCS, SUBMIT, Option, Verb
 
 if TYPE_CHECKING:
     from synfundus.config.generation import JudgeConfig
@@ -49,10 +49,12 @@ VERB = Verb(
         ),
         Option("--num-images", "judge.num_images", "Number of images to generate from --model."),
         PROCS,
+        SUBMIT,
         DEVICE,
     ),
     sections=("seed", "judge", "sample", "launch", "telemetry"),
     distributed=True,
+    script="judge.sh",
     problems=_problems,
     rehearse=_rehearse,
 )
