@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from synfundus.errors import ConfigError, DataError
@@ -266,6 +266,19 @@ _VALUE_NAMES = {
     DEFAULT_LABEL_SCHEMA["eye_side"]: ("right", "left"),
 }
 """Names of the default schema's values; not in its document, which older sets and models have without them."""
+
+
+def moved_values(schema: LabelSchema, names: Collection[str]) -> list[str]:
+    """Describe those of some labels whose values have names of the default schema, but not its numbers.
+
+    Importers, DICOM headers and mirrored images know the default numbers alone.
+    """
+    found = []
+    for spec in (one for one in schema.labels if one.name in names and one.name in DEFAULT_LABEL_SCHEMA.names):
+        numbers = DEFAULT_LABEL_SCHEMA[spec.name].values_by_name
+        moved = [(v, name) for v, name in enumerate(spec.names) if numbers.get(name.casefold(), v) != v]
+        found += [f"{spec.name} = {v} is {name}, which is {numbers[name.casefold()]}" for v, name in moved[:1]]
+    return found
 
 
 _FINDINGS = {
