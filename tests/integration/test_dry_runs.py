@@ -90,6 +90,10 @@ REFUSED: dict[str, str] = {
     "phantoms, other phantoms": "phantoms --out {phantoms} --num-images 1 --seed 5",
     "prepare, another set": "prepare --source {clinic} --labels {clinic}/labels.csv --out {prepared} "
     "--crosswalk {crosswalk} --image-size 48",
+    "prepare, the crosswalk of another set": "prepare --source {clinic} --labels {clinic}/labels.csv --out {new} "
+    "--crosswalk {crosswalk}",
+    "prepare, a stranger's crosswalk": "prepare --source {clinic} --labels {clinic}/labels.csv --out {new} "
+    "--crosswalk {strange}",
     "demo, other settings": "demo --out {demo} --set demo.fit_to_machine=false --seed 5",
     "demo, other minutes": "demo --out {demo} --set demo.fit_to_machine=false --minutes 3",
     "demo, a sampler of other models": "demo --out {new} {flowing}",
