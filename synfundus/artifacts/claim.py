@@ -66,16 +66,20 @@ class Claim:
             ConfigError: It has another purpose, or holds something else, and the message names both sides; or it has
                 another writer.
         """
-        self._same(folder, wanted)
+        self.compare(folder, wanted)
         write_alone(folder, flag=self.flag)
-        if self._same(folder, wanted):  # another writer may have claimed it meanwhile
+        if self.compare(folder, wanted):  # another writer may have claimed it meanwhile
             return False
         url = filesystem.join(folder, self.name)
         documents.write_document(url, wanted, format_name=self.format_name, version=self.version)
         return True
 
-    def _same(self, folder: str, wanted: Mapping[str, Any]) -> bool:
-        """Whether a folder has this claim; refuses another one."""
+    def compare(self, folder: str, wanted: Mapping[str, Any]) -> bool:
+        """Whether a folder has this claim; writes nothing.
+
+        Raises:
+            ConfigError: It has another purpose, or holds something else.
+        """
         found = self.read(folder)
         if found is not None:
             self.refuse_difference(folder, found, wanted)

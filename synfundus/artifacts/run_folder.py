@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from synfundus import __version__
-from synfundus.artifacts.claim import Claim, difference
+from synfundus.artifacts.claim import Claim
 from synfundus.artifacts.run_changes import CHANGEABLE, way_on
 from synfundus.artifacts.run_spool import LEDGER_NAME, RunSpool, SpooledSinks
 from synfundus.distributed.agreement import on_rank_0, require_same
@@ -77,6 +77,28 @@ def begun_precision(url: str) -> str | None:
     return precision if isinstance(precision, str) else None
 
 
+def compare_run(url: str, *, kind: str, identity: Mapping[str, Any]) -> None:
+    """Compare a run, if there is one, with what is to be trained; a precision that is not settled is that of the run.
+
+    Args:
+        url: The folder.
+        kind: As of `RunFolder`.
+        identity: As of `RunFolder`.
+
+    Raises:
+        ConfigError: The folder holds another run; the message names both sides.
+    """
+    if (found := _CLAIM.read(url)) is None:
+        return
+    precision = begun_precision(url) if identity["precision"] == "auto" else identity["precision"]
+    wanted = {"kind": kind, "identity": {**identity, "precision": precision}}
+    try:
+        _CLAIM.refuse_difference(url, found, wanted)
+    except ConfigError as error:
+        error.hint = way_on(url, found, wanted)
+        raise
+
+
 class RunFolder:
     """A run directory.
 
@@ -122,14 +144,9 @@ class RunFolder:
 
     def _claim(self, wanted: dict[str, Any]) -> None:
         """Write run.json, config and environment, or compare with the existing run.json."""
-        found = _CLAIM.read(self.url)
-        try:
-            if not _CLAIM.make(self.url, wanted):
-                return
-        except ConfigError as error:
-            if found and difference(found, wanted, free=CHANGEABLE):  # else it has another writer
-                error.hint = way_on(self.url, found, wanted)
-            raise
+        compare_run(self.url, **wanted)
+        if not _CLAIM.make(self.url, wanted):
+            return
         config = yaml.safe_dump(dict(self._config), sort_keys=False)
         filesystem.write_bytes(self.path("config.yaml"), config.encode())
         environment = {

@@ -26,6 +26,7 @@ from synfundus.storage.tarshard import TarShardReader, write_shard
 IMAGES_DIR = "images"
 TABLE_NAMES = ("metadata.csv", "labels.csv")
 """Requested labels of PNG files, by file; the second name is of earlier versions."""
+PROVENANCE_NAME = "PROVENANCE.json"
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _SPLIT = "train"

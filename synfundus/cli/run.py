@@ -54,7 +54,7 @@ from synfundus.processes.stop_signals import ENDING
 from synfundus.redaction import redact
 from synfundus.stages import Summary
 from synfundus.stages.training_plan import plan_training
-from synfundus.stages.verb import Verb, closing_lines
+from synfundus.stages.verb import NODES, Verb, closing_lines
 from synfundus.storage import documents, filesystem
 from synfundus.storage.writer_lock import one_writer
 from synfundus.telemetry.console import Console, SilentConsole
@@ -63,7 +63,7 @@ from synfundus.telemetry.console import Console, SilentConsole
 def plan_verb(request: Request, arguments: tuple[str, ...], machine: MachineFacts) -> LaunchPlan:
     """Decide how the verb starts; a verb without these options runs in one process, whatever the config says."""
     verb, launch = request.verb, request.config.launch
-    nodes = launch.nodes if verb.script else 1
+    nodes = launch.nodes if NODES in verb.options else 1
     resources = Resources(
         partition=launch.partition,
         account=launch.account,
@@ -73,7 +73,14 @@ def plan_verb(request: Request, arguments: tuple[str, ...], machine: MachineFact
         sbatch_args=launch.sbatch_args,
         submit=launch.submit,
     )
-    job = bool(verb.script) and not machine.is_rank and asks_for_job(nodes, resources, machine)
+    job = not machine.is_rank and asks_for_job(nodes, resources, machine)
+    if job and verb.distributed and not verb.script and "SLURM_JOB_ID" not in machine.environment:
+        raise ConfigError(
+            f"{resources.named()} asks for a batch job, and `{verb.name}` computes where it is started",
+            where="launch",
+            hint="start it inside an allocation (salloc, srun), or leave that setting out to run it here",
+        )
+    job = job and bool(verb.script)
     plan = plan_launch(
         arguments=arguments,
         nodes=nodes,
@@ -130,10 +137,13 @@ def rehearse(request: Request) -> str:
         inputs += [(option.holds, texts)] if option.holds and texts and not {*texts} & {*option.names} else []
         outputs += [(option, text) for text in texts if option.proof]
     found = open_inputs(inputs, flip=request.verb.key == "train" and request.config.train.diffusion.flip)
-    found += request.verb.dry_run(request.section, request.config.seed) if request.verb.dry_run else ""
+    verb, config = request.verb, request.config
+    found += verb.dry_run(request.section, config.seed) if verb.dry_run else ""
+    found += verb.rehearse(config) if verb.rehearse else ""
     for option, text in outputs:
         beside = RUN_BESIDE if option.role == "run" else ""
-        holds_ours(text, proof=option.proof, beside=beside, flag=option.flag)
+        if holds_ours(text, proof=option.proof, beside=beside, flag=option.flag) and verb.compare:
+            verb.compare(request.section, config.seed)
     return redact(found and f"\n{found}")
 
 

@@ -15,13 +15,18 @@ from synfundus.launch import LaunchPlan, Outcome, execute
 from synfundus.launch.plan import NOT_FROZEN
 from synfundus.launch.submission import Submission, discard, freeze, place_submission, record_answer
 from synfundus.redaction import environment_secrets
+from synfundus.stages.verb import Option
 from synfundus.storage.locations import is_local, local_path
+
+
+def _output(request: Request) -> Option:
+    """Return the option that names where a verb that runs as a batch job writes."""
+    return next(option for option in request.verb.options if option.role in ("output", "run") and option.required)
 
 
 def output_url(request: Request) -> str:
     """Return where a verb that runs as a batch job writes, as it was given."""
-    output = next(option for option in request.verb.options if option.role in ("output", "run") and option.required)
-    (url,) = request.texts(output)
+    (url,) = request.texts(_output(request))
     return url
 
 
@@ -36,7 +41,7 @@ def find_place(request: Request) -> Submission | None:
     url = output_url(request)
     if not is_local(url):
         return None
-    return place_submission(local_path(url), beside=request.verb.trains is None, now=datetime.now(UTC))
+    return place_submission(local_path(url), beside=_output(request).role != "run", now=datetime.now(UTC))
 
 
 def _refuse_secrets(loaded: LoadedConfig, submission: Submission, environment: Mapping[str, str]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from synfundus.errors import ConfigError, DataError
@@ -199,24 +199,37 @@ def _order(spec: LabelSpec) -> str:
     return "ordinal" if spec.ordinal else "nominal"
 
 
+def label_differences(left: LabelSchema, right: LabelSchema) -> list[str]:
+    """Describe how the labels that both schemas have differ: their number of values, or what a value means.
+
+    Names of values count where both sides have some.
+    """
+    return [text for spec in left.labels if spec.name in right.names and (text := _differs(spec, right[spec.name]))]
+
+
+def _differs(one: LabelSpec, two: LabelSpec) -> str:
+    if one.num_values != two.num_values:
+        return f"{one.name} has {one.num_values} values in the first, {two.num_values} in the second"
+    if one.ordinal != two.ordinal:
+        return f"{one.name} is {_order(one)} in the first, {_order(two)} in the second"
+    for value, (left, right) in enumerate(zip(one.names, two.names, strict=False)):
+        if left.casefold() != right.casefold():
+            return f"{one.name} = {value} is {left} in the first, {right} in the second"
+    return ""
+
+
 def difference(left: LabelSchema, right: LabelSchema) -> str:
-    """Describe in one line how two schemas differ; empty if they encode rows in the same way."""
-    if [(s.name, s.num_values) for s in left.labels] == [(s.name, s.num_values) for s in right.labels]:
-        orders = zip(left.labels, right.labels, strict=True)
-        flipped = [
-            f"{one.name} is {_order(one)} in the first, {_order(two)} in the second"
-            for one, two in orders
-            if one.ordinal != two.ordinal
-        ]
-        return "; ".join(flipped)
-    only_left = sorted(set(left.names) - set(right.names))
-    only_right = sorted(set(right.names) - set(left.names))
-    parts = []
-    if only_left:
-        parts.append(f"only in the first: {', '.join(only_left)}")
-    if only_right:
-        parts.append(f"only in the second: {', '.join(only_right)}")
-    return "; ".join(parts) or "the same names in another order or with other values"
+    """Describe in one line how two schemas differ; empty if a row of states means the same in both."""
+    sides = (("first", left, right), ("second", right, left))
+    parts = [
+        f"only in the {which}: {', '.join(only)}"
+        for which, one, other in sides
+        if (only := sorted(set(one.names) - set(other.names)))
+    ]
+    parts += label_differences(left, right)
+    if not parts and left.names != right.names:
+        parts = [f"another order: {', '.join(left.names)} in the first, {', '.join(right.names)} in the second"]
+    return "; ".join(parts)
 
 
 _BINARY_MEANINGS = {
@@ -253,6 +266,19 @@ _VALUE_NAMES = {
     DEFAULT_LABEL_SCHEMA["eye_side"]: ("right", "left"),
 }
 """Names of the default schema's values; not in its document, which older sets and models have without them."""
+
+
+def moved_values(schema: LabelSchema, names: Collection[str]) -> list[str]:
+    """Describe those of some labels whose values have names of the default schema, but not its numbers.
+
+    Importers, DICOM headers and mirrored images know the default numbers alone.
+    """
+    found = []
+    for spec in (one for one in schema.labels if one.name in names and one.name in DEFAULT_LABEL_SCHEMA.names):
+        numbers = DEFAULT_LABEL_SCHEMA[spec.name].values_by_name
+        moved = [(v, name) for v, name in enumerate(spec.names) if numbers.get(name.casefold(), v) != v]
+        found += [f"{spec.name} = {v} is {name}, which is {numbers[name.casefold()]}" for v, name in moved[:1]]
+    return found
 
 
 _FINDINGS = {

@@ -100,13 +100,13 @@ def open_crosswalk(url: str, *, out: str) -> bytes:
         ConfigError: It holds something that is no crosswalk.
         DataError: It belongs to another set, or has a secret file of another length.
     """
-    beside = "|".join(map(re.escape, (SECRET_NAME, WITHDRAWN_NAME)))
-    holds_ours(url, proof=[OWNER_NAME], beside=beside, flag="--crosswalk")
+    check_crosswalk(url, out=out)
     if not filesystem.is_dir(url):
         filesystem.make_dir(url)
         if filesystem.is_local(url):
             filesystem.local_path(url).chmod(0o700)
-    _claim(url, out)
+    if owner_of(url) != out:
+        hand_over(url, out)
     secret_url = filesystem.join(url, SECRET_NAME)
     if filesystem.exists(secret_url):
         return read_secret(url)
@@ -162,8 +162,15 @@ def owner_of(url: str) -> str:
     return str(documents.read_document(owner_url, format_name=_OWNER_FORMAT, version=_OWNER_VERSION).get("out"))
 
 
-def _claim(url: str, out: str) -> None:
-    """Write down whose crosswalk this is, or refuse that of another set; a set that was moved keeps its own."""
+def check_crosswalk(url: str, *, out: str) -> None:
+    """Refuse what `open_crosswalk` refuses, but write nothing; a set that was moved keeps its own.
+
+    Raises:
+        ConfigError: The folder holds something that is no crosswalk.
+        DataError: It belongs to another set.
+    """
+    beside = "|".join(map(re.escape, (SECRET_NAME, WITHDRAWN_NAME)))
+    holds_ours(url, proof=[OWNER_NAME], beside=beside, flag="--crosswalk")
     owner = owner_of(url)
     if owner == out:
         return
@@ -173,7 +180,6 @@ def _claim(url: str, out: str) -> None:
             where=url,
             hint="give each set its own --crosswalk: the map of this one would be overwritten",
         )
-    hand_over(url, out)
 
 
 def hand_over(url: str, out: str) -> None:

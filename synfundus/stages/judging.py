@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from synfundus.shards.reader import ShardSetReader
 from synfundus.shards.source import ImageDecoder
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import Console
+from synfundus.training.validation import knows_patients
 
 JUDGE_SIZE_PX = 96
 """At 96 px and 14 epochs it reads held-out photographs better than at 128 px and 11, in two thirds of the time."""
@@ -30,6 +31,9 @@ TRAIN_SPLIT = "train"
 HELD_OUT_SPLITS = ("val", "test")
 MAX_IMAGES = 8192
 """Maximum number of photographs of a kind in memory."""
+NOBODY_HELD_OUT = (
+    "the set holds nobody out: figures on real photographs are of those that judge and model have learned from"
+)
 _BATCH = 32
 _LR = 6e-3
 _WEIGHT_DECAY = 0.02
@@ -101,6 +105,19 @@ def held_out_splits(image_set: ShardSet) -> tuple[str, ...]:
     return HELD_OUT_SPLITS if any(image_set.num_samples(split) for split in HELD_OUT_SPLITS) else (TRAIN_SPLIT,)
 
 
+def read_photographs(image_set: ShardSet) -> tuple[LabelledImages, LabelledImages]:
+    """Return the photographs a judge learns from, and those it is judged on: the same where nobody is held out."""
+    train, splits = read_images(image_set, splits=(TRAIN_SPLIT,)), held_out_splits(image_set)
+    return train, train if splits == (TRAIN_SPLIT,) else read_images(image_set, splits=splits)
+
+
+def describe_judged(image_set: ShardSet) -> str:
+    """Return what the photographs are that figures are of."""
+    if held_out_splits(image_set) == (TRAIN_SPLIT,):
+        return "photographs that were trained on (nobody is held out)"
+    return "photographs of held-out patients" if knows_patients(image_set) else "held-out photographs"
+
+
 @torch.no_grad()
 def reconstruct(
     autoencoder: LatentAutoencoder, pixels: NDArray[np.uint8], *, device: torch.device
@@ -121,7 +138,7 @@ class LabelControl:
         agreements: Of the judge that sees the whole image, by image source: ``real``, ``reconstructed``, ``generated``.
         camera_alone: Of one that sees the field of view and the mean colour, ``real`` and ``generated``.
         source_alone: Of one that knows the collection, ``real``; empty where there is one collection.
-        warnings: Labels that can be told without seeing the eye.
+        warnings: What to distrust: labels that can be told without seeing the eye, photographs that were learned from.
     """
 
     agreements: dict[str, Agreement] = field(default_factory=dict)
@@ -179,7 +196,7 @@ def judge_label_control(
 
     Args:
         train: Real photographs the judge is trained on.
-        held_out: Real photographs of held-out patients.
+        held_out: Real photographs of held-out patients; `train` itself where nobody is held out, which is warned of.
         held_out_restored: The same after the autoencoder; None without one.
         generated: Generated images with the labels they were asked for.
         autoencoder: The autoencoder, for the reconstructions the judge is trained on; None: on photographs alone.
@@ -209,7 +226,8 @@ def judge_label_control(
     if held_out_restored is not None:
         agreements["reconstructed"] = evaluate_label_control(judge, held_out_restored, held_out.states)
     agreements["generated"] = evaluate_label_control(judge, generated.pixels, generated.states)
-    return _compare_with_blind_judges(agreements, train, held_out, generated, schema)
+    control = _compare_with_blind_judges(agreements, train, held_out, generated, schema)
+    return replace(control, warnings=(NOBODY_HELD_OUT, *control.warnings)) if held_out is train else control
 
 
 def _compare_with_blind_judges(

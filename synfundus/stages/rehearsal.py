@@ -6,6 +6,7 @@ No torch, except for the errors of a folder in which there is no model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from synfundus.artifacts.latent_set import load_sources, open_latent_sets, require_flip
 from synfundus.errors import ConfigError
@@ -86,18 +87,47 @@ def open_inputs(inputs: Sequence[tuple[str, Sequence[str]]], *, flip: bool) -> s
     return "".join(map(described, found))
 
 
+def require_sampler(sampler: str | None, model: Mapping[str, Any]) -> None:
+    """Require a sampler that can draw from a model; only a flow is particular, and torch is needed to say so.
+
+    Args:
+        sampler: As configured; None for what the model recommends.
+        model: Its document.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if sampler is not None and model["schedule"]["prediction_type"] == "flow_velocity":
+        from synfundus.diffusion.sampling import scheduler_for
+
+        scheduler_for(sampler, model["schedule"])  # type: ignore[arg-type]
+
+
+def read_model(url: str) -> documents.Document:
+    """Return the document of a run or of an exported model.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    return documents.read_document(require_model(url), format_name="synfundus-pipeline", version=1)
+
+
 def rehearse_sampling(
-    model: str, plan: str | None, labels: Mapping[str, int | str | None], *, num_images: int | None
+    model: str,
+    plan: str | None,
+    labels: Mapping[str, int | str | None],
+    *,
+    num_images: int | None,
+    sampler: str | None = None,
 ) -> str:
     """Open a model and plan the labels of the images.
 
     Raises:
         SynfundusError: As the run.
     """
-    where = require_model(model)
-    schema = LabelSchema.from_document(
-        documents.read_document(where, format_name="synfundus-pipeline", version=1)["label_schema"], where=where
-    )
+    document = read_model(model)
+    require_sampler(sampler, document)
+    schema = LabelSchema.from_document(document["label_schema"], where=require_model(model))
     rows = plan_labels(
         plan=None if plan is None else filesystem.read_bytes(plan),
         labels=labels,

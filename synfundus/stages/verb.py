@@ -69,7 +69,7 @@ class Verb:
         distributed: Whether it runs as ranks of a job with a process group.
         one_process: Whether its process group has one rank, even if a shared file asks for more processes.
         host_only: Whether it always computes on the CPU; with one rank it needs no process group.
-        script: Batch script for several nodes; empty when it does not run on several.
+        script: Its batch script; empty where it runs in no job. It runs on several nodes if it has `NODES`, too.
         trains: Section of its training; None when it does not train.
         default_preset: Preset when the user names none.
         results_on_stdout: Whether its messages are its result.
@@ -77,6 +77,9 @@ class Verb:
             argument is true.
         dry_run: Opens what its options do not describe, and returns what a dry run shows of it, from its own section
             and the seed; raises what the run would raise.
+        rehearse: The same of the whole configuration, for a verb that uses more than its own section.
+        compare: Refuses an output folder that was begun for something else, from its own section and the seed; called
+            by a dry run for a folder with one of the documents of `Option.proof`.
         closing: What is said at the end: what was written, and the next command, with values of its section and of its
             summary in braces, and words in capitals for the user to fill in.
     """
@@ -96,6 +99,8 @@ class Verb:
     results_on_stdout: bool = False
     problems: Callable[[Any, bool], list[str]] | None = None
     dry_run: Callable[[Any, int], str] | None = None
+    rehearse: Callable[[Any], str] | None = None
+    compare: Callable[[Any, int], None] | None = None
     closing: tuple[str, ...] = ()
 
     @property

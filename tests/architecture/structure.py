@@ -13,7 +13,7 @@ PACKAGE = ROOT / "synfundus"
 MOST_LINES_A_MODULE = 400
 MOST_LINES_A_FUNCTION = 60
 MOST_MODULES_A_FOLDER = 15
-MOST_LINES = 45_300
+MOST_LINES = 45_800
 TRAINING_STAGES = ("train/job.py", "train_vae/job.py")
 OPEN_ENDED = ("synfundus/photographs/importers",)
 """Folders that may grow by a module a data set."""
@@ -111,7 +111,7 @@ def figures() -> list[Figure]:
         Figure("lines of a module", len(lines_of(longest)), MOST_LINES_A_MODULE, str(longest.relative_to(ROOT))),
         Figure("lines of a function", in_function, MOST_LINES_A_FUNCTION, function),
         Figure("lines of the product", sum(len(lines_of(path)) for path in texts), MOST_LINES),
-        Figure("parameters and fields that are the whole RunConfig", whole, 24),
+        Figure("parameters and fields that are the whole RunConfig", whole, 27),
         Figure("modules that `train` imports, directly or not", len(reached["train"]), 122),
         Figure("modules that `export` imports, directly or not", len(reached["export"]), 48),
         Figure("lines of the two training stages", sum(map(len, stages)), 450),

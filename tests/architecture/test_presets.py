@@ -34,6 +34,8 @@ STEP_SCRIPTS = {
     "ldm.sh": "train",
     "sample.sh": "sample",
 }
+"""Those of the chain, in its order."""
+VERB_SCRIPTS = {**STEP_SCRIPTS, "judge.sh": "judge", "demo.sh": "demo"}
 
 
 @pytest.fixture(autouse=True)
@@ -157,7 +159,7 @@ def test_shell_scripts_pass_shellcheck() -> None:
     subprocess.run(["shellcheck", *map(str, SCRIPTS)], check=True)
 
 
-@pytest.mark.parametrize(("name", "verb"), STEP_SCRIPTS.items())
+@pytest.mark.parametrize(("name", "verb"), VERB_SCRIPTS.items())
 def test_batch_scripts_append_requeue_and_warn_in_time(name: str, verb: str) -> None:
     text = (ROOT / "slurm" / name).read_text()
     for header in ("--open-mode=append", "--requeue", "--signal=B:USR2@300"):
@@ -172,11 +174,12 @@ def test_batch_scripts_differ_only_in_verb_and_size() -> None:
         text = (ROOT / "slurm" / name).read_text()
         return text[text.index("set -uo pipefail") :].replace(f"synfundus {verb} ", "synfundus VERB ")
 
-    assert len({body(name, verb) for name, verb in STEP_SCRIPTS.items()}) == 1
+    assert len({body(name, verb) for name, verb in VERB_SCRIPTS.items()}) == 1
 
 
 def test_every_batch_script_a_verb_names_is_shipped() -> None:
-    assert {verb.script for verb in VERBS if verb.script} <= set(list_assets("slurm"))
+    assert {verb.script: verb.name for verb in VERBS if verb.script} == VERB_SCRIPTS
+    assert VERB_SCRIPTS.keys() <= set(list_assets("slurm"))
 
 
 SLURM_STUBS = {

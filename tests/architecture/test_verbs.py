@@ -43,6 +43,8 @@ def test_a_verb_is_a_folder_and_a_section_of_its_name(verb: Verb) -> None:
     own = verb.key in RunConfig.model_fields
     assert own == (verb.key in verb.sections)
     assert own or (verb.problems is None and verb.dry_run is None), "these are handed its own section"
+    claims = any(option.proof for option in verb.options)
+    assert not claims or verb.compare or verb.rehearse or verb.key == "forget", "a dry run compares what was begun"
 
 
 def test_every_folder_is_a_verb_with_a_place_of_its_own_in_the_help() -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from tiny_sets import write_config
 
 from synfundus.stages.demo.plan import IMAGES_PER_CONDITION
+from synfundus.stages.judging import NOBODY_HELD_OUT
 
 MINIATURE: dict[str, Any] = {
     "phantoms": {"num_images": 120, "image_size_px": 64, "workers": 1},
@@ -89,6 +90,12 @@ def test_the_table_names_the_stages(walked: Walked) -> None:
     assert "label control" in walked[1].stderr
     assert "camera, generated" in " ".join(walked[1].stderr.split())
     assert "Wilson" in walked[1].stderr
+    said = " ".join(walked[1].stderr.split())
+    report = json.loads((walked[0] / "out" / "demo.json").read_text())
+    assert report["judged_on"] == "photographs of held-out patients"
+    assert "; of held-out patients" in said
+    assert all(text in said for text in report["label_control_warnings"])
+    assert NOBODY_HELD_OUT not in said
 
 
 def test_the_same_command_again_trains_nothing_and_reports_the_same(walked: Walked) -> None:
@@ -121,8 +128,12 @@ def test_own_photographs_with_few_labels_take_the_place_of_phantoms(walked: Walk
         writer.writeheader()
         writer.writerows(rows)
     out = tmp_path / "out"
-    _demo(folder, "--out", str(out), "--source", str(source), "--labels", str(tmp_path / "table.csv"))
+    own = ("--source", str(source), "--labels", str(tmp_path / "table.csv"))
+    done = _demo(folder, "--out", str(out), *own, "--set", "prepare.splits=[1,0,0]")
     report = json.loads((out / "demo.json").read_text())
+    assert "nobody is held out" in report["judged_on"]
+    assert "of training images (no val split)" in next(s["merit"] for s in report["stages"] if s["name"] == "train-vae")
+    assert NOBODY_HELD_OUT in " ".join(done.stderr.split())
     assert [stage["name"] for stage in report["stages"]] == STAGES[1:]
     generated = report["label_control"]["generated"]
     assert generated["headline"]["eye_side_accuracy"] is not None

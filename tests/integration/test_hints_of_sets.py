@@ -35,7 +35,8 @@ from synfundus.shards.shard_plan import shares
 from synfundus.stages import training_setup
 from synfundus.stages.encode_latents import job as encode_latents
 from synfundus.stages.inspect import job as inspect
-from synfundus.stages.judge.job import _shared_labels, read_samples
+from synfundus.stages.judge.job import _shared_labels
+from synfundus.stages.judge.samples import read_samples
 from synfundus.stages.reading import flip_problem
 from synfundus.stages.sample import job as sample
 from synfundus.stages.train_vae.start import check_start
@@ -274,6 +275,8 @@ def test_samples_to_judge(shell: Shell, image_set: ShardSet, model: Path, tmp_pa
     foreign = write_tiny_pipeline(tmp_path / "foreign", schema=LabelSchema((LabelSpec("frobnication", 2),)))
     with refusal("give the --data the model was trained with"):
         _shared_labels(str(foreign), image_set)
+    with refusal("give the --data the model was trained with"):
+        read_samples(str(tmp_path / "samples"), LabelSchema((LabelSpec("is_gc", 3),)))
     assert _shared_labels(str(model), image_set)
 
 

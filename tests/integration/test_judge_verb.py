@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 from tiny_pipeline import write_tiny_pipeline
-from tiny_sets import phantom_samples, tiny_config, write_set
+from tiny_runs import Talk
+from tiny_sets import encode_png, phantom_samples, tiny_config, write_set
 
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import ConfigError, DataError
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema, LabelSpec
 from synfundus.stages import Summary
 from synfundus.stages.judge import job as judge
+from synfundus.stages.judge.samples import read_samples
 from synfundus.stages.judge.verb import VERB
+from synfundus.stages.judging import NOBODY_HELD_OUT
+from synfundus.stages.sample import job as sample
 from synfundus.telemetry.console import SilentConsole
 
 SIZE = 64
@@ -71,6 +76,83 @@ def test_a_folder_of_samples_is_judged_as_it_stands(data: Path, tmp_path: Path) 
     assert {path: path.read_bytes() for path in samples.rglob("*") if path.is_file()} == before
 
 
+ROWS: list[dict[str, int | None]] = [
+    {"eye_side": 1, "is_gc": 0, "dr_grade": 4},
+    {"eye_side": 0, "is_gc": None, "dr_grade": 2},
+]
+OTHER_ORDER = [DEFAULT_LABEL_SCHEMA[name] for name in ("eye_side", "is_gc", "dr_grade")]
+MIRRORED = LabelSpec("eye_side", 2, meaning="side", values=("left", "right"))
+
+
+def _write_sample_set(folder: Path, specs: Sequence[LabelSpec], rows: Sequence[Mapping[str, int | None]]) -> Path:
+    """Write images of nothing as a sample set of a model with these labels."""
+    picture = encode_png(np.zeros((SIZE, SIZE, 3), dtype=np.uint8))
+    samples = [
+        (f"{number:08d}", {"json": json.dumps({"labels": row}).encode(), "png": picture})
+        for number, row in enumerate(rows)
+    ]
+    write_set(folder, samples, shards={"train": (len(rows),)}, kind="samples", schema=LabelSchema(tuple(specs)))
+    return folder
+
+
+def test_samples_of_a_model_with_labels_in_another_order_are_read_by_name(data: Path, tmp_path: Path) -> None:
+    asked = [DEFAULT_LABEL_SCHEMA.encode(row) for row in ROWS]
+    shards = _write_sample_set(tmp_path / "shards", OTHER_ORDER, ROWS)
+    assert read_samples(str(shards), DEFAULT_LABEL_SCHEMA).states.tolist() == asked
+    pictures = _write_samples(tmp_path / "pictures", [dict(row) for row in ROWS])
+    assert read_samples(str(pictures), DEFAULT_LABEL_SCHEMA).states.tolist() == asked
+    in_order = _write_sample_set(tmp_path / "in_order", DEFAULT_LABEL_SCHEMA.labels, ROWS * 4)
+    turned = _write_sample_set(tmp_path / "turned", OTHER_ORDER, ROWS * 4)
+    found = [_judge(data, tmp_path / f"out-{at.name}", samples=str(at)) for at in (in_order, turned)]
+    assert found[0]["label_control"] == found[1]["label_control"]
+    assert found[0]["label_control"]["generated"]["labels"]["dr_grade"]["num_known"] == 8
+
+
+@pytest.mark.parametrize(
+    ("specs", "words"),
+    [
+        ([MIRRORED], "eye_side = 0 is left in the first, right in the second"),
+        ([LabelSpec("dr_grade", 3, ordinal=True)], "dr_grade has 3 values in the first, 5 in the second"),
+        ([LabelSpec("dr_grade", 5)], "dr_grade is nominal in the first, ordinal in the second"),
+        ([LabelSpec("is_cat", 2)], "asked for is_cat; the labels of --data are dr_grade, "),
+    ],
+)
+def test_samples_that_were_asked_for_other_labels_are_refused_by_name(
+    specs: list[LabelSpec], words: str, data: Path, tmp_path: Path
+) -> None:
+    asked = _write_sample_set(tmp_path / "samples", specs, [{specs[0].name: 1}])
+    with pytest.raises(ConfigError, match=words):
+        _judge(data, tmp_path / "out", samples=str(asked))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_label_only_the_model_has_may_be_left_open(tmp_path: Path) -> None:
+    specs = [LabelSpec("is_cat", 2), DEFAULT_LABEL_SCHEMA["is_gc"]]
+    rows = [{"is_cat": None, "is_gc": 1}]
+    asked = [DEFAULT_LABEL_SCHEMA.encode({"is_gc": 1})]
+    shards = _write_sample_set(tmp_path / "shards", specs, rows)
+    pictures = _write_samples(tmp_path / "pictures", [dict(row) for row in rows])
+    for folder in (shards, pictures):
+        assert read_samples(str(folder), DEFAULT_LABEL_SCHEMA).states.tolist() == asked
+
+
+def test_pictures_of_a_model_that_means_something_else_are_refused(data: Path, tmp_path: Path) -> None:
+    mirrored = write_tiny_pipeline(tmp_path / "model", schema=LabelSchema((MIRRORED,)))
+    wanted = {"model": str(mirrored), "out": str(tmp_path / "samples"), "num_images": 1, "label": {"eye_side": "left"}}
+    sample.run(tiny_config({"sample": wanted}), LocalWorld(), SilentConsole())
+    for section in ({"samples": wanted["out"]}, {"model": str(mirrored)}):
+        with pytest.raises(ConfigError, match="eye_side = 0 is left in the first, right in the second"):
+            _judge(data, tmp_path / "out", **section)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_with_a_label_the_set_lacks_is_judged_on_the_others(data: Path, tmp_path: Path) -> None:
+    specs = (LabelSpec("is_cat", 2), DEFAULT_LABEL_SCHEMA["eye_side"])
+    write_tiny_pipeline(tmp_path / "model", schema=LabelSchema(specs))
+    found = _judge(data, tmp_path / "out", model=str(tmp_path / "model"), num_images=2)
+    assert found["label_control"]["generated"]["labels"]["eye_side"]["num_known"] > 0
+
+
 def test_a_model_is_asked_for_label_rows_of_held_out_photographs_and_resumes(data: Path, tmp_path: Path) -> None:
     write_tiny_pipeline(tmp_path / "run" / "export")
     found = _judge(data, tmp_path / "out", model=str(tmp_path / "run"), num_images=6)
@@ -86,6 +168,33 @@ def test_a_model_is_asked_for_label_rows_of_held_out_photographs_and_resumes(dat
     assert [path.stat().st_mtime_ns for path in images] == written
     with pytest.raises(ConfigError, match="num_images is 6 there, 7 here"):
         _judge(data, tmp_path / "out", model=str(tmp_path / "run"), num_images=7)
+
+
+def _write_lit_set(folder: Path, *, shards: Mapping[str, Sequence[int]]) -> Path:
+    """Write 32 pictures of nothing, of which those with glaucoma are the brighter ones."""
+    rng = np.random.default_rng(0)
+    samples = []
+    for number in range(32):
+        grey = rng.integers(150, 180) if number % 2 else rng.integers(60, 90)
+        picture = encode_png(np.full((SIZE, SIZE, 3), grey, dtype=np.uint8))
+        row = json.dumps({"labels": {"is_gc": number % 2}}).encode()
+        samples.append((f"{number:08d}", {"json": row, "png": picture}))
+    write_set(folder, samples, shards=shards)
+    return folder
+
+
+def test_a_label_that_can_be_read_off_the_camera_and_photographs_learned_from_are_warned_of(tmp_path: Path) -> None:
+    samples = _write_samples(tmp_path / "samples", [{"is_gc": n % 2} for n in range(4)])
+    camera = "the field of view and the mean colour alone tell is_gc"
+    for shards, expected in (({"train": (16,), "val": (16,)}, []), ({"train": (32,)}, [NOBODY_HELD_OUT])):
+        data = _write_lit_set(tmp_path / f"data-{len(shards)}", shards=shards)
+        talk, out = Talk(), str(tmp_path / f"out-{len(shards)}")
+        settings = {"judge": {"data": str(data), "out": out, "samples": str(samples)}}
+        found = judge.run(tiny_config(settings), LocalWorld(), talk)
+        *before, last = found["label_control_warnings"]
+        assert before == expected
+        assert last.startswith(f"label control on real images: {camera}")
+        assert {f"warning: {text}" for text in (*before, last)} <= {*talk.lines}
 
 
 def test_what_cannot_be_judged_is_refused_and_nothing_is_written(data: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,38 @@ def test_a_schema_of_ones_own_names_its_values(tmp_path: Path) -> None:
     (tmp_path / "schema.yaml").write_text("- {name: gc, values: [no, no]}\n")
     with pytest.raises(ConfigError, match="other names"):
         _plan(tmp_path, "file,gc\na.png,no\n", files, label_schema=schema)
+
+
+@pytest.mark.parametrize(
+    ("moved", "importer", "words"),
+    [
+        ("{name: eye_side, values: [left, right]}", None, "eye_side = 0 is left, which is 1"),
+        ("{name: is_dme, values: [yes, no]}", "idrid", "is_dme = 0 is yes, which is 1"),
+        ("{name: dr_grade, values: [none, moderate, severe]}", "idrid", "dr_grade = 1 is moderate, which is 2"),
+    ],
+)
+def test_values_with_other_numbers_than_importers_write_are_refused(
+    moved: str, importer: str | None, words: str, tmp_path: Path
+) -> None:
+    """Importers and DICOM headers write numbers: a right eye would be called left."""
+    tables = {None: "file\na.png\n", "idrid": "Image name,Retinopathy grade,Risk of macular edema\na,1,0\n"}
+    schema = tmp_path / "schema.yaml"
+    options = {"label_schema": str(schema), "importer": importer}
+    schema.write_text(f"- {moved}\n")
+    with pytest.raises(ConfigError, match=words) as caught:
+        _plan(tmp_path, tables[importer], ["a.png"], **options)
+    assert "or give the label another name" in caught.value.hint
+    label = moved.partition("name: ")[2].partition(",")[0]
+    for followed in (moved.replace(label, "own_label"), re.sub(r"values: .*", "num_values: 3}", moved)):
+        schema.write_text(f"- {followed}\n")
+        assert len(_plan(tmp_path, tables[importer], ["a.png"], **options).samples) == 1
+
+
+def test_values_of_ones_own_table_may_be_numbered_otherwise(tmp_path: Path) -> None:
+    (tmp_path / "schema.yaml").write_text("- {name: is_gc, values: [yes, no]}\n- {name: eye_side, values: [OD, OS]}\n")
+    schema = str(tmp_path / "schema.yaml")
+    plan = _plan(tmp_path, "file,is_gc,eye_side\na.png,yes,OS\n", ["a.png"], label_schema=schema)
+    assert dict(plan.samples[0].labels) == {"is_gc": 0, "eye_side": 1}
 
 
 def test_the_console_says_which_duplicates_contradict_and_where_the_details_are(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from tiny_runs import Talk
 from tiny_sets import UNEVEN_SHARDS, phantom_samples, tiny_config, write_config, write_phantom_set, write_set
 
 from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
+from synfundus.artifacts.latent_set import open_latent_sets
 from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
 from synfundus.config.diffusion import DiffusionConfig
 from synfundus.distributed.world import LocalWorld, World
@@ -218,6 +219,23 @@ class TestTrain:
             lambda: start(nominal, tmp_path / "run", world, init_from=str(trained)),
             *("other labels", "dr_grade is ordinal in the first, nominal in the second"),
         )
+
+    def test_labels_whose_values_mean_something_else(
+        self, latent_set: ShardSet, trained: Path, world: World, tmp_path: Path
+    ) -> None:
+        mirrored = other_schema(latent_set, tmp_path / "latents", "eye_side", values=["left", "right"])
+        refusal(
+            ManifestMismatch,
+            lambda: start(mirrored, tmp_path / "run", world, init_from=str(trained)),
+            *("other labels", "eye_side = 0 is right in the first, left in the second"),
+        )
+        refusal(
+            ManifestMismatch,
+            lambda: open_latent_sets([mirrored.url, latent_set.url]),
+            *("other labels", "eye_side = 0 is left in the first, right in the second"),
+        )
+        named = other_schema(latent_set, tmp_path / "named", "eye_side", values=["right", "left"])
+        assert open_latent_sets([named.url, latent_set.url]).combined.num_samples() == 2 * latent_set.num_samples()
 
     @pytest.mark.parametrize(
         ("change", "words"),

@@ -11,7 +11,8 @@ import pytest
 from synfundus.cli.app import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ("prepare.sh", "vae.sh", "encode_latents.sh", "ldm.sh", "sample.sh")
+CHAIN = ("prepare.sh", "vae.sh", "encode_latents.sh", "ldm.sh", "sample.sh")
+SCRIPTS = (*CHAIN, "judge.sh", "demo.sh")
 
 
 @pytest.fixture
@@ -103,7 +104,7 @@ def test_a_whole_chain_cancels_nothing(programs: Path) -> None:
     done = run(programs, str(ROOT / "slurm" / "pipeline.sh"), "run.yaml", "--qos=long")
     assert (done.returncode, done.stderr) == (0, "")
     asked = (programs / "sbatch.log").read_text().splitlines()
-    assert [line.split("/")[-1] for line in asked] == [f"{script} --config run.yaml" for script in SCRIPTS]
+    assert [line.split("/")[-1] for line in asked] == [f"{script} --config run.yaml" for script in CHAIN]
     assert all("--export=PATH,WANDB_MODE,SYNFUNDUS_PYTHON" in line for line in asked)
     assert not (programs / "scancel.log").exists()
 

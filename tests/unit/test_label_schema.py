@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synfundus.errors import ConfigError, DataError
-from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, UNKNOWN_STATE, LabelSchema, LabelSpec, difference
+from synfundus.labels.schema import (
+    DEFAULT_LABEL_SCHEMA,
+    UNKNOWN_STATE,
+    LabelSchema,
+    LabelSpec,
+    difference,
+    label_differences,
+)
 
 names = st.text("abcdefgh_", min_size=1, max_size=8)
 schemas = st.lists(
@@ -96,11 +103,45 @@ def test_a_difference_names_both_sides() -> None:
     left = LabelSchema((LabelSpec("a", 2), LabelSpec("b", 3)))
     right = LabelSchema((LabelSpec("a", 2), LabelSpec("c", 3)))
     assert difference(left, right) == "only in the first: b; only in the second: c"
-    assert "other values" in difference(left, LabelSchema((LabelSpec("a", 2), LabelSpec("b", 4))))
-    assert "another order" in difference(left, LabelSchema((LabelSpec("b", 3), LabelSpec("a", 2))))
+    other = LabelSchema((LabelSpec("a", 2), LabelSpec("b", 4)))
+    assert difference(left, other) == "b has 3 values in the first, 4 in the second"
+    turned = LabelSchema((LabelSpec("b", 3), LabelSpec("a", 2)))
+    assert difference(left, turned) == "another order: a, b in the first, b, a in the second"
     assert difference(left, LabelSchema((LabelSpec("a", 2, meaning="x"), LabelSpec("b", 3)))) == ""
     ordinal = LabelSchema((LabelSpec("a", 2), LabelSpec("b", 3, ordinal=True)))
     assert difference(left, ordinal) == "b is nominal in the first, ordinal in the second"
+
+
+SIDED = LabelSchema((LabelSpec("side", 2, values=("right", "left")), LabelSpec("a", 2)))
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (LabelSpec("side", 2, values=("left", "right")), ["side = 0 is right in the first, left in the second"]),
+        (LabelSpec("side", 2, values=("right", "other")), ["side = 1 is left in the first, other in the second"]),
+        (LabelSpec("side", 2, values=("Right", "LEFT")), []),
+        (LabelSpec("side", 2), []),
+        (LabelSpec("side", 3), ["side has 2 values in the first, 3 in the second"]),
+        (LabelSpec("side", 2, ordinal=True), ["side is nominal in the first, ordinal in the second"]),
+        (LabelSpec("b", 2, values=("left", "right")), []),
+    ],
+)
+def test_labels_of_one_name_differ_by_what_a_value_means(spec: LabelSpec, expected: list[str]) -> None:
+    assert label_differences(SIDED, LabelSchema((LabelSpec("c", 5), spec))) == expected
+
+
+def test_schemas_with_other_names_of_values_differ() -> None:
+    mirrored = LabelSchema((LabelSpec("side", 2, values=("left", "right")), LabelSpec("a", 2)))
+    assert difference(SIDED, mirrored) == "side = 0 is right in the first, left in the second"
+    assert difference(SIDED, LabelSchema((LabelSpec("side", 2), LabelSpec("a", 2)))) == ""
+
+
+def test_the_known_names_of_the_default_labels_count() -> None:
+    mirrored = LabelSchema((LabelSpec("eye_side", 2, values=("left", "right")),))
+    assert label_differences(mirrored, DEFAULT_LABEL_SCHEMA) == [
+        "eye_side = 0 is left in the first, right in the second"
+    ]
 
 
 NAMED = LabelSpec("dr", 3, ordinal=True, values=("None", "some", "much"))

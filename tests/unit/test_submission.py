@@ -263,6 +263,37 @@ def test_a_verb_that_runs_in_no_job_is_not_submitted(login_node: Path, capsys: p
 
 
 @pytest.mark.parametrize(
+    "line", [["judge", "--model", "latents", "--data", "latents", "--out", "out"], ["demo", "--out", "out"]]
+)
+@pytest.mark.parametrize("wish", [["--set", "launch.partition=gpu"], ["--submit"]])
+def test_judge_and_demo_are_jobs_of_one_node_and_their_record_lies_beside_their_folder(
+    login_node: Path, capsys: pytest.CaptureFixture[str], line: list[str], wish: list[str]
+) -> None:
+    said = dry_run(capsys, *line, *wish, "--set", "launch.nodes=2")
+    assert "\nsbatch: a batch job" in said
+    assert "--nodes=1 " in said
+    assert run_command([*line, *wish]) == 0
+    place = only_submission(login_node / "out.submissions")
+    argv = json.loads(place.argv.read_text())["argv"]
+    assert f"{line[0]}.sh" in {Path(word).name for word in argv}
+    assert not (login_node / "out").exists()
+
+
+def test_a_verb_that_computes_where_it_is_started_is_not_started_on_a_login_node(
+    login_node: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del login_node
+    line = ["verify-latents", "--latents", "latents", "--vae", "latents"]
+    for wish in (["--set", "launch.partition=gpu"], ["--set", "launch.submit=true"]):
+        assert run_command([*line, *wish, "--dry-run"]) == 2
+        assert "asks for a batch job, and `verify-latents` computes where it is started" in capsys.readouterr().err
+    assert "in_process: one process" in dry_run(capsys, *line)
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    for wish in (["--set", "launch.partition=gpu"], ["--set", "launch.submit=true"]):
+        assert "in_process: one process" in dry_run(capsys, *line, *wish)
+
+
+@pytest.mark.parametrize(
     ("options", "device", "ds_file"),
     [
         ([], "cuda", "zero2.json"),

@@ -17,10 +17,11 @@ import numpy as np
 from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
 from synfundus.artifacts.claim import Claim
 from synfundus.artifacts.sample_set import PngStore
+from synfundus.config.auto import PRECISION_KEYS, settle_precision
 from synfundus.config.generation import DemoConfig
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.agreement import on_rank_0
-from synfundus.distributed.world import World, leave_new_groups, torch_device
+from synfundus.distributed.world import LocalWorld, World, leave_new_groups, torch_device
 from synfundus.labels.plan import label_table, read_label_plan
 from synfundus.shards.reader import decode_image
 from synfundus.stages import Summary, build
@@ -37,11 +38,11 @@ from synfundus.stages.demo.report import (
 )
 from synfundus.stages.encode_latents import job as encode_latents
 from synfundus.stages.judging import (
-    TRAIN_SPLIT,
     LabelledImages,
+    describe_judged,
     held_out_splits,
     judge_label_control,
-    read_images,
+    read_photographs,
     read_states,
     reconstruct,
 )
@@ -56,7 +57,7 @@ from synfundus.stages.verb import require
 from synfundus.stages.vessel_detail import energy_beside
 from synfundus.storage import documents, filesystem
 from synfundus.storage.manifest import SPLITS, ShardSet, load_shard_set
-from synfundus.telemetry.console import Console
+from synfundus.telemetry.console import Console, SilentConsole
 
 STAGES_DIR = "stages"
 PICTURE_NAME = "demo.png"
@@ -122,6 +123,22 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     return demo.finish()
 
 
+def compare_claim(config: RunConfig) -> None:
+    """Refuse the folder of a demo with other settings, as the run does; a precision that is not settled is as there.
+
+    Raises:
+        ConfigError: The folder holds something else.
+    """
+    out, console = str(config.demo.out), SilentConsole()
+    if (begun := _CLAIM.read(out)) is None:
+        return
+    there = documents.flatten(begun["settings"])
+    config = settle_precision(config, native_bf16=False, begun={key: there[key] for key in PRECISION_KEYS})
+    pace = settle_pace(config.demo, out, lambda: REFERENCE_PACE, LocalWorld(), console)
+    demo = _Demo(start_from_drawn(plan_demo(config, pace=pace), console), out, pace, LocalWorld(), console)
+    _CLAIM.refuse_difference(out, begun, demo.request())
+
+
 def start_from_drawn(config: RunConfig, console: Console) -> RunConfig:
     """Return the config with shipped starting weights for one's own photographs, where they fit."""
     demo, vae = config.demo, config.train_vae
@@ -183,6 +200,10 @@ class _Demo:
         Raises:
             ConfigError: It holds a demo with other settings.
         """
+        on_rank_0(lambda: _CLAIM.make(self._out, self.request()), self._world)
+
+    def request(self) -> Summary:
+        """Return what the folder is for."""
         settings = self._config.model_dump(mode="json", exclude={"launch", "telemetry", "forget", "judge"})
         settings["sample"].update(documents.as_json(asdict(build.sampler_settings(self._config.sample))))
         for verb in ("train_vae", "train"):
@@ -191,13 +212,12 @@ class _Demo:
             del settings["demo"]["importer"]  # demos begun before there was one are resumed
         if settings["demo"]["starting_weights"]:
             del settings["demo"]["starting_weights"]  # likewise
-        request = {
+        return {
             "settings_sha256": hashlib.sha256(documents.dump_json(settings)).hexdigest(),
             "minutes": self._config.demo.minutes,
             "pace_images_per_s": self._result.pace_images_per_s,
             "settings": settings,
         }
-        on_rank_0(lambda: _CLAIM.make(self._out, request), self._world)
 
     def run_stage(self, stage: _Stage) -> None:
         """Run a stage, or read its record. Collective."""
@@ -278,8 +298,8 @@ class _Demo:
         autoencoder, _ = open_autoencoder(
             find_autoencoder(self._at("vae")), device=device, dtype=build.torch_dtype("fp32")
         )
-        train_images = read_images(image_set, splits=(TRAIN_SPLIT,))
-        held_out = read_images(image_set, splits=held_out_splits(image_set))
+        train_images, held_out = read_photographs(image_set)
+        shown = [held_out] if held_out is train_images else [held_out, train_images]
         restored = reconstruct(autoencoder, held_out.pixels, device=device)
         generated = self._generated(plan, image_set)
         self._result.label_control = judge_label_control(
@@ -293,7 +313,7 @@ class _Demo:
             device=device,
             console=self._console,
         )
-        self._result.num_generated = plan.num_control
+        self._result.num_generated, self._result.judged_on = plan.num_control, describe_judged(image_set)
         self._result.generated_energy = energy_beside(generated.pixels[: plan.num_control], held_out.pixels)
         return draw_demo(
             result=self._result,
@@ -301,8 +321,7 @@ class _Demo:
             held_out=held_out,
             restored=restored,
             photographs=LabelledImages(
-                np.concatenate([held_out.pixels, train_images.pixels]),
-                np.concatenate([held_out.states, train_images.states]),
+                np.concatenate([images.pixels for images in shown]), np.concatenate([images.states for images in shown])
             ),
             generated=generated.pixels,
             schema=image_set.label_schema,

@@ -24,7 +24,7 @@ _TILE_PX = 128
 _TITLE_WIDTH_PX = 150
 _COMPRESS_LEVEL = 6
 _UNREADABLE_MEAN = 12
-"""Held-out photographs darker than this mean grey value are not shown beside their reconstruction."""
+"""Photographs darker than this mean grey value are not shown beside their reconstruction."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class DemoResult:
         stages: In order.
         label_control: What the judges say.
         num_generated: Images behind the figures on generated images.
-        generated_energy: Energy of generated images in the vessels' octave over that of held-out photographs.
+        judged_on: What the photographs are that reconstructions and figures on real photographs are of.
+        generated_energy: Energy of generated images in the vessels' octave over that of the photographs judged.
         peak_memory_gib: Largest resident size of this process and, if larger, of a worker.
     """
 
@@ -58,6 +59,7 @@ class DemoResult:
     stages: list[StageResult] = field(default_factory=list)
     label_control: LabelControl = field(default_factory=LabelControl)
     num_generated: int = 0
+    judged_on: str = ""
     generated_energy: float | None = None
     peak_memory_gib: float = 0.0
 
@@ -106,6 +108,7 @@ def report_document(result: DemoResult, *, seed: int, budgets: Mapping[str, int 
         "engine": {name: result.summary_of("train").get(name) for name in ("engine", "zero_stage", "parameters")},
         **result.label_control.to_document(),
         "num_generated": result.num_generated,
+        "judged_on": result.judged_on,
         "peak_memory_gib": round(result.peak_memory_gib, 2),
         "world_size": result.world_size,
         "versions": versions(),
@@ -115,8 +118,9 @@ def report_document(result: DemoResult, *, seed: int, budgets: Mapping[str, int 
 
 
 def describe_autoencoder(summary: Mapping[str, Any]) -> str:
-    """Return the figure of merit of the autoencoder's stage."""
-    return f"PSNR {summary['psnr_db']:.2f} dB, SSIM {summary['ssim']:.3f}, {describe_vessels(summary)}; held out"
+    """Return the figure of merit of the autoencoder's stage, and what it is of, as far as the stage says it."""
+    judged = f"; of {summary['judged_on']}" if "judged_on" in summary else ""
+    return f"PSNR {summary['psnr_db']:.2f} dB, SSIM {summary['ssim']:.3f}, {describe_vessels(summary)}{judged}"
 
 
 def show_report(result: DemoResult, console: Console) -> None:
@@ -132,16 +136,21 @@ def show_report(result: DemoResult, console: Console) -> None:
     show_label_control(result.label_control, console, num_generated=result.num_generated)
 
 
+def reconstruction_subtitle(result: DemoResult) -> str:
+    """Return what the photographs beside reconstructions are, and the figures."""
+    vae = result.summary_of("train-vae")
+    figures = describe_autoencoder(vae) if "psnr_db" in vae else ""
+    return f"{result.judged_on}, and what is left after encoding and decoding · {figures}"
+
+
 def _reconstruction_section(
     result: DemoResult, held_out: LabelledImages, restored: NDArray[np.uint8], *, columns: int
 ) -> PictureSection:
     bright = np.flatnonzero(held_out.pixels.mean(axis=(1, 2, 3)) >= _UNREADABLE_MEAN)
     chosen = (bright if len(bright) else np.arange(len(held_out)))[:columns]
-    vae = result.summary_of("train-vae")
-    figures = describe_autoencoder(vae) if "psnr_db" in vae else ""
     return PictureSection(
         title="Autoencoder",
-        subtitle=f"photographs of held-out patients, and what is left after encoding and decoding · {figures}",
+        subtitle=reconstruction_subtitle(result),
         column_titles=(),
         rows=[
             PictureRow("photograph", [list(held_out.pixels[chosen])]),
@@ -165,7 +174,7 @@ def draw_demo(
     Args:
         result: Figures for the headings.
         plan: Which generated image is for what.
-        held_out: Photographs of held-out patients.
+        held_out: The photographs that figures are of.
         restored: The same after the autoencoder.
         photographs: Photographs to choose each row's real images from, held-out ones first.
         generated: Generated images in the order of the plan ``[n, s, s, 3]``.

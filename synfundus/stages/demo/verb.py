@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from synfundus.stages.verb import DEVICE, PROCS, Option, Verb
+from synfundus.stages.verb import DEVICE, PROCS, SUBMIT, Option, Verb
 
 if TYPE_CHECKING:
     from synfundus.config.generation import DemoConfig
+    from synfundus.config.schema import RunConfig
+
+_CLAIM = "stages/request.json"
 
 
 def _problems(section: DemoConfig, look: bool) -> list[str]:
@@ -22,14 +25,25 @@ def _problems(section: DemoConfig, look: bool) -> list[str]:
     return []
 
 
-def _dry_run(section: DemoConfig, seed: int) -> str:
+def _rehearse(config: RunConfig) -> str:
     from synfundus.config.photographs import PrepareConfig
+    from synfundus.stages.demo.plan import place_stages
     from synfundus.stages.prepare.plan import describe_inputs
+    from synfundus.storage import filesystem
 
-    if section.source is None:
+    if config.train.diffusion.prediction_type == "flow_velocity":
+        from synfundus.stages import build
+
+        build.check_sampler(build.sampler_settings(config.sample).sampler, config.train.diffusion)
+    if filesystem.exists(filesystem.join(str(config.demo.out), _CLAIM)):
+        from synfundus.stages.demo.job import compare_claim
+
+        compare_claim(config)
+    if config.demo.source is None:
         return ""
-    inputs = PrepareConfig(source=section.source, labels=section.labels, mapping=section.mapping)
-    return describe_inputs(inputs, seed=seed)
+    document = config.model_dump()
+    place_stages(document)
+    return describe_inputs(PrepareConfig.model_validate(document["prepare"]), seed=config.seed)
 
 
 VERB = Verb(
@@ -44,7 +58,7 @@ VERB = Verb(
             "Folder for all results of the demo.",
             required=True,
             role="output",
-            proof=("stages/request.json",),
+            proof=(_CLAIM,),
         ),
         Option("--minutes", "demo.minutes", "Approximate time on two idle cores."),
         Option("--source", "demo.source", "Folder of your own photographs instead of phantoms.", role="input"),
@@ -52,6 +66,7 @@ VERB = Verb(
         Option("--importer", "demo.importer", "Importer for a known data set, e.g. idrid, odir5k, aptos2019."),
         Option("--mapping", "demo.mapping", "Mapping YAML of this table.", role="input"),
         PROCS,
+        SUBMIT,
         DEVICE,
     ),
     sections=(
@@ -59,8 +74,9 @@ VERB = Verb(
         *("launch", "telemetry"),
     ),
     distributed=True,
+    script="demo.sh",
     trains="train",
     default_preset="demo-cpu",
     problems=_problems,
-    dry_run=_dry_run,
+    rehearse=_rehearse,
 )

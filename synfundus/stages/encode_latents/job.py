@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from synfundus import __version__
 from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
@@ -59,9 +61,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         DataError: Moments that fp16 cannot hold; more damaged images than ``encode_latents.max_bad_fraction``.
     """
     section = config.encode_latents
-    image_set = load_shard_set(require(section.data, flag="--data", key="encode_latents.data"), kind="images")
-    if section.flip and (problem := flip_problem(image_set.label_schema)):
-        raise ConfigError(problem, where=image_set.url, hint=FLIP_HINT.format(option="--flip"))
+    image_set = open_images(section)
     out = require(section.out, flag="--out", key="encode_latents.out")
     folder = find_autoencoder(require(section.vae, flag="--vae", key="encode_latents.vae"))
     tf32 = section.tf32 and world.device == "cuda"
@@ -94,6 +94,29 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     limit = section.max_bad_fraction
     on_rank_0(lambda: _publish(out, tasks, image_set, properties, console, limit), at_the_end)
     return _summary(load_shard_set(out, kind="latents"))
+
+
+def open_images(section: EncodeLatentsConfig) -> ShardSet:
+    """Open the image set.
+
+    Raises:
+        ConfigError: Its labels do not tell the side of a mirrored eye, and `--flip` is on.
+        DataError: There is none.
+    """
+    image_set = load_shard_set(require(section.data, flag="--data", key="encode_latents.data"), kind="images")
+    if section.flip and (problem := flip_problem(image_set.label_schema)):
+        raise ConfigError(problem, where=image_set.url, hint=FLIP_HINT.format(option="--flip"))
+    return image_set
+
+
+def compare_claim(section: EncodeLatentsConfig) -> None:
+    """Refuse a folder of other latents, as the run does; what depends on the device is left out."""
+    autoencoder, fingerprint = open_autoencoder(
+        find_autoencoder(str(section.vae)), device=torch.device("cpu"), dtype=torch.float32
+    )
+    properties = _properties(section, open_images(section), autoencoder, fingerprint, tf32=False)
+    by_device = section.tf32 or section.precision == "auto"
+    _is_complete(str(section.out), properties, replace(_CLAIM, free="encoder_precision") if by_device else _CLAIM)
 
 
 def _records(out: str) -> ShardRecords:
@@ -141,14 +164,22 @@ def _properties(
 
 def _claim(out: str, properties: dict[str, Any]) -> bool:
     """Claim the folder; returns whether it is already complete."""
+    if _is_complete(out, properties, _CLAIM):
+        return True
+    _CLAIM.make(out, properties)
+    return False
+
+
+def _is_complete(out: str, properties: dict[str, Any], claim: Claim) -> bool:
+    """Whether a folder has all of these latents; refuses one of others."""
     if not is_complete(out):
-        _CLAIM.make(out, properties)
+        claim.compare(out, properties)
         return False
     try:
         found = load_shard_set(out, kind="latents").properties
     except DataError as error:
         raise ConfigError(error.message, where=out, hint="give another --out") from error
-    _CLAIM.refuse_difference(out, {name: found.get(name) for name in properties}, properties)
+    claim.refuse_difference(out, {name: found.get(name) for name in properties}, properties)
     return True
 
 

@@ -1,6 +1,30 @@
 """`synfundus encode-latents` on the command line."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from synfundus.stages.verb import CACHE, DATA_HELP, DISTRIBUTED, VAE_HELP, Option, Verb
+
+if TYPE_CHECKING:
+    from synfundus.config.generation import EncodeLatentsConfig
+
+
+def _dry_run(section: EncodeLatentsConfig, seed: int) -> str:
+    del seed
+    if section.flip:
+        from synfundus.stages.encode_latents.job import open_images
+
+        open_images(section)
+    return ""
+
+
+def _compare(section: EncodeLatentsConfig, seed: int) -> None:
+    from synfundus.stages.encode_latents.job import compare_claim
+
+    del seed
+    compare_claim(section)
+
 
 VERB = Verb(
     name="encode-latents",
@@ -26,5 +50,7 @@ VERB = Verb(
     sections=("seed", "encode_latents", "storage", "launch", "telemetry"),
     distributed=True,
     script="encode_latents.sh",
+    dry_run=_dry_run,
+    compare=_compare,
     closing=("next: synfundus train --latents {out} --run-dir RUN",),
 )

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from synfundus.artifacts.sample_set import IMAGES_DIR, TABLE_NAMES, requested_labels
+from synfundus.artifacts.sample_set import IMAGES_DIR, PROVENANCE_NAME, TABLE_NAMES, requested_labels
 from synfundus.errors import DataError
 from synfundus.storage import documents, filesystem
 from synfundus.telemetry.console import Console
 
-_PROVENANCE = "PROVENANCE.json"
 _SHOWN = (
     "statement",
     "num_images",
@@ -26,7 +25,7 @@ _SHOWN = (
 def is_png_folder(url: str) -> bool:
     """Whether `sample` has finished a folder of PNG files there."""
     table = any(filesystem.exists(filesystem.join(url, name)) for name in TABLE_NAMES)
-    return table and filesystem.exists(filesystem.join(url, _PROVENANCE))
+    return table and filesystem.exists(filesystem.join(url, PROVENANCE_NAME))
 
 
 def describe_png_folder(url: str, console: Console) -> dict[str, Any]:
@@ -38,7 +37,8 @@ def describe_png_folder(url: str, console: Console) -> dict[str, Any]:
     Raises:
         DataError: Its documents cannot be read.
     """
-    provenance = documents.read_document(filesystem.join(url, _PROVENANCE), format_name="synfundus-samples", version=1)
+    where = filesystem.join(url, PROVENANCE_NAME)
+    provenance = documents.read_document(where, format_name="synfundus-samples", version=1)
     requested = requested_labels(url) or []
     there = set(filesystem.list_names(filesystem.join(url, IMAGES_DIR)))
     names, rows = [name for name, _ in requested], [row for _, row in requested]

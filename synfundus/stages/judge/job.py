@@ -10,38 +10,35 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
 from synfundus.artifacts.claim import Claim
 from synfundus.artifacts.model_folder import DOCUMENT_NAME, find_pipeline
 from synfundus.artifacts.run_folder import versions
-from synfundus.artifacts.sample_set import TABLE_NAMES, requested_labels
-from synfundus.config.generation import JudgeConfig
+from synfundus.config.generation import JudgeConfig, SampleConfig
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World, torch_device, without_timeout
-from synfundus.errors import ConfigError, DataError
+from synfundus.errors import ConfigError
 from synfundus.evaluation.label_control import control_rows
 from synfundus.labels.plan import label_table
 from synfundus.labels.schema import LabelSchema
-from synfundus.shards.reader import decode_image
 from synfundus.stages import Summary
+from synfundus.stages.judge.samples import check_samples, read_samples, require_same_meaning
 from synfundus.stages.judging import (
-    TRAIN_SPLIT,
-    LabelledImages,
     held_out_splits,
     judge_label_control,
-    read_images,
+    read_photographs,
     read_states,
     reconstruct,
     show_label_control,
 )
+from synfundus.stages.rehearsal import read_model, require_sampler
 from synfundus.stages.sample import job as sample
 from synfundus.stages.verb import require
 from synfundus.storage import documents, filesystem
-from synfundus.storage.manifest import MANIFEST_NAME, ShardSet, load_shard_set
+from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import Console
 
 REPORT_NAME = "judge.json"
@@ -68,13 +65,13 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     if (section.model is None) == (section.samples is None):
         raise ConfigError("give either --model or --samples", where="judge")
     names = _shared_labels(section.model, data) if section.model is not None else ()
-    request = {"seed": config.seed, "image_set_identity": data.identity, **section.model_dump(exclude={"out", "data"})}
+    request = _request(section, config.seed, data)
     if section.samples is not None:
         read_samples(section.samples, data.label_schema)  # refuse before the folder is claimed
     on_rank_0(lambda: _CLAIM.make(out, request), world)
     if section.model is not None:
-        asked = _write_label_plan(section, config.seed, data, names, world)
-        sample.run(config.model_copy(update={"sample": config.sample.model_copy(update=asked)}), world, console)
+        _write_label_plan(section, config.seed, data, names, world)
+        sample.run(config.model_copy(update={"sample": _asked(section, config.sample)}), world, console)
     device, at_the_end = torch_device(world), without_timeout(world)
     return on_rank_0(lambda: _judge(section, config.seed, data, request, device, console), at_the_end)
 
@@ -84,7 +81,7 @@ def _shared_labels(model: str, data: ShardSet) -> tuple[str, ...]:
 
     Raises:
         CheckpointError: There is no model.
-        ConfigError: They have no label in common.
+        ConfigError: They have no label in common, or mean something else by one.
     """
     url = filesystem.join(find_pipeline(model), DOCUMENT_NAME)
     find_autoencoder(find_pipeline(model))
@@ -93,13 +90,51 @@ def _shared_labels(model: str, data: ShardSet) -> tuple[str, ...]:
     if not names:
         message = f"the model has labels {', '.join(schema.names)}, the set {', '.join(data.label_schema.names)}"
         raise ConfigError(message, where=url, hint="give the --data the model was trained with")
+    require_same_meaning(schema, data.label_schema, where=url)
     return names
 
 
-def _write_label_plan(
-    section: JudgeConfig, seed: int, data: ShardSet, names: Sequence[str], world: World
-) -> dict[str, Any]:
-    """Write label rows of held-out photographs; returns what `sample` is asked for with them. Collective."""
+def rehearse(section: JudgeConfig, settings: SampleConfig, *, seed: int) -> str:
+    """Refuse what the run refuses, for a dry run; no image is decoded or generated.
+
+    Raises:
+        SynfundusError: As the run.
+    """
+    data, out = load_shard_set(str(section.data), kind="images"), str(section.out)
+    if section.model is None:
+        number = check_samples(str(section.samples), data.label_schema)
+        text = f"{number:,} images of {section.samples}"
+    else:
+        names = _shared_labels(section.model, data)
+        require_sampler(settings.sampler, read_model(section.model))
+        text = f"{section.num_images:,} images of {section.model}, asked for {', '.join(names)}"
+    _CLAIM.compare(out, _request(section, seed, data))
+    asked = _asked(section, settings)
+    if section.model is not None and all(map(filesystem.exists, (str(asked.labels), str(asked.out)))):
+        sample.compare_claim(asked, seed)
+    return f"# images\n{text}\n\n"
+
+
+def _request(section: JudgeConfig, seed: int, data: ShardSet) -> dict[str, Any]:
+    return {"seed": seed, "image_set_identity": data.identity, **section.model_dump(exclude={"out", "data"})}
+
+
+def _asked(section: JudgeConfig, settings: SampleConfig) -> SampleConfig:
+    """Return what `sample` is asked for: images for the label rows of held-out photographs."""
+    out, plan = (filesystem.join(str(section.out), name) for name in (SAMPLES_DIR, LABEL_PLAN_NAME))
+    wanted: dict[str, Any] = {
+        "model": section.model,
+        "out": out,
+        "labels": plan,
+        "num_images": None,
+        "label": {},
+        "format": "png",
+    }
+    return settings.model_copy(update=wanted)
+
+
+def _write_label_plan(section: JudgeConfig, seed: int, data: ShardSet, names: Sequence[str], world: World) -> None:
+    """Write label rows of held-out photographs. Collective."""
     plan = filesystem.join(str(section.out), LABEL_PLAN_NAME)
 
     def write() -> None:
@@ -109,17 +144,12 @@ def _write_label_plan(
             filesystem.write_bytes(plan, label_table(rows, names))
 
     on_rank_0(write, world)
-    wanted: dict[str, Any] = {"model": section.model, "out": filesystem.join(str(section.out), SAMPLES_DIR)}
-    return {**wanted, "labels": plan, "num_images": None, "label": {}, "format": "png"}
 
 
 def _judge(
     section: JudgeConfig, seed: int, data: ShardSet, request: dict[str, Any], device: torch.device, console: Console
 ) -> Summary:
-    splits = held_out_splits(data)
-    if splits == (TRAIN_SPLIT,):
-        console.warning("the set holds no patient out: figures on real photographs are of those the judge learned from")
-    train, held_out = read_images(data, splits=(TRAIN_SPLIT,)), read_images(data, splits=splits)
+    train, held_out = read_photographs(data)
     autoencoder = restored = None
     if section.model is not None:
         autoencoder, _ = open_autoencoder(
@@ -144,27 +174,3 @@ def _judge(
     show_label_control(control, console, num_generated=len(generated))
     console.message(f"figures: {url}")
     return document
-
-
-def read_samples(folder: str, schema: LabelSchema) -> LabelledImages:
-    """Read generated images and what they were asked for: a folder of PNG files, or a shard set.
-
-    Raises:
-        ConfigError: There are no samples, or they have labels the schema does not have.
-        DataError: A row without a file, or images of different sizes.
-    """
-    if filesystem.exists(filesystem.join(folder, MANIFEST_NAME)):
-        return read_images(load_shard_set(folder, kind="samples"), splits=(TRAIN_SPLIT,))
-    requested = requested_labels(folder)
-    if requested is None:
-        hint = f"give a complete folder written by `sample`, with {TABLE_NAMES[0]}"
-        raise ConfigError("there are no samples", where=folder, hint=hint)
-    if not requested or not all(name for name, _ in requested):
-        raise DataError("the table of samples has no rows, or one without a file", where=folder)
-    images, states = [], []
-    for name, row in requested:
-        images.append(decode_image(filesystem.read_bytes(filesystem.join(folder, name)), where=name))
-        states.append(schema.encode({label: schema.check_value(label, text or None) for label, text in row.items()}))
-    if len({image.shape for image in images}) > 1:
-        raise DataError("the images are of different sizes", where=folder)
-    return LabelledImages(np.stack(images), np.array(states, dtype=np.int64))

@@ -95,12 +95,21 @@ def _known_rows(out: str, num_images: int) -> dict[int, Row]:
     return rows
 
 
+def _request(section: PhantomsConfig, seed: int) -> dict[str, Any]:
+    # folders from before there was a choice record none
+    chosen = {} if section.variety == "demo" else {"variety": section.variety}
+    return {"seed": seed, "image_size_px": section.image_size_px, **chosen}
+
+
+def compare_claim(section: PhantomsConfig, seed: int) -> None:
+    """Refuse a folder of other phantoms, as the run does."""
+    _CLAIM.compare(str(section.out), _request(section, seed))
+
+
 def _draw_folder(section: PhantomsConfig, out: str, seed: int, console: Console) -> Summary:
     """Draw a folder of phantoms; existing ones are kept."""
     began = time.perf_counter()
-    # Folders from before there was a choice record none.
-    chosen = {} if section.variety == "demo" else {"variety": section.variety}
-    _CLAIM.make(out, {"seed": seed, "image_size_px": section.image_size_px, **chosen})
+    _CLAIM.make(out, _request(section, seed))
     filesystem.make_dir(filesystem.join(out, IMAGES_DIR))
     num_images = section.num_images
     rows = _known_rows(out, num_images)

@@ -1,6 +1,20 @@
 """`synfundus phantoms` on the command line."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from synfundus.stages.verb import Option, Verb
+
+if TYPE_CHECKING:
+    from synfundus.config.photographs import PhantomsConfig
+
+
+def _compare(section: PhantomsConfig, seed: int) -> None:
+    from synfundus.stages.phantoms.job import compare_claim
+
+    compare_claim(section, seed)
+
 
 VERB = Verb(
     name="phantoms",
@@ -26,5 +40,6 @@ VERB = Verb(
         Option("--workers", "phantoms.workers", "Worker processes that draw; 0: the main process."),
     ),
     sections=("seed", "phantoms"),
+    compare=_compare,
     closing=("next: synfundus prepare --source {out} --labels {out}/labels.csv --out SET",),
 )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from synfundus.config.photographs import PrepareConfig
@@ -20,7 +21,7 @@ from synfundus.distributed.world import World, share_of, without_timeout
 from synfundus.errors import DataError
 from synfundus.labels.schema import LabelSchema
 from synfundus.photographs.crosswalk import REJECTS_NAME as NAMED_REJECTS
-from synfundus.photographs.crosswalk import open_crosswalk, read_withdrawn
+from synfundus.photographs.crosswalk import open_crosswalk, read_secret, read_withdrawn
 from synfundus.stages import Summary
 from synfundus.stages.prepare.chunks import ChunkResults, pending_chunks, prepare_chunks, read_chunks
 from synfundus.stages.prepare.decision import Decision, decide
@@ -60,6 +61,31 @@ class _Assignment:
     chunks: tuple[tuple[int, int], ...]
 
 
+def _plan(
+    section: PrepareConfig,
+    paths: PreparePaths,
+    others: Sequence[OtherSet],
+    open_secret: Callable[[], bytes],
+    *,
+    seed: int,
+) -> InputPlan:
+    return plan_inputs(
+        section,
+        source=paths.source,
+        compared_with=[other.identity for other in others],
+        open_secret=open_secret,
+        withdrawn=lambda: read_withdrawn(paths.crosswalk),
+        seed=seed,
+    )
+
+
+def compare_set(section: PrepareConfig, seed: int) -> None:
+    """Refuse a complete set of something else, as the run does; writes nothing."""
+    paths = find_paths(section)
+    others = find_other_sets(section.compare_with)
+    require_same_set(paths, _plan(section, paths, others, lambda: read_secret(paths.crosswalk), seed=seed))
+
+
 class _Rank0:
     """The work of rank 0."""
 
@@ -86,14 +112,11 @@ class _Rank0:
             write_alone(paths.out)
         complete = check_out(paths)
         self._others = find_other_sets(section.compare_with)
-        plan = self._plan = plan_inputs(
-            section,
-            source=paths.source,
-            compared_with=[other.identity for other in self._others],
-            open_secret=lambda: open_crosswalk(paths.crosswalk, out=resolved(paths.out)),
-            withdrawn=lambda: read_withdrawn(paths.crosswalk),
-            seed=self._seed,
-        )
+
+        def open_secret() -> bytes:
+            return open_crosswalk(paths.crosswalk, out=resolved(paths.out))
+
+        plan = self._plan = _plan(section, paths, self._others, open_secret, seed=self._seed)
         for warning in plan.warnings:
             self._console.warning(warning)
         if complete:

@@ -15,7 +15,7 @@ import yaml
 from synfundus.config.photographs import PrepareConfig
 from synfundus.config.yaml_text import parse_yaml
 from synfundus.errors import ConfigError, DataError, StorageError
-from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema, moved_values
 from synfundus.photographs.crosswalk import withdrawal_token
 from synfundus.photographs.importers import read_with_importer
 from synfundus.photographs.importers.file_names import complete_names
@@ -23,6 +23,7 @@ from synfundus.photographs.ingest import Photograph, PlannedSample, Reject, matc
 from synfundus.photographs.label_mapping import TableMapping, parse_table_mapping
 from synfundus.photographs.label_table import LabelTable, read_label_table
 from synfundus.photographs.preparation import CROP, FIRST_CROP
+from synfundus.photographs.transforms import EYE_SIDE
 from synfundus.stages.prepare.table_notes import early_warnings, looks_like, no_input
 from synfundus.storage import documents, filesystem
 
@@ -121,6 +122,12 @@ def _read_table(section: PrepareConfig, schema: LabelSchema, files: Mapping[str,
         DataError: A table that cannot be read.
     """
     mapping = _load_mapping(section.mapping, schema)
+    if moved := moved_values(schema, schema.names if section.importer else (EYE_SIDE,)):
+        raise ConfigError(
+            f"values have other numbers than here: {'; '.join(moved)}",
+            where="prepare.label_schema",
+            hint="number them as `synfundus config show label-schema` does, or give the label another name",
+        )
     labels = section.labels
     if labels is not None and (not filesystem.exists(labels) or filesystem.is_dir(labels)):
         raise ConfigError(f"the label table does not exist: {labels}", where="prepare.labels")

@@ -17,11 +17,20 @@ def _problems(section: PrepareConfig, look: bool) -> list[str]:
 
 
 def _dry_run(section: PrepareConfig, seed: int) -> str:
+    from synfundus.photographs.crosswalk import check_crosswalk
     from synfundus.stages.prepare.places import check_out, find_paths
     from synfundus.stages.prepare.plan import describe_inputs
+    from synfundus.storage.locations import resolved
 
-    check_out(find_paths(section))
-    return describe_inputs(section, seed=seed)
+    paths = find_paths(section)
+    complete = check_out(paths)
+    text = describe_inputs(section, seed=seed)
+    check_crosswalk(paths.crosswalk, out=resolved(paths.out))
+    if complete:
+        from synfundus.stages.prepare.job import compare_set
+
+        compare_set(section, seed)
+    return text
 
 
 VERB = Verb(

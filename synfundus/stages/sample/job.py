@@ -11,7 +11,7 @@ import hashlib
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -28,6 +28,7 @@ from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
 from synfundus.artifacts.run_folder import versions
 from synfundus.artifacts.sample_set import (
     LABELS_ARE,
+    PROVENANCE_NAME,
     RELEASE,
     PngStore,
     SampleStore,
@@ -46,6 +47,7 @@ from synfundus.pictures.sheets import contact_sheet, encode_png
 from synfundus.redaction import redact
 from synfundus.shards.reader import decode_image
 from synfundus.stages import Summary, build
+from synfundus.stages.rehearsal import read_model
 from synfundus.stages.verb import require
 from synfundus.storage import documents, filesystem
 from synfundus.storage.locations import resolved
@@ -55,7 +57,6 @@ from synfundus.telemetry.console import Console
 
 LABELS_NAME = "metadata.csv"
 """As Hugging Face's imagefolder expects it, with the column ``file_name``."""
-PROVENANCE_NAME = "PROVENANCE.json"
 README_NAME = "README.md"
 REQUEST_NAME = "request.json"
 SHEET_NAME = "contact-sheet.html"
@@ -121,14 +122,9 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     pipeline = load_pipeline(folder, device=device)
     sampling = build.sampler_settings(section, pipeline.recommended_sampling)
     scheduler_for(sampling.sampler, pipeline.schedule_settings)  # refuse before the folder is claimed
-    rows = plan_labels(
-        plan=None if section.labels is None else filesystem.read_bytes(section.labels),
-        labels=section.label,
-        num_images=section.num_images,
-        schema=pipeline.label_schema,
-        where=section.labels or "sample.labels",
-    )
-    request = _request(section, sampling, config.seed, pipeline, rows)
+    rows = _rows(section, pipeline.label_schema)
+    fingerprints = {"model": pipeline.fingerprint, "autoencoder": pipeline.autoencoder_fingerprint}
+    request = _request(section, sampling, config.seed, fingerprints, rows, pipeline.label_schema)
     require_same(request, world)
     on_rank_0(lambda: _claim(out, request, rows, pipeline.label_schema), world)
     console.message(f"{sampling.sampler}, {sampling.num_steps} steps, guidance {sampling.guidance_scale:g}")
@@ -145,6 +141,29 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     on_rank_0(lambda: _publish(work, out, request), at_the_end)
     console.message(f"{len(rows):,} synthetic images in {out} ({num_kept:,} were there)")
     return {"out": out, "num_images": len(rows), "num_kept": num_kept, "fingerprint": pipeline.fingerprint}
+
+
+def compare_claim(section: SampleConfig, seed: int) -> None:
+    """Refuse a folder of other images, as the run does; a precision that is not settled is that of the folder."""
+    out = str(section.out)
+    document = read_model(str(section.model))
+    schema = LabelSchema.from_document(document["label_schema"], where=str(section.model))
+    recommended = document.get("recommended_sampling")
+    sampling = build.sampler_settings(section, SamplerSettings.from_document(recommended) if recommended else None)
+    rows = _rows(section, schema)
+    if section.precision == "auto":
+        section = section.model_copy(update={"precision": (_CLAIM.read(out) or {}).get("precision")})
+    _extends(out, _request(section, sampling, seed, document["fingerprints"], rows, schema), rows, schema)
+
+
+def _rows(section: SampleConfig, schema: LabelSchema) -> list[LabelRow]:
+    return plan_labels(
+        plan=None if section.labels is None else filesystem.read_bytes(section.labels),
+        labels=section.label,
+        num_images=section.num_images,
+        schema=schema,
+        where=section.labels or "sample.labels",
+    )
 
 
 def _store(section: SampleConfig, seed: int, out: str, pipeline: Model, rows: Sequence[LabelRow]) -> SampleStore:
@@ -213,15 +232,20 @@ def _changed_label(out: str, rows: Sequence[LabelRow], schema: LabelSchema) -> t
 
 
 def _request(
-    section: SampleConfig, sampling: SamplerSettings, seed: int, pipeline: Model, rows: Sequence[LabelRow]
+    section: SampleConfig,
+    sampling: SamplerSettings,
+    seed: int,
+    fingerprints: Mapping[str, str],
+    rows: Sequence[LabelRow],
+    schema: LabelSchema,
 ) -> dict[str, Any]:
     """Return all that the bytes of the images depend on."""
     request = {
-        "model_fingerprint": pipeline.fingerprint,
-        "autoencoder_fingerprint": pipeline.autoencoder_fingerprint,
+        "model_fingerprint": fingerprints["model"],
+        "autoencoder_fingerprint": fingerprints["autoencoder"],
         "seed": seed,
         "num_images": len(rows),
-        "labels_sha256": _labels_sha256(rows, pipeline.label_schema),
+        "labels_sha256": _labels_sha256(rows, schema),
         **asdict(sampling),
         **section.model_dump(mode="json", include={"batch_size", "precision"}),
         "image_format": section.format,
@@ -317,7 +341,8 @@ def _publish(work: _Work, out: str, request: dict[str, Any]) -> None:
     count = min(work.section.contact_sheet_images, len(work.rows))
     if count:
         filesystem.write_bytes(filesystem.join(out, SHEET_NAME), sheet_page(_contact_sheet(work, count)))
-    provenance = properties | {"generated": _occasion(work.pipeline)}
+    schema = work.pipeline.label_schema.to_document()
+    provenance = properties | {"label_schema": schema, "generated": _occasion(work.pipeline)}
     filesystem.write_bytes(filesystem.join(out, README_NAME), sample_readme(provenance).encode())
     url = filesystem.join(out, PROVENANCE_NAME)
     documents.write_document(url, provenance, format_name=FORMAT_NAME, version=FORMAT_VERSION)

@@ -50,8 +50,14 @@ def _dry_run(section: SampleConfig, seed: int) -> str:
     from synfundus.stages.rehearsal import rehearse_sampling
 
     del seed
-    model, num_images = str(section.model), section.num_images
-    return rehearse_sampling(model, section.labels, section.label, num_images=num_images)
+    model, num_images, sampler = str(section.model), section.num_images, section.sampler
+    return rehearse_sampling(model, section.labels, section.label, num_images=num_images, sampler=sampler)
+
+
+def _compare(section: SampleConfig, seed: int) -> None:
+    from synfundus.stages.sample.job import compare_claim
+
+    compare_claim(section, seed)
 
 
 VERB = Verb(
@@ -83,6 +89,7 @@ VERB = Verb(
     script="sample.sh",
     problems=_problems,
     dry_run=_dry_run,
+    compare=_compare,
     closing=(
         "read {out}/README.md first: labels were asked for, nobody has looked",
         "next: synfundus inspect --data {out}",

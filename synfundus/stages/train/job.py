@@ -37,7 +37,7 @@ from synfundus.stages import Summary, build, training_setup
 from synfundus.stages.reading import EYE_SIDE, check_flip, latent_batches, latent_shape_of
 from synfundus.stages.run_weights import RunWeights, Weights
 from synfundus.stages.train.preview import PREVIEW_IMAGES, draw_preview, preview_images
-from synfundus.stages.train.start import REPORT_NAME, Start, initial_denoiser, save_report
+from synfundus.stages.train.start import REPORT_NAME, Start, identity_of, initial_denoiser, save_report
 from synfundus.stages.training_run import Outcome, Row, Shared, Training, TrainingRun
 from synfundus.stages.trial_step import random_batch
 from synfundus.stages.verb import require
@@ -91,7 +91,7 @@ def _set_up(
         console.warning(doubt)
     training_setup.check_compilation(section.loop, world)
     # last: a refused start must not claim the folder
-    identity = {"seed": shared.seed, "latents": latents.identity, **section.identity_document(), **start.identity}
+    identity = identity_of(section, latents, start.identity, seed=shared.seed)
     judged = {"kind": "diffusion", "judged_on": start.judged_on}
     directory = RunFolder(run_url, **judged, identity=identity, config=shared.document, world=world)
     setup = build.model_setup(section.diffusion, latents, autoencoder, build.sampler_settings(sample))

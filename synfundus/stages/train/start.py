@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from synfundus.artifacts.model import Model
 from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
 from synfundus.config.diffusion import DiffusionConfig, TrainConfig
 from synfundus.errors import CheckpointError, ConfigError, ManifestMismatch
-from synfundus.labels.schema import difference
+from synfundus.labels.schema import LabelSchema, difference
 from synfundus.models.unet import ConditionalDenoiser
 from synfundus.seeding import derive_key
 from synfundus.stages import build
@@ -59,6 +60,11 @@ class Start:
         }
 
 
+def identity_of(section: TrainConfig, latents: ShardSet, own: Mapping[str, Any], *, seed: int) -> dict[str, Any]:
+    """Return the identity of a run; ``own`` is the part of its start."""
+    return {"seed": seed, "latents": latents.identity, **section.identity_document(), **own}
+
+
 def initial_denoiser(section: TrainConfig, latents: ShardSet, console: Console, *, seed: int) -> Start:
     """Return the initial network of a run, the same on every rank and at every start.
 
@@ -71,18 +77,17 @@ def initial_denoiser(section: TrainConfig, latents: ShardSet, console: Console, 
     identity: dict[str, Any] = {"init_from": init_from, "unet": section.unet.model_dump(mode="json")}
     if not init_from:
         return Start(_fresh(section, latents, seed=seed), identity)
-    folder = None if _is_ours(init_from) else find_foreign_unet(init_from)
-    if folder is not None:
+    folder, is_foreign = find_start(init_from)
+    if is_foreign:
         return _foreign(section, latents, folder, console, seed=seed)
-    if not _is_ours(init_from) and filesystem.is_dir(init_from):
-        raise CheckpointError(
-            "no model here to start from",
-            where=init_from,
-            hint="give a run of `synfundus train`, its export, or a folder of a diffusers U-Net (config.json and "
-            "safetensors, also below unet/)",
-        )
-    given = load_pipeline(find_pipeline(init_from), device=torch.device("cpu"))
-    _require_same_latents(given, latents)
+    given = load_pipeline(folder, device=torch.device("cpu"))
+    require_same_latents(
+        latents,
+        autoencoder=given.autoencoder_fingerprint,
+        latent_shape=given.latent_shape,
+        schema=given.label_schema,
+        where=folder,
+    )
     if differences := objective_differences(given, section.diffusion, latents):
         console.warning(
             f"the model in {init_from} was trained with another objective than this run: {'; '.join(differences)}; "
@@ -100,6 +105,25 @@ def initial_denoiser(section: TrainConfig, latents: ShardSet, console: Console, 
         ) from error
     console.message(f"starts from the weights of model {given.fingerprint[:12]} in {given.folder}")
     return Start(fresh, identity)
+
+
+def find_start(init_from: str) -> tuple[str, bool]:
+    """Return the folder of the model to start from, and whether it is a foreign U-Net.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    if not _is_ours(init_from):
+        if (folder := find_foreign_unet(init_from)) is not None:
+            return folder, True
+        if filesystem.is_dir(init_from):
+            raise CheckpointError(
+                "no model here to start from",
+                where=init_from,
+                hint="give a run of `synfundus train`, its export, or a folder of a diffusers U-Net (config.json and "
+                "safetensors, also below unet/)",
+            )
+    return find_pipeline(init_from), False
 
 
 def save_report(start: Start, url: str) -> None:
@@ -153,21 +177,29 @@ def objective_differences(given: Model, section: DiffusionConfig, latents: Shard
     return found
 
 
-def _require_same_latents(given: Model, latents: ShardSet) -> None:
+def require_same_latents(
+    latents: ShardSet, *, autoencoder: str, latent_shape: tuple[int, int, int], schema: LabelSchema, where: str
+) -> None:
     """Check that a model to start from was trained on latents of this kind.
+
+    Args:
+        latents: What the run trains on.
+        autoencoder: Fingerprint of the model's autoencoder.
+        latent_shape: ``(c, lh, lw)`` of the model.
+        schema: Its labels.
+        where: Its folder.
 
     Raises:
         ManifestMismatch: Another autoencoder, size or label schema; names both sides.
     """
-    where, latent_shape = given.folder, latent_shape_of(latents)
-    require_same_autoencoder(latents, given.autoencoder_fingerprint, where=where)
-    if given.latent_shape != latent_shape:
+    require_same_autoencoder(latents, autoencoder, where=where)
+    if latent_shape != latent_shape_of(latents):
         raise ManifestMismatch(
-            f"the model to start from takes latents of {given.latent_shape}, those in {latents.url} are {latent_shape}",
+            f"the model to start from takes latents of {latent_shape}, those in {latents.url} are "
+            f"{latent_shape_of(latents)}",
             where=where,
         )
-    changed = difference(given.label_schema, latents.label_schema)
-    if changed:
+    if changed := difference(schema, latents.label_schema):
         raise ManifestMismatch(
             f"the model to start from has other labels than the latents in {latents.url}: {changed}", where=where
         )

@@ -1,6 +1,27 @@
 """`synfundus train` on the command line."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from synfundus.stages.verb import CACHE, DISTRIBUTED, MICRO_BATCH_HELP, Option, Verb
+
+if TYPE_CHECKING:
+    from synfundus.config.diffusion import TrainConfig
+    from synfundus.config.schema import RunConfig
+
+
+def _rehearse(config: RunConfig) -> str:
+    from synfundus.stages.train.rehearsal import rehearse
+
+    return rehearse(config.train, config.sample)
+
+
+def _compare(section: TrainConfig, seed: int) -> None:
+    from synfundus.stages.train.rehearsal import compare_claim
+
+    compare_claim(section, seed)
+
 
 VERB = Verb(
     name="train",
@@ -35,5 +56,7 @@ VERB = Verb(
     distributed=True,
     script="ldm.sh",
     trains="train",
+    rehearse=_rehearse,
+    compare=_compare,
     closing=("next: synfundus sample --model {run_dir} --out SAMPLES --num-images 16",),
 )

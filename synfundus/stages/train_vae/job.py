@@ -21,7 +21,7 @@ from synfundus.stages import Summary, build, training_setup
 from synfundus.stages.reading import image_batches
 from synfundus.stages.run_weights import RunWeights
 from synfundus.stages.train_vae.held_out import draw_reconstructions, judge_reconstructions
-from synfundus.stages.train_vae.start import check_start, initial_autoencoder
+from synfundus.stages.train_vae.start import check_start, identity_of, initial_autoencoder
 from synfundus.stages.training_run import Outcome, Row, Shared, Training, TrainingRun
 from synfundus.stages.verb import require
 from synfundus.stages.vessel_detail import describe_vessels, lost_vessels
@@ -40,7 +40,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     """Train, evaluate on held-out images, export. Collective; resumes by itself.
 
     Returns:
-        ``images_seen``, ``export``, and the figures of `judge_reconstructions`.
+        ``images_seen``, ``export``, ``judged_on``, and the figures of `judge_reconstructions`.
     """
     shared = Shared(config.seed, config.launch, config.telemetry, config.model_dump(mode="json"))
     watchdog = training_setup.watchdog(config.train_vae.loop, config.launch, world)
@@ -57,7 +57,7 @@ def _set_up(section: TrainVaeConfig, shared: Shared, world: World, console: Cons
     run_url = require(section.run_dir, flag="--run-dir", key="train_vae.run_dir")
     check_start(section, run_url)
     training_setup.check_compilation(section.loop, world)
-    identity = {"seed": shared.seed, "data": image_set.identity, **section.identity_document()}
+    identity = identity_of(section, image_set, seed=shared.seed)
     judged = judged_on((image_set,), patients=knows_patients(image_set))
     warn_of_no_val(judged, console)
     directory = RunFolder(run_url, kind="vae", identity=identity, config=shared.document, world=world, judged_on=judged)
@@ -167,7 +167,7 @@ class AutoencoderTraining(Training[AutoencoderObjective]):
         )
         if warning := lost_vessels(figures):
             self._console.warning(warning)
-        return {"images_seen": outcome.state.images_seen, "export": folder, **figures}
+        return {"images_seen": outcome.state.images_seen, "export": folder, "judged_on": judged, **figures}
 
 
 def _objective(autoencoder: LatentAutoencoder, loss: AutoencoderLossConfig, *, seed: int) -> AutoencoderObjective:

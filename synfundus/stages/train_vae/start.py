@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from synfundus.artifacts.autoencoder_folder import (
@@ -11,7 +13,7 @@ from synfundus.artifacts.autoencoder_folder import (
     open_autoencoder,
     save_autoencoder,
 )
-from synfundus.artifacts.run_folder import RunFolder
+from synfundus.artifacts.run_folder import RunFolder, compare_run
 from synfundus.config.training import TrainVaeConfig
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World
@@ -22,7 +24,7 @@ from synfundus.stages.train_vae.held_out import read_images
 from synfundus.stages.train_vae.starting_weights import DRAWN, drawn_weights
 from synfundus.storage import filesystem
 from synfundus.storage.local_folder import folder_to_read
-from synfundus.storage.manifest import ShardSet
+from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import Console
 
 FOLDER_NAME = "init"
@@ -45,6 +47,17 @@ def check_start(section: TrainVaeConfig, run_url: str) -> None:
             where="train_vae.loop.gradient_checkpointing",
             hint="turn it off and use a smaller train_vae.loop.micro_batch_size",
         )
+
+
+def identity_of(section: TrainVaeConfig, image_set: ShardSet, *, seed: int) -> dict[str, Any]:
+    """Return the identity of a run."""
+    return {"seed": seed, "data": image_set.identity, **section.identity_document()}
+
+
+def compare_claim(section: TrainVaeConfig, seed: int) -> None:
+    """Refuse the folder of another run, as the run does."""
+    image_set = load_shard_set(str(section.data), kind="images")
+    compare_run(str(section.run_dir), kind="vae", identity=identity_of(section, image_set, seed=seed))
 
 
 def _given_folder(section: TrainVaeConfig) -> str:

@@ -1,6 +1,29 @@
 """`synfundus train-vae` on the command line."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from synfundus.stages.verb import CACHE, DATA_HELP, DISTRIBUTED, MICRO_BATCH_HELP, Option, Verb
+
+if TYPE_CHECKING:
+    from synfundus.config.training import TrainVaeConfig
+
+
+def _dry_run(section: TrainVaeConfig, seed: int) -> str:
+    del seed
+    if section.init_from:
+        from synfundus.stages.train_vae.start import check_start
+
+        check_start(section, str(section.run_dir))
+    return ""
+
+
+def _compare(section: TrainVaeConfig, seed: int) -> None:
+    from synfundus.stages.train_vae.start import compare_claim
+
+    compare_claim(section, seed)
+
 
 VERB = Verb(
     name="train-vae",
@@ -27,5 +50,7 @@ VERB = Verb(
     distributed=True,
     script="vae.sh",
     trains="train_vae",
+    dry_run=_dry_run,
+    compare=_compare,
     closing=("next: synfundus encode-latents --data {data} --vae {run_dir} --out LATENTS",),
 )

@@ -38,18 +38,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         DataError: The mean PSNR is below the limit.
     """
     section = config.verify_latents
-    latents = load_shard_set(require(section.latents, flag="--latents", key="verify_latents.latents"), kind="latents")
-    folder = find_autoencoder(require(section.vae, flag="--vae", key="verify_latents.vae"))
     build.tensor_cores(False, world, console)
-    autoencoder, fingerprint = open_autoencoder(folder, device=torch_device(world), dtype=torch.float32)
-    require_same_autoencoder(latents, fingerprint, where=folder)
-    images = load_shard_set(section.data or load_sources(latents.url).image_set_url, kind="images")
-    if images.identity != latents.properties["image_set_identity"]:
-        raise ManifestMismatch(
-            f"the latents were made of image set {latents.properties['image_set_identity'][:12]}, "
-            f"at its place is now {images.identity[:12]}",
-            where=images.url,
-        )
+    latents, images, autoencoder = open_inputs(section, torch_device(world))
     values, vessels = _compare(section, config.seed, latents, images, autoencoder, console)
     mean, worst = float(np.mean(values)), float(np.min(values))
     console.message(
@@ -64,6 +54,26 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
             hint="encode again, or train the autoencoder longer",
         )
     return {"psnr_db": mean, "worst_psnr_db": worst, "samples": len(values), **vessels}
+
+
+def open_inputs(section: VerifyLatentsConfig, device: torch.device) -> tuple[ShardSet, ShardSet, LatentAutoencoder]:
+    """Open latents, their images and their autoencoder.
+
+    Raises:
+        ManifestMismatch: Another autoencoder, or another image set.
+    """
+    latents = load_shard_set(require(section.latents, flag="--latents", key="verify_latents.latents"), kind="latents")
+    folder = find_autoencoder(require(section.vae, flag="--vae", key="verify_latents.vae"))
+    autoencoder, fingerprint = open_autoencoder(folder, device=device, dtype=torch.float32)
+    require_same_autoencoder(latents, fingerprint, where=folder)
+    images = load_shard_set(section.data or load_sources(latents.url).image_set_url, kind="images")
+    if images.identity != latents.properties["image_set_identity"]:
+        raise ManifestMismatch(
+            f"the latents were made of image set {latents.properties['image_set_identity'][:12]}, "
+            f"at its place is now {images.identity[:12]}",
+            where=images.url,
+        )
+    return latents, images, autoencoder
 
 
 def _compare(

@@ -1,6 +1,24 @@
 """`synfundus verify-latents` on the command line."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from synfundus.stages.verb import CACHE, DEVICE, VAE_HELP, Option, Verb
+
+if TYPE_CHECKING:
+    from synfundus.config.generation import VerifyLatentsConfig
+
+
+def _dry_run(section: VerifyLatentsConfig, seed: int) -> str:
+    import torch
+
+    from synfundus.stages.verify_latents.job import open_inputs
+
+    del seed
+    open_inputs(section, torch.device("cpu"))
+    return ""
+
 
 VERB = Verb(
     name="verify-latents",
@@ -26,4 +44,5 @@ VERB = Verb(
     sections=("seed", "verify_latents", "storage", "launch", "telemetry"),
     distributed=True,
     one_process=True,
+    dry_run=_dry_run,
 )
