@@ -23,6 +23,14 @@ def fsync_dir(folder: Path) -> None:
         os.close(descriptor)
 
 
+def fsync_tree(folder: Path) -> None:
+    """Make all files below a local folder durable, then their names, then the folder's own list of names."""
+    for at, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            fsync_dir(Path(at, name))
+        fsync_dir(Path(at))
+
+
 @contextmanager
 def write_in_place(target: Path) -> Iterator[IO[bytes]]:
     """Write a file under a temporary name, then fsync, rename, and fsync of the folder.
