@@ -91,7 +91,7 @@ def folder_to_replace(url: str, *, last: Sequence[str], own: str) -> Iterator[Pa
         mark = filesystem.join(url, UNFINISHED_NAME)
         filesystem.write_bytes(mark, b"A folder is being replaced here.\n")
         for name in [*last, *filesystem.list_names(url)]:
-            if name != UNFINISHED_NAME:
+            if name != UNFINISHED_NAME and not _WRITER.fullmatch(name):
                 filesystem.remove(filesystem.join(url, name), recursive=True)
         filesystem.upload_folder(work, url, last=last)
         filesystem.remove(mark)
