@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from synfundus.artifacts.model_card import FEW
-from synfundus.errors import ConfigError, ManifestMismatch
+from synfundus.errors import ConfigError, DataError, ManifestMismatch
 from synfundus.labels.schema import difference
 from synfundus.shards.shard_plan import BLOCK_POSITIONS, shares
 from synfundus.storage import documents, filesystem
@@ -194,8 +194,18 @@ def keeps_patients_apart(sets: Sequence[ShardSet]) -> bool:
 
 
 def load_sources(latents_url: str) -> LatentSources:
-    """Read sources.json."""
+    """Read sources.json.
+
+    Raises:
+        DataError: It is not there, or damaged.
+    """
     url = filesystem.join(latents_url, SOURCES_NAME)
+    if not filesystem.exists(url):
+        raise DataError(
+            "these latents do not say where their images and autoencoder are: the file is missing",
+            where=url,
+            hint="copy it from the folder that they were encoded into, or give --vae (train), --data (verify-latents)",
+        )
     document = documents.read_document(url, format_name=FORMAT_NAME, version=FORMAT_VERSION)
     patients = document.get("patients") is True
     return LatentSources(str(document["image_set_url"]), str(document["autoencoder_url"]), patients)

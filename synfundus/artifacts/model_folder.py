@@ -90,47 +90,58 @@ def run_identity(url: str) -> str:
     return hashlib.sha256(filesystem.read_bytes(url)).hexdigest() if filesystem.exists(url) else ""
 
 
-def named_fingerprint(folder: str) -> str:
-    """Return the fingerprint that a pipeline folder names; empty where it names none."""
+def named_model(folder: str) -> tuple[str, Mapping[str, Any]]:
+    """Return the fingerprint that a pipeline folder names, empty where it names none, and what it says of its training.
+
+    Raises:
+        DataError: Its document cannot be read.
+    """
     url = filesystem.join(folder, DOCUMENT_NAME)
     document = documents.read_document(url, format_name=FORMAT_NAME, version=FORMAT_VERSION)
-    return _named(document, "fingerprints", "model")
+    parts = (document.get(name) for name in ("fingerprints", "training"))
+    fingerprints, training = (part if isinstance(part, Mapping) else {} for part in parts)
+    return str(fingerprints.get("model") or ""), training
 
 
-def _named(document: Mapping[str, Any], part: str, key: str) -> str:
-    """Return a text of a document; empty where it is not there."""
-    section = document.get(part)
-    return str(section.get(key) or "") if isinstance(section, Mapping) else ""
+_MOMENT: Mapping[str, Any] = {"images_seen": None, "weights": "averaged", "ema_sigma_rel": None}
+"""What tells the models of a run apart, and what a document means that does not say it."""
 
 
-def check_out(out: str, *, run: str, fingerprint: str = "") -> None:
-    """Refuse to write a model to a folder that holds anything but another of its run; call it before the work.
+def check_out(out: str, *, run: str, fingerprint: str = "", training: Mapping[str, Any]) -> None:
+    """Refuse to write a model to a folder that holds anything but the same; call it before the work.
 
     Args:
         out: The folder.
         run: From `run_identity`.
         fingerprint: Of the model, where it is known before the work.
+        training: What is known before the work of its training summary.
 
     Raises:
-        ConfigError: It holds something else, a model of another run, or the finished model of a run.
+        ConfigError: It holds something else, another model, or the finished model of a run.
     """
     parent, _, name = resolved(out).rpartition("/")
     if name == "export" and not parent.endswith("/") and filesystem.exists(filesystem.join(parent, "run.json")):
         raise ConfigError("a run keeps its own model here", where=out, hint="give another --out")
     require_replaceable(out, last=(DOCUMENT_NAME,), own=_OWN)
-    url = filesystem.join(out, DOCUMENT_NAME)
-    if not filesystem.exists(url):
+    if not filesystem.exists(filesystem.join(out, DOCUMENT_NAME)):
         return
-    found = documents.read_document(url, format_name=FORMAT_NAME, version=FORMAT_VERSION)
-    there, of_run = _named(found, "fingerprints", "model") or "of no name", _named(found, "training", "run")
-    if there != fingerprint and (not run or of_run != run):
-        made = f", of run {of_run[:12]}" if of_run else ""
-        ours = " and ".join(f"{what} {one[:12]}" for what, one in (("model", fingerprint), ("run", run)) if one)
-        raise ConfigError(
-            f"another model is here: {there[:12]}{made}; to be written is {ours or 'one of no known run'}",
-            where=out,
-            hint="give another --out, or remove this folder if the model in it is no longer needed",
-        )
+    found, its_training = named_model(out)
+    there, of_run = found or "of no name", str(its_training.get("run") or "")
+    changed = [
+        f"{name} {its_training.get(name, usual)} there, {training.get(name, usual)} here"
+        for name, usual in _MOMENT.items()
+        if its_training.get(name, usual) != training.get(name, usual)
+    ]
+    if there == fingerprint or (run and of_run == run and not changed):
+        return
+    made = f", of run {of_run[:12]}" if of_run else ""
+    ours = " and ".join(f"{what} {one[:12]}" for what, one in (("model", fingerprint), ("run", run)) if one)
+    known = f": {'; '.join(changed)}" if run and of_run == run else ""
+    raise ConfigError(
+        f"another model is here: {there[:12]}{made}; to be written is {ours or 'one of no known run'}{known}",
+        where=out,
+        hint="give another --out, or remove this folder if the model in it is no longer needed",
+    )
 
 
 def denoiser_fingerprint(folder: Path) -> str:

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,7 +72,7 @@ def record_changes(url: str, *, section: str, wanted: Values, images_seen: int) 
     rows = documents.read_lines(place) if filesystem.exists(place) else []
     config = yaml.safe_load(filesystem.read_bytes(config_url)) if filesystem.exists(config_url) else {}
     own = config.get(section) or {}
-    identity = json.loads(filesystem.read_bytes(filesystem.join(url, "run.json")))["identity"]
+    identity = documents.read_object(filesystem.join(url, "run.json"))["identity"]
     told = documents.flatten(own) | documents.flatten(
         {name: identity[name] for name in ("optim", "ema") if name in identity}
     )

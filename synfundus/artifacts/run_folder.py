@@ -61,13 +61,24 @@ def versions() -> dict[str, str]:
     }
 
 
-def _commit() -> str | None:
-    """Return the commit of the checkout this code runs from; None where there is none."""
-    git = Path(__file__).resolve().parents[2] / ".git"
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+
+
+def commit_of(checkout: Path) -> str | None:
+    """Return the commit of a checkout, from its files alone; None where there is none."""
+    git = checkout / ".git"
     try:
-        head = (git / "HEAD").read_text(encoding="utf-8").strip()
-        return (git / head.removeprefix("ref: ")).read_text(encoding="utf-8").strip() if head[:5] == "ref: " else head
-    except OSError:  # installed, or the branch is packed
+        if git.is_file():  # of a worktree
+            git = checkout / _text(git).removeprefix("gitdir: ")
+        shared = git / _text(git / "commondir")
+        head = _text(git / "HEAD")
+        if not head.startswith("ref: "):
+            return head or None
+        ref = head.removeprefix("ref: ")
+        packed = (line.split()[0] for line in _text(shared / "packed-refs").splitlines() if line.endswith(f" {ref}"))
+        return _text(git / ref) or _text(shared / ref) or next(packed, None)
+    except (OSError, ValueError):
         return None
 
 
@@ -157,7 +168,7 @@ class RunFolder:
             "host": platform.node(),
             "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "device": torch.cuda.get_device_name() if self._world.device == "cuda" else platform.machine(),
-            "commit": _commit(),
+            "commit": commit_of(Path(__file__).resolve().parents[2]),
         }
         filesystem.write_bytes(self.path("environment.json"), documents.dump_json(environment))
 

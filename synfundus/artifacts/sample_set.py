@@ -7,9 +7,7 @@ set.
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -17,6 +15,7 @@ from typing import Any, Protocol
 
 from synfundus.artifacts.shard_records import ShardRecords
 from synfundus.errors import DataError
+from synfundus.labels.csv_table import canonical_cell, read_records
 from synfundus.labels.plan import REQUESTED, LabelRow
 from synfundus.labels.schema import LabelSchema
 from synfundus.storage import filesystem
@@ -42,14 +41,24 @@ RELEASE = "not cleared: no audit of this model for copies, re-identification or 
 
 
 def requested_labels(folder: str) -> list[tuple[str, dict[str, str]]] | None:
-    """Return file and requested labels, as texts, of each image of a folder of PNG files; None without a table."""
+    """Return file and requested labels, as texts, of each image of a folder of PNG files; None without a table.
+
+    Raises:
+        DataError: The table cannot be read; the line is named.
+    """
     places = (filesystem.join(folder, name) for name in TABLE_NAMES)
     url = next((place for place in places if filesystem.exists(place)), None)
     if url is None:
         return None
-    rows = csv.DictReader(io.StringIO(filesystem.read_bytes(url).decode("utf-8-sig")))
-    texts = [{name.removeprefix(REQUESTED): cell or "" for name, cell in row.items()} for row in rows]
-    return [(row.pop("file_name", "") or row.pop("file", ""), row) for row in texts]
+    table = read_records(filesystem.read_bytes(url), where=url, what="table of samples")
+    names = [name.removeprefix(REQUESTED) for name in table.header]
+    requested = []
+    for record in table.records:
+        if record.fault is not None:
+            raise DataError(f"line {record.line}: {record.fault.detail}", where=url)
+        row = {name: canonical_cell(cell) for name, cell in zip(names, record.cells, strict=True) if name}
+        requested.append((row.pop("file_name", "") or row.pop("file", ""), row))
+    return requested
 
 
 def sample_readme(provenance: Mapping[str, Any]) -> str:

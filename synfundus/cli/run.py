@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import os
@@ -152,14 +153,25 @@ _OF_A_HOST = ("launch.nodes", "launch.procs_per_node", "launch.cpus_per_task", "
 
 
 def start_facts(request: Request) -> dict[str, Any]:
-    """Return what all ranks of a job must have been started with: verb, values, code, versions."""
+    """Return what all ranks of a job must have been started with: verb, values, code, versions, DeepSpeed file."""
     values = {path: value_at(request.config, path) for path in leaf_fields() if not path.startswith(_OF_A_HOST)}
     code = {
         "the source": source_hash(PACKAGE),
         **{f"the version of {name}": text for name, text in installed().items()},
+        "the DeepSpeed file": _content(request.config.launch.ds_config),
     }
     facts: dict[str, Any] = documents.as_json({"the verb": request.verb.name, **values, **code})
     return facts
+
+
+def _content(ds_file: str | None) -> str:
+    """Return the hash of a DeepSpeed file, or why there is none: that is refused when all ranks have met."""
+    if ds_file is None:
+        return ""  # a shipped one, of the source
+    try:
+        return hashlib.sha256(find_asset("ds_configs", ds_file).read_bytes()).hexdigest()
+    except (ConfigError, OSError) as error:
+        return f"unreadable: {error}"
 
 
 @contextmanager

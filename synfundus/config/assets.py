@@ -39,7 +39,7 @@ def find_asset(kind: AssetKind, name: str) -> Path:
     """
     given = Path(name)
     with contextlib.suppress(RuntimeError):  # ~ where there is no home folder
-        given = given.expanduser()
+        given = given.expanduser() if name.startswith("~") else given  # ./~name is a file of this folder
     if given.is_file():
         return given.resolve()
     if given.name == name:

@@ -166,11 +166,15 @@ def installed() -> dict[str, str | None]:
 
 
 def source_hash(package: Path) -> str:
-    """Return the SHA-256 of all Python and YAML files of a package and their names."""
+    """Return the SHA-256 of all Python and YAML files of a package, of its DeepSpeed files, and of their names."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in package.rglob("*") if path.suffix in (".py", ".yaml") and path.is_file()):
+    files = [path for path in package.rglob("*") if path.suffix in (".py", ".yaml") and path.is_file()]
+    named = {path.relative_to(package).as_posix(): path for path in files}
+    for folder in (package.parent, package / "_assets"):  # of a checkout, of a wheel
+        named |= {f"ds_configs/{path.name}": path for path in folder.glob("ds_configs/*.json")}
+    for name, path in sorted(named.items()):
         data = path.read_bytes()
-        digest.update(f"{path.relative_to(package).as_posix()} {len(data)}\n".encode() + data)
+        digest.update(f"{name} {len(data)}\n".encode() + data)
     return digest.hexdigest()
 
 

@@ -104,7 +104,7 @@ def is_picture_name(name: str) -> bool:
     return name.lower().endswith(PICTURE_SUFFIXES) and not any(part.startswith(".") for part in name.split("/"))
 
 
-def _looks_like_picture(name: str) -> bool:
+def looks_like_picture(name: str) -> bool:
     """Whether a file without a row is counted: also pictures that cannot be decoded, or are packed."""
     plain = name.lower().removesuffix(".gz")
     return is_picture_name(_OTHER_PICTURES.sub(".png", plain))
@@ -115,7 +115,7 @@ def match_files(table: LabelTable, files: Mapping[str, int]) -> tuple[list[Photo
 
     Args:
         table: The label table.
-        files: Size in bytes of every file in the source folder, by name.
+        files: Size in bytes of every file in the source folder, by name; below 0 for a link to nothing.
 
     Returns:
         Photographs in table order, and a reject for each row without a usable file and each picture without a
@@ -128,6 +128,7 @@ def match_files(table: LabelTable, files: Mapping[str, int]) -> tuple[list[Photo
         Reject(row.file or f"line {row.line}", row.patient, "table", row.reason, f"line {row.line}: {row.detail}")
         for row in table.rejected
     ]
+    broken: set[str] = set()
     line_of: dict[str, int] = {}
     at: dict[str, int] = {}
     for row in table.rows:
@@ -138,6 +139,9 @@ def match_files(table: LabelTable, files: Mapping[str, int]) -> tuple[list[Photo
         name = by_form.get(_normal_form(safe))
         if name is None:
             rejects.append(Reject(row.file, row.patient, "files", "missing_file", f"line {row.line}"))
+        elif files[name] < 0:
+            rejects.append(Reject(row.file, row.patient, "files", "broken_link", f"line {row.line}"))
+            broken.add(name)
         elif name in line_of:
             first = photographs[at[name]]
             detail = f"first in line {line_of[name]}"
@@ -149,11 +153,13 @@ def match_files(table: LabelTable, files: Mapping[str, int]) -> tuple[list[Photo
         else:
             line_of[name], at[name] = row.line, len(photographs)
             photographs.append(Photograph(name, row.patient, row.labels, files[name]))
-    mentioned = set(line_of) | {by_form.get(_normal_form(safe_name(row.file) or row.file)) for row in table.rejected}
+    mentioned = (
+        set(line_of) | broken | {by_form.get(_normal_form(safe_name(row.file) or row.file)) for row in table.rejected}
+    )
     rejects += [
-        Reject(name, "", "files", "not_in_table")
+        Reject(name, "", "files", "not_in_table" if files[name] >= 0 else "broken_link")
         for name in sorted(files)
-        if name not in mentioned and _looks_like_picture(name)
+        if name not in mentioned and looks_like_picture(name)
     ]
     return photographs, rejects
 

@@ -112,7 +112,7 @@ def _read(task: PhotographTask) -> bytes | Unusable:
     except StorageError as error:
         return Unusable(task.sample, "files", "unsafe_name", error.message)
     try:
-        return filesystem.read_bytes(url)
+        data = filesystem.read_bytes(url)
     except CorruptShard as error:
         return Unusable(task.sample, "files", "damaged_in_store", error.message)
     except StorageError as error:
@@ -124,6 +124,10 @@ def _read(task: PhotographTask) -> bytes | Unusable:
         where_to_look = "search *.plan.jsonl in work/chunks of the crosswalk folder for this key"
         hint = f"{error.hint}; {where_to_look}" if error.hint else where_to_look
         raise StorageError(error.message, where=f"photograph {task.sample.key}", hint=hint) from None
+    if len(data) != task.sample.size_bytes:  # replaced, or another copy on this host
+        detail = f"{len(data)} bytes, {task.sample.size_bytes} when the run began"
+        return Unusable(task.sample, "files", "changed_file", detail)
+    return data
 
 
 def _finish(task: PhotographTask, data: bytes, prepared: PreparedPixels) -> PreparedPhotograph:

@@ -89,12 +89,12 @@ def _decode_pixels(data: Bytes, formats: tuple[str, ...]) -> NDArray[np.uint8]:
             raise ValueError(f"its mode is {image.mode}, images of a set are RGB")
         if getattr(image, "n_frames", 1) != 1:
             raise ValueError("it has more than one frame")
-        if image.format == "PNG" and _checksums_hold(data):
+        if image.format == "PNG" and checksums_hold(data):
             return np.asarray(pyspng.load(bytes(data)), dtype=np.uint8)  # in less than half of pillow's time
         return np.asarray(image, dtype=np.uint8)
 
 
-def _checksums_hold(data: Bytes) -> bool:
+def checksums_hold(data: Bytes) -> bool:
     """Whether all chunks of a PNG, to its end, have the checksums they should; libspng does not look at them."""
     start, kind = 8, b""
     while start + 12 <= len(data) and kind != b"IEND":

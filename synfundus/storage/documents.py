@@ -65,6 +65,21 @@ def parse_document(data: bytes, *, format_name: str, version: int, where: str) -
     return document
 
 
+def read_object(url: str) -> Document:
+    """Read a JSON object of any format.
+
+    Raises:
+        DataError: Not a JSON object.
+    """
+    try:
+        document = json.loads(filesystem.read_bytes(url))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not valid JSON: {error}", where=url) from error
+    if not isinstance(document, dict):
+        raise DataError("not a JSON object", where=url)
+    return document
+
+
 def read_document(url: str, *, format_name: str, version: int) -> Document:
     """Read and check a document."""
     return parse_document(filesystem.read_bytes(url), format_name=format_name, version=version, where=url)

@@ -24,7 +24,7 @@ from synfundus.storage.locations import ALLOWED_PROTOCOLS, is_local, join, local
 from synfundus.storage.s3 import object_store, object_upload, store_connection
 from synfundus.storage.s3.store_connection import StoreSettings
 from synfundus.storage.s3.store_faults import BeyondEnd
-from synfundus.storage.safe_files import fsync_dir, read_until_valid, walk_files, write_in_place
+from synfundus.storage.safe_files import fsync_dir, is_hidden, read_until_valid, walk_files, write_in_place
 
 __all__ = [
     "ALLOWED_PROTOCOLS", "StoreSettings", "atomic_write", "configure", "download_folder", "exists", "fetch",
@@ -148,10 +148,14 @@ def list_names(url: str) -> list[str]:
     return sorted(str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries)
 
 
-def list_files(url: str) -> dict[str, int]:
+def list_files(url: str, *, everything: bool = False) -> dict[str, int]:
     """Return the size of every file below a folder by relative name, sorted; empty if the folder does not exist.
 
     Hidden files and folders (names that start with a dot) are left out.
+
+    Args:
+        url: The folder.
+        everything: Return those too, and links to nothing, as `safe_files.walk_files` does.
 
     Raises:
         StorageError: A folder cannot be read.
@@ -159,18 +163,14 @@ def list_files(url: str) -> dict[str, int]:
     if _on_s3(url):
         found: Iterable[tuple[str, int]] = object_store.list_objects(url, recursive=True)
     elif is_local(url):
-        found = walk_files(local_path(url))
+        found = walk_files(local_path(url), everything=everything)
     else:
         filesystem, path = _resolve(url)
         root = filesystem._strip_protocol(path)
         entries = filesystem.find(path, detail=True) if filesystem.isdir(path) else {}
         found = ((name.removeprefix(f"{root}/"), int(entry["size"])) for name, entry in entries.items())
     with storage_errors("list", url):
-        return {
-            name: size
-            for name, size in sorted(found)
-            if not any(part.startswith(".") and part.strip(".") for part in name.split("/"))
-        }
+        return {name: size for name, size in sorted(found) if everything or not is_hidden(name)}
 
 
 def make_dir(url: str) -> None:

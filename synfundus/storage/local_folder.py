@@ -21,6 +21,7 @@ from pathlib import Path
 from synfundus.errors import ConfigError, SynfundusError
 from synfundus.storage import filesystem
 from synfundus.storage.locations import resolved
+from synfundus.storage.safe_files import fsync_dir, fsync_tree
 
 WRITER_NAME = ".writer.json"
 """The note of who writes to a folder (`storage.writer_lock`)."""
@@ -90,7 +91,7 @@ def folder_to_replace(url: str, *, last: Sequence[str], own: str) -> Iterator[Pa
         mark = filesystem.join(url, UNFINISHED_NAME)
         filesystem.write_bytes(mark, b"A folder is being replaced here.\n")
         for name in [*last, *filesystem.list_names(url)]:
-            if name != UNFINISHED_NAME:
+            if name != UNFINISHED_NAME and not _WRITER.fullmatch(name):
                 filesystem.remove(filesystem.join(url, name), recursive=True)
         filesystem.upload_folder(work, url, last=last)
         filesystem.remove(mark)
@@ -105,10 +106,12 @@ def _renamed(target: Path) -> Iterator[Path]:
     try:
         work.mkdir()
         yield work
+        with filesystem.storage_errors("write", str(target)):
+            fsync_tree(work)
         if target.exists():
             target.rename(old)
         work.rename(target)
-        filesystem.fsync_dir(target.parent)
+        fsync_dir(target.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)

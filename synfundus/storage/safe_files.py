@@ -8,6 +8,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -21,6 +22,14 @@ def fsync_dir(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Make all files below a local folder durable, then their names, then the folder's own list of names."""
+    for at, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            fsync_dir(Path(at, name))
+        fsync_dir(Path(at))
 
 
 @contextmanager
@@ -43,10 +52,26 @@ def write_in_place(target: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
 
 
-def walk_files(root: Path) -> Iterator[tuple[str, int]]:
+BROKEN = -1
+"""Size of a link that leads to nothing."""
+MOST_HIDDEN = 10_000
+"""Files listed of one hidden folder: it may hold the snapshots of a file system."""
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a relative name, or that of a folder in it, begins with a dot."""
+    return any(part.startswith(".") and part.strip(".") for part in name.split("/"))
+
+
+def walk_files(root: Path, *, everything: bool = False) -> Iterator[tuple[str, int]]:
     """Yield (relative name, size) of files, without hidden folders; nothing if the folder does not exist.
 
     Links to folders are followed, each link once, where its name is shortest, and none to a folder that it lies in.
+
+    Args:
+        root: The folder.
+        everything: Yield links to nothing too, with the size `BROKEN`, and what hidden folders hold, with the size 0
+            and no more than `MOST_HIDDEN` of each.
 
     Raises:
         OSError: A folder cannot be read.
@@ -61,13 +86,25 @@ def walk_files(root: Path) -> Iterator[tuple[str, int]]:
         for path in sorted(folder.iterdir()):
             if path.is_file():
                 yield path.relative_to(root).as_posix(), path.stat().st_size
-            elif path.is_dir() and not path.name.startswith("."):
+            elif path.is_symlink() and not path.exists():
+                if everything:
+                    yield path.relative_to(root).as_posix(), BROKEN
+            elif path.is_dir() and path.name.startswith("."):
+                yield from _within(path, root) if everything else ()
+            elif path.is_dir():
                 target, link = path.resolve(), real / path.name
                 if target in above or link in followed:
                     continue
                 if path.is_symlink():
                     followed.add(link)
                 waiting.append((path, above | {target}))
+
+
+def _within(folder: Path, root: Path) -> Iterator[tuple[str, int]]:
+    """Yield what a hidden folder holds, where it can be read; its links are not followed."""
+    names = (Path(at, name) for at, _, names in os.walk(folder) for name in names)
+    for path in islice(names, MOST_HIDDEN):
+        yield path.relative_to(root).as_posix(), 0
 
 
 _MAX_READINGS = 16

@@ -19,7 +19,7 @@ from torch import Tensor
 from synfundus.artifacts.model import Model
 from synfundus.artifacts.model_folder import load_pipeline
 from synfundus.distributed.world import LocalWorld, World
-from synfundus.errors import CheckpointError
+from synfundus.errors import CheckpointError, ConfigError
 from synfundus.models.weight_files import replace_weights
 from synfundus.stages.export import job as export
 from synfundus.storage.manifest import ShardSet
@@ -84,6 +84,25 @@ def test_an_earlier_checkpoint_makes_another_model(ended: Path, tmp_path: Path) 
     made = exported(ended, tmp_path / "made", checkpoint=earlier)
     assert made.training_summary["images_seen"] == int(earlier.removeprefix("images-"))
     assert made.fingerprint != load_pipeline(ended / "export", device=torch.device("cpu")).fingerprint
+
+
+def test_another_checkpoint_or_other_weights_do_not_replace_a_model(ended: Path, tmp_path: Path) -> None:
+    earlier = sorted(path.name for path in (ended / "checkpoints").glob("images-*"))[0]
+    out = tmp_path / "made"
+    first = exported(ended, out, checkpoint=earlier).fingerprint
+    for section, words in (
+        ({"checkpoint": LAST}, f"images_seen {int(earlier[7:])} there, 400 here"),
+        ({}, f"images_seen {int(earlier[7:])} there, 400 here"),
+        ({"checkpoint": earlier, "weights": "raw"}, "weights averaged there, raw here"),
+    ):
+        with pytest.raises(ConfigError, match=f"another model is here.*{words}"):
+            exported(ended, out, **section)
+        assert load_pipeline(out, device=torch.device("cpu")).fingerprint == first
+    assert exported(ended, out, checkpoint=earlier).fingerprint == first
+    with pytest.raises(CheckpointError, match="has no checkpoint"):
+        exported(ended, out, checkpoint="images-000000000001")
+    finished = tmp_path / "finished"
+    assert exported(ended, finished).fingerprint == exported(ended, finished, checkpoint=LAST).fingerprint
 
 
 def test_a_run_of_two_ranks_that_was_killed_gives_a_model_that_samples(cut_off: Path, tmp_path: Path) -> None:

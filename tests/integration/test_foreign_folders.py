@@ -246,6 +246,22 @@ def test_a_model_of_another_run_is_not_replaced(verb: str, inputs: Inputs, world
     assert contents(model) != made
 
 
+def test_another_average_of_the_run_is_not_replaced(inputs: Inputs, tmp_path: Path) -> None:
+    def average(width: float) -> Summary:
+        section = {"run_dir": str(inputs.run), "sigma_rel": width, "out": str(tmp_path / "model")}
+        return ema.run(tiny_config({"ema": section}), LocalWorld(), SilentConsole())
+
+    average(0.07)
+    made = contents(tmp_path)
+    with pytest.raises(ConfigError, match=r"ema_sigma_rel 0\.07 there, 0\.08 here") as caught:
+        average(0.08)
+    assert "another model is here" in caught.value.message
+    assert contents(tmp_path) == made
+    average(0.07)
+    shutil.rmtree(tmp_path / "model")  # as the hint says
+    average(0.08)
+
+
 def test_the_model_a_run_keeps_is_its_own(inputs: Inputs, world: World, tmp_path: Path) -> None:
     other = shutil.copytree(inputs.run, tmp_path / "other")
     (tmp_path / "link").symlink_to(other / "export")

@@ -17,7 +17,7 @@ from tiny_sets import tiny_config
 
 from synfundus.config.photographs import ForgetConfig
 from synfundus.distributed.world import LocalWorld, World
-from synfundus.errors import ConfigError
+from synfundus.errors import ConfigError, DataError
 from synfundus.shards.reader import ShardSetReader
 from synfundus.shards.set_survey import SetSurvey
 from synfundus.stages.encode_latents import job as encode_latents
@@ -223,6 +223,26 @@ def test_a_copy_under_another_patient_is_named(clinic: Path) -> None:
     forget.run(config, LocalWorld(), Console())  # its photograph is a copy of one of P0
     assert len(said) == 1
     assert any(key in said[0] for key in keys_of(clinic, "P0"))
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "", '{"identity": '])
+def test_a_model_whose_document_is_damaged_is_named(clinic: Path, text: str) -> None:
+    (clinic / "ldm" / "run.json").write_text(text)
+    before = rows_of(clinic)
+    with pytest.raises(DataError) as caught:
+        run(clinic)
+    assert caught.value.where == str(clinic / "ldm" / "run.json")
+    assert rows_of(clinic) == before
+    (clinic / "ldm" / "run.json").write_text('{"identity": 7}')
+    with pytest.raises(ConfigError, match="names what it was trained on"):
+        run(clinic)
+
+
+def test_latents_that_do_not_name_their_images_are_refused_before_anything_is_written(clinic: Path) -> None:
+    (clinic / "data" / "latents" / "sources.json").unlink()
+    with pytest.raises(DataError, match="do not say where their images"):
+        run(clinic)
+    assert not (clinic / "without").exists()
 
 
 def test_a_set_in_a_bucket_is_written_there(clinic: Path, s3_bucket: str) -> None:

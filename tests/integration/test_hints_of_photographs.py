@@ -99,6 +99,17 @@ def test_a_table_whose_files_are_elsewhere(shell: Shell, line: Prepare, tmp_path
     shell.done(*line("file,is_gc\n7,1\n", mapping=f'file: file\nfile_pattern: "{pattern}"\n'))
 
 
+def test_a_folder_of_broken_links(shell: Shell, line: Prepare, tmp_path: Path) -> None:
+    table = "file,is_gc\na.png,1\n"
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").symlink_to(tmp_path / "disk" / "a.png")
+    told = shell.refused("mount or copy what the links in --source lead to", *line(table))
+    assert "broken_link" in told.said
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "a.png").touch()
+    shell.done(*line(table))
+
+
 def test_a_table_of_other_extensions(shell: Shell, line: Prepare) -> None:
     table = "file,is_gc\na.png,1\nb.png,0\n"
     told = shell.refused("write the extension of the files into the table", *line(table, "a.jpg", "b.jpg"))

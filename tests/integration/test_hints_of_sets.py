@@ -118,6 +118,23 @@ def test_latents_to_train_on(shell: Shell, latent_set: ShardSet, tmp_path: Path)
     shell.done(*line, "--latents", plain)
 
 
+def test_latents_that_do_not_name_their_sources(
+    shell: Shell, latent_set: ShardSet, image_set: ShardSet, vae_run: Path, tmp_path: Path
+) -> None:
+    latents = tmp_path / "latents"
+    shutil.copytree(latent_set.url, latents, ignore=shutil.ignore_patterns("sources.json"))
+    hint = "copy it from the folder that they were encoded into, or give --vae (train), --data (verify-latents)"
+    train = ("train", "--run-dir", tmp_path / "run", "--device", "cpu", "--dry-run", "--latents", latents)
+    limit = ("--set", "verify_latents.min_psnr_db=0.1", "--set", "verify_latents.num_samples=4")
+    verify = ("verify-latents", "--device", "cpu", *limit, "--latents", latents, "--vae", vae_run)
+    for line in (train, verify):
+        assert shell.refused(hint, *line).code == 3
+    shell.done(*train, "--vae", vae_run)
+    shell.done(*verify, "--data", image_set.url)
+    shutil.copy(Path(latent_set.url) / "sources.json", latents)
+    shell.done(*train)
+
+
 def changed(latents: ShardSet, folder: Path, **properties: Any) -> Path:
     """Copy a set whose manifest says something else of it."""
     copy = Path(shutil.copytree(latents.url, folder))

@@ -18,6 +18,7 @@ import webdataset
 from photographs import photograph, retina
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from tiny_runs import Talk
 
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld
@@ -202,6 +203,28 @@ def test_everything_good_is_in_and_everything_else_is_named(messy_set: tuple[Pat
         f"good/{name}" for name in ("cmyk.jpg", "deep.png", "exif.jpg", "text.png", "scan.tif", "retina.webp")
     }
     assert summary["num_inputs"] == 12 + 17 + 1 == summary["num_samples"] + sum(summary["rejects"].values())
+
+
+def test_broken_links_and_hidden_pictures_are_in_a_count(tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "set"
+    rows = write_clinic(folder, 4)
+    (folder / "DOE_JANE_003.png").unlink()
+    for name in ("DOE_JANE_003.png", "new.jpg", "other", "notes.txt"):
+        (folder / name).symlink_to(tmp_path / "not mounted" / name)
+    for name in (".trash/a.png", ".trash/b/c.jpg", "x/.d.png", "._DOE_JANE_000.png", ".trash/notes.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    config, talk = config_of(folder, out), Talk()
+    summary = prepare.run(config, LocalWorld(), talk)
+    assert summary["num_inputs"] == len(rows) + 1 == summary["num_samples"] + sum(summary["rejects"].values())
+    assert summary["rejects"] == {"broken_link": 2}
+    assert {row["source"] for row in crosswalk_of(out) if row["reason"]} == {"DOE_JANE_003.png", "new.jpg"}
+    said = [line for line in talk.lines if "broken links" in line or "hidden pictures" in line]
+    assert [line.split(":")[1].strip() for line in said] == ["4 broken links", "3 hidden pictures"]
+    assert not any("DOE" in line for line in talk.lines)
+    again = Talk()
+    assert prepare.run(config, LocalWorld(), again)["num_samples"] == 3
+    assert any("the set is complete" in line for line in again.lines)
 
 
 def test_manifest_rejects_and_samples_agree(messy_set: tuple[Path, Summary]) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rank_processes import Ended, rank_environments, run_processes
+from phantom_clinic import write_clinic
+from rank_processes import REPOSITORY, Ended, rank_environments, run_processes
 from tiny_pipeline import write_tiny_pipeline
 from tiny_runs import settings
-from tiny_sets import write_config
+from tiny_sets import flip_byte, write_config
 
 from synfundus.storage.manifest import ShardSet
 
@@ -138,11 +139,34 @@ def differ_in_model(hosts: tuple[Path, Path], latent_set: ShardSet, image_set: S
     return ["sample", *options]
 
 
+def differ_in_ds_file(hosts: tuple[Path, Path], latent_set: ShardSet, image_set: ShardSet, vae_run: Path) -> list[str]:
+    del image_set, vae_run
+    document = json.loads((REPOSITORY / "ds_configs" / "zero2_cpu.json").read_text())
+    for number, host in enumerate(hosts):
+        document["zero_optimization"]["reduce_bucket_size"] += number
+        (host / "own.json").write_text(json.dumps(document))
+    config = write_config(hosts[0].parent / "run.yaml", settings(latent_set, hosts[0].parent / "run"))
+    return ["train", "--config", str(config), "--set", "launch.ds_config=own.json"]
+
+
+def differ_in_photographs(
+    hosts: tuple[Path, Path], latent_set: ShardSet, image_set: ShardSet, vae_run: Path
+) -> list[str]:
+    del latent_set, image_set, vae_run
+    for host in hosts:
+        write_clinic(host / "in", 4)
+    flip_byte(hosts[1] / "in" / "clinic" / "002.jpg", 1000)
+    places = ["--out", str(hosts[0].parent / "run"), "--crosswalk", str(hosts[0].parent / "names")]
+    return ["prepare", "--source", "in", "--labels", "in/labels.csv", *places, "--image-size", "64", "--workers", "0"]
+
+
 COPIES: dict[str, tuple[Callable[..., list[str]], str]] = {
     "the set": (differ_in_set, "latents is"),
     "the label schema": (differ_in_schema, "latents is"),
     "the autoencoder": (differ_in_autoencoder, "autoencoder_fingerprint is"),
     "the model": (differ_in_model, "model_fingerprint is"),
+    "the DeepSpeed file": (differ_in_ds_file, "the DeepSpeed file is"),
+    "the photographs": (differ_in_photographs, "the photographs is"),
 }
 
 

@@ -18,7 +18,7 @@ from tiny_sets import UNEVEN_SHARDS, phantom_samples, tiny_config, write_config,
 
 from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
 from synfundus.artifacts.latent_set import open_latent_sets
-from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
+from synfundus.artifacts.model_folder import find_pipeline, load_pipeline, named_model
 from synfundus.config.diffusion import DiffusionConfig
 from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import CheckpointError, ConfigError, DataError, ManifestMismatch, SynfundusError
@@ -191,7 +191,9 @@ class TestTrain:
         talk = Talk()
         assert start(latent_set, tmp_path / "run", world, talk, init_from=str(trained))["images_seen"] == 16
         assert not any("objective" in line for line in talk.lines)
-        assert any(line.startswith("started from") for line in talk.lines)
+        assert [line for line in talk.lines if "start" in line and str(trained) in line] == [
+            f"started from {trained}/export: all weights of model {named_model(f'{trained}/export')[0][:12]} taken"
+        ]
 
     def test_a_model_to_start_from_with_another_objective_is_taken_with_a_warning_that_names_both(
         self, latent_set: ShardSet, trained: Path

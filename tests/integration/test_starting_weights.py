@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import CheckpointError, ConfigError
 from synfundus.models.autoencoder import LatentAutoencoder
+from synfundus.stages.demo import job as demo_job
 from synfundus.stages.demo.job import start_from_drawn
 from synfundus.stages.train_vae import job as train_vae
 from synfundus.stages.train_vae import starting_weights
@@ -45,8 +47,10 @@ def shipped(drawn: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch)
     return folder
 
 
-def train(image_set: ShardSet, run_dir: Path, **autoencoder: Any) -> tuple[dict[str, Any], list[str]]:
-    section = {"data": image_set.url, "run_dir": str(run_dir), "init_from": "drawn", "autoencoder": autoencoder}
+def train(
+    image_set: ShardSet, run_dir: Path, *, init_from: str = "drawn", **autoencoder: Any
+) -> tuple[dict[str, Any], list[str]]:
+    section = {"data": image_set.url, "run_dir": str(run_dir), "init_from": init_from, "autoencoder": autoencoder}
     talk = Talk()
     loop = {"budget_images": 8, "validation_images": 4}
     return train_vae.run(tiny_config({"train_vae": {**section, "loop": loop}}), LocalWorld(), talk), talk.lines
@@ -117,6 +121,46 @@ def test_the_demo_on_ones_own_photographs_starts_from_them_where_they_fit(shippe
     for config in (demo(source=None), demo(starting_weights=False), tiny_config(other), tiny_config(given)):
         assert start_from_drawn(config, talk) == config
     assert len(talk.lines) == 1
+
+
+def test_a_demo_goes_on_with_what_it_began_with(shipped: Path, tmp_path: Path) -> None:
+    """Weights that an installation gets, or loses, meanwhile do not make another demo of it."""
+    out = str(tmp_path / "demo")
+
+    def begin(config: RunConfig) -> dict[str, Any]:
+        demo_job._Demo(config, out, 1.0, LocalWorld(), Talk()).claim()
+        found = demo_job._CLAIM.read(out)
+        assert found is not None
+        return found
+
+    plain, named = demo(), tiny_config({"demo": {"source": "drawn"}, "prepare": {"source": "drawn"}})
+    for config in (plain, named):
+        begun = begin(config)
+        assert begin(start_from_drawn(config, Talk(), begun)) == begun, "begun without"
+        shutil.rmtree(out)
+    begun = begin(start_from_drawn(plain, Talk()))
+    (shipped / "config.json").rename(shipped / "kept.json")
+    try:
+        assert begin(start_from_drawn(plain, Talk(), begun)) == begun, "begun with"
+    finally:
+        (shipped / "kept.json").rename(shipped / "config.json")
+    with pytest.raises(ConfigError, match="a demo with other settings"):
+        begin(demo(starting_weights=False))
+
+
+def test_a_folder_that_has_their_name_is_named_where_both_could_be_meant(
+    image_set: ShardSet, shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    note = "the folder of that name here is written ./drawn"
+    assert starting_weights.folder_of_that_name() == ""
+    shutil.copytree(shipped, "drawn")
+    assert any(note in line for line in train(image_set, tmp_path / "two")[1])
+    with pytest.raises(ConfigError, match=note):
+        train(image_set, tmp_path / "three", latent_channels=6)
+    own = train(image_set, tmp_path / "four", init_from="./drawn")[1]
+    assert any("starts from ./drawn" in line for line in own)
+    assert not any(note in line for line in own)
 
 
 def test_the_recipe_is_for_the_autoencoder_of_the_demo() -> None:

@@ -106,6 +106,19 @@ def test_bf16_accumulates_gradients_in_fp32() -> None:
     assert config["data_types"] == {"grad_accum_dtype": "fp32"}
 
 
+def test_a_name_that_begins_like_a_home_folder_is_a_file_of_this_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("home/zero.json", "here/~/zero.json", "here/~root"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text("{}")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "here")
+    assert find_asset("ds_configs", "~/zero.json") == tmp_path / "home" / "zero.json"
+    assert find_asset("ds_configs", "./~/zero.json") == tmp_path / "here" / "~" / "zero.json"
+    assert find_asset("ds_configs", "./~root") == tmp_path / "here" / "~root"
+
+
 def test_a_key_that_stands_twice_is_refused_by_name(tmp_path: Path) -> None:
     file = tmp_path / "twice.json"
     file.write_text('{"zero_optimization": {"stage": 2, "reduce_bucket_size": 5, "reduce_bucket_size": 7}}')

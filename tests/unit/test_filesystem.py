@@ -14,7 +14,7 @@ import pytest
 
 from synfundus.config.machine import StorageConfig
 from synfundus.errors import CorruptShard, StorageError
-from synfundus.storage import filesystem
+from synfundus.storage import filesystem, safe_files
 from synfundus.storage.filesystem import StoreSettings
 from synfundus.storage.s3 import store_connection
 from synfundus.storage.safe_files import read_until_valid
@@ -173,6 +173,30 @@ def test_links_to_folders_are_listed_and_loops_end(tmp_path: Path) -> None:
     assert not [name for name in listed if "/up/" in name or "/back/" in name or "source" in name]
     (tmp_path / "linked").symlink_to(source)
     assert filesystem.list_files(str(tmp_path / "linked")) == listed
+
+
+def test_everything_below_a_folder_is_listed_where_it_is_asked_for(tmp_path: Path) -> None:
+    for name in ("a.png", "x/b.png", ".c.png", ".t/d.png", "x/.t/u/e.png", ".t/.f.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"12")
+    for name in ("gone.png", "x/gone", "x/.gone"):
+        (tmp_path / name).symlink_to(tmp_path / "nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    assert set(filesystem.list_files(str(tmp_path))) == {"a.png", "x/b.png"}
+    found = filesystem.list_files(str(tmp_path), everything=True)
+    hidden = {"x/.t/u/e.png": 0, ".t/d.png": 0, ".t/.f.png": 0, ".c.png": 2}
+    broken = dict.fromkeys(("gone.png", "x/gone", "x/.gone", "loop"), safe_files.BROKEN)
+    assert found == {"a.png": 2, "x/b.png": 2, **hidden, **broken}
+
+
+def test_of_a_hidden_folder_not_more_is_listed_than_anyone_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(safe_files, "MOST_HIDDEN", 5)
+    for number in range(9):
+        (tmp_path / ".snapshots" / str(number)).mkdir(parents=True)
+        (tmp_path / ".snapshots" / str(number) / "a.png").touch()
+    assert len(filesystem.list_files(str(tmp_path), everything=True)) == 5
 
 
 def test_folders_that_are_all_linked_to_each_other_are_listed_in_time(tmp_path: Path) -> None:

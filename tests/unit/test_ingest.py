@@ -76,6 +76,15 @@ def test_rows_and_files_are_brought_together_and_nothing_is_lost() -> None:
     assert again.detail == "first in line 2; other labels; other patient"
 
 
+def test_a_link_to_nothing_is_a_named_reject_with_a_row_or_without() -> None:
+    table = table_of("a.png,P1,1", "gone.png,P1,2", "gone.png,P1,2")
+    photographs, rejects = match_files(table, {"a.png": 10, "gone.png": -1, "more.jpg": -1, "notes.txt": -1})
+    assert [one.source for one in photographs] == ["a.png"]
+    assert [(one.source, one.reason) for one in rejects] == [("gone.png", "broken_link")] * 2 + [
+        ("more.jpg", "broken_link")
+    ]
+
+
 def test_composed_and_decomposed_names_are_the_same_file() -> None:
     name = "müller.png"
     (found,), rejects = match_files(table_of(f"{name},P,1"), {unicodedata.normalize("NFD", name): 1})

@@ -41,6 +41,21 @@ def test_a_file_larger_than_any_photograph_of_the_allowed_pixels_is_never_read(t
     assert [result.reason for result in results if isinstance(result, Unusable)] == ["missing_file", "file_too_large"]
 
 
+def test_a_file_of_another_size_than_when_the_run_began_is_refused_by_name(tmp_path: Path) -> None:
+    """As a copy of other photographs has it on one of the hosts."""
+    (tmp_path / "a.png").write_bytes(b"12345")
+    found = {}
+    for size in (4, 5, 6):
+        result = prepare_photograph(
+            PhotographTask(sample_of(size), str(tmp_path), 32, "png", MAX_PIXELS, collection="c", burned_text="flag")
+        )
+        assert isinstance(result, Unusable)
+        found[size] = (result.reason, result.detail)
+    assert found[4] == ("changed_file", "5 bytes, 4 when the run began")
+    assert found[6] == ("changed_file", "5 bytes, 6 when the run began")
+    assert found[5][0] == "not_an_image"
+
+
 def test_the_side_of_a_dicom_file_fills_an_empty_cell_and_replaces_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photograph_task, "dicom_eye_side", lambda data: 1)
     assert with_eye_side(sample_of(1), DICOM).labels == {"eye_side": 1}

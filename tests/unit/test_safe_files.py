@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from fake_engine import ALONE, FakeEngine
 
 from synfundus.distributed.flat_layout import FlatLayout
+from synfundus.storage.local_folder import folder_to_replace
 from synfundus.storage.safe_files import write_in_place
 from synfundus.training.checkpoints.checkpoint import copy_state, write_checkpoint
 from synfundus.training.ema import ShardedEma
@@ -49,6 +51,26 @@ def test_content_is_on_the_disk_before_its_name_and_then_the_name(
     assert Path(temporary).parent == tmp_path
     assert temporary != str(target)
     assert rest == [("rename", str(target)), ("fsync", str(tmp_path))]
+
+
+def test_a_replaced_folder_is_on_the_disk_before_its_name_and_then_the_name(
+    tmp_path: Path, events: list[tuple[str, str]]
+) -> None:
+    target, names = tmp_path / "export", ("a/x.bin", "a/b/y.bin", "index.json")
+    for _ in range(2):  # a new one, and in the place of another
+        events.clear()
+        with folder_to_replace(str(target), last=("index.json",), own=r"a(/.*)?|index\.json") as work:
+            for name in names:
+                (work / name).parent.mkdir(parents=True, exist_ok=True)
+                (work / name).write_bytes(b"new")
+        at = events.index(("rename", str(target)))
+        before = [path for kind, path in events[:at] if kind == "fsync"]
+        for name in names:
+            folders = [work / parent for parent in Path(name).parents]
+            for inner, outer in pairwise([work / name, *folders]):
+                assert before.index(str(inner)) < before.index(str(outer)), "what is in a folder before the folder"
+        assert events[at + 1] == ("fsync", str(tmp_path))
+        assert (target / "a" / "b" / "y.bin").read_bytes() == b"new"
 
 
 def test_a_reader_of_the_old_file_keeps_it_and_a_failed_write_leaves_it(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ import pytest
 from synfundus import __version__
 from synfundus.cli import submit
 from synfundus.cli.app import run_command
+from synfundus.cli.request import Request
+from synfundus.cli.run import start_facts
 from synfundus.config.dump import dump_config
 from synfundus.config.loader import load_config
 from synfundus.distributed.world import LocalWorld
@@ -32,6 +34,7 @@ from synfundus.launch.submission import (
     source_hash,
 )
 from synfundus.stages.train import job as train
+from synfundus.stages.train.verb import VERB
 
 NOON = datetime(2026, 11, 26, 12, 0, 5, tzinfo=UTC)
 ANSWER = "Submitted batch job 4711"
@@ -455,6 +458,32 @@ def test_code_and_presets_are_in_the_hash_of_the_source(tmp_path: Path, name: st
         found.add(source_hash(tmp_path))
     path.rename(path.with_stem("b"))
     assert len(found | {source_hash(tmp_path)}) == 4
+
+
+def test_the_deepspeed_files_are_in_the_hash_of_the_source_of_a_checkout_and_of_a_wheel(tmp_path: Path) -> None:
+    found = set()
+    for package, folder in ((tmp_path / "a" / "synfundus", "../ds_configs"), (tmp_path / "b", "_assets/ds_configs")):
+        (package / folder).mkdir(parents=True)
+        (package / "steps.py").write_text("a = 1")
+        found.add(source_hash(package))
+        for text in ("{}", '{"zero_optimization": {}}'):
+            (package / folder / "zero2.json").write_text(text)
+            found.add(source_hash(package))
+    assert len(found) == 3, "the same in both"
+
+
+def test_ranks_tell_each_other_what_their_deepspeed_file_holds(tmp_path: Path) -> None:
+    def facts(name: str) -> dict[str, object]:
+        loaded = load_config(preset=None, file=None, settings=[f"launch.ds_config={name}"], flags=[])
+        return start_facts(Request(VERB, loaded))
+
+    own, found = tmp_path / "own.json", []
+    for text in ("{}", "{ }"):
+        own.write_text(text)
+        found.append(facts(str(own)))
+    assert {name for name in found[0] if found[0][name] != found[1][name]} == {"the DeepSpeed file"}
+    own.unlink()
+    assert "unreadable" in str(facts(str(own))["the DeepSpeed file"]), "refused when all ranks have met"
 
 
 def test_settings_that_change_when_they_are_written_are_not_submitted(

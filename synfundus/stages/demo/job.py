@@ -111,7 +111,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     pace = settle_pace(
         config.demo, out, lambda: measure_pace(config.train, shape, world, seed=config.seed), world, console
     )
-    config = start_from_drawn(plan_demo(config, pace=pace), console)
+    config = start_from_drawn(plan_demo(config, pace=pace), console, on_rank_0(lambda: _CLAIM.read(out), world))
     demo = _Demo(config, out, pace, world, console)
     demo.claim()
     for stage in STAGES:
@@ -135,14 +135,23 @@ def compare_claim(config: RunConfig) -> None:
     there = documents.flatten(begun["settings"])
     config = settle_precision(config, native_bf16=False, begun={key: there[key] for key in PRECISION_KEYS})
     pace = settle_pace(config.demo, out, lambda: REFERENCE_PACE, LocalWorld(), console)
-    demo = _Demo(start_from_drawn(plan_demo(config, pace=pace), console), out, pace, LocalWorld(), console)
+    demo = _Demo(start_from_drawn(plan_demo(config, pace=pace), console, begun), out, pace, LocalWorld(), console)
     _CLAIM.refuse_difference(out, begun, demo.request())
 
 
-def start_from_drawn(config: RunConfig, console: Console) -> RunConfig:
-    """Return the config with shipped starting weights for one's own photographs, where they fit."""
+def start_from_drawn(config: RunConfig, console: Console, begun: documents.Document | None = None) -> RunConfig:
+    """Return the config with shipped starting weights for one's own photographs, where they fit.
+
+    Args:
+        config: The settings.
+        console: Where it is said.
+        begun: The request of a resumed demo, which keeps what it began with.
+    """
     demo, vae = config.demo, config.train_vae
-    if demo.source is None or not demo.starting_weights or vae.init_from or fitting_weights(vae.autoencoder) is None:
+    if demo.source is None or not demo.starting_weights or vae.init_from:
+        return config
+    began_with = None if begun is None else documents.flatten(begun).get("settings.train_vae.init_from")
+    if began_with != DRAWN and (begun is not None or fitting_weights(vae.autoencoder) is None):
         return config
     console.message("the autoencoder starts from the shipped weights of drawn eyes (off: demo.starting_weights=false)")
     return config.model_copy(update={"train_vae": vae.model_copy(update={"init_from": DRAWN})})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from synfundus.models.weight_files import replace_weights
 from synfundus.stages import Summary
 from synfundus.stages.verb import require
 from synfundus.storage import filesystem
+from synfundus.storage.writer_lock import write_alone
 from synfundus.telemetry.console import Console
 from synfundus.training.ema import Combination, Profile, combine
 
@@ -39,7 +41,9 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     del world
     section = config.ema
     run_url, out, snapshots, wanted = _plan(section)
+    write_alone(out)
     identity = run_identity(run_url)
+    check_out(out, run=identity, training=_told(wanted))  # another writer may have been here meanwhile
     combination = combine([snapshot.profile for snapshot in snapshots], wanted)
     if combination.error > WORTH_A_WARNING:
         console.warning(
@@ -49,15 +53,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     pipeline = _run_model(run_url, console)
     weights = _weighted_sum(snapshots, combination, console)
     replace_weights(pipeline.denoiser, weights, where=filesystem.join(run_url, FOLDER_NAME))
-    told = {
-        "images_seen": wanted.images_seen,
-        "ema_sigma_rel": wanted.sigma_rel,
-        "ema_profile_error": combination.error,
-        "ema_snapshots": len(snapshots),
-        "validation_loss": None,
-        "weights": "averaged",
-    }
-    told = {**pipeline.training_summary, **told}
+    told = {**_told(wanted), "ema_profile_error": combination.error, "ema_snapshots": len(snapshots)}
+    told = {**pipeline.training_summary, **told, "validation_loss": None}
     fingerprint = resave_pipeline(out, replace(pipeline, training_summary=told), run=identity)
     console.message(
         f"average of width {wanted.sigma_rel:g} at {wanted.images_seen:,} images from {len(snapshots)} snapshots, "
@@ -82,8 +79,13 @@ def _plan(section: PostHocEmaConfig) -> tuple[str, str, list[Snapshot], Profile]
     wanted = _wanted(snapshots, section.sigma_rel, section.at_images)
     name = f"sigma-rel-{wanted.sigma_rel:.4f}-images-{wanted.images_seen:012d}"
     out = section.out or filesystem.join(run_url, f"export-{name}")
-    check_out(out, run=run_identity(run_url))
+    check_out(out, run=run_identity(run_url), training=_told(wanted))
     return run_url, out, snapshots, wanted
+
+
+def _told(wanted: Profile) -> dict[str, Any]:
+    """Return what tells an average from the other models of its run."""
+    return {"images_seen": wanted.images_seen, "ema_sigma_rel": wanted.sigma_rel, "weights": "averaged"}
 
 
 def rehearse(section: PostHocEmaConfig) -> str:

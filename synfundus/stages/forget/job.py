@@ -42,6 +42,7 @@ from synfundus.storage import documents, filesystem
 from synfundus.storage.locations import absolute_location, resolved
 from synfundus.storage.manifest import REJECTS_NAME, ShardEntry, ShardSet, is_complete, load_shard_set, save_shard_set
 from synfundus.storage.tarshard import TarShardReader, index_url, write_shard
+from synfundus.storage.writer_lock import write_alone
 from synfundus.telemetry.console import Console
 
 WITHDRAWN = "withdrawn"
@@ -64,6 +65,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     out = require(section.out, flag="--out", key="forget.out")
     seen = {url: seen_sets(url) for url in section.model}
     begun = _CLAIM.read(out)
+    if section.crosswalk is not None and filesystem.is_dir(section.crosswalk):
+        write_alone(section.crosswalk, flag="--crosswalk")  # that of another patient changes it too
     plan = plan_withdrawal(section, data=None if begun is None else str(begun["data"]))
     _CLAIM.make(out, plan.request)
     if plan.doubles:

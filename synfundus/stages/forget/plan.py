@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,8 +114,9 @@ def plan_withdrawal(section: ForgetConfig, *, data: str | None) -> Withdrawal:
     images = load_shard_set(where, kind="images")
     latents = [load_shard_set(url, kind="latents") for url in section.latents]
     for one in latents:
+        made_from = load_sources(one.url).image_set_url
         if one.properties.get("image_set_identity") != images.identity:
-            hint = f"give the set they were made from as --data; it was {load_sources(one.url).image_set_url}"
+            hint = f"give the set they were made from as --data; it was {made_from}"
             raise ConfigError("these latents were not made from the image set", where=one.url, hint=hint)
     names = ["images", *("latents" if not at else f"latents-{at + 1}" for at in range(len(latents)))]
     parts = tuple(_without(name, one, keys) for name, one in zip(names, (images, *latents), strict=True))
@@ -128,13 +128,15 @@ def seen_sets(model: str) -> set[str]:
 
     Raises:
         ConfigError: It names none.
+        DataError: Its document is damaged.
     """
     found = set()
     for name, part in (("run.json", "identity"), ("export/synfundus.json", "fingerprints")):
         for place in (name, name.removeprefix("export/")):
             url = filesystem.join(model, place)
             if filesystem.exists(url):
-                named = json.loads(filesystem.read_bytes(url)).get(part, {})
+                named = documents.read_object(url).get(part)
+                named = named if isinstance(named, dict) else {}
                 found |= {str(named[key]) for key in ("data", "latents", "latent_set") if named.get(key)}
     if not found:
         raise ConfigError("no run and no model that names what it was trained on", where=model, hint="check --model")

@@ -1,14 +1,15 @@
-"""`synfundus inspect`: the contents of a shard set as tables, JSON and a picture; `--verify` reads every byte."""
+"""`synfundus inspect`: what a set or a folder of samples holds, as tables, JSON, a picture; `--verify` reads it all."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, cast, get_args
 
 import numpy as np
 
+from synfundus.config.photographs import InspectConfig
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World
 from synfundus.errors import ConfigError, CorruptShard, DataError, StorageError
@@ -20,7 +21,13 @@ from synfundus.seeding import keyed_generator
 from synfundus.shards.members import META, decode_json
 from synfundus.shards.set_survey import SetSurvey, sample_decoder
 from synfundus.stages import Summary
-from synfundus.stages.inspect.png_folder import describe_png_folder, is_png_folder
+from synfundus.stages.inspect.png_folder import (
+    chosen_png_files,
+    is_png_folder,
+    open_png_folder,
+    show_png_folder,
+    survey_png_folder,
+)
 from synfundus.stages.verb import few_patients
 from synfundus.storage import documents, filesystem
 from synfundus.storage.manifest import (
@@ -78,9 +85,29 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     section = config.inspect
     if section.data is None:
         raise ConfigError("--data is missing", where="inspect.data", hint="give --data")
-    if is_png_folder(section.data):
-        return describe_png_folder(section.data, console)
-    shard_set = open_set(section.data)
+    look = _look_at_png_files if is_png_folder(section.data) else _look_at_shards
+    return look(section.data, section, config.seed, console)
+
+
+def _look_at_png_files(url: str, section: InspectConfig, seed: int, console: Console) -> Summary:
+    folder = open_png_folder(url)
+    if section.out is not None:
+        check_out(section.out)
+    report = survey_png_folder(folder, verify=section.verify, console=console)
+
+    def sheet() -> Pixels:
+        images, labels = chosen_png_files(folder, wanted=section.contact_sheet_images, seed=seed)
+        title = f"synthetic · {len(images):,} of {report['num_samples']:,} images · labels asked for"
+        return _sheet([label_bars(folder.counts())], images, [label_caption(row) for row in labels], title)
+
+    written = _write(section, report, sheet)
+    show_png_folder(report, console)
+    _tell(report, written, console)
+    return report
+
+
+def _look_at_shards(url: str, section: InspectConfig, seed: int, console: Console) -> Summary:
+    shard_set = open_set(url)
     if section.out is not None:
         check_out(section.out)
     survey = SetSurvey(shard_set, verify=section.verify)
@@ -92,20 +119,35 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     if section.verify:
         survey.check_other_files()
     report = _report(shard_set, survey, counts) | {"above_0": {split: dict(n) for split, n in above_0.items()}}
-    images = section.contact_sheet_images
-    written = f"nothing was written; give --out DIR for {REPORT_NAME}" + (" and a contact sheet" if images else "")
-    if section.out is not None:
-        where = filesystem.join(section.out, REPORT_NAME)
-        documents.write_document(where, report, format_name=REPORT_FORMAT, version=REPORT_VERSION)
-        written = f"written: {where}" + (f", {SHEET_NAME}" if images else "")
-        if images:
-            sheet = _sheet(shard_set, counts, wanted=images, seed=config.seed)
-            marks = {"synthetic": "yes"} if shard_set.kind == "samples" else {}
-            data = encode_png(sheet, text=marks, compress_level=6)
-            filesystem.write_bytes(filesystem.join(section.out, SHEET_NAME), data)
+    wanted = section.contact_sheet_images
+    written = _write(section, report, lambda: _sheet_of_shards(shard_set, counts, wanted=wanted, seed=seed))
     _print(console, shard_set, survey, counts, report)
-    console.message(written)
+    _tell(report, written, console)
     return report
+
+
+def _write(section: InspectConfig, report: Summary, sheet: Callable[[], Pixels]) -> str:
+    """Write the report and the sheet where they are asked for; returns what is said of it."""
+    images = section.contact_sheet_images
+    if section.out is None:
+        return f"nothing was written; give --out DIR for {REPORT_NAME}" + (" and a contact sheet" if images else "")
+    where = filesystem.join(section.out, REPORT_NAME)
+    documents.write_document(where, report, format_name=REPORT_FORMAT, version=REPORT_VERSION)
+    if images:
+        marks = {"synthetic": "yes"} if report["kind"] == "samples" else {}
+        data = encode_png(sheet(), text=marks, compress_level=6)
+        filesystem.write_bytes(filesystem.join(section.out, SHEET_NAME), data)
+    return f"written: {where}" + (f", {SHEET_NAME}" if images else "")
+
+
+def _tell(report: Summary, written: str, console: Console) -> None:
+    """Say which problems were found, the verdict, and what was written."""
+    for problem in report["problems"][:_SHOWN_PROBLEMS]:
+        console.warning(f"{problem['place']}: {problem['reason']}")
+    if (hidden := report["num_problems"] - _SHOWN_PROBLEMS) > 0:
+        console.warning(f"and {hidden:,} more problems; --out DIR lists them in {REPORT_NAME}")
+    console.message(_verdict(report))
+    console.message(written)
 
 
 def _by_split(
@@ -229,11 +271,6 @@ def _print(console: Console, shard_set: ShardSet, survey: SetSurvey, counts: Lab
         console.table("rejects", ("reason", "inputs"), [(reason, f"{n:,}") for reason, n in shard_set.rejects.items()])
     properties = {name: value for name, value in shard_set.properties.items() if name != "label_counts"}
     console.table("properties", ("name", "value"), list(_readable(properties)))
-    for problem in survey.problems[:_SHOWN_PROBLEMS]:
-        console.warning(f"{problem.place}: {problem.reason}")
-    if (hidden := len(survey.problems) - _SHOWN_PROBLEMS) > 0:
-        console.warning(f"and {hidden:,} more problems; --out DIR lists them in {REPORT_NAME}")
-    console.message(_verdict(report))
 
 
 def _readable(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -250,29 +287,37 @@ def _readable(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
 
 
 def _verdict(report: Summary) -> str:
-    total, good = report["num_samples"], report["good"]
+    total, good, png_files = report["num_samples"], report["good"], "missing" in report
     if not report["verified"]:
-        read = f"the labels of {good:,} of {total:,} samples were read; --verify reads every byte"
+        read = (
+            f"{good:,} of {total:,} images are there"
+            if png_files
+            else f"the labels of {good:,} of {total:,} samples were read"
+        )
+        read += "; --verify reads every byte"
         return read if report["ok"] else f"{read}; {report['num_problems']:,} problems"
     if report["ok"]:
         return f"verified: {total:,} samples, every hash matches, every sample decodes"
-    shards = len(report["damaged_shards"])
-    return f"damaged: {good:,} of {total:,} samples are valid, problems in {shards} shards ({report['num_problems']:,})"
+    where = "" if png_files else f" in {len(report['damaged_shards'])} shards"
+    return f"damaged: {good:,} of {total:,} samples are valid, problems{where} ({report['num_problems']:,})"
 
 
-def _sheet(shard_set: ShardSet, counts: LabelCounts, *, wanted: int, seed: int) -> Pixels:
-    """Draw the label counts, the co-occurrence, and a random selection of samples."""
-    images, captions = _chosen_pictures(shard_set, wanted=wanted, seed=seed) if shard_set.num_samples() else ([], [])
-    upper = [label_bars(counts.values), co_occurrence_map(counts.co_occurrence)]
+def _sheet(upper: Sequence[Pixels], images: Sequence[Pixels], captions: Sequence[str], title: str) -> Pixels:
+    """Place charts above a selection of pictures."""
     if not images:
         return compose_sheet(upper, None)
+    tile_px = min(_TILE_PX, max(images[0].shape[:2]))
+    tiles = contact_sheet(images, captions=captions, columns=_COLUMNS, tile_px=tile_px, title=title)
+    return compose_sheet(upper, tiles)
+
+
+def _sheet_of_shards(shard_set: ShardSet, counts: LabelCounts, *, wanted: int, seed: int) -> Pixels:
+    """Draw the label counts, the co-occurrence, and a random selection of samples."""
+    images, captions = _chosen_pictures(shard_set, wanted=wanted, seed=seed) if shard_set.num_samples() else ([], [])
     mark = "synthetic · " if shard_set.kind == "samples" else ""
     what = "first three channels of the mean" if shard_set.kind == "latents" else "images"
     title = f"{mark}{what} of {len(images):,} of {shard_set.num_samples():,} samples · {shard_set.identity[:12]}"
-    tile_px = min(_TILE_PX, max(images[0].shape[:2]))
-    return compose_sheet(
-        upper, contact_sheet(images, captions=captions, columns=_COLUMNS, tile_px=tile_px, title=title)
-    )
+    return _sheet([label_bars(counts.values), co_occurrence_map(counts.co_occurrence)], images, captions, title)
 
 
 def _chosen_pictures(shard_set: ShardSet, *, wanted: int, seed: int) -> tuple[list[Pixels], list[str]]:

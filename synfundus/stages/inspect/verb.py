@@ -12,12 +12,15 @@ if TYPE_CHECKING:
 
 def _dry_run(section: InspectConfig, seed: int) -> str:
     from synfundus.stages.inspect.job import check_out, open_set
-    from synfundus.stages.inspect.png_folder import is_png_folder
+    from synfundus.stages.inspect.png_folder import is_png_folder, open_png_folder
     from synfundus.stages.rehearsal import described
 
     del seed
     url = str(section.data)
-    text = f"# samples\n{url}\n\n" if is_png_folder(url) else described(open_set(url))
+    if is_png_folder(url):
+        text = f"# samples\n{url}: {len(open_png_folder(url).rows):,} PNG files\n\n"
+    else:
+        text = described(open_set(url))
     if section.out is not None:
         check_out(section.out)
     return text

@@ -6,7 +6,6 @@ they were asked for; the same figures on held-out photographs tell what the judg
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,7 +84,7 @@ def _shared_labels(model: str, data: ShardSet) -> tuple[str, ...]:
     """
     url = filesystem.join(find_pipeline(model), DOCUMENT_NAME)
     find_autoencoder(find_pipeline(model))
-    schema = LabelSchema.from_document(json.loads(filesystem.read_bytes(url)).get("label_schema"), where=url)
+    schema = LabelSchema.from_document(documents.read_object(url).get("label_schema"), where=url)
     names = tuple(name for name in data.label_schema.names if name in schema.names)
     if not names:
         message = f"the model has labels {', '.join(schema.names)}, the set {', '.join(data.label_schema.names)}"

@@ -8,6 +8,7 @@ depend on the number of ranks or processes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections import Counter
@@ -16,9 +17,9 @@ from dataclasses import dataclass
 
 from synfundus.config.photographs import PrepareConfig
 from synfundus.config.schema import RunConfig
-from synfundus.distributed.agreement import on_rank_0
+from synfundus.distributed.agreement import on_rank_0, require_same
 from synfundus.distributed.world import World, share_of, without_timeout
-from synfundus.errors import DataError
+from synfundus.errors import CorruptShard, DataError, StorageError
 from synfundus.labels.schema import LabelSchema
 from synfundus.photographs.crosswalk import REJECTS_NAME as NAMED_REJECTS
 from synfundus.photographs.crosswalk import open_crosswalk, read_secret, read_withdrawn
@@ -43,6 +44,8 @@ from synfundus.storage.manifest import REJECTS_NAME, SPLITS, ShardSet, load_shar
 from synfundus.storage.writer_lock import write_alone
 from synfundus.telemetry.console import Console
 
+_COMPARED, _BEGINNING_BYTES = 16, 2**16
+
 
 @dataclass(frozen=True)
 class _Assignment:
@@ -53,12 +56,14 @@ class _Assignment:
         collection: Name of the collection.
         schema: Label schema of the set.
         chunks: (number, number of photographs) of each unfinished chunk.
+        compared: Names of some photographs, of which all ranks must have the same copy.
     """
 
     complete: bool
     collection: str
     schema: LabelSchema
     chunks: tuple[tuple[int, int], ...]
+    compared: tuple[str, ...] = ()
 
 
 def _plan(
@@ -126,7 +131,9 @@ class _Rank0:
         claim(paths, plan)
         pending = pending_chunks(paths, plan.num_chunks)
         chunks = tuple((number, len(plan.chunk(number))) for number in pending)
-        return _Assignment(False, plan.collection, plan.schema, chunks)
+        apart = -(-len(plan.samples) // _COMPARED)
+        compared = tuple(sample.source for sample in plan.samples[::apart])
+        return _Assignment(False, plan.collection, plan.schema, chunks, compared)
 
     def decide(self) -> list[ShardTask]:
         """Drop duplicates, assign splits, plan the shards and write the findings; return the shards."""
@@ -206,6 +213,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         console.message(f"the set is complete: {paths.out}")
         announce_crosswalk(paths, console)
         return _summary(paths, load_shard_set(paths.out, kind="images"), seconds=0.0, num_done=0)
+    require_same({"the photographs": _beginnings(paths.source, assignment.compared)} if world.size > 1 else {}, world)
     prepare_chunks(section, paths, assignment.collection, share_of(assignment.chunks, world), console)
     world.barrier()
     tasks = on_rank_0(rank_0.decide, world)
@@ -216,6 +224,17 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     num_done = sum(number for _, number in assignment.chunks)
     seconds = time.perf_counter() - began
     return _summary(paths, load_shard_set(paths.out, kind="images"), seconds=seconds, num_done=num_done)
+
+
+def _beginnings(source: str, names: Sequence[str]) -> str:
+    """Return a hash of how some photographs begin: the copy on another host may be of other photographs."""
+    digest = hashlib.sha256()
+    for name in names:
+        try:
+            digest.update(filesystem.read_range(filesystem.join(source, name), 0, _BEGINNING_BYTES))
+        except (StorageError, CorruptShard):
+            digest.update(b"unreadable")
+    return digest.hexdigest()
 
 
 def _summary(paths: PreparePaths, shard_set: ShardSet, *, seconds: float, num_done: int) -> Summary:

@@ -24,8 +24,9 @@ from synfundus.photographs.label_mapping import TableMapping, parse_table_mappin
 from synfundus.photographs.label_table import LabelTable, read_label_table
 from synfundus.photographs.preparation import CROP, FIRST_CROP
 from synfundus.photographs.transforms import EYE_SIDE
-from synfundus.stages.prepare.table_notes import early_warnings, looks_like, no_input
+from synfundus.stages.prepare.table_notes import early_warnings, looks_like, no_input, passed_over
 from synfundus.storage import documents, filesystem
+from synfundus.storage.safe_files import is_hidden
 
 _BYTES_PER_PIXEL = {"png": 1.7, "webp": 1.2}  # measured on photographs and phantoms, rounded up
 _BYTES_PER_SAMPLE = 2048
@@ -181,7 +182,8 @@ def plan_inputs(
     schema = load_schema(section.label_schema)
     if not filesystem.is_dir(source):
         raise ConfigError(f"the folder of photographs does not exist: {source}", where="prepare.source")
-    files = filesystem.list_files(source)
+    listed = filesystem.list_files(source, everything=True)
+    files = {name: size for name, size in listed.items() if not is_hidden(name)}
     table = _read_table(section, schema, files)
     matched, rejects = match_files(table, files)
     if not matched:
@@ -218,7 +220,11 @@ def plan_inputs(
         rejects=tuple(rejects),
         num_inputs=properties["num_inputs"],
         properties=properties,
-        warnings=(*table.warnings, *early_warnings(rejects, properties["num_inputs"], files.keys())),
+        warnings=(
+            *table.warnings,
+            *early_warnings(rejects, properties["num_inputs"], files.keys()),
+            *passed_over(listed),
+        ),
         same_person=same_person,
     )
 

@@ -8,8 +8,9 @@ from collections.abc import Collection, Mapping, Sequence
 from synfundus.errors import DataError
 from synfundus.photographs.importers import IMPORTERS, recognise
 from synfundus.photographs.importers.file_names import FileIndex, picture_suffix
-from synfundus.photographs.ingest import Reject, is_picture_name
+from synfundus.photographs.ingest import Reject, is_picture_name, looks_like_picture
 from synfundus.photographs.label_table import LabelTable
+from synfundus.storage.safe_files import BROKEN, is_hidden
 
 MANY_REJECTS = 0.1
 """Fraction of rejected inputs above which there is a warning."""
@@ -21,8 +22,11 @@ _QUOTED = ("malformed_row", "missing_file_name", "missing_file")
 _HINTS = {
     "unknown_label_value": "give the cells a meaning in a --mapping, for example values: {True: 1, False: 0}",
     "ambiguous_file": "give the folder of this table as --source, or write folders into the table",
+    "broken_link": "mount or copy what the links in --source lead to",
     "missing_file": 'check --source; a mapping with file_pattern (for example "IMG_{file}.jpeg") changes the names',
 }
+_FORK = "._"
+"""Begins the name of a file in which macOS keeps what belongs to another one."""
 
 
 def reject_warning(counts: Mapping[str, int], num_inputs: int) -> str:
@@ -41,6 +45,22 @@ def early_warnings(rejects: Sequence[Reject], num_inputs: int, files: Collection
     many = reject_warning(Counter(reject.reason for reject in rejects), num_inputs)
     note, hint = _other_extension(rejects, files)
     return [*([f"{many}; {_example(rejects)}"] if many else []), *([f"{note}: {hint}"] if note else [])]
+
+
+def passed_over(listed: Mapping[str, int]) -> list[str]:
+    """Say how much of a source folder is not read, and why.
+
+    Args:
+        listed: Size of everything in it, by name, from `filesystem.list_files`.
+    """
+    broken = sum(size == BROKEN and not is_hidden(name) for name, size in listed.items())
+    names = [name.rpartition("/")[2] for name in listed if is_hidden(name)]
+    hidden = sum(looks_like_picture(name.lstrip(".")) for name in names if not name.startswith(_FORK))
+    counts = {
+        "broken links: files or folders of photographs that they should lead to are not read": broken,
+        "hidden pictures: their names, or those of their folders, begin with a dot; they are no inputs": hidden,
+    }
+    return [f"{number:,} {what}" for what, number in counts.items() if number]
 
 
 def no_input(

@@ -93,7 +93,6 @@ def initial_denoiser(section: TrainConfig, latents: ShardSet, console: Console, 
             f"the model in {init_from} was trained with another objective than this run: {'; '.join(differences)}; "
             "it has to learn that anew"
         )
-    console.message(f"started from {given.folder}: all weights taken")
     fresh = _fresh(section, latents, seed=seed)
     try:
         fresh.load_state_dict(given.denoiser.state_dict())
@@ -103,7 +102,7 @@ def initial_denoiser(section: TrainConfig, latents: ShardSet, console: Console, 
             where=init_from,
             hint="configure the same unet section",
         ) from error
-    console.message(f"starts from the weights of model {given.fingerprint[:12]} in {given.folder}")
+    console.message(f"started from {given.folder}: all weights of model {given.fingerprint[:12]} taken")
     return Start(fresh, identity)
 
 

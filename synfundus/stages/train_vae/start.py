@@ -21,7 +21,7 @@ from synfundus.errors import ConfigError
 from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.stages import build
 from synfundus.stages.train_vae.held_out import read_images
-from synfundus.stages.train_vae.starting_weights import DRAWN, drawn_weights
+from synfundus.stages.train_vae.starting_weights import DRAWN, drawn_weights, folder_of_that_name
 from synfundus.storage import filesystem
 from synfundus.storage.local_folder import folder_to_read
 from synfundus.storage.manifest import ShardSet, load_shard_set
@@ -80,7 +80,8 @@ def initial_autoencoder(
             autoencoder, fingerprint = open_autoencoder(
                 _given_folder(section), device=torch.device("cpu"), dtype=torch.float32
             )
-            console.message(f"the autoencoder starts from {section.init_from} ({fingerprint[:12]})")
+            note = folder_of_that_name() if section.init_from == DRAWN else ""
+            console.message(f"the autoencoder starts from {section.init_from} ({fingerprint[:12]}){note}")
         else:
             size = int(image_set.properties["image_size_px"])
             autoencoder = build.autoencoder(section.autoencoder, image_size_px=size, seed=seed)

@@ -27,6 +27,11 @@ def shipped_weights() -> Path | None:
     return next((folder for folder in folders if (folder / _CONFIG_NAME).is_file()), None)
 
 
+def folder_of_that_name() -> str:
+    """Return how to write the folder of the working folder that has their name too; empty if there is none."""
+    return f"; the folder of that name here is written ./{DRAWN}" if Path(DRAWN).is_dir() else ""
+
+
 def architecture(document: Mapping[str, Any], *, linear_path: bool) -> dict[str, Any]:
     """Return the architecture that a config of diffusers' AutoencoderKL describes, by our names."""
     return {
@@ -65,13 +70,13 @@ def drawn_weights(wanted: AutoencoderConfig) -> Path:
     folder = shipped_weights()
     if folder is None:
         raise ConfigError(
-            f"this installation has no starting weights {DRAWN!r}",
+            f"this installation has no starting weights {DRAWN!r}{folder_of_that_name()}",
             where="train_vae.init_from",
             hint="run `make starting-weights` in a checkout (hours), or give the folder of an autoencoder",
         )
     if problem := architecture_problem(wanted, folder):
         raise ConfigError(
-            f"the starting weights {DRAWN!r} do not fit train_vae.autoencoder: {problem}",
+            f"the starting weights {DRAWN!r} do not fit train_vae.autoencoder: {problem}{folder_of_that_name()}",
             where="train_vae.init_from",
             hint="use --preset demo-cpu, whose autoencoder they are for, or leave --init-from out",
         )
