@@ -100,8 +100,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         written = f"written: {where}" + (f", {SHEET_NAME}" if images else "")
         if images:
             sheet = _sheet(shard_set, counts, wanted=images, seed=config.seed)
-            marks = {"synthetic": "yes"} if shard_set.kind == "samples" else {}
-            data = encode_png(sheet, text=marks, compress_level=6)
+            mark = "yes" if shard_set.kind == "samples" else "drawn" if shard_set.properties.get("drawn") else ""
+            data = encode_png(sheet, text={"synthetic": mark} if mark else {}, compress_level=6)
             filesystem.write_bytes(filesystem.join(section.out, SHEET_NAME), data)
     _print(console, shard_set, survey, counts, report)
     console.message(written)
