@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 import platform
 import secrets
 import sys
@@ -59,6 +61,16 @@ def versions() -> dict[str, str]:
     return {"synfundus": __version__, "python": platform.python_version()} | {
         name: metadata.version(name) for name in PACKAGES
     }
+
+
+def operator() -> dict[str, str]:
+    """Return who is at work: account, host and, in a job of SLURM, its number."""
+    try:
+        account = getpass.getuser()
+    except (OSError, KeyError):  # a container may know no name for the number
+        account = str(os.getuid())
+    job = os.environ.get("SLURM_JOB_ID", "")
+    return {"account": account, "host": platform.node(), **({"job": job} if job else {})}
 
 
 def _commit() -> str | None:
@@ -137,7 +149,7 @@ class RunFolder:
             "world_size": self._world.size,
             "judged_on": self._judged_on,
             "versions": versions(),
-            "host": platform.node(),
+            **operator(),
             "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "device": torch.cuda.get_device_name() if self._world.device == "cuda" else platform.machine(),
             "commit": _commit(),

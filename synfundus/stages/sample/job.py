@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from synfundus.artifacts.claim import Claim, difference
 from synfundus.artifacts.model import Model, generate_batch
 from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
-from synfundus.artifacts.run_folder import versions
+from synfundus.artifacts.run_folder import operator, versions
 from synfundus.artifacts.sample_set import (
     LABELS_ARE,
     RELEASE,
@@ -316,12 +316,13 @@ def _publish(work: _Work, out: str, request: dict[str, Any]) -> None:
 
 
 def _occasion(pipeline: Model) -> dict[str, str]:
-    """Return when, how and from which folder the images were made: all that differs between two runs of a request."""
+    """Return when, how, by whom and from what they were made: all that differs between two runs of a request."""
     command = shlex.join(["synfundus", *map(redact, sys.argv[1:])])
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "command": command,
         "model": resolved(pipeline.folder).removesuffix("/export").rpartition("/")[-1],
+        **operator(),
     }
 
 
