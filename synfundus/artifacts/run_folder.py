@@ -53,6 +53,8 @@ _CLAIM = Claim(
     free=CHANGEABLE,
 )
 WANDB_FORMAT_NAME = "synfundus-wandb"
+START_NAME = "init.json"
+START_FORMAT_NAME = "synfundus-initial-weights"
 PACKAGES = ("torch", "deepspeed", "diffusers", "numpy", "safetensors")
 
 
@@ -155,6 +157,12 @@ class RunFolder:
             "commit": _commit(),
         }
         filesystem.write_bytes(self.path("environment.json"), documents.dump_json(environment))
+
+    def record_start(self, weights: Mapping[str, Any]) -> None:
+        """Keep which weights the run starts from, once: ``source``, ``fingerprint`` and more. Called on rank 0."""
+        url = self.path(START_NAME)
+        if not filesystem.exists(url):
+            documents.write_document(url, weights, format_name=START_FORMAT_NAME, version=FORMAT_VERSION)
 
     def resume(self, *, zero: ZeroEngine, average: ShardedEma, console: Console) -> TrainState:
         """Load the newest checkpoint that verifies and return the state of the run. Collective.

@@ -18,13 +18,9 @@ from synfundus.seeding import derive_key
 from synfundus.stages import build
 from synfundus.stages.reading import latent_shape_of
 from synfundus.stages.train.foreign_unet import announce, find_foreign_unet, open_foreign_unet
-from synfundus.storage import documents, filesystem
+from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import Console
-
-REPORT_NAME = "init.json"
-FORMAT_NAME = "synfundus-initial-weights"
-FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,7 @@ class Start:
     Attributes:
         denoiser: The network.
         identity: Its part of the run's identity, which must not change at a resume.
-        report: How foreign weights were adapted; None where there are none.
+        report: Which weights were given, and how foreign ones were adapted; None where there are none.
         judged_on: What the validation figures of the run are of.
     """
 
@@ -45,8 +41,8 @@ class Start:
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the foreign weights; empty where there are none."""
-        return str(self.identity.get("init_fingerprint", ""))
+        """Fingerprint of the given weights; empty where there are none."""
+        return str((self.report or {}).get("fingerprint", ""))
 
     def known(self, latents: ShardSet) -> dict[str, Any]:
         """Return the figures of a model card that do not depend on the training."""
@@ -99,13 +95,7 @@ def initial_denoiser(section: TrainConfig, latents: ShardSet, console: Console, 
             hint="configure the same unet section",
         ) from error
     console.message(f"starts from the weights of model {given.fingerprint[:12]} in {given.folder}")
-    return Start(fresh, identity)
-
-
-def save_report(start: Start, url: str) -> None:
-    """Write how foreign weights were adapted, once; called on rank 0."""
-    if start.report is not None and not filesystem.exists(url):
-        documents.write_document(url, start.report, format_name=FORMAT_NAME, version=FORMAT_VERSION)
+    return Start(fresh, identity, {"source": init_from, "fingerprint": given.fingerprint})
 
 
 def _fresh(section: TrainConfig, latents: ShardSet, *, seed: int) -> ConditionalDenoiser:

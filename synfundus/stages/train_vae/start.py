@@ -67,6 +67,7 @@ def initial_autoencoder(
             autoencoder, fingerprint = open_autoencoder(
                 _given_folder(section), device=torch.device("cpu"), dtype=torch.float32
             )
+            directory.record_start({"source": section.init_from, "fingerprint": fingerprint})
             console.message(f"the autoencoder starts from {section.init_from} ({fingerprint[:12]})")
         else:
             size = int(image_set.properties["image_size_px"])
