@@ -193,7 +193,7 @@ def _location_problem(option: Option, text: str, *, look: bool) -> str | None:
     try:
         path = Path(url)
         if option.role == "input" and not path.exists():
-            return f"{option.flag}: {url!r} does not exist ({option.path})"
+            return f"{option.flag}: {url!r} does not exist ({option.path}): {option.help}"
         if option.role != "input" and path.exists() and not path.is_dir():
             return f"{option.flag}: {url!r} is a file, not a folder ({option.path})"
         if option.role != "input" and path.is_symlink() and not path.exists():
