@@ -110,7 +110,7 @@ def write_weights(work: Path, recipe: Path, out: Path) -> dict[str, Any]:
         "parameters": sum(one.numel() for one in stored.network.parameters()),
         "factor": stored.downsample_factor,
         "channels": stored.latent_channels,
-        "fingerprint": fingerprint(out),
+        "fingerprint": fingerprint(stored),  # in single precision: as a run that starts from them names it
         "torch": torch.__version__,
         "synfundus": environment["versions"]["synfundus"],
         "judged": figures["evaluated_images"],

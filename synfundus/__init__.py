@@ -7,7 +7,15 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["ShardDataset", "SynfundusPipeline", "__version__", "load_model", "open_dataset", "read_manifest"]
+__all__ = [
+    "ShardDataset",
+    "SynfundusPipeline",
+    "__version__",
+    "load_model",
+    "open_dataset",
+    "read_manifest",
+    "save_image",
+]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562

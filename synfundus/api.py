@@ -1,4 +1,4 @@
-"""What other programs may import: open a model and draw from it, read a set as a torch data set, read a manifest.
+"""What other programs may import: open a model, draw and save images, read a set as a torch data set, read a manifest.
 
 The names are also those of the package: ``synfundus.load_model``. Nothing here needs a config or a process group.
 """
@@ -17,18 +17,22 @@ from torch.utils.data import Dataset
 
 from synfundus.artifacts.model import Model, generate_batch
 from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
+from synfundus.artifacts.sample_set import image_marks
 from synfundus.config.generation import SAMPLING_DEFAULTS, SampleConfig
 from synfundus.diffusion.sampling import scheduler_for
 from synfundus.errors import ConfigError
 from synfundus.labels.plan import LabelRow, plan_labels
 from synfundus.labels.schema import LabelSchema
+from synfundus.pictures.sheets import XMP_KEYWORD, encode_png
 from synfundus.shards.reader import ShardSetReader
 from synfundus.shards.set_survey import sample_decoder
 from synfundus.stages.build import sampler_settings
 from synfundus.stages.inspect.job import open_set
+from synfundus.stages.sample.job import COMPRESS_LEVEL
+from synfundus.storage import filesystem
 from synfundus.storage.manifest import SPLITS, ShardSet
 
-__all__ = ["ShardDataset", "SynfundusPipeline", "load_model", "open_dataset", "read_manifest"]
+__all__ = ["ShardDataset", "SynfundusPipeline", "load_model", "open_dataset", "read_manifest", "save_image"]
 
 Labels = Mapping[str, int | None]
 
@@ -74,7 +78,8 @@ class SynfundusPipeline:
                 default: as the model recommends.
 
         Returns:
-            RGB images. They are synthetic, and marked as such only if you mark them when you save them.
+            RGB images whose ``info`` says that they are synthetic and what made them. PIL's own ``save`` leaves that
+            out: `save_image` writes it.
 
         Raises:
             ConfigError: Labels, values or settings that the model does not have.
@@ -95,7 +100,10 @@ class SynfundusPipeline:
             )
             for batch in range(-(-len(rows) // batch_size))
         ]
-        return [Image.fromarray(pixels) for pixels in np.concatenate(batches)[: len(rows)]]
+        images = [Image.fromarray(pixels) for pixels in np.concatenate(batches)[: len(rows)]]
+        for index, (image, row) in enumerate(zip(images, rows, strict=True)):
+            image.info.update(image_marks(model=self.fingerprint, seed=seed, index=index, labels=row))
+        return images
 
     def _rows(self, labels: Labels | Sequence[Labels] | None, num_images: int | None) -> list[LabelRow]:
         def planned(row: Labels, count: int) -> list[LabelRow]:
@@ -124,6 +132,24 @@ def load_model(path: str, *, device: str = "auto") -> SynfundusPipeline:
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     place = torch.device(where)
     return SynfundusPipeline(load_pipeline(find_pipeline(str(path)), device=place), place)
+
+
+def save_image(image: Image.Image, path: str) -> None:
+    """Write a generated image as PNG, marked as synthetic as `synfundus sample` marks it: the same bytes.
+
+    Args:
+        image: From `SynfundusPipeline.sample`; a changed copy keeps its marks as long as PIL keeps its ``info``.
+        path: File, also in an object store; replaced if it exists.
+
+    Raises:
+        ConfigError: The name does not end in ``.png``.
+    """
+    if not str(path).lower().endswith(".png"):
+        raise ConfigError("marks are written to PNG files", where=str(path), hint="give a name that ends in .png")
+    marks = {"synthetic": "yes"}
+    marks |= {str(name): text for name, text in image.info.items() if isinstance(text, str) and name != XMP_KEYWORD}
+    pixels = np.asarray(image.convert("RGB"))
+    filesystem.write_bytes(str(path), encode_png(pixels, text=marks, compress_level=COMPRESS_LEVEL))
 
 
 class ShardDataset(Dataset[dict[str, Any]]):

@@ -23,7 +23,17 @@ A message says what is wrong, with which values, where, and what to do about it.
 from __future__ import annotations
 
 import traceback
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
+
+
+def suggestion(wrong: str, known: Sequence[str], *, cutoff: float = 0.6) -> str:
+    """Return a clause for a message with the closest known names, whatever their case, or nothing."""
+    import difflib
+
+    names = {name.casefold(): name for name in known}
+    close = difflib.get_close_matches(wrong[:80].casefold(), names, n=3, cutoff=cutoff)
+    return f" (did you mean {' or '.join(names[name] for name in close)}?)" if close else ""
 
 
 class SynfundusError(Exception):

@@ -38,6 +38,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (not item.path.name.startswith("test_slurm"), item.path.parent.name not in long))
 
 
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End a failed run with the names of the failed tests alone: logs of CI are often shown by their last lines."""
+    terminal = config.pluginmanager.getplugin("terminalreporter")  # None in the workers of xdist
+    reports = (
+        [report for outcome in ("failed", "error") for report in terminal.stats.get(outcome, ())] if terminal else []
+    )
+    names = list(dict.fromkeys(report.nodeid[:160] for report in reports))
+    if names:
+        more = [f"and {len(names) - 38} more"] if len(names) > 39 else []
+        terminal.write_line("\n".join(["failed:", *(names[:38] if more else names), *more]))
+
+
 @pytest.fixture(autouse=True)
 def _groups_are_left() -> Iterator[None]:
     """Leave the process groups of the jobs that a test ran: each has a thread that wakes up again and again.

@@ -8,6 +8,10 @@ from typing import Any
 
 from synfundus.labels.schema import LabelSchema
 
+PREVIEW_NAME = "preview.png"
+JUDGED_NAME = "judged"
+"""Folder in a run where `export` looks for a report of `judge`."""
+_OPEN = "**not stated: fill in**"
 FEW = 10
 """From how many photographs on a number is given exactly where a model leaves the house."""
 
@@ -15,6 +19,13 @@ _BLOCKS_NOTE = (
     " The stock class returns blocks of {size} x {size} pixels as {channels} channels: "
     "`torch.nn.functional.pixel_shuffle(decoded, {size})` makes them RGB."
 )
+_PICTURES = f"""
+## Pictures
+
+![Generated images]({PREVIEW_NAME})
+
+Generated during training, with fixed seeds and labels: averaged weights above, raw ones below.
+"""
 _LINEAR_PATH_NOTE = (
     " This autoencoder has a linear path beside the network (two more files in `vae/`), which only "
     "synfundus adds: the stock class decodes the network's share alone."
@@ -61,6 +72,14 @@ def _photographs(training: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def _label_control(told: Mapping[str, Any] | None) -> str:
+    """Return the row about label control: what `judge` found, or how to find it."""
+    if not told:
+        return f"not measured: `synfundus judge --model RUN --data IMAGES --out RUN/{JUDGED_NAME}`, then export again"
+    said = "`{}` {measure} {generated:.2f} (held-out photographs {photographs:.2f})"
+    return "; ".join(said.format(label, **figures) for label, figures in told.items())
+
+
 def model_card(
     document: Mapping[str, Any],
     schema: LabelSchema,
@@ -68,6 +87,7 @@ def model_card(
     linear_path: bool,
     autoencoder_class: str,
     block_size_px: int,
+    preview: bool = False,
 ) -> str:
     """Return the card in Markdown.
 
@@ -77,8 +97,10 @@ def model_card(
         linear_path: Whether the autoencoder has the linear path.
         autoencoder_class: diffusers' name of what opens ``vae/``.
         block_size_px: Edge of the blocks of pixels that are the channels of the autoencoder's network; 1 = pixels.
+        preview: Whether a grid of generated images lies beside the card.
     """
     training, prints = document["training"], document["fingerprints"]
+    told = training.get("photographs") or {}
     loss = training.get("validation_loss")
     facts = [
         *_photographs(training),
@@ -92,14 +114,18 @@ def model_card(
         ("autoencoder fingerprint", f"`{prints['autoencoder']}`"),
         ("latent set", f"`{prints['latent_set']}`"),
         ("recommended sampling", _sampling(document)),
+        ("label control, of generated images", _label_control(training.get("label_control"))),
+        ("licence of the photographs", _OPEN if told.get("drawn") is not True else "no one's: drawn by synfundus"),
+        ("licence of the weights", _OPEN),
+        ("contact", _OPEN),
         ("written on", document["date"]),
     ]
     if training.get("weights") == "raw":
         facts.append(("weights", "as the optimizer left them, not averaged"))
     if training.get("started_from"):
-        facts.append(("started from published weights, whose licence may bind", f"`{training['started_from']}`"))
+        facts.append(("started from other weights, whose licence may bind", f"`{training['started_from']}`"))
     text = files(__package__).joinpath("model_card.md").read_text(encoding="utf-8")
-    counts = (training.get("photographs") or {}).get("positives", {})
+    counts = told.get("positives", {})
     schedule = document["schedule"]
     channels, height, width = document["latent_shape"]
     return text.format(
@@ -121,4 +147,5 @@ def model_card(
         blocks="" if block_size_px == 1 else _BLOCKS_NOTE.format(size=block_size_px, channels=3 * block_size_px**2),
         linear_path=_LINEAR_PATH_NOTE if linear_path else "",
         autoencoder_class=autoencoder_class,
+        pictures=_PICTURES if preview else "",
     )

@@ -7,6 +7,7 @@
     model_index.json             its parts, as diffusers lists them
     synfundus.json               labels, latent normalisation, noise schedule, fingerprints; written last
     MODEL_CARD.md                for people
+    preview.png                  where `export` found one in the run
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from diffusers import __version__ as diffusers_version
 from synfundus import __version__
 from synfundus.artifacts.autoencoder_folder import NETWORK_FILE, forget_origin
 from synfundus.artifacts.model import Model, ModelSetup, denoiser_latent_shape
-from synfundus.artifacts.model_card import model_card
+from synfundus.artifacts.model_card import PREVIEW_NAME, model_card
 from synfundus.diffusion.sampling import SamplerName, SamplerSettings, Scheduler, scheduler_for
 from synfundus.errors import CheckpointError, ConfigError, ManifestMismatch
 from synfundus.labels.schema import LabelSchema
@@ -44,7 +45,9 @@ DOCUMENT_NAME = "synfundus.json"
 FORMAT_NAME = "synfundus-pipeline"
 FORMAT_VERSION = 1
 _PARTS = ("unet", "vae", "scheduler", "conditioner")
-_OWN = rf"({'|'.join(_PARTS)})(/{NETWORK_FILE})?|model_index\.json|MODEL_CARD\.md|{re.escape(DOCUMENT_NAME)}"
+_OWN = (
+    rf"({'|'.join(_PARTS)})(/{NETWORK_FILE})?|model_index\.json|MODEL_CARD\.md|preview\.png|{re.escape(DOCUMENT_NAME)}"
+)
 _AGAIN = "export it again: `synfundus export` does, and of the export/ in a run the same `synfundus train`"
 _STOCK_SAMPLER: SamplerName = "dpmpp"
 _STOCK_FLOW_SAMPLER: SamplerName = "euler"
@@ -189,7 +192,12 @@ def check_schema(schema: LabelSchema, conditioner: LabelConditioner, *, where: s
 
 
 def save_pipeline(
-    folder: str | Path, *, denoiser: ConditionalDenoiser, setup: ModelSetup, training_summary: Mapping[str, Any]
+    folder: str | Path,
+    *,
+    denoiser: ConditionalDenoiser,
+    setup: ModelSetup,
+    training_summary: Mapping[str, Any],
+    preview: bytes = b"",
 ) -> str:
     """Write a pipeline folder; an existing one is replaced as a whole. Returns the model's fingerprint.
 
@@ -198,6 +206,7 @@ def save_pipeline(
         denoiser: U-Net and conditioner, fp32.
         setup: Autoencoder and settings.
         training_summary: Figures for the model card; no names of patients, files or sources.
+        preview: A grid of generated images for the model card, PNG; empty for none.
 
     Raises:
         ManifestMismatch: Autoencoder or label schema are not those the model was trained with.
@@ -223,6 +232,8 @@ def save_pipeline(
             "versions": {"synfundus": __version__, "diffusers": diffusers_version, "torch": torch.__version__},
         }
         (work / "model_index.json").write_bytes(documents.dump_json(_model_index(autoencoder, scheduler)))
+        if preview:
+            (work / PREVIEW_NAME).write_bytes(preview)
         (work / "MODEL_CARD.md").write_text(
             model_card(
                 document,
@@ -230,6 +241,7 @@ def save_pipeline(
                 linear_path=autoencoder.linear_path is not None,
                 autoencoder_class=autoencoder.class_name,
                 block_size_px=autoencoder.block_size_px,
+                preview=bool(preview),
             ),
             encoding="utf-8",
         )
@@ -237,19 +249,20 @@ def save_pipeline(
     return fingerprint
 
 
-def resave_pipeline(folder: str | Path, pipeline: Model, *, run: str) -> str:
+def resave_pipeline(folder: str | Path, pipeline: Model, *, run: str, preview: bytes = b"") -> str:
     """Write a loaded pipeline to a folder, with its current weights. Returns the model's fingerprint.
 
     Args:
         folder: Where to write it.
         pipeline: The model.
         run: From `run_identity`; empty where it is not known.
+        preview: As in `save_pipeline`.
 
     Raises:
         ManifestMismatch: As in `save_pipeline`.
     """
     summary = pipeline.training_summary | ({"run": run} if run else {})
-    return save_pipeline(folder, denoiser=pipeline.denoiser, setup=pipeline, training_summary=summary)
+    return save_pipeline(folder, denoiser=pipeline.denoiser, setup=pipeline, training_summary=summary, preview=preview)
 
 
 def setup_document(setup: ModelSetup) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 import platform
 import secrets
 import sys
@@ -51,6 +53,8 @@ _CLAIM = Claim(
     free=CHANGEABLE,
 )
 WANDB_FORMAT_NAME = "synfundus-wandb"
+START_NAME = "init.json"
+START_FORMAT_NAME = "synfundus-initial-weights"
 PACKAGES = ("torch", "deepspeed", "diffusers", "numpy", "safetensors")
 
 
@@ -59,6 +63,16 @@ def versions() -> dict[str, str]:
     return {"synfundus": __version__, "python": platform.python_version()} | {
         name: metadata.version(name) for name in PACKAGES
     }
+
+
+def operator() -> dict[str, str]:
+    """Return who is at work: account, host and, in a job of SLURM, its number."""
+    try:
+        account = getpass.getuser()
+    except (OSError, KeyError):  # a container may know no name for the number
+        account = str(os.getuid())
+    job = os.environ.get("SLURM_JOB_ID", "")
+    return {"account": account, "host": platform.node(), **({"job": job} if job else {})}
 
 
 def _text(path: Path) -> str:
@@ -165,12 +179,18 @@ class RunFolder:
             "world_size": self._world.size,
             "judged_on": self._judged_on,
             "versions": versions(),
-            "host": platform.node(),
+            **operator(),
             "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "device": torch.cuda.get_device_name() if self._world.device == "cuda" else platform.machine(),
             "commit": commit_of(Path(__file__).resolve().parents[2]),
         }
         filesystem.write_bytes(self.path("environment.json"), documents.dump_json(environment))
+
+    def record_start(self, weights: Mapping[str, Any]) -> None:
+        """Keep which weights the run starts from, once: ``source``, ``fingerprint`` and more. Called on rank 0."""
+        url = self.path(START_NAME)
+        if not filesystem.exists(url):
+            documents.write_document(url, weights, format_name=START_FORMAT_NAME, version=FORMAT_VERSION)
 
     def resume(self, *, zero: ZeroEngine, average: ShardedEma, console: Console) -> TrainState:
         """Load the newest checkpoint that verifies and return the state of the run. Collective.

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any, Protocol
 
+from synfundus import __version__
 from synfundus.artifacts.shard_records import ShardRecords
 from synfundus.errors import DataError
 from synfundus.labels.csv_table import canonical_cell, read_records
@@ -78,6 +79,18 @@ def sample_readme(provenance: Mapping[str, Any]) -> str:
         for name in ("sample_readme.md", f"sample_files_{provenance['image_format']}.md")
     )
     return readme.format(num_images=provenance["num_images"], facts=rows, files=content)
+
+
+def image_marks(*, model: str, seed: int, index: int, labels: LabelRow) -> dict[str, str]:
+    """Return the text chunks of a generated image: that it is synthetic, and what made it."""
+    return {
+        "synthetic": "yes",
+        "Software": f"synfundus {__version__}",
+        "seed": str(seed),
+        "index": str(index),
+        "model": model,
+        "labels": json.dumps(labels),
+    }
 
 
 def sheet_page(sheet: bytes) -> bytes:

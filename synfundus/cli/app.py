@@ -120,12 +120,10 @@ def _show(
 
 
 def _label_schema() -> str:
-    import yaml
-
     from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 
-    text = yaml.safe_dump(DEFAULT_LABEL_SCHEMA.to_document(), sort_keys=False, allow_unicode=True)
-    return f"# the default label schema; a copy of it, changed, is given as prepare.label_schema\n{text}"
+    head = "# the default label schema; a copy of it, changed, is given as prepare.label_schema\n"
+    return head + DEFAULT_LABEL_SCHEMA.to_yaml()
 
 
 def _schema() -> int:

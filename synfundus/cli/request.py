@@ -22,6 +22,7 @@ from synfundus.storage.locations import parse_weighted
 
 _SHELL = re.compile(r"^~[\w.-]*(?=/|$)|\$[A-Za-z_]\w*|\$\{\w+\}")
 """What a shell would replace in a path."""
+_MISSING = re.compile(r"--[\w -]+ is missing")
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,9 @@ class Request:
             problems.extend(verb.problems(self.section, look))
         if problems:
             message = problems[0] if len(problems) == 1 else "\n".join(f"- {problem}" for problem in problems)
-            raise ConfigError(message, where=f"synfundus {verb.name}", hint=f"see `synfundus {verb.name} --help`")
+            missing = any(_MISSING.match(problem) for problem in problems)  # of a wrong value, help says no more
+            hint = f"see `synfundus {verb.name} --help`" if missing else ""
+            raise ConfigError(message, where=f"synfundus {verb.name}", hint=hint)
 
     def _unexpanded(self) -> Iterator[str]:
         """Yield values that a shell would have expanded; taken as they are they would name another folder."""
@@ -190,7 +193,7 @@ def _location_problem(option: Option, text: str, *, look: bool) -> str | None:
     try:
         path = Path(url)
         if option.role == "input" and not path.exists():
-            return f"{option.flag}: {url!r} does not exist ({option.path})"
+            return f"{option.flag}: {url!r} does not exist ({option.path}): {option.help}"
         if option.role != "input" and path.exists() and not path.is_dir():
             return f"{option.flag}: {url!r} is a file, not a folder ({option.path})"
         if option.role != "input" and path.is_symlink() and not path.exists():

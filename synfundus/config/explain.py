@@ -12,9 +12,9 @@ from pydantic.fields import FieldInfo
 
 from synfundus.config.base import Section, value_at
 from synfundus.config.dump import format_value
-from synfundus.config.loader import DEFAULT_ORIGIN, leaf_fields, list_presets, load_config, section_class, suggestion
+from synfundus.config.loader import DEFAULT_ORIGIN, leaf_fields, list_presets, load_config, section_class
 from synfundus.config.schema import RunConfig
-from synfundus.errors import ConfigError
+from synfundus.errors import ConfigError, suggestion
 
 _WIDTH = 100
 _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}

@@ -6,7 +6,6 @@ once, each with its dotted path, the offending value and where it was written.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from synfundus.config.base import Section
 from synfundus.config.diffusion import OF_SCHEDULES
 from synfundus.config.schema import RunConfig
 from synfundus.config.yaml_text import Entry, Value, parse_flow, parse_mapping, plain_value, read_text
-from synfundus.errors import ConfigError
+from synfundus.errors import ConfigError, suggestion
 from synfundus.redaction import redact, secret_kind
 
 DEFAULT_ORIGIN = "default"
@@ -137,12 +136,6 @@ def _show(value: object) -> str:
     """Write a value for a message: quoted, escaped, not too long."""
     text = redact(ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value))
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
-
-
-def suggestion(wrong: str, known: Sequence[str]) -> str:
-    """Return a clause with the closest known names, or nothing."""
-    close = difflib.get_close_matches(wrong[:MAX_SHOWN], known, n=3, cutoff=0.6)
-    return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
 def _renamed(key: str) -> tuple[str, str] | None:

@@ -139,7 +139,9 @@ class TelemetryConfig(Section):
 class PlanConfig(Section):
     """Memory, time and cost of the chain (`synfundus plan`)."""
 
-    gpu: Literal["v100", "a100-40", "a100", "a6000", "l40s", "rtx4090", "h100", "h200"] = "h100"
+    gpu: Literal[
+        "t4", "v100", "a10", "a100-40", "a100", "a6000", "l4", "l40s", "rtx4090", "h100", "h200", "b200", "mi300x"
+    ] = "h100"
     """GPU to plan for."""
     mfu: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Fraction of the peak FLOP/s that a GPU reaches while it computes, in all stages: the MFU without recomputation,

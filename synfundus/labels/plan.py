@@ -7,9 +7,9 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 
-from synfundus.errors import ConfigError, DataError
+from synfundus.errors import ConfigError, DataError, suggestion
 from synfundus.labels.csv_table import LabelCells, near_misses, read_records
-from synfundus.labels.schema import LabelSchema
+from synfundus.labels.schema import SAME, LabelSchema
 
 LabelRow = dict[str, int | None]
 """Values by label name, in schema order; None = unknown."""
@@ -44,8 +44,9 @@ def _refuse_unknown_names(names: Sequence[str], schema: LabelSchema, *, where: s
     unknown = [name for name in names if name not in schema.names]
     if unknown:
         meant = [f"{label} for {name}" for name, label in near_misses(names, schema.names).items()]
+        named = ", ".join(f"{name}{suggestion(name, schema.names, cutoff=SAME)}" for name in unknown)
         raise ConfigError(
-            f"the model has no label {', '.join(unknown)}; its labels are {', '.join(schema.names)}",
+            f"the model has no label {named}; its labels are {', '.join(schema.names)}",
             where=where,
             hint=f"write {', '.join(meant)}" if meant else "leave it out, or correct its name",
         )

@@ -12,10 +12,13 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from synfundus.errors import ConfigError, DataError
+from synfundus.errors import ConfigError, DataError, suggestion
 
 UNKNOWN_STATE = 0
 """State of an unknown label in an encoded row; value ``v`` is state ``v + 1``."""
+
+SAME = 0.8
+"""How much of two names is the same where one is offered for the other: is_pm is no misspelt is_gc."""
 
 MAX_VALUES = 30_000
 """States are stored as int16."""
@@ -96,7 +99,8 @@ class LabelSchema:
         for spec in self.labels:
             if spec.name == name:
                 return spec
-        raise ConfigError(f"unknown label {name!r}", hint=f"labels of this schema: {', '.join(self.names)}")
+        said = f"unknown label {name!r}{suggestion(name, self.names, cutoff=SAME)}"
+        raise ConfigError(said, hint=f"labels of this schema: {', '.join(self.names)}")
 
     def check_value(self, name: str, value: int | str | None) -> int | None:
         """Return a value that is valid for the label, given as an integer or by its name.

@@ -96,8 +96,8 @@ def camera_of(seed: int, exam: Exam, eye: EyeAnatomy, *, disc_readable: bool, im
     )
 
 
-def field_stop(camera: Camera) -> FloatArray:
-    """Return the transmission of the field stop ``[3, h, w]``; its radius is slightly smaller in blue than in red."""
+def field_stop(camera: Camera, *, shrink: tuple[float, float, float] = (1.0, 0.994, 0.988)) -> FloatArray:
+    """Return the transmission of the field stop ``[3, h, w]``; ``shrink`` is each channel's radius, in radii."""
     view = camera.view
     columns, rows = pixel_grid(view.size_px)
     dx, dy = columns - np.float32(view.center_px[0]), rows - np.float32(view.center_px[1])
@@ -108,8 +108,8 @@ def field_stop(camera: Camera) -> FloatArray:
         reach = 0.985 * view.radius_px
         notch = np.hypot(dx - np.float32(reach * math.cos(angle)), dy - np.float32(reach * math.sin(angle)))
     stop = np.empty((3, view.size_px, view.size_px), dtype=np.float32)
-    for channel, shrink in enumerate((1.0, 0.994, 0.988)):
-        radius = view.radius_px * shrink
+    for channel, share in enumerate(shrink):
+        radius = view.radius_px * share
         edge = max(0.7, 0.006 * radius)
         stop[channel] = smoothstep(radius + edge, radius - edge, distance)
         if camera.cut < 1:

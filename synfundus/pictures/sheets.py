@@ -35,8 +35,13 @@ _LINE_SPACING = 1.25
 _MAX_CAPTION_LINES = 4
 _WIDEST_WORD_PX = 110
 _CUT = "…"
-_SOURCE_TYPES = {"yes": "trainedAlgorithmicMedia", "in part": "compositeWithTrainedAlgorithmicMedia"}
+_SOURCE_TYPES = {
+    "yes": "trainedAlgorithmicMedia",
+    "in part": "compositeWithTrainedAlgorithmicMedia",
+    "drawn": "algorithmicMedia",
+}
 """IPTC's words for what the mark ``synthetic`` says."""
+XMP_KEYWORD = "XML:com.adobe.xmp"
 _XMP = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
     'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
@@ -335,7 +340,7 @@ def encode_png(pixels: Pixels, *, text: Mapping[str, str], compress_level: int) 
     for keyword, value in text.items():
         info.add_text(keyword, value)
     if text.get("synthetic") in _SOURCE_TYPES:
-        info.add_itxt("XML:com.adobe.xmp", _XMP.format(_SOURCE_TYPES[text["synthetic"]]))
+        info.add_itxt(XMP_KEYWORD, _XMP.format(_SOURCE_TYPES[text["synthetic"]]))
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, format="PNG", pnginfo=info, compress_level=compress_level)
     return stream.getvalue()

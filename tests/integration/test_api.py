@@ -36,7 +36,8 @@ def test_importing_the_package_is_cheap_and_its_names_are_known() -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=60
     )
-    names = ["ShardDataset", "SynfundusPipeline", "__version__", "load_model", "open_dataset", "read_manifest"]
+    names = ["ShardDataset", "SynfundusPipeline", "__version__", "load_model"]
+    names += ["open_dataset", "read_manifest", "save_image"]
     assert done.stdout == f"{names} False False\n"
     assert set(names) <= set(dir(synfundus))
     for name in names:
@@ -54,8 +55,32 @@ def test_images_are_those_of_the_verb(run_dir: Path, tmp_path: Path) -> None:
     images = model.sample(labels={"is_gc": 1}, num_images=3, seed=5, **settings)
     for number, image in enumerate(images):
         assert isinstance(image, Image.Image)
-        assert np.array_equal(np.asarray(image), np.asarray(Image.open(tmp_path / "images" / f"{number:08d}.png")))
+        written = tmp_path / "images" / f"{number:08d}.png"
+        assert np.array_equal(np.asarray(image), np.asarray(Image.open(written)))
+        synfundus.save_image(image, str(tmp_path / "saved.png"))
+        assert (tmp_path / "saved.png").read_bytes() == written.read_bytes(), "marked as the verb marks it"
     assert len(images) == 3
+
+
+def test_what_was_changed_or_read_again_is_saved_with_its_marks(tmp_path: Path) -> None:
+    image = Image.new("RGB", (8, 8))
+    image.info |= {"synthetic": "yes", "seed": "7", "dpi": (72, 72)}
+    place = str(tmp_path / "one.PNG")
+    for changed in (image.resize((4, 4)), image.convert("L"), Image.new("RGB", (2, 2))):
+        synfundus.save_image(changed, place)
+        with Image.open(place) as read:
+            read.load()
+            assert read.mode == "RGB"
+            assert read.info["synthetic"] == "yes"
+            assert read.info.get("seed") == changed.info.get("seed")
+            assert "/trainedAlgorithmicMedia" in read.info["XML:com.adobe.xmp"]
+        data = Path(place).read_bytes()
+        with Image.open(place) as read:
+            read.load()
+            synfundus.save_image(read, str(tmp_path / "again.png"))
+        assert (tmp_path / "again.png").read_bytes() == data
+    with pytest.raises(ConfigError, match="written to PNG files"):
+        synfundus.save_image(image, str(tmp_path / "one.jpg"))
 
 
 def test_each_image_has_labels_of_its_own(run_dir: Path) -> None:

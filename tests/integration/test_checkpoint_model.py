@@ -139,6 +139,45 @@ def test_the_slices_of_two_ranks_make_the_model_that_the_run_exported(cut_off: P
     assert "not averaged" not in (tmp_path / "made" / "MODEL_CARD.md").read_text()
 
 
+def judged(run_dir: Path, *, model: str, auc: float | None = 0.75) -> None:
+    """Write what `judge --model RUN --out RUN/judged` leaves, as far as `export` reads it."""
+    nothing = {"kappa": None, "auc": None, "accuracy": None}
+    generated = {"is_gc": nothing | {"auc": auc, "accuracy": 0.6}, "eye_side": nothing}
+    photographs = {"is_gc": nothing | {"auc": 0.875, "accuracy": 0.8}, "eye_side": nothing}
+    control = {"generated": {"labels": generated}, "real": {"labels": photographs}}
+    (run_dir / "judged" / "samples").mkdir(parents=True, exist_ok=True)
+    (run_dir / "judged" / "judge.json").write_text(json.dumps({"label_control": control}))
+    (run_dir / "judged" / "samples" / "PROVENANCE.json").write_text(json.dumps({"model_fingerprint": model}))
+
+
+def test_the_card_of_an_export_shows_a_preview_and_what_judge_found_of_this_very_model(
+    ended: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(ended, tmp_path / "run")
+    made = exported(copy, tmp_path / "before")
+    card = (tmp_path / "before" / "MODEL_CARD.md").read_text()
+    assert "--out RUN/judged`, then export again" in card
+    for row in ("licence of the photographs", "licence of the weights", "contact"):
+        assert f"| {row} | **not stated: fill in** |" in card
+    assert not (tmp_path / "before" / "preview.png").exists()
+    (copy / "previews").mkdir(exist_ok=True)
+    (copy / "previews" / "images-000000000001.png").write_bytes(b"early")
+    (copy / "previews" / "images-000000000002.png").write_bytes(b"late")
+    (copy / "previews" / "images-900000000000.png").write_bytes(b"of a run that went on")
+    judged(copy, model=made.fingerprint)
+    exported(copy, tmp_path / "after")
+    card = (tmp_path / "after" / "MODEL_CARD.md").read_text()
+    assert "| label control, of generated images | `is_gc` AUC 0.75 (held-out photographs 0.88) |" in card
+    assert "](preview.png)" in card
+    assert (tmp_path / "after" / "preview.png").read_bytes() == b"late"
+    judged(copy, model=made.fingerprint, auc=None)
+    exported(copy, tmp_path / "after")
+    assert "`is_gc` accuracy 0.60 (held-out photographs 0.80)" in (tmp_path / "after" / "MODEL_CARD.md").read_text()
+    judged(copy, model="another")
+    exported(copy, tmp_path / "after")
+    assert "not measured" in (tmp_path / "after" / "MODEL_CARD.md").read_text()
+
+
 def test_an_export_that_the_run_has_left_behind_is_named(ended: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(ended, copy)

@@ -21,6 +21,7 @@ from tiny_sets import tiny_config, write_config
 from synfundus.artifacts.model_folder import load_pipeline
 from synfundus.distributed.world import World
 from synfundus.errors import CheckpointError, ConfigError
+from synfundus.models.autoencoder import fingerprint
 from synfundus.models.pixels import pixels_to_tensor
 from synfundus.shards.reader import ShardSetReader
 from synfundus.shards.source import ImageDecoder, LatentDecoder
@@ -147,6 +148,8 @@ def test_training_goes_on_from_a_foreign_autoencoder(
     folder = tmp_path / "run" / "export" / "vae"
     trained = type(stock).from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
     assert not torch.equal(next(trained.parameters()), next(stock.parameters()))
+    record = json.loads((tmp_path / "run" / "init.json").read_text())
+    assert record["fingerprint"] == fingerprint(tmp_path / "foreign"), "of what the run started from, in a folder"
     latents = encode(image_set, tmp_path / "run", tmp_path / "latents", world)
     assert latents.num_samples() == 96
 

@@ -250,6 +250,10 @@ def test_weights_of_another_network(shell: Shell, run_dir: Path, latent_set: Sha
     for number, given in enumerate((run_dir, run_dir / "checkpoints" / NEWER / "unet")):
         at = run_dir.parent / f"from-{number}"
         assert start(latent_set.url, at, world, init_from=str(given), **begin)["images_seen"] == 8
+        assert json.loads((at / "init.json").read_text())["source"] == str(given)
+    trained = load_pipeline(run_dir / "export", device=torch.device("cpu")).fingerprint
+    assert json.loads((run_dir.parent / "from-0" / "init.json").read_text())["fingerprint"] == trained
+    assert trained in (run_dir.parent / "from-0" / "export" / "MODEL_CARD.md").read_text()
     transformer = run_dir.parent / "sd3" / "transformer"
     transformer.mkdir(parents=True)
     (transformer / "config.json").write_text("{}")

@@ -178,6 +178,10 @@ def test_names_of_labels_and_splits_and_settings(image_set: ShardSet, tmp_path: 
     with refusal("there are ") as caught:
         model.sample(num_images=1, steps=2)
     assert "num_steps" in caught.value.hint.removeprefix("there are ").split(", ")
+    (image,) = model.sample(num_images=1, num_steps=1)
+    with refusal("give a name that ends in .png"):
+        api.save_image(image, str(tmp_path / "image.jpg"))
+    api.save_image(image, str(tmp_path / "image.png"))
     assert len(model.sample(num_images=1, num_steps=2)) == 1
 
 

@@ -138,11 +138,13 @@ def test_a_tar_is_not_opened_where_its_index_holds_the_labels(
 
 def test_the_sheet_shows_images_latents_and_samples(image_set: ShardSet, latent_set: ShardSet, tmp_path: Path) -> None:
     synthetic = write_set(tmp_path / "samples", phantom_samples(4), shards={"train": (4,)}, kind="samples")
-    for shard_set in (image_set, latent_set, synthetic):
-        out = tmp_path / shard_set.kind
+    told = {**image_set.properties, "drawn": True}
+    drawn = write_set(tmp_path / "drawn", phantom_samples(4), shards={"train": (4,)}, properties=told)
+    for shard_set, mark in ((image_set, None), (latent_set, None), (synthetic, "yes"), (drawn, "drawn")):
+        out = tmp_path / f"{shard_set.kind}-{mark}"
         look(shard_set.url, out, contact_sheet_images=4)
         with Image.open(out / "contact_sheet.png") as sheet:
-            assert sheet.info.get("synthetic") == ("yes" if shard_set.kind == "samples" else None)
+            assert sheet.info.get("synthetic") == mark
             pixels = np.asarray(sheet)
         assert pixels.shape[1] > 4 * 64
         assert len(np.unique(pixels[-90:-40].reshape(-1, 3), axis=0)) > 60, "the tiles at the bottom are pictures"

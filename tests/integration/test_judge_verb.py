@@ -18,6 +18,7 @@ from synfundus.distributed.world import LocalWorld
 from synfundus.errors import ConfigError, DataError
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema, LabelSpec
 from synfundus.stages import Summary
+from synfundus.stages.export import job as export
 from synfundus.stages.judge import job as judge
 from synfundus.stages.judge.samples import read_samples
 from synfundus.stages.judge.verb import VERB
@@ -155,19 +156,28 @@ def test_a_model_with_a_label_the_set_lacks_is_judged_on_the_others(data: Path, 
 
 def test_a_model_is_asked_for_label_rows_of_held_out_photographs_and_resumes(data: Path, tmp_path: Path) -> None:
     write_tiny_pipeline(tmp_path / "run" / "export")
-    found = _judge(data, tmp_path / "out", model=str(tmp_path / "run"), num_images=6)
+    out = tmp_path / "run" / "judged"  # where the model card says
+    found = _judge(data, out, model=str(tmp_path / "run"), num_images=6)
     assert set(found["label_control"]) == {"real", "reconstructed", "generated"}
     assert found["num_generated"] == 6
-    images = sorted((tmp_path / "out" / "samples" / "images").iterdir())
+    images = sorted((out / "samples" / "images").iterdir())
     written = [path.stat().st_mtime_ns for path in images]
     assert len(images) == 6
-    assert (
-        _judge(data, tmp_path / "out", model=str(tmp_path / "run"), num_images=6)["camera_alone"]
-        == found["camera_alone"]
-    )
+    assert _judge(data, out, model=str(tmp_path / "run"), num_images=6)["camera_alone"] == found["camera_alone"]
     assert [path.stat().st_mtime_ns for path in images] == written
     with pytest.raises(ConfigError, match="num_images is 6 there, 7 here"):
-        _judge(data, tmp_path / "out", model=str(tmp_path / "run"), num_images=7)
+        _judge(data, out, model=str(tmp_path / "run"), num_images=7)
+    made = {"run_dir": str(tmp_path / "run"), "out": str(tmp_path / "model")}
+    export.run(tiny_config({"export": made}), LocalWorld(), SilentConsole())
+    told = json.loads((tmp_path / "model" / "synfundus.json").read_text())["training"]["label_control"]
+    assert told
+    for label, one in told.items():
+        measure = one["measure"].lower()
+        assert one["generated"] == found["label_control"]["generated"]["labels"][label][measure]
+        assert one["photographs"] == found["label_control"]["real"]["labels"][label][measure]
+        assert (
+            f"`{label}` {one['measure']} {one['generated']:.2f}" in (tmp_path / "model" / "MODEL_CARD.md").read_text()
+        )
 
 
 def _write_lit_set(folder: Path, *, shards: Mapping[str, Sequence[int]]) -> Path:

@@ -192,7 +192,7 @@ class TestTrain:
         assert start(latent_set, tmp_path / "run", world, talk, init_from=str(trained))["images_seen"] == 16
         assert not any("objective" in line for line in talk.lines)
         assert [line for line in talk.lines if "start" in line and str(trained) in line] == [
-            f"started from {trained}/export: all weights of model {named_model(f'{trained}/export')[0][:12]} taken"
+            f"starts from the weights of model {named_model(f'{trained}/export')[0][:12]} in {trained}/export"
         ]
 
     def test_a_model_to_start_from_with_another_objective_is_taken_with_a_warning_that_names_both(

@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import platform
 import re
 import secrets
 import shutil
@@ -53,14 +54,16 @@ def _sample(model: Path, out: Path | str, *, world: LocalWorld | None = None, **
 
 
 def _same(found: dict[str, bytes]) -> dict[str, bytes]:
-    """Return files without what differs between two runs: date, command and name of the model, in two places."""
+    """Return files without what differs between two runs: date, command, model's name and operator, in two places."""
     kept = dict(found)
     if "PROVENANCE.json" in kept:
         provenance = json.loads(kept["PROVENANCE.json"])
-        assert set(provenance.pop("generated")) == {"date", "command", "model"}
+        varying = provenance.pop("generated").keys()
+        assert varying - {"job"} == {"date", "command", "model", "account", "host"}
         kept["PROVENANCE.json"] = json.dumps(provenance).encode()
-        said = [line for line in kept["README.md"].splitlines() if not re.match(rb"\| (date|command|model) \|", line)]
-        assert len(said) == len(kept["README.md"].splitlines()) - 3
+        pattern = rf"\| ({'|'.join(varying)}) \|".encode()
+        said = [line for line in kept["README.md"].splitlines() if not re.match(pattern, line)]
+        assert len(said) == len(kept["README.md"].splitlines()) - len(varying)
         kept["README.md"] = b"\n".join(said)
     return kept
 
@@ -158,7 +161,11 @@ def test_every_picture_in_the_folder_is_a_row_of_its_table_as_imagefolder_reads_
 
 
 @pytest.mark.parametrize("image_format", ["png", "shards"])
-def test_a_folder_explains_itself(model: Path, tmp_path: Path, image_format: str) -> None:
+def test_a_folder_explains_itself(
+    model: Path, tmp_path: Path, image_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGNAME", "a.person")
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
     summary = _sample(model, tmp_path, num_images=2, seed=7, format=image_format)
     said = (tmp_path / "README.md").read_text()
     for word in (
@@ -168,6 +175,10 @@ def test_a_folder_explains_itself(model: Path, tmp_path: Path, image_format: str
         "Not for diagnosis",
         "Licence",
         "metadata.csv",
+        "synfundus judge --samples path/to/this/folder --data",
+        "| account | `a.person` |",
+        f"| host | `{platform.node()}` |",
+        "| job | `4711` |",
     ):
         assert word in said, word
     today = datetime.now(UTC).date().isoformat()

@@ -26,6 +26,7 @@ from synfundus.stages.demo import job as demo_job
 from synfundus.stages.demo.job import start_from_drawn
 from synfundus.stages.train_vae import job as train_vae
 from synfundus.stages.train_vae import starting_weights
+from synfundus.storage.documents import read_document
 from synfundus.storage.manifest import ShardSet
 
 
@@ -82,11 +83,13 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_run_starts_from_them_and_keeps_what_it_started_from(
-    image_set: ShardSet, shipped: Path, tmp_path: Path
+    image_set: ShardSet, shipped: Path, drawn: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     _, said = train(image_set, tmp_path / "run")
     assert any("starts from drawn" in line for line in said)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["identity"]["init_from"] == "drawn"
+    record = read_document(str(tmp_path / "run" / "init.json"), format_name="synfundus-initial-weights", version=1)
+    assert (record["source"], record["fingerprint"]) == ("drawn", drawn[1]["fingerprint"])
     begun = LatentAutoencoder.from_pretrained(tmp_path / "run" / "init").state_dict()
     given = LatentAutoencoder.from_pretrained(shipped).state_dict()
     assert all(begun[name].equal(tensor) for name, tensor in given.items())

@@ -195,7 +195,12 @@ def test_object_store_paths_are_left_to_the_job(job: Callable[..., Calls], tmp_p
 
 @pytest.mark.parametrize(
     ("label", "expected"),
-    [("dr_grad=1", "unknown label 'dr_grad'"), ("dr_grade=5", "not one of 0..4"), ("dr_grade=-1", "not one of 0..4")],
+    [
+        ("dr_grad=1", "unknown label 'dr_grad' (did you mean dr_grade?); labels of this schema: dr_grade"),
+        ("DR-Grade=3", "unknown label 'DR-Grade' (did you mean dr_grade?); labels of this schema: dr_grade"),
+        ("dr_grade=5", "not one of 0..4"),
+        ("dr_grade=-1", "not one of 0..4"),
+    ],
 )
 @pytest.mark.parametrize("place", ["run/export", "run"])
 def test_labels_a_model_does_not_have_are_refused_without_loading_it(
@@ -207,7 +212,9 @@ def test_labels_a_model_does_not_have_are_refused_without_loading_it(
     (folder / "synfundus.json").write_text(json.dumps({"label_schema": schema}))
     arguments = ["sample", "--model", str(tmp_path / "run"), "--out", str(tmp_path / "o"), "--num-images", "1"]
     assert run_command([*arguments, "--label", label]) == 2
-    assert expected in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert expected in said
+    assert "--help" not in said, "which says nothing of a wrong value"
 
 
 def test_a_model_whose_labels_cannot_be_told_is_left_to_the_job(

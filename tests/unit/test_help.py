@@ -15,7 +15,7 @@ from synfundus.cli.verbs import COMMON, VERBS
 from synfundus.config.base import value_at
 from synfundus.config.loader import DEFAULT_ORIGIN, leaf_fields, list_presets, load_config
 from synfundus.config.schema import RunConfig
-from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema, difference
 from synfundus.stages.verb import Verb
 
 
@@ -115,9 +115,13 @@ def test_config_show_names_default_and_bounds(capsys: pytest.CaptureFixture[str]
 
 
 def test_the_default_label_schema_can_be_copied(capsys: pytest.CaptureFixture[str]) -> None:
+    """With the names of its values, which requests and tables may use."""
     assert run_command(["config", "show", "label-schema"]) == 0
-    document = yaml.safe_load(capsys.readouterr().out)
-    assert LabelSchema.from_document(document, where="copy") == DEFAULT_LABEL_SCHEMA
+    copy = LabelSchema.from_document(yaml.safe_load(capsys.readouterr().out), where="copy")
+    assert difference(copy, DEFAULT_LABEL_SCHEMA) == ""
+    assert [spec.meaning for spec in copy.labels] == [spec.meaning for spec in DEFAULT_LABEL_SCHEMA.labels]
+    assert [spec.values for spec in copy.labels] == [spec.names for spec in DEFAULT_LABEL_SCHEMA.labels]
+    assert copy["dr_grade"].values[3] == "severe"
 
 
 @pytest.mark.parametrize(

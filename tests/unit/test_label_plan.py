@@ -116,6 +116,8 @@ def test_labels_of_all_images_are_given_by_number_or_by_name() -> None:
 
 
 def test_a_label_that_is_nearly_one_of_the_models_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"has no label dr_grad \(did you mean dr_grade\?\), cat; its labels are dr_"):
+        _plan(None, {"dr_grad": 1, "cat": 0}, 1)
     with pytest.raises(ConfigError, match="has no label DR-Grade") as caught:
         _plan(None, {"DR-Grade": 1}, 1)
     assert caught.value.hint == "write dr_grade for DR-Grade"

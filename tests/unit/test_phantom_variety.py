@@ -199,6 +199,20 @@ def test_each_grade_of_retinopathy_shows_more_than_the_one_before() -> None:
     assert areas[2] > 1.4 * areas[1]
 
 
+def test_the_rim_is_no_redder_than_the_retina_beside_it() -> None:
+    """Green by red at the edge, over the same inside: 1.0 to 1.1 in photographs, .4 to .9 in the red ring of `demo`."""
+    ratios = []
+    for eye in range(12):
+        pixels, truth = drawn(eye, size=256)
+        uncut = np.abs(np.arange(256) + 0.5 - truth.center_y_px)[:, None] < 0.6 * truth.radius_px
+        distance = np.where(uncut, away(truth, 256), np.inf)
+        edge, inside = (
+            np.median(pixels[(distance > low) & (distance < high)], axis=0) for low, high in ((0.99, 1), (0.93, 0.97))
+        )
+        ratios.append((edge[1] / max(edge[0], 1)) / (inside[1] / max(inside[0], 1)))
+    assert min(ratios) > 0.97
+
+
 def test_the_field_of_every_readable_photograph_is_found() -> None:
     for eye in range(16):
         pixels, truth = drawn(eye)

@@ -45,6 +45,8 @@ def test_table_and_pictures_are_those_of_the_clinic(tmp_path: Path) -> None:
         phantom = draw_phantom(seed=0, index=index, image_size_px=SIZE_PX)
         with Image.open(tmp_path / row["file"]) as image:
             assert np.array_equal(np.asarray(image), phantom.pixels)
+            assert image.info["synthetic"] == "drawn"
+            assert "digitalsourcetype/algorithmicMedia" in image.info["XML:com.adobe.xmp"]
         assert row["patient_id"] == phantom.patient_id
         assert row["visit"] == str(phantom.visit)
         known = {name: "" if value is None else str(value) for name, value in phantom.labels.items()}

@@ -103,10 +103,15 @@ def test_png_round_trips_with_its_text_and_the_same_bytes() -> None:
 
 @pytest.mark.parametrize(
     ("mark", "kind"),
-    [("yes", "/trainedAlgorithmicMedia"), ("in part", "/compositeWithTrainedAlgorithmicMedia"), ("", "")],
+    [
+        ("yes", "/trainedAlgorithmicMedia"),
+        ("in part", "/compositeWithTrainedAlgorithmicMedia"),
+        ("drawn", "/algorithmicMedia"),
+        ("", ""),
+    ],
 )
 def test_what_is_synthetic_says_so_in_xmp_and_nothing_else_does(mark: str, kind: str) -> None:
-    text = {"synthetic": mark} if mark else {"Source": "drawn, not photographed"}
+    text = {"synthetic": mark} if mark else {"Source": "a camera"}
     with Image.open(io.BytesIO(encode_png(np.zeros((4, 4, 3), dtype=np.uint8), text=text, compress_level=6))) as image:
         image.load()
         assert kind in image.info.get("XML:com.adobe.xmp", "")

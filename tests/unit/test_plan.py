@@ -105,7 +105,7 @@ def test_an_h100_is_planned_as_much_faster_than_an_a100_as_published_trainings_a
 
 def test_every_card_has_a_utilisation_with_its_source_and_the_h100s_is_near_what_is_assumed_for_others() -> None:
     for name, gpu in GPUS.items():
-        assert 0.1 < gpu.utilisation(weight_bytes=2, tf32=True) < 0.3
+        assert 0.1 < gpu.utilisation(weight_bytes=2, tf32=True) < (0.3 if gpu.native_bf16 else PRODUCTS)
         assert gpu.source.startswith("published" if gpu.published else "assumed"), name
     assert [name for name, gpu in GPUS.items() if gpu.published] == ["a100", "h100"]
     a100, h100 = GPUS["a100"], GPUS["h100"]
@@ -146,6 +146,56 @@ def test_the_chain_has_the_autoencoders_training_and_the_encoding(
     assert tensor_cores["hours"] < stages["encode-latents"]["hours"] / 2
     mirrored = planned(preset, "encode_latents.flip=true", "plan.num_images=1300000")["stages"]["encode-latents"]
     assert mirrored["hours"] == pytest.approx(2 * stages["encode-latents"]["hours"])
+
+
+def test_a_card_without_bf16_is_planned_as_a_run_on_it_computes() -> None:
+    """`auto` is fp32 there; bf16, asked for, is no faster, and the plan says so."""
+    keys = ("train.loop.precision", "train_vae.loop.precision")
+    for gpu in ("t4", "v100"):
+        auto, fp32, bf16 = (
+            run_of("fundus256", f"plan.gpu={gpu}", *(f"{key}={precision}" for key in keys))
+            for precision in ("auto", "fp32", "bf16")
+        )
+        assert auto.weight_bytes("auto") == fp32.weight_bytes("fp32") == 4
+        rates = [work_out(one, counted("fundus256"))["gpu_s"] for one in (auto, fp32, bf16)]
+        assert rates[0] == rates[1] <= rates[2] * 2
+        assert GPUS[auto.plan.gpu].peak(weight_bytes=2, tf32=True) == GPUS[auto.plan.gpu].fp32_flops
+        page = Page()
+        report(bf16, page, work_out(bf16, counted("fundus256")))
+        assert any(f"{gpu} has no instructions for bf16" in line for line in page.said)
+    page = Page()
+    report(run_of("fundus256"), page, planned("fundus256"))
+    assert not any("bf16" in line for line in page.said)
+
+
+def test_samples_are_planned_if_their_number_is_given() -> None:
+    def sampling(*settings: str) -> dict[str, Any]:
+        known = ("sample.num_images=1000000", "plan.mfu=0.3", "sample.num_steps=30", "sample.precision=fp32")
+        found = planned("fundus256", *known, *settings)["stages"]
+        assert list(found) == ["train-vae", "encode-latents", "train", "sample"]
+        stage: dict[str, Any] = found["sample"]
+        return stage
+
+    counts = counted("fundus256")
+    decoder = counts.autoencoder.flops_forward - counts.encoder.flops_forward
+    calls = 30 * 2 * counts.denoiser.flops_forward
+    guided = sampling()
+    assert guided["flops_per_image"] == calls + decoder
+    seconds = (calls + decoder) / (0.3 * GPUS["h100"].tf32_flops)
+    assert guided["gpu_hours"] == pytest.approx(1e6 * seconds / 3600)
+    assert sampling("sample.guidance_scale=1")["flops_per_image"] == calls / 2 + decoder
+    assert sampling("sample.guidance_interval=[0.25,0.75]")["flops_per_image"] == calls * 0.75 + decoder
+    assert sampling("sample.sampler=heun")["calls"] == 59
+    assert sampling("sample.precision=bf16")["hours"] < 0.6 * guided["hours"]
+    one = sampling("sample.batch_size=1")
+    assert one["images_per_s"] <= 8 / (30 * counts.denoiser.launches_forward * LAUNCH_S), "the host's launches"
+    summary = planned("fundus256", "sample.num_images=1000000")
+    assert summary["total"]["hours"] == pytest.approx(sum(stage["hours"] for stage in summary["stages"].values()))
+    page = Page()
+    report(run_of("fundus256", "sample.num_images=1000000"), page, summary)
+    row = next(row for row in page.tables["the chain"] if row[0] == "sample")
+    assert "1,000,000 images" in row[-1]
+    assert "20 calls of the network" in row[-1]
 
 
 def test_an_autoencoder_that_exists_is_not_trained_and_ones_own_is() -> None:

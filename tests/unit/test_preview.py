@@ -1,14 +1,17 @@
-"""Previews of a training: marked as what they are, and of every label."""
+"""Previews of trainings: marked as what they are, and of every label."""
 
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tiny_pipeline import SCHEMA
+from tiny_pipeline import SCHEMA, tiny_autoencoder
+from tiny_sets import phantom_samples, write_set
 
 from synfundus.stages.train.preview import PREVIEW_IMAGES, draw_preview, preview_labels
+from synfundus.stages.train_vae.held_out import draw_reconstructions
 
 
 def test_a_preview_says_in_its_file_that_it_is_synthetic() -> None:
@@ -18,6 +21,15 @@ def test_a_preview_says_in_its_file_that_it_is_synthetic() -> None:
         image.load()
         assert image.info["synthetic"] == "yes"
         assert "trainedAlgorithmicMedia" in str(image.info["XML:com.adobe.xmp"])
+
+
+def test_reconstructions_beside_photographs_are_marked_as_generated_in_part(tmp_path: Path) -> None:
+    images = write_set(tmp_path, phantom_samples(2), shards={"val": (2,)})
+    data = draw_reconstructions(tiny_autoencoder(), images)
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
+        assert image.info["synthetic"] == "in part"
+        assert "compositeWithTrainedAlgorithmicMedia" in str(image.info["XML:com.adobe.xmp"])
 
 
 def test_every_value_of_every_label_is_asked_for_once_and_nothing_at_all() -> None:

@@ -116,7 +116,13 @@ def test_the_peak_of_a_process_on_the_host_is_at_least_what_it_has_now() -> None
         ("NVIDIA GeForce RTX 4090", "rtx4090"),
         ("NVIDIA GeForce RTX 4090 D", None),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
-        ("NVIDIA A10", None),
+        ("NVIDIA A10", "a10"),
+        ("NVIDIA A10G", None),
+        ("NVIDIA L4", "l4"),
+        ("Tesla T4", "t4"),
+        ("NVIDIA T4G", None),
+        ("NVIDIA B200", "b200"),
+        ("AMD Instinct MI300X", "mi300x"),
     ],
 )
 def test_a_gpu_is_known_by_the_name_cuda_gives_it_and_a_weaker_sister_is_not(name: str, gpu: str | None) -> None:

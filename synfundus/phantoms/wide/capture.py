@@ -20,6 +20,8 @@ from synfundus.seeding import keyed_generator
 _FIELDS_DEG = np.array([30.0, 35.0, 45.0, 50.0, 60.0])
 _FIELD_SHARES = (0.07, 0.08, 0.47, 0.25, 0.13)
 _FIELD_AT_ZOOM_1_DEG = 46.0
+_STOP = (1.0, 1.0, 1.0)
+"""Radius of the field stop in red, green and blue: in photographs no colour ends before another (within .003)."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,7 @@ def develop(scene: Scene, camera: Camera, shot: Capture) -> NDArray[np.uint8]:
     level = shot.noise * math.sqrt(size / 256)
     light = np.asarray(255 * light + noise * (np.float32(level) * np.sqrt(np.clip(light, 0.05, 1))))
     surround = margin(camera, scene.photograph_stream("margin"))
-    picture = surround + (np.clip(light, 0, 255) - surround) * field_stop(camera)
+    picture = surround + (np.clip(light, 0, 255) - surround) * field_stop(camera, shrink=_STOP)
     pixels = np.ascontiguousarray((np.clip(picture, 0, 255) + np.float32(0.5)).astype(np.uint8).transpose(1, 2, 0))
     if shot.quality is None:
         return pixels

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from synfundus.artifacts.checkpoint_model import (
     require_checkpoint,
 )
 from synfundus.artifacts.model import Model
+from synfundus.artifacts.model_card import JUDGED_NAME
 from synfundus.artifacts.model_folder import (
     check_out,
     find_pipeline,
@@ -27,6 +30,7 @@ from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World
 from synfundus.stages import Summary
 from synfundus.stages.verb import require
+from synfundus.storage import filesystem
 from synfundus.storage.locations import resolved
 from synfundus.storage.writer_lock import write_alone
 from synfundus.telemetry.console import Console
@@ -56,7 +60,9 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         run = run_identity(run_url)
         # of another checkpoint than the newest, if that is damaged; and another writer may have been here meanwhile
         check_out(out, run=run, fingerprint=fingerprint, training=pipeline.training_summary)
-        fingerprint = resave_pipeline(out, pipeline, run=run)
+        told = pipeline.training_summary | judged_control(run_url, pipeline.fingerprint)
+        preview = newest_preview(run_url, int(told.get("images_seen") or 0))
+        fingerprint = resave_pipeline(out, replace(pipeline, training_summary=told), run=run, preview=preview)
         console.message(f"model {fingerprint[:12]} written to {out}")
     return {
         "out": out,
@@ -64,6 +70,31 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         "autoencoder_fingerprint": pipeline.autoencoder_fingerprint,
         "image_size_px": pipeline.image_size_px,
     }
+
+
+def newest_preview(run_url: str, images_seen: int) -> bytes:
+    """Return the last preview that a run drew up to a place, PNG; empty where there is none."""
+    folder = filesystem.join(run_url, "previews")
+    drawn = [name for name in filesystem.list_names(folder) if "images-" <= name <= f"images-{images_seen:012d}.png"]
+    return filesystem.read_bytes(filesystem.join(folder, max(drawn))) if drawn else b""
+
+
+def judged_control(run_url: str, fingerprint: str) -> dict[str, Any]:
+    """Return ``label_control`` as `judge` measured it of this very model, in `JUDGED_NAME` of its run; else nothing."""
+    report, made = (filesystem.join(run_url, JUDGED_NAME, name) for name in ("judge.json", "samples/PROVENANCE.json"))
+    if not (filesystem.exists(report) and filesystem.exists(made)):
+        return {}
+    if json.loads(filesystem.read_bytes(made))["model_fingerprint"] != fingerprint:
+        return {}
+    control = json.loads(filesystem.read_bytes(report))["label_control"]
+    told = {}
+    for label, figures in control["generated"]["labels"].items():
+        others = control["real"]["labels"][label]
+        measure = next((name for name in ("kappa", "auc", "accuracy") if None not in (figures[name], others[name])), "")
+        if measure:
+            values = {"generated": figures[measure], "photographs": others[measure]}
+            told[label] = {"measure": measure.replace("auc", "AUC"), **values}
+    return {"label_control": told}
 
 
 def rehearse(section: ExportConfig) -> str:

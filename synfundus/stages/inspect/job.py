@@ -100,7 +100,7 @@ def _look_at_png_files(url: str, section: InspectConfig, seed: int, console: Con
         title = f"synthetic · {len(images):,} of {report['num_samples']:,} images · labels asked for"
         return _sheet([label_bars(folder.counts())], images, [label_caption(row) for row in labels], title)
 
-    written = _write(section, report, sheet)
+    written = _write(section, report, sheet, mark="yes")
     show_png_folder(report, console)
     _tell(report, written, console)
     return report
@@ -120,13 +120,14 @@ def _look_at_shards(url: str, section: InspectConfig, seed: int, console: Consol
         survey.check_other_files()
     report = _report(shard_set, survey, counts) | {"above_0": {split: dict(n) for split, n in above_0.items()}}
     wanted = section.contact_sheet_images
-    written = _write(section, report, lambda: _sheet_of_shards(shard_set, counts, wanted=wanted, seed=seed))
+    mark = "yes" if shard_set.kind == "samples" else "drawn" if shard_set.properties.get("drawn") else ""
+    written = _write(section, report, lambda: _sheet_of_shards(shard_set, counts, wanted=wanted, seed=seed), mark=mark)
     _print(console, shard_set, survey, counts, report)
     _tell(report, written, console)
     return report
 
 
-def _write(section: InspectConfig, report: Summary, sheet: Callable[[], Pixels]) -> str:
+def _write(section: InspectConfig, report: Summary, sheet: Callable[[], Pixels], *, mark: str) -> str:
     """Write the report and the sheet where they are asked for; returns what is said of it."""
     images = section.contact_sheet_images
     if section.out is None:
@@ -134,8 +135,7 @@ def _write(section: InspectConfig, report: Summary, sheet: Callable[[], Pixels])
     where = filesystem.join(section.out, REPORT_NAME)
     documents.write_document(where, report, format_name=REPORT_FORMAT, version=REPORT_VERSION)
     if images:
-        marks = {"synthetic": "yes"} if report["kind"] == "samples" else {}
-        data = encode_png(sheet(), text=marks, compress_level=6)
+        data = encode_png(sheet(), text={"synthetic": mark} if mark else {}, compress_level=6)
         filesystem.write_bytes(filesystem.join(section.out, SHEET_NAME), data)
     return f"written: {where}" + (f", {SHEET_NAME}" if images else "")
 

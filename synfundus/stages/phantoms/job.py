@@ -36,7 +36,7 @@ _VERSION = 1
 _CLAIM = Claim(REQUEST_NAME, _FORMAT, _VERSION, others="other phantoms")
 _CHUNK_IMAGES = 32
 _COMPRESS_LEVEL = 3
-_PNG_TEXT = {"Software": "synfundus phantoms", "Source": "drawn, not photographed"}
+_PNG_TEXT = {"synthetic": "drawn", "Software": "synfundus phantoms", "Source": "drawn, not photographed"}
 
 Row = dict[str, Any]
 

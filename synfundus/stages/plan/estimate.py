@@ -9,7 +9,8 @@ from synfundus.config.training import LoopConfig
 from synfundus.distributed.ds_config import plan_batch
 from synfundus.errors import ConfigError
 from synfundus.stages import Summary
-from synfundus.stages.plan.planned import Counts, PlannedRun, weight_bytes
+from synfundus.stages.build import sampler_settings
+from synfundus.stages.plan.planned import Counts, PlannedRun
 from synfundus.training.duration import LAUNCH_S, network_s, stage_time, step_launches, step_s
 from synfundus.training.memory.footprint import (
     StateBytes,
@@ -40,10 +41,6 @@ class _Training:
     averages: int
     more_flops: float = 0.0
 
-    @property
-    def weight_bytes(self) -> int:
-        return weight_bytes(self.loop.precision)
-
 
 def work_out(planned: PlannedRun, counts: Counts) -> Summary:
     """Return the needs of a chain. Pure.
@@ -71,6 +68,8 @@ def work_out(planned: PlannedRun, counts: Counts) -> Summary:
     stages = {"encode-latents": _encoding(planned, counts.encoder), "train": summary}
     if not planned.brought_autoencoder:
         stages = {"train-vae": _autoencoder(planned, counts), **stages}
+    if planned.sample.num_images is not None:
+        stages["sample"] = _sampling(planned, counts, num_images=planned.sample.num_images)
     nodes = _nodes(planned, training)
     return {
         **summary,
@@ -108,20 +107,20 @@ def _autoencoder(planned: PlannedRun, counts: Counts) -> Summary:
 
 def _training(planned: PlannedRun, training: _Training) -> Summary:
     """Return the needs of a training."""
-    loop, count = training.loop, training.count
-    network = {"parameters": count.parameters, "ranks": planned.ranks, "weight_bytes": training.weight_bytes}
+    loop, count, width = training.loop, training.count, planned.weight_bytes(training.loop.precision)
+    network = {"parameters": count.parameters, "ranks": planned.ranks, "weight_bytes": width}
     states = state_bytes(**network, num_averages=training.averages)
     zero = planned.ds_document["zero_optimization"]
     offloaded = zero.get("offload_optimizer", {}).get("device") == "cpu"
     on_gpu = StateBytes(states.weights, gradients=0, masters=0, moments=0, averages=0) if offloaded else states
-    bucket = int(zero["reduce_bucket_size"]) * training.weight_bytes
+    bucket = int(zero["reduce_bucket_size"]) * width
     free = int(USABLE * planned.gpu.memory_bytes) - on_gpu.total - bucket
     largest = max(0, free // count.activation_bytes)
     most = max(1, largest) if loop.micro_batch_size == "auto" else assumed_micro_batch(loop)
     batch = plan_batch(global_batch_size=loop.global_batch_size, max_micro_batch_size=most, world_size=planned.ranks)
     steps, activations = batch.gradient_accumulation_steps, count.activation_bytes * batch.micro_batch_size
     wire = planned.ds_document.get("communication_data_type")
-    gradient_bytes = training.weight_bytes if wire is None else 4 if wire == "fp32" else 2
+    gradient_bytes = width if wire is None else 4 if wire == "fp32" else 2
     traffic = step_traffic(
         **network,
         gradient_bytes=gradient_bytes,
@@ -136,7 +135,7 @@ def _training(planned: PlannedRun, training: _Training) -> Summary:
         ranks=planned.ranks,
         compiled=assumed_compile(loop, device="cuda"),
     )
-    hfu, speed = planned.speed(weight_bytes=training.weight_bytes, tf32=loop.tf32)
+    hfu, speed = planned.speed(weight_bytes=width, tf32=loop.tf32)
     flops, share = count.flops_model + training.more_flops, loop.global_batch_size / planned.ranks
     times = {
         "gpu_s": share * (flops + count.flops_recomputed) / speed,
@@ -172,7 +171,7 @@ def _training(planned: PlannedRun, training: _Training) -> Summary:
 def _encoding(planned: PlannedRun, count: NetworkCount) -> Summary:
     """Return the needs of encoding all images, in fp32 without TF32 unless configured otherwise."""
     section, plan = planned.encode, planned.plan
-    hfu, speed = planned.speed(weight_bytes=weight_bytes(section.precision), tf32=section.tf32)
+    hfu, speed = planned.speed(weight_bytes=planned.weight_bytes(section.precision), tf32=section.tf32)
     image_s = max(count.flops_forward / speed, count.launches_forward * LAUNCH_S / section.batch_size)
     images, price = plan.num_images * (1 + section.flip), plan.price_per_gpu_hour
     return {
@@ -181,6 +180,29 @@ def _encoding(planned: PlannedRun, count: NetworkCount) -> Summary:
         "precision": section.precision,
         "hfu": hfu,
         **stage_time(images=images, images_per_s=planned.ranks / image_s, gpus=planned.ranks, price=price),
+    }
+
+
+def _sampling(planned: PlannedRun, counts: Counts, *, num_images: int) -> Summary:
+    """Return the needs of drawing images: the denoiser in its precision, the decoder in fp32 with TF32."""
+    section, settings = planned.sample, sampler_settings(planned.sample)
+    calls = 2 * settings.num_steps - 1 if settings.sampler == "heun" else settings.num_steps
+    first, last = settings.guidance_interval
+    guided = 0.0 if settings.guidance_scale == 1 else last - first  # a guided call computes a second row for each image
+    denoising = calls * (1 + guided) * counts.denoiser.flops_forward
+    decoding = counts.autoencoder.flops_forward - counts.encoder.flops_forward
+    hfu, speed = planned.speed(weight_bytes=planned.weight_bytes(section.precision), tf32=True)
+    _, decoding_speed = planned.speed(weight_bytes=4, tf32=True)
+    launches = calls * counts.denoiser.launches_forward / section.batch_size
+    image_s = max(denoising / speed + decoding / decoding_speed, launches * LAUNCH_S)
+    price = planned.plan.price_per_gpu_hour
+    return {
+        "flops_per_image": denoising + decoding,
+        "flops_recomputed": 0,
+        "precision": section.precision,
+        "hfu": hfu,
+        "calls": calls,
+        **stage_time(images=num_images, images_per_s=planned.ranks / image_s, gpus=planned.ranks, price=price),
     }
 
 

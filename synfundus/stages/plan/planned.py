@@ -10,7 +10,7 @@ import torch
 from synfundus.config.assets import read_ds_file
 from synfundus.config.auto import working_precision
 from synfundus.config.diffusion import TrainConfig
-from synfundus.config.generation import EncodeLatentsConfig
+from synfundus.config.generation import EncodeLatentsConfig, SampleConfig
 from synfundus.config.machine import PlanConfig
 from synfundus.config.schema import RunConfig
 from synfundus.config.training import Precision, TrainVaeConfig
@@ -31,6 +31,7 @@ class PlannedRun:
         train: The train section.
         train_vae: The train_vae section.
         encode: The encode_latents section.
+        sample: The sample section.
         image_size_px: Edge of the images.
         nodes: Number of nodes.
         ranks_per_node: Ranks per node.
@@ -42,6 +43,7 @@ class PlannedRun:
     train: TrainConfig
     train_vae: TrainVaeConfig
     encode: EncodeLatentsConfig
+    sample: SampleConfig
     image_size_px: int
     nodes: int
     ranks_per_node: int
@@ -58,6 +60,7 @@ class PlannedRun:
             train=config.train,
             train_vae=config.train_vae,
             encode=config.encode_latents,
+            sample=config.sample,
             image_size_px=config.prepare.image_size_px,
             nodes=launch.nodes,
             ranks_per_node=launch.procs_per_node or launch.gpus_per_node or 1,
@@ -87,6 +90,14 @@ class PlannedRun:
         ours = run is not None and vae is not None and f"{vae}/".startswith(f"{run.rstrip('/')}/")
         return None if ours else vae
 
+    def weight_bytes(self, precision: Precision) -> int:
+        """Return the bytes of a weight on the GPU."""
+        return 2 if working_precision(precision, native_bf16=self.gpu.native_bf16) == "bf16" else 4
+
+    def dtype(self, precision: Precision) -> torch.dtype:
+        """Return the type of a weight on the GPU."""
+        return torch.bfloat16 if self.weight_bytes(precision) == 2 else torch.float32
+
     def speed(self, *, weight_bytes: int, tf32: bool) -> tuple[float, float]:
         """Return (fraction of the peak, operations a second) to plan with: as given, else the card's."""
         hfu = self.plan.mfu or self.gpu.utilisation(weight_bytes=weight_bytes, tf32=tf32)
@@ -110,19 +121,10 @@ class Counts:
     discriminator: NetworkCount | None
 
 
-def weight_bytes(precision: Precision) -> int:
-    """Return the bytes of a weight on a GPU."""
-    return 2 if working_precision(precision, native_bf16=True) == "bf16" else 4
-
-
-def _dtype(precision: Precision) -> torch.dtype:
-    return torch.bfloat16 if weight_bytes(precision) == 2 else torch.float32
-
-
 def count_networks(planned: PlannedRun) -> Counts:
     """Count the networks of the chain on the meta device."""
     section, size = planned.train_vae, planned.image_size_px
-    dtype = _dtype(section.loop.precision)
+    dtype = planned.dtype(section.loop.precision)
     with torch.device("meta"):
         autoencoder = build.autoencoder(section.autoencoder, image_size_px=size, seed=planned.seed).to(dtype).train()
         edge = size // autoencoder.block_size_px
@@ -145,12 +147,12 @@ def _count_denoiser(planned: PlannedRun) -> NetworkCount:
     """Count U-Net and conditioner for one image."""
     schema, shape, loop = DEFAULT_LABEL_SCHEMA, planned.latent_shape, planned.train.loop
     denoiser = build.denoiser(planned.train.unet, seed=planned.seed, schema=schema, latent_shape=shape)
-    denoiser = denoiser.to(_dtype(loop.precision)).train()
+    denoiser = denoiser.to(planned.dtype(loop.precision)).train()
     if loop.gradient_checkpointing:
         denoiser.unet.enable_gradient_checkpointing()
     return count_network(
         denoiser,
-        torch.empty(1, *shape, dtype=_dtype(loop.precision)),
+        torch.empty(1, *shape, dtype=planned.dtype(loop.precision)),
         torch.zeros(1, dtype=torch.int64),
         torch.zeros(1, len(schema.labels), dtype=torch.int64),
     )

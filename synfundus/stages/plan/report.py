@@ -116,6 +116,7 @@ def _chain(planned: PlannedRun, summary: Summary) -> list[Row]:
     fewer = stages.get("train-vae", summary)["ranks"] < planned.ranks
     more = {
         "train-vae": f", on {stages['train-vae']['ranks']} GPUs: its batch" if fewer else "",
+        "sample": f", {stages['sample']['calls']} calls of the network" if "sample" in stages else "",
         "encode-latents": f"{', also mirrored' * planned.encode.flip}{f', with {brought}' if brought else ''}",
     }
     rows = [
@@ -163,8 +164,14 @@ def _disk(planned: PlannedRun, summary: Summary) -> list[Row]:
 
 
 def _warn(planned: PlannedRun, console: Console, summary: Summary) -> None:
-    """Warn of each training that does not fit."""
-    for name, settings in zip(_TRAININGS, (planned.train_vae.loop, planned.train.loop), strict=True):
+    """Warn of each training that does not fit, and of a precision that the GPU does not have."""
+    loops = (planned.train_vae.loop, planned.train.loop)
+    if not planned.gpu.native_bf16 and any(loop.precision == "bf16" for loop in loops):
+        console.warning(
+            f"{planned.plan.gpu} has no instructions for bf16, which is planned at the speed of fp32: "
+            "set train_vae.loop.precision and train.loop.precision to fp32"
+        )
+    for name, settings in zip(_TRAININGS, loops, strict=True):
         needs = summary["stages"].get(name, summary)
         if needs["fits"]:
             continue

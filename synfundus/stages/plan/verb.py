@@ -6,7 +6,7 @@ from synfundus.stages.verb import NODES, Option, Verb
 
 VERB = Verb(
     name="plan",
-    help="Estimate memory, time and cost of autoencoder, latents and diffusion model beforehand.",
+    help="Estimate memory, time and cost of autoencoder, latents, diffusion model and samples beforehand.",
     order=30,
     example="synfundus plan --preset fundus512 --nodes 2 --gpu h100 --price 2",
     options=(
@@ -17,8 +17,9 @@ VERB = Verb(
         Option("--network-gbit", "plan.network_gbit", "Network of a node, Gb/s."),
         Option("--vae", "encode_latents.vae", "Autoencoder that exists: its training is left out.", metavar="PATH"),
         Option("--num-images", "plan.num_images", "Number of images."),
+        Option("--sample-images", "sample.num_images", "Images to generate: `sample` is planned too."),
         Option("--price", "plan.price_per_gpu_hour", "Price of one GPU hour."),
     ),
-    sections=("plan", "prepare", "train_vae", "encode_latents", "train", "launch"),
+    sections=("plan", "prepare", "train_vae", "encode_latents", "train", "sample", "launch"),
     results_on_stdout=True,
 )

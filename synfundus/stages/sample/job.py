@@ -8,7 +8,6 @@ ranks or images nor a resume changes a byte. Another batch size can move a value
 from __future__ import annotations
 
 import hashlib
-import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,11 +20,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from synfundus import __version__
 from synfundus.artifacts.claim import Claim, difference
 from synfundus.artifacts.model import Model, generate_batch
 from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
-from synfundus.artifacts.run_folder import versions
+from synfundus.artifacts.run_folder import operator, versions
 from synfundus.artifacts.sample_set import (
     LABELS_ARE,
     PROVENANCE_NAME,
@@ -33,6 +31,7 @@ from synfundus.artifacts.sample_set import (
     PngStore,
     SampleStore,
     ShardStore,
+    image_marks,
     sample_readme,
     sheet_page,
 )
@@ -67,7 +66,7 @@ FORMAT_VERSION = 1
 _CLAIM = Claim(REQUEST_NAME, FORMAT_NAME, FORMAT_VERSION, others="images of another request")
 _SHEET_COLUMNS = 8
 _SHEET_TILE_PX = 192
-_COMPRESS_LEVEL = 6
+COMPRESS_LEVEL = 6
 
 
 @dataclass(frozen=True)
@@ -306,15 +305,8 @@ def _batch_pixels(work: _Work, batch: int) -> NDArray[np.uint8]:
 
 
 def _encode(work: _Work, image: int, pixels: NDArray[np.uint8]) -> bytes:
-    text = {
-        "synthetic": "yes",
-        "Software": f"synfundus {__version__}",
-        "seed": str(work.seed),
-        "index": str(image),
-        "model": work.pipeline.fingerprint,
-        "labels": json.dumps(work.rows[image]),
-    }
-    return encode_png(pixels, text=text, compress_level=_COMPRESS_LEVEL)
+    marks = image_marks(model=work.pipeline.fingerprint, seed=work.seed, index=image, labels=work.rows[image])
+    return encode_png(pixels, text=marks, compress_level=COMPRESS_LEVEL)
 
 
 def _publish(work: _Work, out: str, request: dict[str, Any]) -> None:
@@ -349,12 +341,13 @@ def _publish(work: _Work, out: str, request: dict[str, Any]) -> None:
 
 
 def _occasion(pipeline: Model) -> dict[str, str]:
-    """Return when, how and from which folder the images were made: all that differs between two runs of a request."""
+    """Return when, how, by whom and from what they were made: all that differs between two runs of a request."""
     command = shlex.join(["synfundus", *map(redact, sys.argv[1:])])
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "command": command,
         "model": resolved(pipeline.folder).removesuffix("/export").rpartition("/")[-1],
+        **operator(),
     }
 
 
@@ -369,4 +362,4 @@ def _contact_sheet(work: _Work, count: int) -> bytes:
         title=f"synthetic · {count} of {len(work.rows):,} images · {section.sampler}, {section.num_steps} steps, "
         f"guidance {section.guidance_scale:g}, seed {work.seed}",
     )
-    return encode_png(sheet, text={"synthetic": "yes"}, compress_level=_COMPRESS_LEVEL)
+    return encode_png(sheet, text={"synthetic": "yes"}, compress_level=COMPRESS_LEVEL)

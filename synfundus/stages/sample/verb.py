@@ -27,8 +27,7 @@ def _problems(section: SampleConfig, look: bool) -> list[str]:
         try:
             schema.check_value(name, value)
         except SynfundusError as error:
-            choices = f" ({error.hint})" if error.hint else ""
-            problems.append(f"--label: {error.message}{choices}")
+            problems.append("; ".join(filter(None, (f"--label: {error.message}", error.hint))))
     return problems
 
 

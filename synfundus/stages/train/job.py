@@ -37,7 +37,7 @@ from synfundus.stages import Summary, build, training_setup
 from synfundus.stages.reading import EYE_SIDE, check_flip, latent_batches, latent_shape_of
 from synfundus.stages.run_weights import RunWeights, Weights
 from synfundus.stages.train.preview import PREVIEW_IMAGES, draw_preview, preview_images
-from synfundus.stages.train.start import REPORT_NAME, Start, identity_of, initial_denoiser, save_report
+from synfundus.stages.train.start import Start, identity_of, initial_denoiser
 from synfundus.stages.training_run import Outcome, Row, Shared, Training, TrainingRun
 from synfundus.stages.trial_step import random_batch
 from synfundus.stages.verb import require
@@ -95,7 +95,8 @@ def _set_up(
     judged = {"kind": "diffusion", "judged_on": start.judged_on}
     directory = RunFolder(run_url, **judged, identity=identity, config=shared.document, world=world)
     setup = build.model_setup(section.diffusion, latents, autoencoder, build.sampler_settings(sample))
-    on_rank_0(lambda: save_report(start, directory.path(REPORT_NAME)), world)
+    given = start.report
+    on_rank_0(lambda: None if given is None else directory.record_start(given), world)
     on_rank_0(lambda: save_setup(run_url, setup, start.known(latents)), world)
     return DiffusionTraining(section, sample, shared, sets, start, setup, directory, world, console)
 

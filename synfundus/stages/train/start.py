@@ -19,13 +19,9 @@ from synfundus.seeding import derive_key
 from synfundus.stages import build
 from synfundus.stages.reading import latent_shape_of
 from synfundus.stages.train.foreign_unet import announce, find_foreign_unet, open_foreign_unet
-from synfundus.storage import documents, filesystem
+from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import Console
-
-REPORT_NAME = "init.json"
-FORMAT_NAME = "synfundus-initial-weights"
-FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -35,7 +31,7 @@ class Start:
     Attributes:
         denoiser: The network.
         identity: Its part of the run's identity, which must not change at a resume.
-        report: How foreign weights were adapted; None where there are none.
+        report: Which weights were given, and how foreign ones were adapted; None where there are none.
         judged_on: What the validation figures of the run are of.
     """
 
@@ -46,8 +42,8 @@ class Start:
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the foreign weights; empty where there are none."""
-        return str(self.identity.get("init_fingerprint", ""))
+        """Fingerprint of the given weights; empty where there are none."""
+        return str((self.report or {}).get("fingerprint", ""))
 
     def known(self, latents: ShardSet) -> dict[str, Any]:
         """Return the figures of a model card that do not depend on the training."""
@@ -102,8 +98,8 @@ def initial_denoiser(section: TrainConfig, latents: ShardSet, console: Console, 
             where=init_from,
             hint="configure the same unet section",
         ) from error
-    console.message(f"started from {given.folder}: all weights of model {given.fingerprint[:12]} taken")
-    return Start(fresh, identity)
+    console.message(f"starts from the weights of model {given.fingerprint[:12]} in {given.folder}")
+    return Start(fresh, identity, {"source": init_from, "fingerprint": given.fingerprint})
 
 
 def find_start(init_from: str) -> tuple[str, bool]:
@@ -123,12 +119,6 @@ def find_start(init_from: str) -> tuple[str, bool]:
                 "safetensors, also below unet/)",
             )
     return find_pipeline(init_from), False
-
-
-def save_report(start: Start, url: str) -> None:
-    """Write how foreign weights were adapted, once; called on rank 0."""
-    if start.report is not None and not filesystem.exists(url):
-        documents.write_document(url, start.report, format_name=FORMAT_NAME, version=FORMAT_VERSION)
 
 
 def _fresh(section: TrainConfig, latents: ShardSet, *, seed: int) -> ConditionalDenoiser:

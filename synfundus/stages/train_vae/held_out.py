@@ -106,7 +106,7 @@ def draw_reconstructions(autoencoder: LatentAutoencoder, image_set: ShardSet) ->
         tile_px=images.shape[-1],
         title=f"{split}: originals above, reconstructions below",
     )
-    return encode_png(sheet, text={}, compress_level=6)
+    return encode_png(sheet, text={"synthetic": "in part"}, compress_level=6)
 
 
 def _reconstruct(autoencoder: LatentAutoencoder, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -80,6 +80,7 @@ def initial_autoencoder(
             autoencoder, fingerprint = open_autoencoder(
                 _given_folder(section), device=torch.device("cpu"), dtype=torch.float32
             )
+            directory.record_start({"source": section.init_from, "fingerprint": fingerprint})
             note = folder_of_that_name() if section.init_from == DRAWN else ""
             console.message(f"the autoencoder starts from {section.init_from} ({fingerprint[:12]}){note}")
         else:

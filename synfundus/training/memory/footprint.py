@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 GIB = 2**30
-GpuName = Literal["v100", "a100-40", "a100", "a6000", "l40s", "rtx4090", "h100", "h200"]
+GpuName = Literal[
+    "t4", "v100", "a10", "a100-40", "a100", "a6000", "l4", "l40s", "rtx4090", "h100", "h200", "b200", "mi300x"
+]
 
 
 PRODUCTS = 0.7
@@ -34,12 +36,13 @@ class Gpu:
     Attributes:
         memory_bytes: Memory of one device.
         memory_bytes_per_s: Its speed.
-        link_bytes_per_s: To the other GPUs of a node, in one direction: NVLink, or PCIe 4.0 x16 where there is none.
-        flops: Dense operations a second in bf16 (fp16 on the V100).
-        tf32_flops: In fp32 on tensor cores; on a GPU without TF32 (V100) the same as `fp32_flops`.
+        link_bytes_per_s: To the other GPUs of a node, in one direction: NVLink or Infinity Fabric, else PCIe x16.
+        flops: Dense operations a second in bf16 (fp16 on a GPU without it).
+        tf32_flops: In fp32 on tensor cores; on a GPU without TF32 (T4, V100) the same as `fp32_flops`.
         fp32_flops: In fp32 without tensor cores.
         published: Fraction of `flops` (HFU) that published trainings in bf16 or fp16 reach; None if there are none.
         source: Whose.
+        native_bf16: Whether it has instructions for bf16; without them it is computed as fp32 is.
     """
 
     memory_bytes: int
@@ -50,6 +53,7 @@ class Gpu:
     fp32_flops: float
     published: float | None = None
     source: str = "assumed: 70% of the peak in products, the rest as the A100's, by the speed of the memory"
+    native_bf16: bool = True
 
     def peak(self, *, weight_bytes: int, tf32: bool) -> float:
         """Return the peak operations a second of a run.
@@ -58,7 +62,7 @@ class Gpu:
             weight_bytes: 2 for bf16, 4 for fp32.
             tf32: Whether fp32 products may use tensor cores.
         """
-        if weight_bytes == 2:
+        if weight_bytes == 2 and self.native_bf16:
             return self.flops
         return self.tf32_flops if tf32 else self.fp32_flops
 
@@ -79,16 +83,22 @@ class Gpu:
 _MOSAIC = "published: U-Net of Stable Diffusion 2, 512 px, 290 images/s on 8 A100 (MosaicML diffusion, README)"
 _STABILITY = "published: 1.56 times an A100 in Stable Diffusion 3 (Stability AI), 2 times in MLPerf (NVIDIA)"
 GPUS: dict[GpuName, Gpu] = {
-    "v100": Gpu(32 * GIB, 0.9e12, 150e9, 125e12, 15.7e12, 15.7e12),
+    "t4": Gpu(16 * GIB, 0.32e12, 16e9, 65e12, 8.1e12, 8.1e12, native_bf16=False),
+    "v100": Gpu(32 * GIB, 0.9e12, 150e9, 125e12, 15.7e12, 15.7e12, native_bf16=False),
+    "a10": Gpu(24 * GIB, 0.6e12, 32e9, 125e12, 62.5e12, 31.2e12),
     "a100-40": Gpu(40 * GIB, 1.555e12, 300e9, 312e12, 156e12, 19.5e12),
     "a100": Gpu(80 * GIB, 2.039e12, 300e9, 312e12, 156e12, 19.5e12, 0.27, _MOSAIC),
     "a6000": Gpu(48 * GIB, 0.768e12, 32e9, 155e12, 77.4e12, 38.7e12),
+    "l4": Gpu(24 * GIB, 0.3e12, 32e9, 121e12, 60e12, 30.3e12),
     "l40s": Gpu(48 * GIB, 0.864e12, 32e9, 362e12, 183e12, 91.6e12),
     "rtx4090": Gpu(24 * GIB, 1.008e12, 32e9, 165e12, 82.6e12, 82.6e12),
     "h100": Gpu(80 * GIB, 3.35e12, 450e9, 989e12, 494e12, 67e12, 0.18, _STABILITY),
     "h200": Gpu(141 * GIB, 4.8e12, 450e9, 989e12, 494e12, 67e12),
+    "b200": Gpu(180 * GIB, 8.0e12, 900e9, 2250e12, 1125e12, 75e12),
+    "mi300x": Gpu(192 * GIB, 5.3e12, 448e9, 1307e12, 654e12, 163e12),
 }
-"""Peaks, memories and links: NVIDIA's data sheets, of the SXM modules where there are any.
+"""Peaks, memories and links: the makers' data sheets, of the SXM modules where there are any; of the B200 an eighth of
+the HGX B200. An MI300X needs ROCm's build of torch, with which nothing here has been tried.
 
 Utilisation of the A100: 290 images/s on 8, 4,590 on 128, at our count of 2.4 TFLOP an image .28, .27
 (<https://github.com/mosaicml/diffusion>). Of the H100: 595 instead of 381 images/s on 16 (Stability AI, "Putting the AI
@@ -97,14 +107,19 @@ with equal data types) .17; .18 is 2.1 times, what the model of `Gpu` gives from
 """
 
 _DEVICE_NAMES: tuple[tuple[str, GpuName], ...] = (
+    (r"T4$", "t4"),
     (r"V100-SXM[23]", "v100"),
+    (r"A10$", "a10"),
     (r"A100.*40GB", "a100-40"),
     (r"A100.*80GB", "a100"),
     (r"RTX A6000", "a6000"),
+    (r"L4$", "l4"),
     (r"L40S", "l40s"),
     (r"RTX 4090(?! (D|Laptop))", "rtx4090"),
     (r"H100 80GB HBM3", "h100"),
     (r"H200(?! NVL)", "h200"),
+    (r"B200$", "b200"),
+    (r"MI300X$", "mi300x"),
 )
 """Their names in CUDA. H100 PCIe, H100 NVL and H200 NVL have other peaks and are left out."""
 
