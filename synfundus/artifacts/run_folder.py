@@ -115,8 +115,8 @@ def compare_run(url: str, *, kind: str, identity: Mapping[str, Any]) -> None:
     """
     if (found := _CLAIM.read(url)) is None:
         return
-    precision = begun_precision(url) if identity["precision"] == "auto" else identity["precision"]
-    wanted = {"kind": kind, "identity": {**identity, "precision": precision}}
+    settled = {"precision": begun_precision(url)} if identity.get("precision") == "auto" else {}
+    wanted = {"kind": kind, "identity": {**identity, **settled}}
     try:
         _CLAIM.refuse_difference(url, found, wanted)
     except ConfigError as error:

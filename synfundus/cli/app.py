@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Annotated, Any, NoReturn
 
@@ -163,14 +164,23 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     return app
 
 
+@contextmanager
+def _for_the_owner_alone() -> Iterator[None]:
+    """Let only the owner read what is written, photographs and names of patients; a caller's umask stays."""
+    mask = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(mask)
+
+
+@_for_the_owner_alone()
 def run_command(arguments: Sequence[str]) -> int:
     """Run a command line and return its exit code; errors are reported on standard error.
 
     Args:
         arguments: What follows the program's name.
     """
-    # photographs of patients and keys that name them: only the owner may read what is written
-    os.umask(0o077)
     debug = "--debug" in arguments
     try:
         command = typer.main.get_command(build_app(arguments))

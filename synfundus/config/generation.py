@@ -170,6 +170,8 @@ class DemoConfig(Section):
     """Mapping YAML of this table."""
     importer: str | None = None
     """Importer for a known data set, as of `prepare`; some need no label table."""
+    source_latent_channels: PositiveInt | None = None
+    """With ``source``, in place of train_vae.autoencoder.latent_channels: real vessels are fainter than drawn ones."""
     starting_weights: bool = True
     """With ``source``, start the autoencoder from the shipped weights of drawn eyes, if they fit its architecture."""
     num_generated: PositiveInt = 320

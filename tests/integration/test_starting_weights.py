@@ -17,13 +17,14 @@ from tiny_sets import TINY, tiny_config
 
 from benchmarks import starting_weights as making
 from synfundus.artifacts.autoencoder_folder import find_autoencoder
-from synfundus.config.loader import load_config
+from synfundus.config.loader import Assignment, load_config
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import CheckpointError, ConfigError
 from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.stages.demo import job as demo_job
 from synfundus.stages.demo.job import start_from_drawn
+from synfundus.stages.demo.plan import REFERENCE_PACE, plan_demo
 from synfundus.stages.train_vae import job as train_vae
 from synfundus.stages.train_vae import starting_weights
 from synfundus.storage.documents import read_document
@@ -96,8 +97,10 @@ def test_a_run_starts_from_them_and_keeps_what_it_started_from(
 
 
 def test_another_architecture_is_refused_naming_both(image_set: ShardSet, shipped: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"latent_channels 6 \(they have 4\)"):
+    with pytest.raises(ConfigError, match=r"latent_channels 6 \(they have 4\)") as refused:
         train(image_set, tmp_path / "run", latent_channels=6)
+    assert "--set train_vae.autoencoder.latent_channels=4, or" in refused.value.hint
+    train(image_set, tmp_path / "followed", latent_channels=4)
     with pytest.raises(ConfigError, match=r"linear_path False \(they have True\)"):
         train(image_set, tmp_path / "run", linear_path=False)
     (shipped / "config.json").rename(shipped / "kept.json")
@@ -167,9 +170,12 @@ def test_a_folder_that_has_their_name_is_named_where_both_could_be_meant(
 
 
 def test_the_recipe_is_for_the_autoencoder_of_the_demo() -> None:
-    """Weights of another architecture than the preset's would never be used."""
+    """Weights of another architecture than `demo --source` trains would never be used."""
     made = load_config(preset="demo-cpu", file=str(making.RECIPE), settings=[], flags=[]).config
-    demo_cpu = load_config(preset="demo-cpu", file=None, settings=[], flags=[]).config
+    own = Assignment("demo.source", "photographs", "--source")
+    demo_cpu = plan_demo(
+        load_config(preset="demo-cpu", file=None, settings=[], flags=[own]).config, pace=REFERENCE_PACE
+    )
     assert made.train_vae.autoencoder == demo_cpu.train_vae.autoencoder
     assert made.phantoms.variety == "wide"
     shipped = starting_weights.shipped_weights()

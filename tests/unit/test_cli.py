@@ -34,14 +34,6 @@ Calls = list[RunConfig]
 VERB_BY_NAME = {verb.name: verb for verb in VERBS}
 
 
-@pytest.fixture(autouse=True)
-def _same_process() -> Iterator[None]:
-    """Undo what a command changes in its process."""
-    mask = os.umask(0o022)
-    yield
-    os.umask(mask)
-
-
 @pytest.fixture
 def job(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Calls]:
     """Replace the job of a verb; returns the configurations it was called with."""
@@ -292,11 +284,22 @@ def test_a_summary_that_is_not_ok_ends_with_one(job: Callable[..., Calls]) -> No
     assert run_command(["doctor"]) == 0
 
 
-def test_what_is_written_is_private(job: Callable[..., Calls], tmp_path: Path) -> None:
-    job("phantoms")
-    assert run_command(["phantoms", "--out", str(tmp_path)]) == 0
-    (tmp_path / "file").touch()
-    assert (tmp_path / "file").stat().st_mode & 0o077 == 0
+def test_what_is_written_is_private_and_a_callers_umask_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def run(config: RunConfig, world: World, console: object) -> dict[str, Any]:
+        del config, world, console
+        (tmp_path / "file").touch()
+        return {}
+
+    module = types.ModuleType("fake_job")
+    module.run = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "synfundus.stages.phantoms.job", module)
+    before = os.umask(0o022)
+    try:
+        assert run_command(["phantoms", "--out", str(tmp_path)]) == 0
+        assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(before)
 
 
 @pytest.mark.usefixtures("inputs_elsewhere")

@@ -71,6 +71,17 @@ def test_own_photographs_take_the_place_of_phantoms() -> None:
     assert (prepare.labels, prepare.mapping, prepare.importer) == (None, None, "idrid")
 
 
+def test_photographs_get_the_channels_that_their_vessels_need_and_phantoms_those_of_the_preset() -> None:
+    document = _config(1).model_dump()
+    preset = document["train_vae"]["autoencoder"]["latent_channels"]
+    document["demo"].update(source="photos", labels="table.csv", source_latent_channels=preset + 12)
+    channels = [preset + 12, preset, preset]
+    for changes in ({}, {"source_latent_channels": None}, {"source": None, "source_latent_channels": preset + 12}):
+        document["demo"].update(changes)
+        placed = _placed(RunConfig.model_validate(document))
+        assert placed.train_vae.autoencoder.latent_channels == channels.pop(0)
+
+
 def test_every_stage_reads_what_the_one_before_writes() -> None:
     config = _placed(_config(1))
     assert config.prepare.source == config.phantoms.out

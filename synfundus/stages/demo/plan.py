@@ -147,6 +147,8 @@ def place_stages(document: dict[str, Any]) -> None:
         out=at("images"),
     )
     document["train_vae"].update(data=at("images"), run_dir=at("vae"))
+    if own and demo["source_latent_channels"] is not None:
+        document["train_vae"]["autoencoder"]["latent_channels"] = demo["source_latent_channels"]
     document["encode_latents"].update(data=at("images"), vae=at("vae"), out=at("latents"))
     document["train"].update(latents=at("latents"), run_dir=at("model"))
     document["sample"].update(

@@ -45,17 +45,26 @@ def architecture(document: Mapping[str, Any], *, linear_path: bool) -> dict[str,
     }
 
 
-def architecture_problem(wanted: AutoencoderConfig, folder: Path) -> str:
-    """Return how an architecture differs from that of a folder's autoencoder, both named; empty where it fits.
+def architecture_of(folder: Path) -> dict[str, Any]:
+    """Return the architecture of a folder's autoencoder, by our names.
 
     Raises:
         CheckpointError: The folder is damaged.
     """
     try:
         document = json.loads((folder / _CONFIG_NAME).read_text(encoding="utf-8"))
-        has = architecture(document, linear_path=(folder / _LINEAR_PATH_NAME).exists())
+        return architecture(document, linear_path=(folder / _LINEAR_PATH_NAME).exists())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"the starting weights are damaged: {error}", where=str(folder)) from error
+
+
+def architecture_problem(wanted: AutoencoderConfig, folder: Path) -> str:
+    """Return how an architecture differs from that of a folder's autoencoder, both named; empty where it fits.
+
+    Raises:
+        CheckpointError: The folder is damaged.
+    """
+    has = architecture_of(folder)
     asked = wanted.model_dump(mode="json")
     return ", ".join(f"{name} {asked[name]} (they have {has[name]})" for name in has if asked[name] != has[name])
 
@@ -78,7 +87,8 @@ def drawn_weights(wanted: AutoencoderConfig) -> Path:
         raise ConfigError(
             f"the starting weights {DRAWN!r} do not fit train_vae.autoencoder: {problem}{folder_of_that_name()}",
             where="train_vae.init_from",
-            hint="use --preset demo-cpu, whose autoencoder they are for, or leave --init-from out",
+            hint="give --preset demo-cpu --set train_vae.autoencoder.latent_channels="
+            f"{architecture_of(folder)['latent_channels']}, or leave --init-from out",
         )
     return folder
 
