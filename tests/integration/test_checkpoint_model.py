@@ -19,9 +19,10 @@ from torch import Tensor
 from synfundus.artifacts.model import Model
 from synfundus.artifacts.model_folder import load_pipeline
 from synfundus.distributed.world import LocalWorld, World
-from synfundus.errors import CheckpointError, ConfigError
+from synfundus.errors import CheckpointError, ConfigError, DataError
 from synfundus.models.weight_files import replace_weights
 from synfundus.stages.export import job as export
+from synfundus.storage.documents import write_document
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import SilentConsole
 
@@ -146,7 +147,8 @@ def judged(run_dir: Path, *, model: str, auc: float | None = 0.75) -> None:
     photographs = {"is_gc": nothing | {"auc": 0.875, "accuracy": 0.8}, "eye_side": nothing}
     control = {"generated": {"labels": generated}, "real": {"labels": photographs}}
     (run_dir / "judged" / "samples").mkdir(parents=True, exist_ok=True)
-    (run_dir / "judged" / "judge.json").write_text(json.dumps({"label_control": control}))
+    report = str(run_dir / "judged" / "judge.json")
+    write_document(report, {"label_control": control}, format_name="synfundus-judge", version=1)
     (run_dir / "judged" / "samples" / "PROVENANCE.json").write_text(json.dumps({"model_fingerprint": model}))
 
 
@@ -173,6 +175,11 @@ def test_the_card_of_an_export_shows_a_preview_and_what_judge_found_of_this_very
     judged(copy, model=made.fingerprint, auc=None)
     exported(copy, tmp_path / "after")
     assert "`is_gc` accuracy 0.60 (held-out photographs 0.80)" in (tmp_path / "after" / "MODEL_CARD.md").read_text()
+    for name in ("judge.json", "samples/PROVENANCE.json"):
+        judged(copy, model=made.fingerprint)
+        (copy / "judged" / name).write_text('{"model_fing')
+        with pytest.raises(DataError, match="not valid JSON"):
+            exported(copy, tmp_path / name.partition(".")[0])
     judged(copy, model="another")
     exported(copy, tmp_path / "after")
     assert "not measured" in (tmp_path / "after" / "MODEL_CARD.md").read_text()

@@ -113,6 +113,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     )
     config = start_from_drawn(plan_demo(config, pace=pace), console, on_rank_0(lambda: _CLAIM.read(out), world))
     demo = _Demo(config, out, pace, world, console)
+    if config.demo.source is not None and (channels := config.demo.source_latent_channels) is not None:
+        console.message(f"photographs: an autoencoder of {channels} latent channels (demo.source_latent_channels)")
     demo.claim()
     for stage in STAGES:
         if stage.name == "phantoms" and config.demo.source is not None:

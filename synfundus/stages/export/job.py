@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -30,7 +29,7 @@ from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World
 from synfundus.stages import Summary
 from synfundus.stages.verb import require
-from synfundus.storage import filesystem
+from synfundus.storage import documents, filesystem
 from synfundus.storage.locations import resolved
 from synfundus.storage.writer_lock import write_alone
 from synfundus.telemetry.console import Console
@@ -80,13 +79,17 @@ def newest_preview(run_url: str, images_seen: int) -> bytes:
 
 
 def judged_control(run_url: str, fingerprint: str) -> dict[str, Any]:
-    """Return ``label_control`` as `judge` measured it of this very model, in `JUDGED_NAME` of its run; else nothing."""
+    """Return ``label_control`` as `judge` measured it of this very model, in `JUDGED_NAME` of its run; else nothing.
+
+    Raises:
+        DataError: What `judge` wrote is damaged.
+    """
     report, made = (filesystem.join(run_url, JUDGED_NAME, name) for name in ("judge.json", "samples/PROVENANCE.json"))
     if not (filesystem.exists(report) and filesystem.exists(made)):
         return {}
-    if json.loads(filesystem.read_bytes(made))["model_fingerprint"] != fingerprint:
+    if documents.read_object(made).get("model_fingerprint") != fingerprint:
         return {}
-    control = json.loads(filesystem.read_bytes(report))["label_control"]
+    control = documents.read_document(report, format_name="synfundus-judge", version=1)["label_control"]
     told = {}
     for label, figures in control["generated"]["labels"].items():
         others = control["real"]["labels"][label]
