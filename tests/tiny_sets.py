@@ -51,9 +51,9 @@ TINY: dict[str, Any] = {
     "encode_latents": {"batch_size": 8},
     "train": {
         "unet": {
-            "block_out_channels": [16, 32],
+            "block_out_channels": [16],  # attention to the labels is in the middle
             "layers_per_block": 1,
-            "attention_levels": [False, True],
+            "attention_levels": [False],
             "attention_head_dim": 16,
             "norm_num_groups": 4,
             "cross_attention_dim": 16,

@@ -61,6 +61,7 @@ def curve(inputs: tuple[Path, Path], run_dir: Path, diffusion: dict[str, Any], w
                 "latents": str(latents),
                 "vae": str(vae),
                 "run_dir": str(run_dir),
+                "unet": {"block_out_channels": [16, 32], "attention_levels": [False, True]},
                 "diffusion": diffusion,
                 "loop": {
                     "budget_images": BATCH * STEPS,
