@@ -12,17 +12,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from synfundus.artifacts.autoencoder_folder import forget_origin
-from synfundus.models import linear_path
+from synfundus.artifacts.model_folder import load_pipeline, save_pipeline
 from synfundus.models.autoencoder import LatentAutoencoder, fingerprint
 from synfundus.photographs.crosswalk import SECRET_NAME
+from synfundus.stages.starting_weights import DRAWN
 from synfundus.stages.train_vae.held_out import judge_reconstructions
-from synfundus.stages.train_vae.starting_weights import DRAWN
 from synfundus.storage.manifest import load_shard_set
 from synfundus.telemetry.console import SilentConsole
 
@@ -38,41 +38,53 @@ library_name: diffusers
 
 # Starting weights of drawn eyes
 
-An autoencoder of fundus photographs that has seen none: it was trained on {images:,} phantoms alone, pictures that
+A model of fundus photographs that has seen none: it was trained on {images:,} phantoms alone, pictures that
 `synfundus phantoms` draws. No photograph, no patient, no third-party weights are in it. It is where training on
-photographs starts, not a finished autoencoder.
+photographs starts, not a finished model.
 
 | | |
 |---|---|
-| architecture | AutoencoderKL of diffusers, a linear path beside it |
-| size | {parameters:,} parameters, f{factor}, {channels} latent channels |
+| autoencoder | AutoencoderKL of diffusers, a linear path beside it; f{factor}, {channels} latent channels |
+| its size | {parameters:,} parameters |
+| denoiser | UNet2DConditionModel of diffusers and a conditioner of the default labels |
+| its size | {denoiser:,} parameters |
+| images | {size_px} px |
+| trained | autoencoder {vae_images:,}, denoiser {denoiser_images:,} images, epochs included |
 | stored in | half precision; trained in fp32 |
 | made by | `make starting-weights` with `recipe.yaml` beside this card: fixed seed, fixed number of images |
 | trained with | synfundus {synfundus}, torch {torch} |
-| fingerprint | {fingerprint} |
+| fingerprint | autoencoder {fingerprint}, denoiser {model} |
 | licence | that of synfundus, Apache-2.0 (`LICENSE`) |
 
 Of {judged} held-out phantoms, with these weights as they are stored: PSNR {psnr_db:.2f} dB, SSIM {ssim:.3f}, vessel
 correlation {vessels}. Nothing here says how well it does on photographs: that is measured where they are.
 
-Not for diagnosis. Images decoded by it prove nothing about an eye.
+Not for diagnosis. Images made by it prove nothing about an eye.
 """
 
 
-_OURS = {CARD_NAME, "LICENSE", "recipe.yaml", "config.json", "diffusion_pytorch_model.safetensors"}
-_OURS |= {linear_path.CONFIG_NAME, linear_path.WEIGHTS_NAME}
+_OURS = {CARD_NAME, "LICENSE", "recipe.yaml", "synfundus.json", "model_index.json"}
+_OURS |= {"vae", "unet", "conditioner", "scheduler"}
 """What a folder of starting weights holds."""
 
 
 def steps(work: Path, recipe: Path) -> list[tuple[Path, list[str]]]:
     """Return the verbs to run, each with the file it leaves when it is done."""
     common = ["--preset", "demo-cpu", "--config", str(recipe)]
-    phantoms, images, vae = work / "phantoms", work / "images", work / "vae"
+    phantoms, images, vae, latents, model = (work / name for name in ("phantoms", "images", "vae", "latents", "model"))
     made = ["--source", str(phantoms), "--labels", str(phantoms / "labels.csv"), "--out", str(images)]
     return [
         (phantoms / "labels.csv", ["phantoms", *common, "--out", str(phantoms)]),
         (images / "manifest.json", ["prepare", *common, *made, "--crosswalk", str(work / "crosswalk")]),
         (vae / "export" / "vae" / "config.json", ["train-vae", *common, "--data", str(images), "--run-dir", str(vae)]),
+        (
+            latents / "manifest.json",
+            ["encode-latents", *common, "--data", str(images), "--vae", str(vae), "--out", str(latents)],
+        ),
+        (
+            model / "export" / "synfundus.json",
+            ["train", *common, "--latents", str(latents), "--vae", str(vae), "--run-dir", str(model)],
+        ),
     ]
 
 
@@ -99,18 +111,25 @@ def write_weights(work: Path, recipe: Path, out: Path) -> dict[str, Any]:
     images = load_shard_set(str(work / "images"), kind="images")
     require_ours(out)
     shutil.rmtree(out, ignore_errors=True)
-    autoencoder = LatentAutoencoder.from_pretrained(work / "vae" / "export" / "vae").half()
-    autoencoder.save_pretrained(out)
-    forget_origin(out)
-    stored = LatentAutoencoder.from_pretrained(out).eval()
+    made = load_pipeline(work / "model" / "export", device=torch.device("cpu"))
+    halved, denoiser = made.autoencoder.half(), made.denoiser.half()
+    setup = replace(made, autoencoder=halved, autoencoder_fingerprint=fingerprint(halved))
+    model = save_pipeline(out, denoiser=denoiser, setup=setup, training_summary=made.training_summary)
+    stored = LatentAutoencoder.from_pretrained(out / "vae").eval()
     figures: Mapping[str, Any] = judge_reconstructions(stored, images, count=FIGURES, console=SilentConsole())
-    environment = json.loads((work / "vae" / "environment.json").read_text())
+    environment = json.loads((work / "model" / "environment.json").read_text())
+    trained = json.loads((work / "vae" / "ledger.jsonl").read_text().splitlines()[-1])
     facts = {
         "images": images.num_samples("train"),
         "parameters": sum(one.numel() for one in stored.network.parameters()),
+        "denoiser": sum(one.numel() for one in denoiser.parameters()),
         "factor": stored.downsample_factor,
         "channels": stored.latent_channels,
+        "size_px": setup.image_size_px,
+        "vae_images": trained["images_seen"],
+        "denoiser_images": made.training_summary["images_seen"],
         "fingerprint": fingerprint(stored),  # in single precision: as a run that starts from them names it
+        "model": model,
         "torch": torch.__version__,
         "synfundus": environment["versions"]["synfundus"],
         "judged": figures["evaluated_images"],

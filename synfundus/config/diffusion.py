@@ -179,7 +179,7 @@ class TrainConfig(Section):
     run_dir: str | None = None
     """Folder of the run."""
     init_from: str | None = None
-    """Weights to start from: an exported model, or a diffusers U-Net, whose architecture replaces `unet`."""
+    """Weights to start from: an exported model, `drawn`, or a diffusers U-Net, whose architecture replaces `unet`."""
     unet: UNetConfig = UNetConfig()
     """Architecture of the denoiser."""
     diffusion: DiffusionConfig = DiffusionConfig()

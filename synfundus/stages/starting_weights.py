@@ -1,6 +1,7 @@
-"""The starting weights that come with the package: an autoencoder trained on drawn eyes alone, and no patient's.
+"""The starting weights that come with the package: a model of drawn eyes alone, and of no patient.
 
-They are made by ``make starting-weights``, stored in half precision, and used for the one architecture they have.
+They are made by ``make starting-weights``: the folder of an exported model, in half precision. Its autoencoder and its
+denoiser are used for the one architecture they have.
 """
 
 from __future__ import annotations
@@ -12,19 +13,36 @@ from pathlib import Path
 from typing import Any
 
 from synfundus.config.assets import asset_folders
+from synfundus.config.diffusion import UNetConfig
 from synfundus.config.training import AutoencoderConfig
 from synfundus.errors import CheckpointError, ConfigError
 
 DRAWN = "drawn"
 """Their name as a value of ``--init-from``."""
+_AUTOENCODER, _UNET = "vae", "unet"
 _CONFIG_NAME = "config.json"
 _LINEAR_PATH_NAME = "linear_path.json"
 
 
-def shipped_weights() -> Path | None:
-    """Return the folder of the shipped autoencoder; None where this installation has none."""
+def shipped_model() -> Path | None:
+    """Return the folder of the shipped model; None where this installation has none."""
     folders = (folder / DRAWN for folder in asset_folders("starting_weights"))
-    return next((folder for folder in folders if (folder / _CONFIG_NAME).is_file()), None)
+    return next((folder for folder in folders if (folder / _AUTOENCODER / _CONFIG_NAME).is_file()), None)
+
+
+def _require_model(key: str) -> Path:
+    """Return the folder of the shipped model.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if (folder := shipped_model()) is None:
+        raise ConfigError(
+            f"this installation has no starting weights {DRAWN!r}{folder_of_that_name()}",
+            where=key,
+            hint="run `make starting-weights` in a checkout (hours), or give another folder",
+        )
+    return folder
 
 
 def folder_of_that_name() -> str:
@@ -46,20 +64,20 @@ def architecture(document: Mapping[str, Any], *, linear_path: bool) -> dict[str,
 
 
 def architecture_of(folder: Path) -> dict[str, Any]:
-    """Return the architecture of a folder's autoencoder, by our names.
+    """Return the architecture of the autoencoder in a model's folder, by our names.
 
     Raises:
         CheckpointError: The folder is damaged.
     """
     try:
-        document = json.loads((folder / _CONFIG_NAME).read_text(encoding="utf-8"))
-        return architecture(document, linear_path=(folder / _LINEAR_PATH_NAME).exists())
+        document = json.loads((folder / _AUTOENCODER / _CONFIG_NAME).read_text(encoding="utf-8"))
+        return architecture(document, linear_path=(folder / _AUTOENCODER / _LINEAR_PATH_NAME).exists())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"the starting weights are damaged: {error}", where=str(folder)) from error
 
 
 def architecture_problem(wanted: AutoencoderConfig, folder: Path) -> str:
-    """Return how an architecture differs from that of a folder's autoencoder, both named; empty where it fits.
+    """Return how an architecture differs from that of a model's autoencoder, both named; empty where it fits.
 
     Raises:
         CheckpointError: The folder is damaged.
@@ -69,20 +87,14 @@ def architecture_problem(wanted: AutoencoderConfig, folder: Path) -> str:
     return ", ".join(f"{name} {asked[name]} (they have {has[name]})" for name in has if asked[name] != has[name])
 
 
-def drawn_weights(wanted: AutoencoderConfig) -> Path:
-    """Return the folder of the shipped weights for an architecture.
+def drawn_autoencoder(wanted: AutoencoderConfig) -> Path:
+    """Return the folder of the shipped autoencoder.
 
     Raises:
-        ConfigError: There are none, or they are of another architecture.
-        CheckpointError: They are damaged.
+        ConfigError: There is none, or it is of another architecture.
+        CheckpointError: It is damaged.
     """
-    folder = shipped_weights()
-    if folder is None:
-        raise ConfigError(
-            f"this installation has no starting weights {DRAWN!r}{folder_of_that_name()}",
-            where="train_vae.init_from",
-            hint="run `make starting-weights` in a checkout (hours), or give the folder of an autoencoder",
-        )
+    folder = _require_model("train_vae.init_from")
     if problem := architecture_problem(wanted, folder):
         raise ConfigError(
             f"the starting weights {DRAWN!r} do not fit train_vae.autoencoder: {problem}{folder_of_that_name()}",
@@ -90,10 +102,57 @@ def drawn_weights(wanted: AutoencoderConfig) -> Path:
             hint="give --preset demo-cpu --set train_vae.autoencoder.latent_channels="
             f"{architecture_of(folder)['latent_channels']}, or leave --init-from out",
         )
+    return folder / _AUTOENCODER
+
+
+def drawn_denoiser(wanted: UNetConfig, latent_shape: tuple[int, int, int]) -> Path:
+    """Return the folder of the shipped model, whose denoiser is one that is wanted.
+
+    Raises:
+        ConfigError: There is none, or it is of another architecture.
+        CheckpointError: It is damaged.
+    """
+    folder = _require_model("train.init_from")
+    if problem := denoiser_problem(wanted, latent_shape, folder):
+        raise ConfigError(
+            f"the starting weights {DRAWN!r} do not fit: {problem}{folder_of_that_name()}",
+            where="train.init_from",
+            hint="give --preset demo-cpu and latents of an autoencoder begun from drawn, or leave --init-from out",
+        )
     return folder
 
 
-def fitting_weights(wanted: AutoencoderConfig) -> Path | None:
-    """Return the folder of the shipped weights if there are some for an architecture."""
-    folder = shipped_weights()
-    return None if folder is None or architecture_problem(wanted, folder) else folder
+def denoiser_problem(wanted: UNetConfig, latent_shape: tuple[int, int, int], folder: Path) -> str:
+    """Return how a denoiser differs from that of a model's folder, both named; empty where it fits.
+
+    Args:
+        wanted: Its architecture.
+        latent_shape: ``(c, lh, lw)`` of the latents it is for.
+        folder: Of the model.
+
+    Raises:
+        CheckpointError: The folder is damaged.
+    """
+    try:
+        document = json.loads((folder / _UNET / _CONFIG_NAME).read_text(encoding="utf-8"))
+        has = unet_architecture(document)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise CheckpointError(f"the starting weights are damaged: {error}", where=str(folder)) from error
+    asked = {**wanted.model_dump(mode="json"), "latents": list(latent_shape)}
+    return ", ".join(f"{name} {asked[name]} (they have {has[name]})" for name in has if asked[name] != has[name])
+
+
+def unet_architecture(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the architecture that a config of diffusers' UNet2DConditionModel describes, by our names."""
+    widths, heads = list(document["block_out_channels"]), document["attention_head_dim"]
+    return {
+        "latents": [document["in_channels"], document["sample_size"], document["sample_size"]],
+        "block_out_channels": widths,
+        "layers_per_block": document["layers_per_block"],
+        "attention_levels": ["CrossAttn" in kind for kind in document["down_block_types"]],
+        "attention_head_dim": widths[-1] // heads[-1],  # of diffusers, a number of heads
+        "transformer_layers_per_block": document["transformer_layers_per_block"],
+        "norm_num_groups": document["norm_num_groups"],
+        "cross_attention_dim": document["cross_attention_dim"],
+        "scale_shift_norm": document["resnet_time_scale_shift"] == "scale_shift",
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +18,45 @@ from tiny_sets import TINY, tiny_config
 
 from benchmarks import starting_weights as making
 from synfundus.artifacts.autoencoder_folder import find_autoencoder
+from synfundus.artifacts.model_folder import load_pipeline
+from synfundus.config.diffusion import UNetConfig
 from synfundus.config.loader import Assignment, load_config
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import CheckpointError, ConfigError
+from synfundus.labels.schema import LabelSchema, LabelSpec
 from synfundus.models.autoencoder import LatentAutoencoder
+from synfundus.stages import starting_weights
 from synfundus.stages.demo import job as demo_job
 from synfundus.stages.demo.job import start_from_drawn
 from synfundus.stages.demo.plan import REFERENCE_PACE, plan_demo
+from synfundus.stages.train import job as train_denoiser
+from synfundus.stages.train.rehearsal import rehearse
+from synfundus.stages.train.start import initial_denoiser
 from synfundus.stages.train_vae import job as train_vae
-from synfundus.stages.train_vae import starting_weights
+from synfundus.stages.trial_step import latent_shape
 from synfundus.storage.documents import read_document
 from synfundus.storage.manifest import ShardSet
 
 
 @pytest.fixture(scope="module")
-def drawn(image_set: ShardSet, vae_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """Weights written from a finished run, and their figures."""
+def model_run(latent_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run of train on the latents of the autoencoder."""
+    run_dir = tmp_path_factory.mktemp("model") / "run"
+    section = {"latents": latent_set.url, "run_dir": str(run_dir), "loop": {"budget_images": 32}}
+    train_denoiser.run(tiny_config({"train": section}), LocalWorld(), Talk())
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def drawn(
+    image_set: ShardSet, vae_run: Path, model_run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """Weights written from finished runs, and their figures."""
     work = tmp_path_factory.mktemp("work")
     (work / "images").symlink_to(image_set.url)
     (work / "vae").symlink_to(vae_run)
+    (work / "model").symlink_to(model_run)
     out = work / "shipped" / starting_weights.DRAWN
     return out, making.write_weights(work, making.RECIPE, out)
 
@@ -59,17 +79,23 @@ def train(
 
 
 def test_they_are_the_trained_ones_in_half_precision_with_card_licence_and_recipe(
-    drawn: tuple[Path, dict[str, Any]], vae_run: Path
+    drawn: tuple[Path, dict[str, Any]], vae_run: Path, model_run: Path
 ) -> None:
     folder, figures = drawn
-    assert {path.name for path in folder.iterdir()} >= {"MODEL_CARD.md", "LICENSE", "recipe.yaml", "config.json"}
-    with safe_open(folder / "diffusion_pytorch_model.safetensors", framework="pt") as weights:
-        assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"F16"}  # noqa: SIM118
-    ours, theirs = (LatentAutoencoder.from_pretrained(one) for one in (find_autoencoder(str(vae_run)), folder))
+    assert {path.name for path in folder.iterdir()} >= {"MODEL_CARD.md", "LICENSE", "recipe.yaml", "synfundus.json"}
+    for part in ("vae", "unet"):
+        with safe_open(folder / part / "diffusion_pytorch_model.safetensors", framework="pt") as weights:
+            assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"F16"}  # noqa: SIM118
+    ours, theirs = (LatentAutoencoder.from_pretrained(find_autoencoder(str(one))) for one in (vae_run, folder))
     for name, tensor in ours.state_dict().items():
         torch.testing.assert_close(theirs.state_dict()[name], tensor, rtol=1e-3, atol=1e-6)
+    trained, stored = (load_pipeline(one, device=torch.device("cpu")) for one in (model_run / "export", folder))
+    for name, tensor in trained.denoiser.state_dict().items():
+        torch.testing.assert_close(stored.denoiser.state_dict()[name], tensor, rtol=1e-3, atol=1e-6)
     card = (folder / "MODEL_CARD.md").read_text()
     assert figures["fingerprint"] in card
+    assert stored.fingerprint in card
+    assert "autoencoder 96, denoiser 32 images" in card
     assert f"PSNR {figures['psnr_db']:.2f} dB" in card
     assert "no patient" in card.lower()
 
@@ -92,7 +118,7 @@ def test_a_run_starts_from_them_and_keeps_what_it_started_from(
     record = read_document(str(tmp_path / "run" / "init.json"), format_name="synfundus-initial-weights", version=1)
     assert (record["source"], record["fingerprint"]) == ("drawn", drawn[1]["fingerprint"])
     begun = LatentAutoencoder.from_pretrained(tmp_path / "run" / "init").state_dict()
-    given = LatentAutoencoder.from_pretrained(shipped).state_dict()
+    given = LatentAutoencoder.from_pretrained(shipped / "vae").state_dict()
     assert all(begun[name].equal(tensor) for name, tensor in given.items())
 
 
@@ -103,25 +129,98 @@ def test_another_architecture_is_refused_naming_both(image_set: ShardSet, shippe
     train(image_set, tmp_path / "followed", latent_channels=4)
     with pytest.raises(ConfigError, match=r"linear_path False \(they have True\)"):
         train(image_set, tmp_path / "run", linear_path=False)
-    (shipped / "config.json").rename(shipped / "kept.json")
+    (shipped / "vae" / "config.json").rename(shipped / "vae" / "kept.json")
     try:
         with pytest.raises(ConfigError, match="has no starting weights 'drawn'"):
             train(image_set, tmp_path / "run")
-        (shipped / "config.json").write_text("{}")
+        (shipped / "vae" / "config.json").write_text("{}")
         with pytest.raises(CheckpointError, match="damaged"):
             train(image_set, tmp_path / "run")
     finally:
-        (shipped / "kept.json").rename(shipped / "config.json")
+        (shipped / "vae" / "kept.json").rename(shipped / "vae" / "config.json")
 
 
 def demo(**changes: Any) -> RunConfig:
-    return tiny_config({"demo": {"source": "photographs", **changes}})
+    return tiny_config({"demo": {"source": "photographs", **changes}, "prepare": {"image_size_px": 64}})
+
+
+def train_from_drawn(latents: ShardSet, run_dir: Path, **unet: Any) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Return the denoiser a run starts from, and what is said."""
+    section = {"latents": latents.url, "run_dir": str(run_dir), "init_from": "drawn", "unet": unet}
+    talk = Talk()
+    config = tiny_config({"train": section}).train
+    return initial_denoiser(config, latents, talk, seed=0).denoiser.state_dict(), talk.lines
+
+
+def relabelled(latents: ShardSet, schema: LabelSchema) -> ShardSet:
+    """Return a latent set as one with other labels, and as one of another autoencoder."""
+    return replace(latents, label_schema=schema, properties={**latents.properties, "autoencoder_fingerprint": "0" * 64})
+
+
+def test_a_denoiser_starts_from_them_with_what_labels_mean_the_same(
+    latent_set: ShardSet, shipped: Path, tmp_path: Path
+) -> None:
+    given = load_pipeline(shipped, device=torch.device("cpu")).denoiser
+    theirs = given.state_dict()
+    begun, said = train_from_drawn(relabelled(latent_set, latent_set.label_schema), tmp_path / "run")
+    assert all(begun[name].equal(tensor) for name, tensor in theirs.items())
+    assert any("shipped weights of drawn eyes" in line for line in said)
+    side = latent_set.label_schema["eye_side"]
+    grade = replace(latent_set.label_schema["dr_grade"], ordinal=False)
+    other, said = train_from_drawn(
+        relabelled(latent_set, LabelSchema((side, LabelSpec("is_myopic", 2), grade))), tmp_path / "other"
+    )
+    assert any("labels that begin anew: is_myopic, dr_grade" in line for line in said)
+    place = int(given.conditioner.offsets[latent_set.label_schema.names.index("eye_side")])
+    assert other["conditioner.table"][:3].equal(theirs["conditioner.table"][place : place + 3])
+    assert not other["conditioner.table"][3:].eq(theirs["conditioner.table"][3 : len(other["conditioner.table"])]).any()
+    assert all(
+        other[name].equal(tensor) for name, tensor in theirs.items() if name.startswith(("unet", "conditioner.p"))
+    )
+
+
+def test_a_run_from_them_trains_and_is_refused_where_they_do_not_fit(
+    latent_set: ShardSet, shipped: Path, drawn: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    loop = {"budget_images": 8, "validate_every_images": 0}
+    section = {"latents": latent_set.url, "run_dir": str(run_dir), "init_from": "drawn", "loop": loop}
+    config = tiny_config({"train": section})
+    rehearse(config.train, config.sample)
+    assert train_denoiser.run(config, LocalWorld(), Talk())["images_seen"] == 8
+    record = read_document(str(run_dir / "init.json"), format_name="synfundus-initial-weights", version=1)
+    assert (record["source"], record["fingerprint"]) == ("drawn", drawn[1]["model"])
+    wide = tiny_config({"train": {**section, "run_dir": str(tmp_path / "wide"), "unet": {"block_out_channels": [32]}}})
+    for start in (lambda: rehearse(wide.train, wide.sample), lambda: train_denoiser.run(wide, LocalWorld(), Talk())):
+        with pytest.raises(ConfigError, match=r"block_out_channels \[32\] \(they have \[16\]\)"):
+            start()
+    small = replace(latent_set, properties={**latent_set.properties, "moments_shape": [8, 4, 4]})
+    with pytest.raises(ConfigError, match=r"latents \[4, 4, 4\] \(they have \[4, 8, 8\]\)"):
+        train_from_drawn(small, tmp_path / "small")
+    for name, text in (("config.json", "{}"), ("config.json", "no JSON")):
+        kept = (shipped / "unet" / name).read_text()
+        (shipped / "unet" / name).write_text(text)
+        with pytest.raises(CheckpointError, match="damaged"):
+            train_from_drawn(latent_set, tmp_path / "damaged")
+        (shipped / "unet" / name).write_text(kept)
+
+
+def test_every_setting_of_the_denoiser_is_compared(shipped: Path) -> None:
+    """A setting that a shipped denoiser is not asked about would end in an error of torch."""
+    document = json.loads((shipped / "unet" / "config.json").read_text())
+    compared = set(starting_weights.unet_architecture(document)) - {"latents"}
+    assert compared == set(UNetConfig.model_fields) - {"dropout"}
 
 
 def test_the_demo_on_ones_own_photographs_starts_from_them_where_they_fit(shipped: Path) -> None:
     talk = Talk()
-    assert start_from_drawn(demo(), talk).train_vae.init_from == "drawn"
-    assert "shipped weights of drawn eyes" in talk.lines[0]
+    both = start_from_drawn(demo(), talk)
+    assert (both.train_vae.init_from, both.train.init_from) == ("drawn", "drawn")
+    assert "the autoencoder and the denoiser start from the shipped weights of drawn eyes" in talk.lines[0]
+    wide = demo().model_copy(update={"train": tiny_config({"train": {"unet": {"block_out_channels": [32]}}}).train})
+    first = start_from_drawn(wide, talk)
+    assert (first.train_vae.init_from, first.train.init_from) == ("drawn", None)
+    assert "the autoencoder starts from" in talk.lines.pop()
     other = {"train_vae": {"autoencoder": {"latent_channels": 8}}, "demo": {"source": "photographs"}}
     given = {"train_vae": {"init_from": "somewhere"}, "demo": {"source": "photographs"}}
     for config in (demo(source=None), demo(starting_weights=False), tiny_config(other), tiny_config(given)):
@@ -139,17 +238,20 @@ def test_a_demo_goes_on_with_what_it_began_with(shipped: Path, tmp_path: Path) -
         assert found is not None
         return found
 
-    plain, named = demo(), tiny_config({"demo": {"source": "drawn"}, "prepare": {"source": "drawn"}})
+    plain, named = (
+        demo(),
+        tiny_config({"demo": {"source": "drawn"}, "prepare": {"source": "drawn", "image_size_px": 64}}),
+    )
     for config in (plain, named):
         begun = begin(config)
         assert begin(start_from_drawn(config, Talk(), begun)) == begun, "begun without"
         shutil.rmtree(out)
     begun = begin(start_from_drawn(plain, Talk()))
-    (shipped / "config.json").rename(shipped / "kept.json")
+    (shipped / "vae" / "config.json").rename(shipped / "vae" / "kept.json")
     try:
         assert begin(start_from_drawn(plain, Talk(), begun)) == begun, "begun with"
     finally:
-        (shipped / "kept.json").rename(shipped / "config.json")
+        (shipped / "vae" / "kept.json").rename(shipped / "vae" / "config.json")
     with pytest.raises(ConfigError, match="a demo with other settings"):
         begin(demo(starting_weights=False))
 
@@ -169,7 +271,7 @@ def test_a_folder_that_has_their_name_is_named_where_both_could_be_meant(
     assert not any(note in line for line in own)
 
 
-def test_the_recipe_is_for_the_autoencoder_of_the_demo() -> None:
+def test_the_recipe_is_for_the_networks_of_the_demo() -> None:
     """Weights of another architecture than `demo --source` trains would never be used."""
     made = load_config(preset="demo-cpu", file=str(making.RECIPE), settings=[], flags=[]).config
     own = Assignment("demo.source", "photographs", "--source")
@@ -178,20 +280,24 @@ def test_the_recipe_is_for_the_autoencoder_of_the_demo() -> None:
     )
     assert made.train_vae.autoencoder == demo_cpu.train_vae.autoencoder
     assert made.phantoms.variety == "wide"
-    shipped = starting_weights.shipped_weights()
-    assert shipped is None or starting_weights.architecture_problem(demo_cpu.train_vae.autoencoder, shipped) == ""
+    assert made.train.unet == demo_cpu.train.unet
+    assert made.train.diffusion == demo_cpu.train.diffusion
+    if (shipped := starting_weights.shipped_model()) is not None:
+        shape = latent_shape(demo_cpu.train_vae.autoencoder, image_size_px=demo_cpu.prepare.image_size_px)
+        assert starting_weights.architecture_problem(demo_cpu.train_vae.autoencoder, shipped) == ""
+        assert starting_weights.denoiser_problem(demo_cpu.train.unet, shape, shipped) == ""
 
 
 def test_steps_that_are_done_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
     monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append(command[3]))
     making.run_steps(tmp_path, making.RECIPE)
-    assert ran == ["phantoms", "prepare", "train-vae"]
+    assert ran == ["phantoms", "prepare", "train-vae", "encode-latents", "train"]
     for proof, _ in making.steps(tmp_path, making.RECIPE)[:2]:
         proof.parent.mkdir(parents=True)
         proof.touch()
     making.run_steps(tmp_path, making.RECIPE)
-    assert ran[3:] == ["train-vae"]
+    assert ran[5:] == ["train-vae", "encode-latents", "train"]
 
 
 @pytest.mark.slow
@@ -200,12 +306,13 @@ def test_the_whole_way_gives_the_same_weights_twice(tmp_path: Path) -> None:
     small = {
         "phantoms": {"num_images": 60, "image_size_px": 64, "variety": "wide"},
         "prepare": {"image_size_px": 64},
-        "train_vae": TINY["train_vae"],
+        **{name: TINY[name] for name in ("train_vae", "encode_latents", "train", "launch")},
     }
     recipe.write_text(yaml.safe_dump(small))
     for name in ("one", "other"):
         making.main(["--work", str(tmp_path / name), "--recipe", str(recipe), "--out", str(tmp_path / name / "drawn")])
-    files = ("diffusion_pytorch_model.safetensors", "linear_path.safetensors", "MODEL_CARD.md")
+    weights = "diffusion_pytorch_model.safetensors"
+    files = (f"vae/{weights}", "vae/linear_path.safetensors", f"unet/{weights}", "conditioner/model.safetensors")
     assert all(
         (tmp_path / "one/drawn" / one).read_bytes() == (tmp_path / "other/drawn" / one).read_bytes() for one in files
     )

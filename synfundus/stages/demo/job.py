@@ -18,8 +18,10 @@ from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoen
 from synfundus.artifacts.claim import Claim
 from synfundus.artifacts.sample_set import PngStore
 from synfundus.config.auto import PRECISION_KEYS, settle_precision
+from synfundus.config.diffusion import UNetConfig
 from synfundus.config.generation import DemoConfig
 from synfundus.config.schema import RunConfig
+from synfundus.config.training import AutoencoderConfig
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import LocalWorld, World, leave_new_groups, torch_device
 from synfundus.labels.plan import label_table, read_label_plan
@@ -49,9 +51,9 @@ from synfundus.stages.judging import (
 from synfundus.stages.phantoms import job as phantoms
 from synfundus.stages.prepare import job as prepare
 from synfundus.stages.sample import job as sample
+from synfundus.stages.starting_weights import DRAWN, architecture_problem, denoiser_problem, shipped_model
 from synfundus.stages.train import job as train
 from synfundus.stages.train_vae import job as train_vae
-from synfundus.stages.train_vae.starting_weights import DRAWN, fitting_weights
 from synfundus.stages.trial_step import latent_shape
 from synfundus.stages.verb import require
 from synfundus.stages.vessel_detail import energy_beside
@@ -149,14 +151,35 @@ def start_from_drawn(config: RunConfig, console: Console, begun: documents.Docum
         console: Where it is said.
         begun: The request of a resumed demo, which keeps what it began with.
     """
-    demo, vae = config.demo, config.train_vae
-    if demo.source is None or not demo.starting_weights or vae.init_from:
+    demo = config.demo
+    if demo.source is None or not demo.starting_weights or config.train_vae.init_from or config.train.init_from:
         return config
-    began_with = None if begun is None else documents.flatten(begun).get("settings.train_vae.init_from")
-    if began_with != DRAWN and (begun is not None or fitting_weights(vae.autoencoder) is None):
+    shape = latent_shape(config.train_vae.autoencoder, image_size_px=config.prepare.image_size_px)
+    sections = (
+        _fitting_sections(config.train_vae.autoencoder, config.train.unet, shape)
+        if begun is None
+        else _begun_from_drawn(begun)
+    )
+    if not sections:
         return config
-    console.message("the autoencoder starts from the shipped weights of drawn eyes (off: demo.starting_weights=false)")
-    return config.model_copy(update={"train_vae": vae.model_copy(update={"init_from": DRAWN})})
+    said = " and ".join({"train_vae": "the autoencoder", "train": "the denoiser"}[name] for name in sections)
+    start = "starts" if len(sections) == 1 else "start"
+    console.message(f"{said} {start} from the shipped weights of drawn eyes (off: demo.starting_weights=false)")
+    changed = {name: getattr(config, name).model_copy(update={"init_from": DRAWN}) for name in sections}
+    return config.model_copy(update=changed)
+
+
+def _fitting_sections(autoencoder: AutoencoderConfig, unet: UNetConfig, shape: tuple[int, int, int]) -> list[str]:
+    """Return the sections whose networks the shipped weights fit; a denoiser needs the autoencoder it learnt with."""
+    folder = shipped_model()
+    if folder is None or architecture_problem(autoencoder, folder):
+        return []
+    return ["train_vae"] if denoiser_problem(unet, shape, folder) else ["train_vae", "train"]
+
+
+def _begun_from_drawn(begun: documents.Document) -> list[str]:
+    found = documents.flatten(begun)
+    return [name for name in ("train_vae", "train") if found.get(f"settings.{name}.init_from") == DRAWN]
 
 
 def settle_pace(section: DemoConfig, out: str, measure: Callable[[], float], world: World, console: Console) -> float:

@@ -7,6 +7,7 @@ from synfundus.config.diffusion import TrainConfig
 from synfundus.config.generation import SampleConfig
 from synfundus.labels.schema import LabelSchema
 from synfundus.stages.rehearsal import read_model, require_model
+from synfundus.stages.starting_weights import DRAWN, drawn_denoiser
 from synfundus.storage import documents, filesystem
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import SilentConsole
@@ -27,7 +28,11 @@ def rehearse(section: TrainConfig, sample: SampleConfig) -> str:
         from synfundus.stages import build
 
         build.check_sampler(build.sampler_settings(sample).sampler, section.diffusion)
-    if section.init_from:
+    if section.init_from == DRAWN:
+        from synfundus.stages.reading import latent_shape_of
+
+        drawn_denoiser(section.unet, latent_shape_of(latents))
+    elif section.init_from:
         _check_start(section.init_from, latents)
     return ""
 
@@ -57,7 +62,7 @@ def compare_claim(section: TrainConfig, seed: int) -> None:
 
     url, latents = str(section.run_dir), open_latent_sets(section.latents).combined
     own = {"init_from": section.init_from, "unet": section.unet.model_dump(mode="json")}
-    if section.init_from and find_start(section.init_from)[1]:
+    if section.init_from and section.init_from != DRAWN and find_start(section.init_from)[1]:
         place = filesystem.join(url, "run.json")
         begun = documents.read_document(place, format_name="synfundus-run", version=1)["identity"]
         own |= {name: begun[name] for name in ("init_fingerprint", "unet") if name in begun}

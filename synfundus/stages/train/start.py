@@ -18,6 +18,8 @@ from synfundus.models.unet import ConditionalDenoiser
 from synfundus.seeding import derive_key
 from synfundus.stages import build
 from synfundus.stages.reading import latent_shape_of
+from synfundus.stages.starting_weights import DRAWN
+from synfundus.stages.train.drawn import load_drawn
 from synfundus.stages.train.foreign_unet import announce, find_foreign_unet, open_foreign_unet
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardSet
@@ -73,6 +75,10 @@ def initial_denoiser(section: TrainConfig, latents: ShardSet, console: Console, 
     identity: dict[str, Any] = {"init_from": init_from, "unet": section.unet.model_dump(mode="json")}
     if not init_from:
         return Start(_fresh(section, latents, seed=seed), identity)
+    if init_from == DRAWN:
+        fresh = _fresh(section, latents, seed=seed)
+        given = load_drawn(fresh, section.unet, latents, console)
+        return Start(fresh, identity, {"source": init_from, "fingerprint": given.fingerprint})
     folder, is_foreign = find_start(init_from)
     if is_foreign:
         return _foreign(section, latents, folder, console, seed=seed)

@@ -20,8 +20,8 @@ from synfundus.distributed.world import World
 from synfundus.errors import ConfigError
 from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.stages import build
+from synfundus.stages.starting_weights import DRAWN, drawn_autoencoder, folder_of_that_name
 from synfundus.stages.train_vae.held_out import read_images
-from synfundus.stages.train_vae.starting_weights import DRAWN, drawn_weights, folder_of_that_name
 from synfundus.storage import filesystem
 from synfundus.storage.local_folder import folder_to_read
 from synfundus.storage.manifest import ShardSet, load_shard_set
@@ -63,7 +63,7 @@ def compare_claim(section: TrainVaeConfig, seed: int) -> None:
 def _given_folder(section: TrainVaeConfig) -> str:
     """Return the folder of the weights to start from."""
     if section.init_from == DRAWN:
-        return str(drawn_weights(section.autoencoder))
+        return str(drawn_autoencoder(section.autoencoder))
     return find_autoencoder(str(section.init_from))
 
 
