@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from synfundus.models.vessel_metrics import (
     VESSEL_BAND,
     band_energy_ratio,
     band_power,
+    line_excess,
     vessel_correlation,
     vessel_energy_ratio,
+    vessel_line_ratio,
 )
 
 VESSEL_ENERGY = f"energy_{BAND_NAMES[VESSEL_BAND]}"
@@ -80,37 +83,63 @@ def lost_vessels(figures: Mapping[str, Any]) -> str:
     )
 
 
-def energy_beside(images: NDArray[np.uint8], photographs: NDArray[np.uint8]) -> float | None:
-    """Return the median energy of images in the vessels' octave over that of photographs; None where there is none.
+@dataclass(frozen=True)
+class VesselsBeside:
+    """Vessels of generated images relative to photographs, by the medians of both; None where there is no figure.
+
+    Attributes:
+        energy: Energy in the vessels' octave: any fine structure counts.
+        lines: Excess of long dark lines over bright ones: noise and mottling do not count.
+    """
+
+    energy: float | None = None
+    lines: float | None = None
+
+
+def vessels_beside(images: NDArray[np.uint8], photographs: NDArray[np.uint8]) -> VesselsBeside:
+    """Return the vessels of images relative to photographs.
 
     Args:
         images: ``[n, s, s, 3]``, of which the first `_MOST_IMAGES` are used.
         photographs: ``[m, s, s, 3]``, likewise.
     """
-    ratio = vessel_energy_ratio(_band_powers(images), _band_powers(photographs))
-    return ratio if math.isfinite(ratio) else None
+    energy = vessel_energy_ratio(_figures(images, band_power), _figures(photographs, band_power))
+    lines = vessel_line_ratio(_figures(images, line_excess), _figures(photographs, line_excess))
+    return VesselsBeside(*(one if math.isfinite(one) else None for one in (energy, lines)))
 
 
-def _band_powers(pixels: NDArray[np.uint8]) -> Float[Tensor, "n 4"]:
+def _figures(pixels: NDArray[np.uint8], figure: Callable[[Tensor], Tensor]) -> Tensor:
     chosen = pixels[:_MOST_IMAGES]
-    return torch.cat([band_power(pixels_to_tensor(chosen[at : at + _BATCH])) for at in range(0, len(chosen), _BATCH)])
+    return torch.cat([figure(pixels_to_tensor(chosen[at : at + _BATCH])) for at in range(0, len(chosen), _BATCH)])
 
 
-def vessel_table(
-    reconstructed: Mapping[str, Any], generated_energy: float | None
-) -> tuple[str, list[str], list[list[str]]]:
+def missing_vessels(generated: VesselsBeside) -> str:
+    """Return a warning where generated images show too few vessels; empty otherwise."""
+    if generated.lines is None or generated.lines >= _LOST_BELOW:
+        return ""
+    return (
+        f"generated images show few vessels: their lines are {max(generated.lines, 0.0):.2f} of those in photographs, "
+        f"below {_LOST_BELOW}. Longer training shows more, if reconstructions keep them"
+    )
+
+
+def vessel_table(reconstructed: Mapping[str, Any], generated: VesselsBeside) -> tuple[str, list[str], list[list[str]]]:
     """Return title, head and rows of a table: what is left of vessels in reconstructions and in generated images.
 
     Args:
         reconstructed: Figures of `VesselDetail`.
-        generated_energy: What `energy_beside` returned for generated images.
+        generated: Of generated images.
     """
-    title = f"vessel detail beside photographs (energy at {_OCTAVE})"
+    title = f"vessel detail beside photographs (energy at {_OCTAVE}; lines: dark over bright)"
     rows = [
-        ["reconstructed", _figure(reconstructed.get("vessel_correlation")), _figure(reconstructed.get(VESSEL_ENERGY))],
-        ["generated", "-", _figure(generated_energy)],
+        [
+            "reconstructed",
+            *(_figure(reconstructed.get(name)) for name in ("vessel_correlation", VESSEL_ENERGY)),
+            "-",
+        ],
+        ["generated", "-", _figure(generated.energy), _figure(generated.lines)],
     ]
-    return title, ["images", "correlation", "energy"], rows
+    return title, ["images", "correlation", "energy", "lines"], rows
 
 
 def _figure(value: float | None) -> str:

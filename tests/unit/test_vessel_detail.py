@@ -16,10 +16,12 @@ from synfundus.stages.vessel_detail import (
     VESSEL_ENERGY,
     VESSEL_FIGURES,
     VesselDetail,
+    VesselsBeside,
     describe_vessels,
-    energy_beside,
     lost_vessels,
+    missing_vessels,
     vessel_table,
+    vessels_beside,
 )
 
 
@@ -68,16 +70,29 @@ def test_lost_vessels_are_warned_of(correlation: float, warned: bool) -> None:
 
 def test_generated_images_are_compared_with_photographs() -> None:
     real = photographs(4)
-    assert energy_beside(real, real) == pytest.approx(1.0)
+    same = vessels_beside(real, real)
+    assert same.energy == pytest.approx(1.0)
+    assert same.lines == pytest.approx(1.0)
     coarse = [np.array(Image.fromarray(one).resize((32, 32)).resize((128, 128))) for one in real]
-    found = energy_beside(np.stack(coarse), real)
-    assert found is not None
-    assert 0.0 < found < 0.3
-    assert energy_beside(np.zeros_like(real), real) is None
+    found = vessels_beside(np.stack(coarse), real)
+    assert found.energy is not None
+    assert found.lines is not None
+    assert 0.0 < found.energy < 0.3
+    assert found.lines < 0.5
+    assert vessels_beside(np.zeros_like(real), real) == VesselsBeside()
+
+
+@pytest.mark.parametrize(("lines", "warned"), [(-0.02, "0.00"), (0.04, "0.04"), (0.5, ""), (None, "")])
+def test_few_vessels_in_generated_images_are_warned_of(lines: float | None, warned: str) -> None:
+    said = missing_vessels(VesselsBeside(energy=0.5, lines=lines))
+    assert bool(said) == bool(warned)
+    assert warned in said
 
 
 def test_the_table_has_a_dash_where_there_is_no_figure() -> None:
-    title, head, rows = vessel_table({"vessel_correlation": 0.31, "vessel_images": 7, VESSEL_ENERGY: 0.2}, None)
+    title, head, rows = vessel_table(
+        {"vessel_correlation": 0.31, "vessel_images": 7, VESSEL_ENERGY: 0.2}, VesselsBeside()
+    )
     assert "16 to 32 cycles a diameter" in title
-    assert len(head) == 3
-    assert rows == [["reconstructed", "0.31", "0.20"], ["generated", "-", "-"]]
+    assert len(head) == 4
+    assert rows == [["reconstructed", "0.31", "0.20", "-"], ["generated", "-", "-", "-"]]

@@ -11,6 +11,7 @@ from photographs import retina
 from PIL import Image
 from torch import Tensor
 
+from synfundus.models import vessel_metrics
 from synfundus.models.pixels import pixels_to_tensor
 from synfundus.models.reconstruction_metrics import psnr
 from synfundus.models.vessel_metrics import (
@@ -19,8 +20,10 @@ from synfundus.models.vessel_metrics import (
     band_energy_ratio,
     band_power,
     field_of_view,
+    line_excess,
     vessel_correlation,
     vessel_energy_ratio,
+    vessel_line_ratio,
     vessel_map,
 )
 from synfundus.phantoms.draw import draw_phantom
@@ -151,3 +154,47 @@ def test_phantoms_have_vessels_to_keep() -> None:
     kept = vessel_correlation(blurred(pixels, 2.0), pixels)
     assert int(kept.isfinite().sum()) >= 4
     assert float(kept.nanmean()) < 0.8
+
+
+def mottled(image: Tensor, *, seed: int = 0) -> Tensor:
+    """Return an image with its fine structure's phases drawn anew: the same energy at every frequency, and no line."""
+    green, background = vessel_metrics._green_and_background(image)
+    contrast = (green / background - 1) * field_of_view(image)
+    phases = torch.fft.rfft2(torch.randn(contrast.shape, generator=torch.Generator().manual_seed(seed))).angle()
+    noise = torch.fft.irfft2(torch.polar(torch.fft.rfft2(contrast).abs(), phases), s=contrast.shape[-2:])
+    unit = (image + 1) / 2
+    ratio = torch.where(field_of_view(image), (1 + noise) * background / green.clamp(min=1e-3), 1.0)
+    return ((unit * ratio[:, None]).clamp(0, 1) * 2) - 1
+
+
+def test_lines_are_counted_and_mottling_of_the_same_energy_is_not() -> None:
+    real = photograph()
+    spoiled = torch.cat([mottled(real, seed=seed) for seed in range(8)])
+    energy = vessel_energy_ratio(band_power(spoiled), band_power(real))
+    assert energy > 0.5, "by its energy it has vessels"
+    assert vessel_line_ratio(line_excess(spoiled), line_excess(real)) < 0.1
+    assert vessel_line_ratio(line_excess(blurred(real, 2.5)), line_excess(real)) < 0.1
+    assert vessel_line_ratio(line_excess(real.flip(-1).transpose(-1, -2)), line_excess(real)) == pytest.approx(
+        1, abs=0.1
+    )
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.3, 0.9, math.pi / 2, 2.5])
+def test_a_long_line_counts_in_any_direction_a_spot_does_not_and_a_bright_line_takes_off(angle: float) -> None:
+    x, y = torch.meshgrid(torch.arange(128.0) - 64, torch.arange(128.0) - 64, indexing="xy")
+    across, along = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
+    lines = sum(torch.exp(-0.5 * ((across - shift) / 1.1) ** 2) for shift in range(-60, 61, 12))
+    spots = lines * sum(torch.exp(-0.5 * ((along - shift) / 1.1) ** 2) for shift in range(-60, 61, 12))
+    excess = [
+        float(line_excess(2 * drawn_disc() * (1 + sign * 0.1 * texture) - 1))
+        for sign, texture in ((-1, lines), (1, lines), (-1, spots))
+    ]
+    assert excess[0] > 0.015
+    assert excess[1] < -0.013
+    assert abs(excess[2]) < 0.2 * excess[0]
+
+
+def test_lines_are_the_same_at_twice_the_size_and_none_without_an_eye() -> None:
+    small, large = (float(line_excess(photograph(size))) for size in (128, 256))
+    assert large == pytest.approx(small, rel=0.1)
+    assert line_excess(photograph() * 0 - 1).isnan().all()

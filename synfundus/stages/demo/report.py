@@ -17,7 +17,14 @@ from synfundus.pictures.sheets import PictureRow, PictureSection, encode_png, ti
 from synfundus.stages.demo.conditions import matching_rows
 from synfundus.stages.demo.plan import IMAGES_PER_CONDITION, GenerationPlan
 from synfundus.stages.judging import LabelControl, LabelledImages, show_label_control
-from synfundus.stages.vessel_detail import VESSEL_FIGURES, describe_vessels, lost_vessels, vessel_table
+from synfundus.stages.vessel_detail import (
+    VESSEL_FIGURES,
+    VesselsBeside,
+    describe_vessels,
+    lost_vessels,
+    missing_vessels,
+    vessel_table,
+)
 from synfundus.telemetry.console import Console
 
 _TILE_PX = 128
@@ -49,7 +56,7 @@ class DemoResult:
         label_control: What the judges say.
         num_generated: Images behind the figures on generated images.
         judged_on: What the photographs are that reconstructions and figures on real photographs are of.
-        generated_energy: Energy of generated images in the vessels' octave over that of the photographs judged.
+        generated_vessels: Vessels of generated images relative to the photographs judged.
         peak_memory_gib: Largest resident size of this process and, if larger, of a worker.
     """
 
@@ -60,7 +67,7 @@ class DemoResult:
     label_control: LabelControl = field(default_factory=LabelControl)
     num_generated: int = 0
     judged_on: str = ""
-    generated_energy: float | None = None
+    generated_vessels: VesselsBeside = field(default_factory=VesselsBeside)
     peak_memory_gib: float = 0.0
 
     def add_stage(self, name: str, seconds: float, merit: str, summary: dict[str, Any]) -> None:
@@ -104,7 +111,8 @@ def report_document(result: DemoResult, *, seed: int, budgets: Mapping[str, int 
             for stage in result.stages
         ],
         "autoencoder": {name: vae.get(name) for name in ("psnr_db", "ssim", "evaluated_images", *VESSEL_FIGURES)},
-        "generated_vessel_energy": result.generated_energy,
+        "generated_vessel_energy": result.generated_vessels.energy,
+        "generated_vessel_lines": result.generated_vessels.lines,
         "engine": {name: result.summary_of("train").get(name) for name in ("engine", "zero_stage", "parameters")},
         **result.label_control.to_document(),
         "num_generated": result.num_generated,
@@ -130,8 +138,8 @@ def show_report(result: DemoResult, console: Console) -> None:
     rows.append(["total", f"{total:.1f}", f"peak memory {result.peak_memory_gib:.2f} GiB"])
     console.table("demo", ["stage", "seconds", "figure of merit"], rows)
     vae = result.summary_of("train-vae")
-    console.table(*vessel_table(vae, result.generated_energy))
-    if warning := lost_vessels(vae):
+    console.table(*vessel_table(vae, result.generated_vessels))
+    for warning in filter(None, (lost_vessels(vae), missing_vessels(result.generated_vessels))):
         console.warning(warning)
     show_label_control(result.label_control, console, num_generated=result.num_generated)
 
