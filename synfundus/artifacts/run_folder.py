@@ -35,7 +35,7 @@ from synfundus.telemetry.run_files import read_run
 from synfundus.telemetry.sinks import MetricSinks, build_sinks
 from synfundus.telemetry.wandb_sink import WandbSink
 from synfundus.training.checkpoints.checkpoint import load_checkpoint
-from synfundus.training.checkpoints.search import FoundCheckpoint, find_checkpoint
+from synfundus.training.checkpoints.search import FoundCheckpoint, find_checkpoint, list_checkpoints
 from synfundus.training.checkpoints.stored_weights import ModelPart
 from synfundus.training.checkpoints.writer import CheckpointWriter
 from synfundus.training.ema import ShardedEma
@@ -187,10 +187,22 @@ class RunFolder:
         filesystem.write_bytes(self.path("environment.json"), documents.dump_json(environment))
 
     def record_start(self, weights: Mapping[str, Any]) -> None:
-        """Keep which weights the run starts from, once: ``source``, ``fingerprint`` and more. Called on rank 0."""
+        """Keep which weights the run starts from, once: ``source``, ``fingerprint`` and more. Called on rank 0.
+
+        Raises:
+            ConfigError: It began from other weights, and has no checkpoint yet that it would go on from.
+        """
         url = self.path(START_NAME)
         if not filesystem.exists(url):
             documents.write_document(url, weights, format_name=START_FORMAT_NAME, version=FORMAT_VERSION)
+            return
+        kept = documents.read_document(url, format_name=START_FORMAT_NAME, version=FORMAT_VERSION)["fingerprint"]
+        if kept != weights["fingerprint"] and not any(list_checkpoints(self.path("checkpoints"))):
+            raise ConfigError(
+                f"this run began from weights {kept[:12]}, at their place are now {weights['fingerprint'][:12]}",
+                where=str(weights["source"]),
+                hint="put those back that it began from, or give another --run-dir",
+            )
 
     def resume(self, *, zero: ZeroEngine, average: ShardedEma, console: Console) -> TrainState:
         """Load the newest checkpoint that verifies and return the state of the run. Collective.

@@ -138,10 +138,11 @@ def _schema() -> int:
 
 
 def _presets() -> int:
-    """List the shipped presets."""
-    from synfundus.config.loader import list_presets
+    """List the shipped presets, each with what it is for."""
+    from synfundus.config.loader import list_presets, preset_text
 
-    typer.echo("\n".join(list_presets()))
+    for name in list_presets():
+        typer.echo(f"{name:<12}  {preset_text(name).splitlines()[0].removeprefix('# ')}")
     return 0
 
 

@@ -33,11 +33,13 @@ class Request:
         verb: The verb.
         loaded: The resolved values, and where each came from.
         begun: The file with the settings of the resumed run; empty for none.
+        recipe: ``--preset`` and ``--config`` as they were given.
     """
 
     verb: Verb
     loaded: LoadedConfig
     begun: str = ""
+    recipe: tuple[str, ...] = ()
 
     @property
     def config(self) -> RunConfig:
@@ -130,7 +132,8 @@ def load_request(verb: Verb, given: Mapping[str, Any]) -> Request:
         flags=flags,
         begun=begun,
     )
-    return Request(verb, loaded, begun[0] if begun else "")
+    recipe = [word for name in ("preset", "config") if given[name] for word in (f"--{name}", given[name])]
+    return Request(verb, loaded, begun[0] if begun else "", tuple(recipe))
 
 
 def _begun(verb: Verb, flags: Sequence[Assignment], also: Collection[str]) -> tuple[str, str] | None:

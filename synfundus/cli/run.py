@@ -50,7 +50,7 @@ from synfundus.launch import (
     plan_launch,
 )
 from synfundus.launch.inheritance import wandb_note
-from synfundus.launch.submission import PACKAGE, changed_code, installed, source_hash
+from synfundus.launch.submission import PACKAGE, belongs_to_a_job, changed_code, installed, source_hash
 from synfundus.processes.stop_signals import ENDING
 from synfundus.redaction import redact
 from synfundus.stages import Summary
@@ -226,7 +226,8 @@ def _run_here(request: Request, info: RankInfo, *, file: str | None, as_json: bo
     with aside, one_writer(stale_after_s), _joined(request) as world:
         summary = _run_job(request, job.run, world, console)
     if request.verb.closing and summary and info.rank == 0:
-        for line in closing_lines(request.verb, request.section, summary):
+        recipe = () if file is not None and belongs_to_a_job(file) else request.recipe
+        for line in closing_lines(request.verb, request.section, summary, recipe=recipe):
             console.message(redact(line))
     if as_json and info.rank == 0:
         sys.stdout.write(json.dumps(summary, indent=2, default=str) + "\n")

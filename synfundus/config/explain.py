@@ -121,6 +121,22 @@ def explain(name: str) -> str:
     return "\n".join(_lines(values, frozenset(wanted), RunConfig, "")) + "\n"
 
 
+_OTHER_NAMES = {
+    "learning_rate": "lr",
+    "epochs": "budget_images",
+    "num_epochs": "budget_images",
+    "max_steps": "budget_images",
+    "resolution": "image_size_px",
+    "grad_clip": "max_grad_norm",
+    "num_workers": "workers",
+    "cfg": "guidance_scale",
+    "cfg_scale": "guidance_scale",
+    "mixed_precision": "precision",
+    "output_dir": "run_dir",
+}
+"""What other trainers call some keys."""
+
+
 def keys_like(flag: str, sections: Collection[str]) -> list[str]:
     """Return the keys an unknown flag may mean, those of the same name first.
 
@@ -129,6 +145,7 @@ def keys_like(flag: str, sections: Collection[str]) -> list[str]:
         sections: Top-level keys to look in.
     """
     name = flag.removeprefix("--").replace("-", "_")
+    name = _OTHER_NAMES.get(name, name)
     leaves = [path for path in leaf_fields() if path.split(".")[0] in sections]
     same = [path for path in leaves if path.rpartition(".")[2] == name or path.replace(".", "_").endswith(f"_{name}")]
     close = difflib.get_close_matches(name, [path.rpartition(".")[2] for path in leaves], n=2, cutoff=0.75)

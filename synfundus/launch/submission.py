@@ -128,6 +128,11 @@ def discard(submission: Submission) -> None:
             folder.rmdir()
 
 
+def belongs_to_a_job(config: str) -> bool:
+    """Whether a configuration file is the frozen one of a submission."""
+    return Path(config).with_name(Submission(Path()).code.name).is_file()
+
+
 def changed_code(config: str) -> list[str]:
     """Describe how the running code differs from the code a job was submitted with.
 

@@ -5,7 +5,7 @@ No torch, except for the errors of a folder in which there is no model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from synfundus.artifacts.latent_set import load_sources, open_latent_sets, require_flip
@@ -50,13 +50,21 @@ def require_model(url: str) -> str:
     return find_pipeline(url)
 
 
+_OF_A_RUN = frozenset({"run.json", "metrics.jsonl", "checkpoints", "submissions"})
+
+
+def is_run(names: Collection[str]) -> bool:
+    """Whether a folder with these names in it is a run, or one that has been submitted."""
+    return not _OF_A_RUN.isdisjoint(names)
+
+
 def require_run(url: str) -> None:
     """Require the folder of a run.
 
     Raises:
-        ConfigError: There is no such folder.
+        ConfigError: There is no such folder, or something else in it.
     """
-    if not filesystem.is_dir(url):
+    if not filesystem.is_dir(url) or not is_run(filesystem.list_names(url)):
         hint = "--run-dir takes the folder of a run of train or train-vae"
         raise ConfigError("there is no run", where=url, hint=hint)
 

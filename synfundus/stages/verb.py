@@ -8,7 +8,7 @@ compares every path with the schema.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -81,7 +81,8 @@ class Verb:
         compare: Refuses an output folder that was begun for something else, from its own section and the seed; called
             by a dry run for a folder with one of the documents of `Option.proof`.
         closing: What is said at the end: what was written, and the next command, with values of its section and of its
-            summary in braces, and words in capitals for the user to fill in.
+            summary in braces, ``{recipe}`` where that command takes the same preset and file, and words in capitals for
+            the user to fill in.
     """
 
     name: str
@@ -145,8 +146,8 @@ def few_patients(num_patients: object) -> list[str]:
     ]
 
 
-def closing_lines(verb: Verb, section: object, summary: Mapping[str, Any]) -> list[str]:
-    """Return what is said at the end of a verb, as a shell reads it."""
+def closing_lines(verb: Verb, section: object, summary: Mapping[str, Any], *, recipe: Sequence[str] = ()) -> list[str]:
+    """Return what is said at the end of a verb, as a shell reads it; ``recipe`` are its preset and file."""
 
     def written(value: object) -> str:
         if isinstance(value, Mapping):
@@ -154,6 +155,7 @@ def closing_lines(verb: Verb, section: object, summary: Mapping[str, Any]) -> li
         return shlex.quote(str(value))
 
     values = {name: written(value) for name, value in {**vars(section), **summary}.items()}
+    values["recipe"] = "".join(f" {shlex.quote(word)}" for word in recipe)
     lines = [f"warning: {line}" for line in few_patients(summary.get("num_patients"))]
     return [*lines, *(line.format_map(values) for line in verb.closing)]
 

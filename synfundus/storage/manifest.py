@@ -129,6 +129,27 @@ def save_shard_set(shard_set: ShardSet) -> ShardSet:
     return replace(shard_set, identity=hashlib.sha256(data).hexdigest())
 
 
+_OTHERS = {
+    "secret.key": "a crosswalk, which stays where it is",
+    "run.json": "a run",
+    "synfundus.json": "a model",
+    "metadata.csv": "a folder of single images, of `synfundus sample`",
+    "labels.csv": "photographs with a label table",
+}
+"""What a folder is that holds such a name and no manifest."""
+_WRITERS: Mapping[str, str] = {"images": "prepare", "latents": "encode-latents", "samples": "sample --format shards"}
+_INCOMPLETE_HINT = "check the path; a set without a manifest is incomplete: run the command that writes it again"
+
+
+def _what_is_here(url: str) -> str:
+    """Say what a folder without a manifest is; empty if nobody knows."""
+    try:
+        names = [name for name in _OTHERS if filesystem.exists(filesystem.join(url, name))]
+    except StorageError:
+        return ""
+    return f"this is {_OTHERS[names[0]]}" if names else ""
+
+
 def load_shard_set(url: str, *, kind: SetKind) -> ShardSet:
     """Read the manifest of a set.
 
@@ -139,10 +160,11 @@ def load_shard_set(url: str, *, kind: SetKind) -> ShardSet:
     try:
         data = filesystem.read_bytes(manifest_url)
     except StorageError as error:
+        found = _what_is_here(url)
         raise DataError(
-            f"no shard set of {kind} here: {MANIFEST_NAME} cannot be read",
+            f"no shard set of {kind} here: {found or f'{MANIFEST_NAME} cannot be read'}",
             where=url,
-            hint="check the path; a set without a manifest is incomplete: run the command that writes it again",
+            hint=f"give a set that `synfundus {_WRITERS[kind]}` has written" if found else _INCOMPLETE_HINT,
         ) from error
     document = documents.parse_document(data, format_name=FORMAT_NAME, version=FORMAT_VERSION, where=manifest_url)
     if document.get("kind") != kind:

@@ -93,7 +93,7 @@ def test_recomputed_activations_of_an_autoencoder(tmp_path: Path) -> None:
     begun(checkpointing=False)
 
 
-def test_latents_to_train_on(shell: Shell, latent_set: ShardSet, tmp_path: Path) -> None:
+def test_latents_to_train_on(shell: Shell, latent_set: ShardSet, vae_run: Path, tmp_path: Path) -> None:
     line = ("train", "--run-dir", tmp_path / "run", "--device", "cpu", "--dry-run", "--set", "train.unet.dropout=0")
     given = ("--set", f"train.latents=[{latent_set.url}]")
     with refusal("give --latents, or set train.latents"):
@@ -115,6 +115,8 @@ def test_latents_to_train_on(shell: Shell, latent_set: ShardSet, tmp_path: Path)
     assert shares([1.0], 1000) == [1000]
     told = shell.refused("check the path; a set without a manifest is incomplete", *line, "--latents", tmp_path)
     assert "run the command that writes it again" in told.hint
+    told = shell.refused("give a set that `synfundus encode-latents` has written", *line, "--latents", vae_run)
+    assert "this is a run" in told.said
     shell.done(*line, "--latents", plain)
 
 

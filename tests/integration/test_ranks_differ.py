@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from phantom_clinic import write_clinic
 from rank_processes import REPOSITORY, Ended, rank_environments, run_processes
 from tiny_pipeline import write_tiny_pipeline
 from tiny_runs import settings
-from tiny_sets import flip_byte, write_config
+from tiny_sets import flip_byte, tiny_config, write_config
 
+from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
+from synfundus.artifacts.model_folder import save_pipeline
+from synfundus.stages import build
+from synfundus.stages.reading import latent_shape_of
 from synfundus.storage.manifest import ShardSet
 
 WITHIN_S = 30.0
@@ -160,11 +165,31 @@ def differ_in_photographs(
     return ["prepare", "--source", "in", "--labels", "in/labels.csv", *places, "--image-size", "64", "--workers", "0"]
 
 
+def write_export(folder: Path, latents: ShardSet, vae_run: Path, *, seed: int) -> None:
+    """Write an untrained model for latents."""
+    config = tiny_config()
+    autoencoder, _ = open_autoencoder(find_autoencoder(str(vae_run)), device=torch.device("cpu"), dtype=torch.float32)
+    setup = build.model_setup(config.train.diffusion, latents, autoencoder, build.sampler_settings(config.sample))
+    shape = latent_shape_of(latents)
+    denoiser = build.denoiser(config.train.unet, seed=seed, schema=latents.label_schema, latent_shape=shape)
+    summary = {"images_seen": 0, "training_images": 0, "validation_loss": float("nan")}
+    save_pipeline(folder, denoiser=denoiser, setup=setup, training_summary=summary)
+
+
+def differ_in_start(hosts: tuple[Path, Path], latent_set: ShardSet, image_set: ShardSet, vae_run: Path) -> list[str]:
+    del image_set
+    for seed, host in enumerate(hosts):
+        write_export(host / "m", latent_set, vae_run, seed=seed)
+    config = write_config(hosts[0].parent / "run.yaml", settings(latent_set, hosts[0].parent / "run"))
+    return ["train", "--config", str(config), "--init-from", "m", "--set", "train.unet.dropout=0"]
+
+
 COPIES: dict[str, tuple[Callable[..., list[str]], str]] = {
     "the set": (differ_in_set, "latents is"),
     "the label schema": (differ_in_schema, "latents is"),
     "the autoencoder": (differ_in_autoencoder, "autoencoder_fingerprint is"),
     "the model": (differ_in_model, "model_fingerprint is"),
+    "the weights to start from": (differ_in_start, "the weights to start from is"),
     "the DeepSpeed file": (differ_in_ds_file, "the DeepSpeed file is"),
     "the photographs": (differ_in_photographs, "the photographs is"),
 }

@@ -18,7 +18,7 @@ from tiny_sets import UNEVEN_SHARDS, phantom_samples, tiny_config, write_config,
 
 from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
 from synfundus.artifacts.latent_set import open_latent_sets
-from synfundus.artifacts.model_folder import find_pipeline, load_pipeline, named_model
+from synfundus.artifacts.model_folder import find_pipeline, load_pipeline, named_model, resave_pipeline
 from synfundus.config.diffusion import DiffusionConfig
 from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import CheckpointError, ConfigError, DataError, ManifestMismatch, SynfundusError
@@ -27,7 +27,7 @@ from synfundus.stages.encode_latents import job as encode_latents
 from synfundus.stages.reading import check_flip
 from synfundus.stages.sample import job as sample
 from synfundus.stages.train import job as train
-from synfundus.stages.train.start import objective_differences
+from synfundus.stages.train.start import objective_differences, scale_differences
 from synfundus.stages.train_vae import job as train_vae
 from synfundus.storage.manifest import ShardSet, load_shard_set
 from synfundus.telemetry.console import Console, SilentConsole
@@ -200,17 +200,33 @@ class TestTrain:
     ) -> None:
         given = load_pipeline(find_pipeline(str(trained)), device=torch.device("cpu"))
         tiny = tiny_config().train.diffusion
-        assert objective_differences(given, tiny, latent_set) == []
+        assert objective_differences(given, tiny) == []
+        assert scale_differences(given, tiny, latent_set) == []
         flow = DiffusionConfig(prediction_type="flow_velocity")
         noise = DiffusionConfig(prediction_type="epsilon", beta_schedule="linear")
-        assert objective_differences(given, flow, latent_set) == [
-            "prediction_type 'v_prediction' there, 'flow_velocity' here"
-        ]
-        told = objective_differences(given, noise, latent_set)
+        assert objective_differences(given, flow) == ["prediction_type 'v_prediction' there, 'flow_velocity' here"]
+        told = objective_differences(given, noise)
         assert told[0] == "prediction_type 'v_prediction' there, 'epsilon' here"
         assert "zero_terminal_snr True there, False here" in told
         wider = replace(given, latent_std=tuple(2 * value for value in given.latent_std))
-        assert "latents are divided by" in objective_differences(wider, tiny, latent_set)[0]
+        assert "latents are divided by" in scale_differences(wider, tiny, latent_set)[0]
+
+    def test_a_run_that_began_from_other_weights_of_the_same_place_is_refused(
+        self, latent_set: ShardSet, trained: Path, world: World, tmp_path: Path
+    ) -> None:
+        place, run_dir = tmp_path / "model", tmp_path / "run"
+        shutil.copytree(trained / "export", place)
+        assert start(latent_set, run_dir, world, init_from=str(place))["images_seen"] == 16
+        given = load_pipeline(place, device=torch.device("cpu"))
+        with torch.no_grad():
+            next(given.denoiser.parameters()).add_(1.0)
+        resave_pipeline(place, given, run="")
+        assert start(latent_set, run_dir, world, init_from=str(place))["images_seen"] == 16, "it has a checkpoint"
+        shutil.rmtree(run_dir / "checkpoints")
+        with pytest.raises(ConfigError, match=r"began from weights [0-9a-f]{12}, at their place are now") as refused:
+            start(latent_set, run_dir, world, init_from=str(place))
+        assert refused.value.hint == "put those back that it began from, or give another --run-dir"
+        assert start(latent_set, tmp_path / "other", world, init_from=str(place))["images_seen"] == 16
 
     def test_a_model_to_start_from_whose_grade_is_now_a_plain_label(
         self, latent_set: ShardSet, trained: Path, world: World, tmp_path: Path

@@ -205,6 +205,14 @@ def test_a_run_from_them_trains_and_is_refused_where_they_do_not_fit(
         (shipped / "unet" / name).write_text(kept)
 
 
+def test_another_objective_is_taken_with_a_warning(latent_set: ShardSet, shipped: Path, tmp_path: Path) -> None:
+    section = {"latents": latent_set.url, "run_dir": str(tmp_path / "run"), "init_from": "drawn"}
+    for changed, warned in (({}, False), ({"prediction_type": "epsilon", "zero_terminal_snr": False}, True)):
+        talk = Talk()
+        initial_denoiser(tiny_config({"train": {**section, "diffusion": changed}}).train, latent_set, talk, seed=0)
+        assert any("'v_prediction' there, 'epsilon' here" in line for line in talk.lines) == warned
+
+
 def test_every_setting_of_the_denoiser_is_compared(shipped: Path) -> None:
     """A setting that a shipped denoiser is not asked about would end in an error of torch."""
     document = json.loads((shipped / "unet" / "config.json").read_text())

@@ -598,13 +598,24 @@ def test_a_verb_says_what_it_wrote_and_what_comes_next(
     assert "warning: test has 1 patient: figures" in said
 
 
+def test_every_verb_that_writes_says_at_its_end_what_is_there() -> None:
+    writes = {verb.name for verb in VERBS if any(o.required and o.role in ("output", "run") for o in verb.options)}
+    assert {verb.name for verb in VERBS if verb.closing} >= writes
+
+
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb.closing], ids=lambda verb: verb.name)
 def test_the_next_command_is_one(verb: Verb) -> None:
     summary = {"splits": {}, "num_patients": {}, "crosswalk": "c", "out": "o"}
-    line = closing_lines(verb, getattr(RunConfig(), verb.key), summary)[-1]
+    recipe = ("--preset", "demo-cpu", "--config", "my run.yaml")
+    line = closing_lines(verb, getattr(RunConfig(), verb.key), summary, recipe=recipe)[-1]
+    if verb.name == "judge":  # the last of its chain
+        assert line == "figures and intervals: o/judge.json"
+        return
+    if verb.name in ("phantoms", "prepare", "train-vae", "encode-latents"):
+        assert " --preset demo-cpu --config 'my run.yaml'" in line, "what follows is of the same size and budget"
     program, name, *words = shlex.split(line.removeprefix("next: "))
     assert program == "synfundus"
-    known = {option.flag for option in VERB_BY_NAME[name].options}
+    known = {option.flag for option in VERB_BY_NAME[name].options} | {"--preset", "--config"}
     assert {word for word in words if word.startswith("--")} <= known
     needed = {option.flag for option in VERB_BY_NAME[name].options if option.required}
     assert needed <= set(words)

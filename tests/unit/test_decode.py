@@ -5,7 +5,7 @@ import pickle
 import struct
 import tracemalloc
 import zlib
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -198,14 +198,26 @@ def test_grey_pgm_with_a_comment_is_read() -> None:
     assert decode(b"P5 # by a scanner\n2 1 255\n\x07\xff").tolist() == [[[7] * 3, [255] * 3]]
 
 
-@pytest.mark.parametrize("kind", ["tiff_adobe_deflate", "jpeg", "PNG"])
-@pytest.mark.parametrize("size", [64, 512])
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [
+        *((kind, size) for kind in ("tiff_adobe_deflate", "jpeg", "PNG") for size in (64, 512)),
+        ("packbits", 512),  # 64 may lie within 128 bytes that are stored as they are
+    ],
+)
 def test_zeros_within_a_compressed_picture_are_found(kind: str, size: int) -> None:
     image, options = Image.fromarray(retina()[::4, ::4]), {} if kind == "PNG" else {"compression": kind}
     data = encoded(image, "PNG" if kind == "PNG" else "TIFF", **options)
     for part in (0.2, 0.4, 0.6, 0.8):
         at = int(part * len(data))
         assert reason(data[:at] + bytes(size) + data[at + size :]) in {Undecodable.DAMAGED, Undecodable.TRUNCATED}
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA"])
+@pytest.mark.parametrize("options", [{}, {"strip_size": 2000}])
+def test_a_sound_picture_in_packbits_is_accepted(mode: str, options: dict[str, Any]) -> None:
+    data = encoded(Image.fromarray(RETINA[:81, :67]).convert(mode), "TIFF", compression="packbits", **options)
+    assert decode(data).shape[:2] == (81, 67)
 
 
 @pytest.mark.parametrize(("factors"), [0x31, 0x21, 0x13, 0x41])

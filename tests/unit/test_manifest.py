@@ -53,6 +53,23 @@ def test_a_set_without_a_manifest_is_incomplete(tmp_path: Path) -> None:
     assert is_complete(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("secret.key", "a crosswalk"),
+        ("run.json", "a run"),
+        ("synfundus.json", "a model"),
+        ("metadata.csv", "single images"),
+        ("labels.csv", "photographs"),
+    ],
+)
+def test_something_else_than_a_set_is_named(name: str, what: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(DataError, match=f"no shard set of samples here: this is .*{what}") as caught:
+        load_shard_set(str(tmp_path), kind="samples")
+    assert caught.value.hint == "give a set that `synfundus sample --format shards` has written"
+
+
 def test_a_set_of_another_kind_is_refused_naming_both(tmp_path: Path) -> None:
     write_numbered_set(tmp_path, [1])
     with pytest.raises(DataError, match="this is a set of latents, a set of images is needed"):

@@ -79,4 +79,5 @@ VERB = Verb(
     default_preset="demo-cpu",
     problems=_problems,
     rehearse=_rehearse,
+    closing=("next: synfundus sample --model {out}/model --out SAMPLES --num-images 16",),
 )

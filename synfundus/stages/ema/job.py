@@ -18,6 +18,7 @@ from synfundus.distributed.world import World
 from synfundus.errors import CheckpointError, ConfigError
 from synfundus.models.weight_files import replace_weights
 from synfundus.stages import Summary
+from synfundus.stages.rehearsal import require_run
 from synfundus.stages.verb import require
 from synfundus.storage import filesystem
 from synfundus.storage.writer_lock import write_alone
@@ -75,6 +76,7 @@ def _plan(section: PostHocEmaConfig) -> tuple[str, str, list[Snapshot], Profile]
     run_url = require(section.run_dir, flag="--run-dir", key="ema.run_dir")
     if section.sigma_rel is None:
         raise ConfigError("--sigma-rel is missing (ema.sigma_rel)", hint="for example --sigma-rel 0.10")
+    require_run(run_url)
     snapshots = find_snapshots(run_url)
     wanted = _wanted(snapshots, section.sigma_rel, section.at_images)
     name = f"sigma-rel-{wanted.sigma_rel:.4f}-images-{wanted.images_seen:012d}"

@@ -52,5 +52,5 @@ VERB = Verb(
     script="encode_latents.sh",
     dry_run=_dry_run,
     compare=_compare,
-    closing=("next: synfundus train --latents {out} --run-dir RUN",),
+    closing=("next: synfundus train{recipe} --latents {out} --run-dir RUN",),
 )

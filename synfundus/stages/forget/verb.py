@@ -26,8 +26,22 @@ VERB = Verb(
         Option("--crosswalk", "forget.crosswalk", "Crosswalk of the image set.", required=True, role="input"),
         Option("--patient", "forget.patient", "The patient, as in the label table.", required=True),
         Option("--data", "forget.data", "Image set; default: the one the crosswalk belongs to.", role="input"),
-        Option("--latents", "forget.latents", "Latent set encoded from it (repeatable).", "many", role="input"),
-        Option("--model", "forget.model", "Run or export that may have seen them (repeatable).", "many", role="input"),
+        Option(
+            "--latents",
+            "forget.latents",
+            "Latent set encoded from it (repeatable).",
+            "many",
+            role="input",
+            metavar="PATH",
+        ),
+        Option(
+            "--model",
+            "forget.model",
+            "Run or export that may have seen them (repeatable).",
+            "many",
+            role="input",
+            metavar="PATH",
+        ),
         Option(
             "--out",
             "forget.out",
@@ -39,4 +53,5 @@ VERB = Verb(
     ),
     sections=("forget", "storage"),
     dry_run=_dry_run,
+    closing=("next: synfundus inspect --data {out}/images --verify",),
 )

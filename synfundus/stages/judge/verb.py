@@ -57,4 +57,5 @@ VERB = Verb(
     script="judge.sh",
     problems=_problems,
     rehearse=_rehearse,
+    closing=("figures and intervals: {out}/judge.json",),
 )

@@ -41,5 +41,5 @@ VERB = Verb(
     ),
     sections=("seed", "phantoms"),
     compare=_compare,
-    closing=("next: synfundus prepare --source {out} --labels {out}/labels.csv --out SET",),
+    closing=("next: synfundus prepare{recipe} --source {out} --labels {out}/labels.csv --out SET",),
 )

@@ -11,6 +11,7 @@ from synfundus.distributed.world import World
 from synfundus.errors import ConfigError
 from synfundus.pictures.charts import SOFTWARE, Curve, Panel, draw_curves, spans_decades
 from synfundus.stages import Summary
+from synfundus.stages.rehearsal import require_run
 from synfundus.storage import filesystem
 from synfundus.telemetry.console import Console
 from synfundus.telemetry.run_files import RunView, read_run, series
@@ -73,9 +74,7 @@ def look(options: PlotConfig, console: Console) -> tuple[str, list[RunView], lis
     if filesystem.exists(out) and not _is_plot(out):
         raise ConfigError("`plot` did not write what is there", where=out, hint="give another --out")
     for url in urls:
-        if not filesystem.is_dir(url):
-            hint = "--run-dir takes the folder of a run of train or train-vae"
-            raise ConfigError("there is no run", where=url, hint=hint)
+        require_run(url)
     views = [read_run(url) for url in urls]
     drawn = [view for view in views if view.rows or view.validation]
     empty = [view.url for view in views if not (view.rows or view.validation)]

@@ -92,14 +92,25 @@ def find_paths(section: PrepareConfig) -> PreparePaths:
     return PreparePaths(str(section.source), section.labels, out, crosswalk)
 
 
+def told_crosswalk(paths: PreparePaths) -> str:
+    """Return where names and patients are kept, with a warning where they are easily passed on with the set."""
+    where = f"names and patients of this set: {paths.crosswalk} (the crosswalk: keep it, never pass it on)"
+    return f"{where}\nwarning: {_passed_on(paths)}" if lies_with(paths.crosswalk, paths.out) else where
+
+
+def _passed_on(paths: PreparePaths) -> str:
+    return (
+        f"the crosswalk {paths.crosswalk} is in the folder that also holds the set: whoever copies or packs that "
+        "folder passes on the patients' names. Keep it elsewhere: --crosswalk"
+    )
+
+
 def announce_crosswalk(paths: PreparePaths, console: Console) -> None:
     """Say where names and patients are kept; warn where they are easily passed on with the set."""
-    console.message(f"names and patients of this set: {paths.crosswalk} (the crosswalk: keep it, never pass it on)")
-    if lies_with(paths.crosswalk, paths.out):
-        console.warning(
-            f"the crosswalk {paths.crosswalk} is in the folder that also holds the set: whoever copies or packs that "
-            "folder passes on the patients' names. Keep it elsewhere: --crosswalk"
-        )
+    where, _, warning = told_crosswalk(paths).partition("\nwarning: ")
+    console.message(where)
+    if warning:
+        console.warning(warning)
 
 
 def check_out(paths: PreparePaths) -> bool:

@@ -130,7 +130,9 @@ def _read_table(section: PrepareConfig, schema: LabelSchema, files: Mapping[str,
             hint="number them as `synfundus config show label-schema` does, or give the label another name",
         )
     labels = section.labels
-    if labels is not None and (not filesystem.exists(labels) or filesystem.is_dir(labels)):
+    if labels is not None and filesystem.is_dir(labels):
+        raise ConfigError(f"the label table is a folder: {labels}", where="prepare.labels")
+    if labels is not None and not filesystem.exists(labels):
         raise ConfigError(f"the label table does not exist: {labels}", where="prepare.labels")
     data = None if labels is None else filesystem.read_bytes(labels)
     where = labels or str(section.source)
@@ -181,13 +183,17 @@ def plan_inputs(
     """
     schema = load_schema(section.label_schema)
     if not filesystem.is_dir(source):
-        raise ConfigError(f"the folder of photographs does not exist: {source}", where="prepare.source")
+        found = "is a file" if filesystem.exists(source) else "does not exist"
+        raise ConfigError(f"the folder of photographs {found}: {source}", where="prepare.source")
     listed = filesystem.list_files(source, everything=True)
     files = {name: size for name, size in listed.items() if not is_hidden(name)}
     table = _read_table(section, schema, files)
     matched, rejects = match_files(table, files)
     if not matched:
-        raise no_input(table, rejects, files.keys(), importer=section.importer, where=section.labels or source)
+        refusal = no_input(table, rejects, files.keys(), importer=section.importer, where=section.labels or source)
+        if section.labels and not (section.importer or section.mapping):
+            refusal.hint = looks_like(filesystem.read_bytes(section.labels), where=section.labels) or refusal.hint
+        raise refusal
     secret = open_secret()
     matched, rejects = _without_withdrawn(matched, rejects, secret, withdrawn())
     samples = tuple(plan_samples(matched, secret))

@@ -94,18 +94,25 @@ def _measure(one: NearDuplicate | OtherSetMatch) -> Line:
     return {"similarity": round(one.similarity, 4), "mirrored": one.mirrored}
 
 
+def counted(number: int, what: str) -> str:
+    """Return a number of things: ``1 sample``, ``2 samples``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def report(console: Console, shard_set: ShardSet, decision: Decision, paths: PreparePaths, plan: InputPlan) -> None:
     """Print the numbers of inputs, samples and rejects, and the label counts."""
     properties = shard_set.properties
     num_rejects = sum(shard_set.rejects.values())
-    console.message(f"{properties['num_inputs']} inputs = {shard_set.num_samples()} samples + {num_rejects} rejects")
+    inputs, samples = counted(properties["num_inputs"], "input"), counted(shard_set.num_samples(), "sample")
+    console.message(f"{inputs} = {samples} + {counted(num_rejects, 'reject')}")
     if num_rejects:
         console.table("rejects", ["reason", "inputs"], [[name, str(n)] for name, n in shard_set.rejects.items()])
         _report_rejects(console, shard_set, (*plan.rejects, *decision.duplicates), paths)
     header, *rows = decision.labels.value_rows()
     console.table("labels", header, rows)
     for flag, number in properties["flags"].items():
-        console.warning(f"{number} samples are flagged {flag}: see {FLAGS_NAME} in the crosswalk folder")
+        verb = "is" if number == 1 else "are"
+        console.warning(f"{counted(number, 'sample')} {verb} flagged {flag}: see {FLAGS_NAME} in the crosswalk folder")
     found = properties["look_alikes"]
     if found["groups"]:
         console.message(
@@ -113,10 +120,10 @@ def report(console: Console, shard_set: ShardSet, decision: Decision, paths: Pre
             f"{found['groups_across_patients']} of them across patients: each group is in one split"
         )
     if found["in_other_sets"]:
-        apart = found["in_another_split_there"] or "none"
+        apart, verb = found["in_another_split_there"] or "none", "has" if found["in_other_sets"] == 1 else "have"
         console.warning(
-            f"{found['in_other_sets']} photographs have near-duplicates in other sets, {apart} of them in another "
-            f"split there: see {NEAR_DUPLICATES_NAME} in the crosswalk folder"
+            f"{counted(found['in_other_sets'], 'photograph')} {verb} near-duplicates in other sets, {apart} of them in "
+            f"another split there: see {NEAR_DUPLICATES_NAME} in the crosswalk folder"
         )
 
 

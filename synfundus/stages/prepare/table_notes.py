@@ -44,7 +44,9 @@ def early_warnings(rejects: Sequence[Reject], num_inputs: int, files: Collection
     """Return warnings about rejects that are known before a photograph is read."""
     many = reject_warning(Counter(reject.reason for reject in rejects), num_inputs)
     note, hint = _other_extension(rejects, files)
-    return [*([f"{many}; {_example(rejects)}"] if many else []), *([f"{note}: {hint}"] if note else [])]
+    example = _example(rejects) if many else ""
+    many += f"; {example}" if "," in example else ""  # a reason without a detail says no more
+    return [*([many] if many else []), *([f"{note}: {hint}"] if note else [])]
 
 
 def passed_over(listed: Mapping[str, int]) -> list[str]:

@@ -18,7 +18,7 @@ def _problems(section: PrepareConfig, look: bool) -> list[str]:
 
 def _dry_run(section: PrepareConfig, seed: int) -> str:
     from synfundus.photographs.crosswalk import check_crosswalk
-    from synfundus.stages.prepare.places import check_out, find_paths
+    from synfundus.stages.prepare.places import check_out, find_paths, told_crosswalk
     from synfundus.stages.prepare.plan import describe_inputs
     from synfundus.storage.locations import resolved
 
@@ -26,6 +26,7 @@ def _dry_run(section: PrepareConfig, seed: int) -> str:
     complete = check_out(paths)
     text = describe_inputs(section, seed=seed)
     check_crosswalk(paths.crosswalk, out=resolved(paths.out))
+    text += f"# crosswalk\n{told_crosswalk(paths)}\n\n"
     if complete:
         from synfundus.stages.prepare.job import compare_set
 
@@ -69,6 +70,6 @@ VERB = Verb(
     closing=(
         "image set: {out} ({splits})",
         "CROSSWALK: {crosswalk} has file names, patients and the secret key: keep it away from the set",
-        "next: synfundus train-vae --data {out} --run-dir RUN",
+        "next: synfundus train-vae{recipe} --data {out} --run-dir RUN",
     ),
 )

@@ -90,7 +90,7 @@ VERB = Verb(
     dry_run=_dry_run,
     compare=_compare,
     closing=(
-        "read {out}/README.md first: labels were asked for, nobody has looked",
+        "read {out}/README.md first: labels were asked for, nobody has looked; all images: {out}/contact-sheet.html",
         "next: synfundus inspect --data {out}",
     ),
 )

@@ -28,7 +28,7 @@ from synfundus.config.diffusion import TrainConfig
 from synfundus.config.generation import SampleConfig
 from synfundus.config.schema import RunConfig
 from synfundus.config.training import LoopConfig
-from synfundus.distributed.agreement import on_rank_0, share_out
+from synfundus.distributed.agreement import on_rank_0, require_same, share_out
 from synfundus.distributed.world import World, torch_device
 from synfundus.models.unet import ConditionalDenoiser, same_architecture
 from synfundus.models.weight_files import replace_weights
@@ -85,6 +85,7 @@ def _set_up(
     if section.loop.preview_every_images:
         build.check_sampler(build.sampler_settings(sample).sampler, section.diffusion)
     start = initial_denoiser(section, latents, console, seed=shared.seed)
+    require_same({"the weights to start from": start.fingerprint}, world)  # of a folder that each host may have
     start = replace(start, judged_on=judged_on(sets.sets, patients=keeps_patients_apart(sets.sets)))
     warn_of_no_val(start.judged_on, console)
     if doubt := build.unweighted_start(section.diffusion):

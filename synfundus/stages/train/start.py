@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -77,7 +77,8 @@ def initial_denoiser(section: TrainConfig, latents: ShardSet, console: Console, 
         return Start(_fresh(section, latents, seed=seed), identity)
     if init_from == DRAWN:
         fresh = _fresh(section, latents, seed=seed)
-        given = load_drawn(fresh, section.unet, latents, console)
+        given = load_drawn(fresh, section, latents, console)
+        _warn_of_objective(objective_differences(given, section.diffusion), init_from, console)
         return Start(fresh, identity, {"source": init_from, "fingerprint": given.fingerprint})
     folder, is_foreign = find_start(init_from)
     if is_foreign:
@@ -90,11 +91,8 @@ def initial_denoiser(section: TrainConfig, latents: ShardSet, console: Console, 
         schema=given.label_schema,
         where=folder,
     )
-    if differences := objective_differences(given, section.diffusion, latents):
-        console.warning(
-            f"the model in {init_from} was trained with another objective than this run: {'; '.join(differences)}; "
-            "it has to learn that anew"
-        )
+    scales = scale_differences(given, section.diffusion, latents)
+    _warn_of_objective([*objective_differences(given, section.diffusion), *scales], init_from, console)
     fresh = _fresh(section, latents, seed=seed)
     try:
         fresh.load_state_dict(given.denoiser.state_dict())
@@ -159,17 +157,29 @@ _MOST_RESCALED = 1.1
 """Channels whose scale differs by more are told."""
 
 
-def objective_differences(given: Model, section: DiffusionConfig, latents: ShardSet) -> list[str]:
+def _warn_of_objective(differences: Sequence[str], init_from: str, console: Console) -> None:
+    if differences:
+        console.warning(
+            f"the model in {init_from} was trained with another objective than this run: {'; '.join(differences)}; "
+            "it has to learn that anew"
+        )
+
+
+def objective_differences(given: Model, section: DiffusionConfig) -> list[str]:
     """List how the objective of a model to start from differs from the run's, what is predicted first."""
     theirs, ours = given.schedule_settings, build.schedule_settings(section)
     keys = ["prediction_type", *(key for key in ours if key in theirs and key != "prediction_type")]
-    found = [f"{key} {theirs[key]!r} there, {ours[key]!r} here" for key in keys if theirs[key] != ours[key]]
+    return [f"{key} {theirs[key]!r} there, {ours[key]!r} here" for key in keys if theirs[key] != ours[key]]
+
+
+def scale_differences(given: Model, section: DiffusionConfig, latents: ShardSet) -> list[str]:
+    """Say how the scale of a model's latents differs from the run's; a list of one, or of none."""
     _, std = build.latent_statistics(section, latents.properties)
     ratios = [mine / other for mine, other in zip(std, given.latent_std, strict=True)]
-    if max(*ratios, *(1 / ratio for ratio in ratios)) > _MOST_RESCALED:
-        scales = (", ".join(f"{value:.3g}" for value in values) for values in (given.latent_std, std))
-        found.append("latents are divided by {} there, {} here".format(*scales))
-    return found
+    if max(*ratios, *(1 / ratio for ratio in ratios)) <= _MOST_RESCALED:
+        return []
+    scales = (", ".join(f"{value:.3g}" for value in values) for values in (given.latent_std, std))
+    return ["latents are divided by {} there, {} here".format(*scales)]
 
 
 def require_same_latents(

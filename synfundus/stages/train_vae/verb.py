@@ -52,5 +52,5 @@ VERB = Verb(
     trains="train_vae",
     dry_run=_dry_run,
     compare=_compare,
-    closing=("next: synfundus encode-latents --data {data} --vae {run_dir} --out LATENTS",),
+    closing=("next: synfundus encode-latents{recipe} --data {data} --vae {run_dir} --out LATENTS",),
 )

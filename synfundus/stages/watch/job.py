@@ -11,6 +11,7 @@ from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World
 from synfundus.errors import ConfigError, StorageError
 from synfundus.stages import Summary
+from synfundus.stages.rehearsal import is_run
 from synfundus.stages.watch.batch_job import UNDER_WAY, BatchJob, JobReader
 from synfundus.storage import filesystem
 from synfundus.telemetry.console import Console, format_duration
@@ -19,7 +20,6 @@ from synfundus.telemetry.live import show_live
 from synfundus.telemetry.run_files import RunView, read_run
 from synfundus.telemetry.sinks import RichConsole
 
-_OF_A_RUN = frozenset({"run.json", "metrics.jsonl", "checkpoints", "submissions"})
 _DEPTH = 2
 """Folders are looked into this deep for runs: `runs/STUDY/RUN`."""
 _MOST_IN_STORE = 200
@@ -67,14 +67,19 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
 def _find_runs(url: str, depth: int = _DEPTH) -> list[str]:
     """Return the folder itself if it is a run, else the runs below it."""
     names = filesystem.list_names(url)
-    if _OF_A_RUN & set(names):
+    if is_run(names):
         return [url]
     few = filesystem.is_local(url) or len(names) <= _MOST_IN_STORE
     below = [filesystem.join(url, name) for name in names] if depth and few else []
     return [run for place in below if filesystem.is_dir(place) for run in _find_runs(place, depth - 1)]
 
 
-def _read(url: str, jobs: JobReader) -> dict[str, Watched]:
+def find_runs(url: str) -> list[str]:
+    """Return a run, or the runs in a folder.
+
+    Raises:
+        ConfigError: There is none.
+    """
     runs = _find_runs(url) if filesystem.is_dir(url) else []
     if not runs:
         raise ConfigError(
@@ -82,7 +87,11 @@ def _read(url: str, jobs: JobReader) -> dict[str, Watched]:
             where=url,
             hint="--run-dir takes the folder of a run of train or train-vae, or a folder of such folders",
         )
-    return {place: Watched(read_run(place), jobs.read(place)) for place in runs}
+    return runs
+
+
+def _read(url: str, jobs: JobReader) -> dict[str, Watched]:
+    return {place: Watched(read_run(place), jobs.read(place)) for place in find_runs(url)}
 
 
 def _show(url: str, watched: dict[str, Watched], *, unicode: bool) -> Dashboard:

@@ -1,6 +1,21 @@
 """`synfundus watch` on the command line."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from synfundus.stages.verb import Option, Verb
+
+if TYPE_CHECKING:
+    from synfundus.config.machine import WatchConfig
+
+
+def _dry_run(section: WatchConfig, seed: int) -> str:
+    from synfundus.stages.watch.job import find_runs
+
+    del seed
+    return f"# watched\n{len(find_runs(str(section.run_dir)))} run(s)\n\n"
+
 
 VERB = Verb(
     name="watch",
@@ -19,4 +34,5 @@ VERB = Verb(
     ),
     sections=("watch", "storage", "telemetry"),
     results_on_stdout=True,
+    dry_run=_dry_run,
 )
