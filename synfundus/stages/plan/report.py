@@ -183,11 +183,11 @@ def _warn(planned: PlannedRun, console: Console, summary: Summary) -> None:
 
 
 _MEMORY = {
-    "weights": "wP, on every rank",
-    "gradients": "4P/N, fp32",
-    "masters": "4P/N, fp32",
-    "moments": "8P/N, fp32",
-    "averages": "4P/N each, fp32",
-    "buckets": "reduce_bucket_size x w",
+    "weights": "of the network that computes, whole on every rank",
+    "gradients": "fp32, 4 bytes a parameter, shared out over the ranks",
+    "masters": "fp32 weights that are updated, 4 bytes a parameter, shared out",
+    "moments": "two of AdamW, fp32, 8 bytes a parameter, shared out",
+    "averages": "fp32, 4 bytes a parameter each, shared out",
+    "buckets": "gradients on their way: reduce_bucket_size of the DeepSpeed file",
     "activations": "kept for the backward pass, with a fused attention kernel",
 }

@@ -48,7 +48,12 @@ VERB = Verb(
         Option("--image-size", "prepare.image_size_px", "Width and height of the images in the set, in pixels."),
         Option("--splits", "prepare.splits", "Fractions of patients: train,val,test."),
         Option("--workers", "prepare.workers", "Worker processes that decode and crop; 0: the main process."),
-        Option("--crosswalk", "prepare.crosswalk", "Folder for the map from keys to source names.", role="output"),
+        Option(
+            "--crosswalk",
+            "prepare.crosswalk",
+            "Folder for the map from keys to source names; default: below synfundus-crosswalks, away from the set.",
+            role="output",
+        ),
         Option("--burned-text", "prepare.burned_text", "What to do about text inside the field of view."),
         Option(
             "--compare-with",
