@@ -190,7 +190,7 @@ class RunFolder:
         """Keep which weights the run starts from, once: ``source``, ``fingerprint`` and more. Called on rank 0.
 
         Raises:
-            ConfigError: It began from other weights, and has no checkpoint yet that it would go on from.
+            ConfigError: It began from other weights, and has no checkpoint yet to resume from.
         """
         url = self.path(START_NAME)
         if not filesystem.exists(url):

@@ -150,7 +150,7 @@ def closing_lines(verb: Verb, section: object, summary: Mapping[str, Any], *, re
     """Return what is said at the end of a verb, as a shell reads it; ``recipe`` are its preset and file."""
 
     def written(value: object) -> str:
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and all(isinstance(number, int) for number in value.values()):
             return ", ".join(f"{name} {number:,}" for name, number in value.items())
         return shlex.quote(str(value))
 

@@ -111,7 +111,6 @@ REFUSED: dict[str, str] = {
     "--init-from {model}",
     "train, a sampler of other models": "train --latents {encoded} --run-dir {new} {flowing} "
     "--set train.loop.preview_every_images=8",
-    "train, another autoencoder": "train {tiny} --latents {encoded} --run-dir {new} --vae {model}",
     "train, drawn weights of another kind": "train {tiny} --latents {encoded} --run-dir {new} --init-from drawn",
     "train, a flip without a side": "train {tiny} --latents {sideless_latents} --run-dir {new} "
     "--set train.diffusion.flip=true",

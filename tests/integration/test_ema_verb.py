@@ -71,7 +71,8 @@ def test_a_width_that_was_tracked_comes_out_of_the_others(run_dir: Path, tmp_pat
     """What the two outer widths say of the one between is what was tracked."""
     others = tmp_path / "others"
     others.mkdir()
-    (others / "export").symlink_to(run_dir / "export")
+    for name in ("export", "run.json"):
+        (others / name).symlink_to(run_dir / name)
     (others / "ema").mkdir()
     for path in (run_dir / "ema").iterdir():
         if "0.0700" not in path.name:
@@ -108,7 +109,8 @@ def test_the_command_line_writes_a_model_that_samples(run_dir: Path, tmp_path: P
 def test_a_damaged_snapshot_is_named(run_dir: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     copy.mkdir()
-    (copy / "export").symlink_to(run_dir / "export")
+    for name in ("export", "run.json"):
+        (copy / name).symlink_to(run_dir / name)
     (copy / "ema").mkdir()
     for path in (run_dir / "ema").iterdir():
         (copy / "ema" / path.name).write_bytes(path.read_bytes())

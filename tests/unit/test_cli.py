@@ -605,7 +605,7 @@ def test_every_verb_that_writes_says_at_its_end_what_is_there() -> None:
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb.closing], ids=lambda verb: verb.name)
 def test_the_next_command_is_one(verb: Verb) -> None:
-    summary = {"splits": {}, "num_patients": {}, "crosswalk": "c", "out": "o"}
+    summary = {"splits": {"train": 3}, "num_patients": {}, "crosswalk": "c", "out": "o", "figures": {"psnr_db": None}}
     recipe = ("--preset", "demo-cpu", "--config", "my run.yaml")
     line = closing_lines(verb, getattr(RunConfig(), verb.key), summary, recipe=recipe)[-1]
     if verb.name == "judge":  # the last of its chain

@@ -151,6 +151,13 @@ def _read_table(section: PrepareConfig, schema: LabelSchema, files: Mapping[str,
     return table
 
 
+def _named(refusal: DataError, labels: str | None) -> DataError:
+    """Return a refusal with the hint that the table is of a known set, if it is."""
+    guess = looks_like(filesystem.read_bytes(labels), where=labels) if labels else ""
+    refusal.hint = guess or refusal.hint
+    return refusal
+
+
 def samples_per_shard(section: PrepareConfig) -> int:
     """Return the maximum samples per shard, by number and estimated size."""
     size = section.image_size_px**2 * _BYTES_PER_PIXEL[section.image_format] + _BYTES_PER_SAMPLE
@@ -191,9 +198,7 @@ def plan_inputs(
     matched, rejects = match_files(table, files)
     if not matched:
         refusal = no_input(table, rejects, files.keys(), importer=section.importer, where=section.labels or source)
-        if section.labels and not (section.importer or section.mapping):
-            refusal.hint = looks_like(filesystem.read_bytes(section.labels), where=section.labels) or refusal.hint
-        raise refusal
+        raise refusal if section.mapping else _named(refusal, section.labels)
     secret = open_secret()
     matched, rejects = _without_withdrawn(matched, rejects, secret, withdrawn())
     samples = tuple(plan_samples(matched, secret))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from synfundus.artifacts.latent_set import open_latent_sets, require_same_autoencoder
+from synfundus.artifacts.latent_set import open_latent_sets
 from synfundus.config.diffusion import TrainConfig
 from synfundus.config.generation import SampleConfig
 from synfundus.labels.schema import LabelSchema
@@ -24,8 +24,6 @@ def rehearse(section: TrainConfig, sample: SampleConfig) -> str:
         from synfundus.stages.reading import check_flip
 
         check_flip(latents, str(section.run_dir), SilentConsole())
-    if section.vae:
-        _check_autoencoder(section.vae, latents)
     if section.loop.preview_every_images and section.diffusion.prediction_type == "flow_velocity":
         from synfundus.stages import build
 
@@ -37,17 +35,6 @@ def rehearse(section: TrainConfig, sample: SampleConfig) -> str:
     elif section.init_from:
         _check_start(section.init_from, latents)
     return ""
-
-
-def _check_autoencoder(given: str, latents: ShardSet) -> None:
-    """Find an autoencoder for previews, and compare it with that of the latents."""
-    import torch
-
-    from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
-
-    folder = find_autoencoder(given)
-    _, fingerprint = open_autoencoder(folder, device=torch.device("cpu"), dtype=torch.float32)
-    require_same_autoencoder(latents, fingerprint, where=folder)
 
 
 def _check_start(init_from: str, latents: ShardSet) -> None:
