@@ -20,7 +20,7 @@ help:
 	@echo "make bench      the performance claims, each as a ratio in one JSON line"
 	@echo "make soak       the long campaigns"
 	@echo "make mutants [ONLY='word ...'] [JOBS=2]  puts known faults into a copy, one by one: a test must fail each time"
-	@echo "make starting-weights  draws eyes, trains the model that --init-from drawn starts from: hours on two cores, resumable"
+	@echo "make starting-weights [DENOISER=1]  draws eyes, trains what --init-from drawn starts from: hours on two cores, resumable"
 	@echo "make install-gpu [ATTENTION=xformers]  the CUDA build of torch; with xformers torch 2.10 for CUDA 12"
 	@echo "make gpu-check [ONLY=2,4]  after that, on a machine with a GPU: checks and measures it in about ten minutes"
 	@echo "make gpu-stand-in [ATTENTION=xformers]  the CUDA build on a GPU that computes nothing: about 5 GB, 25 minutes"
@@ -102,7 +102,7 @@ golden: $(STAMP)
 	SYNFUNDUS_REGENERATE_GOLDEN=1 $(BIN)/python -m pytest -q tests/golden
 
 starting-weights: $(STAMP)
-	$(BIN)/python -m benchmarks.starting_weights $(if $(WORK),--work $(WORK))
+	$(BIN)/python -m benchmarks.starting_weights $(if $(WORK),--work $(WORK)) $(if $(DENOISER),--denoiser)
 
 clean:
 	rm -rf demo-out demo-long-out .pytest_cache .mypy_cache .ruff_cache

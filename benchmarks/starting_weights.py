@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from synfundus.artifacts.autoencoder_folder import forget_origin
 from synfundus.artifacts.model_folder import load_pipeline, save_pipeline
 from synfundus.models.autoencoder import LatentAutoencoder, fingerprint
 from synfundus.photographs.crosswalk import SECRET_NAME
@@ -38,7 +39,7 @@ library_name: diffusers
 
 # Starting weights of drawn eyes
 
-A model of fundus photographs that has seen none: it was trained on {images:,} phantoms alone, pictures that
+{what} of fundus photographs that has seen none: it was trained on {images:,} phantoms alone, pictures that
 `synfundus phantoms` draws. No photograph, no patient, no third-party weights are in it. It is where training on
 photographs starts, not a finished model.
 
@@ -46,14 +47,12 @@ photographs starts, not a finished model.
 |---|---|
 | autoencoder | AutoencoderKL of diffusers, a linear path beside it; f{factor}, {channels} latent channels |
 | its size | {parameters:,} parameters |
-| denoiser | UNet2DConditionModel of diffusers and a conditioner of the default labels |
-| its size | {denoiser:,} parameters |
-| images | {size_px} px |
-| trained | autoencoder {vae_images:,}, denoiser {denoiser_images:,} images, epochs included |
+{denoiser}| images | {size_px} px |
+| trained | {vae_images:,} images, epochs included |
 | stored in | half precision; trained in fp32 |
 | made by | `make starting-weights` with `recipe.yaml` beside this card: fixed seed, fixed number of images |
 | trained with | synfundus {synfundus}, torch {torch} |
-| fingerprint | autoencoder {fingerprint}, denoiser {model} |
+| fingerprint | {fingerprint} |
 | licence | that of synfundus, Apache-2.0 (`LICENSE`) |
 
 Of {judged} held-out phantoms, with these weights as they are stored: PSNR {psnr_db:.2f} dB, SSIM {ssim:.3f}, vessel
@@ -63,20 +62,29 @@ Not for diagnosis. Images made by it prove nothing about an eye.
 """
 
 
+DENOISER = """| denoiser | UNet2DConditionModel of diffusers and a conditioner of the default labels |
+| its size | {parameters:,} parameters |
+| trained | {images:,} images, epochs included |
+| fingerprint | {fingerprint} |
+"""
+
+
 _OURS = {CARD_NAME, "LICENSE", "recipe.yaml", "synfundus.json", "model_index.json"}
 _OURS |= {"vae", "unet", "conditioner", "scheduler"}
 """What a folder of starting weights holds."""
 
 
-def steps(work: Path, recipe: Path) -> list[tuple[Path, list[str]]]:
-    """Return the verbs to run, each with the file it leaves when it is done."""
+def steps(work: Path, recipe: Path, *, denoiser: bool) -> list[tuple[Path, list[str]]]:
+    """Return the verbs to run, each with the file it leaves when it is done; with ``denoiser`` those of a model."""
     common = ["--preset", "demo-cpu", "--config", str(recipe)]
     phantoms, images, vae, latents, model = (work / name for name in ("phantoms", "images", "vae", "latents", "model"))
     made = ["--source", str(phantoms), "--labels", str(phantoms / "labels.csv"), "--out", str(images)]
-    return [
+    found = [
         (phantoms / "labels.csv", ["phantoms", *common, "--out", str(phantoms)]),
         (images / "manifest.json", ["prepare", *common, *made, "--crosswalk", str(work / "crosswalk")]),
         (vae / "export" / "vae" / "config.json", ["train-vae", *common, "--data", str(images), "--run-dir", str(vae)]),
+    ]
+    more = [
         (
             latents / "manifest.json",
             ["encode-latents", *common, "--data", str(images), "--vae", str(vae), "--out", str(latents)],
@@ -86,15 +94,16 @@ def steps(work: Path, recipe: Path) -> list[tuple[Path, list[str]]]:
             ["train", *common, "--latents", str(latents), "--vae", str(vae), "--run-dir", str(model)],
         ),
     ]
+    return [*found, *(more if denoiser else [])]
 
 
-def run_steps(work: Path, recipe: Path) -> None:
+def run_steps(work: Path, recipe: Path, *, denoiser: bool) -> None:
     """Run what is not done yet; raises CalledProcessError where a verb fails."""
     key = work / "crosswalk" / SECRET_NAME
     if not key.exists():  # keys decide order and splits: phantoms have nothing to hide, and a drawn key no second time
         key.parent.mkdir(parents=True, exist_ok=True)
         key.write_text(hashlib.sha256(b"phantoms").hexdigest() + "\n")
-    for proof, arguments in steps(work, recipe):
+    for proof, arguments in steps(work, recipe, denoiser=denoiser):
         print(f"--- {arguments[0]}{': done' if proof.exists() else ''}", flush=True)
         if not proof.exists():
             subprocess.run([sys.executable, "-m", "synfundus", *arguments], check=True)
@@ -106,41 +115,52 @@ def require_ours(out: Path) -> None:
         raise SystemExit(f"{out} holds something else than starting weights: give another --out, or move it away")
 
 
-def write_weights(work: Path, recipe: Path, out: Path) -> dict[str, Any]:
+def write_weights(work: Path, recipe: Path, out: Path, *, denoiser: bool) -> dict[str, Any]:
     """Write the folder of the weights, judged as they are stored; returns its figures."""
     images = load_shard_set(str(work / "images"), kind="images")
     require_ours(out)
     shutil.rmtree(out, ignore_errors=True)
-    made = load_pipeline(work / "model" / "export", device=torch.device("cpu"))
-    halved, denoiser = made.autoencoder.half(), made.denoiser.half()
-    setup = replace(made, autoencoder=halved, autoencoder_fingerprint=fingerprint(halved))
-    model = save_pipeline(out, denoiser=denoiser, setup=setup, training_summary=made.training_summary)
+    rows = _write_model(work, out) if denoiser else _write_autoencoder(work, out)
     stored = LatentAutoencoder.from_pretrained(out / "vae").eval()
     figures: Mapping[str, Any] = judge_reconstructions(stored, images, count=FIGURES, console=SilentConsole())
-    environment = json.loads((work / "model" / "environment.json").read_text())
+    environment = json.loads((work / "vae" / "environment.json").read_text())
     trained = json.loads((work / "vae" / "ledger.jsonl").read_text().splitlines()[-1])
     facts = {
         "images": images.num_samples("train"),
         "parameters": sum(one.numel() for one in stored.network.parameters()),
-        "denoiser": sum(one.numel() for one in denoiser.parameters()),
         "factor": stored.downsample_factor,
         "channels": stored.latent_channels,
-        "size_px": setup.image_size_px,
+        "size_px": images.properties["image_size_px"],
         "vae_images": trained["images_seen"],
-        "denoiser_images": made.training_summary["images_seen"],
         "fingerprint": fingerprint(stored),  # in single precision: as a run that starts from them names it
-        "model": model,
         "torch": torch.__version__,
         "synfundus": environment["versions"]["synfundus"],
         "judged": figures["evaluated_images"],
         "vessels": f"{figures['vessel_correlation']:.2f}" if "vessel_correlation" in figures else "not judged",
     }
-    (out / CARD_NAME).write_text(CARD.format(**facts, **figures), encoding="utf-8")
+    what = "A model" if denoiser else "An autoencoder"
+    (out / CARD_NAME).write_text(CARD.format(what=what, denoiser=rows, **facts, **figures), encoding="utf-8")
     shutil.copy(ROOT / "LICENSE", out / "LICENSE")
     shutil.copy(recipe, out / "recipe.yaml")
-    for path in out.iterdir():
-        path.chmod(0o644)  # safetensors writes for its owner alone, and a wheel keeps that
+    for path in out.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)  # written for their owner alone, and a wheel keeps that
     return {**facts, **figures}
+
+
+def _write_autoencoder(work: Path, out: Path) -> str:
+    LatentAutoencoder.from_pretrained(work / "vae" / "export" / "vae").half().save_pretrained(out / "vae")
+    forget_origin(out)
+    return ""
+
+
+def _write_model(work: Path, out: Path) -> str:
+    """Write the whole model; returns what the card says of its denoiser."""
+    made = load_pipeline(work / "model" / "export", device=torch.device("cpu"))
+    halved, denoiser = made.autoencoder.half(), made.denoiser.half()
+    setup = replace(made, autoencoder=halved, autoencoder_fingerprint=fingerprint(halved))
+    model = save_pipeline(out, denoiser=denoiser, setup=setup, training_summary=made.training_summary)
+    parameters = sum(one.numel() for one in denoiser.parameters())
+    return DENOISER.format(parameters=parameters, images=made.training_summary["images_seen"], fingerprint=model)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -149,10 +169,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("starting-weights-work"), help="Folder of all steps.")
     parser.add_argument("--recipe", type=Path, default=RECIPE, help="Configuration over the preset demo-cpu.")
     parser.add_argument("--out", type=Path, default=ROOT / "starting_weights" / DRAWN, help="Folder of the weights.")
+    parser.add_argument("--denoiser", action="store_true", help="Train a denoiser on its latents, too: hours more.")
     given = parser.parse_args(arguments)
     require_ours(given.out)  # hours before it is written
-    run_steps(given.work, given.recipe)
-    print(json.dumps(write_weights(given.work, given.recipe, given.out), indent=2))
+    run_steps(given.work, given.recipe, denoiser=given.denoiser)
+    print(json.dumps(write_weights(given.work, given.recipe, given.out, denoiser=given.denoiser), indent=2))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The starting weights that come with the package: a model of drawn eyes alone, and of no patient.
 
-They are made by ``make starting-weights``: the folder of an exported model, in half precision. Its autoencoder and its
-denoiser are used for the one architecture they have.
+They are made by ``make starting-weights``: the folder of an exported model, or its autoencoder alone, in half
+precision. Its networks are used for the one architecture they have.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from synfundus.config.assets import asset_folders
 from synfundus.config.diffusion import UNetConfig
@@ -19,26 +19,28 @@ from synfundus.errors import CheckpointError, ConfigError
 
 DRAWN = "drawn"
 """Their name as a value of ``--init-from``."""
-_AUTOENCODER, _UNET = "vae", "unet"
+Part = Literal["vae", "unet"]
+_AUTOENCODER: Part = "vae"
+_UNET: Part = "unet"
 _CONFIG_NAME = "config.json"
 _LINEAR_PATH_NAME = "linear_path.json"
 
 
-def shipped_model() -> Path | None:
-    """Return the folder of the shipped model; None where this installation has none."""
+def shipped_model(part: Part = _AUTOENCODER) -> Path | None:
+    """Return the folder of the shipped model; None where this installation has none with that network."""
     folders = (folder / DRAWN for folder in asset_folders("starting_weights"))
-    return next((folder for folder in folders if (folder / _AUTOENCODER / _CONFIG_NAME).is_file()), None)
+    return next((folder for folder in folders if (folder / part / _CONFIG_NAME).is_file()), None)
 
 
-def _require_model(key: str) -> Path:
+def _require_model(part: Part, key: str) -> Path:
     """Return the folder of the shipped model.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is none with that network.
     """
-    if (folder := shipped_model()) is None:
+    if (folder := shipped_model(part)) is None:
         raise ConfigError(
-            f"this installation has no starting weights {DRAWN!r}{folder_of_that_name()}",
+            f"this installation has no starting weights {DRAWN!r} for this network{folder_of_that_name()}",
             where=key,
             hint="run `make starting-weights` in a checkout (hours), or give another folder",
         )
@@ -94,7 +96,7 @@ def drawn_autoencoder(wanted: AutoencoderConfig) -> Path:
         ConfigError: There is none, or it is of another architecture.
         CheckpointError: It is damaged.
     """
-    folder = _require_model("train_vae.init_from")
+    folder = _require_model(_AUTOENCODER, "train_vae.init_from")
     if problem := architecture_problem(wanted, folder):
         raise ConfigError(
             f"the starting weights {DRAWN!r} do not fit train_vae.autoencoder: {problem}{folder_of_that_name()}",
@@ -112,7 +114,7 @@ def drawn_denoiser(wanted: UNetConfig, latent_shape: tuple[int, int, int]) -> Pa
         ConfigError: There is none, or it is of another architecture.
         CheckpointError: It is damaged.
     """
-    folder = _require_model("train.init_from")
+    folder = _require_model(_UNET, "train.init_from")
     if problem := denoiser_problem(wanted, latent_shape, folder):
         raise ConfigError(
             f"the starting weights {DRAWN!r} do not fit: {problem}{folder_of_that_name()}",

@@ -58,7 +58,7 @@ def drawn(
     (work / "vae").symlink_to(vae_run)
     (work / "model").symlink_to(model_run)
     out = work / "shipped" / starting_weights.DRAWN
-    return out, making.write_weights(work, making.RECIPE, out)
+    return out, making.write_weights(work, making.RECIPE, out, denoiser=True)
 
 
 @pytest.fixture
@@ -95,7 +95,8 @@ def test_they_are_the_trained_ones_in_half_precision_with_card_licence_and_recip
     card = (folder / "MODEL_CARD.md").read_text()
     assert figures["fingerprint"] in card
     assert stored.fingerprint in card
-    assert "autoencoder 96, denoiser 32 images" in card
+    assert "trained | 96 images" in card
+    assert "trained | 32 images" in card
     assert f"PSNR {figures['psnr_db']:.2f} dB" in card
     assert "no patient" in card.lower()
 
@@ -189,7 +190,8 @@ def test_a_run_from_them_trains_and_is_refused_where_they_do_not_fit(
     rehearse(config.train, config.sample)
     assert train_denoiser.run(config, LocalWorld(), Talk())["images_seen"] == 8
     record = read_document(str(run_dir / "init.json"), format_name="synfundus-initial-weights", version=1)
-    assert (record["source"], record["fingerprint"]) == ("drawn", drawn[1]["model"])
+    named = load_pipeline(shipped, device=torch.device("cpu")).fingerprint
+    assert (record["source"], record["fingerprint"]) == ("drawn", named)
     wide = tiny_config({"train": {**section, "run_dir": str(tmp_path / "wide"), "unet": {"block_out_channels": [32]}}})
     for start in (lambda: rehearse(wide.train, wide.sample), lambda: train_denoiser.run(wide, LocalWorld(), Talk())):
         with pytest.raises(ConfigError, match=r"block_out_channels \[32\] \(they have \[16\]\)"):
@@ -203,6 +205,25 @@ def test_a_run_from_them_trains_and_is_refused_where_they_do_not_fit(
         with pytest.raises(CheckpointError, match="damaged"):
             train_from_drawn(latent_set, tmp_path / "damaged")
         (shipped / "unet" / name).write_text(kept)
+
+
+def test_an_autoencoder_alone_is_a_start_for_the_autoencoder_alone(
+    image_set: ShardSet, latent_set: ShardSet, vae_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, out = tmp_path / "work", tmp_path / "shipped" / starting_weights.DRAWN
+    work.mkdir()
+    (work / "images").symlink_to(image_set.url)
+    (work / "vae").symlink_to(vae_run)
+    making.write_weights(work, making.RECIPE, out, denoiser=False)
+    assert {path.name for path in out.iterdir()} == {"MODEL_CARD.md", "LICENSE", "recipe.yaml", "vae"}
+    assert "An autoencoder of fundus" in (out / "MODEL_CARD.md").read_text()
+    assert {path.stat().st_mode & 0o777 for path in (out / "vae").iterdir()} == {0o644}
+    monkeypatch.setattr(starting_weights, "asset_folders", lambda kind: (out.parent,))
+    started = start_from_drawn(demo(), Talk())
+    assert (started.train_vae.init_from, started.train.init_from) == ("drawn", None)
+    assert any("starts from drawn" in line for line in train(image_set, tmp_path / "run")[1])
+    with pytest.raises(ConfigError, match="no starting weights 'drawn' for this network"):
+        train_from_drawn(latent_set, tmp_path / "other")
 
 
 def test_another_objective_is_taken_with_a_warning(latent_set: ShardSet, shipped: Path, tmp_path: Path) -> None:
@@ -291,21 +312,22 @@ def test_the_recipe_is_for_the_networks_of_the_demo() -> None:
     assert made.train.unet == demo_cpu.train.unet
     assert made.train.diffusion == demo_cpu.train.diffusion
     if (shipped := starting_weights.shipped_model()) is not None:
-        shape = latent_shape(demo_cpu.train_vae.autoencoder, image_size_px=demo_cpu.prepare.image_size_px)
         assert starting_weights.architecture_problem(demo_cpu.train_vae.autoencoder, shipped) == ""
+    if (shipped := starting_weights.shipped_model("unet")) is not None:
+        shape = latent_shape(demo_cpu.train_vae.autoencoder, image_size_px=demo_cpu.prepare.image_size_px)
         assert starting_weights.denoiser_problem(demo_cpu.train.unet, shape, shipped) == ""
 
 
 def test_steps_that_are_done_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
     monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append(command[3]))
-    making.run_steps(tmp_path, making.RECIPE)
-    assert ran == ["phantoms", "prepare", "train-vae", "encode-latents", "train"]
-    for proof, _ in making.steps(tmp_path, making.RECIPE)[:2]:
+    making.run_steps(tmp_path, making.RECIPE, denoiser=False)
+    assert ran == ["phantoms", "prepare", "train-vae"]
+    for proof, _ in making.steps(tmp_path, making.RECIPE, denoiser=True)[:2]:
         proof.parent.mkdir(parents=True)
         proof.touch()
-    making.run_steps(tmp_path, making.RECIPE)
-    assert ran[5:] == ["train-vae", "encode-latents", "train"]
+    making.run_steps(tmp_path, making.RECIPE, denoiser=True)
+    assert ran[3:] == ["train-vae", "encode-latents", "train"]
 
 
 @pytest.mark.slow
@@ -318,7 +340,8 @@ def test_the_whole_way_gives_the_same_weights_twice(tmp_path: Path) -> None:
     }
     recipe.write_text(yaml.safe_dump(small))
     for name in ("one", "other"):
-        making.main(["--work", str(tmp_path / name), "--recipe", str(recipe), "--out", str(tmp_path / name / "drawn")])
+        out = str(tmp_path / name / "drawn")
+        making.main(["--work", str(tmp_path / name), "--recipe", str(recipe), "--out", out, "--denoiser"])
     weights = "diffusion_pytorch_model.safetensors"
     files = (f"vae/{weights}", "vae/linear_path.safetensors", f"unet/{weights}", "conditioner/model.safetensors")
     assert all(

@@ -174,7 +174,8 @@ def _fitting_sections(autoencoder: AutoencoderConfig, unet: UNetConfig, shape: t
     folder = shipped_model()
     if folder is None or architecture_problem(autoencoder, folder):
         return []
-    return ["train_vae"] if denoiser_problem(unet, shape, folder) else ["train_vae", "train"]
+    other = shipped_model("unet") is None or denoiser_problem(unet, shape, folder)
+    return ["train_vae"] if other else ["train_vae", "train"]
 
 
 def _begun_from_drawn(begun: documents.Document) -> list[str]:
