@@ -154,9 +154,11 @@ def holds_ours(url: str, *, proof: Sequence[str], own: str = "", beside: str = "
     """
     hint = f"give another {flag}, or move away what is there"
     if not filesystem.is_dir(url):
-        if filesystem.exists(url) or (filesystem.is_local(url) and os.path.lexists(filesystem.local_path(url))):
+        there = filesystem.exists(url) or (filesystem.is_local(url) and os.path.lexists(filesystem.local_path(url)))
+        if not there:
+            return False
+        if not filesystem.is_dir(url):  # else another process has just made it
             raise ConfigError(f"{flag} is a file, not a folder", where=url, hint=hint)
-        return False
     ours = any(filesystem.exists(filesystem.join(url, name)) for name in proof)
     if ours and not own:
         return True

@@ -226,6 +226,20 @@ def test_a_note_is_no_stranger_in_a_free_folder(tmp_path: Path) -> None:
         holds_ours(str(tmp_path), proof=["run.json"])
 
 
+def test_a_folder_that_another_process_makes_meanwhile_is_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+
+    def made_after_the_first_look(url: str) -> bool:
+        looked.append(url)
+        return len(looked) > 1
+
+    monkeypatch.setattr(filesystem, "is_dir", made_after_the_first_look)
+    assert not holds_ours(str(tmp_path), proof=["run.json"])
+    assert len(looked) == 2
+
+
 @pytest.mark.parametrize("killed", [False, True])
 def test_of_starts_at_one_moment_one_writes(killed: bool, tmp_path: Path, start: Starts) -> None:
     if killed:

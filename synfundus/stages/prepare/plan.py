@@ -198,7 +198,7 @@ def plan_inputs(
     matched, rejects = match_files(table, files)
     if not matched:
         refusal = no_input(table, rejects, files.keys(), importer=section.importer, where=section.labels or source)
-        raise refusal if section.mapping else _named(refusal, section.labels)
+        raise refusal if section.mapping or section.importer else _named(refusal, section.labels)
     secret = open_secret()
     matched, rejects = _without_withdrawn(matched, rejects, secret, withdrawn())
     samples = tuple(plan_samples(matched, secret))
