@@ -49,7 +49,7 @@ photographs starts, not a finished model.
 | its size | {parameters:,} parameters |
 {denoiser}| images | {size_px} px |
 | trained | {vae_images:,} images, epochs included |
-| stored in | half precision; trained in fp32 |
+| stored in | half precision, the linear path in fp32; trained in fp32 |
 | made by | `make starting-weights` with `recipe.yaml` beside this card: fixed seed, fixed number of images |
 | trained with | synfundus {synfundus}, torch {torch} |
 | fingerprint | {fingerprint} |

@@ -196,8 +196,8 @@ class RunFolder:
         if not filesystem.exists(url):
             documents.write_document(url, weights, format_name=START_FORMAT_NAME, version=FORMAT_VERSION)
             return
-        kept = documents.read_document(url, format_name=START_FORMAT_NAME, version=FORMAT_VERSION)["fingerprint"]
-        if kept != weights["fingerprint"] and not any(list_checkpoints(self.path("checkpoints"))):
+        kept = documents.read_document(url, format_name=START_FORMAT_NAME, version=FORMAT_VERSION).get("fingerprint")
+        if kept and kept != weights["fingerprint"] and not any(list_checkpoints(self.path("checkpoints"))):
             raise ConfigError(
                 f"this run began from weights {kept[:12]}, at their place are now {weights['fingerprint'][:12]}",
                 where=str(weights["source"]),

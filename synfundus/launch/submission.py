@@ -128,9 +128,13 @@ def discard(submission: Submission) -> None:
             folder.rmdir()
 
 
+def _code_beside(config: str) -> Path:
+    return Path(config).with_name(Submission(Path()).code.name)
+
+
 def belongs_to_a_job(config: str) -> bool:
     """Whether a configuration file is the frozen one of a submission."""
-    return Path(config).with_name(Submission(Path()).code.name).is_file()
+    return _code_beside(config).is_file()
 
 
 def changed_code(config: str) -> list[str]:
@@ -139,9 +143,8 @@ def changed_code(config: str) -> list[str]:
     Args:
         config: Configuration file of the job; empty result if it does not belong to a submission.
     """
-    path = Path(config).with_name(Submission(Path()).code.name)
     try:
-        then = documents.read_document(str(path), format_name=CODE_FORMAT, version=FORMAT_VERSION)
+        then = documents.read_document(str(_code_beside(config)), format_name=CODE_FORMAT, version=FORMAT_VERSION)
     except SynfundusError:
         return []
     return code_differences(then, code_version())

@@ -23,14 +23,19 @@ def described(found: ShardSet) -> str:
     return f"# {found.kind}\n{found.url}: {found.num_samples():,} samples, identity {found.identity[:12]}\n\n"
 
 
+def has_autoencoder(url: str) -> bool:
+    """Whether an autoencoder is in a folder."""
+    places = (("export", "vae"), ("vae",), ())
+    return any(filesystem.exists(filesystem.join(url, *place, "config.json")) for place in places)
+
+
 def require_autoencoder(url: str) -> None:
     """Require an autoencoder in a folder.
 
     Raises:
         CheckpointError: There is none.
     """
-    places = (("export", "vae"), ("vae",), ())
-    if not any(filesystem.exists(filesystem.join(url, *place, "config.json")) for place in places):
+    if not has_autoencoder(url):
         from synfundus.artifacts.autoencoder_folder import find_autoencoder
 
         find_autoencoder(url)

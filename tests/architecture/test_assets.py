@@ -30,6 +30,9 @@ def test_the_wheel_carries_scripts_deepspeed_files_and_presets(wheel: Path) -> N
         assert shipped
         assert shipped <= names
     assert "synfundus/_assets/starting_weights/recipe.yaml" in names
+    drawn = [path for path in (ROOT / "starting_weights" / "drawn").rglob("*") if path.is_file()]
+    assert "diffusion_pytorch_model.safetensors" in {path.name for path in drawn}
+    assert {f"synfundus/_assets/{path.relative_to(ROOT).as_posix()}" for path in drawn} <= names
     presets = {f"synfundus/config/presets/{path.name}" for path in (ROOT / "synfundus/config/presets").glob("*.yaml")}
     assert len(presets) >= 4
     assert presets <= names

@@ -68,6 +68,7 @@ REFUSED: dict[str, str] = {
     "plot, no run": "plot --run-dir {no}",
     "plot, no row": "plot --run-dir {strange}",
     "watch, no run": "watch --once --run-dir {no}",
+    "watch, a folder without one": "watch --once --run-dir {clinic}",
     "sample, no model": "sample --model {strange} --out {new} --num-images 1",
     "sample, an unknown label": "sample --model {model} --out {new} --num-images 1 --label frobnicate=1",
     "sample, a broken plan": "sample --model {model} --out {new} --labels {plan}",
@@ -269,5 +270,9 @@ def test_a_dry_run_is_accepted_as_the_run(
     (own / "schema.yaml").write_text(OWN_SCHEMA)
     in_process = "--set demo.fit_to_machine=false --set prepare.workers=0"
     words = line.format_map({**places, "own": str(own), "in_process": in_process}).split()
-    codes = run_command([*words, "--dry-run"]), run_command(words)
-    assert codes == (0, 0), capsys.readouterr().err
+    dry = run_command([*words, "--dry-run"])
+    shown = capsys.readouterr()
+    assert (dry, run_command(words)) == (0, 0), shown.err + capsys.readouterr().err
+    if words[0] == "prepare":
+        assert f"{places['crosswalk']} (the crosswalk: keep it, never pass it on)" in shown.out
+        assert "warning: the crosswalk" in shown.out, "it lies beside the set"

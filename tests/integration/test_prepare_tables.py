@@ -15,9 +15,11 @@ from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import ConfigError, DataError
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
+from synfundus.photographs.ingest import Reject
 from synfundus.stages import Summary
 from synfundus.stages.prepare import job as prepare
 from synfundus.stages.prepare.plan import InputPlan, describe_inputs, plan_inputs
+from synfundus.stages.prepare.table_notes import early_warnings
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "importers"
 
@@ -58,6 +60,12 @@ def test_a_folder_that_is_a_link_is_part_of_the_source(tmp_path: Path) -> None:
     assert sorted(sample.source for sample in plan.samples) == ["c.png", "train/a.png"]
     assert [(reject.source, reject.reason) for reject in plan.rejects] == [("train/b.png", "not_in_table")]
     assert plan.num_inputs == 3
+
+
+def test_a_reason_without_a_detail_is_said_once() -> None:
+    rejects = [Reject("train/b.png", "", "table", "not_in_table")]
+    (said,) = early_warnings(rejects, 2, ["train/b.png"])
+    assert said == "1 of 2 inputs are rejected (50%): 1 not_in_table"
 
 
 @pytest.mark.parametrize(

@@ -251,6 +251,10 @@ def test_the_demo_on_ones_own_photographs_starts_from_them_where_they_fit(shippe
     both = start_from_drawn(demo(), talk)
     assert (both.train_vae.init_from, both.train.init_from) == ("drawn", "drawn")
     assert "the autoencoder and the denoiser start from the shipped weights of drawn eyes" in talk.lines[0]
+    theirs = demo().model_copy(update={"train": tiny_config({"train": {"init_from": "somewhere"}}).train})
+    kept = start_from_drawn(theirs, talk)
+    assert (kept.train_vae.init_from, kept.train.init_from) == ("drawn", "somewhere")
+    assert "the autoencoder starts from" in talk.lines.pop()
     wide = demo().model_copy(update={"train": tiny_config({"train": {"unet": {"block_out_channels": [32]}}}).train})
     first = start_from_drawn(wide, talk)
     assert (first.train_vae.init_from, first.train.init_from) == ("drawn", None)

@@ -236,11 +236,19 @@ def test_a_tiny_jpeg_is_accepted(edge: int, mode: str) -> None:
 
 
 @settings(max_examples=120, deadline=None)
-@given(st.sampled_from(["JPEG", "PNG", "TIFF", "WEBP", "BMP", "PPM"]), st.integers(0, 2**31), st.integers(1, 24))
-def test_flipped_bytes_give_a_picture_or_a_named_reason(kind: str, seed: int, count: int) -> None:
+@given(
+    st.sampled_from(["JPEG", "PNG", "TIFF", "packbits", "WEBP", "BMP", "PPM"]),
+    st.integers(0, 2**31),
+    st.integers(1, 24),
+    st.booleans(),
+)
+def test_flipped_bytes_give_a_picture_or_a_named_reason(kind: str, seed: int, count: int, at_the_end: bool) -> None:
+    """The tags of a TIFF are at its end."""
     rng = np.random.default_rng(seed)
-    data = bytearray(encoded(Image.fromarray(RETINA[:40, :40]), kind))
-    for position in rng.integers(0, min(len(data), 400), count):
+    options = {"compression": kind} if kind == "packbits" else {}
+    data = bytearray(encoded(Image.fromarray(RETINA[:40, :40]), "TIFF" if options else kind, **options))
+    start = max(0, len(data) - 400) if at_the_end else 0
+    for position in start + rng.integers(0, min(len(data), 400), count):
         data[position] = int(rng.integers(256))
     outcome: object = None
     try:

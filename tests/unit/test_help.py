@@ -12,6 +12,7 @@ import yaml
 from synfundus.cli.app import run_command
 from synfundus.cli.request import Request, load_request
 from synfundus.cli.verbs import COMMON, VERBS
+from synfundus.config import explain
 from synfundus.config.base import value_at
 from synfundus.config.loader import DEFAULT_ORIGIN, leaf_fields, list_presets, load_config
 from synfundus.config.schema import RunConfig
@@ -124,12 +125,27 @@ def test_the_default_label_schema_can_be_copied(capsys: pytest.CaptureFixture[st
     assert copy["dr_grade"].values[3] == "severe"
 
 
+def test_every_other_name_is_answered_by_a_key_that_there_is() -> None:
+    keys = {path.rpartition(".")[2] for path in leaf_fields()}
+    assert set(explain._OTHER_NAMES.values()) <= keys
+    assert not set(explain._OTHER_NAMES) & keys, "a key answers for itself"
+
+
+def test_presets_are_listed_with_what_they_are_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["config", "presets"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list_presets()
+    assert all(len(line.split(maxsplit=1)[1]) > 20 and "#" not in line for line in lines)
+
+
 @pytest.mark.parametrize(
     ("line", "keys"),
     [
         ("train --lr 3e-4", ["--set train.optim.lr=..."]),
         ("prepare --label-schema f.yaml", ["--set prepare.label_schema=..."]),
         ("train --loop-precision bf16", ["--set train.loop.precision=..."]),
+        ("train --learning-rate 1", ["--set train.optim.lr=..."]),
+        ("train --epochs 3", ["--set train.loop.budget_images=..."]),
         ("train --learnrate 1", []),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -208,6 +209,15 @@ def test_an_autoencoder_that_exists_is_not_trained_and_ones_own_is() -> None:
     assert stages(ours, "encode_latents.vae=runs/vae-of-others") == ["encode-latents", "train"]
     for vae in ("runs/vae", "runs/vae/export/vae"):
         assert stages(ours, f"encode_latents.vae={vae}") == ["train-vae", "encode-latents", "train"]
+
+
+def test_an_autoencoder_that_is_not_here_is_said_and_the_plan_made(tmp_path: Path) -> None:
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").touch()
+    for name, said in (("vae", False), ("elsewhere", True)):
+        run, page = run_of("fundus512", f"encode_latents.vae={tmp_path / name}"), Page()
+        report(run, page, work_out(run, counted("fundus512")))
+        assert any(f"there is no autoencoder in {tmp_path / name} here" in line for line in page.said) == said
 
 
 def test_a_faster_network_and_fewer_ranks_wait_less() -> None:

@@ -26,6 +26,7 @@ from synfundus.errors import LaunchError
 from synfundus.launch.plan import slurm_file_name
 from synfundus.launch.submission import (
     Submission,
+    belongs_to_a_job,
     changed_code,
     code_differences,
     code_version,
@@ -142,7 +143,9 @@ def test_what_one_side_does_not_know_is_no_difference() -> None:
 
 def test_a_file_that_is_no_submission_has_nothing_to_say(tmp_path: Path) -> None:
     assert changed_code(str(tmp_path / "run.yaml")) == []
+    assert not belongs_to_a_job(str(tmp_path / "run.yaml"))
     (tmp_path / "code.json").write_text("{}")
+    assert belongs_to_a_job(str(tmp_path / "run.yaml"))
     assert changed_code(str(tmp_path / "run.yaml")) == []
 
 

@@ -16,6 +16,7 @@ from synfundus.photographs.undecodable import Undecodable, UndecodableImage
 
 _BITS, _COMPRESSION, _PLANES, _JPEG_TABLES = 258, 259, 284, 347
 _RAW, _JPEG, _DEFLATE, _PACKBITS = 1, 7, (8, 32946), 32773
+_PHOTOMETRIC, _YCBCR = 262, 6  # colours may be subsampled: a strip holds less than its pixels
 _ROWS_PER_STRIP, _TILE_WIDTH, _TILE_HEIGHT = 278, 322, 323
 _PLACES = ((273, 279), (324, 325))  # offsets and lengths of strips, of tiles
 _BYTES_PER_PIXEL = 16
@@ -43,7 +44,7 @@ def check_strips(data: bytes, image: Image.Image) -> None:
                 check_stream(tables[:-2] + strip[2:] if tables else strip)
                 continue
             if compression == _PACKBITS:
-                if not _unpacks_to(strip, next(sizes)):
+                if tags.get(_PHOTOMETRIC) != _YCBCR and not _unpacks_to(strip, next(sizes)):
                     raise UndecodableImage(Undecodable.DAMAGED, "TIFF file: a compressed strip is damaged")
                 continue
             inflater = zlib.decompressobj()
@@ -55,7 +56,7 @@ def check_strips(data: bytes, image: Image.Image) -> None:
 def _unpacked_sizes(image: Image.Image) -> Iterator[int]:
     """Yield the bytes that each strip or tile holds, in their order, endlessly."""
     tags = getattr(image, "tag_v2", {})
-    bits = tags.get(_BITS, (8,))
+    bits = tags.get(_BITS) or (8,)
     planes = len(bits) if tags.get(_PLANES) == 2 else 1
     bits_per_pixel = sum(bits) // planes
     tile_width, tile_height = tags.get(_TILE_WIDTH), tags.get(_TILE_HEIGHT)

@@ -152,7 +152,7 @@ def start_from_drawn(config: RunConfig, console: Console, begun: documents.Docum
         begun: The request of a resumed demo, which keeps what it began with.
     """
     demo = config.demo
-    if demo.source is None or not demo.starting_weights or config.train_vae.init_from or config.train.init_from:
+    if demo.source is None or not demo.starting_weights or config.train_vae.init_from:
         return config
     shape = latent_shape(config.train_vae.autoencoder, image_size_px=config.prepare.image_size_px)
     sections = (
@@ -160,6 +160,7 @@ def start_from_drawn(config: RunConfig, console: Console, begun: documents.Docum
         if begun is None
         else _begun_from_drawn(begun)
     )
+    sections = [name for name in sections if not getattr(config, name).init_from]
     if not sections:
         return config
     said = " and ".join({"train_vae": "the autoencoder", "train": "the denoiser"}[name] for name in sections)

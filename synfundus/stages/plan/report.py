@@ -6,6 +6,8 @@ from synfundus.config.auto import assumed_compile
 from synfundus.stages import Summary
 from synfundus.stages.plan.estimate import GOOD_EFFICIENCY, USABLE
 from synfundus.stages.plan.planned import PlannedRun
+from synfundus.stages.rehearsal import has_autoencoder
+from synfundus.storage import filesystem
 from synfundus.telemetry.console import Console
 from synfundus.training.duration import COMPILED, LAUNCH_S
 from synfundus.training.memory.footprint import GIB
@@ -164,7 +166,13 @@ def _disk(planned: PlannedRun, summary: Summary) -> list[Row]:
 
 
 def _warn(planned: PlannedRun, console: Console, summary: Summary) -> None:
-    """Warn of each training that does not fit, and of a precision that the GPU does not have."""
+    """Warn of each training that does not fit, of a precision that the GPU does not have, and of a missing autoencoder.
+
+    The plan may be made on another machine than the one that has the autoencoder: it is not refused.
+    """
+    brought = planned.brought_autoencoder
+    if brought and filesystem.is_local(brought) and not has_autoencoder(brought):
+        console.warning(f"there is no autoencoder in {brought} here; its training is left out of the plan all the same")
     loops = (planned.train_vae.loop, planned.train.loop)
     if not planned.gpu.native_bf16 and any(loop.precision == "bf16" for loop in loops):
         console.warning(

@@ -92,14 +92,12 @@ def find_paths(section: PrepareConfig) -> PreparePaths:
     return PreparePaths(str(section.source), section.labels, out, crosswalk)
 
 
-def told_crosswalk(paths: PreparePaths) -> str:
-    """Return where names and patients are kept, with a warning where they are easily passed on with the set."""
+def told_crosswalk(paths: PreparePaths) -> tuple[str, str]:
+    """Return where names and patients are kept, and a warning where they are easily passed on with the set."""
     where = f"names and patients of this set: {paths.crosswalk} (the crosswalk: keep it, never pass it on)"
-    return f"{where}\nwarning: {_passed_on(paths)}" if lies_with(paths.crosswalk, paths.out) else where
-
-
-def _passed_on(paths: PreparePaths) -> str:
-    return (
+    if not lies_with(paths.crosswalk, paths.out):
+        return where, ""
+    return where, (
         f"the crosswalk {paths.crosswalk} is in the folder that also holds the set: whoever copies or packs that "
         "folder passes on the patients' names. Keep it elsewhere: --crosswalk"
     )
@@ -107,7 +105,7 @@ def _passed_on(paths: PreparePaths) -> str:
 
 def announce_crosswalk(paths: PreparePaths, console: Console) -> None:
     """Say where names and patients are kept; warn where they are easily passed on with the set."""
-    where, _, warning = told_crosswalk(paths).partition("\nwarning: ")
+    where, warning = told_crosswalk(paths)
     console.message(where)
     if warning:
         console.warning(warning)

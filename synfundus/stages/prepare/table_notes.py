@@ -45,7 +45,8 @@ def early_warnings(rejects: Sequence[Reject], num_inputs: int, files: Collection
     many = reject_warning(Counter(reject.reason for reject in rejects), num_inputs)
     note, hint = _other_extension(rejects, files)
     example = _example(rejects) if many else ""
-    many += f"; {example}" if "," in example else ""  # a reason without a detail says no more
+    if example not in {reject.reason for reject in rejects}:  # a reason without a detail says no more
+        many += f"; {example}" if many else ""
     return [*([many] if many else []), *([f"{note}: {hint}"] if note else [])]
 
 

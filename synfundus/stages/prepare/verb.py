@@ -26,7 +26,8 @@ def _dry_run(section: PrepareConfig, seed: int) -> str:
     complete = check_out(paths)
     text = describe_inputs(section, seed=seed)
     check_crosswalk(paths.crosswalk, out=resolved(paths.out))
-    text += f"# crosswalk\n{told_crosswalk(paths)}\n\n"
+    where, warning = told_crosswalk(paths)
+    text += f"# crosswalk\n{where}\n{f'warning: {warning}' if warning else ''}\n"
     if complete:
         from synfundus.stages.prepare.job import compare_set
 

@@ -6,7 +6,7 @@ import torch
 
 from synfundus.artifacts.model import Model
 from synfundus.artifacts.model_folder import load_pipeline
-from synfundus.config.diffusion import TrainConfig
+from synfundus.config.diffusion import UNetConfig
 from synfundus.labels.schema import LabelSchema, label_differences
 from synfundus.models.unet import ConditionalDenoiser
 from synfundus.stages.reading import latent_shape_of
@@ -15,7 +15,7 @@ from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import Console
 
 
-def load_drawn(fresh: ConditionalDenoiser, section: TrainConfig, latents: ShardSet, console: Console) -> Model:
+def load_drawn(fresh: ConditionalDenoiser, section: UNetConfig, latents: ShardSet, console: Console) -> Model:
     """Put the shipped weights into a fresh denoiser, and those of the labels that mean the same; returns their model.
 
     Raises:
@@ -23,7 +23,7 @@ def load_drawn(fresh: ConditionalDenoiser, section: TrainConfig, latents: ShardS
         CheckpointError: They are damaged.
         ManifestMismatch: They are.
     """
-    given = load_pipeline(drawn_denoiser(section.unet, latent_shape_of(latents)), device=torch.device("cpu"))
+    given = load_pipeline(drawn_denoiser(section, latent_shape_of(latents)), device=torch.device("cpu"))
     fresh.unet.load_state_dict(given.denoiser.unet.state_dict())
     anew = ", ".join(adopt_labels(fresh, latents.label_schema, given.denoiser, given.label_schema))
     console.message(

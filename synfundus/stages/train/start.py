@@ -77,7 +77,7 @@ def initial_denoiser(section: TrainConfig, latents: ShardSet, console: Console, 
         return Start(_fresh(section, latents, seed=seed), identity)
     if init_from == DRAWN:
         fresh = _fresh(section, latents, seed=seed)
-        given = load_drawn(fresh, section, latents, console)
+        given = load_drawn(fresh, section.unet, latents, console)
         _warn_of_objective(objective_differences(given, section.diffusion), init_from, console)
         return Start(fresh, identity, {"source": init_from, "fingerprint": given.fingerprint})
     folder, is_foreign = find_start(init_from)
