@@ -89,7 +89,7 @@ def inputs_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let dry runs plan command lines whose inputs are not on this machine."""
     check = Request.check
     monkeypatch.setattr(Request, "check", lambda request, *, look: check(request, look=False))
-    monkeypatch.setattr(run, "rehearse", lambda request: "")
+    monkeypatch.setattr(run, "rehearse", lambda request, **_: "")
 
 
 @pytest.fixture(scope="session")

@@ -57,7 +57,7 @@ from synfundus.stages import Summary
 from synfundus.stages.training_plan import plan_training
 from synfundus.stages.verb import NODES, Verb, closing_lines
 from synfundus.storage import documents, filesystem
-from synfundus.storage.writer_lock import one_writer
+from synfundus.storage.writer_lock import one_writer, require_free
 from synfundus.telemetry.console import Console, SilentConsole
 
 
@@ -122,8 +122,12 @@ def describe(request: Request, plan: LaunchPlan, device: Literal["cpu", "cuda"])
     return redact(text)
 
 
-def rehearse(request: Request) -> str:
+def rehearse(request: Request, *, starts_now: bool) -> str:
     """Open inputs and output folders, and describe what the run would find.
+
+    Args:
+        request: What was asked for.
+        starts_now: Whether the run would start now, and not as a job that waits for others of its name.
 
     Raises:
         SynfundusError: As the run: a dry run ends with its exit code.
@@ -135,6 +139,9 @@ def rehearse(request: Request) -> str:
     inputs, outputs = [], []
     for option in request.verb.options:
         texts = request.texts(option)
+        if starts_now and option.role in ("output", "run"):
+            for text in texts:
+                require_free(text, flag=option.flag)
         inputs += [(option.holds, texts)] if option.holds and texts and not {*texts} & {*option.names} else []
         outputs += [(option, text) for text in texts if option.proof]
     found = open_inputs(inputs, flip=request.verb.key == "train" and request.config.train.diffusion.flip)
@@ -324,7 +331,7 @@ def run_verb(verb: Verb, given: Mapping[str, Any], arguments: tuple[str, ...]) -
         request.check(look=True)
         if plan.kind != "sbatch":  # there it is looked for where the job runs
             request.check_installed()
-        sys.stdout.write(rehearse(request))
+        sys.stdout.write(rehearse(request, starts_now=plan.kind != "sbatch"))
         return 0
     sys.stderr.write("".join(f"note: {note}\n" for note in plan.notes))
     if plan.kind == "in_process":

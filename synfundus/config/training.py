@@ -37,7 +37,7 @@ class OptimConfig(Section):
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay."""
     max_grad_norm: NonNegativeFloat = 1.0
-    """Gradient clipping by the norm over all that is trained (a discriminator counts, too); 0 turns it off."""
+    """Gradient clipping by the norm over all that is trained (a discriminator hardly counts); 0 turns it off."""
 
 
 class EmaConfig(Section):

@@ -13,13 +13,17 @@ from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.reconstruction_metrics import ssim_map
 
 _PIXEL_RANGE = 2.0
+_DISCRIMINATOR_SCALE = 2.0**-7
+"""Of the discriminator's loss where it is added: AdamW divides it out again, a clip norm over all that is trained sees
+next to nothing of it, and the autoencoder is clipped by its own gradient. A power of two rounds nothing."""
 
 
 class AutoencoderObjective(nn.Module):
     """Autoencoder, optional discriminator and their joint loss: one module for one engine.
 
-    Generator and discriminator losses are summed. Each reaches only its own parameters: the generator's uses detached
-    discriminator parameters, the discriminator's a detached reconstruction.
+    Generator and discriminator losses are summed, the latter scaled down so that clipping hardly sees it. Each reaches
+    only its own parameters: the generator's uses detached discriminator parameters, the discriminator's a detached
+    reconstruction.
 
     Args:
         autoencoder: To be trained.
@@ -88,7 +92,7 @@ class AutoencoderObjective(nn.Module):
         if self.discriminator is not None and images_seen >= self.adversarial_start_images:
             parts["generator"] = generator_hinge_loss(self.discriminator, reconstruction)
             parts["discriminator"] = discriminator_hinge_loss(self.discriminator, target, reconstruction)
-            loss = loss + self.adversarial_weight * parts["generator"] + parts["discriminator"]
+            loss = loss + self.adversarial_weight * parts["generator"] + _DISCRIMINATOR_SCALE * parts["discriminator"]
         parts["mean_squared_error"] = (reconstruction - target).square().flatten(1).mean(dim=1)
         return _mean_over_slots(loss, weights), {
             name: _weighted_mean(part.detach(), weights) for name, part in parts.items()

@@ -52,7 +52,8 @@ _CANDIDATES = 96
 _REFINED = 4
 _CERTAIN_RIM = 0.4  # of the circumference: with less visible, other outlines are tried too
 _SQUEEZED = 0.012  # half the difference between width and height, in radii, that is no error of measurement
-_OTHER_DISC = 0.12  # of the area of the disc: lit part of the picture beside it that may hold a second one
+_OTHER_RADIUS = 0.33
+_OTHER_DISC = 0.06  # of the area of the disc: lit part of the picture beside it that may hold a second one
 _SMALLEST_OF_MANY = 0.12  # of the short side: smaller discs are objects
 _MOUNT_AREA = 0.03  # share of the picture: minimum area of a slide mount
 
@@ -221,7 +222,7 @@ def _nearly_black(lightness: Floats) -> FieldOfViewError:
 
 
 def _has_another(view: View, circle: Circle) -> bool:
-    """Whether there is a second disc beside the first, not much smaller."""
+    """Whether there is a second disc beside the first, of at least a third of its width."""
     height, width = view.lightness.shape
     x, y = np.arange(width) + 0.5 - circle.center_x_px, np.arange(height)[:, None] + 0.5 - circle.center_y_px
     beside = x**2 + y**2 > (1.04 * circle.radius_px) ** 2
@@ -229,7 +230,7 @@ def _has_another(view: View, circle: Circle) -> bool:
     if lit.sum() < _OTHER_DISC * np.pi * circle.radius_px**2:
         return False
     _, other = _search(np.where(beside, view.lightness, view.dark))
-    return other is not None and other.radius_px > 0.6 * circle.radius_px
+    return other is not None and other.radius_px > _OTHER_RADIUS * circle.radius_px
 
 
 def _view(lightness: Floats) -> View | None:

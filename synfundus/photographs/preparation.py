@@ -15,7 +15,7 @@ from synfundus.photographs.burned_text import WORKING_SIZE_PX, BurnedTextError, 
 from synfundus.photographs.decode import decode_flagged
 from synfundus.photographs.field_of_view import FieldOfViewError, NoFieldOfView, find_field_of_view
 from synfundus.photographs.ingest import PlannedSample
-from synfundus.photographs.transforms import EYE_SIDE, RIM_SHRINK, crop_to_field_of_view, is_flat
+from synfundus.photographs.transforms import EYE_SIDE, RIM_SHRINK, crop_to_field_of_view, has_few_levels, is_flat
 
 CROP = {"method": "field-of-view circle", "rim_shrink": RIM_SHRINK, "version": 2}
 """How images are cropped, for manifests; the version changes if the same photograph gives other pixels."""
@@ -76,9 +76,11 @@ def prepare_pixels(data: bytes, *, image_size_px: int, max_pixels: int, burned_t
     circle = find_field_of_view(photograph)
     pixels = crop_to_field_of_view(photograph, circle, image_size_px)
     if is_flat(pixels):
-        raise FieldOfViewError(
-            NoFieldOfView.FLAT, "the disc is of one colour: a mask of a field of view, no photograph"
-        )
+        reason = "the disc is of one colour: a mask of a field of view, no photograph"
+        raise FieldOfViewError(NoFieldOfView.FLAT, reason)
+    if has_few_levels(photograph, circle):
+        reason = "the disc has a few greys and next to nothing between: a mask of what was marked, no photograph"
+        raise FieldOfViewError(NoFieldOfView.FLAT, reason)
     diameter_px = round(2 * circle.radius_px)
     flags += (ENLARGED_FLAG,) if diameter_px < image_size_px else ()
     if burned_text != "off":

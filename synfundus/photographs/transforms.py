@@ -118,3 +118,23 @@ def is_flat(pixels: NDArray[np.uint8]) -> bool:
     middle = small[12:36, 12:36].reshape(-1, 3)
     low, high = np.percentile(middle, [2.0, 98.0], axis=0)
     return bool((high - low <= np.maximum(2.0, 0.025 * high)).all())
+
+
+_LEVELS, _LEVEL_DISTANCE, _LEVEL_SPREAD, _LEVEL_SHARE = 4, 24, 4, 0.93
+_DARKEST_LEVEL = 60  # darker photographs have few greys themselves
+
+
+def has_few_levels(pixels: NDArray[np.uint8], circle: Circle) -> bool:
+    """Whether the middle of a disc has up to four greys far apart and next to nothing between, as masks have."""
+    half, x, y = circle.radius_px / 2, circle.center_x_px, circle.center_y_px
+    step = max(1, int(half / 128))
+    rows, columns = (slice(max(0, round(at - half)), round(at + half), step) for at in (y, x))
+    grey = np.rint(pixels[rows, columns].mean(axis=2)).astype(int)
+    counts = np.bincount(grey.ravel(), minlength=256)
+    levels, found = [], 0
+    for _ in range(_LEVELS):
+        near = np.convolve(counts, np.ones(2 * _LEVEL_SPREAD + 1, dtype=int), mode="same")
+        levels.append(int(near.argmax()))
+        found += near[levels[-1]]
+        counts[max(0, levels[-1] - _LEVEL_DISTANCE) : levels[-1] + _LEVEL_DISTANCE + 1] = 0
+    return levels[0] >= _DARKEST_LEVEL and found >= _LEVEL_SHARE * grey.size

@@ -131,16 +131,18 @@ VAE_HELP = "Run of `train-vae`, or a folder of a diffusers AutoencoderKL or Auto
 FEW_PATIENTS = 5
 
 
-def few_patients(num_patients: object) -> list[str]:
+def few_patients(num_patients: object, *, num_samples: int) -> list[str]:
     """Return a warning for each held-out split with so few patients that figures on it say little.
 
     Args:
         num_patients: Number of patients by split; anything else is of no split.
+        num_samples: Number of photographs; without a patient column each counts as a patient.
     """
     if not isinstance(num_patients, Mapping):
         return []
+    kind = "patient" if sum(num_patients.values()) < num_samples else "photograph"
     return [
-        f"{split} has {number} patient{'' if number == 1 else 's'}: figures on it say little"
+        f"{split} has {number} {kind}{'' if number == 1 else 's'}: figures on it say little"
         for split, number in num_patients.items()
         if split != "train" and 0 < number < FEW_PATIENTS
     ]
@@ -156,7 +158,10 @@ def closing_lines(verb: Verb, section: object, summary: Mapping[str, Any], *, re
 
     values = {name: written(value) for name, value in {**vars(section), **summary}.items()}
     values["recipe"] = "".join(f" {shlex.quote(word)}" for word in recipe)
-    lines = [f"warning: {line}" for line in few_patients(summary.get("num_patients"))]
+    lines = [
+        f"warning: {line}"
+        for line in few_patients(summary.get("num_patients"), num_samples=summary.get("num_samples", 0))
+    ]
     return [*lines, *(line.format_map(values) for line in verb.closing)]
 
 

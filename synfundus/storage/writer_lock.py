@@ -9,27 +9,31 @@ for so long that its watchdog would have ended it.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import NoReturn
 
-from synfundus.errors import ConfigError, DataError, StorageError
+from synfundus.errors import ConfigError, StorageError
 from synfundus.processes.stop_signals import before_leaving, leave_at_once, say
-from synfundus.storage import documents, filesystem
+from synfundus.storage import filesystem
 from synfundus.storage.local_folder import WRITER_NAME
 from synfundus.storage.locations import is_local, local_path, resolved
-from synfundus.storage.s3 import object_store
+from synfundus.storage.writer_note import (
+    Writer,
+    is_gone,
+    modified_s,
+    note_document,
+    note_of,
+    process_start_of,
+    read_note,
+)
 
-FORMAT_NAME = "synfundus-writer"
-FORMAT_VERSION = 1
 STALE_AFTER_S = 900.0
 """For work without a watchdog."""
 LOST = 7
@@ -42,99 +46,6 @@ _GUARD_S = 60.0
 _LAST_RENEWAL_S = 2.0
 _TRIES = 5
 _TRY_S = 0.2
-
-
-def _process_start(pid: int) -> str:
-    """Return when a process of this machine started, in the kernel's ticks; empty if there is none."""
-    with contextlib.suppress(OSError):
-        state, *later = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return "" if state in "ZX" else later[18]
-    return ""
-
-
-def _read_line(path: str) -> str:
-    with contextlib.suppress(OSError):
-        return Path(path).read_text().strip()
-    return ""
-
-
-def _pid_namespace() -> str:
-    with contextlib.suppress(OSError):
-        return str(Path("/proc/self/ns/pid").readlink())
-    return ""
-
-
-@dataclass(frozen=True)
-class Writer:
-    """A process that writes to a folder.
-
-    Attributes:
-        token: Its name for this folder.
-        host: Its machine.
-        machine: Boot and process namespace: process ids mean something among equal ones only.
-        pid: Its process id there.
-        started: When that process started, in the kernel's ticks.
-        job: SLURM's job id; may be empty.
-        restarts: How often that job was restarted.
-        since: When it began to write, ISO 8601 in UTC.
-        stale_after_s: Without a sign of life for so long, it is gone.
-        folder: Number of the folder in its file system, and its path: of a copy both differ. Empty in a store.
-    """
-
-    token: str
-    host: str
-    machine: str
-    pid: int
-    started: str
-    job: str
-    restarts: int
-    since: str
-    stale_after_s: float
-    folder: tuple[str, ...]
-
-    @classmethod
-    def here(cls, folder: str, stale_after_s: float) -> Writer:
-        """Describe this process."""
-        pid, restarts = os.getpid(), os.environ.get("SLURM_RESTART_COUNT", "")
-        return cls(
-            token=secrets.token_hex(8),
-            host=socket.gethostname(),
-            machine=f"{_read_line('/proc/sys/kernel/random/boot_id')} {_pid_namespace()}",
-            pid=pid,
-            started=_process_start(pid),
-            job=os.environ.get("SLURM_JOB_ID", ""),
-            restarts=int(restarts) if restarts.isdigit() else 0,
-            since=datetime.now(UTC).isoformat(timespec="seconds"),
-            stale_after_s=stale_after_s,
-            folder=_place(folder),
-        )
-
-    def describe(self) -> str:
-        """Name it for people."""
-        job = f" of job {self.job}" if self.job else ""
-        return f"process {self.pid}{job} on {self.host}, since {self.since}"
-
-
-def _place(folder: str) -> tuple[str, ...]:
-    return (str(local_path(folder).stat().st_ino), resolved(folder)) if is_local(folder) else ()
-
-
-def is_gone(writer: Writer, here: Writer, *, silent_s: float, process_start: str) -> bool:
-    """Whether a writer writes no more. Pure.
-
-    Args:
-        writer: As noted in the folder.
-        here: This process.
-        silent_s: Time since its last sign of life.
-        process_start: When the process with its id started on this machine; empty if there is none.
-    """
-    if here.folder and not {*writer.folder} & {*here.folder}:  # the folder is a copy
-        return True
-    if (writer.host, writer.machine) == (here.host, here.machine):
-        return writer.started != process_start
-    if writer.job and writer.job == here.job and writer.restarts < here.restarts:
-        return True
-    return silent_s > writer.stale_after_s
 
 
 @dataclass
@@ -161,9 +72,9 @@ class _Held:
             self.thread.join(_LAST_RENEWAL_S)  # or a note in a store would be written again after it is removed
         for folder, writer in self.writers.items():
             with contextlib.suppress(StorageError, OSError):
-                found = _read(folder)
+                found = read_note(folder)
                 if found is not None and found.token == writer.token:
-                    filesystem.remove(_note(folder))
+                    filesystem.remove(note_of(folder))
                 if folder in self.made and is_local(folder):
                     local_path(folder).rmdir()  # fails where anything is in it
 
@@ -172,7 +83,7 @@ class _Held:
         while not self.ended.wait(min(self.stale_after_s / _RENEWALS, _LONGEST_PAUSE_S)):
             for folder, writer in list(self.writers.items()):
                 with contextlib.suppress(StorageError, OSError):
-                    found = _read(folder)
+                    found = read_note(folder)
                     if found is None or self.ended.is_set():
                         continue
                     if found.token != writer.token:
@@ -220,12 +131,12 @@ def write_alone(folder: str, *, flag: str = "--out") -> None:
         _held.made.add(resolved(folder))
     here = Writer.here(folder, _held.stale_after_s)
     for _ in range(_TRIES):
-        found = _read(folder)
+        found = read_note(folder)
         if found is None:
             taken = _put(folder, here)
         else:
             silent_s = _silent_s(folder)
-            if not is_gone(found, here, silent_s=silent_s, process_start=_process_start(found.pid)):
+            if not is_gone(found, here, silent_s=silent_s, process_start=process_start_of(found.pid)):
                 _wait_or_refuse(folder, found, here, silent_s, flag)
             taken = _replace(folder, found, here)
         if taken:
@@ -235,7 +146,7 @@ def write_alone(folder: str, *, flag: str = "--out") -> None:
     raise ConfigError(
         "other processes are starting to write to this folder",
         where=folder,
-        hint=f"start one at a time; if there is none, remove {_note(folder)}",
+        hint=f"start one at a time; if there is none, remove {note_of(folder)}",
     )
 
 
@@ -245,95 +156,57 @@ def _wait_or_refuse(folder: str, found: Writer, here: Writer, silent_s: float, f
         say(f"{folder}: waiting for a sign of life of {found.describe()}")
         while silent_s <= found.stale_after_s:
             time.sleep(_LONGEST_PAUSE_S / 2)
-            if (now := _read(folder)) is None:
+            if (now := read_note(folder)) is None:
                 return
             before, silent_s = silent_s, _silent_s(folder)
             if silent_s < before or now != found:
                 break
         else:
             return
+    _refuse(folder, found, silent_s, flag)
+
+
+def _refuse(folder: str, found: Writer, silent_s: float, flag: str) -> NoReturn:
     left = max(1, round((found.stale_after_s - silent_s) / 60))
     raise ConfigError(
         f"{found.describe()} writes to this folder",
         where=folder,
         hint=f"wait until it has ended, or give another {flag}. If its machine has failed, the folder is free "
-        f"in {left} min, or when you remove {_note(folder)}",
+        f"in {left} min, or when you remove {note_of(folder)}",
     )
 
 
-def _note(folder: str) -> str:
-    return filesystem.join(folder, WRITER_NAME)
-
-
-def _parse(data: bytes, where: str) -> Writer | None:
-    """Read a note; None for half a note.
+def require_free(folder: str, *, flag: str = "--out") -> None:
+    """Refuse a folder that has a writer, for a dry run: nothing is written, so it goes by this machine's clock.
 
     Raises:
-        ConfigError: It is of another version.
+        ConfigError: As `write_alone`.
     """
-    try:
-        json.loads(data)
-    except ValueError:
-        return None
-    try:
-        document = documents.parse_document(data, format_name=FORMAT_NAME, version=FORMAT_VERSION, where=where)
-        values = {name: document[name] for name in Writer.__dataclass_fields__}
-        return Writer(**{**values, "folder": tuple(values["folder"])})
-    except (DataError, KeyError, TypeError) as error:
-        hint = "another version may be writing here; if none is, remove this file"
-        raise ConfigError("a note of a writer that this version cannot read", where=where, hint=hint) from error
-
-
-def _read(folder: str) -> Writer | None:
-    """Return the writer of a folder; None if there is none, or half a note.
-
-    Raises:
-        StorageError: There is a note that cannot be read.
-    """
-    note = _note(folder)
-    for _ in range(_TRIES):
-        if not filesystem.exists(note):
-            return None
-        try:
-            data = filesystem.read_bytes(note)
-        except StorageError:
-            if filesystem.exists(note):
-                raise
-            return None
-        if (found := _parse(data, note)) is not None:
-            return found
-        time.sleep(_TRY_S)  # it is being written just now
-    return None
-
-
-def _document(writer: Writer) -> bytes:
-    return documents.dump_json({"format": FORMAT_NAME, "schema_version": FORMAT_VERSION, **vars(writer)})
+    if not filesystem.is_dir(folder) or (found := read_note(folder)) is None:
+        return
+    silent_s = time.time() - modified_s(note_of(folder))
+    here = Writer.here(folder, STALE_AFTER_S)
+    if not is_gone(found, here, silent_s=silent_s, process_start=process_start_of(found.pid)):
+        _refuse(folder, found, silent_s, flag)
 
 
 def _silent_s(folder: str) -> float:
     """Return the seconds since the last sign of life, by the clock of the disk or the store, not by this machine's."""
-    note, probe = _note(folder), f"{_note(folder)}.{secrets.token_hex(4)}.now"
+    note, probe = note_of(folder), f"{note_of(folder)}.{secrets.token_hex(4)}.now"
     filesystem.write_bytes(probe, b"")
     try:
-        return _modified_s(probe) - _modified_s(note)
+        return modified_s(probe) - modified_s(note)
     except (StorageError, FileNotFoundError):
         return 0.0
     finally:
         filesystem.remove(probe)
 
 
-def _modified_s(url: str) -> float:
-    if is_local(url):
-        return local_path(url).stat().st_mtime
-    modified = object_store.stat(url).modified
-    return modified.timestamp() if modified else 0.0
-
-
 def _renew(folder: str, writer: Writer) -> None:
     if is_local(folder):
-        os.utime(local_path(_note(folder)))
+        os.utime(local_path(note_of(folder)))
     else:
-        filesystem.write_bytes(_note(folder), _document(writer))
+        filesystem.write_bytes(note_of(folder), note_document(writer))
 
 
 def _create(path: Path, data: bytes) -> bool:
@@ -353,11 +226,11 @@ def _put(folder: str, here: Writer) -> bool:
     """Write the first note; returns whether it is this process's."""
     if is_local(folder):
         with filesystem.storage_errors("write", folder):
-            note = local_path(_note(folder))
-            if _create(note, _document(here)):
+            note = local_path(note_of(folder))
+            if _create(note, note_document(here)):
                 return True
             # half a note, of a process that was killed while it wrote
-            if time.time() - note.stat().st_mtime > _GUARD_S and _read(folder) is None:
+            if time.time() - note.stat().st_mtime > _GUARD_S and read_note(folder) is None:
                 note.unlink(missing_ok=True)
             return False
     return _put_and_look(folder, here)
@@ -365,9 +238,9 @@ def _put(folder: str, here: Writer) -> bool:
 
 def _put_and_look(folder: str, here: Writer) -> bool:
     with contextlib.suppress(StorageError):  # another note came between: the look says whose is there
-        filesystem.write_bytes(_note(folder), _document(here))
+        filesystem.write_bytes(note_of(folder), note_document(here))
     time.sleep(_SETTLE_S)
-    found = _read(folder)
+    found = read_note(folder)
     return found is not None and found.token == here.token
 
 
@@ -376,7 +249,7 @@ def _replace(folder: str, gone: Writer, here: Writer) -> bool:
     if not is_local(folder):
         return _put_and_look(folder, here)
     with filesystem.storage_errors("write", folder):
-        note = local_path(_note(folder))
+        note = local_path(note_of(folder))
         guard = note.with_name(f"{WRITER_NAME}.{gone.token}.guard")
         if not _create(guard, b""):
             with contextlib.suppress(FileNotFoundError):
@@ -384,10 +257,10 @@ def _replace(folder: str, gone: Writer, here: Writer) -> bool:
                     guard.unlink()
             return False
         try:
-            found = _read(folder)
+            found = read_note(folder)
             if found is None or found.token != gone.token:
                 return False  # replaced before the guard was ours
-            filesystem.write_bytes(str(note), _document(here))
+            filesystem.write_bytes(str(note), note_document(here))
             return True
         finally:
             guard.unlink(missing_ok=True)

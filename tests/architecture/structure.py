@@ -13,7 +13,7 @@ PACKAGE = ROOT / "synfundus"
 MOST_LINES_A_MODULE = 400
 MOST_LINES_A_FUNCTION = 60
 MOST_MODULES_A_FOLDER = 15
-MOST_LINES = 46_900
+MOST_LINES = 47_200
 TRAINING_STAGES = ("train/job.py", "train_vae/job.py")
 OPEN_ENDED = ("synfundus/photographs/importers",)
 """Folders that may grow by a module a data set."""
@@ -112,8 +112,8 @@ def figures() -> list[Figure]:
         Figure("lines of a function", in_function, MOST_LINES_A_FUNCTION, function),
         Figure("lines of the product", sum(len(lines_of(path)) for path in texts), MOST_LINES),
         Figure("parameters and fields that are the whole RunConfig", whole, 27),
-        Figure("modules that `train` imports, directly or not", len(reached["train"]), 124),
-        Figure("modules that `export` imports, directly or not", len(reached["export"]), 49),
+        Figure("modules that `train` imports, directly or not", len(reached["train"]), 125),
+        Figure("modules that `export` imports, directly or not", len(reached["export"]), 50),
         Figure("lines of the two training stages", sum(map(len, stages)), 450),
         Figure("lines in a row that both training stages have", len(common), 10, common[0] if common else ""),
     ]

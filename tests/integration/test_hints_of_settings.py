@@ -413,7 +413,7 @@ def test_a_phantom() -> None:
 
 def test_wandb_that_is_not_installed(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("synfundus.cli.request.find_spec", lambda name: None)
-    monkeypatch.setattr("synfundus.cli.run.rehearse", lambda request: "")
+    monkeypatch.setattr("synfundus.cli.run.rehearse", lambda request, **_: "")
     line = ("train-vae", "--data", tmp_path, "--run-dir", tmp_path / "run", "--device", "cpu", "--dry-run")
     told = shell.refused("or leave telemetry.wandb_project empty", *line, "--set", "telemetry.wandb_project=mine")
     extra = re.findall(r"synfundus\[(\w+)\]", told.hint)

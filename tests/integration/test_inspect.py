@@ -375,7 +375,7 @@ def test_labels_are_counted_by_split_and_few_patients_are_said(
     samples = phantom_samples(NUM_SAMPLES)
     properties = {
         "image_size_px": 64,
-        "num_patients": {"train": 8, "val": 2, "test": 1},
+        "num_patients": {"train": 7, "val": 2, "test": 1},
         "nested": {"a": [1, None, True]},
     }
     found = write_set(tmp_path / "set", samples, shards=SIZES, properties=properties)

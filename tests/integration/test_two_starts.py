@@ -73,6 +73,8 @@ def second_start(command: list[str], verb: str, out: str) -> tuple[int, str, int
             time.sleep(0.05)
         assert filesystem.exists(filesystem.join(out, WRITER_NAME))
         second = run_cli(*command)
+        rehearsed = run_cli(*command, "--dry-run")
+        assert (rehearsed.returncode, "writes to this folder" in rehearsed.output) == (2, True), rehearsed.output
         os.kill(first.pid, signal.SIGKILL if verb in TOO_LONG else signal.SIGCONT)
         output = first.communicate(timeout=PATIENCE_S)[0]
     finally:

@@ -403,6 +403,45 @@ def flat(rng: Random) -> Drawn:
     return drawn
 
 
+def mask(rng: Random) -> Drawn:
+    """A mask of what was marked in a photograph: areas and lines of one to three greys on a disc of another."""
+    radius = rng.uniform(110, 320)
+    sheet = Sheet.black(2 * radius * rng.uniform(1.0, 1.1), 2 * radius * rng.uniform(1.02, 1.5), rng)
+    height, width = sheet.retina.shape
+    greys = rng.permutation([64, 110, 160, 205, 255])
+    image = Image.new("L", (width, height))
+    draw = ImageDraw.Draw(image)
+    x, y = width / 2, height / 2
+    draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=int(greys[0]))
+    for grey in greys[1 : 1 + rng.integers(1, 4)]:
+        for _ in range(rng.integers(1, 6)):
+            u, v = (np.array([x, y]) + rng.uniform(-0.45, 0.45, 2) * radius).tolist()
+            size = rng.uniform(0.05, 0.3) * radius
+            if rng.random() < 0.5:
+                draw.ellipse((u - size, v - size, u + size, v + size), fill=int(grey))
+            else:
+                far = rng.uniform(-0.8, 0.8, 2) * radius
+                draw.line((u, v, x + far[0], y + far[1]), fill=int(grey), width=max(2, round(0.1 * size)))
+    sheet.light[:] = np.asarray(image, dtype=np.float32)[..., None]
+    drawn = sheet.finished(None, reasons=("flat",), must_refuse=True)
+    if rng.random() < 0.7:  # without noise
+        drawn.pixels = sheet.light.astype(np.uint8)
+    return drawn
+
+
+def inset(rng: Random) -> Drawn:
+    """A photograph with a second, much smaller one beside it."""
+    radius = rng.uniform(160, 300)
+    small = radius * rng.uniform(0.35, 0.6)
+    sheet = Sheet.black(2.1 * radius, 2.1 * radius + 2.15 * small, rng)
+    height, width = sheet.retina.shape
+    sheet.disc(1.05 * radius, height / 2, radius)
+    sheet.disc(width - 1.04 * small, rng.uniform(1.04 * small, height - 1.04 * small), small)
+    drawn = sheet.finished(None, reasons=("several_fields_of_view",), must_refuse=True)
+    drawn.pixels = np.ascontiguousarray(drawn.pixels[:, :: rng.choice([-1, 1])])
+    return drawn
+
+
 def small_disc(rng: Random) -> Drawn:
     """A disc of a sixth of the frame, or less."""
     height = rng.uniform(400, 900)
@@ -419,7 +458,7 @@ CONTROLS: tuple[Callable[[Random], Drawn], ...] = (whole, cut_by_frame, black_ba
 KINDS: tuple[Callable[[Random], Drawn], ...] = (
     *CONTROLS,
     *(caption_band, mount_and_cut_disc, squashed, mild_ellipse, four_cuts, rounded_slide, fading, reflex, tilted_cuts),
-    *(two_discs, montage, flat, small_disc),
+    *(two_discs, montage, inset, flat, mask, small_disc),
 )
 
 

@@ -264,7 +264,7 @@ def test_the_objective_is_the_weighted_sum_of_the_parts_it_reports() -> None:
         + 0.25 * parts["structural"]
         + 1e-3 * parts["kl"]
         + 0.1 * parts["generator"]
-        + parts["discriminator"]
+        + parts["discriminator"] / 128
     )
     torch.testing.assert_close(loss.detach(), wanted)
     assert not any(part.requires_grad for part in parts.values())
@@ -276,6 +276,23 @@ def test_the_discriminator_joins_only_after_the_warm_up() -> None:
     _, late = objective(images_of(4), posterior_noise=torch.zeros(4, 4, 8, 8), images_seen=100)
     assert "generator" not in early
     assert {"generator", "discriminator"} <= set(late)
+
+
+def test_the_discriminator_takes_no_part_of_the_clip_norm_and_learns_as_fast() -> None:
+    objective = objective_of()
+    discriminator = objective.discriminator
+    assert discriminator is not None
+    loss, _ = objective(images_of(4), posterior_noise=torch.zeros(4, 4, 8, 8), images_seen=100)
+    torch.autograd.backward(loss)
+    norms = [
+        torch.nn.utils.get_total_norm([one.grad for one in part.parameters() if one.grad is not None])
+        for part in (objective.codec, discriminator)
+    ]
+    assert 0 < float(norms[1]) < 0.1 * float(norms[0])
+    before = [one.detach().clone() for one in discriminator.parameters()]
+    torch.optim.AdamW(discriminator.parameters(), lr=1e-3, weight_decay=0.0).step()
+    moved = [(one.detach() - was).abs().median() for one, was in zip(discriminator.parameters(), before, strict=True)]
+    assert min(moved) > 0.99e-3  # a first step of AdamW is the learning rate, unless eps counts
 
 
 def test_each_adversary_moves_only_its_own_weights() -> None:

@@ -27,7 +27,7 @@ from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import CheckpointError, ConfigError, DataError, NumericalError, Preempted, SynfundusError
 from synfundus.launch import LaunchPlan, Outcome
-from synfundus.stages.verb import Option, Verb, closing_lines
+from synfundus.stages.verb import Option, Verb, closing_lines, few_patients
 from synfundus.storage import filesystem
 
 Calls = list[RunConfig]
@@ -585,7 +585,8 @@ def test_a_verb_says_what_it_wrote_and_what_comes_next(
 ) -> None:
     out = tmp_path / "my set"
     splits, patients = {"train": 1040, "val": 2, "test": 1}, {"train": 500, "val": 2, "test": 1}
-    job("prepare", {"splits": splits, "num_patients": patients, "crosswalk": f"{out}.crosswalk"})
+    told = {"splits": splits, "num_samples": 1043, "num_patients": patients, "crosswalk": f"{out}.crosswalk"}
+    job("prepare", told)
     for name in ("photographs", "labels.csv"):
         (tmp_path / name).mkdir()
     inputs = ["--source", str(tmp_path / "photographs"), "--labels", str(tmp_path / "labels.csv")]
@@ -596,6 +597,7 @@ def test_a_verb_says_what_it_wrote_and_what_comes_next(
     assert f"next: synfundus train-vae --data '{out}' --run-dir RUN" in said
     assert "warning: val has 2 patients: figures on it say little" in said
     assert "warning: test has 1 patient: figures" in said
+    assert few_patients({"train": 1040, "val": 2, "test": 1}, num_samples=1043)[1].startswith("test has 1 photograph: ")
 
 
 def test_every_verb_that_writes_says_at_its_end_what_is_there() -> None:

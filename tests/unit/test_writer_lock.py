@@ -18,7 +18,8 @@ import pytest
 from synfundus.errors import ConfigError
 from synfundus.storage import filesystem, writer_lock
 from synfundus.storage.local_folder import WRITER_NAME, holds_ours
-from synfundus.storage.writer_lock import Writer, is_gone, one_writer, write_alone
+from synfundus.storage.writer_lock import one_writer, require_free, write_alone
+from synfundus.storage.writer_note import Writer, is_gone
 
 HERE = Writer("a", "node1", "boot ns", 7, "100", "", 0, "2026-01-01T00:00:00+00:00", 900.0, ("55", "/run"))
 
@@ -109,6 +110,11 @@ def test_the_second_writer_is_refused_and_names_the_first_until_that_ends(tmp_pa
         write_alone(str(out), flag="--run-dir")
     assert caught.value.where == str(out)
     assert "another --run-dir" in caught.value.hint
+    noted = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    with pytest.raises(ConfigError) as rehearsed:
+        require_free(str(out), flag="--run-dir")
+    assert vars(rehearsed.value) == vars(caught.value)
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == noted
     first.communicate("")
     assert first.returncode == 0
     assert not out.exists(), "made for nothing"
@@ -125,6 +131,7 @@ def test_a_killed_writer_is_replaced_at_once(tmp_path: Path, start: Starts) -> N
     assert said(first) == "writes\n"
     first.kill()
     first.wait()
+    require_free(str(tmp_path / "out"))
     with one_writer():
         write_alone(str(tmp_path / "out"))
         assert json.loads((tmp_path / "out" / WRITER_NAME).read_text())["pid"] == os.getpid()
@@ -138,6 +145,8 @@ def test_a_writer_of_another_machine_is_gone_when_it_is_silent_for_its_time(
         write_alone(str(tmp_path))
         note = (tmp_path / WRITER_NAME).read_bytes()
     (tmp_path / WRITER_NAME).write_bytes(note)
+    with pytest.raises(ConfigError, match="on node9, since"):
+        require_free(str(tmp_path))
     with one_writer(), pytest.raises(ConfigError, match="on node9, since") as caught:
         write_alone(str(tmp_path))
     assert "free in 1 min" in caught.value.hint

@@ -28,7 +28,7 @@ def _problems(section: DemoConfig, look: bool) -> list[str]:
 def _rehearse(config: RunConfig) -> str:
     from synfundus.config.photographs import PrepareConfig
     from synfundus.stages.demo.plan import place_stages
-    from synfundus.stages.prepare.plan import describe_inputs
+    from synfundus.stages.prepare.verb import rehearse_prepare
     from synfundus.storage import filesystem
 
     if config.train.diffusion.prediction_type == "flow_velocity":
@@ -43,7 +43,7 @@ def _rehearse(config: RunConfig) -> str:
         return ""
     document = config.model_dump()
     place_stages(document)
-    return describe_inputs(PrepareConfig.model_validate(document["prepare"]), seed=config.seed)
+    return rehearse_prepare(PrepareConfig.model_validate(document["prepare"]), config.seed)
 
 
 VERB = Verb(

@@ -265,7 +265,7 @@ def _print(console: Console, shard_set: ShardSet, survey: SetSurvey, counts: Lab
         ("label", *splits),
         [(name, *(f"{found.get(name, 0):,}" for found in splits.values())) for name in shard_set.label_schema.names],
     )
-    for line in few_patients(shard_set.properties.get("num_patients")):
+    for line in few_patients(shard_set.properties.get("num_patients"), num_samples=counts.num_samples):
         console.warning(line)
     if shard_set.rejects:
         console.table("rejects", ("reason", "inputs"), [(reason, f"{n:,}") for reason, n in shard_set.rejects.items()])

@@ -16,7 +16,12 @@ def _problems(section: PrepareConfig, look: bool) -> list[str]:
     return [] if named else ["--labels is missing (prepare.labels): Label table, CSV"]
 
 
-def _dry_run(section: PrepareConfig, seed: int) -> str:
+def rehearse_prepare(section: PrepareConfig, seed: int) -> str:
+    """Describe inputs and crosswalk of a run, for a dry run.
+
+    Raises:
+        SynfundusError: As the run.
+    """
     from synfundus.photographs.crosswalk import check_crosswalk
     from synfundus.stages.prepare.places import check_out, find_paths, told_crosswalk
     from synfundus.stages.prepare.plan import describe_inputs
@@ -72,7 +77,7 @@ VERB = Verb(
     host_only=True,
     script="prepare.sh",
     problems=_problems,
-    dry_run=_dry_run,
+    dry_run=rehearse_prepare,
     closing=(
         "image set: {out} ({splits})",
         "CROSSWALK: {crosswalk} has file names, patients and the secret key: keep it away from the set",
