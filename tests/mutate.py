@@ -7,11 +7,14 @@ Ends with 1 if a mutant survived.
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
+import multiprocessing
 import os
 import queue
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,6 +32,9 @@ LIMIT_S = 900.0
 """A mutant whose tests take longer makes something hang: it is caught."""
 _LEFT_OUT = shutil.ignore_patterns(".git", ".venv*", ".*_cache", "*.egg-info", "demo*-out", "node_modules")
 _PASSED, _FAILED, _BROKEN = 0, 1, 2
+_FORKED = multiprocessing.get_context("forkserver")
+_LOADED = ["torch", "deepspeed", "diffusers", "scipy.ndimage", "PIL.Image", "pytest", "hypothesis"]
+"""What tests spend seconds to import, and no mutant changes: loaded once, by the process theirs are forked from."""
 
 
 @dataclass(frozen=True)
@@ -85,17 +91,45 @@ def problems(mutants: Sequence[Mutant], root: Path) -> list[str]:
     return found
 
 
+def _arguments(tests: Sequence[str]) -> list[str]:
+    return ["-q", "-p", "no:cacheprovider", "--randomly-dont-reorganize", *tests]
+
+
+def _forked_pytest(copy: str, tests: tuple[str, ...], log: str) -> None:
+    os.setsid()
+    os.chdir(copy)
+    sys.path.insert(0, copy)
+    # mutants are not compiled to the disk: what was changed and changed back within a second would stay in its cache
+    os.environ |= {"PYTHONPATH": copy, "PYTHONDONTWRITEBYTECODE": "1"}
+    sys.dont_write_bytecode = True
+    with open(log, "wb") as stream:
+        for output in (1, 2):
+            os.dup2(stream.fileno(), output)
+    import pytest
+
+    code = int(pytest.main(["-x", "-n", "0", *_arguments(tests)]))
+    atexit._run_exitfuncs()  # multiprocessing does not, and servers of tests end there
+    sys.exit(code)
+
+
 def run_tests(copy: Path, tests: Sequence[str]) -> tuple[int, str]:
     """Run test files in a copy of the tree until the first fails; returns pytest's exit code and its last lines."""
-    # mutants are not compiled to the disk: what was changed and changed back within a second would stay in its cache
-    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", *tests]
-    try:
-        done = subprocess.run(
-            command, cwd=copy, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False
-        )
-    except subprocess.TimeoutExpired:
+    log = copy.with_name(f"{copy.name}.log")
+    process = _FORKED.Process(target=_forked_pytest, args=(str(copy), tuple(tests), str(log)))
+    process.start()
+    process.join(LIMIT_S)
+    if process.exitcode is None:
+        os.killpg(process.pid or 0, signal.SIGKILL)
+        process.join()
         return _FAILED, f"nothing came in {LIMIT_S:.0f} s"
+    return process.exitcode, "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+
+
+def run_sound(copy: Path, tests: Sequence[str], jobs: int) -> tuple[int, str]:
+    """Run all these test files without a mutant; returns as `run_tests`."""
+    command = [sys.executable, "-m", "pytest", "-x", "-n", str(jobs), *_arguments(tests)]
+    environment = {**os.environ, "PYTHONPATH": str(copy)}
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
     return done.returncode, "\n".join(done.stdout.splitlines()[-15:] + done.stderr.splitlines()[-5:])
 
 
@@ -124,6 +158,7 @@ def run_all(mutants: Sequence[Mutant], copies: Sequence[Path]) -> list[Mutant]:
     for mutant in mutants:
         waiting.put(mutant)
     survived: set[Mutant] = set()
+    tried: list[Mutant] = []
     faults: list[BaseException] = []
 
     def work(copy: Path) -> None:
@@ -139,7 +174,12 @@ def run_all(mutants: Sequence[Mutant], copies: Sequence[Path]) -> list[Mutant]:
                 return
             if not caught:
                 survived.add(mutant)
-            print(f"{'caught  ' if caught else 'SURVIVED'}  {mutant.file}: {mutant.name}", flush=True)
+            tried.append(mutant)
+            print(
+                f"{len(tried):>4} of {len(mutants)}  {'caught  ' if caught else 'SURVIVED'}  "
+                f"{mutant.file}: {mutant.name}",
+                flush=True,
+            )
 
     threads = [threading.Thread(target=work, args=(copy,)) for copy in copies]
     for thread in threads:
@@ -172,12 +212,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(wrong))
         return 2
     mutants = chosen(every, given.words, given.sample)
+    _FORKED.set_forkserver_preload(_LOADED)
     with tempfile.TemporaryDirectory(prefix="synfundus-mutants-") as scratch:
         copies = [Path(scratch) / str(number) for number in range(max(1, min(given.jobs, len(mutants))))]
         for copy in copies:
             shutil.copytree(ROOT, copy, ignore=_LEFT_OUT, symlinks=True)
         tests = sorted({test for mutant in mutants for test in mutant.tests})
-        code, text = run_tests(copies[0], tests) if tests else (_PASSED, "")
+        print(f"{len(tests)} test files without a mutant first, then {len(mutants)} mutants", flush=True)
+        code, text = run_sound(copies[0], tests, len(copies)) if tests else (_PASSED, "")
         if code != _PASSED:
             print(f"these tests fail without a mutant, too:\n{text}")
             return 2
