@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import platform
 import socket
 import subprocess
 import sys
@@ -37,7 +39,9 @@ def test_a_launcher_trains_on_two_ranks(launcher: str, latent_set: ShardSet, tmp
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads((tmp_path / "run" / "environment.json").read_text())["world_size"] == 2
+    noted = json.loads((tmp_path / "run" / "environment.json").read_text())
+    who = {"world_size": 2, "account": getpass.getuser(), "host": platform.node()}
+    assert {name: noted[name] for name in who} == who
     assert (tmp_path / "run" / "export" / "synfundus.json").is_file()
 
 
