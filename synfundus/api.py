@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -19,18 +20,21 @@ from synfundus.artifacts.model import Model, generate_batch
 from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
 from synfundus.artifacts.sample_set import image_marks
 from synfundus.config.generation import SAMPLING_DEFAULTS, SampleConfig
+from synfundus.config.machine import LaunchConfig
 from synfundus.diffusion.sampling import scheduler_for
+from synfundus.distributed.world import LocalWorld, resolve_device
 from synfundus.errors import ConfigError
 from synfundus.labels.plan import LabelRow, plan_labels
 from synfundus.labels.schema import LabelSchema
 from synfundus.pictures.sheets import XMP_KEYWORD, encode_png
 from synfundus.shards.reader import ShardSetReader
 from synfundus.shards.set_survey import sample_decoder
-from synfundus.stages.build import sampler_settings
+from synfundus.stages.build import ready_to_sample, sampler_settings
 from synfundus.stages.inspect.job import open_set
 from synfundus.stages.sample.job import COMPRESS_LEVEL
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import SPLITS, ShardSet
+from synfundus.telemetry.console import SilentConsole
 
 __all__ = ["ShardDataset", "SynfundusPipeline", "load_model", "open_dataset", "read_manifest", "save_image"]
 
@@ -66,7 +70,7 @@ class SynfundusPipeline:
         batch_size: int = 16,
         **settings: Any,  # noqa: ANN401 - as the options of `sample`
     ) -> list[Image.Image]:
-        """Draw images, the same as `synfundus sample` with these values in fp32.
+        """Draw images, the same as `synfundus sample` with these values in fp32 (on a GPU but for rounding: TF32).
 
         Args:
             labels: Requested labels of every image, or a list with those of each; labels not named are unknown, and so
@@ -90,8 +94,9 @@ class SynfundusPipeline:
             raise ConfigError(f"no settings of the sampling: {', '.join(unknown)}", where="sample", hint=hint)
         try:
             section = SampleConfig(batch_size=batch_size, **settings)
-        except ValueError as error:
-            raise ConfigError(f"settings that cannot be: {error}", where="sample") from error
+        except ValidationError as error:
+            wrong = "; ".join(f"{one['loc'][-1]} is {one['input']!r}: {one['msg']}" for one in error.errors())
+            raise ConfigError(f"settings that cannot be: {wrong}", where="sample") from error
         chosen = sampler_settings(section, self.model.recommended_sampling)
         scheduler_for(chosen.sampler, self.model.schedule_settings)
         batches = [
@@ -123,15 +128,22 @@ def load_model(path: str, *, device: str = "auto") -> SynfundusPipeline:
 
     Args:
         path: Folder, also in an object store.
-        device: ``auto`` takes a GPU if there is one; or as torch names them.
+        device: ``auto`` takes a GPU if there is one; or ``cpu``, ``cuda``, ``cuda:1``.
 
     Raises:
+        ConfigError: Not the name of such a device.
+        LaunchError: There is none.
         CheckpointError: There is no model, or a part of it cannot be read.
         ManifestMismatch: Its parts do not belong together.
     """
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    place = torch.device(where)
-    return SynfundusPipeline(load_pipeline(find_pipeline(str(path)), device=place), place)
+    name: Any = device.partition(":")[0]
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"no device to compute on: {device!r}", where="device", hint="auto, cpu, cuda or cuda:1")
+    kind = resolve_device(name)
+    place = torch.device(kind if device == "auto" else device)
+    model = load_pipeline(find_pipeline(str(path)), device=place)
+    ready_to_sample(model, LaunchConfig(), dtype=torch.float32, world=LocalWorld(device=kind), console=SilentConsole())
+    return SynfundusPipeline(model, place)
 
 
 def save_image(image: Image.Image, path: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from synfundus.artifacts.model import ModelSetup
+from synfundus.artifacts.model import Model, ModelSetup
 from synfundus.config.auto import definite
 from synfundus.config.diffusion import DiffusionConfig, UNetConfig
 from synfundus.config.generation import SAMPLING_DEFAULTS, SampleConfig
@@ -134,6 +134,17 @@ def channels_last(
         keep_channels_last(network, operations)
         if weights:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def ready_to_sample(model: Model, config: LaunchConfig, *, dtype: torch.dtype, world: World, console: Console) -> None:
+    """Choose how a model computes images, in place: kernels of attention, precision, memory format. Collective.
+
+    Raises:
+        ConfigError: As `attention`.
+    """
+    attention(model.denoiser.unet, config, dtype=dtype, world=world, console=console)
+    model.denoiser.to(dtype)
+    channels_last(model.denoiser.unet, model.autoencoder.network, world=world, console=console, weights=True)
 
 
 def tensor_cores(wanted: bool, world: World, console: Console, *, option: str = "") -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from synfundus.errors import DataError, StorageError
+from synfundus.errors import ConfigError, DataError, StorageError
 from synfundus.labels.schema import LabelSchema
 from synfundus.storage import documents, filesystem
 from synfundus.storage.tarshard import ShardFiles
@@ -85,7 +85,13 @@ class ShardSet:
         return tuple(shard for shard in self.shards if shard.split == split)
 
     def num_samples(self, split: str | None = None) -> int:
-        """Return the number of samples of a split, or of all splits."""
+        """Return the number of samples of a split, or of all splits.
+
+        Raises:
+            ConfigError: No such split.
+        """
+        if split is not None and split not in SPLITS:
+            raise ConfigError(f"there is no split {split!r}", where=self.url, hint=f"one of {', '.join(SPLITS)}")
         return sum(shard.num_samples for shard in self.shards if split in (None, shard.split))
 
     def shard_url(self, shard: ShardEntry) -> str:

@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader
 import synfundus
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld
-from synfundus.errors import CheckpointError, ConfigError, DataError
+from synfundus.errors import CheckpointError, ConfigError, DataError, LaunchError
+from synfundus.models.attention import KernelAttnProcessor, math_attention
 from synfundus.stages.sample import job as sample
 from synfundus.telemetry.console import SilentConsole
 
@@ -52,6 +53,10 @@ def test_images_are_those_of_the_verb(run_dir: Path, tmp_path: Path) -> None:
     config = RunConfig.model_validate({"seed": 5, "sample": given, "launch": {"device": "cpu"}})
     sample.run(config, LocalWorld(), SilentConsole())
     model = synfundus.load_model(str(run_dir), device="cpu")
+    # kernels round differently, which images of this model are too few to show
+    layers = model.model.denoiser.unet.attn_processors.values()
+    assert {type(layer) for layer in layers} == {KernelAttnProcessor}
+    assert {layer.kernel for layer in layers} == {math_attention}
     images = model.sample(labels={"is_gc": 1}, num_images=3, seed=5, **settings)
     for number, image in enumerate(images):
         assert isinstance(image, Image.Image)
@@ -95,10 +100,16 @@ def test_each_image_has_labels_of_its_own(run_dir: Path) -> None:
         ({"labels": [{"is_gc": 1}], "num_images": 2}, "2 images of 1 rows"),
         ({"num_images": 0}, "0 images"),
         ({"steps": 3}, "steps"),
-        ({"num_steps": 0}, "num_steps"),
+        ({"num_steps": 0}, "num_steps is 0: "),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=said) as caught:
             model.sample(**wrong)
+        assert "pydantic" not in str(caught.value)
+    with pytest.raises(ConfigError, match="no device to compute on: 'mps'"):
+        synfundus.load_model(str(run_dir), device="mps")
+    if not torch.cuda.is_available():
+        with pytest.raises(LaunchError, match="torch finds no CUDA device"):
+            synfundus.load_model(str(run_dir), device="cuda:0")
     with pytest.raises(CheckpointError, match="no such folder"):
         synfundus.load_model(str(run_dir / "nowhere"))
 

@@ -172,9 +172,14 @@ def test_names_of_labels_and_splits_and_settings(image_set: ShardSet, tmp_path: 
         assert DEFAULT_LABEL_SCHEMA[name].name == name
     with refusal("one of train") as caught:
         api.open_dataset(image_set.url, split="frobnicate")
+    with refusal("one of train"):
+        api.read_manifest(image_set.url).num_samples("frobnicate")
     for name in caught.value.hint.removeprefix("one of ").split(", "):
-        assert len(api.open_dataset(image_set.url, split=name)) > 0
-    model = api.load_model(str(write_tiny_pipeline(tmp_path / "model")))
+        assert len(api.open_dataset(image_set.url, split=name)) == image_set.num_samples(name) > 0
+    folder = str(write_tiny_pipeline(tmp_path / "model"))
+    with refusal("auto, cpu, cuda or cuda:1"):
+        api.load_model(folder, device="frobnicate")
+    model = api.load_model(folder, device="cpu")
     with refusal("there are ") as caught:
         model.sample(num_images=1, steps=2)
     assert "num_steps" in caught.value.hint.removeprefix("there are ").split(", ")

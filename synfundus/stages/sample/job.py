@@ -127,10 +127,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     require_same(request, world)
     on_rank_0(lambda: _claim(out, request, rows, pipeline.label_schema), world)
     console.message(f"{sampling.sampler}, {sampling.num_steps} steps, guidance {sampling.guidance_scale:g}")
-    build.attention(pipeline.denoiser.unet, config.launch, dtype=dtype, world=world, console=console)
-    pipeline.denoiser.to(dtype)
-    networks = pipeline.denoiser.unet, pipeline.autoencoder.network
-    build.channels_last(*networks, world=world, console=console, weights=True)
+    build.ready_to_sample(pipeline, config.launch, dtype=dtype, world=world, console=console)
     work = _Work(
         section, sampling, config.seed, pipeline, rows, _store(section, config.seed, out, pipeline, rows), device
     )
