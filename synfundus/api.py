@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import ValidationError
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -94,8 +93,9 @@ class SynfundusPipeline:
             raise ConfigError(f"no settings of the sampling: {', '.join(unknown)}", where="sample", hint=hint)
         try:
             section = SampleConfig(batch_size=batch_size, **settings)
-        except ValidationError as error:
-            wrong = "; ".join(f"{one['loc'][-1]} is {one['input']!r}: {one['msg']}" for one in error.errors())
+        except ValueError as error:
+            found: list[Any] = getattr(error, "errors", list)()
+            wrong = "; ".join(f"{one['loc'][-1]} is {one['input']!r}: {one['msg']}" for one in found) or error
             raise ConfigError(f"settings that cannot be: {wrong}", where="sample") from error
         chosen = sampler_settings(section, self.model.recommended_sampling)
         scheduler_for(chosen.sampler, self.model.schedule_settings)

@@ -24,6 +24,8 @@ _AUTOENCODER: Part = "vae"
 _UNET: Part = "unet"
 _CONFIG_NAME = "config.json"
 _LINEAR_PATH_NAME = "linear_path.json"
+_MORE: dict[Part, str] = {_AUTOENCODER: "", _UNET: " DENOISER=1"}
+"""What has `make starting-weights` train that network."""
 
 
 def shipped_model(part: Part = _AUTOENCODER) -> Path | None:
@@ -42,7 +44,7 @@ def _require_model(part: Part, key: str) -> Path:
         raise ConfigError(
             f"this installation has no starting weights {DRAWN!r} for this network{folder_of_that_name()}",
             where=key,
-            hint="run `make starting-weights` in a checkout (hours), or give another folder",
+            hint=f"run `make starting-weights{_MORE[part]}` in a checkout (hours), or give another folder",
         )
     return folder
 

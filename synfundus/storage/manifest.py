@@ -161,14 +161,17 @@ def load_shard_set(url: str, *, kind: SetKind) -> ShardSet:
 
     Raises:
         DataError: No manifest (an incomplete set or a wrong path), another kind, another version.
+        StorageError: It is there and cannot be read, or the store does not say whether it is.
     """
     manifest_url = filesystem.join(url, MANIFEST_NAME)
     try:
         data = filesystem.read_bytes(manifest_url)
     except StorageError as error:
+        if filesystem.exists(manifest_url):
+            raise
         found = _what_is_here(url)
         raise DataError(
-            f"no shard set of {kind} here: {found or f'{MANIFEST_NAME} cannot be read'}",
+            f"no shard set of {kind} here: {found or f'there is no {MANIFEST_NAME}'}",
             where=url,
             hint=f"give a set that `synfundus {_WRITERS[kind]}` has written" if found else _INCOMPLETE_HINT,
         ) from error

@@ -176,18 +176,27 @@ def _refuse(folder: str, found: Writer, silent_s: float, flag: str) -> NoReturn:
     )
 
 
+def live_writer(folder: str) -> Writer | None:
+    """Return who writes to a folder, None if nobody does. Nothing is written, so it goes by this machine's clock.
+
+    Raises:
+        ConfigError: There is a note of another version.
+        StorageError: The note cannot be read.
+    """
+    if not filesystem.is_dir(folder) or (found := read_note(folder)) is None:
+        return None
+    silent_s, here = time.time() - modified_s(note_of(folder)), Writer.here(folder, STALE_AFTER_S)
+    return None if is_gone(found, here, silent_s=silent_s, process_start=process_start_of(found.pid)) else found
+
+
 def require_free(folder: str, *, flag: str = "--out") -> None:
-    """Refuse a folder that has a writer, for a dry run: nothing is written, so it goes by this machine's clock.
+    """Refuse a folder that has a writer, for a dry run.
 
     Raises:
         ConfigError: As `write_alone`.
     """
-    if not filesystem.is_dir(folder) or (found := read_note(folder)) is None:
-        return
-    silent_s = time.time() - modified_s(note_of(folder))
-    here = Writer.here(folder, STALE_AFTER_S)
-    if not is_gone(found, here, silent_s=silent_s, process_start=process_start_of(found.pid)):
-        _refuse(folder, found, silent_s, flag)
+    if found := live_writer(folder):
+        _refuse(folder, found, time.time() - modified_s(note_of(folder)), flag)
 
 
 def _silent_s(folder: str) -> float:

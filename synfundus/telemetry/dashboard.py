@@ -20,7 +20,7 @@ _SPARK_WIDTH = 32
 _BAR_WIDTH = 32
 _MOST_WARNINGS = 3
 _LATE = 5.0
-"""A run with no row for this many usual intervals is reported as stalled."""
+"""A run with no row for this many usual intervals is reported as silent."""
 _PATIENCE_S = 60.0
 _VALIDATION = (
     *(("validation_loss", "{:.4f}"), ("validation_loss_all_labels", "{:.4f} with all labels")),
@@ -91,15 +91,18 @@ def clean(text: str) -> str:
 
 
 def _state(run: RunView, now: float) -> Line:
-    """Return whether it runs, is stalled or is finished, as far as files tell."""
+    """Return whether it runs, is silent, has stopped or is finished, as far as files tell."""
     if run.budget_images and run.images_seen >= run.budget_images:
         return Line("state", "finished" if run.exported else "trained; the result is being written", "good")
     if run.written_at is None:
-        return Line("state", "no row yet", "dim")
+        return Line("state", f"no row yet; {run.writer} works on it" if run.writer else "no row yet", "dim")
     silent = max(0.0, now - run.written_at)
-    patience = max(_PATIENCE_S, _LATE * _usual_gap_s(run))
     said = f"the last row is {format_duration(silent)} old"
-    return Line("state", f"stalled or stopped: {said}", "bad") if silent > patience else Line("state", said, "good")
+    if not run.writer:
+        return Line("state", f"stopped: {said}", "bad")
+    if silent > max(_PATIENCE_S, _LATE * _usual_gap_s(run)):
+        return Line("state", f"silent: {said}; {run.writer} works on it", "bad")
+    return Line("state", f"running: {said}", "good")
 
 
 def _usual_gap_s(run: RunView) -> float:
@@ -155,7 +158,8 @@ def _speed(run: RunView) -> list[Line]:
     ]
     waits = [*figure("data_wait_percent", "data {:.1f} %"), *figure("checkpoint_stall_percent", "checkpoint {:.1f} %")]
     left = row.get("eta_s")
-    eta = [format_duration(left)] if isinstance(left, int | float) and run.images_seen < run.budget_images else []
+    goes_on = run.writer and run.images_seen < run.budget_images
+    eta = [format_duration(left)] if isinstance(left, int | float) and goes_on else []
     memory = figure("peak_memory_gib", "{:.2f} GiB at most on a rank")
     parts = {"rate": rate, "ETA": eta, "waits for": waits, "memory": memory}
     return [Line(label, ", ".join(texts)) for label, texts in parts.items() if texts]

@@ -15,7 +15,9 @@ from typing import Any
 import yaml
 
 from synfundus.storage import filesystem
+from synfundus.storage.local_folder import WRITER_NAME
 from synfundus.storage.s3 import object_store
+from synfundus.storage.writer_lock import live_writer
 from synfundus.telemetry.sinks import METRICS_NAME
 
 LEDGER_NAME = "ledger.jsonl"
@@ -52,6 +54,7 @@ class RunView:
         written_at: When the metrics were last written, seconds since 1970; None if unknown.
         exported: Whether the export exists.
         judged_on: What its validation figures are of; empty if it is not recorded.
+        writer: The process that works on it; empty if there is none.
     """
 
     url: str
@@ -65,6 +68,7 @@ class RunView:
     written_at: float | None
     exported: bool
     judged_on: str = ""
+    writer: str = ""
 
     @property
     def name(self) -> str:
@@ -97,6 +101,7 @@ def read_run(url: str) -> RunView:
     loop = section.get("loop") or (_section(config, "vae") if kind == "vae" else config).get("loop")
     budget = trained[-1].get("budget_images") if trained else None
     environment = _document(url, "environment.json", names)
+    writer = live_writer(url) if WRITER_NAME in names else None
     return RunView(
         url=url,
         kind=kind,
@@ -109,6 +114,7 @@ def read_run(url: str) -> RunView:
         written_at=modified_at(filesystem.join(url, METRICS_NAME)) if METRICS_NAME in names else None,
         exported="export" in names,
         judged_on=str(environment.get("judged_on") or ""),
+        writer=writer.describe() if writer else "",
     )
 
 

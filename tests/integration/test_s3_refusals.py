@@ -14,10 +14,19 @@ import pytest
 from fault_proxy import FaultProxy
 from s3_server import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server
 
-from synfundus.errors import CorruptShard, StorageError
+import synfundus
+from synfundus.artifacts.autoencoder_folder import find_autoencoder
+from synfundus.artifacts.latent_set import open_latent_sets
+from synfundus.artifacts.model_folder import find_pipeline
+from synfundus.distributed.world import LocalWorld
+from synfundus.errors import CorruptShard, DataError, StorageError
+from synfundus.stages.rehearsal import require_run
 from synfundus.storage import filesystem
 from synfundus.storage.filesystem import StoreSettings
+from synfundus.storage.manifest import load_shard_set
 from synfundus.storage.s3 import object_store, object_upload, store_connection
+from synfundus.storage.writer_lock import require_free
+from synfundus.training.checkpoints.search import find_checkpoint, verify
 
 KEY_ID = "AKIAIOSFODNN7EXAMPLE"
 SECRET = "wJalrXUtnFEMIzK7MDENGzbPxRfiCYEXAMPLEKEY"
@@ -378,3 +387,38 @@ def test_a_name_that_would_leave_the_folder_is_not_downloaded(
     with pytest.raises(StorageError, match="refusing to copy the name"):
         filesystem.download_folder(s3_bucket, tmp_path / "into")
     assert list(tmp_path.iterdir()) == []
+
+
+OPENERS: dict[str, Callable[[str], object]] = {
+    "a set": lambda url: load_shard_set(url, kind="images"),
+    "latents": lambda url: open_latent_sets([url]),
+    "a set of the API": synfundus.read_manifest,
+    "a model": find_pipeline,
+    "an autoencoder": find_autoencoder,
+    "a run": require_run,
+    "checkpoints": lambda url: find_checkpoint(url, world=LocalWorld()),
+    "a checkpoint": verify,
+    "a writer": require_free,
+}
+
+
+@pytest.mark.parametrize("kind", OPENERS)
+def test_a_store_that_refuses_is_no_folder_without_what_was_looked_for(
+    kind: str, planted: Planted, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in it is unknown: nothing is to be made again, and nothing older taken instead."""
+    del planted
+    for name in ("manifest.json", "images-000000000016/manifest.json", "run.json"):
+        filesystem.write_bytes(f"{s3_bucket}/{name}", b"{}")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    filesystem.configure(StoreSettings(300, 10, 30, None, 1))  # connects anew
+    with pytest.raises(StorageError, match="secret key does not match"):
+        OPENERS[kind](s3_bucket)
+
+
+def test_a_manifest_that_cannot_be_read_is_there(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").mkdir()
+    with pytest.raises(StorageError, match="directory"):
+        load_shard_set(str(tmp_path), kind="images")
+    with pytest.raises(DataError, match=r"there is no manifest\.json"):
+        load_shard_set(str(tmp_path / "none"), kind="images")

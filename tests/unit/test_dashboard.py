@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,9 @@ def write_run(
     return folder
 
 
-def text_of(folder: Path, *, now: float | None = None, unicode: bool = True) -> str:
-    return build_dashboard(read_run(str(folder)), now=now or time.time(), unicode=unicode).plain()
+def text_of(folder: Path, *, now: float | None = None, unicode: bool = True, writer: str = "process 7 on node1") -> str:
+    run = replace(read_run(str(folder)), writer=writer)
+    return build_dashboard(run, now=now or time.time(), unicode=unicode).plain()
 
 
 def checkpoint(folder: Path, images: int, *, age_s: float = 0.0) -> None:
@@ -130,10 +132,16 @@ def test_what_went_wrong_is_named_newest_first(tmp_path: Path) -> None:
 
 def test_a_run_that_says_nothing_for_long_is_said_to_stand_and_a_finished_one_is_not(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", [row(100), row(400)])
-    assert "stalled or stopped" not in text_of(folder, now=time.time() + 50)
-    assert "stalled or stopped: the last row is 10 min 00 s old" in text_of(folder, now=time.time() + 600)
+    assert "running: the last row is 5" in text_of(folder, now=time.time() + 50)
+    said = "silent: the last row is 10 min 00 s old; process 7 on node1 works on it"
+    assert said in text_of(folder, now=time.time() + 600)
+    left = text_of(folder, now=time.time() + 5, writer="")
+    assert "stopped: the last row is" in left
+    assert "ETA" not in left
+    begun = write_run(tmp_path / "begun", [])
+    assert "no row yet; process 7 on node1 works on it" in text_of(begun)
     slow = write_run(tmp_path / "slow", [row(100, images_per_s=1.0), row(400, images_per_s=1.0)])
-    assert "stands" not in text_of(slow, now=time.time() + 600), "a row comes every five minutes"
+    assert "running" in text_of(slow, now=time.time() + 600), "a row comes every five minutes"
     done = write_run(tmp_path / "done", [row(1000)])
     assert "finished" not in text_of(done, now=time.time() + 600)
     (done / "export").mkdir()

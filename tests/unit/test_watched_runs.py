@@ -15,6 +15,8 @@ from synfundus.launch.submission import ARGV_FORMAT, FORMAT_VERSION
 from synfundus.stages.watch import job as watch
 from synfundus.stages.watch.batch_job import BatchJob, JobReader, ask_slurm
 from synfundus.storage import documents
+from synfundus.storage.local_folder import WRITER_NAME
+from synfundus.storage.writer_note import Writer, note_document
 from synfundus.telemetry.dashboard import Dashboard
 
 
@@ -34,6 +36,12 @@ def make_run(folder: Path, *, seen: int = 40, budget: int = 100, kind: str = "di
         row = {"images_seen": seen, "loss": 0.5, "images_per_s": 9.0, "eta_s": eta_s}
         (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     return folder
+
+
+def at_work(run: Path) -> Path:
+    """Leave the note of a process that writes to it: this one."""
+    (run / WRITER_NAME).write_bytes(note_document(Writer.here(str(run), 900.0)))
+    return run
 
 
 def submit(
@@ -98,7 +106,7 @@ def test_a_job_that_squeue_has_forgotten_is_asked_of_sacct(
     submit(run, log="slurmstepd: error: CANCELLED")
     slurm(sacct="CANCELLED by 1000|0:15")
     said = shown(capsys, run)
-    assert "failed: job 4711 CANCELLED (0:15)" in said
+    assert "cancelled: job 4711 CANCELLED (0:15)" in said
     assert "slurmstepd: error: CANCELLED" in said
 
 
@@ -134,7 +142,7 @@ def test_without_slurm_the_end_of_the_log_of_a_stalled_run_is_shown(
     submit(run, log="error (storage): the disk is full")
     slurm()
     said = shown(capsys, run)
-    assert "stalled or stopped" in said
+    assert "stopped: the last row is" in said
     assert "4711 is no longer known to SLURM here" in said
     assert "the disk is full" in said
 
@@ -147,7 +155,7 @@ def test_a_refused_submission_says_what_sbatch_said(
     slurm()
     said = shown(capsys, run)
     assert "state       sbatch refused the job: invalid partition" in said
-    make_run(tmp_path / "other")
+    at_work(make_run(tmp_path / "other"))
     submit(tmp_path / "other", answer="sbatch refused the job: invalid partition")
     assert "the last row is" in shown(capsys, tmp_path / "other"), "it was then started otherwise"
 
@@ -158,6 +166,33 @@ def test_the_newest_submission_counts(tmp_path: Path, slurm: Callable[..., None]
     slurm(squeue="RUNNING|None")
     assert JobReader().read(str(tmp_path)) == BatchJob("3", "RUNNING", "None", ())
     assert JobReader().read("s3://bucket/run") is None
+
+
+def test_the_submission_at_work_counts_before_one_that_waits_for_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = at_work(make_run(tmp_path / "run"))
+    for second, number in enumerate((1, 2, 3)):
+        submit(run, f"20261126T12000{second}Z", answer=f"Submitted batch job {number}")
+    states = {"1": ("COMPLETED", "0:0"), "2": ("RUNNING", "None"), "3": ("PENDING", "Dependency")}
+    monkeypatch.setattr(watch, "JobReader", lambda: JobReader(ask=states.__getitem__))
+    said = shown(capsys, run)
+    assert "state       running: the last row is" in said
+    assert "job         2 RUNNING; 3 waits for it" in said
+    states["2"] = ("COMPLETED", "0:0")
+    assert "job         3 PENDING (Dependency)" in shown(capsys, run)
+
+
+def test_a_finished_run_of_which_a_later_job_failed_says_both(
+    tmp_path: Path, slurm: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run", seen=100)
+    (run / "export").mkdir()
+    submit(run, log="error (configuration): no such partition")
+    slurm(squeue="FAILED|NonZeroExitCode")
+    said = shown(capsys, run)
+    assert "state       finished before; job 4711 FAILED (NonZeroExitCode)" in said
+    assert "no such partition" in said
 
 
 def test_a_live_dashboard_asks_the_controller_rarely(tmp_path: Path) -> None:
@@ -184,7 +219,7 @@ def test_a_controller_that_does_not_answer_is_no_error(tmp_path: Path, monkeypat
 def test_a_folder_of_runs_lists_them_all(
     tmp_path: Path, slurm: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_run(tmp_path / "runs" / "a", seen=40, eta_s=7200.0)
+    at_work(make_run(tmp_path / "runs" / "a", seen=40, eta_s=7200.0))
     make_run(tmp_path / "runs" / "exp" / "vae", kind="vae", seen=100)
     make_run(tmp_path / "runs" / "failed", seen=0)
     submit(tmp_path / "runs" / "failed")

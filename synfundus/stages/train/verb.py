@@ -49,7 +49,7 @@ VERB = Verb(
         Option(
             "--init-from",
             "train.init_from",
-            "Start from an exported model, a diffusers U-Net, or `drawn`: shipped weights, of drawn eyes.",
+            "Start from an exported model, a diffusers U-Net, or `drawn` (make starting-weights DENOISER=1).",
             role="input",
             names=("drawn",),
         ),

@@ -6,7 +6,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from synfundus.errors import SynfundusError
@@ -20,6 +20,7 @@ _PATIENCE_S = 5.0
 _ASK_EVERY_S = 20.0
 """A controller is shared by everybody: a live dashboard does not ask it at every look."""
 _LOG_LINES, _LOG_BYTES = 8, 16_384
+_WAITS, _MOST_BEFORE = "PENDING", 4
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,14 @@ class BatchJob:
         state: SLURM's word for its state, such as ``PENDING``; empty if SLURM does not say.
         detail: Why it waits or failed, or what sbatch answered.
         log: Last lines of its log, newest last.
+        waiting: A later submission that waits for this one; empty if there is none.
     """
 
     number: str
     state: str
     detail: str
     log: tuple[str, ...]
+    waiting: str = ""
 
     @property
     def failed(self) -> bool:
@@ -48,7 +51,8 @@ class BatchJob:
         if not self.number:
             return self.detail or "not known to have been submitted"
         reason = f" ({self.detail})" if self.detail and self.detail not in ("None", "0:0") else ""
-        return f"{self.number} {self.state or 'is no longer known to SLURM here'}{reason}"
+        after = f"; {self.waiting} waits for it" if self.waiting else ""
+        return f"{self.number} {self.state or 'is no longer known to SLURM here'}{reason}{after}"
 
 
 def _ask(*command: str) -> tuple[str, str]:
@@ -99,12 +103,22 @@ class JobReader:
         self._answers: dict[str, tuple[float, tuple[str, str]]] = {}
 
     def read(self, run: str) -> BatchJob | None:
-        """Return the newest submission in a run's folder; None if there is none."""
+        """Return the newest submission of a run, or the one at work that it waits for; None if there is none."""
         folder = local_path(run) / SUBMISSIONS if is_local(run) else None
-        names = [path for path in folder.iterdir() if path.is_dir()] if folder and folder.is_dir() else []
-        if not names:
+        places = [path for path in folder.iterdir() if path.is_dir()] if folder and folder.is_dir() else []
+        places.sort(key=_age, reverse=True)
+        if not places:
             return None
-        submission = Submission(max(names, key=_age))
+        newest = self._job(places[0])
+        if newest.state == _WAITS:
+            for place in places[1 : 1 + _MOST_BEFORE]:
+                before = self._job(place)
+                if before.state in UNDER_WAY and before.state != _WAITS:
+                    return replace(before, waiting=newest.number)
+        return newest
+
+    def _job(self, place: Path) -> BatchJob:
+        submission = Submission(place)
         try:
             document = documents.read_document(str(submission.argv), format_name=ARGV_FORMAT, version=FORMAT_VERSION)
         except SynfundusError:

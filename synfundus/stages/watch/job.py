@@ -117,17 +117,21 @@ def _with_job(lines: Sequence[Line], job: BatchJob | None) -> list[Line]:
     state, *others = lines
     if job is None:
         return [*lines]
+    state = _state(state, job)
     over = job.failed or (state.tone != "good" and job.state not in UNDER_WAY)
     log = [Line("log", clean(text), "dim") for text in job.log] if over else []
-    return [_state(state, job), Line("job", clean(job.describe()), "bad" if job.failed else ""), *others, *log]
+    return [state, Line("job", clean(job.describe()), "bad" if job.failed else ""), *others, *log]
 
 
 def _state(state: Line, job: BatchJob | None) -> Line:
     """Return the state of a run, or of its job where SLURM says that it has failed, or has not begun."""
-    if job is None or state.text == "finished":
+    if job is None:
         return state
+    if job.failed and state.text == "finished":
+        return Line("state", clean(f"finished before; job {job.describe()}"), "bad") if job.number else state
     if job.failed and (job.number or state.tone != "good"):
-        return Line("state", clean(f"failed: job {job.describe()}" if job.number else job.describe()), "bad")
+        word = "cancelled" if job.state == "CANCELLED" else "failed"
+        return Line("state", clean(f"{word}: job {job.describe()}" if job.number else job.describe()), "bad")
     return Line("state", f"{job.state.lower()}, {state.text}", "dim") if state.tone == "dim" and job.state else state
 
 

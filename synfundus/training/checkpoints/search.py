@@ -64,13 +64,18 @@ def list_checkpoints(root: str) -> tuple[list[str], list[str]]:
 
 
 def verify(url: str) -> str:
-    """Check every file of a checkpoint against its manifest; returns what is wrong, else an empty string."""
+    """Check every file of a checkpoint against its manifest; returns what is wrong, else an empty string.
+
+    Raises:
+        StorageError: The store does not answer: nothing is known of any checkpoint in it.
+    """
     try:
         manifest = documents.read_document(
             filesystem.join(url, MANIFEST_NAME), format_name=FORMAT_NAME, version=FORMAT_VERSION
         )
         return compare(url, manifest["files"]) or _unlisted(url, manifest["files"])
     except (StorageError, DataError) as error:
+        filesystem.exists(filesystem.join(url, MANIFEST_NAME))
         return error.message
     except (KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST_NAME} is malformed ({error})"
