@@ -55,7 +55,7 @@ from synfundus.processes.stop_signals import ENDING
 from synfundus.redaction import redact
 from synfundus.stages import Summary
 from synfundus.stages.training_plan import plan_training
-from synfundus.stages.verb import NODES, Verb, closing_lines
+from synfundus.stages.verb import CACHE, NODES, Verb, closing_lines
 from synfundus.storage import documents, filesystem
 from synfundus.storage.writer_lock import one_writer, require_free
 from synfundus.telemetry.console import Console, SilentConsole
@@ -133,14 +133,16 @@ def rehearse(request: Request, *, starts_now: bool) -> str:
         SynfundusError: As the run: a dry run ends with its exit code.
     """
     from synfundus.stages.rehearsal import RUN_BESIDE, open_inputs
-    from synfundus.storage.local_folder import holds_ours
+    from synfundus.storage.local_folder import holds_ours, require_writable
 
     filesystem.configure(filesystem.StoreSettings(**request.config.storage.model_dump()))
     inputs, outputs = [], []
     for option in request.verb.options:
         texts = request.texts(option)
-        if starts_now and option.role in ("output", "run"):
-            for text in texts:
+        for text in texts if option.role in ("output", "run") else []:
+            if starts_now or option is not CACHE:  # that may be a disk of the nodes
+                require_writable(text)
+            if starts_now:
                 require_free(text, flag=option.flag)
         inputs += [(option.holds, texts)] if option.holds and texts and not {*texts} & {*option.names} else []
         outputs += [(option, text) for text in texts if option.proof]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -82,8 +83,8 @@ def storage_errors(action: str, url: str) -> Iterator[None]:
             f"cannot {action}: permission denied", where=url, hint="check the permissions or credentials"
         ) from error
     except OSError as error:
-        detail = error.strerror or type(error).__name__
-        raise StorageError(f"cannot {action}: {detail}{_free_space(error, url)}", where=url) from error
+        detail = f"{error.strerror or type(error).__name__}{_free_space(error, url)}"
+        raise StorageError(f"cannot {action}: {detail}", where=url, hint=space_advice(detail)) from error
 
 
 def _free_space(error: OSError, url: str) -> str:
@@ -98,6 +99,8 @@ def _free_space(error: OSError, url: str) -> str:
 
 def space_advice(message: str) -> str:
     """Return what to do about an error of `storage_errors` while writing: not every one is for lack of space."""
+    if os.strerror(errno.EROFS) in message:
+        return "give a folder that can be written to"
     return "free some space" if _FREE in message else "check the disk or the store"
 
 

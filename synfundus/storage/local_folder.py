@@ -7,6 +7,7 @@ can read and that is removed when the block ends.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from synfundus.errors import ConfigError, SynfundusError
 from synfundus.storage import filesystem
-from synfundus.storage.locations import resolved
+from synfundus.storage.locations import local_path, resolved
 from synfundus.storage.safe_files import fsync_dir, fsync_tree
 
 WRITER_NAME = ".writer.json"
@@ -52,6 +53,25 @@ def folder_to_read(url: str) -> Iterator[Path]:
             error.message = error.message.replace(str(copy), url)
             error.where = error.where.replace(str(copy), url)
             raise
+
+
+def require_writable(url: str) -> None:
+    """Refuse a folder on this machine in which, or in the nearest folder above it that is there, nothing can be made.
+
+    Nothing is written; whether an object store lets us write is not asked.
+
+    Raises:
+        StorageError: It is on a read-only disk, or its permissions forbid it.
+    """
+    if not filesystem.is_local(url):
+        return
+    path = local_path(url).absolute()
+    above = next(one for one in (path, *path.parents) if one.is_dir())
+    with filesystem.storage_errors("write", url):
+        if os.statvfs(above).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def require_replaceable(url: str, *, last: Sequence[str], own: str) -> None:
@@ -87,7 +107,8 @@ def folder_to_replace(url: str, *, last: Sequence[str], own: str) -> Iterator[Pa
     with tempfile.TemporaryDirectory(prefix=_PREFIX) as scratch:
         work = Path(scratch) / "new"
         work.mkdir()
-        yield work
+        with _disk_errors(work):
+            yield work
         mark = filesystem.join(url, UNFINISHED_NAME)
         filesystem.write_bytes(mark, b"A folder is being replaced here.\n")
         for name in [*last, *filesystem.list_names(url)]:
@@ -95,6 +116,24 @@ def folder_to_replace(url: str, *, last: Sequence[str], own: str) -> Iterator[Pa
                 filesystem.remove(filesystem.join(url, name), recursive=True)
         filesystem.upload_folder(work, url, last=last)
         filesystem.remove(mark)
+
+
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+_OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
+
+
+@contextmanager
+def _disk_errors(target: Path) -> Iterator[None]:
+    """Name what a disk refuses to other libraries that write here; safetensors says it in an error of its own."""
+    try:
+        yield
+    except Exception as error:
+        said = _OS_ERROR.search(str(error))
+        number = error.errno if isinstance(error, OSError) else int(said[1]) if said else None
+        if number not in _OF_THE_DISK or isinstance(error, SynfundusError):
+            raise
+        with filesystem.storage_errors("write", str(target)):
+            raise OSError(number, os.strerror(number)) from error
 
 
 @contextmanager
@@ -105,7 +144,8 @@ def _renamed(target: Path) -> Iterator[Path]:
     old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
     try:
         work.mkdir()
-        yield work
+        with _disk_errors(target):
+            yield work
         with filesystem.storage_errors("write", str(target)):
             fsync_tree(work)
         if target.exists():

@@ -176,10 +176,11 @@ class PlainConsole:
     def __init__(self, stream: IO[str] | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream or sys.stderr
         self._clock = clock
+        self._has_results = self._stream is sys.stdout  # now: while a verb runs, both names are of standard error
 
     def message(self, text: str) -> None:
         """Print one line; in the log of a SLURM step with time and host, but for results on standard output."""
-        stamp = "" if self._stream is sys.stdout else log_stamp()
+        stamp = "" if self._has_results else log_stamp()
         self._stream.write("".join(f"{stamp}{line}\n" for line in text.split("\n")))
         self._stream.flush()
 

@@ -9,14 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from campaigns import report
 from rank_processes import run_cli, run_ranks_with_fault
+from safetensors.torch import save_file
 from tiny_runs import assert_same_run, settings
 from tiny_sets import write_config
 
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import StorageError
 from synfundus.seeding import keyed_generator
+from synfundus.storage.local_folder import folder_to_replace
 from synfundus.storage.manifest import ShardSet
 from synfundus.training.checkpoints.search import find_checkpoint
 
@@ -103,3 +106,26 @@ def test_full_disks_at_ten_points_on_either_rank(
                 failures.append(f"rank {rank}, {room} bytes: {error}")
                 (small_disk / "ballast").unlink(missing_ok=True)
     report("full_disk", failures, 2 * POINTS, capsys)
+
+
+def test_a_disk_that_is_full_while_another_library_writes_is_named(small_disk: Path) -> None:
+    (small_disk / "filler").write_bytes(bytes(62 << 20))
+    with (
+        pytest.raises(StorageError, match=r"No space left on device, [\d,]+ bytes are free") as caught,
+        folder_to_replace(str(small_disk / "model"), last=("config.json",), own=".*") as work,
+    ):
+        save_file({"weights": torch.zeros(4 << 20)}, work / "model.safetensors")
+    assert caught.value.where == str(small_disk / "model")
+    assert caught.value.hint == "free some space"
+    assert [path.name for path in small_disk.iterdir()] == ["filler"]
+
+
+def test_a_dry_run_notices_a_disk_that_cannot_be_written_to(small_disk: Path) -> None:
+    command = ["phantoms", "--num-images", "4", "--out", str(small_disk / "new" / "phantoms")]
+    run_cli(*command, "--dry-run").check()
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    for more in ([], ["--dry-run"]):
+        ended = run_cli(*command, *more)
+        assert ended.returncode == 5, ended.output
+        assert "Read-only file system" in ended.output
+        assert "give a folder that can be written to" in ended.output

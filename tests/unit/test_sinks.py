@@ -7,6 +7,7 @@ import json
 import math
 import re
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -331,10 +332,11 @@ def test_lines_in_the_log_of_a_step_carry_time_and_host(
     for name, value in {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURMD_NODENAME": "node7"}.items():
         monkeypatch.setenv(name, value)
     console = build_console("auto", 0)
-    console.message("one\ntwo")
+    with redirect_stdout(sys.stderr):  # as while a verb runs
+        console.message("one\ntwo")
     console.warning("three")
     build_console("quiet", 0).warning("four")
-    with console.progress("train", total=10, unit="images"):
+    with redirect_stdout(sys.stderr), console.progress("train", total=10, unit="images"):
         pass
     said = capsys.readouterr()
     texts = ["one", "two", "warning: three", "warning: four", "train: 0/10 images (0 %)"]
