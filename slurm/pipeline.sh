@@ -5,7 +5,9 @@
 # `synfundus VERB --config RUN.yaml --dry-run`. Run it on a login node, not through sbatch.
 set -euo pipefail
 
-config="${1:?usage: slurm/pipeline.sh RUN.yaml [sbatch options]}"
+if [ $# -eq 0 ]; then echo "usage: slurm/pipeline.sh RUN.yaml [sbatch options]" >&2; exit 2; fi
+config="$1"
+if [ ! -f "$config" ]; then echo "$config: no such file" >&2; exit 2; fi
 shift
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 previous=() jobs=() script="" inherited=()
@@ -25,7 +27,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 # the names only: variables with a key or with credentials in them stay here, and are named
-names="$("${SYNFUNDUS_PYTHON:-python3}" -P -m synfundus.launch.inheritance)" && inherited=("--export=$names")
+names="$("${SYNFUNDUS_PYTHON:-python3}" -W ignore::RuntimeWarning:runpy -P -m synfundus.launch.inheritance)" && inherited=("--export=$names")
 for script in prepare.sh vae.sh encode_latents.sh ldm.sh sample.sh; do
   job="$(sbatch --parsable "${inherited[@]}" "${previous[@]}" "$@" "$here/$script" --config "$config")"
   job="${job%%;*}"

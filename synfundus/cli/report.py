@@ -84,8 +84,14 @@ def report_usage(message: str, arguments: Sequence[str]) -> None:
     if verb and (flag := re.match(r"No such option: (--[\w-]+)", message.strip())):
         from synfundus.config.explain import keys_like
 
-        sections = next(known.sections for known in VERBS if known.name == verb)
-        if keys := keys_like(flag[1], sections):
+        known = next(known for known in VERBS if known.name == verb)
+        if flag[1] in ("--nodes", "--submit"):
+            message, job = (
+                flag[0],
+                "one node; --submit makes it a job" if known.script else "the machine it is started on",
+            )
+            hint = f"leave it out: `{verb}` runs on {job}"
+        elif keys := keys_like(flag[1], known.sections):
             message = flag[0]
             hint = f"set it by its key: {' or '.join(f'--set {key}=...' for key in keys[:3])}"
     _write("Command line", [("", message.strip()), ("what to do", hint)], sys.stderr)

@@ -93,6 +93,8 @@ def plan_verb(request: Request, arguments: tuple[str, ...], machine: MachineFact
         submission=find_place(request) if job else None,
         place=written_place(request) if job else "",
     )
+    if launch.nodes > nodes:
+        plan = replace(plan, notes=(*plan.notes, f"`{verb.name}` runs on one node, not on {launch.nodes}"))
     if plan.kind == "sbatch" and verb.trains and request.config.telemetry.wandb_project:
         plan = replace(plan, notes=(*plan.notes, *wandb_note(machine.environment)))
     return plan

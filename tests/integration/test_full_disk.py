@@ -129,3 +129,4 @@ def test_a_dry_run_notices_a_disk_that_cannot_be_written_to(small_disk: Path) ->
         assert ended.returncode == 5, ended.output
         assert "Read-only file system" in ended.output
         assert "give a folder that can be written to" in ended.output
+    run_cli(*command[:-1], str(small_disk.parent / "phantoms"), "--dry-run").check()

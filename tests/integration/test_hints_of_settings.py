@@ -117,6 +117,8 @@ def test_an_unknown_flag(shell: Shell) -> None:
     told = shell.refused("set it by its key: --set", "plan", "--lr", "0.1", "--dry-run")
     for key in re.findall(r"--set (\S+)=", told.hint):
         shell.done("plan", "--dry-run", "--set", f"{key}=0.1")
+    shell.refused("leave it out: `doctor` runs on the machine it is started on", "doctor", "--nodes", "2", "--dry-run")
+    shell.done("doctor", "--dry-run")
     told = shell.refused("see `synfundus plan --help`", "plan", "--frobnicate")
     assert "--dry-run" in shell.done(*told.hint.split("`")[1].split()[1:])
     told = shell.refused("see `synfundus --help`", "frobnicate")

@@ -6,6 +6,7 @@ through a real SLURM in `test_slurm_hostile.py`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -221,11 +222,26 @@ def test_a_batch_script_hands_every_value_on(script: str, desk: Desk) -> None:
 @EVERY
 def test_a_pipeline_hands_every_value_on(desk: Desk, every: int) -> None:
     (desk.folder / "bin" / "sbatch").write_text('#!/bin/bash\nprintf "%s\\0" "$@" > "$RECORD/sbatch"\necho 12\n')
+    folder = desk.folder / "configs"
+    folder.mkdir()
+    (folder / "run.yaml").touch()
+    named = 0
     for value in filter(None, TYPED[::every]):
-        command = ["bash", str(REPOSITORY / "slurm" / "pipeline.sh"), value, f"--comment={value}"]
-        subprocess.run([os.fsencode(word) for word in command], check=True, capture_output=True)
-        *_, comment, script, option, config = desk.recorded("sbatch")
-        assert (comment, Path(script).name, option, config) == (f"--comment={value}", "sample.sh", "--config", value)
+        config = "run.yaml"
+        with contextlib.suppress(OSError, ValueError):  # no name of a file
+            (folder / value).touch(exist_ok=False)
+            config = value
+            named += 1
+        command = ["bash", str(REPOSITORY / "slurm" / "pipeline.sh"), config, f"--comment={value}"]
+        subprocess.run([os.fsencode(word) for word in command], check=True, capture_output=True, cwd=folder)
+        *_, comment, script, option, passed_on = desk.recorded("sbatch")
+        assert (comment, Path(script).name, option, passed_on) == (
+            f"--comment={value}",
+            "sample.sh",
+            "--config",
+            config,
+        )
+    assert named >= len(TYPED[::every]) // 2
     assert not desk.harmed()
 
 

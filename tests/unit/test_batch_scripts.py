@@ -70,6 +70,20 @@ def test_an_error_leaves_its_exit_code(arguments: list[str], tmp_path: Path, mon
     assert (tmp_path / "exit").read_text() == f"{code}\n"
 
 
+def chain_of(programs: Path) -> list[str]:
+    (programs.parent / "run.yaml").touch()
+    return [str(ROOT / "slurm" / "pipeline.sh"), "run.yaml"]
+
+
+def test_a_chain_without_its_config_submits_nothing(programs: Path) -> None:
+    write(programs, "sbatch", 'echo "$*" >> "$0.log"; echo 11')
+    for arguments, said in (([], "usage: slurm/pipeline.sh RUN.yaml"), (["gone.yaml"], "gone.yaml: no such file")):
+        done = run(programs, str(ROOT / "slurm" / "pipeline.sh"), *arguments)
+        assert done.returncode == 2
+        assert said in done.stderr
+    assert not (programs / "sbatch.log").exists()
+
+
 @pytest.mark.parametrize(("refused", "before"), [("prepare.sh", []), ("ldm.sh", ["11", "12", "13"])])
 def test_a_chain_that_is_refused_leaves_no_job_behind(programs: Path, refused: str, before: list[str]) -> None:
     said = 'echo "invalid option" >&2; exit 1'
@@ -77,7 +91,7 @@ def test_a_chain_that_is_refused_leaves_no_job_behind(programs: Path, refused: s
                               '; echo x >> "$0.log"; echo $((11 + n))')  # fmt: skip
     write(programs, "scancel", 'echo "$*" >> "$0.log"')
     write(programs, "python", "echo PATH,SYNFUNDUS_PYTHON")
-    done = run(programs, str(ROOT / "slurm" / "pipeline.sh"), "run.yaml", "--qos=none")
+    done = run(programs, *chain_of(programs), "--qos=none")
     assert done.returncode == 1
     assert f"{refused} could not be submitted" in done.stderr
     assert "invalid option" in done.stderr
@@ -92,7 +106,7 @@ def test_jobs_that_cannot_be_cancelled_are_named(programs: Path) -> None:
     write(programs, "sbatch", '[[ "$*" == *vae.sh* ]] && exit 1; echo 11')
     write(programs, "scancel", "exit 1")
     write(programs, "python", "exit 1")
-    done = run(programs, str(ROOT / "slurm" / "pipeline.sh"), "run.yaml")
+    done = run(programs, *chain_of(programs))
     assert done.returncode == 1
     assert "cancel them: scancel 11" in done.stderr
 
@@ -101,7 +115,7 @@ def test_a_whole_chain_cancels_nothing(programs: Path) -> None:
     write(programs, "sbatch", 'echo "$*" >> "$0.log"; echo 11')
     write(programs, "scancel", 'echo "$*" >> "$0.log"')
     write(programs, "python", "echo PATH,WANDB_MODE,SYNFUNDUS_PYTHON")
-    done = run(programs, str(ROOT / "slurm" / "pipeline.sh"), "run.yaml", "--qos=long")
+    done = run(programs, *chain_of(programs), "--qos=long")
     assert (done.returncode, done.stderr) == (0, "")
     asked = (programs / "sbatch.log").read_text().splitlines()
     assert [line.split("/")[-1] for line in asked] == [f"{script} --config run.yaml" for script in CHAIN]

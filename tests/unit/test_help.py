@@ -147,6 +147,7 @@ def test_presets_are_listed_with_what_they_are_for(capsys: pytest.CaptureFixture
         ("train --learning-rate 1", ["--set train.optim.lr=..."]),
         ("train --epochs 3", ["--set train.loop.budget_images=..."]),
         ("train --learnrate 1", []),
+        ("judge --nodes 2", []),
     ],
 )
 def test_an_unknown_flag_is_answered_by_its_key(line: str, keys: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,5 +155,7 @@ def test_an_unknown_flag_is_answered_by_its_key(line: str, keys: list[str], caps
     said = capsys.readouterr().err
     for key in keys:
         assert f"what to do: set it by its key: {key}" in said
-    if not keys:
+    if "--nodes" in line:
+        assert "what to do: leave it out: `judge` runs on one node; --submit makes it a job" in said
+    elif not keys:
         assert f"what to do: see `synfundus {line.split()[0]} --help`" in said

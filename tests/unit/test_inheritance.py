@@ -165,8 +165,12 @@ def test_sbatch_by_hand_and_the_chain_pass_the_same_on(desk: Path, monkeypatch: 
     header = next(word for word in Path(script).read_text().split() if word.startswith("--export="))
     subprocess.run(["sbatch", header, script], check=True, capture_output=True)
     by_hand = (desk / "rank").read_text()
+    (desk / "run.yaml").touch()
     chain = subprocess.run(
-        ["bash", str(ROOT / "slurm" / "pipeline.sh"), "run.yaml"], check=True, capture_output=True, text=True
+        ["bash", str(ROOT / "slurm" / "pipeline.sh"), str(desk / "run.yaml")],
+        check=True,
+        capture_output=True,
+        text=True,
     )
     of_the_chain = (desk / "rank").read_text()
     assert "WANDB_MODE=offline\n" in by_hand
