@@ -104,7 +104,7 @@ def way_on(url: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str
     keys = {key for key in there.keys() | here.keys() if key.startswith(("kind", "identity."))}
     other = {key for key in keys if there.get(key, "absent") != here.get(key, "absent")}
     export = "export/vae/config.json" if wanted.get("kind") == "vae" else "export/synfundus.json"
-    hint = "give another --run-dir, or the settings and inputs it was begun with"
+    hint = "give another --run-dir; --run-dir alone resumes this one, with its own settings and inputs"
     if not all(key.startswith(_SAME_NETWORK) for key in other) or not filesystem.exists(filesystem.join(url, export)):
         return hint
     only = " (latents of the same autoencoder and labels)" if "identity.latents" in other else ""

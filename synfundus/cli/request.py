@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -123,8 +123,7 @@ def load_request(verb: Verb, given: Mapping[str, Any]) -> Request:
         ConfigError: With every problem found.
     """
     flags = _assignments(verb, given)
-    also = {text.partition("=")[0].strip() for text in given["set"]}
-    begun = None if given["preset"] or given["config"] else _begun(verb, flags, also)
+    begun = None if given["preset"] or given["config"] else _begun(verb, flags)
     loaded = load_config(
         preset=given["preset"] or verb.default_preset,
         file=given["config"],
@@ -136,14 +135,8 @@ def load_request(verb: Verb, given: Mapping[str, Any]) -> Request:
     return Request(verb, loaded, begun[0] if begun else "", tuple(recipe))
 
 
-def _begun(verb: Verb, flags: Sequence[Assignment], also: Collection[str]) -> tuple[str, str] | None:
-    """Return name and text of the settings of a resumed run; ``also`` are the paths given with ``--set``.
-
-    None where all that the verb needs is given, or the folder holds no run yet.
-    """
-    given = {flag.path for flag in flags} | {*also}
-    if all(option.path in given for option in verb.options if option.required):
-        return None
+def _begun(verb: Verb, flags: Sequence[Assignment]) -> tuple[str, str] | None:
+    """Return name and text of the settings of a resumed run; None where the folder holds no run yet."""
     paths = {option.path for option in verb.options if option.role == "run"}
     urls = [str(flag.value) for flag in flags if flag.path in paths and str(flag.value).strip()]
     try:

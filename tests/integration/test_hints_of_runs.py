@@ -273,9 +273,10 @@ def test_checkpoints_of_another_network(run_dir: Path, latent_set: ShardSet, wor
     assert start(latent_set.url, run_dir, world)["images_seen"] == 48
 
 
-def test_a_run_that_is_another(run_dir: Path, latent_set: ShardSet, world: World) -> None:
-    with refusal("give another --run-dir, or the settings and inputs it was begun with"):
+def test_a_run_that_is_another(shell: Shell, run_dir: Path, latent_set: ShardSet, world: World) -> None:
+    with refusal("give another --run-dir; --run-dir alone resumes this one, with its own settings and inputs"):
         start(latent_set.url, run_dir, world, unet={"cross_attention_dim": 32})
+    shell.done("train", "--run-dir", run_dir, "--dry-run")
     assert start(latent_set.url, run_dir, world)["images_seen"] == 48
     begin = {"loop": {"budget_images": 8, "checkpoint_every_images": 8}, "unet": {"cross_attention_dim": 32}}
     assert start(latent_set.url, run_dir.parent / "new", world, **begin)["images_seen"] == 8

@@ -524,7 +524,7 @@ def load_preset(name: str, key: str) -> Any:
     return getattr(load_config(preset=name, file=None, settings=[], flags=[]).config, key)
 
 
-def test_settings_of_a_run_are_not_mixed_into_those_of_a_whole_command_line(
+def test_settings_of_a_run_are_not_mixed_into_those_of_a_preset_and_are_kept_without_one(
     job: Callable[..., Calls], tmp_path: Path
 ) -> None:
     calls = job("train")
@@ -534,7 +534,9 @@ def test_settings_of_a_run_are_not_mixed_into_those_of_a_whole_command_line(
     assert run_command([*line, "--preset", "demo-cpu"]) == 0
     assert calls[0].train.optim.lr == load_preset("demo-cpu", "train").optim.lr
     assert run_command(line) == 0
-    assert calls[1].train.optim.lr == RunConfig().train.optim.lr
+    assert calls[1].train.optim.lr == 3e-4 != RunConfig().train.optim.lr
+    assert run_command([*line, "--set", "train.optim.lr=1e-5"]) == 0
+    assert calls[2].train.optim.lr == 1e-5
 
 
 @pytest.mark.parametrize("value", ["$SCRATCH/run", "${SCRATCH}/run", "~/run", "~", "~somebody/run"])
