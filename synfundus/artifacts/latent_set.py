@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ SOURCES_NAME = "sources.json"
 copy of the images elsewhere are the same set, read in the same order."""
 FORMAT_NAME = "synfundus-latent-sources"
 FORMAT_VERSION = 1
+NONE_KNOWN = "none known"
 _SAME = ("autoencoder_fingerprint", "moments_shape", "image_size_px", "input_range", "dtype")
 
 
@@ -33,13 +34,23 @@ class LatentSets:
 
     Attributes:
         sets: The sets.
-        weights: Share of each.
+        weights: Of each; its share is its weight over the sum of all.
         combined: All shards, with the properties of the mixture. Only a description: samples are read from `sets`.
     """
 
     sets: tuple[ShardSet, ...]
     weights: tuple[float, ...]
     combined: ShardSet
+
+    def shares_text(self) -> str:
+        """Say how the samples of a run come from the sets; empty for one set."""
+        if len(self.sets) == 1:
+            return ""
+        total = sum(self.weights)
+        return "\n".join(
+            f"{100 * weight / total:.1f} % of the samples: {one.url}"
+            for one, weight in zip(self.sets, self.weights, strict=True)
+        )
 
 
 def open_latent_sets(texts: Sequence[str]) -> LatentSets:
@@ -94,15 +105,18 @@ def trained_on(latents: ShardSet) -> dict[str, Any]:
 
     Returns:
         ``collections``; ``drawn``, whether a program painted them (``in part``: some); ``patients``, if known;
-        ``positives``, by label how many have a value above 0, where numbers from 1 to `FEW` - 1 are not given exactly.
+        ``positives``, by label how many have a value above 0, where numbers from 1 to `FEW` - 1 are not given exactly
+        and `NONE_KNOWN` says that the label is known of none.
     """
     told = latents.properties.get("photographs", [])
     sources: list[dict[str, Any]] = [told] if isinstance(told, dict) else told
     if not sources:
         return {}
     positives: Counter[str] = Counter()
+    known: Counter[str] = Counter()
     for label, counts in (item for source in sources for item in source["values"].items()):
         positives[label] += sum(count for value, count in counts.items() if value.isdigit() and value != "0")
+        known[label] += sum(count for value, count in counts.items() if value.isdigit())
     drawn = [bool(source["drawn"]) for source in sources]
     patients = [source.get("patients") for source in sources]
     return {
@@ -110,9 +124,17 @@ def trained_on(latents: ShardSet) -> dict[str, Any]:
         "drawn": "in part" if any(drawn) and not all(drawn) else all(drawn),
         **({} if None in patients else {"patients": sum(int(number or 0) for number in patients)}),
         "positives": {
-            label: f"fewer than {FEW}" if 0 < number < FEW else f"{number:,}" for label, number in positives.items()
+            label: f"fewer than {FEW}" if 0 < number < FEW else f"{number:,}" if known[label] else NONE_KNOWN
+            for label, number in positives.items()
         },
     }
+
+
+def unseen_labels(training: Mapping[str, Any], rows: Iterable[Mapping[str, int | None]]) -> list[str]:
+    """Return the labels asked for above 0 that no photograph of the training has, as far as its summary tells."""
+    told = (training.get("photographs") or {}).get("positives") or {}
+    asked = {label for row in rows for label, value in row.items() if value}
+    return sorted(label for label in asked if told.get(label) in ("0", NONE_KNOWN))
 
 
 def photographs_of(image_set: ShardSet) -> dict[str, Any]:

@@ -173,7 +173,7 @@ class TrainConfig(Section):
     """Training of the diffusion model (`synfundus train`)."""
 
     latents: tuple[str, ...] = ()
-    """Latent set (written by `encode-latents`), or several with their shares: `A:0.7`, `B:0.3`."""
+    """Latent set (written by `encode-latents`), or several by weight: `A:0.7`, `B:0.3`; a set without one weighs 1."""
     vae: str | None = None
     """Autoencoder for previews and export; default: the one named in the latent set."""
     run_dir: str | None = None

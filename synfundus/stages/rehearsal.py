@@ -86,18 +86,20 @@ def open_inputs(inputs: Sequence[tuple[str, Sequence[str]]], *, flip: bool) -> s
     """
     given = dict(inputs)
     found: list[ShardSet] = []
+    mixture = ""
     for holds, urls in inputs:
         if holds == "latents":
             sets = open_latent_sets(urls)
             require_flip(sets.combined, wanted=flip)
             found += sets.sets
+            mixture += sets.shares_text()
             if "autoencoder" not in given:
                 require_autoencoder(load_sources(sets.combined.url).autoencoder_url)
         elif holds == "images":
             found.append(load_shard_set(urls[0], kind="images"))
         else:
             {"autoencoder": require_autoencoder, "model": require_model, "run": require_run}[holds](urls[0])
-    return "".join(map(described, found))
+    return "".join(map(described, found)) + (f"# mixture\n{mixture}\n\n" if mixture else "")
 
 
 def require_sampler(sampler: str | None, model: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from synfundus.artifacts.claim import Claim, difference
+from synfundus.artifacts.latent_set import unseen_labels
 from synfundus.artifacts.model import Model, generate_batch
 from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
 from synfundus.artifacts.run_folder import operator, versions
@@ -127,6 +128,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     require_same(request, world)
     on_rank_0(lambda: _claim(out, request, rows, pipeline.label_schema), world)
     console.message(f"{sampling.sampler}, {sampling.num_steps} steps, guidance {sampling.guidance_scale:g}")
+    if unseen := unseen_labels(pipeline.training_summary, rows):
+        console.warning(f"no photograph of its training is known to have {', '.join(unseen)}: what it draws is a guess")
     build.ready_to_sample(pipeline, config.launch, dtype=dtype, world=world, console=console)
     work = _Work(
         section, sampling, config.seed, pipeline, rows, _store(section, config.seed, out, pipeline, rows), device

@@ -32,7 +32,7 @@ VERB = Verb(
         Option(
             "--latents",
             "train.latents",
-            "Latent set; several with shares: A:0.7, then B:0.3 (repeatable).",
+            "Latent set; several by weight: A:0.7, then B:0.3; default 1 each (repeatable).",
             kind="many",
             required=True,
             role="input",
