@@ -22,7 +22,13 @@ from torch import Tensor
 from synfundus.artifacts.autoencoder_folder import NETWORK_FILE, config_text, forget_origin
 from synfundus.artifacts.model import Model, ModelSetup, denoiser_latent_shape
 from synfundus.artifacts.model_folder import DOCUMENT_NAME as EXPORT_NAME
-from synfundus.artifacts.model_folder import check_schema, open_unet, read_setup, setup_document
+from synfundus.artifacts.model_folder import (
+    FIRST_CHECKPOINT_HINT,
+    check_schema,
+    open_unet,
+    read_setup,
+    setup_document,
+)
 from synfundus.distributed.flat_layout import FlatLayout, gather_named
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import CheckpointError
@@ -127,7 +133,7 @@ def require_checkpoint(run_url: str, name: str | None) -> None:
     there = filesystem.list_names(root) if filesystem.is_dir(root) else []
     names = sorted(entry for entry in there if entry.startswith("images-"))
     if name is None and not names:
-        raise CheckpointError("this run has no checkpoint yet", where=run_url)
+        raise CheckpointError("this run has no checkpoint yet", where=run_url, hint=FIRST_CHECKPOINT_HINT)
     if name is not None and name not in names:
         hint = f"there are: {', '.join(names) or 'none'}"
         raise CheckpointError(f"this run has no checkpoint {name}", where=root, hint=hint)
@@ -138,7 +144,7 @@ def _find(run_url: str, name: str | None, console: Console) -> checkpoint_search
     if name is None:
         found = checkpoint_search.find_checkpoint(root, world=LocalWorld()) if filesystem.is_dir(root) else None
         if found is None:
-            raise CheckpointError("this run has no checkpoint yet", where=run_url)
+            raise CheckpointError("this run has no checkpoint yet", where=run_url, hint=FIRST_CHECKPOINT_HINT)
         for line in found.passed_over:
             console.warning(f"damaged checkpoint passed over: {line}")
         return found

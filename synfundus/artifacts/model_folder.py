@@ -53,6 +53,11 @@ _STOCK_SAMPLER: SamplerName = "dpmpp"
 _STOCK_FLOW_SAMPLER: SamplerName = "euler"
 
 
+FIRST_CHECKPOINT_HINT = (
+    "`synfundus watch --run-dir` shows how far it is; it saves every loop.checkpoint_every_images"
+)
+
+
 def find_pipeline(model: str) -> str:
     """Return the pipeline folder of a run of `train`, or the folder itself if it is one.
 
@@ -69,7 +74,7 @@ def find_pipeline(model: str) -> str:
         filesystem.join(model, "diffusion_pytorch_model.safetensors")
     ):
         raise CheckpointError(
-            "this is an autoencoder; images are sampled from a diffusion model",
+            "this is an autoencoder, no diffusion model",
             where=model,
             hint="give the run of `synfundus train`, not of `train-vae`",
         )
@@ -80,6 +85,8 @@ def find_pipeline(model: str) -> str:
             hint="`synfundus export --run-dir` exports its newest checkpoint; the same `synfundus train` resumes the "
             "run and exports at the end",
         )
+    if filesystem.exists(filesystem.join(model, "run.json")):
+        raise CheckpointError("this run has no checkpoint yet", where=model, hint=FIRST_CHECKPOINT_HINT)
     raise CheckpointError(
         f"no model here: neither export/{DOCUMENT_NAME} nor {DOCUMENT_NAME}",
         where=model,

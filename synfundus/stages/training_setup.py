@@ -130,6 +130,11 @@ def note_changes(
     if images_seen >= loop.budget_images:
         console.message(f"already done: {images_seen:,} images are trained, the budget is {loop.budget_images:,}")
         return
+    if section.optim.warmup_images >= loop.budget_images:
+        console.warning(
+            f"the learning rate rises for {section.optim.warmup_images:,} images (optim.warmup_images), the run has "
+            f"{loop.budget_images:,}: it never reaches optim.lr"
+        )
     then = lr_plan(section.optim.model_copy(update=before["optim"]), loop.model_copy(update=before["loop"]))
     first = images_seen + loop.global_batch_size
     if images_seen and (doubt := lifted(then, lr_plan(section.optim, loop), first)):

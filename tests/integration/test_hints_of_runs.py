@@ -61,6 +61,11 @@ def test_what_is_no_model(shell: Shell, run_dir: Path, vae_run: Path, world: Wor
     shell.refused("or a folder written by `synfundus export`", *line, run_dir.parent / "empty")
     with refusal("give a run of `synfundus train`"):
         find_pipeline(str(run_dir.parent / "nowhere"))
+    begun = run_dir.parent / "begun"
+    begun.mkdir()
+    shutil.copy(run_dir / "run.json", begun)
+    told = shell.refused("`synfundus watch --run-dir` shows how far it is", *line, begun)
+    shell.done("watch", "--run-dir", begun, "--once")
     shutil.rmtree(run_dir / "export")
     told = shell.refused("exports its newest checkpoint", *line, run_dir)
     export, _ = re.findall(r"`synfundus (.*?)`", told.hint)

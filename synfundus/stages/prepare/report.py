@@ -19,6 +19,7 @@ from synfundus.photographs.crosswalk import (
 from synfundus.photographs.crosswalk import REJECTS_NAME as NAMED_REJECTS
 from synfundus.photographs.ingest import Reject, sample_key
 from synfundus.photographs.near_duplicates import NearDuplicate
+from synfundus.photographs.preparation import TEXT_FLAG
 from synfundus.stages.prepare.chunks import ChunkResults
 from synfundus.stages.prepare.decision import Decision
 from synfundus.stages.prepare.look_alikes import OtherSet, OtherSetMatch, save_hashes
@@ -99,6 +100,9 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
+_READABLE = "names or dates may be readable in them, nothing was removed (--burned-text quarantine leaves them out); "
+
+
 def report(console: Console, shard_set: ShardSet, decision: Decision, paths: PreparePaths, plan: InputPlan) -> None:
     """Print the numbers of inputs, samples and rejects, and the label counts."""
     properties = shard_set.properties
@@ -112,7 +116,10 @@ def report(console: Console, shard_set: ShardSet, decision: Decision, paths: Pre
     console.table("labels", header, rows)
     for flag, number in properties["flags"].items():
         verb = "is" if number == 1 else "are"
-        console.warning(f"{counted(number, 'sample')} {verb} flagged {flag}: see {FLAGS_NAME} in the crosswalk folder")
+        more = _READABLE if flag == TEXT_FLAG else ""
+        console.warning(
+            f"{counted(number, 'sample')} {verb} flagged {flag}: {more}see {FLAGS_NAME} in the crosswalk folder"
+        )
     found = properties["look_alikes"]
     if found["groups"]:
         console.message(
