@@ -248,14 +248,14 @@ def command_of(verb: str, out: Path, *, latent_set: ShardSet, image_set: ShardSe
     run = str(out.with_name("run"))
     options: dict[str, list[str]] = {
         "train-vae": ["--data", image_set.url, "--run-dir", str(out)],
-        "phantoms": ["--out", str(out), "--num-images", "8"],
+        "phantoms": ["--out", str(out), "--num-images", "224", "--image-size", "64"],
         "demo": ["--out", str(out)],
         "export": ["--run-dir", run, "--out", str(out)],
         "ema": ["--run-dir", run, "--sigma-rel", "0.07", "--out", str(out)],
         "verify-latents": ["--latents", latent_set.url, "--vae", str(vae_run)],
         "inspect": ["--data", image_set.url, "--verify"],
         "watch": ["--run-dir", str(vae_run)],
-        "plot": ["--run-dir", str(vae_run), "--out", str(out)],
+        "plot": ["--run-dir", str(vae_run), "--out", f"{out}.png"],
     }
     return [verb, *options.get(verb, []), "--config", str(write_config(out.with_suffix(".yaml"), MINIATURE))]
 
