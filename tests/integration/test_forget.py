@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from phantom_clinic import config_of, write_clinic
 from tiny_pipeline import write_tiny_pipeline
+from tiny_runs import Talk
 from tiny_sets import tiny_config
 
 from synfundus.config.photographs import ForgetConfig
@@ -210,6 +211,15 @@ def test_a_patient_nobody_knows_and_another_request_are_refused(clinic: Path) ->
     with pytest.raises(ConfigError, match=r"something else: thesis\.tex"):
         run(clinic, patient="P4", out=str(clinic / "theirs"))
     assert texts(clinic / "names") == before
+
+
+def test_a_second_withdrawal_says_that_nothing_is_left_of_the_patient(clinic: Path) -> None:
+    run(clinic)
+    console = Talk()
+    given = {"latents": [str(clinic / "without" / "latents")], "out": str(clinic / "again"), "model": []}
+    summary = forget.run(tiny_config({"forget": settings(clinic, **given)}), LocalWorld(), console)
+    assert set(summary["removed"].values()) == {0}
+    assert "nothing has to be trained again" in console.lines[-1]
 
 
 def test_a_copy_under_another_patient_is_named(clinic: Path) -> None:

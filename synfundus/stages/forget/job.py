@@ -81,8 +81,9 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     if owner_of(plan.crosswalk) == resolved(plan.parts[0].source.url):
         hand_over(plan.crosswalk, resolved(written[0].url))
     known = {part.source.identity for part in plan.parts}
-    affected = [url for url, sets in seen.items() if sets & known]
-    for url in (url for url in seen if url not in affected):
+    changed = {part.source.identity for part in plan.parts if part.num_gone}
+    affected = [url for url, sets in seen.items() if sets & changed]
+    for url in (url for url, sets in seen.items() if not sets & known):
         console.warning(
             f"cannot tell whether {url} saw these photographs: it was trained on set {min(seen[url])[:12]}, which is "
             "none of those given (--latents)"
@@ -223,6 +224,12 @@ def _tell(plan: Withdrawal, written: list[ShardSet], affected: list[str], consol
         console.message(f"{made.url}: {made.num_samples():,} samples, {part.num_gone} withdrawn; was {part.source.url}")
     for url in affected:
         console.warning(f"trained on these photographs, and nothing can take them out of its weights: {url}")
+    if not any(part.num_gone for part in plan.parts):
+        console.message(
+            "no sample of these sets is of this patient, who was withdrawn before or has only rejects: nothing has to "
+            "be trained again. Remove the photographs and their rows of the table (docs/privacy.md)"
+        )
+        return
     console.message(
         "what remains to be done: remove the old sets, the photographs and their rows of the table; train again what "
         "saw them, the autoencoder first, and encode latents with the new one; remove the old models, their exports, "
