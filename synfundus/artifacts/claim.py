@@ -5,6 +5,7 @@ Only one process at a time may call these; among ranks that is rank 0 (`on_rank_
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 from synfundus.errors import ConfigError, DataError
 from synfundus.storage import documents, filesystem
 from synfundus.storage.local_folder import holds_ours
-from synfundus.storage.writer_lock import write_alone
+from synfundus.storage.writer_lock import live_writer, write_alone
 
 _MOST_SHOWN = 4
 _ENVELOPE = ("format", "schema_version")
@@ -93,7 +94,9 @@ class Claim:
         """
         if changed := difference(found, wanted, free=self.free):
             hint = f"give another {self.flag}, or the settings and inputs it was begun with"
-            raise ConfigError(f"this folder holds {self.others}: {changed}", where=folder, hint=hint)
+            writer = live_writer(folder)
+            busy = f" ({writer.describe()} writes to it)" if writer and writer.pid != os.getpid() else ""
+            raise ConfigError(f"this folder holds {self.others}{busy}: {changed}", where=folder, hint=hint)
 
 
 def difference(found: Mapping[str, Any], wanted: Mapping[str, Any], *, free: str = "") -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from synfundus.artifacts.claim import Claim, difference
 from synfundus.errors import ConfigError
+from synfundus.storage.local_folder import WRITER_NAME
+from synfundus.storage.writer_note import Writer, note_document, process_start_of
 
 CLAIM = Claim("notes/request.json", "synfundus-test", 1, others="tests of something else", beside=r"logs(/.*)?")
 
@@ -50,6 +54,20 @@ def test_another_request_is_refused_naming_both_sides(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"tests of something else: model\.width is 8 there, 9 here\n") as caught:
         CLAIM.make(str(tmp_path), {"seed": 1, "model": {"width": 9}})
     assert "--out" in caught.value.hint
+
+
+def test_a_refusal_names_the_writer_of_the_folder_too(tmp_path: Path) -> None:
+    CLAIM.make(str(tmp_path), {"seed": 1})
+    other = subprocess.Popen(["sleep", "60"])
+    writer = replace(Writer.here(str(tmp_path), 900.0), pid=other.pid, started=process_start_of(other.pid))
+    (tmp_path / WRITER_NAME).write_bytes(note_document(writer))
+    said = rf"tests of something else \(process {other.pid} .* writes to it\): seed is 1"
+    with pytest.raises(ConfigError, match=said):
+        CLAIM.make(str(tmp_path), {"seed": 2})
+    other.kill()
+    other.wait()
+    with pytest.raises(ConfigError, match="tests of something else: seed is 1"):
+        CLAIM.make(str(tmp_path), {"seed": 2})
 
 
 @pytest.mark.parametrize("text", ["no json", "{}", '{"format": "other", "schema_version": 1}'])
