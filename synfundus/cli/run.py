@@ -65,12 +65,15 @@ def plan_verb(request: Request, arguments: tuple[str, ...], machine: MachineFact
     """Decide how the verb starts; a verb without these options runs in one process, whatever the config says."""
     verb, launch = request.verb, request.config.launch
     nodes = launch.nodes if NODES in verb.options else 1
+    workers = int(getattr(request.section, "workers", 0)) if verb.host_only else 0
+    own = request.loaded.provenance["launch.cpus_per_task"] == "default"
+    cores = max(launch.cpus_per_task, workers) if own else launch.cpus_per_task
     resources = Resources(
         partition=launch.partition,
         account=launch.account,
         time_limit=launch.time_limit,
         gpus_per_node=0 if verb.host_only or launch.device == "cpu" else launch.gpus_per_node,
-        cpus_per_task=launch.cpus_per_task,
+        cpus_per_task=cores,
         sbatch_args=launch.sbatch_args,
         submit=launch.submit,
     )
@@ -93,6 +96,9 @@ def plan_verb(request: Request, arguments: tuple[str, ...], machine: MachineFact
         submission=find_place(request) if job else None,
         place=written_place(request) if job else "",
     )
+    if plan.kind == "sbatch" and 0 < workers != cores:
+        told = f"{workers} worker processes on {cores} cores of a task: --workers, --set launch.cpus_per_task=..."
+        plan = replace(plan, notes=(*plan.notes, told))
     if launch.nodes > nodes:
         plan = replace(plan, notes=(*plan.notes, f"`{verb.name}` runs on one node, not on {launch.nodes}"))
     if plan.kind == "sbatch" and verb.trains and request.config.telemetry.wandb_project:

@@ -375,6 +375,37 @@ def test_a_dry_run_of_a_batch_job_prints_its_script(
     assert not called.exists()
 
 
+@pytest.mark.usefixtures("inputs_elsewhere")
+@pytest.mark.parametrize(
+    ("given", "cores", "note"),
+    [
+        (["--workers", "32"], 32, ""),
+        ([], 8, "note: 2 worker processes on 8 cores"),
+        (["--workers", "32", "--set", "launch.cpus_per_task=4"], 4, "note: 32 worker processes on 4 cores"),
+    ],
+)
+def test_a_job_has_a_core_for_each_worker(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], cores: int, note: str
+) -> None:
+    line = [
+        "prepare",
+        "--source",
+        "s",
+        "--labels",
+        "l.csv",
+        "--out",
+        str(tmp_path / "set"),
+        "--nodes",
+        "2",
+        "--dry-run",
+    ]
+    assert run_command([*line, *given]) == 0
+    text = capsys.readouterr().out
+    assert f"--cpus-per-task={cores}" in text
+    assert note in text
+    assert note or "worker processes on" not in text
+
+
 def test_a_batch_the_ranks_cannot_share_is_refused_before_they_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
