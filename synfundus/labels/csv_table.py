@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from synfundus.errors import DataError
-from synfundus.labels.schema import LabelSpec
+from synfundus.labels.schema import LabelSpec, canonical_cell
 
 DELIMITERS = (",", ";", "\t")
 MISSING = frozenset({"", "nan", "na", "n/a", "#n/a", "<na>", "null", "none", "nat"})
@@ -22,6 +22,7 @@ MISSING = frozenset({"", "nan", "na", "n/a", "#n/a", "<na>", "null", "none", "na
 UNKNOWN_CELLS = MISSING | {"unknown"}
 """Spellings of an unknown label, in lower case."""
 
+_NUMBER = re.compile(r"[-+]?\d[\d.,]*")
 _SPREADSHEETS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 """First bytes of .xlsx and .xls files."""
 _BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff")
@@ -190,34 +191,27 @@ def _record(line: int, cells: Sequence[str], header: Sequence[str]) -> TableReco
     return TableRecord(line, (*cells[:width], *[""] * (width - len(cells))))
 
 
-def canonical_cell(cell: str) -> str:
-    """Strip a cell and normalise whole numbers (``1``, ``1.0`` and ``01`` are one value)."""
-    text = cell.strip()
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    if "_" in text:  # Python parses 1_0 as ten; in a table it is a name
-        return text
-    return str(int(number)) if abs(number) < 1e15 and number == int(number) else text
-
-
 class LabelCells:
-    """The values that the cells of a column mean: whole numbers and names of values, or those of a mapping.
+    """The values that the cells of a column mean: those of a mapping, names of values and their like, whole numbers.
 
-    A name that is also a spelling of a missing value (``none``) counts as a name only in a column that has other names:
-    beside numbers it is what programs write for a missing value.
+    Whole numbers mean themselves, unless the mapping gives numbers a meaning. A name that is also a spelling of a
+    missing value (``none``) counts as a name only in a column that has other names: beside numbers it is what programs
+    write for a missing value.
+
+    Args:
+        spec: The label.
+        cells: The column.
+        values: Value by cell in canonical form and lower case, of a mapping.
     """
 
     def __init__(self, spec: LabelSpec, cells: Iterable[str], values: Mapping[str, int | None] | None = None) -> None:
-        self._values: Mapping[str, int | None] = values or {}
-        self._mapped = values is not None
-        if values is None:
-            names = spec.values_by_name
-            clear = {name: value for name, value in names.items() if name not in UNKNOWN_CELLS}
-            named = len(clear) < len(names) and any(cell.strip().casefold() in clear for cell in cells)
-            numbers = {str(value): value for value in range(spec.num_values)}
-            self._values = {**(names if named else clear), **numbers}
+        own = values or {}
+        names: dict[str, int | None] = {**spec.values_by_name}
+        clear = {name: value for name, value in names.items() if name not in UNKNOWN_CELLS}
+        named = len(clear) < len(names) and any(cell.strip().casefold() in clear for cell in cells)
+        renumbered = any(_NUMBER.fullmatch(cell) for cell in own)
+        numbers = {} if renumbered else {str(value): value for value in range(spec.num_values)}
+        self._values = {**(names if named else clear), **numbers, **own}
 
     def value(self, cell: str) -> int | None:
         """Return the value of a cell; None is unknown.
@@ -225,9 +219,8 @@ class LabelCells:
         Raises:
             KeyError: It has none.
         """
-        text = canonical_cell(cell)
-        key = text if self._mapped else text.casefold()
-        if key not in self._values and text.lower() in UNKNOWN_CELLS:
+        key = canonical_cell(cell).casefold()
+        if key not in self._values and key in UNKNOWN_CELLS:
             return None
         return self._values[key]
 

@@ -9,7 +9,7 @@
     encoding: cp1252                # optional: encoding of the table; default: UTF-8, or UTF-16 if it begins like that
     eye_side: {column: eye, values: {R: 0, L: 1}}
     labels:
-      dr_grade: {column: level}     # cells are the label's integers, or the names of its values
+      dr_grade: {column: level}     # cells are the label's integers, or names of its values and their like
       is_gc: {column: class, values: {RG: 1, NRG: 0, "?": null}}   # null = unknown
 """
 
@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from synfundus.errors import ConfigError, DataError
-from synfundus.labels.csv_table import canonical_cell, near_misses
-from synfundus.labels.schema import LabelSchema, LabelSpec
+from synfundus.labels.csv_table import near_misses
+from synfundus.labels.schema import LabelSchema, LabelSpec, canonical_cell
 
 FILE_PLACEHOLDER = "{file}"
 DEFAULT_SOURCE = "photographs"
@@ -44,7 +44,8 @@ class LabelColumn:
 
     Attributes:
         column: Name of the column.
-        values: Label value by cell (None = unknown); if it is None, cells contain the integers of the label.
+        values: Label value by cell in canonical form and lower case (None = unknown); other cells mean what they do in
+            a table without a mapping.
     """
 
     column: str
@@ -181,12 +182,12 @@ def _label_column(name: str, entry: object, schema: LabelSchema, where: str) -> 
         raise ConfigError(f"label {name!r}: values must be a mapping of cell -> value", where=where)
     values: dict[str, int | None] = {}
     for cell, value in entry["values"].items():
-        canonical = canonical_cell(cell)
+        canonical = canonical_cell(cell).casefold()
         if not canonical and value is not None:
             raise ConfigError(f"label {name!r}: an empty cell is unknown and cannot be a value", where=where)
-        if canonical in values:
+        number = _label_value(spec, value, where)
+        if values.setdefault(canonical, number) != number:
             raise ConfigError(f"label {name!r}: the cell {canonical!r} is mapped twice", where=where)
-        values[canonical] = _label_value(spec, value, where)
     return LabelColumn(column, values)
 
 

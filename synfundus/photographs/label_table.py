@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from synfundus.errors import ConfigError, DataError
-from synfundus.labels.csv_table import MISSING, LabelCells, TableRecord, canonical_cell, near_misses, read_records
-from synfundus.labels.schema import LabelSchema
+from synfundus.labels.csv_table import MISSING, LabelCells, TableRecord, near_misses, read_records
+from synfundus.labels.schema import LabelSchema, canonical_cell
 from synfundus.photographs.label_mapping import (
     PATIENT_COLUMN,
     TableMapping,
