@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,6 +22,9 @@ MISSING = frozenset({"", "nan", "na", "n/a", "#n/a", "<na>", "null", "none", "na
 """Spellings of a missing value, in lower case."""
 UNKNOWN_CELLS = MISSING | {"unknown"}
 """Spellings of an unknown label, in lower case."""
+
+_MOST_CODES, _CODE_CHARACTERS, _CODE_DIGITS, _RECUR = 6, 20, 2, 4
+"""What a column of codes has at most: texts, characters and digits in each; and how often they are there on average."""
 
 _NUMBER = re.compile(r"[-+]?\d[\d.,]*")
 _SPREADSHEETS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
@@ -204,7 +208,8 @@ class LabelCells:
         values: Value by cell in canonical form and lower case, of a mapping.
     """
 
-    def __init__(self, spec: LabelSpec, cells: Iterable[str], values: Mapping[str, int | None] | None = None) -> None:
+    def __init__(self, spec: LabelSpec, cells: Sequence[str], values: Mapping[str, int | None] | None = None) -> None:
+        self._cells = cells
         own = values or {}
         names: dict[str, int | None] = {**spec.values_by_name}
         clear = {name: value for name, value in names.items() if name not in UNKNOWN_CELLS}
@@ -223,6 +228,19 @@ class LabelCells:
         if key not in self._values and key in UNKNOWN_CELLS:
             return None
         return self._values[key]
+
+    def codes(self) -> dict[str, int | None]:
+        """Return the value of each cell, None if it has none, where a message may quote the column; else nothing.
+
+        It may quote a few short texts that recur and hold no long number: others may be about one patient.
+        """
+        counts = Counter(map(canonical_cell, self._cells))
+        texts = [text for text in counts if text.casefold() not in UNKNOWN_CELLS]
+        recur = sum(counts[text] for text in texts) >= _RECUR * len(texts)
+        short = all(len(text) <= _CODE_CHARACTERS and len(re.findall(r"\d", text)) <= _CODE_DIGITS for text in texts)
+        if not recur or not short or len(texts) > _MOST_CODES:
+            return {}
+        return {text: self._values.get(text.casefold()) for text in texts}
 
 
 def near_misses(header: Iterable[str], wanted: Iterable[str]) -> dict[str, str]:

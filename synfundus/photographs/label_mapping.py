@@ -20,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
+
 from synfundus.errors import ConfigError, DataError
 from synfundus.labels.csv_table import near_misses
 from synfundus.labels.schema import LabelSchema, LabelSpec, canonical_cell
@@ -71,6 +73,20 @@ class TableMapping:
     file_pattern: str = FILE_PLACEHOLDER
     source: str = DEFAULT_SOURCE
     encoding: str = ""
+
+    def to_yaml(self, values: Mapping[str, Mapping[str, str | int | None]]) -> str:
+        """Return a mapping file of one line, with other values for some labels."""
+        document: dict[str, Any] = {} if self.source == DEFAULT_SOURCE else {"source": self.source}
+        document |= {"file": self.file_column}
+        document |= {} if self.file_pattern == FILE_PLACEHOLDER else {"file_pattern": self.file_pattern}
+        document |= {"patient_id": self.patient_column} if self.patient_column else {}
+        document |= {"encoding": self.encoding} if self.encoding else {}
+        document["labels"] = {}
+        for name, label in self.labels.items():
+            cells = values.get(name, label.values)
+            document["labels"][name] = {"column": label.column, "values": dict(cells)} if cells else label.column
+        text = yaml.safe_dump(document, default_flow_style=True, sort_keys=False, allow_unicode=True, width=1_000_000)
+        return text.strip()
 
     def file_name(self, cell: str) -> str:
         """Return the file name for a cell."""

@@ -223,7 +223,7 @@ class _RowReader:
             try:
                 labels[name] = _value(columns, cells, num_values)
             except _OutsideCoding as error:
-                return RejectedRow(line, file, patient, "unknown_label_value", f"{name}: {error}")
+                return RejectedRow(line, file, patient, "unknown_label_value", f"{name}: {error}", (name,))
         for doubt in importer.doubts:
             if canonical_cell(cells[doubt.column]) in doubt.cells:
                 for name in doubt.labels:
