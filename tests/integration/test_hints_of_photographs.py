@@ -100,6 +100,10 @@ def test_a_table_whose_files_are_elsewhere(shell: Shell, line: Prepare, tmp_path
     assert told.code == 3
     shell.done(*line(table, source=tmp_path / "in" / "x"))
     shell.done(*line(table.replace("1.png", "x/1.png")))
+    told = shell.refused("leave drive and folders", *line("file,is_gc\nC:\\scans\\x\\1.png,1\n"))
+    assert "1 unsafe_name, for example line 2" in told.said
+    for name in ("x/1.png", "x\\1.png"):
+        shell.done(*line(f"file,is_gc\n{name},1\n"))
     told = shell.refused("check --source; a mapping with file_pattern", *line("file,is_gc\n7,1\n", "IMG_7.jpeg"))
     (pattern,) = re.findall(r'"(IMG_.*?)"', told.hint)
     shell.done(*line("file,is_gc\n7,1\n", mapping=f'file: file\nfile_pattern: "{pattern}"\n'))

@@ -322,13 +322,17 @@ def test_the_console_says_which_duplicates_contradict_and_where_the_details_are(
         picture(index).save(folder / f"{index}.png")
     for copy in ("x", "y"):
         (folder / f"{copy}.png").write_bytes((folder / "0.png").read_bytes())
-    rows = ["0.png,P0,1", "1.png,P1,1", "2.png,P2,1", "x.png,P0,1", "y.png,P0,3", "1.png,P1,4"]
+    rows = ["0.png,P0,1", "1.png,P1,1", "2.png,P2,1", "x.png,P0,1", "y.png,P5,3", "1.png,P1,4", "1.png,P6,1"]
     (folder / "labels.csv").write_text("\n".join(["file,patient_id,dr_grade", *rows]))
     summary, said = _prepare(folder, tmp_path / "set")
-    assert summary["rejects"] == {"duplicate_of": 2, "duplicate_row": 1}
-    assert any("2 duplicate_of, 1 of them with other labels" in text for text in said)
-    assert any("1 duplicate_row, 1 of them with other labels" in text for text in said)
-    (many,) = [text for text in said if "3 of 6 inputs are rejected (50%): 2 duplicate_of, 1 duplicate_row" in text]
+    assert summary["rejects"] == {"duplicate_of": 2, "duplicate_row": 2}
+    assert any(
+        "2 duplicate_of, 1 of them with other labels, 1 of them of another patient: the" in text for text in said
+    )
+    assert any(
+        "2 duplicate_row, 1 of them with other labels, 1 of them of another patient: the" in text for text in said
+    )
+    (many,) = [text for text in said if "4 of 7 inputs are rejected (57%): 2 duplicate_of, 2 duplicate_row" in text]
     assert many.endswith(f"see {tmp_path.parent}/synfundus-crosswalks/{tmp_path.name}.set/rejects.jsonl")
 
 

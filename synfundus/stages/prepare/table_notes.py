@@ -21,6 +21,7 @@ _QUOTED = ("malformed_row", "missing_file_name", "missing_file")
 
 _HINTS = {
     "ambiguous_file": "give the folder of this table as --source, or write folders into the table",
+    "unsafe_name": "leave drive and folders above --source out of the names: sub/a.jpg is a file of its folder sub",
     "broken_link": "mount or copy what the links in --source lead to",
     "missing_file": 'check --source; a mapping with file_pattern (for example "IMG_{file}.jpeg") changes the names',
 }
@@ -98,14 +99,14 @@ def no_input(
         said = f"{counts[reason]} {example}" if of_rows else "it has none"
         message = f"{usable or 'none'} of the {total} rows of the table {'are' if usable > 1 else 'is'} usable: {said}"
         hint = meaning or hint
-    hint = f"check --source and --importer {importer}" if importer else hint
+    hint = f"check --source and --importer {importer}" if importer and reason != "unsafe_name" else hint
     return DataError(message, where=where, hint=hint)
 
 
 def _example(table: LabelTable, rejects: Sequence[Reject]) -> tuple[str, str]:
     """Return the commonest reason with the detail of its first reject, without the name of a file, and what to do.
 
-    What to do is empty unless it depends on the table.
+    What to do is empty unless it is about the cells of the table.
     """
     reason = Counter(reject.reason for reject in rejects).most_common(1)[0][0]
     detail = next(reject.detail for reject in rejects if reject.reason == reason)
@@ -120,7 +121,7 @@ def _example(table: LabelTable, rejects: Sequence[Reject]) -> tuple[str, str]:
             hint = f"say what these cells mean (null = unknown) in a --mapping, for example: {mapping}"
             return f"{reason}, for example {said}", hint
         shown = detail.partition(" = ")[0]  # line and column; the cell may be a sentence about a patient
-    return f"{reason}, for example {shown}" if shown else reason, ""
+    return f"{reason}, for example {shown}" if shown else reason, _HINTS[reason] if reason == "unsafe_name" else ""
 
 
 def _other_extension(rejects: Sequence[Reject], files: Collection[str]) -> tuple[str, str]:
