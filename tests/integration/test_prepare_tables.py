@@ -287,6 +287,7 @@ def test_a_schema_of_ones_own_names_its_values(tmp_path: Path) -> None:
     ("moved", "importer", "words"),
     [
         ("{name: eye_side, values: [left, right]}", None, "eye_side = 0 is left, which is 1"),
+        ("{name: eye_side, values: [OS, OD]}", None, "eye_side = 0 is OS, which is 1"),
         ("{name: is_dme, values: [yes, no]}", "idrid", "is_dme = 0 is yes, which is 1"),
         ("{name: dr_grade, values: [none, moderate, severe]}", "idrid", "dr_grade = 1 is moderate, which is 2"),
     ],
