@@ -16,9 +16,9 @@ from typing import Any, Protocol
 from synfundus import __version__
 from synfundus.artifacts.shard_records import ShardRecords
 from synfundus.errors import DataError
-from synfundus.labels.csv_table import canonical_cell, read_records
+from synfundus.labels.csv_table import read_records
 from synfundus.labels.plan import REQUESTED, LabelRow
-from synfundus.labels.schema import LabelSchema
+from synfundus.labels.schema import LabelSchema, canonical_cell
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import ShardEntry, ShardSet, save_shard_set, shard_name
 from synfundus.storage.tarshard import TarShardReader, write_shard

@@ -9,12 +9,13 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from synfundus.errors import DataError
-from synfundus.labels.schema import LabelSpec
+from synfundus.labels.schema import LabelSpec, canonical_cell
 
 DELIMITERS = (",", ";", "\t")
 MISSING = frozenset({"", "nan", "na", "n/a", "#n/a", "<na>", "null", "none", "nat"})
@@ -22,6 +23,10 @@ MISSING = frozenset({"", "nan", "na", "n/a", "#n/a", "<na>", "null", "none", "na
 UNKNOWN_CELLS = MISSING | {"unknown"}
 """Spellings of an unknown label, in lower case."""
 
+_MOST_CODES, _CODE_CHARACTERS, _CODE_DIGITS, _RECUR = 6, 20, 2, 4
+"""What a column of codes has at most: texts, characters and digits in each; and how often they are there on average."""
+
+_NUMBER = re.compile(r"[-+]?\d[\d.,]*")
 _SPREADSHEETS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 """First bytes of .xlsx and .xls files."""
 _BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff")
@@ -190,34 +195,28 @@ def _record(line: int, cells: Sequence[str], header: Sequence[str]) -> TableReco
     return TableRecord(line, (*cells[:width], *[""] * (width - len(cells))))
 
 
-def canonical_cell(cell: str) -> str:
-    """Strip a cell and normalise whole numbers (``1``, ``1.0`` and ``01`` are one value)."""
-    text = cell.strip()
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    if "_" in text:  # Python parses 1_0 as ten; in a table it is a name
-        return text
-    return str(int(number)) if abs(number) < 1e15 and number == int(number) else text
-
-
 class LabelCells:
-    """The values that the cells of a column mean: whole numbers and names of values, or those of a mapping.
+    """The values that the cells of a column mean: those of a mapping, names of values and their like, whole numbers.
 
-    A name that is also a spelling of a missing value (``none``) counts as a name only in a column that has other names:
-    beside numbers it is what programs write for a missing value.
+    Whole numbers mean themselves, unless the mapping gives numbers a meaning. A name that is also a spelling of a
+    missing value (``none``) counts as a name only in a column that has other names: beside numbers it is what programs
+    write for a missing value.
+
+    Args:
+        spec: The label.
+        cells: The column.
+        values: Value by cell in canonical form and lower case, of a mapping.
     """
 
-    def __init__(self, spec: LabelSpec, cells: Iterable[str], values: Mapping[str, int | None] | None = None) -> None:
-        self._values: Mapping[str, int | None] = values or {}
-        self._mapped = values is not None
-        if values is None:
-            names = spec.values_by_name
-            clear = {name: value for name, value in names.items() if name not in UNKNOWN_CELLS}
-            named = len(clear) < len(names) and any(cell.strip().casefold() in clear for cell in cells)
-            numbers = {str(value): value for value in range(spec.num_values)}
-            self._values = {**(names if named else clear), **numbers}
+    def __init__(self, spec: LabelSpec, cells: Sequence[str], values: Mapping[str, int | None] | None = None) -> None:
+        self._cells = cells
+        own = values or {}
+        names: dict[str, int | None] = {**spec.values_by_name}
+        clear = {name: value for name, value in names.items() if name not in UNKNOWN_CELLS}
+        named = len(clear) < len(names) and any(cell.strip().casefold() in clear for cell in cells)
+        renumbered = any(_NUMBER.fullmatch(cell) for cell in own)
+        numbers = {} if renumbered else {str(value): value for value in range(spec.num_values)}
+        self._values = {**(names if named else clear), **numbers, **own}
 
     def value(self, cell: str) -> int | None:
         """Return the value of a cell; None is unknown.
@@ -225,11 +224,23 @@ class LabelCells:
         Raises:
             KeyError: It has none.
         """
-        text = canonical_cell(cell)
-        key = text if self._mapped else text.casefold()
-        if key not in self._values and text.lower() in UNKNOWN_CELLS:
+        key = canonical_cell(cell).casefold()
+        if key not in self._values and key in UNKNOWN_CELLS:
             return None
         return self._values[key]
+
+    def codes(self) -> dict[str, int | None]:
+        """Return the value of each cell, None if it has none, where a message may quote the column; else nothing.
+
+        It may quote a few short texts that recur and hold no long number: others may be about one patient.
+        """
+        counts = Counter(map(canonical_cell, self._cells))
+        texts = [text for text in counts if text.casefold() not in UNKNOWN_CELLS]
+        recur = sum(counts[text] for text in texts) >= _RECUR * len(texts)
+        short = all(len(text) <= _CODE_CHARACTERS and len(re.findall(r"\d", text)) <= _CODE_DIGITS for text in texts)
+        if not recur or not short or len(texts) > _MOST_CODES:
+            return {}
+        return {text: self._values.get(text.casefold()) for text in texts}
 
 
 def near_misses(header: Iterable[str], wanted: Iterable[str]) -> dict[str, str]:

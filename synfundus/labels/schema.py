@@ -23,6 +23,24 @@ SAME = 0.8
 MAX_VALUES = 30_000
 """States are stored as int16."""
 
+_SAME_WORDS = (
+    (frozenset({"right", "r", "re", "od"}), frozenset({"left", "l", "le", "os"})),
+    (frozenset({"no", "false"}), frozenset({"yes", "true"})),
+)
+"""What tables write for the names of two values; in a label that has one of each, all are understood."""
+
+
+def canonical_cell(cell: str) -> str:
+    """Strip a cell and normalise whole numbers (``1``, ``1.0``, ``1,0`` and ``01`` are one value)."""
+    text = cell.strip()
+    try:
+        number = float(re.sub(r",(?=00?$)", ".", text))  # 1,000 may be a thousand
+    except ValueError:
+        return text
+    if "_" in text:  # Python parses 1_0 as ten; in a table it is a name
+        return text
+    return str(int(number)) if abs(number) < 1e15 and number == int(number) else text
+
 
 @dataclass(frozen=True)
 class LabelSpec:
@@ -49,8 +67,18 @@ class LabelSpec:
 
     @property
     def values_by_name(self) -> dict[str, int]:
-        """Value by its name in lower case."""
-        return {name.casefold(): value for value, name in enumerate(self.names)}
+        """Value by what may stand for it, in lower case: its name, and words of the same meaning.
+
+        A label of two values without names has ``no`` and ``yes``, but not an eye.
+        """
+        unnamed = ("no", "yes") if self.num_values == 2 and self.name != "eye_side" else ()
+        names = {name.casefold(): value for value, name in enumerate(self.names or unnamed)}
+        words: dict[str, int] = {}
+        for pair in _SAME_WORDS:
+            own = [names.keys() & same for same in pair]
+            if [len(one) for one in own] == [1, 1]:
+                words |= {word: names[one] for (one,), same in zip(own, pair, strict=True) for word in same}
+        return words | names
 
     @property
     def choices(self) -> str:
@@ -75,7 +103,7 @@ class LabelSchema:
                 raise ConfigError(f"label {spec.name!r} has {spec.num_values} values, needs 2 or more")
             if spec.num_values > MAX_VALUES:
                 raise ConfigError(f"label {spec.name!r} has {spec.num_values} values, more than {MAX_VALUES}")
-            if spec.values and len(spec.values_by_name) != spec.num_values:
+            if spec.values and len({name.casefold() for name in spec.values}) != spec.num_values:
                 raise ConfigError(f"label {spec.name!r} has {spec.num_values} values, but other names: {spec.values}")
             if any(re.fullmatch(r"[-+.\d]*|unknown|null", name, re.IGNORECASE) for name in spec.values):
                 raise ConfigError(f"label {spec.name!r}: a name of a value is a word, not a number: {spec.values}")
@@ -111,8 +139,8 @@ class LabelSchema:
         """
         spec = self[name]
         if isinstance(value, str):
-            number = int(float(value)) if re.fullmatch(r"-?\d{1,9}(\.0*)?", value) else -1
-            number = spec.values_by_name.get(value.casefold(), number)
+            text = canonical_cell(value).casefold()
+            number = spec.values_by_name.get(text, int(text) if re.fullmatch(r"\d{1,9}", text) else -1)
             if not 0 <= number < spec.num_values:
                 raise DataError(f"label {name} = {value!r} is not one of {spec.choices}")
             return number

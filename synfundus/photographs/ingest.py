@@ -147,7 +147,7 @@ def match_files(table: LabelTable, files: Mapping[str, int]) -> tuple[list[Photo
             detail = f"first in line {line_of[name]}"
             detail += "" if dict(row.labels) == dict(first.labels) else "; other labels"
             if row.patient and row.patient != first.patient:
-                detail += "; other patient"
+                detail += "; other patient" if first.patient else ""
                 photographs[at[name]] = replace(first, also_patients=(*first.also_patients, row.patient))
             rejects.append(Reject(f"{name} (line {row.line})", row.patient, "table", "duplicate_row", detail))
         else:
@@ -214,7 +214,8 @@ def drop_duplicates(
         same = "file" if file in first else "pixels"
         first.setdefault(file, known)
         labels = "" if dict(known.labels) == dict(sample.labels) else "; other labels"
-        detail = f"same {same} as {known.source}{labels}"
+        patient = "; other patient" if known.patient and sample.patient and known.patient != sample.patient else ""
+        detail = f"same {same} as {known.source}{labels}{patient}"
         rejects.append(Reject(sample.source, sample.patient, "files", "duplicate_of", detail))
         pairs.append((known, sample))
     return kept, rejects, pairs

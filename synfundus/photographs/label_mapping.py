@@ -9,7 +9,7 @@
     encoding: cp1252                # optional: encoding of the table; default: UTF-8, or UTF-16 if it begins like that
     eye_side: {column: eye, values: {R: 0, L: 1}}
     labels:
-      dr_grade: {column: level}     # cells are the label's integers, or the names of its values
+      dr_grade: {column: level}     # cells are the label's integers, or names of its values and their like
       is_gc: {column: class, values: {RG: 1, NRG: 0, "?": null}}   # null = unknown
 """
 
@@ -20,9 +20,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
+
 from synfundus.errors import ConfigError, DataError
-from synfundus.labels.csv_table import canonical_cell, near_misses
-from synfundus.labels.schema import LabelSchema, LabelSpec
+from synfundus.labels.csv_table import near_misses
+from synfundus.labels.schema import LabelSchema, LabelSpec, canonical_cell
 
 FILE_PLACEHOLDER = "{file}"
 DEFAULT_SOURCE = "photographs"
@@ -44,7 +46,8 @@ class LabelColumn:
 
     Attributes:
         column: Name of the column.
-        values: Label value by cell (None = unknown); if it is None, cells contain the integers of the label.
+        values: Label value by cell in canonical form and lower case (None = unknown); other cells mean what they do in
+            a table without a mapping.
     """
 
     column: str
@@ -70,6 +73,20 @@ class TableMapping:
     file_pattern: str = FILE_PLACEHOLDER
     source: str = DEFAULT_SOURCE
     encoding: str = ""
+
+    def to_yaml(self, values: Mapping[str, Mapping[str, str | int | None]]) -> str:
+        """Return a mapping file of one line, with other values for some labels."""
+        document: dict[str, Any] = {} if self.source == DEFAULT_SOURCE else {"source": self.source}
+        document |= {"file": self.file_column}
+        document |= {} if self.file_pattern == FILE_PLACEHOLDER else {"file_pattern": self.file_pattern}
+        document |= {"patient_id": self.patient_column} if self.patient_column else {}
+        document |= {"encoding": self.encoding} if self.encoding else {}
+        document["labels"] = {}
+        for name, label in self.labels.items():
+            cells = values.get(name, label.values)
+            document["labels"][name] = {"column": label.column, "values": dict(cells)} if cells else label.column
+        text = yaml.safe_dump(document, default_flow_style=True, sort_keys=False, allow_unicode=True, width=1_000_000)
+        return text.strip()
 
     def file_name(self, cell: str) -> str:
         """Return the file name for a cell."""
@@ -181,12 +198,12 @@ def _label_column(name: str, entry: object, schema: LabelSchema, where: str) -> 
         raise ConfigError(f"label {name!r}: values must be a mapping of cell -> value", where=where)
     values: dict[str, int | None] = {}
     for cell, value in entry["values"].items():
-        canonical = canonical_cell(cell)
+        canonical = canonical_cell(cell).casefold()
         if not canonical and value is not None:
             raise ConfigError(f"label {name!r}: an empty cell is unknown and cannot be a value", where=where)
-        if canonical in values:
+        number = _label_value(spec, value, where)
+        if values.setdefault(canonical, number) != number:
             raise ConfigError(f"label {name!r}: the cell {canonical!r} is mapped twice", where=where)
-        values[canonical] = _label_value(spec, value, where)
     return LabelColumn(column, values)
 
 

@@ -6,12 +6,13 @@ file that is listed twice.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from synfundus.errors import ConfigError, DataError
-from synfundus.labels.csv_table import MISSING, LabelCells, TableRecord, canonical_cell, near_misses, read_records
-from synfundus.labels.schema import LabelSchema
+from synfundus.labels.csv_table import MISSING, LabelCells, TableRecord, TableRecords, near_misses, read_records
+from synfundus.labels.schema import LabelSchema, LabelSpec, canonical_cell
 from synfundus.photographs.label_mapping import (
     PATIENT_COLUMN,
     TableMapping,
@@ -48,6 +49,7 @@ class RejectedRow:
         reason: ``malformed_row``, ``missing_file_name``, ``unknown_label_value``, or ``ambiguous_file`` from an
             importer that completes file names.
         detail: Column and value.
+        labels: Labels that have no value for their cell.
     """
 
     line: int
@@ -55,16 +57,46 @@ class RejectedRow:
     patient: str
     reason: str
     detail: str
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RefusedCells:
+    """Cells of a label that have no meaning.
+
+    Attributes:
+        spec: The label.
+        column: Name of its column.
+        line: Line of the first of these cells.
+        cell: The first of these cells, or empty if no message may quote it.
+        values: Names of values, or integers, by cell: of the whole column where a message may quote it (None: no
+            meaning), else an example.
+    """
+
+    spec: LabelSpec
+    column: str
+    line: int
+    cell: str
+    values: Mapping[str, str | int | None]
 
 
 @dataclass(frozen=True)
 class LabelTable:
-    """A parsed table; rows and rejected rows together are all rows of the file."""
+    """A parsed table; rows and rejected rows together are all rows of the file.
+
+    `refused` has the cells without a meaning by label; an importer, whose table must not be changed, leaves it empty.
+    """
 
     rows: tuple[TableRow, ...]
     rejected: tuple[RejectedRow, ...]
     mapping: TableMapping
     warnings: tuple[str, ...]
+    refused: Mapping[str, RefusedCells] = field(default_factory=dict)
+
+    def most_refused(self) -> tuple[str, int]:
+        """Return the label with the most cells without a meaning, and their number."""
+        counts = Counter(name for row in self.rejected for name in row.labels)
+        return max(counts.items(), key=lambda item: item[1], default=("", 0))
 
 
 def read_label_table(data: bytes, schema: LabelSchema, mapping: TableMapping | None, *, where: str) -> LabelTable:
@@ -102,7 +134,8 @@ def read_label_table(data: bytes, schema: LabelSchema, mapping: TableMapping | N
     warnings = [*unread, *patient_warnings("the table has no patient column", mapping, rows)]
     if not mapping.labels:
         warnings.append("no column contains a label: all labels will be unknown")
-    return LabelTable(rows, rejected, mapping, tuple(warnings))
+    refused = _refused_cells(table, rejected, columns, mapping, schema, cells)
+    return LabelTable(rows, rejected, mapping, tuple(warnings), refused)
 
 
 def _unread_columns(header: Sequence[str], schema: LabelSchema) -> list[str]:
@@ -112,6 +145,31 @@ def _unread_columns(header: Sequence[str], schema: LabelSchema) -> list[str]:
         f"column {column!r} is not read: rename it to {name!r}, or give it in a --mapping"
         for column, name in near_misses(header, wanted).items()
     ]
+
+
+def _refused_cells(
+    table: TableRecords,
+    rejected: Sequence[RejectedRow],
+    columns: Mapping[str, int],
+    mapping: TableMapping,
+    schema: LabelSchema,
+    meanings: Mapping[str, LabelCells],
+) -> dict[str, RefusedCells]:
+    lines: dict[str, int] = {}
+    for row in rejected:
+        lines = dict.fromkeys(row.labels, row.line) | lines
+    records = {record.line: record for record in table.records}
+    found = {}
+    for name, line in lines.items():
+        spec, source = schema[name], mapping.labels[name]
+        named = source.column in (mapping.file_column, mapping.patient_column)
+        codes = {} if named else meanings[name].codes()
+        values = spec.names or range(spec.num_values)
+        said = {cell: value if value is None else values[value] for cell, value in codes.items()}
+        cell = canonical_cell(records[line].cells[columns[source.column]]) if codes else ""
+        example = {**(source.values or {}), "one cell": values[0], "another cell": values[1]}
+        found[name] = RefusedCells(spec, source.column, line, cell, said or example)
+    return found
 
 
 def rejected_record(record: TableRecord) -> RejectedRow | None:
@@ -156,13 +214,16 @@ def _parse_row(
         return RejectedRow(line, "", patient, "missing_file_name", f"column {mapping.file_column} is empty")
     file = mapping.file_name(cell)
     labels: dict[str, int | None] = dict.fromkeys(schema.names)
+    refused = {}
     for name, source in mapping.labels.items():
         text = cells[columns[source.column]]
         try:
             labels[name] = meanings[name].value(text)
         except KeyError:
-            detail = f"{name}: column {source.column} = {canonical_cell(text)!r}"
-            return RejectedRow(line, file, patient, "unknown_label_value", detail)
+            refused[name] = f"{name}: column {source.column} = {canonical_cell(text)!r}"
+    if refused:
+        detail = next(iter(refused.values()))
+        return RejectedRow(line, file, patient, "unknown_label_value", detail, tuple(refused))
     return TableRow(line, file, patient, labels)
 
 

@@ -22,6 +22,7 @@ from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.photographs.decode import Undecodable
 from synfundus.photographs.field_of_view import NoFieldOfView
 from synfundus.photographs.label_mapping import parse_table_mapping
+from synfundus.photographs.label_table import read_label_table
 from synfundus.stages.prepare.plan import load_schema
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -316,14 +317,19 @@ def test_formats_document_lists_every_reason_to_refuse_a_photograph() -> None:
 
 def test_the_examples_of_a_mapping_and_of_a_schema_are_such(tmp_path: Path) -> None:
     examples = [block.text for block in blocks(ROOT / "docs" / "formats.md") if block.language == "yaml"]
-    assert len(examples) == 2
-    (tmp_path / "schema.yaml").write_text(examples[1])
+    assert len(examples) == 3
+    (tmp_path / "schema.yaml").write_text(examples[2])
     schema = load_schema(str(tmp_path / "schema.yaml"))
     assert schema.num_values == (5, 2, 3)
     assert schema.check_value("icdr", "severe") == 3
     assert schema.check_value("referable", "no") == 0
     mapping = parse_table_mapping(parse_yaml(examples[0], where="docs"), DEFAULT_LABEL_SCHEMA, where="docs/formats.md")
-    assert mapping.labels["is_gc"].values == {"RG": 1, "NRG": 0, "?": None}
+    assert mapping.labels["is_gc"].values == {"rg": 1, "nrg": 0, "?": None}
+    (table,) = [block.text for block in blocks(ROOT / "docs" / "formats.md") if block.text.startswith("Bild;")]
+    mapping = parse_table_mapping(parse_yaml(examples[1], where="docs"), DEFAULT_LABEL_SCHEMA, where="docs/formats.md")
+    rows = read_label_table(table.encode(), DEFAULT_LABEL_SCHEMA, mapping, where="docs/formats.md").rows
+    read = [[row.labels[name] for name in ("eye_side", "dr_grade", "is_gc")] for row in rows]
+    assert read == [[0, 2, 1], [1, None, 0], [0, 0, None], [1, 0, 1], [0, 4, 0]]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)

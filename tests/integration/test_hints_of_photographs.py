@@ -81,10 +81,16 @@ def test_a_table_whose_file_column_has_another_name(shell: Shell, line: Prepare)
 
 
 def test_a_table_whose_cells_have_no_meaning(shell: Shell, line: Prepare) -> None:
-    table = "file,is_gc\na.png,True\nb.png,False\n"
-    told = shell.refused("give the cells a meaning in a --mapping", *line(table, "a.png", "b.png"))
-    values = told.hint.partition("values: ")[2]
-    shell.done(*line(table, mapping=f"file: file\nlabels: {{is_gc: {{column: is_gc, values: {values}}}}}\n"))
+    table = "file,is_gc,eye_side\na.png,ja,OD\nb.png,nein,OS\n"
+    told = shell.refused("say what these cells mean (null = unknown) in a --mapping", *line(table, "a.png", "b.png"))
+    mapping = told.hint.partition("for example: ")[2]
+    shell.done(*line(table, mapping=mapping.replace("one cell", "nein").replace("another cell", "ja")))
+    rows = [f"{'ba'[at % 2]}.png,{('nein', 'ja')[at % 2]},OD" for at in range(8)]
+    table = "\n".join(["file,is_gc,eye_side", *rows])
+    told = shell.refused("say what these cells mean", *line(table))
+    assert told.code == 3
+    assert "'nein' in column is_gc is not one of 0..1 (no, yes)" in told.said
+    shell.done(*line(table, mapping=told.hint.partition("for example: ")[2]))
 
 
 def test_a_table_whose_files_are_elsewhere(shell: Shell, line: Prepare, tmp_path: Path) -> None:
@@ -94,6 +100,10 @@ def test_a_table_whose_files_are_elsewhere(shell: Shell, line: Prepare, tmp_path
     assert told.code == 3
     shell.done(*line(table, source=tmp_path / "in" / "x"))
     shell.done(*line(table.replace("1.png", "x/1.png")))
+    told = shell.refused("leave drive and folders", *line("file,is_gc\nC:\\scans\\x\\1.png,1\n"))
+    assert "1 unsafe_name, for example line 2" in told.said
+    for name in ("x/1.png", "x\\1.png"):
+        shell.done(*line(f"file,is_gc\n{name},1\n"))
     told = shell.refused("check --source; a mapping with file_pattern", *line("file,is_gc\n7,1\n", "IMG_7.jpeg"))
     (pattern,) = re.findall(r'"(IMG_.*?)"', told.hint)
     shell.done(*line("file,is_gc\n7,1\n", mapping=f'file: file\nfile_pattern: "{pattern}"\n'))

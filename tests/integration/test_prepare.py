@@ -241,7 +241,7 @@ def test_manifest_rejects_and_samples_agree(messy_set: tuple[Path, Summary]) -> 
     details = {row["source"]: row["detail"] for row in lines(names_of(out) / "rejects.jsonl")}
     assert "30000 x 30000" in details["bad/bomb.png"] or "900000000" in details["bad/bomb.png"]
     assert details["bad/value.png"].endswith("dr_grade: column dr_grade = '7'")
-    assert details["good/copy.png"] == "same file as DOE_JANE_000.png; other labels"
+    assert details["good/copy.png"] == "same file as DOE_JANE_000.png; other labels; other patient"
 
 
 def test_no_name_and_no_metadata_is_in_the_set(messy_set: tuple[Path, Summary]) -> None:

@@ -16,6 +16,7 @@ from synfundus.distributed.world import LocalWorld
 from synfundus.errors import ConfigError, DataError
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.photographs.ingest import Reject
+from synfundus.photographs.label_table import read_label_table
 from synfundus.stages import Summary
 from synfundus.stages.prepare import job as prepare
 from synfundus.stages.prepare.plan import InputPlan, describe_inputs, plan_inputs
@@ -64,7 +65,8 @@ def test_a_folder_that_is_a_link_is_part_of_the_source(tmp_path: Path) -> None:
 
 def test_a_reason_without_a_detail_is_said_once() -> None:
     rejects = [Reject("train/b.png", "", "table", "not_in_table")]
-    (said,) = early_warnings(rejects, 2, ["train/b.png"])
+    table = read_label_table(b"file\ntrain/a.png\n", DEFAULT_LABEL_SCHEMA, None, where="t.csv")
+    (said,) = early_warnings(table, rejects, 2, ["train/b.png"])
     assert said == "1 of 2 inputs are rejected (50%): 1 not_in_table"
 
 
@@ -96,12 +98,14 @@ def test_names_below_a_subfolder_are_found_and_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("rejected", "warned"), [(1, False), (2, True)])
 def test_many_rejects_are_a_warning_with_the_commonest_reasons(tmp_path: Path, rejected: int, warned: bool) -> None:
-    cells = ["True"] * rejected + ["1"] * (10 - rejected)
+    cells = ["maybe"] * rejected + ["1"] * (10 - rejected)
     rows = [f"{at}.png,P{at},{cell}" for at, cell in enumerate(cells)]
     plan = _plan(tmp_path, "\n".join(["file,patient_id,is_gc", *rows]), [f"{at}.png" for at in range(10)])
     expected = (
         "2 of 10 inputs are rejected (20%): 2 unknown_label_value; unknown_label_value, for example line 2: is_gc: "
-        "column is_gc"
+        "'maybe' in column is_gc is not one of 0..1 (no, yes): say what these cells mean (null = unknown) in a "
+        "--mapping, for example: {file: file, patient_id: patient_id, labels: {is_gc: {column: is_gc, values: {maybe: "
+        "null, '1': 'yes'}}}}"
     )
     assert plan.warnings == ((expected,) if warned else ())
     shown = describe_inputs(_section(tmp_path), seed=0)
@@ -112,10 +116,11 @@ def test_many_rejects_are_a_warning_with_the_commonest_reasons(tmp_path: Path, r
     ("table", "files", "message", "hint"),
     [
         (
-            "file,is_gc\na.png,True\nb.png,False\nc.png\n",
+            "file,is_gc\na.png,Wahr\nb.png,Falsch\nc.png\n",
             ["a.png", "b.png", "c.png"],
-            "none of the 3 rows of the table is usable: 2 unknown_label_value, for example line 2: is_gc: column is_gc",
-            "--mapping, for example values: {True: 1, False: 0}",
+            "none of the 3 rows of the table is usable: 2 unknown_label_value, for example line 2: is_gc: the cell in "
+            "column is_gc is not one of 0..1 (no, yes)",
+            "example: {file: file, labels: {is_gc: {column: is_gc, values: {one cell: 'no', another cell: 'yes'}}}}",
         ),
         (
             "file,is_gc\na.png,1\nb.png,0\n",
@@ -143,6 +148,100 @@ def test_the_error_of_a_table_without_photographs_says_why(
     assert hint in caught.value.hint
     assert "DOE" not in str(caught.value)
     assert "x/1.png" not in str(caught.value)
+
+
+def _eyes(*cells: str) -> tuple[str, list[str]]:
+    """Return a table of eyes and its files."""
+    files = [f"{at}.png" for at in range(len(cells))]
+    rows = [f"{file},P{at % 7},{cell},{at % 5}" for at, (file, cell) in enumerate(zip(files, cells, strict=True))]
+    return "\n".join(["file,patient_id,eye_side,dr_grade", *rows]), files
+
+
+def test_a_table_whose_rows_are_mostly_misread_is_refused_and_the_hint_is_a_mapping_that_reads_it(
+    tmp_path: Path,
+) -> None:
+    table, files = _eyes(*["rechts", "links"] * 8, "OU", "OD")
+    with pytest.raises(DataError) as caught:
+        _plan(tmp_path, table, files)
+    assert caught.value.message == (
+        "1 of the 18 rows of the table is usable: 17 unknown_label_value, for example line 2: eye_side: 'rechts' in "
+        "column eye_side is not one of 0..1 (right, left)"
+    )
+    mapping = caught.value.hint.partition("for example: ")[2]
+    plan = _plan(tmp_path, table, files, mapping=mapping)
+    assert len(plan.samples) == 18
+    assert [sample.labels["eye_side"] for sample in plan.samples] == [None] * 17 + [0]
+    assert [sample.labels["dr_grade"] for sample in plan.samples] == [at % 5 for at in range(18)]
+    mapping = mapping.replace("rechts: null", "rechts: right").replace("links: null", "links: left")
+    plan = _plan(tmp_path, table, files, mapping=mapping)
+    assert [sample.labels["eye_side"] for sample in plan.samples] == [0, 1] * 8 + [None, 0]
+
+
+def test_a_mapping_of_ones_own_is_kept_in_the_example(tmp_path: Path) -> None:
+    table, files = _eyes(*["rechts"] * 10, "links", "nb")
+    mapping = (
+        "{source: Clinic, file: file, encoding: utf-8, eye_side: {column: eye_side, values: {nb: null, links: left}}}"
+    )
+    with pytest.raises(DataError) as caught:
+        _plan(tmp_path, table, files, mapping=mapping)
+    followed = caught.value.hint.partition("for example: ")[2]
+    assert followed == (
+        "{source: Clinic, file: file, encoding: utf-8, labels: {eye_side: {column: eye_side, values: {rechts: null, "
+        "links: left, nb: null}}}}"
+    )
+    assert len(_plan(tmp_path, table, files, mapping=followed).samples) == 12
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["rechts", "links"],
+        ["seen by Dr. Grey on Monday"] * 12,
+        ["02.04.61"] * 12,
+        [f"R{letter}" for letter in "abcdefghijkl"],
+    ],
+)
+def test_cells_that_may_be_about_a_patient_are_not_quoted(tmp_path: Path, cells: list[str]) -> None:
+    table, files = _eyes(*cells)
+    with pytest.raises(DataError) as caught:
+        _plan(tmp_path, table, files)
+    assert "eye_side: the cell in column eye_side is not one of 0..1 (right, left)" in caught.value.message
+    assert not [cell for cell in cells if cell in str(caught.value)]
+
+
+def test_names_of_patients_in_a_column_that_a_mapping_confuses_are_not_quoted(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        _plan(
+            tmp_path,
+            _eyes(*"RL" * 12)[0],
+            ["0.png"],
+            mapping="{file: file, patient_id: patient_id, eye_side: patient_id}",
+        )
+    assert "P0" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("grades", "sides", "refused"), [(5, 5, False), (6, 0, True), (5, 6, True)])
+def test_more_than_half_of_the_rows_misread_for_one_label_are_an_error(
+    tmp_path: Path, grades: int, sides: int, refused: bool
+) -> None:
+    rows = [f"{at}.png,{'?' if at < grades else 1},{'?' if at < sides else 'OD'}" for at in range(10)]
+    table, files = "\n".join(["file,dr_grade,eye_side", *rows]), [f"{at}.png" for at in range(10)]
+    if refused:
+        with pytest.raises(DataError, match=r"^4 of the 10 rows of the table are usable: 6 unknown_label_value"):
+            _plan(tmp_path, table, files)
+        with pytest.raises(DataError, match=r"^4 of the 10 rows"):
+            describe_inputs(_section(tmp_path), seed=0)
+    else:
+        assert len(_plan(tmp_path, table, files).samples) == 5
+
+
+def test_nothing_is_written_for_a_table_that_is_mostly_misread(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    _plan(tmp_path / "in", "file,eye_side\na.png,OD\n", ["a.png", "b.png", "c.png"])
+    (tmp_path / "in" / "labels.csv").write_text("file,eye_side\na.png,OD\nb.png,OU\nc.png,OU\n")
+    with pytest.raises(DataError, match="2 unknown_label_value"):
+        _prepare(tmp_path / "in", tmp_path / "set")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 def test_the_hint_about_extensions_is_true(tmp_path: Path) -> None:
@@ -188,6 +287,7 @@ def test_a_schema_of_ones_own_names_its_values(tmp_path: Path) -> None:
     ("moved", "importer", "words"),
     [
         ("{name: eye_side, values: [left, right]}", None, "eye_side = 0 is left, which is 1"),
+        ("{name: eye_side, values: [OS, OD]}", None, "eye_side = 0 is OS, which is 1"),
         ("{name: is_dme, values: [yes, no]}", "idrid", "is_dme = 0 is yes, which is 1"),
         ("{name: dr_grade, values: [none, moderate, severe]}", "idrid", "dr_grade = 1 is moderate, which is 2"),
     ],
@@ -223,13 +323,17 @@ def test_the_console_says_which_duplicates_contradict_and_where_the_details_are(
         picture(index).save(folder / f"{index}.png")
     for copy in ("x", "y"):
         (folder / f"{copy}.png").write_bytes((folder / "0.png").read_bytes())
-    rows = ["0.png,P0,1", "1.png,P1,1", "2.png,P2,1", "x.png,P0,1", "y.png,P0,3", "1.png,P1,4"]
+    rows = ["0.png,P0,1", "1.png,P1,1", "2.png,P2,1", "x.png,P0,1", "y.png,P5,3", "1.png,P1,4", "1.png,P6,1"]
     (folder / "labels.csv").write_text("\n".join(["file,patient_id,dr_grade", *rows]))
     summary, said = _prepare(folder, tmp_path / "set")
-    assert summary["rejects"] == {"duplicate_of": 2, "duplicate_row": 1}
-    assert any("2 duplicate_of, 1 of them with other labels" in text for text in said)
-    assert any("1 duplicate_row, 1 of them with other labels" in text for text in said)
-    (many,) = [text for text in said if "3 of 6 inputs are rejected (50%): 2 duplicate_of, 1 duplicate_row" in text]
+    assert summary["rejects"] == {"duplicate_of": 2, "duplicate_row": 2}
+    assert any(
+        "2 duplicate_of, 1 of them with other labels, 1 of them of another patient: the" in text for text in said
+    )
+    assert any(
+        "2 duplicate_row, 1 of them with other labels, 1 of them of another patient: the" in text for text in said
+    )
+    (many,) = [text for text in said if "4 of 7 inputs are rejected (57%): 2 duplicate_of, 2 duplicate_row" in text]
     assert many.endswith(f"see {tmp_path.parent}/synfundus-crosswalks/{tmp_path.name}.set/rejects.jsonl")
 
 

@@ -105,6 +105,38 @@ def test_a_name_that_fits_several_files_or_another_rows_file_is_no_guess() -> No
     assert table.warnings == ()
 
 
+def test_rows_of_the_same_name_are_duplicates_wherever_the_file_lies() -> None:
+    files = {"sub/a.png": 1, "sub/b.png": 1}
+    outcomes = []
+    for names in (["a.png", "b.png", "./a.png", "a.png"], ["sub/a.png", "sub/b.png", "sub\\a.png", "sub/a.png"]):
+        photographs, rejects = match_files(_completed(names, list(files)), files)
+        outcomes.append(([one.source for one in photographs], [(one.source, one.reason) for one in rejects]))
+    duplicates = [("sub/a.png (line 4)", "duplicate_row"), ("sub/a.png (line 5)", "duplicate_row")]
+    assert outcomes == [(["sub/a.png", "sub/b.png"], duplicates)] * 2
+
+
+@pytest.mark.parametrize("folder", ["", "sub/"])
+def test_the_photograph_of_a_rejected_row_is_in_the_table(folder: str) -> None:
+    """The number of inputs does not depend on the labels, nor on whether the table has the folder."""
+    rows = [f"{folder}{name}.png,P,{grade}" for name, grade in zip("abcd", ("1", "?", "?", "2"), strict=True)]
+    files = dict.fromkeys([*(f"sub/{name}.png" for name in "abcd"), "other.png"], 1)
+    data = "\n".join(["file,patient_id,dr_grade", *rows, f"{folder}b.png,P,?"]).encode()
+    photographs, rejects = match_files(
+        complete_names(read_label_table(data, DEFAULT_LABEL_SCHEMA, None, where=""), files), files
+    )
+    assert [one.source for one in photographs] == ["sub/a.png", "sub/d.png"]
+    assert [(one.source, one.reason) for one in rejects] == [
+        *[(f"sub/{name}.png", "unknown_label_value") for name in "bcb"],
+        ("other.png", "not_in_table"),
+    ]
+
+
+def test_names_that_fit_one_file_leave_it_in_the_table() -> None:
+    files = {"x/P1/001.png": 1}
+    _, rejects = match_files(_completed(["P1/001.png", "p1/001.PNG"], list(files)), files)
+    assert [(one.source, one.reason) for one in rejects] == [("x/P1/001.png", "ambiguous_file")] * 2
+
+
 def test_folders_that_may_be_named_after_patients_are_not_said() -> None:
     table = _completed(["1.png", "2.png"], ["DOE_JANE/1.png", "ROE_RICHARD/2.png"])
     assert [row.file for row in table.rows] == ["DOE_JANE/1.png", "ROE_RICHARD/2.png"]

@@ -126,9 +126,9 @@ def test_the_first_of_identical_files_and_of_identical_images_stays() -> None:
     kept, rejects, pairs = drop_duplicates(samples, contents)
     assert [sample.source for sample in kept] == ["a", "b", "f"]
     assert [(r.source, r.patient, r.reason, r.detail) for r in rejects] == [
-        ("c", "Pc", "duplicate_of", "same file as a"),
-        ("d", "Pd", "duplicate_of", "same pixels as b"),
-        ("e", "Pe", "duplicate_of", "same file as a"),
+        ("c", "Pc", "duplicate_of", "same file as a; other patient"),
+        ("d", "Pd", "duplicate_of", "same pixels as b; other patient"),
+        ("e", "Pe", "duplicate_of", "same file as a; other patient"),
     ]
     assert [(first.source, second.source) for first, second in pairs] == [("a", "c"), ("b", "d"), ("a", "e")]
 

@@ -37,7 +37,7 @@ def test_byte_order_mark_and_blank_lines_do_not_matter() -> None:
     [
         ("is_pm,is_gc\n1,0\n", ConfigError, r"is_pm; its labels are dr_grade, is_gc, eye_side"),
         ("is_gc\n0\n1\n7\n", DataError, "row 4"),
-        ("is_gc\nyes\n", DataError, "row 2"),
+        ("is_gc\nperhaps\n", DataError, "row 2"),
         ("dr_grade\n-1\n", DataError, "row 2"),
         ("is_gc,eye_side\n1\n", DataError, "row 2"),
         ("is_gc,is_gc\n1,1\n", DataError, "twice"),

@@ -4,8 +4,8 @@ import pytest
 
 from synfundus.config.yaml_text import parse_yaml
 from synfundus.errors import ConfigError, DataError
-from synfundus.labels.csv_table import canonical_cell
-from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema, LabelSpec
+from synfundus.labels.plan import read_label_plan
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema, LabelSpec, canonical_cell
 from synfundus.photographs.label_mapping import parse_table_mapping
 from synfundus.photographs.label_table import LabelTable, read_label_table
 
@@ -147,7 +147,7 @@ def test_one_column_can_feed_two_labels() -> None:
         ("{file: f, file_pattern: x.png}", "does not contain {file}"),
         ("{file: f, labels: {is_nothing: c}}", "unknown label 'is_nothing'"),
         ("{file: f, labels: {is_gc: {column: c, values: {a: 2}}}}", "value 2 is not one of 0..1"),
-        ("{file: f, labels: {is_gc: {column: c, values: {a: true}}}}", "neither an integer nor null"),
+        ("{file: f, labels: {is_gc: {column: c, values: {a: maybe}}}}", "neither an integer nor null"),
         ("{file: f, labels: {is_gc: {column: c, values: {a: 1.0}}}}", "neither an integer nor null"),
         ("{file: f, labels: {is_gc: {column: c, values: {1: 0, 01: 1}}}}", "the cell '1' is mapped twice"),
         ("{file: f, labels: {is_gc: {column: c, values: {1: 0, '1.0': 1}}}}", "the cell '1' is mapped twice"),
@@ -197,6 +197,10 @@ def test_a_file_that_is_no_table_is_refused_with_its_reason(data: bytes, message
     ("cell", "canonical"),
     [
         (" 1.0 ", "1"),
+        ("1,0", "1"),
+        ("3,00", "3"),
+        ("1,5", "1,5"),
+        ("1,000", "1,000"),
         ("01", "1"),
         ("-0", "0"),
         ("1.5", "1.5"),
@@ -229,6 +233,64 @@ def test_another_encoding_is_refused_with_the_way_out() -> None:
     with pytest.raises(DataError) as caught:
         read_label_table("file\nmüller.png\n".encode("cp1252"), SCHEMA, None, where="t.csv")
     assert "name its encoding in a --mapping (encoding: cp1252)" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("label", "cells", "values"),
+    [
+        ("eye_side", "OD OS od os R L r l RE LE Right LEFT", [0, 1] * 6),
+        ("eye_side", "0 1 OD OS", [0, 1] * 2),
+        ("is_gc", "FALSE TRUE False True no yes No YES 0 1 0,0 1.0", [0, 1] * 6),
+        ("dr_grade", "3,0 3.0 03 severe 4,00", [3, 3, 3, 3, 4]),
+    ],
+)
+def test_what_spreadsheets_write_for_values_needs_no_mapping(label: str, cells: str, values: list[int]) -> None:
+    """In tables, and in the same words in plans and requests."""
+    rows = [f"{at}.png; {cell} " for at, cell in enumerate(cells.split())]
+    table = read("\n".join([f"file;{label}", *rows]), schema=DEFAULT_LABEL_SCHEMA)
+    assert [row.labels[label] for row in table.rows] == values
+    plan = read_label_plan(
+        f"{label}\n{cells}".replace(" ", "\n").replace(",", ".").encode(), DEFAULT_LABEL_SCHEMA, where=""
+    )
+    assert [row[label] for row in plan] == values
+    assert [DEFAULT_LABEL_SCHEMA.check_value(label, f" {cell} ") for cell in cells.split()] == values
+
+
+@pytest.mark.parametrize(
+    ("label", "cell"),
+    [
+        *(("is_gc", cell) for cell in ("ja", "nein", "+", "-", "OD", "1,000")),
+        *(("eye_side", cell) for cell in ("OU", "yes", "TRUE")),
+        *(("dr_grade", cell) for cell in ("TRUE", "1,5")),
+    ],
+)
+def test_what_is_ambiguous_is_no_value_without_a_mapping(label: str, cell: str) -> None:
+    table = read(f"file;{label}\na.png;{cell}\n", schema=DEFAULT_LABEL_SCHEMA)
+    assert [reject.reason for reject in table.rejected] == ["unknown_label_value"]
+    with pytest.raises(DataError, match="is not one of 0"):
+        DEFAULT_LABEL_SCHEMA.check_value(label, cell)
+
+
+def test_words_stand_for_the_names_of_a_schema_in_its_order() -> None:
+    names = LabelSchema((LabelSpec("eye", 2, values=("OS", "OD")), LabelSpec("size", 3, values=("S", "M", "L"))))
+    assert [names.check_value("eye", word) for word in ("right", "L", "od")] == [1, 0, 1]
+    with pytest.raises(DataError):
+        names.check_value("size", "left")
+    unnamed = LabelSchema((LabelSpec("cataract", 2), LabelSpec("eye_side", 2)))
+    assert [unnamed.check_value("cataract", word) for word in ("TRUE", "no")] == [1, 0]
+    with pytest.raises(DataError):
+        unnamed.check_value("eye_side", "yes")
+
+
+def test_the_values_of_a_mapping_go_first_in_any_case() -> None:
+    mapping = "{file: f, labels: {is_gc: {column: g, values: {True: 0, ' Suspect ': null, R: 1, r: 1}}}}"
+    table = read("f,g\na,TRUE\nb, suspect\nc,r\nd,false\ne,1\n", mapping)
+    assert [row.labels["is_gc"] for row in table.rows] == [0, None, 1, 0, 1]
+    table = read("f,g\na,1\nb,2.0\nc,0\n", "{file: f, labels: {is_gc: {column: g, values: {1: 0, 2: 1}}}}")
+    assert [row.labels["is_gc"] for row in table.rows] == [0, 1]
+    assert [reject.line for reject in table.rejected] == [4]
+    with pytest.raises(ConfigError, match="the cell 'm' is mapped twice"):
+        read("f,g\na,m\n", "{file: f, labels: {is_gc: {column: g, values: {m: 0, M: 1}}}}")
 
 
 def test_a_mapping_may_use_the_names_of_values() -> None:

@@ -69,24 +69,28 @@ def complete_names(table: LabelTable, files: Collection[str]) -> LabelTable:
 
     A file that another row names exactly is not taken, nor one with another extension or a further one, nor one that
     lacks a folder of the name, unless all rows have that folder. A name that fits several files, and names that fit one
-    file, become the reject ``ambiguous_file``. A warning says how many were completed, and in which way.
+    file, become the reject ``ambiguous_file``. Names of rejected rows count too, and are completed: what becomes of a
+    photograph without a row does not depend on the labels. A warning says how many were completed, and in which way.
     """
-    index, exact = FileIndex(files), {_nfc(name) for name in files}
-    named = {_nfc(safe_name(row.file) or "") for row in table.rows} & exact
-    rows: list[TableRow] = []
-    rejected, ways, folders = list(table.rejected), Counter[str](), set[str]()
-    above_all = _common_folders([safe_name(row.file) or "" for row in table.rows])
-    fits = [[one for one in _fitting(row, index, named) if _is_below(one, row.file, above_all)] for row in table.rows]
-    claims = Counter(name for found in fits for name in found)
-    for row, found in zip(table.rows, fits, strict=True):
-        safe = safe_name(row.file)
-        if safe is None or not found:
+    names = [*(row.file for row in table.rows), *(refused.file for refused in table.rejected)]
+    fits = _fits({_canonical(name) for name in names if name}, files)
+    claims = Counter(file for found in fits.values() for file in found)
+    rows, rejected = list[TableRow](), list[RejectedRow]()
+    for refused in table.rejected:
+        found = fits.get(_canonical(refused.file), [])
+        rejected.append(replace(refused, file=found[0]) if len(found) == 1 else refused)
+    ways, folders = Counter[str](), set[str]()
+    for row in table.rows:
+        safe = _canonical(row.file)
+        found = fits[safe]
+        if not found:
             rows.append(row)
             continue
         if len(found) > 1 or claims[found[0]] > 1:
             others = "" if len(found) > 1 else ", and so can another row"
             detail = f"{safe} can be {', '.join(found)}{others}"
-            rejected.append(RejectedRow(row.line, row.file, row.patient, "ambiguous_file", detail))
+            file = row.file if len(found) > 1 else found[0]
+            rejected.append(RejectedRow(row.line, file, row.patient, "ambiguous_file", detail))
             continue
         rows.append(replace(row, file=found[0]))
         (above, base), (cell_above, cell_base) = _split(_folded(found[0])), _split(_folded(safe))
@@ -106,14 +110,25 @@ def complete_names(table: LabelTable, files: Collection[str]) -> LabelTable:
     )
 
 
-def _fitting(row: TableRow, index: FileIndex, named: Collection[str]) -> list[str]:
-    """Return the files that the name of a row may mean; none where it is exact."""
-    safe = safe_name(row.file)
-    if safe is None or _nfc(safe) in named:
-        return []
-    suffix = picture_suffix(safe).lower()
-    found = (name for name in index.find(safe) if picture_suffix(name).lower() == suffix)
-    return [name for name in found if _nfc(name) not in named]
+def _canonical(name: str) -> str:
+    """Return the one form of a name of a table; an unsafe name stays as it is."""
+    return _nfc(safe_name(name) or name)
+
+
+def _fits(names: Collection[str], files: Collection[str]) -> dict[str, list[str]]:
+    """Return the files that each name of a table may mean, in its canonical form; none where it is exact or unsafe."""
+    index, named = FileIndex(files), set(names) & {_nfc(file) for file in files}
+    above_all = _common_folders([safe_name(name) or "" for name in names])
+    return {
+        name: [
+            file
+            for file in (() if name in named else index.find(name))
+            if picture_suffix(file).lower() == picture_suffix(name).lower()
+            and _nfc(file) not in named
+            and _is_below(file, name, above_all)
+        ]
+        for name in names
+    }
 
 
 def _common_folders(names: Sequence[str]) -> tuple[str, ...]:

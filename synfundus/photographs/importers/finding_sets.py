@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from synfundus.labels.csv_table import canonical_cell
-from synfundus.labels.schema import DISEASES, READABLE
+from synfundus.labels.schema import DISEASES, READABLE, canonical_cell
 from synfundus.photographs.importers.importer import (
     FINDING,
     GRADE,

@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from synfundus.errors import DataError
-from synfundus.labels.csv_table import MISSING, TableRecord, TableRecords, canonical_cell, read_records
-from synfundus.labels.schema import LabelSchema
+from synfundus.labels.csv_table import MISSING, TableRecord, TableRecords, read_records
+from synfundus.labels.schema import LabelSchema, canonical_cell
 from synfundus.photographs.importers.file_names import FileIndex, picture_suffix
 from synfundus.photographs.label_mapping import TableMapping
 from synfundus.photographs.label_table import (
@@ -223,7 +223,7 @@ class _RowReader:
             try:
                 labels[name] = _value(columns, cells, num_values)
             except _OutsideCoding as error:
-                return RejectedRow(line, file, patient, "unknown_label_value", f"{name}: {error}")
+                return RejectedRow(line, file, patient, "unknown_label_value", f"{name}: {error}", (name,))
         for doubt in importer.doubts:
             if canonical_cell(cells[doubt.column]) in doubt.cells:
                 for name in doubt.labels:

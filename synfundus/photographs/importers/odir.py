@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from synfundus.labels.csv_table import canonical_cell
-from synfundus.labels.schema import DISEASES
+from synfundus.labels.schema import DISEASES, canonical_cell
 from synfundus.photographs.importers.importer import FINDING, GRADE, SIDE, Cells, Column, Importer
 
 _SEPARATORS = re.compile("[，,;；、]")

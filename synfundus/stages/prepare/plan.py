@@ -24,7 +24,7 @@ from synfundus.photographs.label_mapping import TableMapping, parse_table_mappin
 from synfundus.photographs.label_table import LabelTable, read_label_table
 from synfundus.photographs.preparation import CROP, FIRST_CROP
 from synfundus.photographs.transforms import EYE_SIDE
-from synfundus.stages.prepare.table_notes import early_warnings, looks_like, no_input, passed_over
+from synfundus.stages.prepare.table_notes import early_warnings, is_misread, looks_like, no_input, passed_over
 from synfundus.storage import documents, filesystem
 from synfundus.storage.safe_files import is_hidden
 
@@ -186,7 +186,7 @@ def plan_inputs(
 
     Raises:
         ConfigError: A missing file or folder, a mapping that does not match.
-        DataError: A table that cannot be read, or no photographs.
+        DataError: A table that cannot be read, of which most rows have no meaning, or no photographs.
     """
     schema = load_schema(section.label_schema)
     if not filesystem.is_dir(source):
@@ -196,8 +196,9 @@ def plan_inputs(
     files = {name: size for name, size in listed.items() if not is_hidden(name)}
     table = _read_table(section, schema, files)
     matched, rejects = match_files(table, files)
-    if not matched:
-        refusal = no_input(table, rejects, files.keys(), importer=section.importer, where=section.labels or source)
+    if not matched or is_misread(table):
+        place = section.labels or source
+        refusal = no_input(table, rejects, files.keys(), usable=len(matched), importer=section.importer, where=place)
         raise refusal if section.mapping or section.importer else _named(refusal, section.labels)
     secret = open_secret()
     matched, rejects = _without_withdrawn(matched, rejects, secret, withdrawn())
@@ -233,7 +234,7 @@ def plan_inputs(
         properties=properties,
         warnings=(
             *table.warnings,
-            *early_warnings(rejects, properties["num_inputs"], files.keys()),
+            *early_warnings(table, rejects, properties["num_inputs"], files.keys()),
             *passed_over(listed),
         ),
         same_person=same_person,

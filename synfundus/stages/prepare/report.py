@@ -139,9 +139,13 @@ def _report_rejects(console: Console, shard_set: ShardSet, rejects: Sequence[Rej
     where = filesystem.join(paths.crosswalk, NAMED_REJECTS)
     for reason in ("duplicate_of", "duplicate_row"):
         details = [reject.detail for reject in rejects if reject.reason == reason]
-        other = sum("other labels" in detail for detail in details)
-        if other:
-            console.warning(f"{len(details)} {reason}, {other} of them with other labels: the first one is kept")
+        contradicting = [
+            f"{number} of them {said}"
+            for found, said in (("; other labels", "with other labels"), ("; other patient", "of another patient"))
+            if (number := sum(found in detail for detail in details))
+        ]
+        if contradicting:
+            console.warning(f"{len(details)} {reason}, {', '.join(contradicting)}: the first one is kept")
     many = reject_warning(shard_set.rejects, shard_set.properties["num_inputs"])
     if many:
         console.warning(f"{many}: see {where}")

@@ -20,8 +20,8 @@ _QUOTED = ("malformed_row", "missing_file_name", "missing_file")
 """Reasons whose details hold neither a file name nor a cell: both can name a patient."""
 
 _HINTS = {
-    "unknown_label_value": "give the cells a meaning in a --mapping, for example values: {True: 1, False: 0}",
     "ambiguous_file": "give the folder of this table as --source, or write folders into the table",
+    "unsafe_name": "leave drive and folders above --source out of the names: sub/a.jpg is a file of its folder sub",
     "broken_link": "mount or copy what the links in --source lead to",
     "missing_file": 'check --source; a mapping with file_pattern (for example "IMG_{file}.jpeg") changes the names',
 }
@@ -40,13 +40,14 @@ def reject_warning(counts: Mapping[str, int], num_inputs: int) -> str:
     return f"{total} of {num_inputs} inputs are rejected ({total / num_inputs:.0%}): {reasons}{more}"
 
 
-def early_warnings(rejects: Sequence[Reject], num_inputs: int, files: Collection[str]) -> list[str]:
+def early_warnings(table: LabelTable, rejects: Sequence[Reject], num_inputs: int, files: Collection[str]) -> list[str]:
     """Return warnings about rejects that are known before a photograph is read."""
     many = reject_warning(Counter(reject.reason for reject in rejects), num_inputs)
     note, hint = _other_extension(rejects, files)
-    example = _example(rejects) if many else ""
+    example, meaning = _example(table, rejects) if many else ("", "")
     if example not in {reject.reason for reject in rejects}:  # a reason without a detail says no more
         many += f"; {example}" if many else ""
+        many += f": {meaning}" if meaning else ""
     return [*([many] if many else []), *([f"{note}: {hint}"] if note else [])]
 
 
@@ -66,10 +67,21 @@ def passed_over(listed: Mapping[str, int]) -> list[str]:
     return [f"{number:,} {what}" for what, number in counts.items() if number]
 
 
+def is_misread(table: LabelTable) -> bool:
+    """Whether more than half of the rows of a table have a cell without a meaning for the same label."""
+    return 2 * table.most_refused()[1] > len(table.rows) + len(table.rejected)
+
+
 def no_input(
-    table: LabelTable, rejects: Sequence[Reject], files: Collection[str], *, importer: str | None, where: str
+    table: LabelTable,
+    rejects: Sequence[Reject],
+    files: Collection[str],
+    *,
+    usable: int,
+    importer: str | None,
+    where: str,
 ) -> DataError:
-    """Return the error that no row of a table is a photograph, with the commonest reason and what to do."""
+    """Return the error that no row of a table is a photograph, or few are, with the commonest reason and what to do."""
     of_rows = [reject for reject in rejects if reject.reason != "not_in_table"]
     counts = Counter(reject.reason for reject in of_rows)
     reason = max(counts, key=lambda name: counts[name], default="")
@@ -83,20 +95,33 @@ def no_input(
         message, hint = f"{message}; {note}" if note else message, extension or hint
     else:
         total = len(table.rows) + len(table.rejected)
-        example = f"{counts[reason]} {_example(of_rows)}" if of_rows else "it has none"
-        message = f"none of the {total} rows of the table is usable: {example}"
-    hint = f"check --source and --importer {importer}" if importer else hint
+        example, meaning = _example(table, of_rows) if of_rows else ("", "")
+        said = f"{counts[reason]} {example}" if of_rows else "it has none"
+        message = f"{usable or 'none'} of the {total} rows of the table {'are' if usable > 1 else 'is'} usable: {said}"
+        hint = meaning or hint
+    hint = f"check --source and --importer {importer}" if importer and reason != "unsafe_name" else hint
     return DataError(message, where=where, hint=hint)
 
 
-def _example(rejects: Sequence[Reject]) -> str:
-    """Return the commonest reason and the detail of its first reject, without the name of a file."""
+def _example(table: LabelTable, rejects: Sequence[Reject]) -> tuple[str, str]:
+    """Return the commonest reason with the detail of its first reject, without the name of a file, and what to do.
+
+    What to do is empty unless it is about the cells of the table.
+    """
     reason = Counter(reject.reason for reject in rejects).most_common(1)[0][0]
     detail = next(reject.detail for reject in rejects if reject.reason == reason)
     shown = detail[:_SHOWN_DETAIL] if reason in _QUOTED else detail.partition(":")[0]
     if reason == "unknown_label_value":
+        name = table.most_refused()[0]
+        if name in table.refused:
+            one = table.refused[name]
+            cell = repr(one.cell) if one.cell else "the cell"
+            said = f"line {one.line}: {name}: {cell} in column {one.column} is not one of {one.spec.choices}"
+            mapping = table.mapping.to_yaml({label: cells.values for label, cells in table.refused.items()})
+            hint = f"say what these cells mean (null = unknown) in a --mapping, for example: {mapping}"
+            return f"{reason}, for example {said}", hint
         shown = detail.partition(" = ")[0]  # line and column; the cell may be a sentence about a patient
-    return f"{reason}, for example {shown}" if shown else reason
+    return f"{reason}, for example {shown}" if shown else reason, _HINTS[reason] if reason == "unsafe_name" else ""
 
 
 def _other_extension(rejects: Sequence[Reject], files: Collection[str]) -> tuple[str, str]:
