@@ -53,7 +53,7 @@ _STOCK_SAMPLER: SamplerName = "dpmpp"
 _STOCK_FLOW_SAMPLER: SamplerName = "euler"
 
 
-FIRST_CHECKPOINT_HINT = "`synfundus watch --run-dir` shows how far it is; it saves every loop.checkpoint_every_images"
+FIRST_CHECKPOINT_HINT = "`synfundus watch --run-dir` shows how far it is; see train.loop.checkpoint_every_images"
 
 
 def find_pipeline(model: str) -> str:

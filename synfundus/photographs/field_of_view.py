@@ -52,8 +52,7 @@ _CANDIDATES = 96
 _REFINED = 4
 _CERTAIN_RIM = 0.4  # of the circumference: with less visible, other outlines are tried too
 _SQUEEZED = 0.012  # half the difference between width and height, in radii, that is no error of measurement
-_OTHER_RADIUS = 0.33
-_OTHER_DISC = 0.06  # of the area of the disc: lit part of the picture beside it that may hold a second one
+_OTHER_RADIUS, _OTHER_DISC = 0.33, 0.06  # radius of a second disc and lit area beside the first, in those of the first
 _SMALLEST_OF_MANY = 0.12  # of the short side: smaller discs are objects
 _MOUNT_AREA = 0.03  # share of the picture: minimum area of a slide mount
 

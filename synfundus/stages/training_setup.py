@@ -132,8 +132,8 @@ def note_changes(
         return
     if section.optim.warmup_images >= loop.budget_images:
         console.warning(
-            f"the learning rate rises for {section.optim.warmup_images:,} images (optim.warmup_images), the run has "
-            f"{loop.budget_images:,}: it never reaches optim.lr"
+            f"the learning rate rises for {section.optim.warmup_images:,} images (warmup_images), the run has "
+            f"{loop.budget_images:,}: it never reaches lr"
         )
     then = lr_plan(section.optim.model_copy(update=before["optim"]), loop.model_copy(update=before["loop"]))
     first = images_seen + loop.global_batch_size
