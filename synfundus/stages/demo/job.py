@@ -56,7 +56,6 @@ from synfundus.stages.train import job as train
 from synfundus.stages.train_vae import job as train_vae
 from synfundus.stages.trial_step import latent_shape
 from synfundus.stages.verb import require
-from synfundus.stages.vessel_detail import vessels_beside
 from synfundus.storage import documents, filesystem
 from synfundus.storage.manifest import SPLITS, ShardSet, load_shard_set
 from synfundus.telemetry.console import Console, SilentConsole
@@ -350,7 +349,6 @@ class _Demo:
             console=self._console,
         )
         self._result.num_generated, self._result.judged_on = plan.num_control, describe_judged(image_set)
-        self._result.generated_vessels = vessels_beside(generated.pixels[: plan.num_control], held_out.pixels)
         return draw_demo(
             result=self._result,
             plan=plan,

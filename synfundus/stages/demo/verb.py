@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from synfundus.stages.verb import DEVICE, PROCS, SUBMIT, Option, Verb
 
@@ -46,6 +47,15 @@ def _rehearse(config: RunConfig) -> str:
     return rehearse_prepare(PrepareConfig.model_validate(document["prepare"]), config.seed)
 
 
+def _unfit(summary: Mapping[str, Any]) -> str:
+    if not summary.get("label_control_withheld"):
+        return ""
+    return (
+        "the chain has run, but its model draws no fundus photographs: nothing can be done with its samples; "
+        "repeat it with more --minutes and another --out"
+    )
+
+
 VERB = Verb(
     name="demo",
     help="Run the whole chain on phantoms, or on your own photographs, in minutes.",
@@ -79,5 +89,6 @@ VERB = Verb(
     default_preset="demo-cpu",
     problems=_problems,
     rehearse=_rehearse,
+    unfit=_unfit,
     closing=("next: synfundus sample --model {out}/model --out SAMPLES --num-images 16",),
 )
