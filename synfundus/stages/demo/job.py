@@ -38,6 +38,7 @@ from synfundus.stages.demo.report import (
     report_document,
     show_report,
 )
+from synfundus.stages.demo.verb import look_at_photographs
 from synfundus.stages.encode_latents import job as encode_latents
 from synfundus.stages.judging import (
     LabelledImages,
@@ -109,6 +110,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     out = require(config.demo.out, flag="--out", key="demo.out")
     build.check_sampler(build.sampler_settings(config.sample).sampler, config.train.diffusion)
     shape = latent_shape(config.train_vae.autoencoder, image_size_px=config.prepare.image_size_px)
+    on_rank_0(lambda: _CLAIM.read(out) or look_at_photographs(config), world)  # a mistake in a table is told first
     pace = settle_pace(
         config.demo, out, lambda: measure_pace(config.train, shape, world, seed=config.seed), world, console
     )
@@ -198,6 +200,7 @@ def settle_pace(section: DemoConfig, out: str, measure: Callable[[], float], wor
         return REFERENCE_PACE
     if begun is not None:
         return float(begun["pace_images_per_s"])
+    console.message("measuring how fast this machine is: a few steps of training")
     pace = measure()
     said, warning = describe_pace(section.minutes, pace)
     console.message(said)

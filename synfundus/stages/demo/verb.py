@@ -26,10 +26,24 @@ def _problems(section: DemoConfig, look: bool) -> list[str]:
     return []
 
 
-def _rehearse(config: RunConfig) -> str:
+def look_at_photographs(config: RunConfig) -> str:
+    """Describe the user's own photographs and their table, without reading a photograph; empty for phantoms.
+
+    Raises:
+        SynfundusError: As `prepare`, in seconds.
+    """
     from synfundus.config.photographs import PrepareConfig
     from synfundus.stages.demo.plan import place_stages
     from synfundus.stages.prepare.verb import rehearse_prepare
+
+    if config.demo.source is None:
+        return ""
+    document = config.model_dump()
+    place_stages(document)
+    return rehearse_prepare(PrepareConfig.model_validate(document["prepare"]), config.seed)
+
+
+def _rehearse(config: RunConfig) -> str:
     from synfundus.storage import filesystem
 
     if config.train.diffusion.prediction_type == "flow_velocity":
@@ -40,11 +54,7 @@ def _rehearse(config: RunConfig) -> str:
         from synfundus.stages.demo.job import compare_claim
 
         compare_claim(config)
-    if config.demo.source is None:
-        return ""
-    document = config.model_dump()
-    place_stages(document)
-    return rehearse_prepare(PrepareConfig.model_validate(document["prepare"]), config.seed)
+    return look_at_photographs(config)
 
 
 def _unfit(summary: Mapping[str, Any]) -> str:
