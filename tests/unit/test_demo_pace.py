@@ -90,7 +90,7 @@ def test_the_latents_measured_on_are_as_large_as_those_trained_on() -> None:
         (REFERENCE_PACE / 3, 7.0, "give --minutes 2 and another --out for about 6 minutes"),
         (1.0, 7.0, "The smallest useful demo here is --minutes 2, about 3 hours: use a faster machine"),
         (0.7, 3.0, "The smallest useful demo here is --minutes 2, about 4 hours"),
-        (REFERENCE_PACE, 0.05, "only noise will come out"),
+        (REFERENCE_PACE, 0.05, "hardly more than noise"),
         (1.0, 0.05, "the smallest useful demo here is --minutes 2, about 3 hours"),
         (4 * REFERENCE_PACE, 0.5, ""),
         (4 * REFERENCE_PACE, 0.4, "the smallest useful demo here is --minutes 0.5, about 30 seconds"),
@@ -114,7 +114,7 @@ def test_whoever_does_what_is_advised_is_not_told_to_do_it_again(minutes: float,
     if "--minutes " in (advice := warning.removeprefix(f"--minutes {minutes:g} ")):
         advised = float(advice.split("--minutes ")[1].split()[0].rstrip(","))
         assert advised >= min(minutes, USEFUL_MINUTES / 4)
-        assert "only noise" not in describe_pace(advised, pace)[1]
+        assert "hardly more than noise" not in describe_pace(advised, pace)[1]
         assert f"give --minutes {advised:g} " not in describe_pace(advised, pace)[1]
 
 

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from tiny_runs import Talk
 from tiny_sets import write_phantom_set
 
 from synfundus.config.generation import DemoConfig
 from synfundus.evaluation.label_control import LabelAgreement
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
+from synfundus.pictures.sheets import PATIENTS_NOTE, PictureSection, titled_rows
+from synfundus.stages.demo.plan import GenerationPlan
 from synfundus.stages.demo.report import (
     WITHHELD,
     DemoResult,
     describe_autoencoder,
+    draw_demo,
     label_control_subtitle,
     reconstruction_subtitle,
     report_document,
     show_report,
 )
 from synfundus.stages.demo.verb import VERB
-from synfundus.stages.judging import LabelControl, describe_judged, read_photographs
+from synfundus.stages.judging import LabelControl, LabelledImages, describe_judged, read_photographs
 from synfundus.stages.verb import closing_lines
 from synfundus.stages.vessel_detail import VesselsBeside
 from synfundus.storage.manifest import ShardSet
@@ -98,3 +107,30 @@ def test_figures_of_images_that_look_like_photographs_are_given() -> None:
     assert closing_lines(VERB, DemoConfig(out="out"), document)[-1].startswith(
         "next: synfundus sample --model out/model"
     )
+
+
+@pytest.mark.parametrize("note", ["", PATIENTS_NOTE])
+def test_a_picture_with_photographs_of_patients_says_so(note: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles: list[str] = []
+
+    def arrange(sections: Sequence[PictureSection], **layout: Any) -> Any:
+        titles.extend(section.title for section in sections)
+        return titled_rows(sections, **layout)
+
+    monkeypatch.setattr("synfundus.stages.demo.report.titled_rows", arrange)
+    pixels = np.full((2, 64, 64, 3), 90, dtype=np.uint8)
+    shown = LabelledImages(pixels, np.ones((2, len(DEFAULT_LABEL_SCHEMA.labels)), dtype=np.int64))
+    data = draw_demo(
+        result=_judged(79.6),
+        plan=GenerationPlan((), 0, ()),
+        held_out=shown,
+        restored=pixels,
+        photographs=shown,
+        generated=pixels,
+        schema=DEFAULT_LABEL_SCHEMA,
+        note=note,
+    )
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
+        assert image.info.get("Warning", "") == note
+    assert titles == [f"Autoencoder · {note}" if note else "Autoencoder"]

@@ -25,6 +25,7 @@ from synfundus.config.training import AutoencoderConfig
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import LocalWorld, World, leave_new_groups, torch_device
 from synfundus.labels.plan import label_table, read_label_plan
+from synfundus.pictures.sheets import patients_note
 from synfundus.shards.reader import decode_image
 from synfundus.stages import Summary, build
 from synfundus.stages.demo.conditions import UNCONDITIONAL
@@ -319,7 +320,10 @@ class _Demo:
         document = report_document(self._result, seed=self._config.seed, budgets=self._budgets())
         _write(self._at(REPORT_NAME), document)
         show_report(self._result, self._console)
-        self._console.message(f"picture: {self._at(PICTURE_NAME)}   figures: {self._at(REPORT_NAME)}")
+        note = _note(self._image_set())
+        self._console.message(
+            f"picture: {self._at(PICTURE_NAME)}{note and f' ({note})'}   figures: {self._at(REPORT_NAME)}"
+        )
         return document
 
     def _budgets(self) -> dict[str, int | None]:
@@ -362,6 +366,7 @@ class _Demo:
             ),
             generated=generated.pixels,
             schema=image_set.label_schema,
+            note=_note(image_set),
         )
 
     def _generated(self, plan: GenerationPlan, image_set: ShardSet) -> LabelledImages:
@@ -369,6 +374,10 @@ class _Demo:
         images = [decode_image(store.read(number), where=store.file_name(number)) for number in range(len(plan.rows))]
         states = [image_set.label_schema.encode(row) for row in plan.rows]
         return LabelledImages(np.stack(images), np.array(states, dtype=np.int64))
+
+
+def _note(image_set: ShardSet) -> str:
+    return patients_note(drawn=bool(image_set.properties.get("drawn")))
 
 
 def _plain_figures(summary: Summary) -> dict[str, Any]:

@@ -27,7 +27,8 @@ _PACE_GAINS = (1.0, 4.0)
 _MUCH_LONGER = 1.5
 """From this multiple of the minutes asked for, there is a warning."""
 USEFUL_MINUTES = 2.0
-"""With less, on the reference machine, generated images are noise."""
+"""The least that is advised, on the reference machine: 5,264 images for the U-Net. Where images begin is not measured:
+after 144 they are static, after 18,400 discs and vessels (docs/LOG.md, entry 11)."""
 IMAGES_PER_CONDITION = 5
 _MIN_PHANTOMS = 96
 _MIN_GENERATED = 16
@@ -91,8 +92,8 @@ def describe_pace(minutes: float, pace: float) -> tuple[str, str]:
     )
     if minutes < useful:
         return said, (
-            f"--minutes {minutes:g} trains on so few images that only noise will come out: it shows that the chain "
-            f"runs, no more. For images stop it and give more, and another --out: {smallest}"
+            f"--minutes {minutes:g} trains on so few images that hardly more than noise comes out: it shows that the "
+            f"chain runs, no more. For images stop it and give more, and another --out: {smallest}"
         )
     if whole <= _MUCH_LONGER * minutes:
         return said, ""

@@ -159,12 +159,12 @@ def label_control_subtitle(result: DemoResult) -> str:
 
 
 def _reconstruction_section(
-    result: DemoResult, held_out: LabelledImages, restored: NDArray[np.uint8], *, columns: int
+    result: DemoResult, held_out: LabelledImages, restored: NDArray[np.uint8], *, columns: int, note: str
 ) -> PictureSection:
     bright = np.flatnonzero(held_out.pixels.mean(axis=(1, 2, 3)) >= _UNREADABLE_MEAN)
     chosen = (bright if len(bright) else np.arange(len(held_out)))[:columns]
     return PictureSection(
-        title="Autoencoder",
+        title=f"Autoencoder{note and f' · {note}'}",
         subtitle=reconstruction_subtitle(result),
         column_titles=(),
         rows=[
@@ -183,6 +183,7 @@ def draw_demo(
     photographs: LabelledImages,
     generated: NDArray[np.uint8],
     schema: LabelSchema,
+    note: str,
 ) -> bytes:
     """Draw demo.png: reconstructions below originals, then a row for each condition, real beside generated.
 
@@ -194,6 +195,7 @@ def draw_demo(
         photographs: Photographs to choose each row's real images from, held-out ones first.
         generated: Generated images in the order of the plan ``[n, s, s, 3]``.
         schema: The labels.
+        note: What is to be said of the photographs (`patients_note`).
     """
     rows = []
     for number, condition in enumerate(plan.conditions):
@@ -202,7 +204,7 @@ def draw_demo(
         rows.append(
             PictureRow(condition.title, [list(photographs.pixels[real]), [generated[image] for image in images]])
         )
-    sections = [_reconstruction_section(result, held_out, restored, columns=2 * IMAGES_PER_CONDITION)]
+    sections = [_reconstruction_section(result, held_out, restored, columns=2 * IMAGES_PER_CONDITION, note=note)]
     if rows:
         sections.append(
             PictureSection(
@@ -213,4 +215,4 @@ def draw_demo(
             )
         )
     picture = titled_rows(sections, tile_px=_TILE_PX, title_width_px=_TITLE_WIDTH_PX)
-    return encode_png(picture, text={"synthetic": "in part"}, compress_level=_COMPRESS_LEVEL)
+    return encode_png(picture, text={"synthetic": "in part", "Warning": note}, compress_level=_COMPRESS_LEVEL)
