@@ -26,8 +26,11 @@ def _problems(section: DemoConfig, look: bool) -> list[str]:
     return []
 
 
-def look_at_photographs(config: RunConfig) -> str:
+def look_at_photographs(document: dict[str, Any]) -> str:
     """Describe the user's own photographs and their table, without reading a photograph; empty for phantoms.
+
+    Args:
+        document: The whole configuration; its stages are placed in it.
 
     Raises:
         SynfundusError: As `prepare`, in seconds.
@@ -36,11 +39,10 @@ def look_at_photographs(config: RunConfig) -> str:
     from synfundus.stages.demo.plan import place_stages
     from synfundus.stages.prepare.verb import rehearse_prepare
 
-    if config.demo.source is None:
+    if document["demo"]["source"] is None:
         return ""
-    document = config.model_dump()
     place_stages(document)
-    return rehearse_prepare(PrepareConfig.model_validate(document["prepare"]), config.seed)
+    return rehearse_prepare(PrepareConfig.model_validate(document["prepare"]), document["seed"])
 
 
 def _rehearse(config: RunConfig) -> str:
@@ -54,7 +56,7 @@ def _rehearse(config: RunConfig) -> str:
         from synfundus.stages.demo.job import compare_claim
 
         compare_claim(config)
-    return look_at_photographs(config)
+    return look_at_photographs(config.model_dump())
 
 
 def _unfit(summary: Mapping[str, Any]) -> str:
