@@ -72,10 +72,12 @@ def _photographs(training: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _label_control(told: Mapping[str, Any] | None) -> str:
+def _label_control(told: Mapping[str, Any] | str | None) -> str:
     """Return the row about label control: what `judge` found, or how to find it."""
     if not told:
         return f"not measured: `synfundus judge --model RUN --data IMAGES --out RUN/{JUDGED_NAME}`, then export again"
+    if isinstance(told, str):
+        return told
     said = "`{}` {measure} {generated:.2f} (held-out photographs {photographs:.2f})"
     return "; ".join(said.format(label, **figures) for label, figures in told.items())
 

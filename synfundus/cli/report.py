@@ -94,4 +94,7 @@ def report_usage(message: str, arguments: Sequence[str]) -> None:
         elif keys := keys_like(flag[1], known.sections):
             message = flag[0]
             hint = f"set it by its key: {' or '.join(f'--set {key}=...' for key in keys[:3])}"
+    required = [option.flag for known in VERBS if known.name == verb for option in known.options if option.required]
+    if "unexpected extra argument" in message and len(required) == 1:
+        hint = f"name what it is: `synfundus {verb} {required[0]} ...`"
     _write("Command line", [("", message.strip()), ("what to do", hint)], sys.stderr)

@@ -41,6 +41,8 @@ _SOURCE_TYPES = {
     "drawn": "algorithmicMedia",
 }
 """IPTC's words for what the mark ``synthetic`` says."""
+PATIENTS_NOTE = "contains photographs of patients: do not pass on"
+"""What a picture says in which photographs are shown that nobody is known to have drawn."""
 XMP_KEYWORD = "XML:com.adobe.xmp"
 _XMP = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
@@ -325,6 +327,11 @@ def titled_rows(sections: Sequence[PictureSection], *, tile_px: int, title_width
     return np.asarray(sheet, dtype=np.uint8)
 
 
+def patients_note(*, drawn: bool) -> str:
+    """Return what a picture of photographs says of them: nothing where a program drew them all."""
+    return "" if drawn else PATIENTS_NOTE
+
+
 def encode_png(pixels: Pixels, *, text: Mapping[str, str], compress_level: int) -> bytes:
     """Encode an RGB image as PNG with tEXt chunks; the same arguments give the same bytes.
 
@@ -332,13 +339,14 @@ def encode_png(pixels: Pixels, *, text: Mapping[str, str], compress_level: int) 
 
     Args:
         pixels: uint8 ``[h, w, 3]``.
-        text: Keyword -> text, Latin-1; written in this order.
+        text: Keyword -> text, Latin-1; written in this order, without those that are empty.
         compress_level: zlib level, 0 (fast) to 9 (small).
     """
     _check(pixels)
     info = PngInfo()
     for keyword, value in text.items():
-        info.add_text(keyword, value)
+        if value:
+            info.add_text(keyword, value)
     if text.get("synthetic") in _SOURCE_TYPES:
         info.add_itxt(XMP_KEYWORD, _XMP.format(_SOURCE_TYPES[text["synthetic"]]))
     stream = io.BytesIO()

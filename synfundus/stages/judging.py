@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from synfundus.models.pixels import pixels_to_tensor, tensor_to_pixels
 from synfundus.shards.members import META, decode_json, label_states
 from synfundus.shards.reader import ShardSetReader
 from synfundus.shards.source import ImageDecoder
+from synfundus.stages.vessel_detail import VesselsBeside, unlike_photographs, vessels_beside
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import Console
 from synfundus.training.validation import knows_patients
@@ -135,16 +136,24 @@ class LabelControl:
     """What judges say of photographs and generated images.
 
     Attributes:
-        agreements: Of the judge that sees the whole image, by image source: ``real``, ``reconstructed``, ``generated``.
+        agreements: Of the judge that sees the whole image, by image source: ``real``, ``reconstructed``, and
+            ``generated``, which is withheld where generated images do not look like photographs.
         camera_alone: Of one that sees the field of view and the mean colour, ``real`` and ``generated``.
         source_alone: Of one that knows the collection, ``real``; empty where there is one collection.
         warnings: What to distrust: labels that can be told without seeing the eye, photographs that were learned from.
+        generated_vessels: Vessels of generated images beside those of the photographs judged.
     """
 
     agreements: dict[str, Agreement] = field(default_factory=dict)
     camera_alone: dict[str, Agreement] = field(default_factory=dict)
     source_alone: dict[str, Agreement] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    generated_vessels: VesselsBeside = field(default_factory=VesselsBeside)
+
+    @property
+    def withheld(self) -> str:
+        """Why there are no figures of generated images; empty where there are."""
+        return unlike_photographs(self.generated_vessels)
 
     def columns(self) -> dict[str, Agreement]:
         """Return all agreements by the title of their column in a table."""
@@ -152,8 +161,9 @@ class LabelControl:
         return self.agreements | blind | {f"source, {name}": one for name, one in self.source_alone.items()}
 
     def to_document(self) -> dict[str, Any]:
-        """Return the figures for a JSON document."""
-        return {
+        """Return the figures for a JSON document; those of generated images are null where they are withheld."""
+        nothing = {"generated": None} if self.withheld else {}
+        documents: dict[str, Any] = {
             name: {
                 source: {
                     "headline": headline(agreement),
@@ -166,17 +176,21 @@ class LabelControl:
                 ("camera_alone", self.camera_alone),
                 ("source_alone", self.source_alone),
             )
-        } | {"label_control_warnings": list(self.warnings)}
+        }
+        for name in ("label_control", "camera_alone"):
+            documents[name] |= nothing
+        return documents | {"label_control_warnings": list(self.warnings), "label_control_withheld": self.withheld}
 
 
 def show_label_control(control: LabelControl, console: Console, *, num_generated: int) -> None:
     """Show the table of all judges, how to read it, and what to distrust."""
-    console.table(f"label control, {num_generated} generated images", *agreement_table(control.columns()))
+    of = "photographs alone" if control.withheld else f"{num_generated} generated images"
+    console.table(f"label control, {of}", *agreement_table(control.columns()))
     console.message(
         "camera: a judge that sees only the field of view and the mean colour. 95 % intervals: Wilson (accuracy), "
         "Newcombe (AUC), bootstrap (kappa); n: images whose label is known"
     )
-    for text in control.warnings:
+    for text in filter(None, (control.withheld, *control.warnings)):
         console.warning(text)
 
 
@@ -225,22 +239,25 @@ def judge_label_control(
     agreements = {"real": evaluate_label_control(judge, held_out.pixels, held_out.states)}
     if held_out_restored is not None:
         agreements["reconstructed"] = evaluate_label_control(judge, held_out_restored, held_out.states)
-    agreements["generated"] = evaluate_label_control(judge, generated.pixels, generated.states)
-    control = _compare_with_blind_judges(agreements, train, held_out, generated, schema)
-    return replace(control, warnings=(NOBODY_HELD_OUT, *control.warnings)) if held_out is train else control
+    vessels = vessels_beside(generated.pixels, held_out.pixels)
+    judged = {"real": held_out} if unlike_photographs(vessels) else {"real": held_out, "generated": generated}
+    if "generated" in judged:
+        agreements["generated"] = evaluate_label_control(judge, generated.pixels, generated.states)
+    control = _compare_with_blind_judges(agreements, train, judged, schema)
+    warnings = (NOBODY_HELD_OUT, *control.warnings) if held_out is train else control.warnings
+    return replace(control, warnings=warnings, generated_vessels=vessels)
 
 
 def _compare_with_blind_judges(
     agreements: dict[str, Agreement],
     train: LabelledImages,
-    held_out: LabelledImages,
-    generated: LabelledImages,
+    judged: Mapping[str, LabelledImages],
     schema: LabelSchema,
 ) -> LabelControl:
-    """Add judges that do not see the eye, trained on the same photographs."""
+    """Add judges that do not see the eye, trained on the same photographs; ``judged`` has ``real`` at least."""
     camera = fit_linear(camera_features(train.pixels), train.states, schema)
     camera_alone, warnings = {}, []
-    for name, images in (("real", held_out), ("generated", generated)):
+    for name, images in judged.items():
         camera_alone[name] = camera.agreement(camera_features(images.pixels), images.states)
         if found := shortcuts(camera_alone[name], agreements[name], images.states, schema):
             warnings.append(
@@ -250,8 +267,9 @@ def _compare_with_blind_judges(
     source_alone: dict[str, Agreement] = {}
     if len(known := sorted(set(train.sources))) > 1:
         by_source = fit_linear(source_features(train.sources, known), train.states, schema)
-        source_alone["real"] = by_source.agreement(source_features(held_out.sources, known), held_out.states)
-        if found := shortcuts(source_alone["real"], agreements["real"], held_out.states, schema):
+        real = judged["real"]
+        source_alone["real"] = by_source.agreement(source_features(real.sources, known), real.states)
+        if found := shortcuts(source_alone["real"], agreements["real"], real.states, schema):
             warnings.append(
                 f"labels that go with a collection: the name of the collection alone tells {', '.join(found)}"
             )

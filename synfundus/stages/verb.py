@@ -83,6 +83,8 @@ class Verb:
         closing: What is said at the end: what was written, and the next command, with values of its section and of its
             summary in braces, ``{recipe}`` where that command takes the same preset and file, and words in capitals for
             the user to fill in.
+        unfit: What is said instead, of a result with which no next command makes sense; empty for any other. From the
+            summary.
     """
 
     name: str
@@ -103,6 +105,7 @@ class Verb:
     rehearse: Callable[[Any], str] | None = None
     compare: Callable[[Any, int], None] | None = None
     closing: tuple[str, ...] = ()
+    unfit: Callable[[Mapping[str, Any]], str] | None = None
 
     @property
     def key(self) -> str:
@@ -162,6 +165,8 @@ def closing_lines(verb: Verb, section: object, summary: Mapping[str, Any], *, re
         f"warning: {line}"
         for line in few_patients(summary.get("num_patients"), num_samples=summary.get("num_samples", 0))
     ]
+    if verb.unfit and (said := verb.unfit(summary)):
+        return [*lines, said]
     return [*lines, *(line.format_map(values) for line in verb.closing)]
 
 

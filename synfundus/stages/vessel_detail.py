@@ -32,6 +32,10 @@ _OCTAVE = f"{BAND_NAMES[VESSEL_BAND].replace('_', ' to ')} cycles a diameter"
 _MOST_IMAGES = 128
 """More images hardly change a mean, and cost time at every validation."""
 _LOST_BELOW = 0.5
+_LIKELY_ENERGY = (0.02, 3.0)
+"""Energy beside photographs that generated images must lie within. Measured: .09 to .85 of demos of the usual length
+(docs/LOG.md, entries 31 and 32), .85 to 1.02 of other photographs, 79 of the static after 144 images of training; a
+flat image has none."""
 _BATCH = 16
 
 
@@ -88,7 +92,7 @@ class VesselsBeside:
     """Vessels of generated images relative to photographs, by the medians of both; None where there is no figure.
 
     Attributes:
-        energy: Energy in the vessels' octave: any fine structure counts.
+        energy: Energy in the vessels' octave: any fine structure counts; 0 where images show no eye and photographs do.
         lines: Excess of long dark lines over bright ones: noise and mottling do not count.
     """
 
@@ -103,7 +107,8 @@ def vessels_beside(images: NDArray[np.uint8], photographs: NDArray[np.uint8]) ->
         images: ``[n, s, s, 3]``, of which the first `_MOST_IMAGES` are used.
         photographs: ``[m, s, s, 3]``, likewise.
     """
-    energy = vessel_energy_ratio(_figures(images, band_power), _figures(photographs, band_power))
+    ours, theirs = _figures(images, band_power), _figures(photographs, band_power)
+    energy = vessel_energy_ratio(ours.nan_to_num(0.0) if ours.isnan().all() else ours, theirs)
     lines = vessel_line_ratio(_figures(images, line_excess), _figures(photographs, line_excess))
     return VesselsBeside(*(one if math.isfinite(one) else None for one in (energy, lines)))
 
@@ -113,9 +118,25 @@ def _figures(pixels: NDArray[np.uint8], figure: Callable[[Tensor], Tensor]) -> T
     return torch.cat([figure(pixels_to_tensor(chosen[at : at + _BATCH])) for at in range(0, len(chosen), _BATCH)])
 
 
+def unlike_photographs(generated: VesselsBeside) -> str:
+    """Return a warning where generated images cannot be fundus photographs: noise, or nothing; empty otherwise.
+
+    Such images have labels in no sense, and a judge answers all the same. Without a figure there is none to tell by.
+    """
+    least, most = _LIKELY_ENERGY
+    if generated.energy is None or least <= generated.energy <= most:
+        return ""
+    much = "noise, not detail" if generated.energy > most else "hardly anything is in them"
+    return (
+        f"these images do not look like fundus photographs: their energy at {_OCTAVE} is {generated.energy:.2f} times "
+        f"that of photographs ({least:g} to {most:g} is usual): {much}. The training was too short, or something "
+        "in it went wrong; figures of their labels would say nothing, and are withheld"
+    )
+
+
 def missing_vessels(generated: VesselsBeside) -> str:
     """Return a warning where generated images show too few vessels; empty otherwise."""
-    if generated.lines is None or generated.lines >= _LOST_BELOW:
+    if generated.lines is None or generated.lines >= _LOST_BELOW or unlike_photographs(generated):
         return ""
     return (
         f"generated images show few vessels: their lines are {max(generated.lines, 0.0):.2f} of those in photographs, "

@@ -135,9 +135,13 @@ def test_own_photographs_with_few_labels_take_the_place_of_phantoms(walked: Walk
     assert "of training images (no val split)" in next(s["merit"] for s in report["stages"] if s["name"] == "train-vae")
     assert NOBODY_HELD_OUT in " ".join(done.stderr.split())
     assert [stage["name"] for stage in report["stages"]] == STAGES[1:]
-    generated = report["label_control"]["generated"]
-    assert generated["headline"]["eye_side_accuracy"] is not None
-    assert generated["headline"]["is_gc_auc"] is None
+    real = report["label_control"]["real"]
+    assert real["headline"]["eye_side_accuracy"] is not None
+    assert real["headline"]["is_gc_auc"] is None
+    assert report["generated_vessel_energy"] > 3, "400 images of training: mottled static"
+    assert report["label_control"]["generated"] is None
+    assert report["label_control_withheld"] in " ".join(done.stderr.split())
+    assert "next: synfundus sample" not in done.stderr
     with (out / "label-plan.csv").open(newline="") as stream:
         asked = list(csv.DictReader(stream))[report["num_generated"] :]
     assert {row["dr_grade"] for row in asked} >= {"0", "2"}

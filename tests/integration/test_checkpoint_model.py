@@ -140,12 +140,12 @@ def test_the_slices_of_two_ranks_make_the_model_that_the_run_exported(cut_off: P
     assert "not averaged" not in (tmp_path / "made" / "MODEL_CARD.md").read_text()
 
 
-def judged(run_dir: Path, *, model: str, auc: float | None = 0.75) -> None:
+def judged(run_dir: Path, *, model: str, auc: float | None = 0.75, withheld: bool = False) -> None:
     """Write what `judge --model RUN --out RUN/judged` leaves, as far as `export` reads it."""
     nothing = {"kappa": None, "auc": None, "accuracy": None}
     generated = {"is_gc": nothing | {"auc": auc, "accuracy": 0.6}, "eye_side": nothing}
     photographs = {"is_gc": nothing | {"auc": 0.875, "accuracy": 0.8}, "eye_side": nothing}
-    control = {"generated": {"labels": generated}, "real": {"labels": photographs}}
+    control = {"generated": None if withheld else {"labels": generated}, "real": {"labels": photographs}}
     (run_dir / "judged" / "samples").mkdir(parents=True, exist_ok=True)
     report = str(run_dir / "judged" / "judge.json")
     write_document(report, {"label_control": control}, format_name="synfundus-judge", version=1)
@@ -175,6 +175,9 @@ def test_the_card_of_an_export_shows_a_preview_and_what_judge_found_of_this_very
     judged(copy, model=made.fingerprint, auc=None)
     exported(copy, tmp_path / "after")
     assert "`is_gc` accuracy 0.60 (held-out photographs 0.80)" in (tmp_path / "after" / "MODEL_CARD.md").read_text()
+    judged(copy, model=made.fingerprint, withheld=True)
+    exported(copy, tmp_path / "after")
+    assert "| withheld: the generated images do not look" in (tmp_path / "after" / "MODEL_CARD.md").read_text()
     for name in ("judge.json", "samples/PROVENANCE.json"):
         judged(copy, model=made.fingerprint)
         (copy / "judged" / name).write_text('{"model_fing')

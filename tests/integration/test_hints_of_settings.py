@@ -125,6 +125,14 @@ def test_an_unknown_flag(shell: Shell) -> None:
     assert "train-vae" in shell.done(*told.hint.split("`")[1].split()[1:])
 
 
+def test_a_word_without_its_option(shell: Shell, tmp_path: Path) -> None:
+    told = shell.refused("name what it is: `synfundus phantoms --out ...`", "phantoms", tmp_path / "new", "--dry-run")
+    verb, option = told.hint.split("`")[1].split()[1:3]
+    shell.done(verb, option, tmp_path / "new", "--dry-run")
+    shell.refused("name what it is: `synfundus watch --run-dir ...`", "watch", tmp_path)
+    shell.refused("see `synfundus judge --help`", "judge", tmp_path)  # either of two
+
+
 def test_help_shows_what_is_missing(shell: Shell) -> None:
     told = shell.refused("see `synfundus export --help`", "export")
     (flag, *_) = re.findall(r"(--[\w-]+) is missing", told.said)

@@ -21,12 +21,14 @@ import pytest
 from PIL import Image
 from rank_processes import run_cli
 from tiny_pipeline import SCHEMA, write_tiny_pipeline
+from tiny_runs import Talk
 from tiny_sets import UNEVEN_SHARDS, encode_png, flip_byte, phantom_samples, tiny_config, write_phantom_set, write_set
 
 from synfundus.cli.app import run_command
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import ConfigError, DataError
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
+from synfundus.pictures.sheets import PATIENTS_NOTE
 from synfundus.shards.reader import encode_npy
 from synfundus.shards.set_survey import SetSurvey
 from synfundus.stages.inspect import job as inspect
@@ -145,9 +147,16 @@ def test_the_sheet_shows_images_latents_and_samples(image_set: ShardSet, latent_
         look(shard_set.url, out, contact_sheet_images=4)
         with Image.open(out / "contact_sheet.png") as sheet:
             assert sheet.info.get("synthetic") == mark
+            assert sheet.info.get("Warning") == (PATIENTS_NOTE if shard_set is image_set else None)
             pixels = np.asarray(sheet)
         assert pixels.shape[1] > 4 * 64
         assert len(np.unique(pixels[-90:-40].reshape(-1, 3), axis=0)) > 60, "the tiles at the bottom are pictures"
+
+
+def test_a_sheet_with_photographs_of_patients_is_announced_as_one(image_set: ShardSet, tmp_path: Path) -> None:
+    section = {"data": image_set.url, "out": str(tmp_path), "contact_sheet_images": 1}
+    inspect.run(tiny_config({"inspect": section}), LocalWorld(), talk := Talk())
+    assert f"contact_sheet.png ({PATIENTS_NOTE})" in talk.lines[-1]
 
 
 def test_the_sheet_of_a_damaged_set_shows_what_is_left(small_set: ShardSet, tmp_path: Path) -> None:

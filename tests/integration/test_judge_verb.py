@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from photographs import retina
 from PIL import Image
 from tiny_pipeline import write_tiny_pipeline
 from tiny_runs import Talk
@@ -46,13 +48,23 @@ def _judge(data: Path, out: Path, **section: Any) -> Summary:
     return judge.run(tiny_config(settings), LocalWorld(), SilentConsole())
 
 
-def _write_samples(folder: Path, rows: list[Mapping[str, object]]) -> Path:
-    """Write images whose brightness is nothing but noise, and what they were asked for."""
+def _retina(number: int) -> NDArray[np.uint8]:
+    """Return a photograph turned by so many quarters."""
+    return np.array(Image.fromarray(np.rot90(retina(), number)).resize((SIZE, SIZE)))
+
+
+def _static(number: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(number).integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8)
+
+
+def _write_samples(
+    folder: Path, rows: list[Mapping[str, object]], draw: Callable[[int], NDArray[np.uint8]] = _retina
+) -> Path:
+    """Write images, and what they were asked for."""
     (folder / "images").mkdir(parents=True)
     lines = [",".join(["file", *rows[0]])]
     for number, row in enumerate(rows):
-        pixels = np.random.default_rng(number).integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
+        Image.fromarray(draw(number)).save(folder / "images" / f"{number}.png")
         lines.append(
             ",".join([f"images/{number}.png", *("" if value is None else str(value) for value in row.values())])
         )
@@ -77,6 +89,16 @@ def test_a_folder_of_samples_is_judged_as_it_stands(data: Path, tmp_path: Path) 
     assert {path: path.read_bytes() for path in samples.rglob("*") if path.is_file()} == before
 
 
+def test_figures_of_static_are_withheld(data: Path, tmp_path: Path) -> None:
+    samples = _write_samples(tmp_path / "samples", [{"dr_grade": n % 5} for n in range(9)], draw=_static)
+    settings = {"judge": {"data": str(data), "out": str(tmp_path / "out"), "samples": str(samples)}}
+    found = judge.run(tiny_config(settings), LocalWorld(), talk := Talk())
+    assert found["label_control"]["generated"] is found["camera_alone"]["generated"] is None
+    assert found["label_control"]["real"]["labels"]["dr_grade"]["num_known"] > 0
+    assert f"warning: {found['label_control_withheld']}" in talk.lines
+    assert not any("label control on generated images" in line for line in talk.lines)
+
+
 ROWS: list[dict[str, int | None]] = [
     {"eye_side": 1, "is_gc": 0, "dr_grade": 4},
     {"eye_side": 0, "is_gc": None, "dr_grade": 2},
@@ -86,8 +108,8 @@ MIRRORED = LabelSpec("eye_side", 2, meaning="side", values=("left", "right"))
 
 
 def _write_sample_set(folder: Path, specs: Sequence[LabelSpec], rows: Sequence[Mapping[str, int | None]]) -> Path:
-    """Write images of nothing as a sample set of a model with these labels."""
-    picture = encode_png(np.zeros((SIZE, SIZE, 3), dtype=np.uint8))
+    """Write one image several times as a sample set of a model with these labels."""
+    picture = encode_png(_retina(0))
     samples = [
         (f"{number:08d}", {"json": json.dumps({"labels": row}).encode(), "png": picture})
         for number, row in enumerate(rows)

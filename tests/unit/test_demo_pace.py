@@ -4,17 +4,20 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from tiny_sets import tiny_config
+from tiny_runs import Talk
+from tiny_sets import encode_png, tiny_config
 
 from synfundus.config.auto import assumed_micro_batch
 from synfundus.config.loader import load_config
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld
+from synfundus.errors import SynfundusError
 from synfundus.stages.demo import job as demo_job
 from synfundus.stages.demo.pace import measure_pace
-from synfundus.stages.demo.plan import REFERENCE_PACE, describe_pace, estimate_minutes, plan_demo
+from synfundus.stages.demo.plan import REFERENCE_PACE, USEFUL_MINUTES, describe_pace, plan_demo
 from synfundus.stages.trial_step import latent_shape
 from synfundus.telemetry.console import SilentConsole
 
@@ -79,13 +82,57 @@ def test_the_latents_measured_on_are_as_large_as_those_trained_on() -> None:
     assert shape == (config.train_vae.autoencoder.latent_channels, 16, 16)
 
 
-@pytest.mark.parametrize(("pace", "warned"), [(REFERENCE_PACE, False), (3 * REFERENCE_PACE, False), (1.0, True)])
-def test_a_slow_machine_is_told_how_long_it_takes_and_a_way_out_that_is_true(pace: float, warned: bool) -> None:
-    said, warning = describe_pace(7.0, pace)
+@pytest.mark.parametrize(
+    ("pace", "minutes", "warned"),
+    [
+        (REFERENCE_PACE, 7.0, ""),
+        (3 * REFERENCE_PACE, 7.0, ""),
+        (REFERENCE_PACE / 3, 7.0, "give --minutes 2 and another --out for about 6 minutes"),
+        (1.0, 7.0, "The smallest useful demo here is --minutes 2, about 3 hours: use a faster machine"),
+        (0.7, 3.0, "The smallest useful demo here is --minutes 2, about 4 hours"),
+        (REFERENCE_PACE, 0.05, "hardly more than noise"),
+        (1.0, 0.05, "the smallest useful demo here is --minutes 2, about 3 hours"),
+        (4 * REFERENCE_PACE, 0.5, ""),
+        (4 * REFERENCE_PACE, 0.4, "the smallest useful demo here is --minutes 0.5, about 30 seconds"),
+    ],
+)
+def test_a_slow_machine_is_told_how_long_it_takes_and_a_way_out_that_is_true(
+    pace: float, minutes: float, warned: str
+) -> None:
+    said, warning = describe_pace(minutes, pace)
     assert "images/s" in said
     assert "x 1.00" not in said
-    assert bool(warning) == warned
-    if warned:
-        assert "about 10 hours" in said
-        fewer = float(warning.split("--minutes ")[1].split()[0])
-        assert 3 < estimate_minutes(fewer, pace) < 11
+    assert warned in warning
+    assert bool(warning) == bool(warned)
+
+
+@pytest.mark.parametrize("pace", [0.1, 0.7, 1.0, 9.0, 27.0, 50.0, 82.0, 200.0, 400.0])
+@pytest.mark.parametrize("minutes", [0.05, 0.5, 1.0, 2.0, 3.0, 4.0, 7.0, 60.0])
+def test_whoever_does_what_is_advised_is_not_told_to_do_it_again(minutes: float, pace: float) -> None:
+    said, warning = describe_pace(minutes, pace)
+    assert " 0 " not in said + warning
+    if "--minutes " in (advice := warning.removeprefix(f"--minutes {minutes:g} ")):
+        advised = float(advice.split("--minutes ")[1].split()[0].rstrip(","))
+        assert advised >= min(minutes, USEFUL_MINUTES / 4)
+        assert "hardly more than noise" not in describe_pace(advised, pace)[1]
+        assert f"give --minutes {advised:g} " not in describe_pace(advised, pace)[1]
+
+
+def test_a_table_without_files_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photographs").mkdir()
+    (tmp_path / "photographs" / "a.png").write_bytes(encode_png(np.zeros((64, 64, 3), dtype=np.uint8)))
+    (tmp_path / "labels.csv").write_text("dr_grade\n1\n")
+    document = _config(tmp_path / "out").model_dump()
+    document["demo"].update(source=str(tmp_path / "photographs"), labels=str(tmp_path / "labels.csv"))
+    monkeypatch.setattr(demo_job, "measure_pace", lambda *_, **__: _refuse_to_measure())
+    with pytest.raises(SynfundusError, match="file"):
+        demo_job.run(RunConfig.model_validate(document), LocalWorld(), SilentConsole())
+    assert not (tmp_path / "out").exists()
+
+
+def test_it_says_that_it_measures(tmp_path: Path) -> None:
+    config, talk = _config(tmp_path), Talk()
+    demo_job.settle_pace(config.demo, str(tmp_path), lambda: REFERENCE_PACE, LocalWorld(), talk)
+    assert talk.lines[0].startswith("measuring how fast this machine is")

@@ -20,6 +20,7 @@ from synfundus.stages.vessel_detail import (
     describe_vessels,
     lost_vessels,
     missing_vessels,
+    unlike_photographs,
     vessel_table,
     vessels_beside,
 )
@@ -79,7 +80,7 @@ def test_generated_images_are_compared_with_photographs() -> None:
     assert found.lines is not None
     assert 0.0 < found.energy < 0.3
     assert found.lines < 0.5
-    assert vessels_beside(np.zeros_like(real), real) == VesselsBeside()
+    assert vessels_beside(np.zeros_like(real), real) == VesselsBeside(energy=0.0)
 
 
 @pytest.mark.parametrize(("lines", "warned"), [(-0.02, "0.00"), (0.04, "0.04"), (0.5, ""), (None, "")])
@@ -96,3 +97,31 @@ def test_the_table_has_a_dash_where_there_is_no_figure() -> None:
     assert "16 to 32 cycles a diameter" in title
     assert len(head) == 4
     assert rows == [["reconstructed", "0.31", "0.20", "-"], ["generated", "-", "-", "-"]]
+
+
+def test_noise_and_nothing_are_told_from_photographs_and_from_images_of_a_usual_demo() -> None:
+    real = photographs(2)
+    noise = np.random.default_rng(0).integers(0, 256, real.shape, dtype=np.uint8)
+    grainy = np.clip(real + np.random.default_rng(0).normal(0, 4, real.shape), 0, 255).astype(np.uint8)
+    for images in (noise, np.zeros_like(real), np.full_like(real, 90)):
+        vessels = vessels_beside(images, real)
+        assert "do not look like fundus photographs" in unlike_photographs(vessels)
+        assert not missing_vessels(vessels), "one warning is enough"
+    assert "noise" in unlike_photographs(vessels_beside(noise, real))
+    for images in (real, grainy, np.flip(real, axis=2).copy()):
+        assert not unlike_photographs(vessels_beside(images, real))
+
+
+@pytest.mark.parametrize("energy", [0.09, 0.50, 0.77, 0.85, 1.02])
+def test_images_of_demos_of_the_usual_length_pass(energy: float) -> None:
+    assert not unlike_photographs(VesselsBeside(energy, 0.07))
+
+
+@pytest.mark.parametrize("energy", [79.58, 4.8, 0.0])
+def test_images_of_demos_that_were_too_short_do_not(energy: float) -> None:
+    assert f"{energy:.2f} times" in unlike_photographs(VesselsBeside(energy, 0.07))
+
+
+def test_without_a_figure_nothing_is_claimed() -> None:
+    small = photographs(1)[:, ::4, ::4].copy()
+    assert not unlike_photographs(vessels_beside(255 - small, small))

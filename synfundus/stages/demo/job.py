@@ -25,6 +25,7 @@ from synfundus.config.training import AutoencoderConfig
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import LocalWorld, World, leave_new_groups, torch_device
 from synfundus.labels.plan import label_table, read_label_plan
+from synfundus.pictures.sheets import patients_note
 from synfundus.shards.reader import decode_image
 from synfundus.stages import Summary, build
 from synfundus.stages.demo.conditions import UNCONDITIONAL
@@ -38,6 +39,7 @@ from synfundus.stages.demo.report import (
     report_document,
     show_report,
 )
+from synfundus.stages.demo.verb import look_at_photographs
 from synfundus.stages.encode_latents import job as encode_latents
 from synfundus.stages.judging import (
     LabelledImages,
@@ -56,7 +58,6 @@ from synfundus.stages.train import job as train
 from synfundus.stages.train_vae import job as train_vae
 from synfundus.stages.trial_step import latent_shape
 from synfundus.stages.verb import require
-from synfundus.stages.vessel_detail import vessels_beside
 from synfundus.storage import documents, filesystem
 from synfundus.storage.manifest import SPLITS, ShardSet, load_shard_set
 from synfundus.telemetry.console import Console, SilentConsole
@@ -110,6 +111,9 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     out = require(config.demo.out, flag="--out", key="demo.out")
     build.check_sampler(build.sampler_settings(config.sample).sampler, config.train.diffusion)
     shape = latent_shape(config.train_vae.autoencoder, image_size_px=config.prepare.image_size_px)
+    on_rank_0(
+        lambda: _CLAIM.read(out) or look_at_photographs(config.model_dump()), world
+    )  # a mistake in a table is told first
     pace = settle_pace(
         config.demo, out, lambda: measure_pace(config.train, shape, world, seed=config.seed), world, console
     )
@@ -199,6 +203,7 @@ def settle_pace(section: DemoConfig, out: str, measure: Callable[[], float], wor
         return REFERENCE_PACE
     if begun is not None:
         return float(begun["pace_images_per_s"])
+    console.message("measuring how fast this machine is: a few steps of training")
     pace = measure()
     said, warning = describe_pace(section.minutes, pace)
     console.message(said)
@@ -317,7 +322,10 @@ class _Demo:
         document = report_document(self._result, seed=self._config.seed, budgets=self._budgets())
         _write(self._at(REPORT_NAME), document)
         show_report(self._result, self._console)
-        self._console.message(f"picture: {self._at(PICTURE_NAME)}   figures: {self._at(REPORT_NAME)}")
+        note = _note(self._image_set())
+        self._console.message(
+            f"picture: {self._at(PICTURE_NAME)}{note and f' ({note})'}   figures: {self._at(REPORT_NAME)}"
+        )
         return document
 
     def _budgets(self) -> dict[str, int | None]:
@@ -350,7 +358,6 @@ class _Demo:
             console=self._console,
         )
         self._result.num_generated, self._result.judged_on = plan.num_control, describe_judged(image_set)
-        self._result.generated_vessels = vessels_beside(generated.pixels[: plan.num_control], held_out.pixels)
         return draw_demo(
             result=self._result,
             plan=plan,
@@ -361,6 +368,7 @@ class _Demo:
             ),
             generated=generated.pixels,
             schema=image_set.label_schema,
+            note=_note(image_set),
         )
 
     def _generated(self, plan: GenerationPlan, image_set: ShardSet) -> LabelledImages:
@@ -368,6 +376,10 @@ class _Demo:
         images = [decode_image(store.read(number), where=store.file_name(number)) for number in range(len(plan.rows))]
         states = [image_set.label_schema.encode(row) for row in plan.rows]
         return LabelledImages(np.stack(images), np.array(states, dtype=np.int64))
+
+
+def _note(image_set: ShardSet) -> str:
+    return patients_note(drawn=bool(image_set.properties.get("drawn")))
 
 
 def _plain_figures(summary: Summary) -> dict[str, Any]:

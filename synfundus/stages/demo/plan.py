@@ -26,6 +26,9 @@ _PACE_GAINS = (1.0, 4.0)
 """Minimum and maximum scale of the budgets: with fewer images labels are not learned, more gain little."""
 _MUCH_LONGER = 1.5
 """From this multiple of the minutes asked for, there is a warning."""
+USEFUL_MINUTES = 2.0
+"""The least that is advised, on the reference machine: 5,264 images for the U-Net. Where images begin is not measured:
+after 144 they are static, after 18,400 discs and vessels (docs/LOG.md, entry 11)."""
 IMAGES_PER_CONDITION = 5
 _MIN_PHANTOMS = 96
 _MIN_GENERATED = 16
@@ -70,7 +73,9 @@ def estimate_minutes(minutes: float, pace: float) -> float:
 
 
 def describe_pace(minutes: float, pace: float) -> tuple[str, str]:
-    """Return what to say about the budgets before the demo begins, and a warning if it will take far longer than asked.
+    """Return what to say about the budgets before the demo begins, and a warning where another time should be given.
+
+    It will take far longer than asked, or trains on so few images that noise is all that comes out.
 
     Args:
         minutes: What was asked for.
@@ -79,19 +84,33 @@ def describe_pace(minutes: float, pace: float) -> tuple[str, str]:
     whole, gain = estimate_minutes(minutes, pace), pace_gain(pace)
     budgets = f"the preset's budgets x {gain:.2f}" if gain > 1 else "the preset's budgets, which are never reduced"
     said = f"this machine trains {pace:.3g} images/s: {budgets}; about {_duration(whole)} in all"
+    slow = f"this machine trains {pace:.3g} images/s, the preset counts on {REFERENCE_PACE:.0f}"
+    useful = float(f"{USEFUL_MINUTES / gain:.2g}")
+    fewer = float(f"{minutes * minutes / whole:.1g}")
+    smallest = (
+        f"the smallest useful demo here is --minutes {useful:g}, about {_duration(estimate_minutes(useful, pace))}"
+    )
+    if minutes < useful:
+        return said, (
+            f"--minutes {minutes:g} trains on so few images that hardly more than noise comes out: it shows that the "
+            f"chain runs, no more. For images stop it and give more, and another --out: {smallest}"
+        )
     if whole <= _MUCH_LONGER * minutes:
         return said, ""
-    least = DemoConfig.model_fields["minutes"].metadata[0].ge
-    fewer = max(least, float(f"{minutes * minutes / whole:.1g}"))
+    late = f"the demo will take about {_duration(whole)}, not {_duration(minutes)}: {slow}"
+    if fewer < useful:
+        return said, f"{late}. {smallest[0].upper()}{smallest[1:]}: use a faster machine, or let it run"
     return said, (
-        f"the demo will take about {_duration(whole)}, not {_duration(minutes)}: this machine trains {pace:.3g} "
-        f"images/s, the preset counts on {REFERENCE_PACE:.0f}. Stop it and give --minutes {fewer:g} and another --out "
-        f"for about {_duration(estimate_minutes(fewer, pace))} with fewer images, or use a faster machine"
+        f"{late}. Stop it and give --minutes {fewer:g} and another --out for about "
+        f"{_duration(estimate_minutes(fewer, pace))} with fewer images, or use a faster machine"
     )
 
 
 def _duration(minutes: float) -> str:
-    return f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.0f} hours"
+    unit, count = ("second", 60 * minutes) if minutes < 1 else ("minute", minutes)
+    if minutes >= 120:
+        unit, count = "hour", minutes / 60
+    return f"{count:.0f} {unit}{'' if round(count) == 1 else 's'}"
 
 
 def plan_demo(config: RunConfig, *, pace: float) -> RunConfig:

@@ -19,7 +19,6 @@ from synfundus.stages.demo.plan import IMAGES_PER_CONDITION, GenerationPlan
 from synfundus.stages.judging import LabelControl, LabelledImages, show_label_control
 from synfundus.stages.vessel_detail import (
     VESSEL_FIGURES,
-    VesselsBeside,
     describe_vessels,
     lost_vessels,
     missing_vessels,
@@ -30,6 +29,7 @@ from synfundus.telemetry.console import Console
 _TILE_PX = 128
 _TITLE_WIDTH_PX = 150
 _COMPRESS_LEVEL = 6
+WITHHELD = "figures withheld: the generated images do not look like fundus photographs (too little training?)"
 _UNREADABLE_MEAN = 12
 """Photographs darker than this mean grey value are not shown beside their reconstruction."""
 
@@ -56,7 +56,6 @@ class DemoResult:
         label_control: What the judges say.
         num_generated: Images behind the figures on generated images.
         judged_on: What the photographs are that reconstructions and figures on real photographs are of.
-        generated_vessels: Vessels of generated images relative to the photographs judged.
         peak_memory_gib: Largest resident size of this process and, if larger, of a worker.
     """
 
@@ -67,7 +66,6 @@ class DemoResult:
     label_control: LabelControl = field(default_factory=LabelControl)
     num_generated: int = 0
     judged_on: str = ""
-    generated_vessels: VesselsBeside = field(default_factory=VesselsBeside)
     peak_memory_gib: float = 0.0
 
     def add_stage(self, name: str, seconds: float, merit: str, summary: dict[str, Any]) -> None:
@@ -80,6 +78,8 @@ class DemoResult:
 
     def headline_text(self) -> str:
         """Return the figures on generated images in one line."""
+        if self.label_control.withheld:
+            return WITHHELD
         generated, shown = self.label_control.agreements["generated"], []
         for one in HEADLINE_FIGURES:
             value, bounds = generated[one.label].figure(one.measure) if one.label in generated else (None, None)
@@ -111,8 +111,8 @@ def report_document(result: DemoResult, *, seed: int, budgets: Mapping[str, int 
             for stage in result.stages
         ],
         "autoencoder": {name: vae.get(name) for name in ("psnr_db", "ssim", "evaluated_images", *VESSEL_FIGURES)},
-        "generated_vessel_energy": result.generated_vessels.energy,
-        "generated_vessel_lines": result.generated_vessels.lines,
+        "generated_vessel_energy": result.label_control.generated_vessels.energy,
+        "generated_vessel_lines": result.label_control.generated_vessels.lines,
         "engine": {name: result.summary_of("train").get(name) for name in ("engine", "zero_stage", "parameters")},
         **result.label_control.to_document(),
         "num_generated": result.num_generated,
@@ -138,8 +138,8 @@ def show_report(result: DemoResult, console: Console) -> None:
     rows.append(["total", f"{total:.1f}", f"peak memory {result.peak_memory_gib:.2f} GiB"])
     console.table("demo", ["stage", "seconds", "figure of merit"], rows)
     vae = result.summary_of("train-vae")
-    console.table(*vessel_table(vae, result.generated_vessels))
-    for warning in filter(None, (lost_vessels(vae), missing_vessels(result.generated_vessels))):
+    console.table(*vessel_table(vae, result.label_control.generated_vessels))
+    for warning in filter(None, (lost_vessels(vae), missing_vessels(result.label_control.generated_vessels))):
         console.warning(warning)
     show_label_control(result.label_control, console, num_generated=result.num_generated)
 
@@ -151,13 +151,20 @@ def reconstruction_subtitle(result: DemoResult) -> str:
     return f"{result.judged_on}, and what is left after encoding and decoding · {figures}"
 
 
+def label_control_subtitle(result: DemoResult) -> str:
+    """Return what is left and right, and the figures on generated images or that they are withheld."""
+    judged = "" if result.label_control.withheld else f"judged on {result.num_generated} generated images: "
+    sides = "left: photographs with these labels · right: generated for these labels (synthetic)"
+    return f"{sides} · {judged}{result.headline_text()}"
+
+
 def _reconstruction_section(
-    result: DemoResult, held_out: LabelledImages, restored: NDArray[np.uint8], *, columns: int
+    result: DemoResult, held_out: LabelledImages, restored: NDArray[np.uint8], *, columns: int, note: str
 ) -> PictureSection:
     bright = np.flatnonzero(held_out.pixels.mean(axis=(1, 2, 3)) >= _UNREADABLE_MEAN)
     chosen = (bright if len(bright) else np.arange(len(held_out)))[:columns]
     return PictureSection(
-        title="Autoencoder",
+        title=f"Autoencoder{note and f' · {note}'}",
         subtitle=reconstruction_subtitle(result),
         column_titles=(),
         rows=[
@@ -176,6 +183,7 @@ def draw_demo(
     photographs: LabelledImages,
     generated: NDArray[np.uint8],
     schema: LabelSchema,
+    note: str,
 ) -> bytes:
     """Draw demo.png: reconstructions below originals, then a row for each condition, real beside generated.
 
@@ -187,6 +195,7 @@ def draw_demo(
         photographs: Photographs to choose each row's real images from, held-out ones first.
         generated: Generated images in the order of the plan ``[n, s, s, 3]``.
         schema: The labels.
+        note: What is to be said of the photographs (`patients_note`).
     """
     rows = []
     for number, condition in enumerate(plan.conditions):
@@ -195,16 +204,15 @@ def draw_demo(
         rows.append(
             PictureRow(condition.title, [list(photographs.pixels[real]), [generated[image] for image in images]])
         )
-    sections = [_reconstruction_section(result, held_out, restored, columns=2 * IMAGES_PER_CONDITION)]
+    sections = [_reconstruction_section(result, held_out, restored, columns=2 * IMAGES_PER_CONDITION, note=note)]
     if rows:
         sections.append(
             PictureSection(
                 title="Label control",
-                subtitle=f"left: photographs with these labels · right: generated for these labels (synthetic) · "
-                f"judged on {result.num_generated} generated images: {result.headline_text()}",
+                subtitle=label_control_subtitle(result),
                 column_titles=("photographs", "generated"),
                 rows=rows,
             )
         )
     picture = titled_rows(sections, tile_px=_TILE_PX, title_width_px=_TITLE_WIDTH_PX)
-    return encode_png(picture, text={"synthetic": "in part"}, compress_level=_COMPRESS_LEVEL)
+    return encode_png(picture, text={"synthetic": "in part", "Warning": note}, compress_level=_COMPRESS_LEVEL)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from synfundus.stages.verb import DEVICE, PROCS, SUBMIT, Option, Verb
 
@@ -25,10 +26,26 @@ def _problems(section: DemoConfig, look: bool) -> list[str]:
     return []
 
 
-def _rehearse(config: RunConfig) -> str:
+def look_at_photographs(document: dict[str, Any]) -> str:
+    """Describe the user's own photographs and their table, without reading a photograph; empty for phantoms.
+
+    Args:
+        document: The whole configuration; its stages are placed in it.
+
+    Raises:
+        SynfundusError: As `prepare`, in seconds.
+    """
     from synfundus.config.photographs import PrepareConfig
     from synfundus.stages.demo.plan import place_stages
     from synfundus.stages.prepare.verb import rehearse_prepare
+
+    if document["demo"]["source"] is None:
+        return ""
+    place_stages(document)
+    return rehearse_prepare(PrepareConfig.model_validate(document["prepare"]), document["seed"])
+
+
+def _rehearse(config: RunConfig) -> str:
     from synfundus.storage import filesystem
 
     if config.train.diffusion.prediction_type == "flow_velocity":
@@ -39,11 +56,16 @@ def _rehearse(config: RunConfig) -> str:
         from synfundus.stages.demo.job import compare_claim
 
         compare_claim(config)
-    if config.demo.source is None:
+    return look_at_photographs(config.model_dump())
+
+
+def _unfit(summary: Mapping[str, Any]) -> str:
+    if not summary.get("label_control_withheld"):
         return ""
-    document = config.model_dump()
-    place_stages(document)
-    return rehearse_prepare(PrepareConfig.model_validate(document["prepare"]), config.seed)
+    return (
+        "the chain has run, but its model draws no fundus photographs: nothing can be done with its samples; "
+        "repeat it with more --minutes and another --out"
+    )
 
 
 VERB = Verb(
@@ -79,5 +101,6 @@ VERB = Verb(
     default_preset="demo-cpu",
     problems=_problems,
     rehearse=_rehearse,
+    unfit=_unfit,
     closing=("next: synfundus sample --model {out}/model --out SAMPLES --num-images 16",),
 )

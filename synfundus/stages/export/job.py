@@ -90,6 +90,8 @@ def judged_control(run_url: str, fingerprint: str) -> dict[str, Any]:
     if documents.read_object(made).get("model_fingerprint") != fingerprint:
         return {}
     control = documents.read_document(report, format_name="synfundus-judge", version=1)["label_control"]
+    if control["generated"] is None:
+        return {"label_control": "withheld: the generated images do not look like fundus photographs"}
     told = {}
     for label, figures in control["generated"]["labels"].items():
         others = control["real"]["labels"][label]

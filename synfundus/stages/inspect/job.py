@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, cast, get_args
 
 import numpy as np
@@ -16,7 +17,7 @@ from synfundus.errors import ConfigError, CorruptShard, DataError, StorageError
 from synfundus.labels.counts import LabelCounts, count_labels
 from synfundus.labels.schema import label_caption
 from synfundus.pictures.inspection import co_occurrence_map, compose_sheet, label_bars, moments_picture
-from synfundus.pictures.sheets import Pixels, contact_sheet, encode_png
+from synfundus.pictures.sheets import Pixels, contact_sheet, encode_png, patients_note
 from synfundus.seeding import keyed_generator
 from synfundus.shards.members import META, decode_json
 from synfundus.shards.set_survey import SetSurvey, sample_decoder
@@ -121,13 +122,20 @@ def _look_at_shards(url: str, section: InspectConfig, seed: int, console: Consol
     report = _report(shard_set, survey, counts) | {"above_0": {split: dict(n) for split, n in above_0.items()}}
     wanted = section.contact_sheet_images
     mark = "yes" if shard_set.kind == "samples" else "drawn" if shard_set.properties.get("drawn") else ""
-    written = _write(section, report, lambda: _sheet_of_shards(shard_set, counts, wanted=wanted, seed=seed), mark=mark)
+    note = _note(shard_set)
+    sheet = partial(_sheet_of_shards, shard_set, counts, wanted=wanted, seed=seed)
+    written = _write(section, report, sheet, mark=mark, note=note)
     _print(console, shard_set, survey, counts, report)
     _tell(report, written, console)
     return report
 
 
-def _write(section: InspectConfig, report: Summary, sheet: Callable[[], Pixels], *, mark: str) -> str:
+def _note(shard_set: ShardSet) -> str:
+    """Return what a sheet of a set says of patients."""
+    return patients_note(drawn=shard_set.kind != "images" or bool(shard_set.properties.get("drawn")))
+
+
+def _write(section: InspectConfig, report: Summary, sheet: Callable[[], Pixels], *, mark: str, note: str = "") -> str:
     """Write the report and the sheet where they are asked for; returns what is said of it."""
     images = section.contact_sheet_images
     if section.out is None:
@@ -135,9 +143,9 @@ def _write(section: InspectConfig, report: Summary, sheet: Callable[[], Pixels],
     where = filesystem.join(section.out, REPORT_NAME)
     documents.write_document(where, report, format_name=REPORT_FORMAT, version=REPORT_VERSION)
     if images:
-        data = encode_png(sheet(), text={"synthetic": mark} if mark else {}, compress_level=6)
+        data = encode_png(sheet(), text={"synthetic": mark, "Warning": note}, compress_level=6)
         filesystem.write_bytes(filesystem.join(section.out, SHEET_NAME), data)
-    return f"written: {where}" + (f", {SHEET_NAME}" if images else "")
+    return f"written: {where}" + (f", {SHEET_NAME}{note and f' ({note})'}" if images else "")
 
 
 def _tell(report: Summary, written: str, console: Console) -> None:
@@ -317,6 +325,7 @@ def _sheet_of_shards(shard_set: ShardSet, counts: LabelCounts, *, wanted: int, s
     mark = "synthetic · " if shard_set.kind == "samples" else ""
     what = "first three channels of the mean" if shard_set.kind == "latents" else "images"
     title = f"{mark}{what} of {len(images):,} of {shard_set.num_samples():,} samples · {shard_set.identity[:12]}"
+    title += (note := _note(shard_set)) and f" · {note}"
     return _sheet([label_bars(counts.values), co_occurrence_map(counts.co_occurrence)], images, captions, title)
 
 

@@ -12,7 +12,7 @@ from synfundus.errors import DataError
 from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.pixels import pixels_to_tensor, tensor_to_pixels
 from synfundus.models.reconstruction_metrics import psnr, ssim
-from synfundus.pictures.sheets import contact_sheet, encode_png
+from synfundus.pictures.sheets import contact_sheet, encode_png, patients_note
 from synfundus.shards.batches import Quarantined
 from synfundus.stages.reading import image_batches
 from synfundus.stages.vessel_detail import VesselDetail
@@ -99,14 +99,15 @@ def draw_reconstructions(autoencoder: LatentAutoencoder, image_set: ShardSet) ->
     split = held_out_split(image_set)
     images = torch.cat(list(read_images(image_set, split=split, count=_GRID_IMAGES, seed=0)))
     pictures = [*tensor_to_pixels(images), *tensor_to_pixels(_reconstruct(autoencoder, images)[1])]
+    note = patients_note(drawn=bool(image_set.properties.get("drawn")))
     sheet = contact_sheet(
         pictures,
         captions=[""] * len(pictures),
         columns=len(images),
         tile_px=images.shape[-1],
-        title=f"{split}: originals above, reconstructions below",
+        title=f"{split}: originals above, reconstructions below{note and f' · {note}'}",
     )
-    return encode_png(sheet, text={"synthetic": "in part"}, compress_level=6)
+    return encode_png(sheet, text={"synthetic": "in part", "Warning": note}, compress_level=6)
 
 
 def _reconstruct(autoencoder: LatentAutoencoder, images: Tensor) -> tuple[Tensor, Tensor]:

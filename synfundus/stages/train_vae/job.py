@@ -16,6 +16,7 @@ from synfundus.distributed.world import World, torch_device
 from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.autoencoder_objective import AutoencoderObjective
 from synfundus.models.weight_files import replace_weights
+from synfundus.pictures.sheets import patients_note
 from synfundus.shards.batches import BatchReader
 from synfundus.stages import Summary, build, training_setup
 from synfundus.stages.reading import image_batches
@@ -157,9 +158,10 @@ class AutoencoderTraining(Training[AutoencoderObjective]):
         figures = outcome.judged or judge_reconstructions(
             network, self._set, count=self.section.loop.validation_images, console=self._console
         )
-        filesystem.write_bytes(
-            self.directory.path("export", "reconstructions.png"), draw_reconstructions(network, self._set)
-        )
+        picture = self.directory.path("export", "reconstructions.png")
+        filesystem.write_bytes(picture, draw_reconstructions(network, self._set))
+        note = patients_note(drawn=bool(self._set.properties.get("drawn")))
+        self._console.message(f"picture: {picture}{note and f' ({note})'}")
         judged = judged_on((self._set,), patients=knows_patients(self._set))
         self._console.message(
             f"autoencoder on {judged}: PSNR {figures['psnr_db']:.2f} dB, "
