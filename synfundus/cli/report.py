@@ -86,11 +86,8 @@ def report_usage(message: str, arguments: Sequence[str]) -> None:
 
         known = next(known for known in VERBS if known.name == verb)
         if flag[1] in ("--nodes", "--submit"):
-            message, job = (
-                flag[0],
-                "one node; --submit makes it a job" if known.script else "the machine it is started on",
-            )
-            hint = f"leave it out: `{verb}` runs on {job}"
+            job = "one node; --submit makes it a job" if known.script else "the machine it is started on"
+            message, hint = flag[0], f"leave it out: `{verb}` runs on {job}"
         elif keys := keys_like(flag[1], known.sections):
             message = flag[0]
             hint = f"set it by its key: {' or '.join(f'--set {key}=...' for key in keys[:3])}"
