@@ -29,7 +29,7 @@ from synfundus.errors import DataError
 from synfundus.photographs.burned_text import connected_shapes
 from synfundus.photographs.outlines.bands import band_cuts
 from synfundus.photographs.outlines.window import find_window
-from synfundus.photographs.rim import Circle, Floats, View, flattening, refine_circle
+from synfundus.photographs.rim import Circle, Floats, View, closeness, flattening, refine_circle
 from synfundus.seeding import keyed_generator
 
 __all__ = ["Circle", "FieldOfViewError", "NoFieldOfView", "find_field_of_view"]
@@ -51,7 +51,7 @@ _TRIPLES = 4000
 _CANDIDATES = 96
 _REFINED = 4
 _CERTAIN_RIM = 0.4  # of the circumference: with less visible, other outlines are tried too
-_SQUEEZED = 0.012  # half the difference between width and height, in radii, that is no error of measurement
+_CLOSE, _SQUEEZED = 0.8, 0.012  # share of a stretched rim on the circle (a reflex has less); error of width and height
 _OTHER_RADIUS, _OTHER_DISC = 0.33, 0.06  # radius of a second disc and lit area beside the first, in those of the first
 _SMALLEST_OF_MANY = 0.12  # of the short side: smaller discs are objects
 _MOUNT_AREA = 0.03  # share of the picture: minimum area of a slide mount
@@ -153,7 +153,7 @@ def _squeezed_or(
         return 1.0, view, best
     if best is not None:
         better = 0.95 if squeeze else 1.15
-        if _rim_length(ellipse[2]) < better * _rim_length(best):
+        if _rim_length(ellipse[2]) < better * _rim_length(best) or closeness(ellipse[1], ellipse[2]) < _CLOSE:
             return 1.0, view, best
     if ellipse[2].visible_fraction < _CERTAIN_RIM:
         return 1.0, view, best

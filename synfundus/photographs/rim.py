@@ -302,6 +302,13 @@ def _with_tilted_cuts(circle: Circle, ends: Floats) -> Circle | None:
     return replace(circle, left_px=x - left, top_px=y - top, right_px=x + right, bottom_px=y + bottom, tilt=chosen[0])
 
 
+def closeness(view: View, circle: Circle) -> float:
+    """Return the share of the rim near a circle that lies on it to .6 % of its radius: of an ellipse it is less."""
+    rim = _rim(view, np.array([circle.center_x_px, circle.center_y_px, circle.radius_px]))
+    near = rim.on_circle(0.04)
+    return float((np.abs(rim.radius[near] / circle.radius_px - 1.0) < 0.006).mean()) if near.any() else 0.0
+
+
 def flattening(view: View, circle: Circle) -> float:
     """Return how much wider than high the rim is, as a share of the radius to either side of the circle."""
     rim = _rim(view, np.array([circle.center_x_px, circle.center_y_px, circle.radius_px]))
