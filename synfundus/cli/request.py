@@ -15,7 +15,7 @@ from synfundus.config.diffusion import TrainConfig
 from synfundus.config.loader import Assignment, LoadedConfig, leaf_fields, load_config
 from synfundus.config.schema import RunConfig
 from synfundus.config.training import TrainVaeConfig
-from synfundus.errors import ConfigError
+from synfundus.errors import ConfigError, StorageError
 from synfundus.stages.verb import Option, Verb
 from synfundus.storage import filesystem
 from synfundus.storage.locations import parse_weighted
@@ -136,7 +136,12 @@ def load_request(verb: Verb, given: Mapping[str, Any]) -> Request:
 
 
 def _begun(verb: Verb, flags: Sequence[Assignment]) -> tuple[str, str] | None:
-    """Return name and text of the settings of a resumed run; None where the folder holds no run yet."""
+    """Return name and text of the settings of a resumed run; None where the folder holds no run yet.
+
+    Where all that the verb needs is given, a store need not be read here: the job compares.
+    """
+    given = {flag.path for flag in flags}
+    whole = all(option.path in given for option in verb.options if option.required)
     paths = {option.path for option in verb.options if option.role == "run"}
     urls = [str(flag.value) for flag in flags if flag.path in paths and str(flag.value).strip()]
     try:
@@ -146,6 +151,9 @@ def _begun(verb: Verb, flags: Sequence[Assignment]) -> tuple[str, str] | None:
                 return place, filesystem.read_bytes(place).decode()
     except (ValueError, ConfigError):  # no such location: refused by name later
         return None
+    except StorageError:
+        if not whole:
+            raise
     return None
 
 

@@ -158,8 +158,8 @@ def _speed(run: RunView) -> list[Line]:
     ]
     waits = [*figure("data_wait_percent", "data {:.1f} %"), *figure("checkpoint_stall_percent", "checkpoint {:.1f} %")]
     left = row.get("eta_s")
-    goes_on = run.writer and run.images_seen < run.budget_images
-    eta = [format_duration(left)] if isinstance(left, int | float) and goes_on else []
+    under_way = run.writer and run.images_seen < run.budget_images
+    eta = [format_duration(left)] if isinstance(left, int | float) and under_way else []
     memory = figure("peak_memory_gib", "{:.2f} GiB at most on a rank")
     parts = {"rate": rate, "ETA": eta, "waits for": waits, "memory": memory}
     return [Line(label, ", ".join(texts)) for label, texts in parts.items() if texts]

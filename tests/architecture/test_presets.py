@@ -326,7 +326,8 @@ def test_the_pipeline_chains_its_jobs(tmp_path: Path) -> None:
     sbatch.chmod(0o755)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RECORD": str(record)}
     command = ["bash", str(ROOT / "slurm" / "pipeline.sh"), "my run.yaml", "--partition=gpu"]
-    subprocess.run(command, check=True, env=environment, capture_output=True)
+    (tmp_path / "my run.yaml").touch()
+    subprocess.run(command, check=True, env=environment, capture_output=True, cwd=tmp_path)
     jobs = record.read_text().splitlines()
     assert [Path(job.split(" --config")[0].split()[-1]).name for job in jobs] == list(STEP_SCRIPTS)
     assert "dependency" not in jobs[0]

@@ -308,18 +308,19 @@ def test_another_objective_than_the_foreign_schedulers_is_warned_of_with_both_na
         "zero_terminal_snr": False,
         "min_snr_gamma": None,
     }
+    optim = {"warmup_images": 0}  # a warm-up as long as the run is warned of
     write_foreign_pipeline(tmp_path / "epsilon", SD15)
     alike, talk = Talk(), Talk()
-    train_on(latent_set, tmp_path / "a", world, alike, init_from=tmp_path / "epsilon", diffusion=theirs)
+    train_on(latent_set, tmp_path / "a", world, alike, init_from=tmp_path / "epsilon", diffusion=theirs, optim=optim)
     assert alike.warnings == []
-    train_on(latent_set, tmp_path / "b", world, talk, init_from=tmp_path / "epsilon")
+    train_on(latent_set, tmp_path / "b", world, talk, init_from=tmp_path / "epsilon", optim=optim)
     assert "prediction_type 'epsilon' there, 'v_prediction' here" in talk.warnings[0]
     assert "beta_schedule 'scaled_linear' there, 'squaredcos_cap_v2' here" in talk.warnings[0]
 
     scheduler = {**SCHEDULER, "prediction_type": "v_prediction"}
     write_foreign_pipeline(tmp_path / "velocity", SD2, scheduler=scheduler)
     talk = Talk()
-    train_on(latent_set, tmp_path / "c", world, talk, init_from=tmp_path / "velocity", diffusion=theirs)
+    train_on(latent_set, tmp_path / "c", world, talk, init_from=tmp_path / "velocity", diffusion=theirs, optim=optim)
     assert len(talk.warnings) == 1
     assert "prediction_type 'v_prediction' there, 'epsilon' here" in talk.warnings[0]
 
