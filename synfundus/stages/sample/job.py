@@ -138,7 +138,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     num_kept = _generate(work, world, console)
     at_the_end.barrier()
     on_rank_0(lambda: _publish(work, out, request), at_the_end)
-    kept = f" ({num_kept:,} were there, in whole batches)" if num_kept else ""
+    of_all = round(at_the_end.sum([num_kept])[0])
+    kept = f" ({of_all:,} were there, in whole batches)" if of_all else ""
     console.message(f"{len(rows):,} synthetic images in {out}{kept}")
     return {"out": out, "num_images": len(rows), "num_kept": num_kept, "fingerprint": pipeline.fingerprint}
 
