@@ -121,20 +121,23 @@ def is_flat(pixels: NDArray[np.uint8]) -> bool:
 
 
 _LEVELS, _LEVEL_DISTANCE, _LEVEL_SPREAD, _LEVEL_SHARE = 4, 24, 4, 0.93
+_SECOND_LEVEL_SHARE = 0.01  # a hazy retina may have one grey, but next to nothing at a distance from it
 _DARKEST_LEVEL = 60  # darker photographs have few greys themselves
 
 
 def has_few_levels(pixels: NDArray[np.uint8], circle: Circle) -> bool:
-    """Whether the middle of a disc has up to four greys far apart and next to nothing between, as masks have."""
+    """Whether the middle of a disc has two to four greys far apart and next to nothing between, as masks have."""
     half, x, y = circle.radius_px / 2, circle.center_x_px, circle.center_y_px
     step = max(1, int(half / 128))
     rows, columns = (slice(max(0, round(at - half)), round(at + half), step) for at in (y, x))
     grey = np.rint(pixels[rows, columns].mean(axis=2)).astype(int)
     counts = np.bincount(grey.ravel(), minlength=256)
-    levels, found = [], 0
+    levels: list[int] = []
+    pixels_at: list[int] = []
     for _ in range(_LEVELS):
         near = np.convolve(counts, np.ones(2 * _LEVEL_SPREAD + 1, dtype=int), mode="same")
         levels.append(int(near.argmax()))
-        found += near[levels[-1]]
+        pixels_at.append(int(near[levels[-1]]))
         counts[max(0, levels[-1] - _LEVEL_DISTANCE) : levels[-1] + _LEVEL_DISTANCE + 1] = 0
-    return levels[0] >= _DARKEST_LEVEL and found >= _LEVEL_SHARE * grey.size
+    apart = levels[0] >= _DARKEST_LEVEL and pixels_at[1] >= _SECOND_LEVEL_SHARE * grey.size
+    return apart and sum(pixels_at) >= _LEVEL_SHARE * grey.size

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from synfundus.photographs.decode import encode_image
 from synfundus.photographs.field_of_view import Circle, FieldOfViewError, find_field_of_view
 from synfundus.photographs.preparation import ENLARGED_FLAG, prepare_pixels
-from synfundus.photographs.transforms import RIM_SHRINK, crop_to_field_of_view
+from synfundus.photographs.transforms import RIM_SHRINK, crop_to_field_of_view, has_few_levels
 
 Kind = Callable[[np.random.Generator], Drawn]
 
@@ -99,3 +99,13 @@ def test_an_enlarged_photograph_is_flagged_and_its_diameter_known(side: int, fla
     prepared = prepare_pixels(data, image_size_px=256, max_pixels=10**6, burned_text="flag")
     assert prepared.flags == flags
     assert abs(prepared.diameter_px - 0.9 * side) <= 2
+
+
+@pytest.mark.parametrize(("marked", "few"), [(0.0, False), (0.005, False), (0.03, True)])
+def test_one_grey_is_haze_and_two_are_a_mask(marked: float, few: bool) -> None:
+    """Of 20,000 photographs drawn with haze, 180 have one grey in the middle: they are no masks."""
+    rng = np.random.default_rng(5)
+    grey = 120 + rng.normal(0, 1.0, (300, 300))
+    grey[150 : 150 + round(marked * 150 * 150 / 100), 100:200] = 205
+    pixels = np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
+    assert has_few_levels(pixels, Circle(150, 150, 150)) is few
