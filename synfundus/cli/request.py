@@ -34,12 +34,14 @@ class Request:
         loaded: The resolved values, and where each came from.
         begun: The file with the settings of the resumed run; empty for none.
         recipe: ``--preset`` and ``--config`` as they were given.
+        unread: Why the settings of a run, if there is one, could not be looked at; empty if they could.
     """
 
     verb: Verb
     loaded: LoadedConfig
     begun: str = ""
     recipe: tuple[str, ...] = ()
+    unread: str = ""
 
     @property
     def config(self) -> RunConfig:
@@ -123,7 +125,7 @@ def load_request(verb: Verb, given: Mapping[str, Any]) -> Request:
         ConfigError: With every problem found.
     """
     flags = _assignments(verb, given)
-    begun = None if given["preset"] or given["config"] else _begun(verb, flags)
+    begun, unread = (None, "") if given["preset"] or given["config"] else _begun(verb, flags)
     loaded = load_config(
         preset=given["preset"] or verb.default_preset,
         file=given["config"],
@@ -132,11 +134,11 @@ def load_request(verb: Verb, given: Mapping[str, Any]) -> Request:
         begun=begun,
     )
     recipe = [word for name in ("preset", "config") if given[name] for word in (f"--{name}", given[name])]
-    return Request(verb, loaded, begun[0] if begun else "", tuple(recipe))
+    return Request(verb, loaded, begun[0] if begun else "", tuple(recipe), unread)
 
 
-def _begun(verb: Verb, flags: Sequence[Assignment]) -> tuple[str, str] | None:
-    """Return name and text of the settings of a resumed run; None where the folder holds no run yet.
+def _begun(verb: Verb, flags: Sequence[Assignment]) -> tuple[tuple[str, str] | None, str]:
+    """Return name and text of the settings of a resumed run, None where there is none, and why that is not known.
 
     Where all that the verb needs is given, a store need not be read here: the job compares.
     """
@@ -148,13 +150,14 @@ def _begun(verb: Verb, flags: Sequence[Assignment]) -> tuple[str, str] | None:
         for url in urls:
             place, run = (filesystem.join(url, name) for name in ("config.yaml", "run.json"))
             if filesystem.exists(run) and filesystem.exists(place):
-                return place, filesystem.read_bytes(place).decode()
+                return (place, filesystem.read_bytes(place).decode()), ""
     except (ValueError, ConfigError):  # no such location: refused by name later
-        return None
-    except StorageError:
+        return None, ""
+    except StorageError as error:
         if not whole:
             raise
-    return None
+        return None, f"{error.message}: settings of a run that is there are not taken over ({error.where})"
+    return None, ""
 
 
 def _assignments(verb: Verb, given: Mapping[str, Any]) -> list[Assignment]:

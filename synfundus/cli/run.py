@@ -343,7 +343,7 @@ def run_verb(verb: Verb, given: Mapping[str, Any], arguments: tuple[str, ...]) -
             request.check_installed()
         sys.stdout.write(rehearse(request, starts_now=plan.kind != "sbatch"))
         return 0
-    sys.stderr.write("".join(f"note: {note}\n" for note in plan.notes))
+    sys.stderr.write("".join(f"note: {note}\n" for note in filter(None, (request.unread, *plan.notes))))
     if plan.kind == "in_process":
         return _run_here(request, info, file=given["config"], as_json=given["json"])
     outcome = submit(request.loaded, plan, os.environ) if plan.kind == "sbatch" else execute(plan, os.environ)

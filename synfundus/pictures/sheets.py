@@ -9,6 +9,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -327,9 +328,9 @@ def titled_rows(sections: Sequence[PictureSection], *, tile_px: int, title_width
     return np.asarray(sheet, dtype=np.uint8)
 
 
-def patients_note(*, drawn: bool) -> str:
-    """Return what a picture of photographs says of them: nothing where a program drew them all."""
-    return "" if drawn else PATIENTS_NOTE
+def patients_note(properties: Mapping[str, Any]) -> str:
+    """Return what a picture of photographs says of them, from the properties of their set: nothing if all are drawn."""
+    return "" if properties.get("drawn") else PATIENTS_NOTE
 
 
 def encode_png(pixels: Pixels, *, text: Mapping[str, str], compress_level: int) -> bytes:

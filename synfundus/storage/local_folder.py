@@ -66,8 +66,8 @@ def require_writable(url: str) -> None:
     if not filesystem.is_local(url):
         return
     path = local_path(url).absolute()
-    above = next(one for one in (path, *path.parents) if one.is_dir())
     with filesystem.storage_errors("write", url):
+        above = next(one for one in (path, *path.parents) if one.is_dir())
         if os.statvfs(above).f_flag & os.ST_RDONLY:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         if not os.access(above, os.W_OK | os.X_OK):

@@ -5,6 +5,7 @@ The files may be incomplete while they are being written: a line that is not a J
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -14,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from synfundus.errors import ConfigError
 from synfundus.storage import filesystem
 from synfundus.storage.local_folder import WRITER_NAME
 from synfundus.storage.s3 import object_store
@@ -101,7 +103,9 @@ def read_run(url: str) -> RunView:
     loop = section.get("loop") or (_section(config, "vae") if kind == "vae" else config).get("loop")
     budget = trained[-1].get("budget_images") if trained else None
     environment = _document(url, "environment.json", names)
-    writer = live_writer(url) if WRITER_NAME in names else None
+    writer = None
+    with contextlib.suppress(ConfigError):  # a note of another version
+        writer = live_writer(url) if WRITER_NAME in names else None
     return RunView(
         url=url,
         kind=kind,

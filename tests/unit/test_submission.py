@@ -222,9 +222,10 @@ def test_a_run_in_an_object_store_says_that_nothing_is_kept(
 ) -> None:
     before = sorted(login_node.rglob("*"))
     assert run_command([*TRAIN, "--run-dir", "s3://bucket/run"]) == 0
-    said = capsys.readouterr().out
+    said, noted = capsys.readouterr()
     assert ANSWER in said
     assert "sbatch decides where its log goes" in said
+    assert "settings of a run that is there are not taken over (s3://bucket/run/run.json)" in noted
     assert sorted(login_node.rglob("*")) == before
 
 

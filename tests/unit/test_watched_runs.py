@@ -183,6 +183,12 @@ def test_the_submission_at_work_counts_before_one_that_waits_for_it(
     assert "job         3 PENDING (Dependency)" in shown(capsys, run)
 
 
+def test_a_writer_of_another_version_hides_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "run")
+    (run / WRITER_NAME).write_text('{"format": "synfundus-writer", "schema_version": 99}')
+    assert "40 / 100" in shown(capsys, run)
+
+
 def test_a_finished_run_of_which_a_later_job_failed_says_both(
     tmp_path: Path, slurm: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -111,9 +111,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     out = require(config.demo.out, flag="--out", key="demo.out")
     build.check_sampler(build.sampler_settings(config.sample).sampler, config.train.diffusion)
     shape = latent_shape(config.train_vae.autoencoder, image_size_px=config.prepare.image_size_px)
-    on_rank_0(
-        lambda: _CLAIM.read(out) or look_at_photographs(config.model_dump()), world
-    )  # a mistake in a table is told first
+    # a mistake in a table is told first
+    on_rank_0(lambda: _CLAIM.read(out) or look_at_photographs(config.model_dump()), world)
     pace = settle_pace(
         config.demo, out, lambda: measure_pace(config.train, shape, world, seed=config.seed), world, console
     )
@@ -379,7 +378,7 @@ class _Demo:
 
 
 def _note(image_set: ShardSet) -> str:
-    return patients_note(drawn=bool(image_set.properties.get("drawn")))
+    return patients_note(image_set.properties)
 
 
 def _plain_figures(summary: Summary) -> dict[str, Any]:

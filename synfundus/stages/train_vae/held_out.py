@@ -99,7 +99,7 @@ def draw_reconstructions(autoencoder: LatentAutoencoder, image_set: ShardSet) ->
     split = held_out_split(image_set)
     images = torch.cat(list(read_images(image_set, split=split, count=_GRID_IMAGES, seed=0)))
     pictures = [*tensor_to_pixels(images), *tensor_to_pixels(_reconstruct(autoencoder, images)[1])]
-    note = patients_note(drawn=bool(image_set.properties.get("drawn")))
+    note = patients_note(image_set.properties)
     sheet = contact_sheet(
         pictures,
         captions=[""] * len(pictures),

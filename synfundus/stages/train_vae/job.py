@@ -160,7 +160,7 @@ class AutoencoderTraining(Training[AutoencoderObjective]):
         )
         picture = self.directory.path("export", "reconstructions.png")
         filesystem.write_bytes(picture, draw_reconstructions(network, self._set))
-        note = patients_note(drawn=bool(self._set.properties.get("drawn")))
+        note = patients_note(self._set.properties)
         self._console.message(f"picture: {picture}{note and f' ({note})'}")
         judged = judged_on((self._set,), patients=knows_patients(self._set))
         self._console.message(

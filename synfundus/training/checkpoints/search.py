@@ -75,7 +75,7 @@ def verify(url: str) -> str:
         )
         return compare(url, manifest["files"]) or _unlisted(url, manifest["files"])
     except (StorageError, DataError) as error:
-        filesystem.exists(filesystem.join(url, MANIFEST_NAME))
+        filesystem.exists(filesystem.join(url, MANIFEST_NAME))  # raises if it is the store that fails
         return error.message
     except (KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST_NAME} is malformed ({error})"
