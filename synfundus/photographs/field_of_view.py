@@ -28,8 +28,9 @@ from PIL import Image
 from synfundus.errors import DataError
 from synfundus.photographs.burned_text import connected_shapes
 from synfundus.photographs.outlines.bands import band_cuts
+from synfundus.photographs.outlines.mount import distance_to_mount
 from synfundus.photographs.outlines.window import find_window
-from synfundus.photographs.rim import Circle, Floats, View, closeness, flattening, refine_circle
+from synfundus.photographs.rim import Circle, Floats, View, closeness, flattening, refine_circle, visible_rim
 from synfundus.seeding import keyed_generator
 
 __all__ = ["Circle", "FieldOfViewError", "NoFieldOfView", "find_field_of_view"]
@@ -53,8 +54,8 @@ _REFINED = 4
 _CERTAIN_RIM = 0.4  # of the circumference: with less visible, other outlines are tried too
 _CLOSE, _SQUEEZED = 0.8, 0.012  # share of a stretched rim on the circle (a reflex has less); error of width and height
 _OTHER_RADIUS, _OTHER_DISC = 0.33, 0.06  # radius of a second disc and lit area beside the first, in those of the first
+_APART, _OTHER_RIM = 0.7, 0.3  # distance of two discs, in their radii; circumference of the second's visible rim
 _SMALLEST_OF_MANY = 0.12  # of the short side: smaller discs are objects
-_MOUNT_AREA = 0.03  # share of the picture: minimum area of a slide mount
 
 
 class NoFieldOfView(StrEnum):
@@ -105,10 +106,12 @@ def find_field_of_view(pixels: NDArray[np.uint8]) -> Circle:
         raise _nearly_black(lightness)
     view, best = _search(lightness)
     views = [view]
-    if best is None:
-        mounted, best = _search(_distance_to_mount(copy, lightness))
+    if best is None or best.visible_fraction < _CERTAIN_RIM:
+        channels = np.stack([_smoothed(copy[..., channel]) for channel in range(3)])
+        mounted, disc = _search(distance_to_mount(channels, lightness))
         views.append(mounted)
-        view = view if best is None else mounted
+        if best is None and disc is not None:
+            view, best = mounted, disc
     squeeze = 0.0
     if view is not None and best is not None and best.visible_fraction > _CERTAIN_RIM and best.inlier_fraction < 0.95:
         share = flattening(view, best)
@@ -127,7 +130,7 @@ def find_field_of_view(pixels: NDArray[np.uint8]) -> Circle:
     if best.radius_px > _SMALLEST_OF_MANY * min(view.lightness.shape) and _has_another(view, best):
         raise FieldOfViewError(NoFieldOfView.SEVERAL, "the picture shows more than one field of view")
     best = replace(best.shifted(view.left, view.top), aspect=aspect)
-    banded = band_cuts(copy, best, view.dark + max(0.06 * view.span, view.floor))
+    banded = band_cuts(copy, best, view.dark + max(0.06 * view.span, view.floor), in_window=window is not None)
     if best.tilt and banded != best:
         raise FieldOfViewError(NoFieldOfView.NO_FIELD_OF_VIEW, "a caption band beside edges that are tilted")
     found = banded.scaled(width / copy.shape[1], height / copy.shape[0])
@@ -228,8 +231,16 @@ def _has_another(view: View, circle: Circle) -> bool:
     lit = view.lightness[beside] > view.dark + max(0.12 * view.span, view.floor)
     if lit.sum() < _OTHER_DISC * np.pi * circle.radius_px**2:
         return False
-    _, other = _search(np.where(beside, view.lightness, view.dark))
-    return other is not None and other.radius_px > _OTHER_RADIUS * circle.radius_px
+    rest, other = _search(np.where(beside, view.lightness, view.dark))
+    if rest is None or (other is not None and other.radius_px > _OTHER_RADIUS * circle.radius_px):
+        return other is not None
+    # Where two discs that are cut meet, the rim of each is hidden.
+    for (x, y, radius), _ in _candidates(*_edge_points(rest), rest.lightness.shape):
+        away = np.hypot(x + rest.left - circle.center_x_px, y + rest.top - circle.center_y_px)
+        apart = away > _APART * (circle.radius_px + radius)
+        if apart and radius > _OTHER_RADIUS * circle.radius_px and visible_rim(rest, (x, y, radius)) > _OTHER_RIM:
+            return True
+    return False
 
 
 def _view(lightness: Floats) -> View | None:
@@ -250,30 +261,6 @@ def _view(lightness: Floats) -> View | None:
     if span < _BLACK_LEVEL / 2:
         return None
     return View(lightness, left, top, dark, span, max(3.0, 4.5 * noise))
-
-
-def _distance_to_mount(copy: NDArray[np.uint8], lightness: Floats) -> Floats:
-    """Return the distance of each pixel from the grey of a slide mount ``[h', w']``; zeros if there is no mount.
-
-    An underexposed retina can be darker than the mount around it. In the channel in which the middle of the picture
-    differs most from the mount, the distance from the mount shows it as a disc on black.
-    """
-    height, width = lightness.shape
-    y, x = np.ogrid[:height, :width]
-    off_middle = np.hypot(x + 0.5 - width / 2, y + 0.5 - height / 2) / min(height, width)
-    flat = np.abs(np.diff(lightness, axis=1, append=0.0)) + np.abs(np.diff(lightness, axis=0, append=0.0)) < 4.0
-    flat &= off_middle > 0.48
-    counts = np.bincount(np.rint(lightness[flat]).astype(int), minlength=256).astype(np.float64)
-    counts[: int(_BLACK_LEVEL)] = 0.0  # black is not a mount
-    mount = int(np.convolve(counts, np.ones(3), mode="same").argmax())
-    on_mount = flat & (np.abs(lightness - mount) < 2.0)
-    if on_mount.mean() < _MOUNT_AREA:
-        return np.zeros_like(lightness)
-    channels = np.stack([_smoothed(copy[..., channel]) for channel in range(3)])
-    difference = channels - np.median(channels[:, on_mount], axis=1)[:, None, None]
-    separation = np.median(difference[:, off_middle < 0.3], axis=1)
-    channel = int(np.abs(separation).argmax())
-    return np.asarray(np.maximum(np.sign(separation[channel]) * difference[channel], 0.0))
 
 
 def _frame_widths(lightness: Floats, light: float) -> tuple[int, int, int, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ Floats = NDArray[np.floating[Any]]
 _RIM_ANGLES = 144
 _RIM_REACH = np.linspace(0.84, 1.12, 57)  # radii of a profile across the rim, in units of the radius
 _MINIMUM_RIM_AGREEMENT = 0.7  # of the angles with retina just inside the rim
+_UNDISTURBED = 0.85  # with less of the rim on the circle, a reflex may have moved it
+_CLOSER = 1.2  # times as much rim close to a circle as to another: the better one
+_ARC = 56  # of _RIM_ANGLES: the longest reflex
 _VISIBLE_ENOUGH = 0.6  # of the circumference: with so much rim on one circle, a reflex may hide the rest
 _MAXIMUM_CONTRADICTION = 0.15  # of all angles: hard edges inside the circle that are not straight cuts
 NEAREST_CUT = 0.35  # radii from the centre: cameras do not cut closer
@@ -131,25 +134,64 @@ class View:
 
 def refine_circle(view: View, circle: Floats) -> Circle | None:
     """Fit the circle to the half-height of its rim; return None if the visible rim does not agree with it."""
-    for tolerance in (0.04, 0.02, 0.01):
+    measured = _fitted(view, circle, (0.04, 0.02, 0.01))
+    if measured is not None and measured.agreement < _UNDISTURBED:
+        other = _fitted(view, _without_an_arc(view, measured.circle), (0.01, 0.01))
+        if other is not None and other.is_rim() and other.close > _CLOSER * measured.close:
+            measured = other
+    if measured is None or not measured.is_rim():
+        return None
+    circle, agreement, visible, _, on_rim = measured
+    x_px, y_px, radius_px = (float(v) for v in circle)
+    found = Circle(x_px, y_px, radius_px, agreement, visible, *_straight_cuts(view, circle))
+    return _checked(view, found, ~on_rim)
+
+
+class _Fit(NamedTuple):
+    circle: Floats
+    agreement: float  # share of the visible rim on the circle
+    visible: float  # share of the circumference
+    close: float  # share of the circumference to .6 % of the radius
+    on_rim: NDArray[np.bool_]
+
+    def is_rim(self) -> bool:
+        return self.agreement >= _MINIMUM_RIM_AGREEMENT or self.visible >= _VISIBLE_ENOUGH
+
+
+def _fitted(view: View, circle: Floats, tolerances: tuple[float, ...]) -> _Fit | None:
+    """Fit a circle to the rim near it, in steps."""
+    for tolerance in tolerances:
         rim = _rim(view, circle)
         on_rim = rim.on_circle(tolerance)
         if on_rim.sum() < _MINIMUM_RIM_ANGLES:
             return None
-        x = circle[0] + rim.radius[on_rim] * rim.cosine[on_rim]
-        y = circle[1] + rim.radius[on_rim] * rim.sine[on_rim]
-        circle = least_squares_circle(x, y, rim.contrast[on_rim])
+        x, y = rim.points(circle)
+        circle = least_squares_circle(x[on_rim], y[on_rim], rim.contrast[on_rim])
     rim = _rim(view, circle)
     on_rim = rim.on_circle(0.015)
     expected = rim.in_frame & rim.retina_inside
     if on_rim.sum() < _MINIMUM_RIM_ANGLES or not expected.any():
         return None
-    agreement, visible = float((on_rim & expected).sum() / expected.sum()), float(on_rim.mean())
-    if agreement < _MINIMUM_RIM_AGREEMENT and visible < _VISIBLE_ENOUGH:
-        return None
-    x_px, y_px, radius_px = (float(v) for v in circle)
-    found = Circle(x_px, y_px, radius_px, agreement, visible, *_straight_cuts(view, circle))
-    return _checked(view, found, ~on_rim)
+    close = rim.sharp & (np.abs(rim.radius / circle[2] - 1.0) < 0.006)
+    agreement = float((on_rim & expected).sum() / expected.sum())
+    return _Fit(circle, agreement, float(on_rim.mean()), float(close.mean()), on_rim)
+
+
+def _without_an_arc(view: View, circle: Floats) -> Floats:
+    """Return the circle on which most of the rim lies when an arc is left out: a reflex moves the rim outwards."""
+    rim = _rim(view, circle)
+    near = rim.on_circle(0.06)
+    x, y = rim.points(circle)
+
+    def closest(fit: Floats) -> int:
+        return int((np.abs(np.hypot(x - fit[0], y - fit[1]) / fit[2] - 1.0)[near] < 0.006).sum())
+
+    fits = [circle]
+    for start in range(0, _RIM_ANGLES, 6):
+        kept = near & (np.roll(np.arange(_RIM_ANGLES), start) >= _ARC)
+        if kept.sum() >= _MINIMUM_RIM_ANGLES:
+            fits.append(least_squares_circle(x[kept], y[kept], rim.contrast[kept]))
+    return max(fits, key=closest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +206,10 @@ class RimProfiles:
     radius: Floats  # position of the half-height, px
     contrast: Floats  # height of the fall
     expected_radius: float
+
+    def points(self, circle: Floats) -> tuple[Floats, Floats]:
+        """Return x and y of the half-heights; ``circle`` is that of the profiles."""
+        return circle[0] + self.radius * self.cosine, circle[1] + self.radius * self.sine
 
     def on_circle(self, tolerance: float) -> NDArray[np.bool_]:
         """Return the angles at which the rim lies on the circle, within a share of its radius or 0.8 px."""
@@ -307,6 +353,11 @@ def closeness(view: View, circle: Circle) -> float:
     rim = _rim(view, np.array([circle.center_x_px, circle.center_y_px, circle.radius_px]))
     near = rim.on_circle(0.04)
     return float((np.abs(rim.radius[near] / circle.radius_px - 1.0) < 0.006).mean()) if near.any() else 0.0
+
+
+def visible_rim(view: View, circle: tuple[float, float, float]) -> float:
+    """Return the share of the circumference of a circle (x, y, r) at which there is a rim."""
+    return float(_rim(view, np.array(circle)).on_circle(0.02).mean())
 
 
 def flattening(view: View, circle: Circle) -> float:

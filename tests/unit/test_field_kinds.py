@@ -7,7 +7,17 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from field_kinds import KINDS, Drawn, Sheet, draw_kind, fault_of
+from field_kinds import (
+    KINDS,
+    Drawn,
+    Sheet,
+    draw_kind,
+    fault_of,
+    montage,
+    mount_and_cut_disc,
+    reflex,
+    rounded_slide,
+)
 from fundus_discs import Disc, draw_disc
 from PIL import Image, ImageDraw
 
@@ -109,3 +119,19 @@ def test_one_grey_is_haze_and_two_are_a_mask(marked: float, few: bool) -> None:
     grey[150 : 150 + round(marked * 150 * 150 / 100), 100:200] = 205
     pixels = np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
     assert has_few_levels(pixels, Circle(150, 150, 150)) is few
+
+
+@pytest.mark.parametrize(
+    ("kind", "index"),
+    [
+        pytest.param(rounded_slide, 21, id="a slide with small corners"),
+        pytest.param(rounded_slide, 33, id="a wide slide, whose retina reaches far beyond its circle"),
+        pytest.param(rounded_slide, 167, id="a slide in a dark grey mount of one line"),
+        pytest.param(rounded_slide, 149, id="a slide in a mount as bright as its retina"),
+        pytest.param(mount_and_cut_disc, 61, id="a mount above and below, nearly as wide as the disc"),
+        pytest.param(montage, 25, id="two discs that are cut where they meet"),
+        pytest.param(reflex, 21, id="a reflex that a circle can follow"),
+    ],
+)
+def test_geometries_that_need_their_own_rule(kind: Kind, index: int) -> None:
+    assert fault_of(draw_kind(kind, index)) is None

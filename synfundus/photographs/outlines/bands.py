@@ -14,9 +14,10 @@ _BAND_SHARE = (
     0.25  # of a chord: a line of which so much has the colour beside the disc is a band, whatever text is on it
 )
 _BAND_LEVELS = 10.0  # difference within a band
+_BAND_FILLED = 0.5  # of the lines of a band
 
 
-def band_cuts(copy: NDArray[np.uint8], circle: Circle, light: float) -> Circle:
+def band_cuts(copy: NDArray[np.uint8], circle: Circle, light: float, *, in_window: bool = False) -> Circle:
     """Return a circle without what is no retina along its straight edges: caption bands and mounts of any grey.
 
     Beyond such an edge the chord has the colour that the same line has outside the disc. Where the picture is too
@@ -26,12 +27,19 @@ def band_cuts(copy: NDArray[np.uint8], circle: Circle, light: float) -> Circle:
         copy: uint8 ``[h, w, 3]``.
         circle: The field of view in it.
         light: Darker surrounds are left to `refine_circle`.
+        in_window: The circle lies in a window of retina that ends at its cuts: what is beside it is retina.
     """
     height, width = copy.shape[:2]
     x, y = np.arange(width) + 0.5 - circle.center_x_px, np.arange(height)[:, None] + 0.5 - circle.center_y_px
     distance = np.asarray((x**2 + y**2) / circle.radius_px**2)  # squared
-    left, right = _ends_of_bands(copy.transpose(1, 0, 2), distance.T, x / circle.radius_px, light)
-    top, bottom = _ends_of_bands(copy, distance, y[:, 0] / circle.radius_px, light)
+    beside = (distance > 1.02**2) & (distance < 1.25**2)
+    columns, rows = beside, beside
+    if in_window:
+        columns = beside & ((y < circle.top_px - circle.center_y_px) | (y > circle.bottom_px - circle.center_y_px))
+        rows = beside & ((x < circle.left_px - circle.center_x_px) | (x > circle.right_px - circle.center_x_px))
+    chord = distance < 0.985**2
+    left, right = _ends_of_bands(copy.transpose(1, 0, 2), chord.T, columns.T, x / circle.radius_px, light)
+    top, bottom = _ends_of_bands(copy, chord, rows, y[:, 0] / circle.radius_px, light)
     return replace(
         circle,
         left_px=max(circle.left_px, left),
@@ -41,9 +49,10 @@ def band_cuts(copy: NDArray[np.uint8], circle: Circle, light: float) -> Circle:
     )
 
 
-def _ends_of_bands(copy: NDArray[np.uint8], distance: Floats, offset: Floats, light: float) -> tuple[float, float]:
+def _ends_of_bands(
+    copy: NDArray[np.uint8], chord: NDArray[np.bool_], beside: NDArray[np.bool_], offset: Floats, light: float
+) -> tuple[float, float]:
     """Return the first line and the end of the last line that are no band; -inf, inf without bands."""
-    chord, beside = distance < 0.985**2, (distance > 1.02**2) & (distance < 1.25**2)
     lightness = np.maximum(np.maximum(copy[..., 0], copy[..., 1]), copy[..., 2])
     count = beside.sum(axis=1)
     mean = (lightness * beside).sum(axis=1) / np.maximum(count, 1)
@@ -61,6 +70,9 @@ def _ends_of_bands(copy: NDArray[np.uint8], distance: Floats, offset: Floats, li
         if not bands:
             continue
         at = bands[-1]
+        beyond = [share[line] > _BAND_SHARE for line in lines[: at + 1] if shown[line] and abs(offset[line]) < 0.97]
+        if np.mean(beyond) < _BAND_FILLED:
+            continue  # the ends of the lines are in a band on another side
         inner = [share[line] for line in lines[at + 1 : at + 5]]
         if count[lines[at]] < 3 and (len(inner) < 4 or share[lines[at]] < 0.4 or inner[2] > 0.1):
             continue

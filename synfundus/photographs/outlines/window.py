@@ -12,15 +12,17 @@ from numpy.typing import NDArray
 
 from synfundus.photographs.rim import Circle, Floats, View, bilinear, least_squares_circle
 
-_RAYS = 240
+_RAYS = 720
 _LIT = 0.25  # of the span
 _STRAIGHT = 0.45  # of the longest row or column: a side of the window has at least this length
 _CORNER_DEPTH_PX = 2.0
+_CORNER_RAYS = 3
 _SAME_CORNERS = 0.06  # difference between the distances of the corners
 _BULGE = 0.98  # of the mean distance of its ends: a rounded corner does not run inside the line between them
 _FOLLOWED = 0.25  # of a side: straight, or in shadow
 _OTHER_EDGES = 0.08  # of the rays: sharp edges elsewhere, of lesions and vessels
-_BLACK, _GREY = 16.0, 60.0  # levels of a mount
+_BLACK, _GREY = 16.0, 60.0  # levels of a mount: between them retina in shadow looks the same
+_FLAT, _ALIKE = 5.0, 4.0  # levels within a corner of the picture that is mount, and between the four
 _FILLED = 0.55  # of the window, a shadow apart
 
 
@@ -31,9 +33,11 @@ def find_window(view: View) -> tuple[View, Circle] | None:
     corners are so small that they, not the dark parts of the picture, give the level of black in the returned view.
     """
     tips = view.lightness[:3, :3], view.lightness[:3, -3:], view.lightness[-3:, :3], view.lightness[-3:, -3:]
-    dark = min(view.dark, sorted(float(tip.mean()) for tip in tips)[1])
-    if _BLACK < dark < _GREY:
-        return None  # a mount so dark cannot be told from retina in shadow
+    levels = sorted(float(tip.mean()) for tip in tips)
+    dark = min(view.dark, levels[1])
+    uniform = max(float(np.ptp(tip)) for tip in tips) < _FLAT and levels[3] - levels[0] < _ALIKE
+    if _BLACK < dark < _GREY and not uniform:
+        return None
     view = replace(view, dark=dark, span=view.dark + view.span - dark)
     light = view.lightness - dark
     lit = light > max(_LIT * view.span, view.floor)
@@ -62,7 +66,7 @@ def find_window(view: View) -> tuple[View, Circle] | None:
             while corner[(rays[-1] + way) % _RAYS] and len(rays) < _RAYS / 4:
                 rays.append((rays[-1] + way) % _RAYS)
             rays.reverse()
-        if not corner[at] or len(rays) < 3:
+        if not corner[at] or len(rays) < _CORNER_RAYS:
             continue
         if distance[at] < _BULGE * (distance[rays[0]] + distance[rays[-1]]) / 2:
             return None
@@ -98,15 +102,15 @@ def _sides(lit: NDArray[np.int64], light: Floats) -> tuple[float, float, float, 
     sides: list[tuple[float, float]] = []
     for at, inward in ((int(long[0]), 1), (int(long[-1]), -1)):
         outermost = 0 if inward > 0 else len(lit) - 1
-        in_reach = abs(at - outermost) >= 3 and 0 <= at + 12 * inward < len(lit)
-        if (
-            in_reach
-            and lit[at - 3 * inward] < 0.2 * lit.max()
-            and light[at + 3 * inward] > 0.5 * light[at + 12 * inward]
-        ):
+        border = abs(at - outermost)
+        if border >= 3 and 0 <= at + 12 * inward < len(lit):
+            dark = lit[at - 3 * inward] < 0.2 * lit.max() and light[at + 3 * inward] > 0.5 * light[at + 12 * inward]
+        else:
+            dark = 0 < border < 3 and lit[outermost] < 0.2 * lit.max()
+        if dark:
             sides.append((at, at + 2.0 * inward))
         else:
-            sides.append((at if abs(at - outermost) < 3 else outermost, -inward * np.inf))
+            sides.append((at if border < 3 else outermost, -inward * np.inf))
     (first, low), (last, high) = sides
     return float(first), last + 1.0, low, high + 1.0
 
