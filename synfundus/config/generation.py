@@ -6,7 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from synfundus.config.base import Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt, Section
+from synfundus.config.base import (
+    CHECKPOINT,
+    NAME_OF_VALUE,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    Section,
+)
 from synfundus.config.diffusion import SigmaRel
 from synfundus.config.training import Precision
 
@@ -48,7 +56,7 @@ class VerifyLatentsConfig(Section):
     """Fails below this PSNR."""
 
 
-LabelName = Annotated[str, Field(pattern=r"^[^\W\d_]")]
+LabelName = Annotated[str, Field(pattern=NAME_OF_VALUE)]
 LabelValue = Annotated[int | LabelName | None, Field(union_mode="left_to_right")]
 """A value of a label by number or by name; None is unknown."""
 
@@ -132,7 +140,7 @@ class ExportConfig(Section):
     """Run of `train`."""
     out: str | None = None
     """Folder to write."""
-    checkpoint: Annotated[str, Field(pattern=r"^images-\d{12}$")] | None = None
+    checkpoint: Annotated[str, Field(pattern=CHECKPOINT)] | None = None
     """Checkpoint to export; default: the finished model, or else the newest checkpoint."""
     weights: Literal["averaged", "raw"] = "averaged"
     """Which weights of a checkpoint to export."""

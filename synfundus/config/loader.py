@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from synfundus.config.base import Section
+from synfundus.config.base import FORMS, Section
 from synfundus.config.diffusion import OF_SCHEDULES
 from synfundus.config.schema import RunConfig
 from synfundus.config.yaml_text import Entry, Value, parse_flow, parse_mapping, plain_value, read_text
@@ -295,6 +295,8 @@ def _describe(error: Mapping[str, Any], leaves: Mapping[tuple[str, ...], Assignm
     location = tuple(str(part) for part in error["loc"])
     known = {".".join(path): assignment for path, assignment in leaves.items()}
     message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "string_pattern_mismatch":
+        message = FORMS[error["ctx"]["pattern"]]
     for length in range(len(location), 0, -1):
         assignment = known.get(".".join(location[:length]))
         if assignment is not None:

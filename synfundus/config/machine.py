@@ -7,7 +7,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from synfundus.config.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from synfundus.config.base import (
+    ACCOUNT,
+    PARTITIONS,
+    PNG_FILE,
+    TIME_LIMIT,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
 
 AttentionBackend = Literal["auto", "sdpa", "cudnn", "flash", "efficient", "xformers", "math"]
 
@@ -73,11 +83,11 @@ class LaunchConfig(Section):
     """DeepSpeed file (ZeRO and communication settings only); default: zero2.json, on a CPU zero2_cpu.json."""
     attention: AttentionBackend = "auto"
     """Attention kernel; auto: a training on a GPU takes the fastest that passes a test, everything else sdpa."""
-    partition: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}(,[A-Za-z0-9_.-]{1,64}){0,15}$")] | None = None
+    partition: Annotated[str, Field(pattern=PARTITIONS)] | None = None
     """SLURM partition, or several separated by commas: SLURM takes the first that is free."""
-    account: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] | None = None
+    account: Annotated[str, Field(pattern=ACCOUNT)] | None = None
     """SLURM account."""
-    time_limit: Annotated[str, Field(pattern=r"^(\d+-)?\d{1,3}(:\d{2}){0,2}$")] = "24:00:00"
+    time_limit: Annotated[str, Field(pattern=TIME_LIMIT)] = "24:00:00"
     """SLURM time limit, e.g. 24:00:00 or 2-00:00:00."""
     sbatch_args: tuple[str, ...] = ()
     """Further options of sbatch, e.g. [--qos=long, --mem=200G, --constraint=a100]."""
@@ -170,7 +180,7 @@ class PlotConfig(Section):
 
     run_dirs: tuple[str, ...] = ()
     """Folders of runs of `train` or `train-vae`."""
-    out: Annotated[str, Field(pattern=r"(?i)\.png$")] | None = None
+    out: Annotated[str, Field(pattern=PNG_FILE)] | None = None
     """PNG to write (replaced if it exists); default: curves.png in the folder of the run."""
     curves: tuple[str, ...] = ()
     """Metrics to plot, one panel each; default: the usual ones."""

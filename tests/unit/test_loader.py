@@ -11,8 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from synfundus.config import loader
+from synfundus.config import base, loader
 from synfundus.config.assets import find_asset, list_assets, read_ds_file
+from synfundus.config.base import FORMS
 from synfundus.config.dump import dump_config, format_value
 from synfundus.config.loader import Assignment, LoadedConfig, fingerprint, leaf_fields, list_presets, load_config
 from synfundus.config.schema import RunConfig
@@ -100,6 +101,39 @@ def test_scalars_take_the_type_of_their_field_and_nothing_is_guessed(tmp_path: P
     assert config.train.optim.lr == 1e-4
     assert config.encode_latents.flip is True
     assert config.seed == 12
+
+
+def _patterns(schema: object) -> set[str]:
+    if isinstance(schema, list):
+        return set().union(*map(_patterns, schema))
+    if not isinstance(schema, dict):
+        return set()
+    own = {schema["pattern"]} if isinstance(schema.get("pattern"), str) else set()
+    return own.union(*map(_patterns, schema.values()))
+
+
+def test_what_a_text_must_look_like_is_said_in_words() -> None:
+    assert _patterns(RunConfig.model_json_schema()) == set(FORMS)
+    told = {base.PARTITIONS: ("gpu", "gpu,long"), base.ACCOUNT: ("eyelab",), base.PNG_FILE: (".png",)}
+    told |= {base.TIME_LIMIT: ("24:00:00", "2-00:00:00", "90"), base.CHECKPOINT: ("images-000001280000",)}
+    for pattern, examples in told.items():
+        assert all(example in FORMS[pattern] and re.search(pattern, example) for example in examples)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("launch.time_limit=2days", "should be a time limit of SLURM, such as 24:00:00"),
+        ("launch.account=my acc", "should be a name of letters"),
+        ("plot.out=curves.pdf", "should end in .png"),
+        ('sample.label={"dr_grade": "3x"}', "should begin with a letter if it is the name of a value"),
+    ],
+)
+def test_a_text_of_another_form_is_answered_in_words(setting: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)) as caught:
+        load(None, setting)
+    assert "^" not in str(caught.value)
+    assert "pattern" not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", ["32,64,96,128", "[32, 64, 96, 128]", " 32, 64,96 ,128 "])
