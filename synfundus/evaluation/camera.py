@@ -19,6 +19,7 @@ from synfundus.evaluation.label_control import (
     is_nominal,
     label_agreement,
     label_prediction,
+    measure_and_chance,
 )
 from synfundus.labels.schema import READABLE, UNKNOWN_STATE, LabelSchema
 
@@ -132,12 +133,10 @@ def shortcuts(blind: Agreement, judged: Agreement, states: NDArray[np.int64], sc
     """
     found = []
     for spec, column in zip(schema.labels, states.T, strict=True):
-        measure = "accuracy" if is_nominal(spec) else "auc"
+        measure, chance = measure_and_chance(spec, column)
         (value, interval), (seen, _) = blind[spec.name].figure(measure), judged[spec.name].figure(measure)
         if value is None or interval is None or spec.name in READABLE:
             continue
-        counts = np.bincount(column[column != UNKNOWN_STATE])
-        chance = counts.max() / counts.sum() if measure == "accuracy" else 0.5
         if interval[0] > chance and (value >= _HIGH or seen is None or value >= seen - _CLOSE):
             found.append(f"{spec.name} {value:.2f}" + (f" (the judge {seen:.2f})" if seen is not None else ""))
     return found

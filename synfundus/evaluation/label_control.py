@@ -272,6 +272,31 @@ def agreement_table(agreements: Mapping[str, Agreement]) -> tuple[list[str], lis
     return ["label", *sources], rows
 
 
+def measure_and_chance(spec: LabelSpec, column: NDArray[np.int64]) -> tuple[str, float]:
+    """Return the figure by which a label is told from chance, and what guessing reaches on its states ``[n]``."""
+    if not is_nominal(spec):
+        return "auc", 0.5
+    counts = np.bincount(column[column != UNKNOWN_STATE])
+    return "accuracy", float(counts.max(initial=0) / max(counts.sum(), 1))
+
+
+def not_told(judged: Agreement, states: NDArray[np.int64], schema: LabelSchema) -> list[str]:
+    """Return the labels, with their figures, that a judge may tell no better than a guess.
+
+    Args:
+        judged: Agreement of the judge on photographs it was not trained on.
+        states: Label states of these photographs ``[n, k]``.
+        schema: The labels.
+    """
+    found = []
+    for spec, column in zip(schema.labels, states.T, strict=True):
+        measure, chance = measure_and_chance(spec, column)
+        value, interval = judged[spec.name].figure(measure)
+        if value is not None and interval is not None and interval[0] <= chance:
+            found.append(f"{spec.name} {value:.2f} ({interval[0]:.2f} to {interval[1]:.2f})")
+    return found
+
+
 def control_rows(held_out_states: NDArray[np.int64], schema: LabelSchema, *, count: int, seed: int) -> list[LabelRow]:
     """Draw label rows to generate for from those of held-out photographs ``[n, k]``, with replacement.
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from synfundus.evaluation.camera import camera_features, fit_linear, shortcuts, source_features
 from synfundus.evaluation.fit import FitRecipe
 from synfundus.evaluation.judge import evaluate_label_control, train_judge
-from synfundus.evaluation.label_control import Agreement, agreement_table, headline
+from synfundus.evaluation.label_control import Agreement, agreement_table, headline, not_told
 from synfundus.labels.schema import LabelSchema
 from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.pixels import pixels_to_tensor, tensor_to_pixels
@@ -140,7 +140,8 @@ class LabelControl:
             ``generated``, which is withheld where generated images do not look like photographs.
         camera_alone: Of one that sees the field of view and the mean colour, ``real`` and ``generated``.
         source_alone: Of one that knows the collection, ``real``; empty where there is one collection.
-        warnings: What to distrust: labels that can be told without seeing the eye, photographs that were learned from.
+        warnings: What to distrust: labels that can be told without seeing the eye, or that the judge does not tell,
+            photographs that were learned from.
         generated_vessels: Vessels of generated images beside those of the photographs judged.
     """
 
@@ -245,6 +246,12 @@ def judge_label_control(
         agreements["generated"] = evaluate_label_control(judge, generated.pixels, generated.states)
     control = _compare_with_blind_judges(agreements, train, judged, schema)
     warnings = (NOBODY_HELD_OUT, *control.warnings) if held_out is train else control.warnings
+    if unsure := not_told(agreements["real"], held_out.states, schema):
+        warnings = (
+            *warnings,
+            "labels the judge tells no better than a guess, or may not, on photographs: "
+            f"{', '.join(unsure)}; its figures of generated images say nothing about them",
+        )
     return replace(control, warnings=warnings, generated_vessels=vessels)
 
 

@@ -82,6 +82,7 @@ def test_a_folder_of_samples_is_judged_as_it_stands(data: Path, tmp_path: Path) 
     assert (labels["dr_grade"]["num_known"], labels["is_gc"]["num_known"], labels["is_amd"]["num_known"]) == (9, 3, 0)
     assert labels["is_gc"]["auc"] is None, "one value only"
     assert set(found["label_control"]) == {"real", "generated"}
+    assert any("no better than a guess" in text for text in found["label_control_warnings"]), "all look alike"
     written = json.loads((tmp_path / "out" / "judge.json").read_text())
     assert written["label_control"] == json.loads(json.dumps(found["label_control"]))
     again = _judge(data, tmp_path / "out", samples=str(samples))

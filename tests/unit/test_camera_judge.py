@@ -8,7 +8,13 @@ from numpy.typing import NDArray
 
 from synfundus.evaluation.camera import camera_features, fit_linear, shortcuts, source_features
 from synfundus.evaluation.intervals import auc_interval, share_interval
-from synfundus.evaluation.label_control import LabelAgreement, LabelPrediction, agreement_table, label_agreement
+from synfundus.evaluation.label_control import (
+    LabelAgreement,
+    LabelPrediction,
+    agreement_table,
+    label_agreement,
+    not_told,
+)
 from synfundus.labels.schema import LabelSchema, LabelSpec
 from synfundus.seeding import keyed_generator
 
@@ -64,6 +70,21 @@ def test_it_warns_where_it_comes_close_or_is_high(blind: float, judged: float | 
     assert bool(shortcuts(agreement(blind), agreement(judged), states, schema)) == warned
     few = {"is_gc": LabelAgreement(8, 4, blind, 0.5, None, auc_interval=(0.4, 1.0))}
     assert not shortcuts(few, agreement(judged), states, schema), "what may be chance is no warning"
+
+
+@pytest.mark.parametrize(
+    ("auc", "right", "count", "unsure"),
+    [(0.9, 0.9, 200, ""), (0.9, 0.9, 6, "is_gc camera"), (0.52, 0.9, 200, "is_gc"), (0.9, 0.53, 200, "camera")],
+)
+def test_labels_that_the_judge_itself_does_not_tell(auc: float, right: float, count: int, unsure: str) -> None:
+    schema = LabelSchema((LabelSpec("is_gc", 2), LabelSpec("camera", 3)))
+    half, interval = count // 2, share_interval(round(right * count), count)
+    judged = {
+        "is_gc": LabelAgreement(count, half, auc, 0.5, None, auc_interval=auc_interval(auc, half, half)),
+        "camera": LabelAgreement(count, 0, None, right, None, accuracy_interval=interval),
+    }
+    found = not_told(judged, np.array([[1, 2], [2, 3]] * half), schema)
+    assert [text.split()[0] for text in found] == unsure.split()
 
 
 def test_of_one_value_there_is_no_figure() -> None:
