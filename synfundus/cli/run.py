@@ -29,7 +29,7 @@ from synfundus.config.schema import RunConfig
 from synfundus.distributed.agreement import on_rank_0, together
 from synfundus.distributed.lost_ranks import device_fault, lost_rank_error
 from synfundus.distributed.rank_info import RankInfo, rank_info
-from synfundus.distributed.requeue import open_fault_report, report_fault
+from synfundus.distributed.requeue import how_to_resume, open_fault_report, report_fault
 from synfundus.distributed.world import (
     LocalWorld,
     World,
@@ -318,7 +318,7 @@ def run_verb(verb: Verb, given: Mapping[str, Any], arguments: tuple[str, ...]) -
         arguments: The command line after the program's name, for the processes to start.
     """
     info = rank_info(os.environ) if verb.distributed else RankInfo(0, 1, 0, 1, "single")
-    ENDING.going_on, ENDING.quiet = verb.going_on, info.rank != 0
+    ENDING.going_on, ENDING.quiet = how_to_resume() if verb.resumes else "", info.rank != 0
     request = load_request(verb, given)
     if request.config.launch.group_readable:
         os.umask(0o027)

@@ -27,6 +27,16 @@ _OWN_ERRORS = range(2, 7)
 _report: IO[str] | None = None
 
 
+def how_to_resume() -> str:
+    """Return how stopped work is resumed; in a job of the scripts in slurm/, SLURM may do it."""
+    if os.environ.get(STALLED):
+        return (
+            "the job starts again by itself after a time limit or a preemption; "
+            "if it was cancelled, run the same command again to resume"
+        )
+    return "run the same command again to resume"
+
+
 def request_requeue() -> None:
     """Create the file that asks for a requeue; does nothing if the variable is not set."""
     place = os.environ.get(STALLED)

@@ -54,30 +54,18 @@ def accuracy(predicted: Values, actual: Values) -> float | None:
     return float((predicted == actual).mean()) if len(actual) else None
 
 
-def quadratic_weighted_kappa(predicted: Values, actual: Values, *, num_values: int) -> float | None:
-    """Return Cohen's kappa with disagreement weighted by the squared distance of the grades.
-
-    Args:
-        predicted: Grades ``[n]`` in ``0 .. num_values - 1``.
-        actual: Grades ``[n]``.
-        num_values: Number of grades.
-
-    Returns:
-        None if it is undefined: no samples, or one grade only on both sides.
-
-    Source: Cohen 1968, "Weighted kappa", Eq. 8.
-    """
-    return weighted_kappa(_confusion(predicted, actual, num_values))
-
-
-def _confusion(predicted: Values, actual: Values, num_values: int) -> Scores:
+def confusion(predicted: Values, actual: Values, num_values: int) -> Scores:
+    """Count the images by actual and predicted value ``[num_values, num_values]``; both are ``[n]``, from 0 on."""
     table = np.zeros((num_values, num_values))
     np.add.at(table, (actual, predicted), 1)
     return table
 
 
 def weighted_kappa(table: Scores) -> float | None:
-    """Return the quadratic weighted kappa of a table of counts, actual grades by predicted ones; None if undefined."""
+    """Return the quadratic weighted kappa of a table of counts, actual grades by predicted ones; None if undefined.
+
+    Source: Cohen 1968, "Weighted kappa", Eq. 8.
+    """
     grades = np.arange(len(table))
     weight = (grades[:, None] - grades[None, :]) ** 2
     expected = np.outer(table.sum(axis=1), table.sum(axis=0)) / max(table.sum(), 1)
@@ -159,7 +147,7 @@ def _agreement(prediction: LabelPrediction, states: Values, *, num_values: int, 
     if len(np.unique(actual)) < 2:
         return LabelAgreement(num_known, num_positive, None, None, None)
     auc = rank_auc(prediction.at_least[known, cut - 1], positive) if ranked else None
-    counts = _confusion(predicted, actual, num_values)
+    counts = confusion(predicted, actual, num_values)
     return LabelAgreement(
         num_known=num_known,
         num_positive=num_positive,

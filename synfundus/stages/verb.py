@@ -113,10 +113,9 @@ class Verb:
         return self.name.replace("-", "_")
 
     @property
-    def going_on(self) -> str:
-        """Return how a user resumes after an interruption; empty for a verb that only looks."""
-        writes = any(option.required and option.role in ("output", "run") for option in self.options)
-        return "run the same command again to resume" if writes else ""
+    def resumes(self) -> bool:
+        """Whether a stopped one is started again to resume; not one that only looks."""
+        return any(option.required and option.role in ("output", "run") for option in self.options)
 
 
 DEVICE = Option("--device", "launch.device", "Where to compute; auto: CUDA if there is one.")

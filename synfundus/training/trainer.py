@@ -12,6 +12,7 @@ from synfundus.distributed.agreement import on_rank_0, raise_together
 from synfundus.distributed.engine import StepResult, ZeroEngine
 from synfundus.distributed.lost_ranks import lost_rank_error
 from synfundus.distributed.numerics import seed_kernels
+from synfundus.distributed.requeue import how_to_resume
 from synfundus.distributed.watchdog import PHASE_PATIENCE, Watchdog
 from synfundus.distributed.world import World, torch_device
 from synfundus.errors import ConfigError, Interrupted, Preempted, SynfundusError
@@ -317,7 +318,7 @@ class Trainer:
         raise Preempted(
             f"stopped by {' '.join(self._flag.names) or 'a signal to another rank'} at {state.images_seen} images; "
             "everything is saved",
-            hint="run the same command again to resume",
+            hint=how_to_resume(),
         )
 
     @property

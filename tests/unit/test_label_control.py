@@ -18,10 +18,11 @@ from synfundus.evaluation.label_control import (
     LabelPrediction,
     accuracy,
     agreement_table,
+    confusion,
     headline,
     label_agreement,
-    quadratic_weighted_kappa,
     rank_auc,
+    weighted_kappa,
 )
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema, LabelSpec
 from synfundus.seeding import keyed_generator
@@ -47,9 +48,9 @@ def test_auc_is_the_share_of_pairs_in_order_with_ties_counting_half(pairs: list[
 
 def test_kappa_of_agreement_is_one_of_reversal_negative_and_of_a_constant_zero() -> None:
     actual = np.array([0, 1, 2, 3, 4, 0, 4])
-    assert quadratic_weighted_kappa(actual, actual, num_values=5) == pytest.approx(1.0)
-    assert (quadratic_weighted_kappa(4 - actual, actual, num_values=5) or 0.0) < -0.9
-    assert quadratic_weighted_kappa(np.full(7, 2), actual, num_values=5) == pytest.approx(0.0)
+    assert weighted_kappa(confusion(actual, actual, 5)) == pytest.approx(1.0)
+    assert (weighted_kappa(confusion(4 - actual, actual, 5)) or 0.0) < -0.9
+    assert weighted_kappa(confusion(np.full(7, 2), actual, 5)) == pytest.approx(0.0)
 
 
 def test_kappa_matches_a_table_worked_by_hand() -> None:
@@ -57,11 +58,11 @@ def test_kappa_matches_a_table_worked_by_hand() -> None:
     # expected under independence: rows (2, 2, 1), columns (3, 1, 1) over 5 -> weights sum to 7.4
     actual, predicted = np.array([0, 0, 1, 1, 2]), np.array([0, 0, 1, 2, 0])
     expected = sum(r * c * (i - j) ** 2 for i, r in enumerate((2, 2, 1)) for j, c in enumerate((3, 1, 1))) / 5
-    assert quadratic_weighted_kappa(predicted, actual, num_values=3) == pytest.approx(1 - 5 / expected)
+    assert weighted_kappa(confusion(predicted, actual, 3)) == pytest.approx(1 - 5 / expected)
 
 
 def test_kappa_without_room_for_disagreement_is_not_defined() -> None:
-    assert quadratic_weighted_kappa(np.array([1, 1]), np.array([1, 1]), num_values=3) is None
+    assert weighted_kappa(confusion(np.array([1, 1]), np.array([1, 1]), 3)) is None
     assert accuracy(np.array([], dtype=np.int64), np.array([], dtype=np.int64)) is None
 
 

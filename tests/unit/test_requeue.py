@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from synfundus.cli import app
-from synfundus.distributed.requeue import FAULTS, STALLED, forget_faults, request_requeue
+from synfundus.distributed.requeue import FAULTS, STALLED, forget_faults, how_to_resume, request_requeue
 from synfundus.errors import DataError, Stalled
 
 
@@ -89,3 +89,10 @@ def test_a_checkpoint_forgets_the_faults_before_it(tmp_path: Path, monkeypatch: 
 def test_without_a_folder_nothing_is_reported(tmp_path: Path) -> None:
     done = run_rank(tmp_path / "none", "report_fault('the GPU failed'); raise SystemExit(71)")
     assert (done.returncode, done.stderr) == (71, "")
+
+
+def test_a_job_that_slurm_starts_again_is_not_to_be_started_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(STALLED, raising=False)
+    assert how_to_resume() == "run the same command again to resume"
+    monkeypatch.setenv(STALLED, "/shared/.stalled-7-0")
+    assert how_to_resume().startswith("the job starts again by itself after a time limit or a preemption; if it was")
