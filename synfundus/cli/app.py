@@ -71,8 +71,7 @@ def _parameter(verb: Verb, option: Option) -> inspect.Parameter:
         annotation, default = str | None, None
     shown = None if annotation is bool else metavar(verb, option)
     typed = Annotated[
-        annotation,
-        typer.Option(option.flag, help=help_text(verb, option), metavar=shown, show_default=False),
+        annotation, typer.Option(option.flag, help=help_text(verb, option), metavar=shown, show_default=False)
     ]
     return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=typed)
 

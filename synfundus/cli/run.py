@@ -30,14 +30,7 @@ from synfundus.distributed.agreement import on_rank_0, together
 from synfundus.distributed.lost_ranks import device_fault, lost_rank_error
 from synfundus.distributed.rank_info import RankInfo, rank_info
 from synfundus.distributed.requeue import how_to_resume, open_fault_report, report_fault
-from synfundus.distributed.world import (
-    LocalWorld,
-    World,
-    connect,
-    disconnect,
-    has_native_bf16,
-    in_process_group,
-)
+from synfundus.distributed.world import LocalWorld, World, connect, disconnect, has_native_bf16, in_process_group
 from synfundus.errors import ConfigError
 from synfundus.launch import (
     LaunchPlan,

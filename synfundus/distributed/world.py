@@ -113,6 +113,11 @@ def share_of(units: Sequence[T], world: World) -> Sequence[T]:
     return units[world.rank :: world.size]
 
 
+def of_rank(work: str, world: World) -> str:
+    """Name a rank's share of some work, for its progress: ``sampling (rank 0 of 8)``."""
+    return work if world.size == 1 else f"{work} (rank {world.rank} of {world.size})"
+
+
 class StatusStore(Protocol):
     """Texts by name that any rank can set and read at any time; not collective."""
 

@@ -256,10 +256,7 @@ def judge_label_control(
 
 
 def _compare_with_blind_judges(
-    agreements: dict[str, Agreement],
-    train: LabelledImages,
-    judged: Mapping[str, LabelledImages],
-    schema: LabelSchema,
+    agreements: dict[str, Agreement], train: LabelledImages, judged: Mapping[str, LabelledImages], schema: LabelSchema
 ) -> LabelControl:
     """Add judges that do not see the eye, trained on the same photographs; ``judged`` has ``real`` at least."""
     camera = fit_linear(camera_features(train.pixels), train.states, schema)

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 import torch
 
-from synfundus.distributed.world import World, connect, in_process_group, resolve_device
+from synfundus.distributed.world import LocalWorld, World, connect, in_process_group, of_rank, resolve_device
 from synfundus.errors import LaunchError
 
 
@@ -40,3 +40,8 @@ def test_a_job_in_its_callers_group_keeps_the_callers_threads(world: World) -> N
     connect(device="cpu", timeout_s=60, num_threads=before + 1)
     assert torch.get_num_threads() == before
     assert in_process_group()
+
+
+def test_the_progress_of_one_rank_of_several_says_so() -> None:
+    assert of_rank("sampling", LocalWorld()) == "sampling"
+    assert of_rank("sampling", LocalWorld(size=8)) == "sampling (rank 0 of 8)"

@@ -75,12 +75,7 @@ VERB = Verb(
     example="synfundus demo --out demo-out --minutes 12",
     options=(
         Option(
-            "--out",
-            "demo.out",
-            "Folder for all results of the demo.",
-            required=True,
-            role="output",
-            proof=(_CLAIM,),
+            "--out", "demo.out", "Folder for all results of the demo.", required=True, role="output", proof=(_CLAIM,)
         ),
         Option("--minutes", "demo.minutes", "Approximate time on two idle cores."),
         Option("--source", "demo.source", "Folder of your own photographs instead of phantoms.", role="input"),

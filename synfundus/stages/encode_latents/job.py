@@ -23,7 +23,7 @@ from synfundus.artifacts.shard_records import ShardRecords
 from synfundus.config.generation import EncodeLatentsConfig
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.agreement import on_rank_0, require_same
-from synfundus.distributed.world import World, share_of, torch_device, without_timeout
+from synfundus.distributed.world import World, of_rank, share_of, torch_device, without_timeout
 from synfundus.errors import ConfigError, DataError
 from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.stages import Summary, build
@@ -87,7 +87,9 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     at_the_end = without_timeout(world)
     with (
         open_lanes(device) as lanes,
-        console.progress("encoding", total=sum(task.entry.num_samples for task in mine), unit="images") as bar,
+        console.progress(
+            of_rank("encoding", world), total=sum(task.entry.num_samples for task in mine), unit="images"
+        ) as bar,
     ):
         ShardEncoder(section, image_set, autoencoder, _records(out), device, lanes).encode(mine, bar)
     at_the_end.barrier()

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synfundus.config.photographs import PrepareConfig
+from synfundus.distributed.world import World, of_rank
 from synfundus.errors import DataError
 from synfundus.photographs.crosswalk import write_private
 from synfundus.photographs.ingest import PlannedSample
@@ -83,7 +84,12 @@ def pending_chunks(paths: PreparePaths, num_chunks: int) -> list[int]:
 
 
 def prepare_chunks(
-    section: PrepareConfig, paths: PreparePaths, collection: str, chunks: Sequence[tuple[int, int]], console: Console
+    section: PrepareConfig,
+    paths: PreparePaths,
+    collection: str,
+    chunks: Sequence[tuple[int, int]],
+    world: World,
+    console: Console,
 ) -> None:
     """Prepare chunks with a pool of processes.
 
@@ -91,7 +97,8 @@ def prepare_chunks(
         section: Options of `prepare`.
         paths: Locations.
         collection: Name of the collection.
-        chunks: (number, number of photographs) of each chunk.
+        chunks: (number, number of photographs) of each chunk of this rank.
+        world: The ranks.
         console: Shows progress.
 
     Raises:
@@ -115,7 +122,7 @@ def prepare_chunks(
 
     with (
         process_map(min(section.workers, total), limit_s=section.photograph_limit_s) as mapped,
-        console.progress("preparing photographs", total=total, unit="images") as progress,
+        console.progress(of_rank("preparing photographs", world), total=total, unit="images") as progress,
     ):
         # one stream of tasks over all chunks: no process waits for the end of a chunk
         results = _results(mapped, tasks(), console)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from zlib_ng.zlib_ng import crc32
 
 from synfundus.artifacts.shard_records import ShardRecords
+from synfundus.distributed.world import World, of_rank
 from synfundus.errors import CorruptShard
 from synfundus.labels.schema import LabelSchema
 from synfundus.photographs.crosswalk import close_to_others, write_private
@@ -63,9 +64,14 @@ def plan_shard_tasks(paths: PreparePaths, decision: Decision) -> list[ShardTask]
 
 
 def assemble_shards(
-    paths: PreparePaths, image_format: str, tasks: Sequence[ShardTask], schema: LabelSchema, console: Console
+    paths: PreparePaths,
+    image_format: str,
+    tasks: Sequence[ShardTask],
+    schema: LabelSchema,
+    world: World,
+    console: Console,
 ) -> None:
-    """Assemble shards; the record of each is written last.
+    """Assemble shards of this rank; the record of each is written last.
 
     Raises:
         CorruptShard: The work folder is damaged; the next run prepares the damaged chunk again.
@@ -73,7 +79,7 @@ def assemble_shards(
     """
     extensions, records = ("json", image_format), _records(paths)
     total = sum(task.num_samples for task in tasks)
-    with console.progress("writing shards", total=total, unit="images") as progress:
+    with console.progress(of_rank("writing shards", world), total=total, unit="images") as progress:
         for task in tasks:
             if records.read(task.name, plan_sha256=task.plan_sha256) is not None:
                 progress.advance(task.num_samples)

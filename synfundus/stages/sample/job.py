@@ -40,7 +40,7 @@ from synfundus.config.generation import SampleConfig
 from synfundus.config.schema import RunConfig
 from synfundus.diffusion.sampling import SamplerSettings, scheduler_for
 from synfundus.distributed.agreement import on_rank_0, require_same
-from synfundus.distributed.world import World, share_of, torch_device, without_timeout
+from synfundus.distributed.world import World, of_rank, share_of, torch_device, without_timeout
 from synfundus.labels.plan import REQUESTED, LabelRow, label_table, plan_labels, read_label_plan
 from synfundus.labels.schema import LabelSchema, label_caption
 from synfundus.pictures.sheets import contact_sheet, encode_png
@@ -265,7 +265,7 @@ def _generate(work: _Work, world: World, console: Console) -> int:
     unwritten: list[tuple[int, Future[bytes]]] = []
     with (
         ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="png") as pool,
-        console.progress("sampling", total=total, unit="images") as bar,
+        console.progress(of_rank("sampling", world), total=total, unit="images") as bar,
     ):
         for unit in units:
             images = [image for batch in unit for image in work.batch_images(batch)]

@@ -161,13 +161,7 @@ def _drop(folder: str) -> None:
 
 
 def _all_or_raise(
-    work: Callable[[], T],
-    folder: str,
-    world: World,
-    *,
-    clear: bool,
-    only_rank_0: bool = False,
-    advice: str = "",
+    work: Callable[[], T], folder: str, world: World, *, clear: bool, only_rank_0: bool = False, advice: str = ""
 ) -> list[T]:
     """Do a part of a save, return every rank's result; raise on all if one failed, so that none waits. Collective."""
     result: T | None = None
