@@ -121,7 +121,8 @@ def is_flat(pixels: NDArray[np.uint8]) -> bool:
 
 
 _LEVELS, _LEVEL_DISTANCE, _LEVEL_SPREAD, _LEVEL_SHARE = 4, 24, 4, 0.93
-_SECOND_LEVEL_SHARE = 0.01  # a hazy retina may have one grey, but next to nothing at a distance from it
+# A hazy retina may have one grey, but next to nothing at a distance from it, or, as a reflex has, much between.
+_SECOND_LEVEL_SHARE, _THIN_LEVEL_SHARE, _REST_IN_LEVELS = 0.01, 0.002, 0.8
 _DARKEST_LEVEL = 60  # darker photographs have few greys themselves
 
 
@@ -139,5 +140,6 @@ def has_few_levels(pixels: NDArray[np.uint8], circle: Circle) -> bool:
         levels.append(int(near.argmax()))
         pixels_at.append(int(near[levels[-1]]))
         counts[max(0, levels[-1] - _LEVEL_DISTANCE) : levels[-1] + _LEVEL_DISTANCE + 1] = 0
-    apart = levels[0] >= _DARKEST_LEVEL and pixels_at[1] >= _SECOND_LEVEL_SHARE * grey.size
-    return apart and sum(pixels_at) >= _LEVEL_SHARE * grey.size
+    thin = sum(pixels_at[1:]) >= _REST_IN_LEVELS * (grey.size - pixels_at[0])
+    apart = pixels_at[1] >= (_THIN_LEVEL_SHARE if thin else _SECOND_LEVEL_SHARE) * grey.size
+    return levels[0] >= _DARKEST_LEVEL and apart and sum(pixels_at) >= _LEVEL_SHARE * grey.size

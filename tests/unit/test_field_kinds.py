@@ -111,12 +111,16 @@ def test_an_enlarged_photograph_is_flagged_and_its_diameter_known(side: int, fla
     assert abs(prepared.diameter_px - 0.9 * side) <= 2
 
 
-@pytest.mark.parametrize(("marked", "few"), [(0.0, False), (0.005, False), (0.03, True)])
-def test_one_grey_is_haze_and_two_are_a_mask(marked: float, few: bool) -> None:
+@pytest.mark.parametrize(
+    ("radius", "soft", "few"),
+    [(0, 1, False), (3, 1, False), (8, 1, True), (8, 20, False), (20, 1, True)],
+    ids=["one grey", "a speck", "a small mark", "a small reflex", "a mark"],
+)
+def test_one_grey_is_haze_and_two_are_a_mask(radius: float, soft: float, few: bool) -> None:
     """Of 20,000 photographs drawn with haze, 180 have one grey in the middle: they are no masks."""
-    rng = np.random.default_rng(5)
-    grey = 120 + rng.normal(0, 1.0, (300, 300))
-    grey[150 : 150 + round(marked * 150 * 150 / 100), 100:200] = 205
+    y, x = np.mgrid[:300, :300] - 149.5
+    mark = np.clip((radius - np.hypot(x, y)) / soft + 1, 0, 1) if radius else np.zeros((300, 300))
+    grey = 120 + 85 * mark + np.random.default_rng(5).normal(0, 1.0, (300, 300))
     pixels = np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
     assert has_few_levels(pixels, Circle(150, 150, 150)) is few
 
