@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -98,7 +99,7 @@ def steps(work: Path, recipe: Path, *, denoiser: bool) -> list[tuple[Path, list[
 
 
 def run_steps(work: Path, recipe: Path, *, denoiser: bool) -> None:
-    """Run what is not done yet; raises CalledProcessError where a verb fails."""
+    """Run what is not done yet; ends with the code of a verb that fails or is stopped."""
     key = work / "crosswalk" / SECRET_NAME
     if not key.exists():  # keys decide order and splits: phantoms have nothing to hide, and a drawn key no second time
         key.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +107,23 @@ def run_steps(work: Path, recipe: Path, *, denoiser: bool) -> None:
     for proof, arguments in steps(work, recipe, denoiser=denoiser):
         print(f"--- {arguments[0]}{': done' if proof.exists() else ''}", flush=True)
         if not proof.exists():
-            subprocess.run([sys.executable, "-m", "synfundus", *arguments], check=True)
+            run_verb(arguments)
+
+
+def run_verb(arguments: Sequence[str]) -> None:
+    """Run a verb to its end, also after a signal: it saves then, and says so."""
+    process = subprocess.Popen([sys.executable, "-m", "synfundus", *arguments])
+    before = {
+        # a terminal sends Ctrl-C to both
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number)),
+    }
+    code = process.wait()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    if code:
+        print(f"{arguments[0]} ended with code {code}: start it all again, and what is done is kept", file=sys.stderr)
+        raise SystemExit(code if code > 0 else 128 - code)
 
 
 def require_ours(out: Path) -> None:

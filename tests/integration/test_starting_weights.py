@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -342,7 +346,7 @@ def test_what_is_shipped_keeps_the_vessels_of_a_real_photograph() -> None:
 
 def test_steps_that_are_done_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
-    monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append(command[3]))
+    monkeypatch.setattr(making, "run_verb", lambda arguments: ran.append(arguments[0]))
     making.run_steps(tmp_path, making.RECIPE, denoiser=False)
     assert ran == ["phantoms", "prepare", "train-vae"]
     for proof, _ in making.steps(tmp_path, making.RECIPE, denoiser=True)[:2]:
@@ -350,6 +354,30 @@ def test_steps_that_are_done_are_left_out(tmp_path: Path, monkeypatch: pytest.Mo
         proof.touch()
     making.run_steps(tmp_path, making.RECIPE, denoiser=True)
     assert ran[3:] == ["train-vae", "encode-latents", "train"]
+
+
+@pytest.mark.parametrize("name", ["INT", "TERM"])
+def test_a_stopped_step_saves_and_says_how_to_resume(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.starting_weights"]
+    making_them = subprocess.Popen(
+        [*command, "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")],
+        cwd=making.ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    while not any((tmp_path / "work").rglob("*.png")):
+        assert making_them.poll() is None
+        time.sleep(0.1)
+    number = getattr(signal, f"SIG{name}")
+    (os.killpg if name == "INT" else os.kill)(making_them.pid, number)
+    told, _ = making_them.communicate(timeout=120)
+    assert making_them.returncode not in (0, -number), told
+    assert "phantoms ended with code" in told
+    assert "start it all again" in told
+    assert "Traceback" not in told
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
