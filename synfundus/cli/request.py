@@ -125,7 +125,9 @@ def load_request(verb: Verb, given: Mapping[str, Any]) -> Request:
         ConfigError: With every problem found.
     """
     flags = _assignments(verb, given)
-    begun, unread = (None, "") if given["preset"] or given["config"] else _begun(verb, flags)
+    pairs = (text.partition("=") for text in given["set"])
+    told = [*flags, *(Assignment(path.strip(), value, "--set") for path, _, value in pairs)]
+    begun, unread = (None, "") if given["preset"] or given["config"] else _begun(verb, told)
     loaded = load_config(
         preset=given["preset"] or verb.default_preset,
         file=given["config"],
@@ -137,15 +139,15 @@ def load_request(verb: Verb, given: Mapping[str, Any]) -> Request:
     return Request(verb, loaded, begun[0] if begun else "", tuple(recipe), unread)
 
 
-def _begun(verb: Verb, flags: Sequence[Assignment]) -> tuple[tuple[str, str] | None, str]:
+def _begun(verb: Verb, told: Sequence[Assignment]) -> tuple[tuple[str, str] | None, str]:
     """Return name and text of the settings of a resumed run, None where there is none, and why that is not known.
 
     Where all that the verb needs is given, a store need not be read here: the job compares.
     """
-    given = {flag.path for flag in flags}
+    given = {one.path for one in told}
     whole = all(option.path in given for option in verb.options if option.required)
     paths = {option.path for option in verb.options if option.role == "run"}
-    urls = [str(flag.value) for flag in flags if flag.path in paths and str(flag.value).strip()]
+    urls = [str(one.value) for one in told if one.path in paths and str(one.value).strip()]
     try:
         for url in urls:
             place, run = (filesystem.join(url, name) for name in ("config.yaml", "run.json"))

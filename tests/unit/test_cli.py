@@ -568,6 +568,8 @@ def test_settings_of_a_run_are_not_mixed_into_those_of_a_preset_and_are_kept_wit
     assert calls[1].train.optim.lr == 3e-4 != RunConfig().train.optim.lr
     assert run_command([*line, "--set", "train.optim.lr=1e-5"]) == 0
     assert calls[2].train.optim.lr == 1e-5
+    assert run_command(["train", "--set", f"train.run_dir={run_dir}", "--device", "cpu"]) == 0
+    assert calls[3].train.optim.lr == 3e-4, "the run is named by --set"
 
 
 @pytest.mark.parametrize("value", ["$SCRATCH/run", "${SCRATCH}/run", "~/run", "~", "~somebody/run"])
