@@ -249,7 +249,7 @@ def judge_label_control(
     if unsure := not_told(agreements["real"], held_out.states, schema):
         warnings = (
             *warnings,
-            "labels the judge tells no better than a guess, or may not, on photographs: "
+            "labels that the judge may tell no better than a guess, on photographs: "
             f"{', '.join(unsure)}; its figures of generated images say nothing about them",
         )
     return replace(control, warnings=warnings, generated_vessels=vessels)
