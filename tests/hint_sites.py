@@ -11,6 +11,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "synfundus"
 MAKERS = {
     "artifacts/run_changes.py": {"way_on"},
+    "distributed/requeue.py": {"how_to_resume"},
     "labels/plan.py": {"meant"},
     "photographs/importers/registry.py": {"meant"},
     "photographs/label_mapping.py": {"meant"},

@@ -250,7 +250,7 @@ def judge_label_control(
         warnings = (
             *warnings,
             "labels that the judge may tell no better than a guess, on photographs: "
-            f"{', '.join(unsure)}; its figures of generated images say nothing about them",
+            f"{', '.join(unsure)}; its figures of generated images say little about them",
         )
     return replace(control, warnings=warnings, generated_vessels=vessels)
 

@@ -374,6 +374,7 @@ def test_a_stopped_step_saves_and_says_how_to_resume(name: str, tmp_path: Path) 
     (os.killpg if name == "INT" else os.kill)(making_them.pid, number)
     told, _ = making_them.communicate(timeout=120)
     assert making_them.returncode not in (0, -number), told
+    assert f"stopped by SIG{name}" in told, "the verb came to its own end"
     assert "phantoms ended with code" in told
     assert "start it all again" in told
     assert "Traceback" not in told

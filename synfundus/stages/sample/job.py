@@ -106,7 +106,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     """Generate the images ``config.sample`` asks for. Collective; resumes by itself.
 
     Returns:
-        ``out``, ``num_images``, ``num_kept`` (were there already, on this rank), ``fingerprint``.
+        ``out``, ``num_images``, ``num_kept`` (were there already), ``fingerprint``.
 
     Raises:
         CheckpointError: No model.
@@ -135,11 +135,11 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         section, sampling, config.seed, pipeline, rows, _store(section, config.seed, out, pipeline, rows), device
     )
     at_the_end = without_timeout(world)
-    num_kept = _generate(work, world, console)
+    kept_here = _generate(work, world, console)
     at_the_end.barrier()
+    num_kept = round(at_the_end.sum([kept_here])[0])
     on_rank_0(lambda: _publish(work, out, request), at_the_end)
-    of_all = round(at_the_end.sum([num_kept])[0])
-    kept = f" ({of_all:,} were there, in whole batches)" if of_all else ""
+    kept = f" ({num_kept:,} were there, in whole batches)" if num_kept else ""
     console.message(f"{len(rows):,} synthetic images in {out}{kept}")
     return {"out": out, "num_images": len(rows), "num_kept": num_kept, "fingerprint": pipeline.fingerprint}
 
