@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from synfundus.artifacts.model import Model, generate_batch
+from synfundus.artifacts.model import Model, canonical_batch_size, generate_batch
 from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
 from synfundus.artifacts.sample_set import image_marks
 from synfundus.config.generation import SAMPLING_DEFAULTS, SampleConfig
@@ -30,7 +30,7 @@ from synfundus.shards.reader import ShardSetReader
 from synfundus.shards.set_survey import sample_decoder
 from synfundus.stages.build import ready_to_sample, sampler_settings
 from synfundus.stages.inspect.job import open_set
-from synfundus.stages.sample.job import COMPRESS_LEVEL
+from synfundus.stages.sample.factory import COMPRESS_LEVEL
 from synfundus.storage import filesystem
 from synfundus.storage.manifest import SPLITS, ShardSet
 from synfundus.telemetry.console import SilentConsole
@@ -75,8 +75,8 @@ class SynfundusPipeline:
             labels: Requested labels of every image, or a list with those of each; labels not named are unknown, and so
                 are all by default. A request is no ground truth: an image may not show what was asked for.
             num_images: Number of images; default: one, or one for each of the labels.
-            seed: Image i depends on the seed, i, its labels and the batch size.
-            batch_size: Images at a time.
+            seed: Image i depends on the seed, i and its labels.
+            batch_size: Images at a time on a GPU, whose rounding depends on it; a CPU always takes 16.
             settings: ``sampler``, ``num_steps``, ``guidance_scale``, ``guidance_rescale``, ``guidance_interval``;
                 default: as the model recommends.
 
@@ -97,6 +97,7 @@ class SynfundusPipeline:
             found: list[Any] = getattr(error, "errors", list)()
             wrong = "; ".join(f"{one['loc'][-1]} is {one['input']!r}: {one['msg']}" for one in found) or error
             raise ConfigError(f"settings that cannot be: {wrong}", where="sample") from error
+        batch_size = canonical_batch_size(batch_size, device=self.device.type)
         chosen = sampler_settings(section, self.model.recommended_sampling)
         scheduler_for(chosen.sampler, self.model.schedule_settings)
         batches = [

@@ -17,6 +17,9 @@ from synfundus.models.pixels import tensor_to_pixels
 from synfundus.models.unet import ConditionalDenoiser
 from synfundus.seeding import keyed_normal
 
+CPU_BATCH_SIZE = 16
+"""Images that a CPU computes at once: another number may round otherwise, and is hardly faster."""
+
 _DECODED_PIXELS = 2**22
 """Pixels to decode at a time: four images of 1,024 px, with fp32 activations of 4 GiB per layer."""
 
@@ -65,6 +68,11 @@ class Model(ModelSetup):
     fingerprint: str
     training_summary: dict[str, Any]
     folder: str
+
+
+def canonical_batch_size(batch_size: int, *, device: str) -> int:
+    """Return how many images are computed at once: on a GPU as many as asked for, on a CPU always as many."""
+    return CPU_BATCH_SIZE if device == "cpu" else batch_size
 
 
 @torch.no_grad()

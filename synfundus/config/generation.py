@@ -97,7 +97,7 @@ class SampleConfig(Section):
     to 200. How many steps that are depends on the sampler's spacing; the paper counts in sigma (arXiv 2404.07724).
     Default: as the model recommends, else all."""
     batch_size: PositiveInt = 16
-    """Images per batch."""
+    """Images per forward pass of a GPU, whose rounding depends on it; a CPU always takes 16."""
     format: Literal["png", "shards"] = "png"
     """PNG files or a shard set."""
     precision: Precision = "fp32"

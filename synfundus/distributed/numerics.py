@@ -7,6 +7,8 @@ do not.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -81,3 +83,18 @@ def set_tf32(wanted: bool, *, device: Device, option: str = "") -> str | None:
     if major < _FIRST_GENERATION:
         return f"fp32 products are fp32: this GPU (compute capability {major}.{minor}) has no TF32"
     return f"fp32 products run in TF32 on the tensor cores{by}"
+
+
+@contextmanager
+def reproducible_threads(*, device: Device) -> Iterator[None]:
+    """Compute with a power of two of threads on a CPU: some kernels round otherwise where work is not cut evenly.
+
+    More processes use the other cores.
+    """
+    threads = torch.get_num_threads()
+    if device == "cpu":
+        torch.set_num_threads(1 << (threads.bit_length() - 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -119,7 +120,7 @@ def of_rank(work: str, world: World) -> str:
 
 
 class StatusStore(Protocol):
-    """Texts by name that any rank can set and read at any time; not collective."""
+    """Texts and counts by name that any rank can set and read at any time; not collective."""
 
     def set(self, name: str, text: str) -> None:
         """Set a text.
@@ -135,12 +136,20 @@ class StatusStore(Protocol):
             RuntimeError: The store is gone.
         """
 
+    def add(self, name: str, amount: int) -> int:
+        """Add to a count, which begins at 0, and return it; no other rank gets in between.
+
+        Raises:
+            RuntimeError: The store is gone.
+        """
+
 
 @dataclass(frozen=True)
 class LocalStatusStore:
     """The store of a world of one."""
 
     texts: dict[str, str] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
 
     def set(self, name: str, text: str) -> None:
         """Set a text."""
@@ -149,6 +158,11 @@ class LocalStatusStore:
     def get(self, name: str) -> str | None:
         """Return a text, None while it is not set."""
         return self.texts.get(name)
+
+    def add(self, name: str, amount: int) -> int:
+        """Add to a count and return it."""
+        self.counts[name] += amount
+        return self.counts[name]
 
 
 @dataclass(frozen=True)
@@ -165,6 +179,10 @@ class TorchStatusStore:
         """Return a text, None while it is not set."""
         key = f"synfundus/{name}"
         return self.store.get(key).decode() if self.store.check([key]) else None
+
+    def add(self, name: str, amount: int) -> int:
+        """Add to a count and return it."""
+        return int(self.store.add(f"synfundus/{name}", amount))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import errno
 import io
 import json
 import platform
@@ -21,20 +22,27 @@ from PIL import Image
 from tiny_pipeline import IMAGE_SIZE_PX, SCHEMA, write_tiny_pipeline
 
 from synfundus.artifacts.model_folder import DOCUMENT_NAME
+from synfundus.artifacts.sample_stores import ShardStore
 from synfundus.config.schema import RunConfig
 from synfundus.diffusion.sampling import SamplerSettings
 from synfundus.distributed.world import LocalWorld
-from synfundus.errors import ConfigError, DataError, ManifestMismatch, SynfundusError
+from synfundus.errors import ConfigError, ManifestMismatch, StorageError
 from synfundus.labels.schema import LabelSchema, LabelSpec
 from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.stages.export import job as export
+from synfundus.stages.sample import factory
 from synfundus.stages.sample import job as sample
 from synfundus.storage import filesystem
 from synfundus.storage.local_folder import UNFINISHED_NAME
 from synfundus.storage.manifest import load_shard_set
-from synfundus.telemetry.console import SilentConsole
+from synfundus.telemetry.console import PlainConsole, SilentConsole
 
 BATCH = 4
+
+
+@pytest.fixture(autouse=True)
+def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("synfundus.artifacts.model.CPU_BATCH_SIZE", BATCH)
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +57,8 @@ def _config(model: Path, out: Path | str, *, seed: int = 0, **options: Any) -> R
     )
 
 
-def _sample(model: Path, out: Path | str, *, world: LocalWorld | None = None, **options: Any) -> dict[str, Any]:
-    return sample.run(_config(model, out, **options), world or LocalWorld(), SilentConsole())
+def _sample(model: Path, out: Path | str, **options: Any) -> dict[str, Any]:
+    return sample.run(_config(model, out, **options), LocalWorld(), SilentConsole())
 
 
 def _same(found: dict[str, bytes]) -> dict[str, bytes]:
@@ -82,16 +90,6 @@ def _plan(folder: Path, text: str) -> str:
     return str(path)
 
 
-def test_the_number_of_ranks_changes_no_byte(model: Path, tmp_path: Path) -> None:
-    _sample(model, tmp_path / "one", num_images=10)
-    with pytest.raises(DataError, match="missing"):
-        _sample(model, tmp_path / "two", num_images=10, world=LocalWorld(rank=0, size=2))
-    _sample(model, tmp_path / "two", num_images=10, world=LocalWorld(rank=1, size=2))
-    assert len(_files(tmp_path / "two", "images/*")) == 10
-    _sample(model, tmp_path / "two", num_images=10, world=LocalWorld(rank=0, size=2))
-    assert _files(tmp_path / "one") == _files(tmp_path / "two")
-
-
 def test_the_number_of_images_changes_no_byte_of_an_image(model: Path, tmp_path: Path) -> None:
     _sample(model, tmp_path / "few", num_images=5)
     _sample(model, tmp_path / "many", num_images=9)
@@ -106,12 +104,11 @@ def test_images_differ_from_one_another_and_with_the_seed(model: Path, tmp_path:
     assert len({pixels.tobytes() for pixels in [*a.values(), *b.values()]}) == 8
 
 
-def test_another_batch_size_moves_no_value_by_more_than_one_grey_level(model: Path, tmp_path: Path) -> None:
-    _sample(model, tmp_path / "a", batch_size=4)
-    _sample(model, tmp_path / "b", batch_size=3)
-    a, b = _pixels(tmp_path / "a"), _pixels(tmp_path / "b")
-    assert a.keys() == b.keys()
-    assert max(int(np.abs(a[name].astype(int) - b[name].astype(int)).max()) for name in a) <= 1
+def test_on_a_cpu_the_batch_size_changes_no_byte(model: Path, tmp_path: Path) -> None:
+    _sample(model, tmp_path / "a", num_images=9, batch_size=2)
+    _sample(model, tmp_path / "b", num_images=9, batch_size=64)
+    assert _files(tmp_path / "a") == _files(tmp_path / "b")
+    assert _sample(model, tmp_path / "a", num_images=9, batch_size=7)["num_kept"] == 9
 
 
 def test_labels_of_other_images_do_not_matter_own_labels_do(model: Path, tmp_path: Path) -> None:
@@ -206,14 +203,14 @@ def test_the_table_of_a_folder_is_a_label_plan_for_the_next(model: Path, tmp_pat
 def test_more_images_of_a_request_are_added_to_those_that_are_there(
     model: Path, tmp_path: Path, image_format: str
 ) -> None:
-    plan = _plan(tmp_path, "is_gc\n" + "1\n0\n" * 3)
-    _sample(model, tmp_path / "grown", num_images=3, labels=plan, format=image_format, batch_size=2)
-    kept = _sample(model, tmp_path / "grown", num_images=5, labels=plan, format=image_format, batch_size=2)
-    assert kept["num_kept"] == (2 if image_format == "png" else 0), "whole batches; whole shards"
-    _sample(model, tmp_path / "whole", num_images=5, labels=plan, format=image_format, batch_size=2)
+    plan = _plan(tmp_path, "is_gc\n" + "1\n0\n" * 5)
+    _sample(model, tmp_path / "grown", num_images=5, labels=plan, format=image_format)
+    kept = _sample(model, tmp_path / "grown", num_images=9, labels=plan, format=image_format)
+    assert kept["num_kept"] == (4 if image_format == "png" else 0), "whole batches; whole shards"
+    _sample(model, tmp_path / "whole", num_images=9, labels=plan, format=image_format)
     assert _files(tmp_path / "grown") == _files(tmp_path / "whole")
-    with pytest.raises(ConfigError, match="another request: num_images is 5 there, 3 here"):
-        _sample(model, tmp_path / "grown", num_images=3, labels=plan, format=image_format, batch_size=2)
+    with pytest.raises(ConfigError, match="another request: num_images is 9 there, 5 here"):
+        _sample(model, tmp_path / "grown", num_images=5, labels=plan, format=image_format)
 
 
 def test_a_folder_of_an_earlier_version_is_completed_and_told_anew(model: Path, tmp_path: Path) -> None:
@@ -348,38 +345,126 @@ def test_shards_hold_the_same_images_and_plain_webdataset_reads_them(model: Path
         assert document["eye_side"] == (0 if index % 2 == 0 else None)
 
 
-def test_shards_do_not_depend_on_ranks_and_are_kept(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("synfundus.artifacts.sample_set._SHARD_IMAGES", 2 * BATCH)
-    _sample(model, tmp_path / "one", num_images=18, format="shards")
-    assert len(list((tmp_path / "one" / "train").glob("*.tar"))) == 3
-    for rank in (0, 1):
-        try:
-            _sample(model, tmp_path / "two", num_images=18, format="shards", world=LocalWorld(rank=rank, size=2))
-        except SynfundusError:
-            assert rank == 0
-    summary = _sample(model, tmp_path / "two", num_images=18, format="shards")
-    assert summary["num_kept"] == 18
-    assert _files(tmp_path / "one") == _files(tmp_path / "two")
+class Stopped(BaseException):
+    """What stands for a signal or a kill."""
 
 
-@pytest.mark.usefixtures("memory_store")
+def _stopped(model: Path, out: Path | str, *, at: int, **options: Any) -> None:
+    """Sample, and stop in the network's N-th batch."""
+    draw, calls = factory._draw, iter(range(1, at + 1))
+
+    def stopping(*arguments: Any) -> Any:
+        if next(calls) == at:
+            raise Stopped
+        return draw(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(factory, "_draw", stopping)
+        with pytest.raises(Stopped):
+            _sample(model, out, **options)
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("synfundus.artifacts.sample_stores._SHARD_IMAGES", 2 * BATCH)
+
+
+@pytest.mark.usefixtures("small_shards")
 @pytest.mark.parametrize("image_format", ["png", "shards"])
-def test_an_object_store_gets_the_same_files_and_a_stopped_run_goes_on_there(
-    model: Path, tmp_path: Path, image_format: str, monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_is_stopped_anywhere_loses_one_batch_and_ends_with_the_same_bytes(
+    model: Path, tmp_path: Path, image_format: str
 ) -> None:
-    monkeypatch.setattr("synfundus.artifacts.sample_set._SHARD_IMAGES", 2 * BATCH)
+    options: dict[str, Any] = {"num_images": 18, "format": image_format}
+    _sample(model, tmp_path / "whole", **options)
+    whole = _files(tmp_path / "whole")
+    assert len([name for name in whole if name.endswith(".tar")]) == (3 if image_format == "shards" else 0)
+    for at in range(1, 6):
+        out = tmp_path / str(at)
+        _stopped(model, out, at=at, **options)
+        assert "PROVENANCE.json" not in _files(out)
+        assert _sample(model, out, **options)["num_kept"] == (at - 1) * BATCH
+        assert _files(out) == whole
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_bytes(model: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"num_images": 18, "format": "shards"}
+    for _ in range(4):
+        _stopped(model, tmp_path / "stopped", at=2, **options)
+    assert _sample(model, tmp_path / "stopped", **options)["num_kept"] == 4 * BATCH
+    _sample(model, tmp_path / "whole", **options)
+    assert _files(tmp_path / "stopped") == _files(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_part_that_is_damaged_before_it_is_merged_is_named_and_drawn_again(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options: dict[str, Any] = {"num_images": 18, "format": "shards"}
+    _stopped(model, tmp_path / "cut", at=2, **options)
+    (part,) = (tmp_path / "cut" / "parts").glob("*.tar")
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1
+    part.write_bytes(data)
+    sample.run(_config(model, tmp_path / "cut", **options), LocalWorld(), PlainConsole())
+    said = "damaged on the disk before they were merged into train/000000.tar: images 0 to 3; redrawn"
+    assert said in capsys.readouterr().err
+    _sample(model, tmp_path / "whole", **options)
+    assert _files(tmp_path / "cut") == _files(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_part_that_is_gone_is_drawn_again(model: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"num_images": 10, "format": "shards"}
+    _stopped(model, tmp_path / "cut", at=2, **options)
+    (part,) = (tmp_path / "cut" / "parts").glob("*.tar")
+    part.unlink()
+    _sample(model, tmp_path / "cut", **options)
+    assert load_shard_set(str(tmp_path / "cut"), kind="samples").num_samples() == 10
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_file_beside_the_parts_is_left_alone(model: Path, tmp_path: Path) -> None:
+    _stopped(model, tmp_path, at=2, num_images=10, format="shards")
+    (tmp_path / "parts" / "notes.txt").write_text("mine")
+    _sample(model, tmp_path, num_images=10, format="shards")
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_full_disk_ends_the_run_and_keeps_what_is_written(model: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"num_images": 18, "format": "shards"}
+    write, calls = ShardStore.write, iter(range(9))
+
+    def full(store: ShardStore, encoded: Any) -> None:
+        if next(calls) == 2:
+            with filesystem.storage_errors("write", str(tmp_path)):
+                raise OSError(errno.ENOSPC, "No space left on device")
+        write(store, encoded)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ShardStore, "write", full)
+        with pytest.raises(StorageError, match="No space left"):
+            _sample(model, tmp_path / "full", **options)
+    assert _sample(model, tmp_path / "full", **options)["num_kept"] == 2 * BATCH
+    _sample(model, tmp_path / "whole", **options)
+    assert _files(tmp_path / "full") == _files(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("memory_store", "small_shards")
+@pytest.mark.parametrize("image_format", ["png", "shards"])
+def test_an_object_store_gets_the_same_files_and_a_stopped_run_is_resumed_there(
+    model: Path, tmp_path: Path, image_format: str
+) -> None:
     _sample(model, tmp_path / "disk", num_images=18, format=image_format)
     out = f"memory://samples-{secrets.token_hex(4)}"
     try:
-        with pytest.raises(DataError, match="missing"):
-            _sample(model, out, num_images=18, format=image_format, world=LocalWorld(rank=0, size=2))
+        _stopped(model, out, at=4, num_images=18, format=image_format)
         done = [name for name in filesystem.list_files(out) if name.endswith((".png", ".tar"))]
         assert 0 < len(done) < len(_files(tmp_path / "disk"))
         assert "PROVENANCE.json" not in filesystem.list_files(out)
         summary = _sample(model, out, num_images=18, format=image_format)
-        assert summary["num_kept"] == 2 * BATCH + 2
+        assert summary["num_kept"] == 3 * BATCH
         found = {name: filesystem.read_bytes(filesystem.join(out, name)) for name in filesystem.list_files(out)}
         assert _same(found) == _files(tmp_path / "disk")
     finally:

@@ -60,7 +60,7 @@ PHASES = {
     "encode": Phase(
         "encode-latents", "synfundus.stages.encode_latents.shard_encoder:ShardEncoder._write", (1, 2, 3, 4, 6)
     ),
-    "sample": Phase("sample", "synfundus.stages.sample.job:_batch_pixels", (1, 2, 3, 4, 5)),
+    "sample": Phase("sample", "synfundus.stages.sample.factory:_draw", (1, 2, 3, 4, 5)),
     "prepare": Phase("prepare", "synfundus.stages.prepare.shards:_read_members", (1, 3, 6, 9, 12)),
 }
 IN_THE_LOOP = ("step", "data", "save", "validation", "preview")

@@ -33,7 +33,7 @@ WAITS_IN = {
     "train": "synfundus.distributed.engine:ZeroEngine.step",
     "train-vae": "synfundus.distributed.engine:ZeroEngine.step",
     "encode-latents": "synfundus.stages.encode_latents.shard_encoder:ShardEncoder._write",
-    "sample": "synfundus.stages.sample.job:_batch_pixels",
+    "sample": "synfundus.stages.sample.factory:_draw",
     "phantoms": "synfundus.telemetry.console:_PlainProgress.advance",
     "prepare": "synfundus.stages.prepare.job:prepare_chunks",
     "forget": "synfundus.stages.forget.job:_write",

@@ -13,12 +13,13 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
-from synfundus.artifacts.sample_set import PngStore
+from synfundus.artifacts.sample_stores import PngStore
 from synfundus.config.loader import load_config
 from synfundus.config.training import LoopConfig
 from synfundus.distributed.ds_config import plan_batch
 from synfundus.distributed.flat_layout import ALIGNMENT, FlatGroup, FlatLayout
-from synfundus.distributed.world import LocalWorld, share_of
+from synfundus.distributed.shared_work import SharedWork
+from synfundus.distributed.world import LocalStatusStore, LocalWorld, share_of
 from synfundus.errors import ConfigError, DataError
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.photographs.ingest import PlannedSample
@@ -280,6 +281,9 @@ def test_every_photograph_is_prepared_by_one_rank(number: int, size: int) -> Non
 
 @pytest.mark.parametrize("size", WORLDS)
 def test_every_image_is_generated_by_one_rank(size: int) -> None:
-    units = PngStore("nowhere").units(num_images=10_001, batch_size=4)
-    shares = [share_of(units, LocalWorld(rank, size)) for rank in range(size)]
-    assert sorted(batch for share in shares for unit in share for batch in unit) == list(range(2501))
+    parts = PngStore("nowhere", num_images=10_001, batch_size=4).parts()
+    shared, ranks = LocalStatusStore(), range(size)
+    works = [SharedWork(shared, "work") for _ in ranks]
+    taken = [turn for _ in range(len(parts) // size + 1) for work in works if (turn := work.take("part")) < len(parts)]
+    assert taken == list(range(2501))
+    assert [image for turn in taken for image in parts[turn]] == list(range(10_001))

@@ -16,7 +16,7 @@ import numpy as np
 
 from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
 from synfundus.artifacts.claim import Claim
-from synfundus.artifacts.sample_set import PngStore
+from synfundus.artifacts.sample_stores import PngStore
 from synfundus.config.auto import PRECISION_KEYS, settle_precision
 from synfundus.config.diffusion import UNetConfig
 from synfundus.config.generation import DemoConfig
@@ -371,7 +371,7 @@ class _Demo:
         )
 
     def _generated(self, plan: GenerationPlan, image_set: ShardSet) -> LabelledImages:
-        store = PngStore(self._at("samples"))
+        store = PngStore(self._at("samples"), num_images=len(plan.rows), batch_size=1)
         images = [decode_image(store.read(number), where=store.file_name(number)) for number in range(len(plan.rows))]
         states = [image_set.label_schema.encode(row) for row in plan.rows]
         return LabelledImages(np.stack(images), np.array(states, dtype=np.int64))

@@ -35,6 +35,7 @@ from synfundus.stages.judging import (
 )
 from synfundus.stages.rehearsal import read_model, require_sampler
 from synfundus.stages.sample import job as sample
+from synfundus.stages.sample.request import compare_claim
 from synfundus.stages.verb import require
 from synfundus.storage import documents, filesystem
 from synfundus.storage.manifest import ShardSet, load_shard_set
@@ -110,7 +111,7 @@ def rehearse(section: JudgeConfig, settings: SampleConfig, *, seed: int) -> str:
     _CLAIM.compare(out, _request(section, seed, data))
     asked = _asked(section, settings)
     if section.model is not None and all(map(filesystem.exists, (str(asked.labels), str(asked.out)))):
-        sample.compare_claim(asked, seed)
+        compare_claim(asked, seed)
     return f"# images\n{text}\n\n"
 
 

@@ -54,7 +54,7 @@ def _dry_run(section: SampleConfig, seed: int) -> str:
 
 
 def _compare(section: SampleConfig, seed: int) -> None:
-    from synfundus.stages.sample.job import compare_claim
+    from synfundus.stages.sample.request import compare_claim
 
     compare_claim(section, seed)
 

@@ -1,0 +1,147 @@
+"""What a sample set is of, and whether a folder holds some of it: all that the bytes of its images depend on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from synfundus.artifacts.claim import Claim, difference
+from synfundus.artifacts.model import CPU_BATCH_SIZE
+from synfundus.artifacts.sample_set import PROVENANCE_NAME
+from synfundus.config.generation import SampleConfig
+from synfundus.diffusion.sampling import SamplerSettings
+from synfundus.labels.plan import LabelRow, label_table, plan_labels, read_label_plan
+from synfundus.labels.schema import LabelSchema
+from synfundus.stages import build
+from synfundus.stages.rehearsal import read_model
+from synfundus.storage import documents, filesystem
+from synfundus.storage.manifest import MANIFEST_NAME
+from synfundus.storage.writer_lock import write_alone
+
+LABELS_NAME = "metadata.csv"
+"""As Hugging Face's imagefolder expects it, with the column ``file_name``."""
+README_NAME = "README.md"
+REQUEST_NAME = "request.json"
+SHEET_NAME = "contact-sheet.html"
+EARLIER_NAMES = ("labels.csv", "contact-sheet.png")
+"""What earlier versions called the labels and the sheet."""
+FORMAT_NAME = "synfundus-samples"
+FORMAT_VERSION = 1
+_CLAIM = Claim(REQUEST_NAME, FORMAT_NAME, FORMAT_VERSION, others="images of another request")
+
+
+def rows_of(section: SampleConfig, schema: LabelSchema) -> list[LabelRow]:
+    """Return the labels of every image that is asked for.
+
+    Raises:
+        ConfigError: Labels the model does not know.
+        DataError: A label plan that cannot be read; the row is named.
+    """
+    return plan_labels(
+        plan=None if section.labels is None else filesystem.read_bytes(section.labels),
+        labels=section.label,
+        num_images=section.num_images,
+        schema=schema,
+        where=section.labels or "sample.labels",
+    )
+
+
+def request_of(
+    section: SampleConfig,
+    sampling: SamplerSettings,
+    seed: int,
+    fingerprints: Mapping[str, str],
+    rows: Sequence[LabelRow],
+    schema: LabelSchema,
+) -> dict[str, Any]:
+    """Return all that the bytes of the images depend on.
+
+    Args:
+        section: Its precision is settled, and its batch size is that of the computation.
+        sampling: Sampler, steps, guidance.
+        seed: Seed of the noise.
+        fingerprints: Of ``model`` and ``autoencoder``.
+        rows: Labels of every image.
+        schema: Labels of the model.
+    """
+    request = {
+        "model_fingerprint": fingerprints["model"],
+        "autoencoder_fingerprint": fingerprints["autoencoder"],
+        "seed": seed,
+        "num_images": len(rows),
+        "labels_sha256": _labels_sha256(rows, schema),
+        **asdict(sampling),
+        **section.model_dump(mode="json", include={"batch_size", "precision"}),
+        "image_format": section.format,
+    }
+    return dict(documents.as_json(request))
+
+
+def compare_claim(section: SampleConfig, seed: int) -> None:
+    """Refuse a folder of other images, as the run does, with what is not settled yet as in the folder."""
+    out = str(section.out)
+    document = read_model(str(section.model))
+    schema = LabelSchema.from_document(document["label_schema"], where=str(section.model))
+    recommended = document.get("recommended_sampling")
+    sampling = build.sampler_settings(section, SamplerSettings.from_document(recommended) if recommended else None)
+    rows = rows_of(section, schema)
+    found = _CLAIM.read(out) or {}
+    if section.precision == "auto":
+        section = section.model_copy(update={"precision": found.get("precision")})
+    if found.get("batch_size") == CPU_BATCH_SIZE:
+        section = section.model_copy(update={"batch_size": CPU_BATCH_SIZE})
+    _extends(out, request_of(section, sampling, seed, document["fingerprints"], rows, schema), rows, schema)
+
+
+def claim(out: str, request: dict[str, Any], rows: Sequence[LabelRow], schema: LabelSchema) -> None:
+    """Claim the folder; one with the first of these images is extended.
+
+    Raises:
+        ConfigError: It holds other images, and the message says what differs; or it has another writer.
+    """
+    _extends(out, request, rows, schema)
+    write_alone(out)
+    if _extends(out, request, rows, schema):  # as the only writer: another one may have published meanwhile
+        # incomplete again
+        for name in (MANIFEST_NAME, PROVENANCE_NAME, README_NAME, LABELS_NAME, SHEET_NAME, *EARLIER_NAMES):
+            filesystem.remove(filesystem.join(out, name))
+        url = filesystem.join(out, REQUEST_NAME)
+        documents.write_document(url, request, format_name=FORMAT_NAME, version=FORMAT_VERSION)
+    else:
+        _CLAIM.make(out, request)
+
+
+def _labels_sha256(rows: Sequence[LabelRow], schema: LabelSchema) -> str:
+    return hashlib.sha256(label_table(rows, schema.names)).hexdigest()
+
+
+def _extends(out: str, request: dict[str, Any], rows: Sequence[LabelRow], schema: LabelSchema) -> bool:
+    """Whether a folder has fewer images of this request; one with other images is refused."""
+    found, wanted = _CLAIM.read(out) or {}, dict(request)
+    number = found.get("num_images", 0)
+    if number and found["labels_sha256"] == _labels_sha256(rows[:number], schema):
+        found["labels_sha256"] = wanted["labels_sha256"]  # the same as far as both go
+        if number < len(rows) and not difference(found | {"num_images": len(rows)}, wanted):
+            return True
+    elif number and (changed := _changed_label(out, rows, schema)) is not None:
+        label, there, here = changed
+        del found["labels_sha256"], wanted["labels_sha256"]
+        found[label], wanted[label] = there, here
+    if found:
+        _CLAIM.refuse_difference(out, found, wanted)
+    return False
+
+
+def _changed_label(out: str, rows: Sequence[LabelRow], schema: LabelSchema) -> tuple[str, object, object] | None:
+    """Return the first requested label that is another in a finished folder, its value there and here."""
+    urls = [filesystem.join(out, name) for name in (LABELS_NAME, EARLIER_NAMES[0])]
+    for url in filter(filesystem.exists, urls):
+        earlier = read_label_plan(filesystem.read_bytes(url), schema, where=url)
+        for image, (old, new) in enumerate(zip(earlier, rows, strict=False)):
+            for name in schema.names:
+                if old[name] != new[name]:
+                    there, here = ("unknown" if value is None else value for value in (old[name], new[name]))
+                    return f"{name} of image {image}", there, here
+    return None
