@@ -7,6 +7,9 @@ python killed_run.py after:TEXT train --latents ...     right after that file wa
 python killed_run.py save:N:SECONDS train --latents ... so long after the N-th save of a checkpoint began
 python killed_run.py timed:FILE train --latents ...     not at all: how long each save took is added to the file
 
+python killed_run.py drawn:FILE sample --model ...      not at all: the first image of each batch it has drawn is
+                                                        added to the file
+
 And one that is sent a signal, or whose disk is full, at a chosen point:
 
 python killed_run.py signal:SIGUSR2:MODULE:FUNCTION:N train --latents ...  at the N-th call of the function
@@ -127,6 +130,20 @@ def time_saves(log: str) -> None:
     checkpoint_writer.write_checkpoint = save
 
 
+def log_draws(log: str) -> None:
+    """Add the first image of each batch that the network has drawn to a file."""
+    factory: Any = importlib.import_module("synfundus.stages.sample.factory")
+    original = factory._draw
+
+    def draw(work: Any, images: range) -> Any:
+        pixels = original(work, images)
+        with open(log, "a", encoding="ascii") as stream:
+            stream.write(f"{images[0]}\n")
+        return pixels
+
+    factory._draw = draw
+
+
 def take_all_but(room: int, descriptor: int) -> None:
     """Make a file so long that so many bytes are left; the other ranks are writing meanwhile."""
     while True:
@@ -196,6 +213,8 @@ if __name__ == "__main__":
     elif kind == "save":
         which, _, seconds = where.partition(":")
         arm_save(int(which), float(seconds))
+    elif kind == "drawn":
+        log_draws(where)
     elif kind == "timed":
         time_saves(where)
     elif kind in ("signal", "hang"):
