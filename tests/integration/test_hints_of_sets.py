@@ -254,7 +254,7 @@ def test_images_that_are_missing(model: Path, tmp_path: Path, monkeypatch: pytes
         out = tmp_path / form
         with monkeypatch.context() as patch:
             patch.setattr(PngStore, "write", lambda *_: None)
-            patch.setattr("synfundus.artifacts.sample_stores.ShardStore.write", lambda *_: None)
+            patch.setattr("synfundus.artifacts.sample_stores.ShardStore.merge", lambda *_: [])
             with refusal(f"run the same command again: {hint}"):
                 sampled(model, out, format=form)
         assert sampled(model, out, format=form)["num_images"] == 2

@@ -414,6 +414,16 @@ def test_a_part_that_is_damaged_before_it_is_merged_is_named_and_drawn_again(
 
 
 @pytest.mark.usefixtures("small_shards")
+def test_a_disk_that_keeps_nothing_ends_the_run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardStore, "write", lambda *_: None)
+        with pytest.raises(StorageError, match=r"train/000000\.tar are damaged each time they are read back") as caught:
+            _sample(model, tmp_path, num_images=4, format="shards")
+    assert caught.value.hint == "check the disk or the store"
+    assert _sample(model, tmp_path, num_images=4, format="shards")["num_kept"] == 0
+
+
+@pytest.mark.usefixtures("small_shards")
 def test_a_part_that_is_gone_is_drawn_again(model: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"num_images": 10, "format": "shards"}
     _stopped(model, tmp_path / "cut", at=2, **options)

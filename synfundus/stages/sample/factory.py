@@ -23,12 +23,14 @@ from synfundus.diffusion.sampling import SamplerSettings
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.shared_work import SharedWork, share_work
 from synfundus.distributed.world import World, without_timeout
+from synfundus.errors import StorageError
 from synfundus.labels.plan import LabelRow
 from synfundus.pictures.sheets import encode_png
 from synfundus.telemetry.console import Console, Progress
 
 COMPRESS_LEVEL = 6
 _PART, _DONE = "part", "images"
+_MOST_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -128,12 +130,23 @@ class _Line:
             self.merge(shard)
 
     def merge(self, shard: str) -> None:
-        """Merge a shard; parts of it that are damaged are drawn again."""
-        while damaged := self.work.store.merge(shard):
+        """Merge a shard; parts of it that are damaged are drawn again.
+
+        Raises:
+            StorageError: They are damaged again, each time they are read.
+        """
+        for _ in range(_MOST_TRIES):
+            if not (damaged := self.work.store.merge(shard)):
+                return
             images = ", ".join(f"{self.parts[part][0]} to {self.parts[part][-1]}" for part in damaged)
             self.console.warning(f"damaged on the disk before they were merged into {shard}: images {images}; redrawn")
             for part in damaged:
                 self.write(part, _draw(self.work, self.parts[part]))
+        raise StorageError(
+            f"images of {shard} are damaged each time they are read back",
+            where=shard,
+            hint="check the disk or the store",
+        )
 
     def show(self, done: int) -> None:
         """Show how many images all ranks have written since the start."""
