@@ -21,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 
 from synfundus.artifacts.claim import Claim, difference
-from synfundus.artifacts.latent_set import unseen_labels
 from synfundus.artifacts.model import Model, generate_batch
 from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
 from synfundus.artifacts.run_folder import operator, versions
@@ -41,13 +40,14 @@ from synfundus.config.schema import RunConfig
 from synfundus.diffusion.sampling import SamplerSettings, scheduler_for
 from synfundus.distributed.agreement import on_rank_0, require_same
 from synfundus.distributed.world import World, of_rank, share_of, torch_device, without_timeout
-from synfundus.labels.plan import REQUESTED, LabelRow, label_table, plan_labels, read_label_plan
+from synfundus.labels.plan import REQUESTED, LabelRow, label_table, read_label_plan
 from synfundus.labels.schema import LabelSchema, label_caption
+from synfundus.labels.unseen import check_unseen
 from synfundus.pictures.sheets import contact_sheet, encode_png
 from synfundus.redaction import redact
 from synfundus.shards.reader import decode_image
 from synfundus.stages import Summary, build
-from synfundus.stages.rehearsal import read_model
+from synfundus.stages.rehearsal import read_model, read_requests
 from synfundus.stages.verb import require
 from synfundus.storage import documents, filesystem
 from synfundus.storage.locations import resolved
@@ -122,14 +122,16 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     pipeline = load_pipeline(folder, device=device)
     sampling = build.sampler_settings(section, pipeline.recommended_sampling)
     scheduler_for(sampling.sampler, pipeline.schedule_settings)  # refuse before the folder is claimed
-    rows = _rows(section, pipeline.label_schema)
+    requests = read_requests(section, pipeline.label_schema)
+    rows, where = requests.rows, section.labels or "sample.label"
+    doubts = check_unseen(requests, pipeline.training_summary, allowed=section.allow_unseen, where=where)
     fingerprints = {"model": pipeline.fingerprint, "autoencoder": pipeline.autoencoder_fingerprint}
     request = _request(section, sampling, config.seed, fingerprints, rows, pipeline.label_schema)
     require_same(request, world)
     on_rank_0(lambda: _claim(out, request, rows, pipeline.label_schema), world)
     console.message(f"{sampling.sampler}, {sampling.num_steps} steps, guidance {sampling.guidance_scale:g}")
-    if unseen := unseen_labels(pipeline.training_summary, rows):
-        console.warning(f"no photograph of its training is known to have {', '.join(unseen)}: what it draws is a guess")
+    for doubt in doubts:
+        console.warning(doubt)
     build.ready_to_sample(pipeline, config.launch, dtype=dtype, world=world, console=console)
     work = _Work(
         section, sampling, config.seed, pipeline, rows, _store(section, config.seed, out, pipeline, rows), device
@@ -151,20 +153,10 @@ def compare_claim(section: SampleConfig, seed: int) -> None:
     schema = LabelSchema.from_document(document["label_schema"], where=str(section.model))
     recommended = document.get("recommended_sampling")
     sampling = build.sampler_settings(section, SamplerSettings.from_document(recommended) if recommended else None)
-    rows = _rows(section, schema)
+    rows = read_requests(section, schema).rows
     if section.precision == "auto":
         section = section.model_copy(update={"precision": (_CLAIM.read(out) or {}).get("precision")})
     _extends(out, _request(section, sampling, seed, document["fingerprints"], rows, schema), rows, schema)
-
-
-def _rows(section: SampleConfig, schema: LabelSchema) -> list[LabelRow]:
-    return plan_labels(
-        plan=None if section.labels is None else filesystem.read_bytes(section.labels),
-        labels=section.label,
-        num_images=section.num_images,
-        schema=schema,
-        where=section.labels or "sample.labels",
-    )
 
 
 def _store(section: SampleConfig, seed: int, out: str, pipeline: Model, rows: Sequence[LabelRow]) -> SampleStore:
