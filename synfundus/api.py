@@ -29,10 +29,9 @@ from synfundus.pictures.sheets import XMP_KEYWORD, encode_png
 from synfundus.shards.reader import ShardSetReader
 from synfundus.shards.set_survey import sample_decoder
 from synfundus.stages.build import ready_to_sample, sampler_settings
-from synfundus.stages.inspect.job import open_set
 from synfundus.stages.sample.factory import COMPRESS_LEVEL
 from synfundus.storage import filesystem
-from synfundus.storage.manifest import SPLITS, ShardSet
+from synfundus.storage.manifest import SPLITS, ShardSet, open_set
 from synfundus.telemetry.console import SilentConsole
 
 __all__ = ["ShardDataset", "SynfundusPipeline", "load_model", "open_dataset", "read_manifest", "save_image"]

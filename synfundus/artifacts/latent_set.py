@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,7 +13,8 @@ import numpy as np
 
 from synfundus.artifacts.model_card import FEW
 from synfundus.errors import ConfigError, DataError, ManifestMismatch
-from synfundus.labels.schema import difference
+from synfundus.labels.schema import UNKNOWN_STATE, LabelSchema, difference
+from synfundus.labels.seen import LABEL_ROWS, NONE_KNOWN, SeenRows, never_seen
 from synfundus.shards.shard_plan import BLOCK_POSITIONS, shares
 from synfundus.storage import documents, filesystem
 from synfundus.storage.locations import parse_weighted
@@ -24,7 +25,6 @@ SOURCES_NAME = "sources.json"
 copy of the images elsewhere are the same set, read in the same order."""
 FORMAT_NAME = "synfundus-latent-sources"
 FORMAT_VERSION = 1
-NONE_KNOWN = "none known"
 _SAME = ("autoencoder_fingerprint", "moments_shape", "image_size_px", "input_range", "dtype")
 
 
@@ -100,13 +100,17 @@ def require_flip(latents: ShardSet, *, wanted: bool) -> None:
         )
 
 
-def trained_on(latents: ShardSet) -> dict[str, Any]:
+def trained_on(latents: ShardSet, *, flip: bool = False) -> dict[str, Any]:
     """Return what a model may tell of the photographs behind its latents; empty where the set does not say.
+
+    Args:
+        latents: The latent set, or the combined sets, of the training.
+        flip: Whether it mirrors images, and the eye side with them.
 
     Returns:
         ``collections``; ``drawn``, whether a program painted them (``in part``: some); ``patients``, if known;
         ``positives``, by label how many have a value above 0, where numbers from 1 to `FEW` - 1 are not given exactly
-        and `NONE_KNOWN` says that the label is known of none.
+        and `NONE_KNOWN` says that the label is known of none; ``never`` (see `never_seen`), if all sets tell.
     """
     told = latents.properties.get("photographs", [])
     sources: list[dict[str, Any]] = [told] if isinstance(told, dict) else told
@@ -127,14 +131,20 @@ def trained_on(latents: ShardSet) -> dict[str, Any]:
             label: f"fewer than {FEW}" if 0 < number < FEW else f"{number:,}" if known[label] else NONE_KNOWN
             for label, number in positives.items()
         },
+        **_never(sources, latents.label_schema, flip=flip),
     }
 
 
-def unseen_labels(training: Mapping[str, Any], rows: Iterable[Mapping[str, int | None]]) -> list[str]:
-    """Return the labels asked for above 0 that no photograph of the training has, as far as its summary tells."""
-    told = (training.get("photographs") or {}).get("positives") or {}
-    asked = {label for row in rows for label, value in row.items() if value}
-    return sorted(label for label in asked if told.get(label) in ("0", NONE_KNOWN))
+def _never(sources: Sequence[Mapping[str, Any]], schema: LabelSchema, *, flip: bool) -> dict[str, Any]:
+    if not all(LABEL_ROWS in source for source in sources):
+        return {}
+    seen = [SeenRows.of_document(source[LABEL_ROWS], len(schema.labels)).states for source in sources]
+    states = np.concatenate(seen)
+    if flip and "eye_side" in schema.names:
+        mirrored, side = states.copy(), schema.names.index("eye_side")
+        mirrored[:, side] = np.where(states[:, side] == UNKNOWN_STATE, UNKNOWN_STATE, 3 - states[:, side])
+        states = np.concatenate([states, mirrored])
+    return {"never": never_seen(SeenRows.of(states), schema)}
 
 
 def photographs_of(image_set: ShardSet) -> dict[str, Any]:
@@ -146,6 +156,8 @@ def photographs_of(image_set: ShardSet) -> dict[str, Any]:
     number = sum(properties["num_patients"].values())  # without a patient column, each photograph counts as one
     told |= {"patients": number if number < image_set.num_samples() else None}
     told |= {"drawn": bool(properties.get("drawn")), "values": properties["label_counts"]["values"]}
+    if LABEL_ROWS in properties:
+        told |= {LABEL_ROWS: properties[LABEL_ROWS]}
     return {"photographs": told}
 
 

@@ -83,6 +83,8 @@ class SampleConfig(Section):
     """Labels of every image, by number or name (dr_grade: severe); the others are unknown."""
     labels: str | None = None
     """Label plan: a CSV with one row per image."""
+    allow_unseen: bool = False
+    """Also draw labels that no photograph of the training has."""
     sampler: Literal["ddim", "dpmpp", "euler", "heun"] | None = None
     """Solver; default: as the model recommends (the values its run was given), else dpmpp."""
     num_steps: Annotated[int, Field(ge=1, le=1000)] | None = None

@@ -21,6 +21,7 @@ from synfundus.config.generation import (
     SampleConfig,
     VerifyLatentsConfig,
 )
+from synfundus.config.label_plans import PlanLabelsConfig
 from synfundus.config.machine import LaunchConfig, PlanConfig, PlotConfig, StorageConfig, TelemetryConfig, WatchConfig
 from synfundus.config.photographs import ForgetConfig, InspectConfig, PhantomsConfig, PrepareConfig
 from synfundus.config.training import TrainVaeConfig
@@ -53,6 +54,8 @@ class RunConfig(Section):
     """Progress of a run."""
     plot: PlotConfig = PlotConfig()
     """Curves of runs."""
+    plan_labels: PlanLabelsConfig = PlanLabelsConfig()
+    """Which labels to generate images for."""
     sample: SampleConfig = SampleConfig()
     """Generating images."""
     judge: JudgeConfig = JudgeConfig()

@@ -18,7 +18,8 @@ from synfundus.evaluation.label_control import Agreement, agreement_table, headl
 from synfundus.labels.schema import LabelSchema
 from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.pixels import pixels_to_tensor, tensor_to_pixels
-from synfundus.shards.members import META, decode_json, label_states
+from synfundus.shards.label_reading import read_label_states
+from synfundus.shards.members import META, decode_json
 from synfundus.shards.reader import ShardSetReader
 from synfundus.shards.source import ImageDecoder
 from synfundus.stages.vessel_detail import VesselsBeside, unlike_photographs, vessels_beside
@@ -92,13 +93,7 @@ def read_images(image_set: ShardSet, *, splits: tuple[str, ...]) -> LabelledImag
 
 def read_states(image_set: ShardSet, *, splits: tuple[str, ...]) -> NDArray[np.int64]:
     """Read the label states of some splits ``[n, k]``, in the order of the set, without decoding an image."""
-    rows = []
-    for split in splits:
-        for reader, shard, sample in _places(image_set, split):
-            where = reader.sample_name(shard, sample)
-            _, members = reader.read(shard, sample)
-            rows.append(label_states(decode_json(members[META], where=where), image_set.label_schema, where=where))
-    return np.array(rows, dtype=np.int64).reshape(-1, len(image_set.label_schema.labels))
+    return read_label_states(image_set, splits=splits).astype(np.int64)
 
 
 def held_out_splits(image_set: ShardSet) -> tuple[str, ...]:

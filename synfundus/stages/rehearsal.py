@@ -6,14 +6,18 @@ No torch, except for the errors of a folder in which there is no model.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from synfundus.artifacts.latent_set import load_sources, open_latent_sets, require_flip
 from synfundus.errors import ConfigError
-from synfundus.labels.plan import plan_labels
+from synfundus.labels.plan import Requests, plan_requests
 from synfundus.labels.schema import LabelSchema
+from synfundus.labels.unseen import check_unseen
 from synfundus.storage import documents, filesystem
 from synfundus.storage.manifest import ShardSet, load_shard_set
+
+if TYPE_CHECKING:
+    from synfundus.config.generation import SampleConfig
 
 RUN_BESIDE = r"submissions(/.*)?"
 
@@ -127,27 +131,32 @@ def read_model(url: str) -> documents.Document:
     return documents.read_document(require_model(url), format_name="synfundus-pipeline", version=1)
 
 
-def rehearse_sampling(
-    model: str,
-    plan: str | None,
-    labels: Mapping[str, int | str | None],
-    *,
-    num_images: int | None,
-    sampler: str | None = None,
-) -> str:
+def read_requests(section: SampleConfig, schema: LabelSchema) -> Requests:
+    """Return the labels that `sample` is asked for.
+
+    Raises:
+        SynfundusError: See `plan_requests`.
+    """
+    return plan_requests(
+        plan=None if section.labels is None else filesystem.read_bytes(section.labels),
+        labels=section.label,
+        num_images=section.num_images,
+        schema=schema,
+        where=section.labels or "sample.labels",
+    )
+
+
+def rehearse_sampling(section: SampleConfig) -> str:
     """Open a model and plan the labels of the images.
 
     Raises:
         SynfundusError: As the run.
     """
+    model = str(section.model)
     document = read_model(model)
-    require_sampler(sampler, document)
-    schema = LabelSchema.from_document(document["label_schema"], where=require_model(model))
-    rows = plan_labels(
-        plan=None if plan is None else filesystem.read_bytes(plan),
-        labels=labels,
-        num_images=num_images,
-        schema=schema,
-        where=plan or "sample.labels",
-    )
-    return f"# images\n{len(rows):,} images of {model}\n\n"
+    require_sampler(section.sampler, document)
+    requests = read_requests(section, LabelSchema.from_document(document["label_schema"], where=require_model(model)))
+    where, training = section.labels or "sample.label", document.get("training") or {}
+    doubts = check_unseen(requests, training, allowed=section.allow_unseen, where=where)
+    told = "".join(f"warning: {doubt}\n" for doubt in doubts)
+    return f"# images\n{len(requests.index):,} images of {model}\n{told}\n"

@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from synfundus.errors import ConfigError, DataError, StorageError
 from synfundus.labels.schema import LabelSchema
@@ -202,3 +202,19 @@ def load_shard_set(url: str, *, kind: SetKind) -> ShardSet:
         ):
             raise DataError(f"the manifest lists an invalid shard: {entry.name!r}", where=manifest_url)
     return shard_set
+
+
+def open_set(url: str) -> ShardSet:
+    """Open a set of any kind.
+
+    Raises:
+        DataError: No manifest, or not the manifest of a set.
+    """
+    where = filesystem.join(url, MANIFEST_NAME)
+    kind: SetKind = "images"
+    if filesystem.exists(where):
+        document = documents.read_document(where, format_name=FORMAT_NAME, version=FORMAT_VERSION)
+        if document.get("kind") not in get_args(SetKind):
+            raise DataError(f"unknown kind of set {document.get('kind')!r}", where=where)
+        kind = cast(SetKind, document["kind"])
+    return load_shard_set(url, kind=kind)

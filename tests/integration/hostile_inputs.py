@@ -389,7 +389,7 @@ def _read_set(folder: Path) -> str:
     from synfundus.shards.reader import ShardSetReader
     from synfundus.shards.set_survey import SetSurvey
     from synfundus.shards.source import ImageDecoder
-    from synfundus.stages.inspect.job import open_set
+    from synfundus.storage.manifest import open_set
 
     shard_set = open_set(str(folder))
     decode = ImageDecoder(schema=shard_set.label_schema, image_size_px=64)

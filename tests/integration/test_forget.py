@@ -19,6 +19,8 @@ from tiny_sets import tiny_config
 from synfundus.config.photographs import ForgetConfig
 from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import ConfigError, DataError
+from synfundus.labels.seen import LABEL_ROWS, SeenRows, distinct_rows
+from synfundus.shards.label_reading import read_label_states
 from synfundus.shards.reader import ShardSetReader
 from synfundus.shards.set_survey import SetSurvey
 from synfundus.stages.encode_latents import job as encode_latents
@@ -120,9 +122,13 @@ def test_the_new_sets_lack_the_patient_and_nothing_else(clinic: Path) -> None:
     images = load_shard_set(str(clinic / "without" / "images"), kind="images")
     assert images.num_samples() + sum(images.rejects.values()) == images.properties["num_inputs"]
     assert images.properties["label_counts"]["num_samples"] == images.num_samples()
+    counted = SeenRows.of_document(images.properties[LABEL_ROWS], len(images.label_schema.labels))
+    assert counted.states.tolist() == distinct_rows(read_label_states(images, splits=("train",)))[0].tolist()
+    assert counted.shares.sum() == pytest.approx(images.properties["num_patients"]["train"], abs=1e-6)
     assert sum(images.properties["num_patients"].values()) == sum(old["images"].properties["num_patients"].values()) - 1
     latents = load_shard_set(str(clinic / "without" / "latents"), kind="latents")
     assert latents.properties["image_set_identity"] == images.identity
+    assert latents.properties["photographs"][LABEL_ROWS] == images.properties[LABEL_ROWS]
     assert texts(clinic / "data") == before, "no set is changed in place"
 
 

@@ -11,11 +11,14 @@ from tiny_pipeline import write_tiny_pipeline
 from tiny_runs import Talk
 from tiny_sets import tiny_config, write_numbered_set
 
-from synfundus.artifacts.latent_set import NONE_KNOWN, LatentSets, trained_on, unseen_labels
+from synfundus.artifacts.latent_set import LatentSets, trained_on
 from synfundus.distributed.world import LocalWorld, World
+from synfundus.errors import ConfigError
+from synfundus.labels.seen import NONE_KNOWN
 from synfundus.stages.encode_latents import job as encode_latents
 from synfundus.stages.phantoms import job as phantoms
 from synfundus.stages.prepare import job as prepare
+from synfundus.stages.rehearsal import rehearse_sampling
 from synfundus.stages.sample import job as sample
 from synfundus.storage.manifest import load_shard_set
 from synfundus.telemetry.console import SilentConsole
@@ -43,19 +46,23 @@ def test_photographs_that_were_drawn_are_told_from_those_of_patients(drawn: bool
     assert (NONE_KNOWN in told["positives"].values()) is not drawn, "a clinic's table knows few labels, phantoms all"
 
 
-def test_a_label_that_no_photograph_has_is_warned_of(tmp_path: Path) -> None:
+def test_a_label_that_no_photograph_has_is_refused_unless_it_is_allowed(tmp_path: Path) -> None:
     told = {"photographs": {"positives": {"is_gc": NONE_KNOWN, "dr_grade": "0", "eye_side": "12"}}}
-    rows: list[dict[str, int | None]] = [{"dr_grade": 3, "eye_side": 1}, {"is_gc": 1, "dr_grade": None}, {"is_gc": 0}]
-    assert unseen_labels(told, rows) == ["dr_grade", "is_gc"]
-    assert unseen_labels(told, [{"is_gc": 0}, {"eye_side": 1}]) == unseen_labels({}, rows) == []
     document = write_tiny_pipeline(tmp_path / "model" / "export") / "synfundus.json"
     content = json.loads(document.read_text())
     content["training"] |= told
     document.write_text(json.dumps(content))
     console = Talk()
     section = {"model": str(tmp_path / "model"), "out": str(tmp_path / "out"), "num_images": 1, "num_steps": 1}
-    sample.run(tiny_config({"sample": {**section, "label": {"is_gc": 1}}}), LocalWorld(), console)
-    assert any("is known to have is_gc: what it draws is a guess" in line for line in console.lines)
+    refused = {**section, "label": {"is_gc": 1}}
+    with pytest.raises(ConfigError, match=r"1 of 1 images .* --label: no photograph has is_gc=1") as caught:
+        sample.run(tiny_config({"sample": refused}), LocalWorld(), console)
+    assert "--allow-unseen" in caught.value.hint
+    assert not (tmp_path / "out").exists(), "the folder is not claimed"
+    with pytest.raises(ConfigError, match="no photograph has is_gc=1"):
+        rehearse_sampling(tiny_config({"sample": refused}).sample)
+    sample.run(tiny_config({"sample": {**refused, "allow_unseen": True}}), LocalWorld(), console)
+    assert any("no photograph has is_gc=1. What is drawn for them is a guess" in line for line in console.lines)
 
 
 def test_the_shares_of_a_mixture_are_told(tmp_path: Path) -> None:

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from synfundus.errors import ConfigError, DataError, SynfundusError
-from synfundus.labels.plan import LabelRow, label_table, plan_labels, read_label_plan
+from synfundus.labels.csv_table import read_records, read_rows
+from synfundus.labels.plan import LabelRow, label_table, plan_labels, plan_table, read_label_plan, read_plan
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema, LabelSpec
 
 SCHEMA = LabelSchema((LabelSpec("dr_grade", 5, ordinal=True), LabelSpec("is_gc", 2), LabelSpec("eye_side", 2)))
@@ -42,6 +47,9 @@ def test_byte_order_mark_and_blank_lines_do_not_matter() -> None:
         ("is_gc,eye_side\n1\n", DataError, "row 2"),
         ("is_gc,is_gc\n1,1\n", DataError, "twice"),
         ("is_gc\n", DataError, "no rows"),
+        ("is_gc,eye_side\n1,0\n0,2\n7,0\n", DataError, "row 3"),
+        ("is_gc,eye_side\n1,0\n7,0\n0,2,1\n", DataError, "row 3"),
+        ("is_gc,seen\n1,yes\n0,often\n", DataError, "row 3"),
         ("", DataError, "no header"),
         ('is_gc\n"1\n', DataError, "not a CSV"),
     ],
@@ -121,3 +129,75 @@ def test_a_label_that_is_nearly_one_of_the_models_is_named() -> None:
     with pytest.raises(ConfigError, match="has no label DR-Grade") as caught:
         _plan(None, {"DR-Grade": 1}, 1)
     assert caught.value.hint == "write dr_grade for DR-Grade"
+
+
+GEN_COND = Path(__file__).resolve().parents[1] / "fixtures" / "importers" / "synfundus1m_gen_cond.csv"
+
+
+def test_the_conditions_of_synfundus_1m_are_a_plan_and_come_back_label_for_label() -> None:
+    header = GEN_COND.read_text().splitlines()[0]
+    draws = np.random.default_rng(0)
+    values = np.stack([draws.integers(0, number, 500) for number in DEFAULT_LABEL_SCHEMA.num_values], axis=1)
+    assert header.split(",") == ["idx", *DEFAULT_LABEL_SCHEMA.names]
+    text = "\n".join([header, *(f"{idx}," + ",".join(map(str, row)) for idx, row in enumerate(values.tolist()))])
+    plan = read_plan(text.encode(), DEFAULT_LABEL_SCHEMA, where="gen_cond.csv")
+    assert (plan.states[plan.index] == values + 1).all()
+    written = plan_table(plan.states, plan.index, ["yes"] * len(plan.states), DEFAULT_LABEL_SCHEMA)
+    again = read_plan(written, DEFAULT_LABEL_SCHEMA, where="plan.csv")
+    assert (again.states[again.index] == values + 1).all()
+    assert set(again.marks) == {"yes"}
+    rows = [dict(zip(DEFAULT_LABEL_SCHEMA.names, row, strict=True)) for row in values.tolist()]
+    assert read_label_plan(written, DEFAULT_LABEL_SCHEMA, where="plan.csv") == rows
+
+
+@pytest.mark.parametrize("text", ["", '"', "\n", "a", "a,b\n1", "a,b\n1,2,3\n", "sep=;\na;b\n1;2\n", "# c\na,b\n1,2\n"])
+def test_a_table_in_any_form_is_read_like_its_records(text: str) -> None:
+    compare(text)
+
+
+@given(st.lists(st.lists(st.sampled_from(["1", "", " 2", "x y", '"', "#", "\r", "a;b"]), max_size=3), max_size=5))
+@settings(max_examples=150, deadline=None)
+def test_rows_are_the_records_of_the_table(table: list[list[str]]) -> None:
+    compare("a,b,\n" + "\n".join(",".join(row) for row in table))
+
+
+def compare(text: str) -> None:
+    """Both readers of a CSV find the same, or refuse it with the same message."""
+
+    def rows() -> object:
+        header, records = read_rows(text.encode(), where="t.csv", what="label plan")
+        return header, [(line, tuple(cells), fault) for line, cells, fault in records]
+
+    def records() -> object:
+        table = read_records(text.encode(), where="t.csv", what="label plan", blank_rows=True)
+        return table.header, [(one.line, one.cells, one.fault) for one in table.records]
+
+    found: list[object] = []
+    for read in (rows, records):
+        try:
+            found.append(read())
+        except DataError as error:
+            found.append(error.message)
+    assert found[0] == found[1]
+
+
+def test_a_plan_of_one_unknown_label_keeps_its_rows() -> None:
+    schema = LabelSchema((LabelSpec("is_gc", 2),))
+    for table in (
+        label_table([{"is_gc": None}, {"is_gc": 1}, {}], ["is_gc"]),
+        plan_table(np.array([[0], [2]], dtype=np.int16), np.array([0, 1, 0]), None, schema),
+    ):
+        assert [row["is_gc"] for row in read_label_plan(table, schema, where="p")] == [None, 1, None]
+
+
+def test_a_table_with_other_columns_is_a_source_of_rows_but_no_plan() -> None:
+    table = b"file,patient_id,visit,dr_grade\na.png,P1,0,3\nb.png,P1,1,3\nc.png,,0,\n"
+    with pytest.raises(ConfigError, match="no label visit"):
+        read_plan(table, SCHEMA, where="p")
+    read = read_plan(table, SCHEMA, where="p", strict=False)
+    assert (read.unread, read.patients) == (("visit",), ("P1", "P1", ""))
+    assert read.states[read.index].tolist() == [[4, 0, 0], [4, 0, 0], [0, 0, 0]]
+    with pytest.raises(ConfigError, match="no label DR-Grade"):
+        read_plan(b"DR-Grade,is_gc\n1,0\n", SCHEMA, where="p", strict=False)
+    with pytest.raises(ConfigError, match="no label visit"):
+        read_plan(b"file,visit\na.png,1\n", SCHEMA, where="p", strict=False)

@@ -171,7 +171,13 @@ def place_stages(document: dict[str, Any]) -> None:
     document["encode_latents"].update(data=at("images"), vae=at("vae"), out=at("latents"))
     document["train"].update(latents=at("latents"), run_dir=at("model"))
     document["sample"].update(
-        model=at("model"), out=at("samples"), labels=at("label-plan.csv"), num_images=None, label={}, format="png"
+        model=at("model"),
+        out=at("samples"),
+        labels=at("label-plan.csv"),
+        num_images=None,
+        label={},
+        format="png",
+        allow_unseen=True,
     )
 
 

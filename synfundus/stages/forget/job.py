@@ -21,6 +21,7 @@ from synfundus.artifacts.shard_records import ShardRecords
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World
 from synfundus.labels.counts import count_labels
+from synfundus.labels.seen import LABEL_ROWS, SeenRows
 from synfundus.photographs.crosswalk import (
     CROSSWALK_NAME,
     FLAGS_NAME,
@@ -34,6 +35,7 @@ from synfundus.photographs.crosswalk import (
     write_withdrawn,
 )
 from synfundus.photographs.crosswalk import REJECTS_NAME as NAMED_REJECTS
+from synfundus.shards.label_reading import shard_label_states
 from synfundus.shards.set_survey import SetSurvey
 from synfundus.stages import Summary
 from synfundus.stages.forget.plan import Withdrawal, Without, plan_withdrawal, read_table, seen_sets
@@ -165,6 +167,15 @@ def _image_properties(part: Without, made: ShardSet, plan: Withdrawal) -> dict[s
     if "label_counts" in properties:
         rows = SetSurvey(made).label_rows(lambda _: None)
         properties["label_counts"] = count_labels(rows, made.label_schema).to_document()
+    if LABEL_ROWS in properties:
+        seen = SeenRows.of_document(properties[LABEL_ROWS], len(made.label_schema.labels))
+        gone = [
+            shard_label_states(part.source, entry)[list(part.gone[entry.name])]
+            for entry in part.source.split_shards("train")
+            if entry.name in part.gone
+        ]
+        if gone:
+            properties[LABEL_ROWS] = seen.without(np.concatenate(gone)).to_document()
     if "num_patients" in properties:
         splits = {shard.partition("/")[0] for shard in part.gone}
         properties["num_patients"] = {

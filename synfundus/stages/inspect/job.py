@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from synfundus.distributed.world import World
 from synfundus.errors import ConfigError, CorruptShard, DataError, StorageError
 from synfundus.labels.counts import LabelCounts, count_labels
 from synfundus.labels.schema import label_caption
+from synfundus.labels.seen import LABEL_ROWS
 from synfundus.pictures.inspection import co_occurrence_map, compose_sheet, label_bars, moments_picture
 from synfundus.pictures.sheets import Pixels, contact_sheet, encode_png, patients_note
 from synfundus.seeding import keyed_generator
@@ -31,16 +32,7 @@ from synfundus.stages.inspect.png_folder import (
 )
 from synfundus.stages.verb import few_patients
 from synfundus.storage import documents, filesystem
-from synfundus.storage.manifest import (
-    FORMAT_NAME,
-    FORMAT_VERSION,
-    MANIFEST_NAME,
-    SPLITS,
-    SetKind,
-    ShardEntry,
-    ShardSet,
-    load_shard_set,
-)
+from synfundus.storage.manifest import SPLITS, ShardEntry, ShardSet, open_set
 from synfundus.storage.tarshard import TarShardReader
 from synfundus.telemetry.console import Console
 
@@ -53,22 +45,6 @@ _SHOWN_PROBLEMS = 12
 _COLUMNS = 10
 _TILE_PX = 128
 _MOST_LETTERS = 100
-
-
-def open_set(url: str) -> ShardSet:
-    """Open a set of any kind.
-
-    Raises:
-        DataError: No manifest, or not the manifest of a set.
-    """
-    where = filesystem.join(url, MANIFEST_NAME)
-    kind: SetKind = "images"
-    if filesystem.exists(where):
-        document = documents.read_document(where, format_name=FORMAT_NAME, version=FORMAT_VERSION)
-        if document.get("kind") not in get_args(SetKind):
-            raise DataError(f"unknown kind of set {document.get('kind')!r}", where=where)
-        kind = cast(SetKind, document["kind"])
-    return load_shard_set(url, kind=kind)
 
 
 def run(config: RunConfig, world: World, console: Console) -> Summary:
@@ -284,6 +260,8 @@ def _print(console: Console, shard_set: ShardSet, survey: SetSurvey, counts: Lab
 def _readable(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield the values of a document by dotted name, as people write them."""
     for name, value in document.items():
+        if name == LABEL_ROWS:
+            continue
         if isinstance(value, Mapping):
             yield from _readable(value, f"{prefix}{name}.")
             continue

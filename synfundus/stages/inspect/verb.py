@@ -11,9 +11,10 @@ if TYPE_CHECKING:
 
 
 def _dry_run(section: InspectConfig, seed: int) -> str:
-    from synfundus.stages.inspect.job import check_out, open_set
+    from synfundus.stages.inspect.job import check_out
     from synfundus.stages.inspect.png_folder import is_png_folder, open_png_folder
     from synfundus.stages.rehearsal import described
+    from synfundus.storage.manifest import open_set
 
     del seed
     url = str(section.data)

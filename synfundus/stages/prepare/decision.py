@@ -15,6 +15,8 @@ import numpy as np
 
 from synfundus.config.photographs import PrepareConfig
 from synfundus.labels.counts import LabelCounts, count_labels
+from synfundus.labels.schema import LabelSchema
+from synfundus.labels.seen import LABEL_ROWS, SeenRows
 from synfundus.photographs.ingest import (
     PlannedSample,
     PlannedShard,
@@ -98,6 +100,7 @@ def decide(
         "field_of_view_px": _diameters(kept),
         "look_alikes": _near_duplicate_counts(kept, pairs, matches, splits),
         "label_counts": labels.to_document(),
+        LABEL_ROWS: _label_rows(samples, splits, plan.schema),
     }
     shards = tuple(plan_shards(samples, splits, max_samples=samples_per_shard(section)))
     return Decision(
@@ -164,6 +167,14 @@ def _splits_in_other_sets(
 def _num_patients(samples: Sequence[PlannedSample], splits: dict[str, str]) -> dict[str, int]:
     patients = {(sample.patient_group, splits[sample.key]) for sample in samples}
     return {split: sum(theirs == split for _, theirs in patients) for split in SPLITS}
+
+
+def _label_rows(samples: Sequence[PlannedSample], splits: dict[str, str], schema: LabelSchema) -> dict[str, Any]:
+    """Return the patients of the train split by row of label states."""
+    train = [sample for sample in samples if splits[sample.key] == "train"]
+    states = np.array([schema.encode(sample.labels) for sample in train], dtype=np.int16)
+    rows = states.reshape(len(train), len(schema.labels))
+    return SeenRows.of(rows, [sample.patient_group for sample in train]).to_document()
 
 
 def _near_duplicate_counts(

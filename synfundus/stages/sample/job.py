@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from synfundus.artifacts.latent_set import unseen_labels
 from synfundus.artifacts.model import Model, canonical_batch_size
 from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
 from synfundus.artifacts.run_folder import operator, versions
@@ -22,10 +21,12 @@ from synfundus.distributed.numerics import reproducible_threads
 from synfundus.distributed.world import World, torch_device, without_timeout
 from synfundus.labels.plan import REQUESTED, LabelRow, label_table
 from synfundus.labels.schema import label_caption
+from synfundus.labels.unseen import check_unseen
 from synfundus.pictures.sheets import contact_sheet, encode_png
 from synfundus.redaction import redact
 from synfundus.shards.reader import decode_image
 from synfundus.stages import Summary, build
+from synfundus.stages.rehearsal import read_requests
 from synfundus.stages.sample.factory import COMPRESS_LEVEL, Work, generate
 from synfundus.stages.sample.request import (
     EARLIER_NAMES,
@@ -36,7 +37,6 @@ from synfundus.stages.sample.request import (
     SHEET_NAME,
     claim,
     request_of,
-    rows_of,
 )
 from synfundus.stages.verb import require
 from synfundus.storage import documents, filesystem
@@ -67,14 +67,16 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     pipeline = load_pipeline(folder, device=device)
     sampling = build.sampler_settings(section, pipeline.recommended_sampling)
     scheduler_for(sampling.sampler, pipeline.schedule_settings)  # refuse before the folder is claimed
-    rows = rows_of(section, pipeline.label_schema)
+    requests = read_requests(section, pipeline.label_schema)
+    rows, where = requests.rows, section.labels or "sample.label"
+    doubts = check_unseen(requests, pipeline.training_summary, allowed=section.allow_unseen, where=where)
     fingerprints = {"model": pipeline.fingerprint, "autoencoder": pipeline.autoencoder_fingerprint}
     request = request_of(section, sampling, config.seed, fingerprints, rows, pipeline.label_schema)
     require_same(request, world)
     on_rank_0(lambda: claim(out, request, rows, pipeline.label_schema), world)
     console.message(f"{sampling.sampler}, {sampling.num_steps} steps, guidance {sampling.guidance_scale:g}")
-    if unseen := unseen_labels(pipeline.training_summary, rows):
-        console.warning(f"no photograph of its training is known to have {', '.join(unseen)}: what it draws is a guess")
+    for doubt in doubts:
+        console.warning(doubt)
     dtype = build.torch_dtype(section.precision)
     build.ready_to_sample(pipeline, config.launch, dtype=dtype, world=world, console=console)
     store = _store(section, config.seed, out, pipeline, rows)

@@ -12,10 +12,10 @@ from synfundus.artifacts.model import CPU_BATCH_SIZE
 from synfundus.artifacts.sample_set import PROVENANCE_NAME
 from synfundus.config.generation import SampleConfig
 from synfundus.diffusion.sampling import SamplerSettings
-from synfundus.labels.plan import LabelRow, label_table, plan_labels, read_label_plan
+from synfundus.labels.plan import LabelRow, label_table, read_label_plan
 from synfundus.labels.schema import LabelSchema
 from synfundus.stages import build
-from synfundus.stages.rehearsal import read_model
+from synfundus.stages.rehearsal import read_model, read_requests
 from synfundus.storage import documents, filesystem
 from synfundus.storage.manifest import MANIFEST_NAME
 from synfundus.storage.writer_lock import write_alone
@@ -30,22 +30,6 @@ EARLIER_NAMES = ("labels.csv", "contact-sheet.png")
 FORMAT_NAME = "synfundus-samples"
 FORMAT_VERSION = 1
 _CLAIM = Claim(REQUEST_NAME, FORMAT_NAME, FORMAT_VERSION, others="images of another request")
-
-
-def rows_of(section: SampleConfig, schema: LabelSchema) -> list[LabelRow]:
-    """Return the labels of every image that is asked for.
-
-    Raises:
-        ConfigError: Labels the model does not know.
-        DataError: A label plan that cannot be read; the row is named.
-    """
-    return plan_labels(
-        plan=None if section.labels is None else filesystem.read_bytes(section.labels),
-        labels=section.label,
-        num_images=section.num_images,
-        schema=schema,
-        where=section.labels or "sample.labels",
-    )
 
 
 def request_of(
@@ -86,7 +70,7 @@ def compare_claim(section: SampleConfig, seed: int) -> None:
     schema = LabelSchema.from_document(document["label_schema"], where=str(section.model))
     recommended = document.get("recommended_sampling")
     sampling = build.sampler_settings(section, SamplerSettings.from_document(recommended) if recommended else None)
-    rows = rows_of(section, schema)
+    rows = read_requests(section, schema).rows
     found = _CLAIM.read(out) or {}
     if section.precision == "auto":
         section = section.model_copy(update={"precision": found.get("precision")})

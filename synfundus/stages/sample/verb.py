@@ -49,8 +49,7 @@ def _dry_run(section: SampleConfig, seed: int) -> str:
     from synfundus.stages.rehearsal import rehearse_sampling
 
     del seed
-    model, num_images, sampler = str(section.model), section.num_images, section.sampler
-    return rehearse_sampling(model, section.labels, section.label, num_images=num_images, sampler=sampler)
+    return rehearse_sampling(section)
 
 
 def _compare(section: SampleConfig, seed: int) -> None:
@@ -77,6 +76,9 @@ VERB = Verb(
         Option("--num-images", "sample.num_images", "Number of images; default with a label plan: one per row."),
         Option("--label", "sample.label", "NAME=VALUE for every image (repeatable); others are unknown.", "mapping"),
         Option("--labels", "sample.labels", "Label plan: a CSV with one row per image.", role="input"),
+        Option(
+            "--allow-unseen", "sample.allow_unseen", "Also draw labels that no photograph of the training has.", "flag"
+        ),
         Option(
             "--sampler",
             "sample.sampler",

@@ -98,7 +98,7 @@ def _set_up(
     setup = build.model_setup(section.diffusion, latents, autoencoder, build.sampler_settings(sample))
     given = start.report
     on_rank_0(lambda: None if given is None else directory.record_start(given), world)
-    on_rank_0(lambda: save_setup(run_url, setup, start.known(latents)), world)
+    on_rank_0(lambda: save_setup(run_url, setup, start.known(latents, flip=section.diffusion.flip)), world)
     return DiffusionTraining(section, sample, shared, sets, start, setup, directory, world, console)
 
 
@@ -242,7 +242,7 @@ class DiffusionTraining(Training[ConditionalDenoiser]):
             "zero_stage": outcome.zero_stage,
         }
         folder = self.directory.path("export")
-        figures = summary | self._start.known(self._set)
+        figures = summary | self._start.known(self._set, flip=self._objective.flip)
         save_pipeline(folder, denoiser=network, setup=self._setup, training_summary=figures)
         self._console.message(f"trained on {summary['images_seen']:,} images; exported to {folder}")
         return summary | {"export": folder}

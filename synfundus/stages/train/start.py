@@ -47,13 +47,13 @@ class Start:
         """Fingerprint of the given weights; empty where there are none."""
         return str((self.report or {}).get("fingerprint", ""))
 
-    def known(self, latents: ShardSet) -> dict[str, Any]:
-        """Return the figures of a model card that do not depend on the training."""
+    def known(self, latents: ShardSet, *, flip: bool) -> dict[str, Any]:
+        """Return the figures of a model card that do not depend on the training but for its ``flip``."""
         return {
             "parameters": sum(parameter.numel() for parameter in self.denoiser.parameters()),
             "training_images": latents.num_samples("train"),
             "judged_on": self.judged_on,
-            "photographs": trained_on(latents),
+            "photographs": trained_on(latents, flip=flip),
             **({"started_from": self.fingerprint} if self.fingerprint else {}),
         }
 
