@@ -9,6 +9,7 @@ from tiny_samples import draw_samples, tiny_model
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # datasets leaves a table open
 def test_load_dataset_opens_a_folder_of_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets", reason="it is not among the project's dependencies")
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")

@@ -12,10 +12,12 @@ from dicom_files import dicom_file, photograph_dataset
 from phantom_clinic import picture
 from tiny_runs import Talk
 
+from synfundus.artifacts.sample_layouts import SYNFUNDUS_1M_TABLE, SynFundus1MStore
 from synfundus.artifacts.sample_set import image_marks
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import DataError
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.pictures.sheets import encode_png
 from synfundus.shards.reader import ShardSetReader
 from synfundus.stages import Summary
@@ -99,3 +101,23 @@ def test_a_folder_of_generated_images_alone_is_refused_and_the_hint_lets_it_in(t
     assert "--allow-synthetic" in refused.value.hint
     summary, _ = prepared(tmp_path / "in", allow_synthetic=True, out=str(tmp_path / "let-in"))
     assert summary["num_samples"] == 3
+
+
+def test_the_layout_of_synfundus_1m_is_prepared_label_for_label(tmp_path: Path) -> None:
+    rows = [{"dr_grade": number, "is_gc": number % 2, "eye_side": None if number == 2 else 1} for number in range(3)]
+    wanted = [{**dict.fromkeys(DEFAULT_LABEL_SCHEMA.names), **row} for row in rows]
+    store = SynFundus1MStore(str(tmp_path / "in"))
+    for image, row in enumerate(wanted):
+        marks = image_marks(model="m", seed=0, index=image, labels=row)
+        store.write([(image, encode_png(np.asarray(picture(image)), text=marks, compress_level=1))])
+    store.write_table(wanted, DEFAULT_LABEL_SCHEMA.names)
+    summary, _ = prepared(
+        tmp_path / "in",
+        labels=str(tmp_path / "in" / SYNFUNDUS_1M_TABLE),
+        importer="synfundus1m",
+        allow_synthetic=True,
+    )
+    reader = ShardSetReader(load_shard_set(summary["out"], kind="images"), split="train")
+    documents = [json.loads(reader.read(0, sample)[1]["json"]) for sample in range(3)]
+    reader.close()
+    assert sorted((one["labels"] for one in documents), key=lambda labels: int(labels["dr_grade"])) == wanted
