@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from synfundus.artifacts.sample_set import IMAGES_DIR
+from synfundus.artifacts import sample_layouts
 from synfundus.artifacts.shard_records import ShardRecords
 from synfundus.errors import DataError
 from synfundus.labels.plan import LabelRow
@@ -86,10 +86,13 @@ def _in_parts(images: range, size: int) -> Iterator[range]:
 
 
 class PngStore:
-    """``images/00000000.png ...``."""
+    """PNG files, named by a layout."""
 
-    def __init__(self, out: str, *, num_images: int, batch_size: int) -> None:
+    def __init__(
+        self, out: str, *, num_images: int, batch_size: int, name: Callable[[int], str] = sample_layouts.file_name
+    ) -> None:
         self._out = out
+        self._name = name
         self._num_images = num_images
         self._batch_size = batch_size
 
@@ -98,14 +101,14 @@ class PngStore:
         return list(_in_parts(range(self._num_images), self._batch_size))
 
     def file_name(self, image: int) -> str:
-        """Return ``images/00000000.png``."""
-        return f"{IMAGES_DIR}/{image:08d}.png"
+        """Return the name of an image in the folder."""
+        return self._name(image)
 
     def _url(self, image: int) -> str:
         return filesystem.join(self._out, self.file_name(image))
 
     def _listed(self) -> set[str]:
-        return {f"{IMAGES_DIR}/{name}" for name in filesystem.list_names(filesystem.join(self._out, IMAGES_DIR))}
+        return set(filesystem.list_files(self._out))
 
     def standing(self) -> Standing:
         """Return the parts of which every image exists and is complete."""

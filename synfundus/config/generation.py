@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from synfundus.config.base import (
     CHECKPOINT,
@@ -102,10 +102,18 @@ class SampleConfig(Section):
     """Images per forward pass of a GPU, whose rounding depends on it; a CPU always takes 16."""
     format: Literal["png", "shards"] = "png"
     """PNG files or a shard set."""
+    layout: Literal["imagefolder", "synfundus-1m"] = "imagefolder"
+    """How PNG files lie in the folder: images/00000000.png, or as in SynFundus-1M, with its table of conditions."""
     precision: Precision = "fp32"
     """Precision of the denoiser (auto as in train.loop.precision)."""
     contact_sheet_images: NonNegativeInt = 64
     """Images on the contact sheet; 0: none."""
+
+    @model_validator(mode="after")
+    def _files(self) -> SampleConfig:
+        if self.format == "shards" and self.layout != "imagefolder":
+            raise ValueError(f"layout {self.layout} is one of PNG files: leave format=shards out")
+        return self
 
     @field_validator("guidance_interval")
     @classmethod

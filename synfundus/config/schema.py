@@ -21,6 +21,7 @@ from synfundus.config.generation import (
     SampleConfig,
     VerifyLatentsConfig,
 )
+from synfundus.config.interchange import ExportDicomConfig, VerifyConfig
 from synfundus.config.label_plans import PlanLabelsConfig
 from synfundus.config.machine import LaunchConfig, PlanConfig, PlotConfig, StorageConfig, TelemetryConfig, WatchConfig
 from synfundus.config.photographs import ForgetConfig, InspectConfig, PhantomsConfig, PrepareConfig
@@ -58,12 +59,16 @@ class RunConfig(Section):
     """Which labels to generate images for."""
     sample: SampleConfig = SampleConfig()
     """Generating images."""
+    verify: VerifyConfig = VerifyConfig()
+    """Drawing some images of a set again."""
     judge: JudgeConfig = JudgeConfig()
     """Label control of generated images."""
     ema: PostHocEmaConfig = PostHocEmaConfig()
     """Weight averages of any length after training."""
     export: ExportConfig = ExportConfig()
     """Writing a model as a diffusers folder."""
+    export_dicom: ExportDicomConfig = ExportDicomConfig()
+    """Generated images as DICOM files."""
     plan: PlanConfig = PlanConfig()
     """Memory, time and cost of a run."""
     storage: StorageConfig = StorageConfig()

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from synfundus.errors import ConfigError, DataError
 from synfundus.labels.csv_table import MISSING, LabelCells, TableRecord, TableRecords, near_misses, read_records
+from synfundus.labels.plan import REQUESTED
 from synfundus.labels.schema import LabelSchema, LabelSpec, canonical_cell
 from synfundus.photographs.label_mapping import (
     PATIENT_COLUMN,
@@ -99,7 +100,9 @@ class LabelTable:
         return max(counts.items(), key=lambda item: item[1], default=("", 0))
 
 
-def read_label_table(data: bytes, schema: LabelSchema, mapping: TableMapping | None, *, where: str) -> LabelTable:
+def read_label_table(
+    data: bytes, schema: LabelSchema, mapping: TableMapping | None, *, where: str, requested: bool = False
+) -> LabelTable:
     """Read a CSV.
 
     Args:
@@ -107,6 +110,7 @@ def read_label_table(data: bytes, schema: LabelSchema, mapping: TableMapping | N
         schema: The label schema.
         mapping: Meaning of the columns; None uses columns with the names of labels.
         where: Location, for messages.
+        requested: Take what generated images were asked for (`REQUESTED`) as their labels, without a mapping.
 
     Raises:
         DataError: Another encoding, no header, no column for the file name.
@@ -118,6 +122,8 @@ def read_label_table(data: bytes, schema: LabelSchema, mapping: TableMapping | N
         if "save it as" in error.hint:
             error.hint += ", or name its encoding in a --mapping (encoding: cp1252)"
         raise
+    if requested and mapping is None:
+        table = replace(table, header=tuple(name.removeprefix(REQUESTED) for name in table.header))
     unread = _unread_columns(table.header, schema) if mapping is None else []
     mapping = mapping or default_mapping(table.header, schema, where=where)
     columns = _column_numbers(table.header, mapping, where)

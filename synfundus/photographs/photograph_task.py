@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from synfundus.errors import CorruptShard, StorageError
 from synfundus.photographs.burned_text import BurnedTextError
 from synfundus.photographs.decode import ImageFormat, UndecodableImage, encode_image
+from synfundus.photographs.decoding.synthetic_marks import is_marked_synthetic
 from synfundus.photographs.dicom import dicom_eye_side
 from synfundus.photographs.field_of_view import FieldOfViewError
 from synfundus.photographs.ingest import PlannedSample
 from synfundus.photographs.near_duplicates import hash_to_bytes, perceptual_hash
 from synfundus.photographs.preparation import (
+    SYNTHETIC,
     TEXT_FLAG,
     BurnedText,
     PreparedPixels,
@@ -44,6 +46,7 @@ class PhotographTask:
         max_pixels: Larger photographs are refused by their header.
         collection: Name of the collection, written into every sample.
         burned_text: What to do about text inside the field of view.
+        allow_synthetic: Whether a generated image is flagged; otherwise it is refused.
     """
 
     sample: PlannedSample
@@ -53,6 +56,7 @@ class PhotographTask:
     max_pixels: int
     collection: str
     burned_text: BurnedText
+    allow_synthetic: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,9 @@ def prepare_photograph(task: PhotographTask) -> PreparedPhotograph | Unusable:
     data = _read(task)
     if isinstance(data, Unusable):
         return data
+    synthetic = is_marked_synthetic(data)
+    if synthetic and not task.allow_synthetic:
+        return Unusable(task.sample, "files", SYNTHETIC, "by its own metadata a model generated it")
     try:
         prepared = prepare_pixels(
             data, image_size_px=task.image_size_px, max_pixels=task.max_pixels, burned_text=task.burned_text
@@ -102,7 +109,7 @@ def prepare_photograph(task: PhotographTask) -> PreparedPhotograph | Unusable:
         return Unusable(task.sample, "crop", error.reason.value, error.message)
     except BurnedTextError as error:
         return Unusable(task.sample, "crop", TEXT_FLAG, error.message)
-    return _finish(task, data, prepared)
+    return _finish(task, data, prepared, synthetic=synthetic)
 
 
 def _read(task: PhotographTask) -> bytes | Unusable:
@@ -130,16 +137,17 @@ def _read(task: PhotographTask) -> bytes | Unusable:
     return data
 
 
-def _finish(task: PhotographTask, data: bytes, prepared: PreparedPixels) -> PreparedPhotograph:
+def _finish(task: PhotographTask, data: bytes, prepared: PreparedPixels, *, synthetic: bool) -> PreparedPhotograph:
     sample = with_eye_side(task.sample, data)
     image = encode_image(prepared.pixels, task.image_format)
     hashed = perceptual_hash(prepared.pixels)
-    document = sample_document(sample.labels, collection=task.collection, image_size_px=task.image_size_px, image=image)
+    collection = SYNTHETIC if synthetic else task.collection
+    document = sample_document(sample.labels, collection=collection, image_size_px=task.image_size_px, image=image)
     return PreparedPhotograph(
         sample=sample,
         members={"json": document, task.image_format: image},
         diameter_px=prepared.diameter_px,
-        flags=prepared.flags,
+        flags=(*prepared.flags, SYNTHETIC) if synthetic else prepared.flags,
         file_sha256=hashlib.sha256(data).hexdigest(),
         image_sha256=hashlib.sha256(image).hexdigest(),
         perceptual_hash=hash_to_bytes(hashed.bits),

@@ -26,6 +26,9 @@ FIRST_CROP = {**CROP, "version": 1}
 TEXT_FLAG = "text_in_image"
 """Flag, and reject reason, of an image with text inside the field of view."""
 
+SYNTHETIC = "synthetic"
+"""Reject reason of an image that a model generated; where it is let in, its flag and its collection."""
+
 ENLARGED_FLAG = "enlarged"
 """Flag of an image whose field of view has fewer pixels across in the photograph than in the set."""
 

@@ -31,7 +31,7 @@ MAPPINGS = {
     "wrong_column": "source: x\nfile: file\npatient_id: nobody\n",
 }
 MIRRORED = LabelSchema((LabelSpec("eye_side", 2, values=("left", "right")),))
-DEVICES = ("train-vae", "encode-latents", "verify-latents", "train", "sample", "judge")
+DEVICES = ("train-vae", "encode-latents", "verify-latents", "train", "sample", "verify", "judge")
 """Verbs with --device."""
 REFUSED: dict[str, str] = {
     "demo, no photographs": "demo --out {new} --source {no} --labels {no}",
@@ -103,6 +103,8 @@ REFUSED: dict[str, str] = {
     "train-vae, drawn weights of another kind": "train-vae {tiny} --data {images} --run-dir {new} --init-from drawn",
     "encode-latents, other latents": "encode-latents --data {images} --vae {vae} --out {encoded} --batch-size 5",
     "encode-latents, mirrored without a side": "encode-latents --data {sideless} --vae {vae} --out {new} --flip",
+    "verify, no samples": "verify --samples {strange} --model {model}",
+    "export-dicom, no samples": "export-dicom --samples {strange} --out {new}",
     "verify-latents, another autoencoder": "verify-latents --latents {encoded} --vae {model}",
     "verify-latents, other images": "verify-latents --latents {encoded} --vae {vae} --data {sideless}",
     "train, a run of train-vae": "train {tiny} --latents {encoded} --run-dir {vae}",

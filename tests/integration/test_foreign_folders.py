@@ -15,6 +15,7 @@ import pytest
 from phantom_clinic import write_clinic
 from PIL import Image
 from tiny_pipeline import tiny_denoiser, write_tiny_pipeline
+from tiny_samples import draw_samples
 from tiny_sets import phantom_samples, tiny_config, write_set
 
 from synfundus.artifacts.ema_snapshots import write_snapshot
@@ -25,6 +26,7 @@ from synfundus.stages.demo import job as demo
 from synfundus.stages.ema import job as ema
 from synfundus.stages.encode_latents import job as encode_latents
 from synfundus.stages.export import job as export
+from synfundus.stages.export_dicom import job as export_dicom
 from synfundus.stages.forget import job as forget
 from synfundus.stages.inspect import job as inspect
 from synfundus.stages.judge import job as judge
@@ -71,12 +73,13 @@ class Inputs:
     images: Path
     latents: Path
     run: Path
+    samples: Path
 
 
 @pytest.fixture(scope="module")
 def inputs(world: World, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     root = tmp_path_factory.mktemp("inputs")
-    found = Inputs(root, root / "photographs", root / "images", root / "latents", root / "run")
+    found = Inputs(root, root / "photographs", root / "images", root / "latents", root / "run", root / "samples")
     write_clinic(found.photographs, 3)
     sizes = {"image_size_px": SIZE, "crop": "none"}
     samples = phantom_samples(6, image_size_px=SIZE)
@@ -88,6 +91,7 @@ def inputs(world: World, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     for width in (0.05, 0.1):
         write_snapshot(str(found.run), weights, Profile(8, width), LocalWorld())
     do("encode-latents", found, str(found.latents), world)
+    draw_samples(found.run, found.samples, 2)
     return found
 
 
@@ -106,6 +110,10 @@ VERBS: Mapping[str, tuple[ModuleType, Callable[[Inputs, str], dict[str, Any]]]] 
     ),
     "sample": (sample, lambda inputs, out: {"sample": {"model": str(inputs.run), "out": out, "num_images": 1}}),
     "export": (export, lambda inputs, out: {"export": {"run_dir": str(inputs.run), "out": out}}),
+    "export-dicom": (
+        export_dicom,
+        lambda inputs, out: {"export_dicom": {"samples": str(inputs.samples), "out": out, "workers": 0}},
+    ),
     "ema": (
         ema,
         lambda inputs, out: {"ema": {"run_dir": str(inputs.run), "sigma_rel": 0.07, "out": out}},
@@ -185,7 +193,7 @@ def test_what_is_no_folder_is_refused(verb: str, inputs: Inputs, world: World, t
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_inputs_and_what_they_lie_in_are_refused(verb: str, inputs: Inputs, world: World, tmp_path: Path) -> None:
     copy = shutil.copytree(inputs.root, tmp_path / "copy")
-    own = Inputs(copy, copy / "photographs", copy / "images", copy / "latents", copy / "run")
+    own = Inputs(copy, copy / "photographs", copy / "images", copy / "latents", copy / "run", copy / "samples")
     before = contents(copy)
     for place in (copy, own.photographs, own.images, own.run, own.run / "ema", own.run / "export" / "vae"):
         refused(verb, own, str(place), world)

@@ -15,7 +15,7 @@ from synfundus.cli.verbs import VERBS
 from synfundus.storage.manifest import ShardSet
 
 ROOT = Path(__file__).resolve().parents[2]
-LOOKING = {"doctor", "plan", "inspect", "verify-latents", "watch", "plot"}
+LOOKING = {"doctor", "plan", "inspect", "verify-latents", "verify", "watch", "plot"}
 WRITING = {
     "demo",
     "phantoms",
@@ -26,6 +26,7 @@ WRITING = {
     "sample",
     "ema",
     "export",
+    "export-dicom",
     "forget",
     "judge",
 }

@@ -22,6 +22,7 @@ from PIL import Image
 from tiny_pipeline import IMAGE_SIZE_PX, SCHEMA, write_tiny_pipeline
 
 from synfundus.artifacts.model_folder import DOCUMENT_NAME
+from synfundus.artifacts.sample_layouts import open_sample_images
 from synfundus.artifacts.sample_stores import ShardStore
 from synfundus.config.schema import RunConfig
 from synfundus.diffusion.sampling import SamplerSettings
@@ -30,6 +31,7 @@ from synfundus.errors import ConfigError, ManifestMismatch, StorageError
 from synfundus.labels.schema import LabelSchema, LabelSpec
 from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.stages.export import job as export
+from synfundus.stages.inspect.png_folder import open_png_folder, survey_png_folder
 from synfundus.stages.sample import factory
 from synfundus.stages.sample import job as sample
 from synfundus.storage import filesystem
@@ -155,6 +157,26 @@ def test_every_picture_in_the_folder_is_a_row_of_its_table_as_imagefolder_reads_
     with (tmp_path / "metadata.csv").open(newline="") as stream:
         assert {row["file_name"] for row in csv.DictReader(stream)} == pictures
     assert len(pictures) == 3
+
+
+def test_the_layout_of_synfundus_1m_has_its_files_and_its_table_and_is_inspected_and_verified(
+    model: Path, tmp_path: Path
+) -> None:
+    plan = _plan(tmp_path, "is_gc,eye_side\n1,0\n0,\n")
+    _sample(model, tmp_path / "out", num_images=None, labels=plan, layout="synfundus-1m")
+    assert _sample(model, tmp_path / "out", num_images=None, labels=plan, layout="synfundus-1m")["num_kept"] == 2
+    assert sorted(path.name for path in (tmp_path / "out" / "Part0").iterdir()) == ["0.png", "1.png"]
+    table = (tmp_path / "out" / "SynFundus-1M_gen_cond.csv").read_text()
+    assert table == "idx,dr_grade,is_gc,eye_side\n0,,1,0\n1,,0,\n"
+    found = survey_png_folder(open_png_folder(str(tmp_path / "out")), verify=True, console=SilentConsole())
+    assert (found["good"], found["problems"]) == (2, [])
+    images = open_sample_images(str(tmp_path / "out"))
+    _sample(model, tmp_path / "plain", num_images=None, labels=plan)
+    assert images.read(1) == (tmp_path / "plain" / "images" / "00000001.png").read_bytes()
+    with pytest.raises(ConfigError, match="layout is 'synfundus-1m' there, 'absent' here"):
+        _sample(model, tmp_path / "out", num_images=None, labels=plan)
+    with pytest.raises(ValueError, match="leave format=shards out"):
+        _config(model, tmp_path, layout="synfundus-1m", format="shards")
 
 
 @pytest.mark.parametrize("image_format", ["png", "shards"])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from synfundus.artifacts.sample_set import IMAGES_DIR, PROVENANCE_NAME, TABLE_NAMES, requested_labels
+from synfundus.artifacts.sample_set import PROVENANCE_NAME, TABLE_NAMES, requested_labels
 from synfundus.errors import CorruptShard, DataError, StorageError
 from synfundus.labels.counts import UNKNOWN
 from synfundus.pictures.sheets import Pixels
@@ -98,7 +98,7 @@ def survey_png_folder(folder: PngFolder, *, verify: bool, console: Console) -> S
     Returns:
         The report; ``ok`` is false and ``exit_code`` 3 if there are problems.
     """
-    there = {f"{IMAGES_DIR}/{name}" for name in filesystem.list_names(filesystem.join(folder.url, IMAGES_DIR))}
+    there = {name for name in filesystem.list_files(folder.url) if "/" in name}
     missing = [name for name, _ in folder.rows if name not in there]
     problems = [Problem(name or TABLE_NAMES[0], "missing" if name else "a row names no file") for name in missing]
     damaged = []

@@ -118,6 +118,7 @@ def prepare_chunks(
                     max_pixels=section.max_pixels,
                     collection=collection,
                     burned_text=section.burned_text,
+                    allow_synthetic=section.allow_synthetic,
                 )
 
     with (

@@ -26,7 +26,7 @@ from synfundus.photographs.ingest import (
     split_patients,
 )
 from synfundus.photographs.near_duplicates import MIN_SIMILARITY, SEARCH_STEPS, Groups, NearDuplicate, groups_of
-from synfundus.photographs.preparation import Unusable
+from synfundus.photographs.preparation import SYNTHETIC, Unusable
 from synfundus.stages.prepare.chunks import ChunkResults, StoredImage
 from synfundus.stages.prepare.look_alikes import OtherSet, OtherSetMatch, matches_in_other_sets, near_duplicates_within
 from synfundus.stages.prepare.plan import InputPlan, samples_per_shard
@@ -102,6 +102,8 @@ def decide(
         "label_counts": labels.to_document(),
         LABEL_ROWS: _label_rows(samples, splits, plan.schema),
     }
+    if number := properties["flags"].get(SYNTHETIC):
+        properties["synthetic"] = number
     shards = tuple(plan_shards(samples, splits, max_samples=samples_per_shard(section)))
     return Decision(
         kept=kept,

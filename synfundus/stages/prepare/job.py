@@ -23,6 +23,7 @@ from synfundus.errors import CorruptShard, DataError, StorageError
 from synfundus.labels.schema import LabelSchema
 from synfundus.photographs.crosswalk import REJECTS_NAME as NAMED_REJECTS
 from synfundus.photographs.crosswalk import open_crosswalk, read_secret, read_withdrawn
+from synfundus.photographs.preparation import SYNTHETIC
 from synfundus.stages import Summary
 from synfundus.stages.prepare.chunks import ChunkResults, pending_chunks, prepare_chunks, read_chunks
 from synfundus.stages.prepare.decision import Decision, decide
@@ -166,6 +167,9 @@ class _Rank0:
             raise DataError(
                 f"none of {plan.num_inputs} inputs is usable: {json.dumps(counts)}",
                 where=filesystem.join(self._paths.crosswalk, NAMED_REJECTS),
+                hint="generated images are no photographs: --allow-synthetic lets them in"
+                if SYNTHETIC in counts
+                else "",
             )
 
     def publish(self) -> None:

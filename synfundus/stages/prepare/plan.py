@@ -142,7 +142,8 @@ def _read_table(section: PrepareConfig, schema: LabelSchema, files: Mapping[str,
         )
     guess = "" if mapping or data is None else looks_like(data, where=where)
     try:
-        table = complete_names(read_label_table(data or b"", schema, mapping, where=where), files.keys())
+        read = read_label_table(data or b"", schema, mapping, where=where, requested=section.allow_synthetic)
+        table = complete_names(read, files.keys())
     except DataError as error:
         error.hint = guess or error.hint
         raise
@@ -216,7 +217,7 @@ def plan_inputs(
         "split_seed": seed,
         "num_inputs": len(matched) + len(rejects),
     }
-    fixed = {**properties, "crop": FIRST_CROP}
+    fixed = {**properties, "crop": FIRST_CROP} | ({"allow_synthetic": True} if section.allow_synthetic else {})
     properties["inputs_sha256"] = _fingerprint(schema, fixed, samples, rejects, secret)
     if _are_drawn(source):
         properties["drawn"] = True  # after the fingerprint: preparations that were begun before are resumed

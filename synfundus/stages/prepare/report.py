@@ -19,7 +19,7 @@ from synfundus.photographs.crosswalk import (
 from synfundus.photographs.crosswalk import REJECTS_NAME as NAMED_REJECTS
 from synfundus.photographs.ingest import Reject, sample_key
 from synfundus.photographs.near_duplicates import NearDuplicate
-from synfundus.photographs.preparation import TEXT_FLAG
+from synfundus.photographs.preparation import SYNTHETIC, TEXT_FLAG
 from synfundus.stages.prepare.chunks import ChunkResults
 from synfundus.stages.prepare.decision import Decision
 from synfundus.stages.prepare.look_alikes import OtherSet, OtherSetMatch, save_hashes
@@ -100,7 +100,11 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-_READABLE = "names or dates may be readable in them, nothing was removed (--burned-text quarantine leaves them out); "
+_MORE = {
+    TEXT_FLAG: "names or dates may be readable in them, nothing was removed "
+    "(--burned-text quarantine leaves them out); ",
+    SYNTHETIC: "a model generated them, and their labels are what it was asked for; ",
+}
 
 
 def report(console: Console, shard_set: ShardSet, decision: Decision, paths: PreparePaths, plan: InputPlan) -> None:
@@ -116,7 +120,7 @@ def report(console: Console, shard_set: ShardSet, decision: Decision, paths: Pre
     console.table("labels", header, rows)
     for flag, number in properties["flags"].items():
         verb = "is" if number == 1 else "are"
-        more = _READABLE if flag == TEXT_FLAG else ""
+        more = _MORE.get(flag, "")
         console.warning(
             f"{counted(number, 'sample')} {verb} flagged {flag}: {more}see {FLAGS_NAME} in the crosswalk folder"
         )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from synfundus.artifacts import sample_layouts
 from synfundus.artifacts.model import Model, canonical_batch_size
 from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
 from synfundus.artifacts.run_folder import operator, versions
@@ -99,7 +100,8 @@ def _settled(section: SampleConfig, world: World, console: Console) -> SampleCon
 
 def _store(section: SampleConfig, seed: int, out: str, pipeline: Model, rows: Sequence[LabelRow]) -> SampleStore:
     if section.format == "png":
-        return PngStore(out, num_images=len(rows), batch_size=section.batch_size)
+        name = sample_layouts.synfundus_1m_name if section.layout == "synfundus-1m" else sample_layouts.file_name
+        return PngStore(out, num_images=len(rows), batch_size=section.batch_size, name=name)
     return ShardStore(
         out,
         rows=rows,
@@ -131,6 +133,9 @@ def _publish(work: Work, section: SampleConfig, out: str, request: dict[str, Any
     rows = [{REQUESTED + name: row.get(name) for name in names} for row in work.rows]
     table = label_table(rows, [REQUESTED + name for name in names], file_name=files)
     filesystem.write_bytes(filesystem.join(out, LABELS_NAME), table)
+    if section.layout == "synfundus-1m":
+        conditions = sample_layouts.synfundus_1m_table(work.rows, names)
+        filesystem.write_bytes(filesystem.join(out, sample_layouts.SYNFUNDUS_1M_TABLE), conditions)
     count = min(section.contact_sheet_images, len(work.rows))
     if count:
         filesystem.write_bytes(filesystem.join(out, SHEET_NAME), sheet_page(_contact_sheet(work, count)))

@@ -59,6 +59,7 @@ def request_of(
         **asdict(sampling),
         **section.model_dump(mode="json", include={"batch_size", "precision"}),
         "image_format": section.format,
+        **({} if section.layout == "imagefolder" else {"layout": section.layout}),
     }
     return dict(documents.as_json(request))
 

@@ -91,6 +91,7 @@ VERB = Verb(
             "Classifier-free guidance; 1 turns it off; default: the model's recommendation.",
         ),
         Option("--format", "sample.format", "PNG files, or a set of shards."),
+        Option("--layout", "sample.layout", "How PNG files lie in the folder: images/, or Part0/ to Part19/."),
         *DISTRIBUTED,
     ),
     sections=("seed", "sample", "storage", "launch", "telemetry"),
