@@ -244,7 +244,7 @@ class _Demo:
 
     def request(self) -> Summary:
         """Return what the folder is for."""
-        settings = self._config.model_dump(mode="json", exclude={"launch", "telemetry", "forget", "judge"})
+        settings = self._config.model_dump(mode="json", exclude={"launch", "telemetry", "forget", "judge", "gallery"})
         settings["sample"].update(documents.as_json(asdict(build.sampler_settings(self._config.sample))))
         for verb in ("train_vae", "train"):
             settings[verb]["loop"]["num_threads"] = 0  # only changes speed
