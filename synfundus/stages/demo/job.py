@@ -19,6 +19,7 @@ from synfundus.artifacts.claim import Claim
 from synfundus.artifacts.sample_set import PngStore
 from synfundus.config.auto import PRECISION_KEYS, settle_precision
 from synfundus.config.diffusion import UNetConfig
+from synfundus.config.gallery import GalleryConfig
 from synfundus.config.generation import DemoConfig
 from synfundus.config.schema import RunConfig
 from synfundus.config.training import AutoencoderConfig
@@ -41,6 +42,8 @@ from synfundus.stages.demo.report import (
 )
 from synfundus.stages.demo.verb import look_at_photographs
 from synfundus.stages.encode_latents import job as encode_latents
+from synfundus.stages.gallery.job import make_gallery
+from synfundus.stages.gallery.page import PAGE_NAME
 from synfundus.stages.judging import (
     LabelledImages,
     describe_judged,
@@ -65,6 +68,7 @@ from synfundus.telemetry.console import Console, SilentConsole
 STAGES_DIR = "stages"
 PICTURE_NAME = "demo.png"
 REPORT_NAME = "demo.json"
+GALLERY_DIR = "gallery"
 LABEL_PLAN_NAME = "label-plan.csv"
 REQUEST_NAME = "request.json"
 _FORMAT = "synfundus-demo"
@@ -325,7 +329,13 @@ class _Demo:
         self._console.message(
             f"picture: {self._at(PICTURE_NAME)}{note and f' ({note})'}   figures: {self._at(REPORT_NAME)}"
         )
+        self._console.message(f"all images, in a browser: {self._make_gallery()}{note and f' ({note})'}")
         return document
+
+    def _make_gallery(self) -> str:
+        places = {"samples": self._at("samples"), "real": self._at("images"), "out": self._at(GALLERY_DIR)}
+        make_gallery(GalleryConfig(**places), SilentConsole())
+        return self._at(GALLERY_DIR, PAGE_NAME)
 
     def _budgets(self) -> dict[str, int | None]:
         config = self._config

@@ -53,6 +53,7 @@ function start(stored) {
     const wanted = views.find((one) => one.name === name).groups;
     byId("panes").hidden = name === "map";
     byId("map").hidden = name !== "map";
+    for (const field of byId("bar").querySelectorAll(".field")) field.hidden = name === "map";
     grids.forEach((grid, at) => (grid.element.hidden = !wanted.includes(at)));
     grids.forEach((grid) => grid.layout());
     map.draw();

@@ -108,15 +108,15 @@ export class SimilarityMap {
       }
     }
     pen.globalAlpha = 1;
-    this.thumbnails(pen, groups, points, colours);
-    if (document.activeElement === this.canvas) this.ring(pen, width / 2, height / 2, colours);
+    const pictures = this.thumbnails(pen, groups, points, colours);
+    if (document.activeElement === this.canvas) this.ring(pen, width / 2, height / 2, pictures ? SHOWN * 0.75 : 9, colours);
   }
 
   /** Draws the images themselves where few are in sight. */
   thumbnails(pen, groups, points, colours) {
     const shown = [];
     for (const which of groups) points(which, 1, (x, y, row) => shown.length <= MOST_SHOWN && shown.push({ which, x, y, row }));
-    if (this.view.scale === 1 || shown.length > MOST_SHOWN) return;
+    if (this.view.scale === 1 || shown.length > MOST_SHOWN) return false;
     for (const { which, x, y, row } of shown) {
       const group = this.gallery.groups[which];
       const tile = sheetTile(group, row, "tile");
@@ -127,6 +127,7 @@ export class SimilarityMap {
       pen.fillRect(x - SHOWN / 2 - 2, y - SHOWN / 2 - 2, SHOWN + 4, SHOWN + 4);
       pen.drawImage(sheet, tile.column * edge, tile.line * edge, edge, edge, x - SHOWN / 2, y - SHOWN / 2, SHOWN, SHOWN);
     }
+    return true;
   }
 
   sheet(url) {
@@ -142,13 +143,13 @@ export class SimilarityMap {
   }
 
   /** Marks what Enter opens. */
-  ring(pen, x, y, colours) {
+  ring(pen, x, y, radius, colours) {
     const middle = this.nearest(x, y, Infinity);
     if (!middle) return;
     pen.strokeStyle = colours.getPropertyValue("--ink");
     pen.lineWidth = 2;
     pen.beginPath();
-    pen.arc(middle.x, middle.y, 9, 0, 2 * Math.PI);
+    pen.arc(middle.x, middle.y, radius, 0, 2 * Math.PI);
     pen.stroke();
   }
 

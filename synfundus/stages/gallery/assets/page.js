@@ -1,4 +1,4 @@
-/* Built from web/gallery: change it there. Sources: sha256 d81e89d0c04c3a84472f4cfe131b06886377355f3e0daa10b7ce8a66d4c6cd57 */
+/* Built from web/gallery: change it there. Sources: sha256 b3edc8255e0e6634830b4003ecb68d584a349784274c6f1e279e3a7d2cd799e0 */
 (() => {
   // src/data.js
   var bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
@@ -487,14 +487,14 @@
         }
       }
       pen.globalAlpha = 1;
-      this.thumbnails(pen, groups, points, colours);
-      if (document.activeElement === this.canvas) this.ring(pen, width / 2, height / 2, colours);
+      const pictures = this.thumbnails(pen, groups, points, colours);
+      if (document.activeElement === this.canvas) this.ring(pen, width / 2, height / 2, pictures ? SHOWN * 0.75 : 9, colours);
     }
     /** Draws the images themselves where few are in sight. */
     thumbnails(pen, groups, points, colours) {
       const shown = [];
       for (const which of groups) points(which, 1, (x, y, row) => shown.length <= MOST_SHOWN && shown.push({ which, x, y, row }));
-      if (this.view.scale === 1 || shown.length > MOST_SHOWN) return;
+      if (this.view.scale === 1 || shown.length > MOST_SHOWN) return false;
       for (const { which, x, y, row } of shown) {
         const group = this.gallery.groups[which];
         const tile = sheetTile(group, row, "tile");
@@ -505,6 +505,7 @@
         pen.fillRect(x - SHOWN / 2 - 2, y - SHOWN / 2 - 2, SHOWN + 4, SHOWN + 4);
         pen.drawImage(sheet, tile.column * edge, tile.line * edge, edge, edge, x - SHOWN / 2, y - SHOWN / 2, SHOWN, SHOWN);
       }
+      return true;
     }
     sheet(url) {
       let image = this.sheets.get(url);
@@ -518,13 +519,13 @@
       return image;
     }
     /** Marks what Enter opens. */
-    ring(pen, x, y, colours) {
+    ring(pen, x, y, radius, colours) {
       const middle = this.nearest(x, y, Infinity);
       if (!middle) return;
       pen.strokeStyle = colours.getPropertyValue("--ink");
       pen.lineWidth = 2;
       pen.beginPath();
-      pen.arc(middle.x, middle.y, 9, 0, 2 * Math.PI);
+      pen.arc(middle.x, middle.y, radius, 0, 2 * Math.PI);
       pen.stroke();
     }
     nearest(x, y, reach) {
@@ -811,6 +812,7 @@
       const wanted = views.find((one) => one.name === name).groups;
       byId("panes").hidden = name === "map";
       byId("map").hidden = name !== "map";
+      for (const field of byId("bar").querySelectorAll(".field")) field.hidden = name === "map";
       grids.forEach((grid, at) => grid.element.hidden = !wanted.includes(at));
       grids.forEach((grid) => grid.layout());
       map.draw();
