@@ -1,4 +1,4 @@
-/* Built from web/gallery: change it there. Sources: sha256 b3edc8255e0e6634830b4003ecb68d584a349784274c6f1e279e3a7d2cd799e0 */
+/* Built from web/gallery: change it there. Sources: sha256 05dece09a0cbaaf05102133e922bb2963847b6d6401c2c70b5dfbcab8afc8114 */
 (() => {
   // src/data.js
   var bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
