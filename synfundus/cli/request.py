@@ -124,6 +124,7 @@ def load_request(verb: Verb, given: Mapping[str, Any]) -> Request:
     Raises:
         ConfigError: With every problem found.
     """
+    given = _with_set_as_samples(verb, given)
     flags = _assignments(verb, given)
     pairs = (text.partition("=") for text in given["set"])
     told = [*flags, *(Assignment(path.strip(), value, "--set") for path, _, value in pairs)]
@@ -180,6 +181,14 @@ def _assignments(verb: Verb, given: Mapping[str, Any]) -> list[Assignment]:
         else:
             found.append(Assignment(option.path, value, option.flag))
     return found
+
+
+def _with_set_as_samples(verb: Verb, given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Take a ``--set`` that is no KEY=VALUE for the set that a verb with ``--samples`` reads."""
+    folders = [text for text in given["set"] if "=" not in text]
+    if len(folders) != 1 or given.get("samples", "") is not None:
+        return given
+    return {**given, "samples": folders[0], "set": [text for text in given["set"] if "=" in text]}
 
 
 def _pair(option: Option, text: str) -> Assignment:

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from synfundus.config.base import Section
 from synfundus.config.diffusion import TrainConfig
+from synfundus.config.gallery import GalleryConfig
 from synfundus.config.generation import (
     DemoConfig,
     EncodeLatentsConfig,
@@ -63,6 +64,8 @@ class RunConfig(Section):
     """Drawing some images of a set again."""
     judge: JudgeConfig = JudgeConfig()
     """Label control of generated images."""
+    gallery: GalleryConfig = GalleryConfig()
+    """A page on which to look through a set."""
     ema: PostHocEmaConfig = PostHocEmaConfig()
     """Weight averages of any length after training."""
     export: ExportConfig = ExportConfig()

@@ -333,6 +333,11 @@ def patients_note(properties: Mapping[str, Any]) -> str:
     return "" if properties.get("drawn") else PATIENTS_NOTE
 
 
+def source_xmp(mark: str) -> bytes:
+    """Return XMP that says what made a picture, in IPTC's words; ``mark`` is what it says as ``synthetic``."""
+    return _XMP.format(_SOURCE_TYPES[mark]).encode()
+
+
 def encode_png(pixels: Pixels, *, text: Mapping[str, str], compress_level: int) -> bytes:
     """Encode an RGB image as PNG with tEXt chunks; the same arguments give the same bytes.
 
@@ -349,7 +354,7 @@ def encode_png(pixels: Pixels, *, text: Mapping[str, str], compress_level: int) 
         if value:
             info.add_text(keyword, value)
     if text.get("synthetic") in _SOURCE_TYPES:
-        info.add_itxt(XMP_KEYWORD, _XMP.format(_SOURCE_TYPES[text["synthetic"]]))
+        info.add_itxt(XMP_KEYWORD, source_xmp(text["synthetic"]).decode())
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, format="PNG", pnginfo=info, compress_level=compress_level)
     return stream.getvalue()

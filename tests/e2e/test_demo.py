@@ -80,6 +80,7 @@ def test_the_picture_shows_reconstructions_and_a_row_for_each_condition(walked: 
     with Image.open(walked[0] / "out" / "demo.png") as picture:
         width, height = picture.size
         assert picture.info["synthetic"]
+    assert (walked[0] / "out" / "gallery" / "index.html").is_file()
     assert width > 10 * 128
     assert height > 8 * 128
 

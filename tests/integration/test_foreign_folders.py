@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from gallery_folders import label_rows, write_png_samples
 from phantom_clinic import write_clinic
 from PIL import Image
 from tiny_pipeline import tiny_denoiser, write_tiny_pipeline
@@ -28,6 +29,7 @@ from synfundus.stages.encode_latents import job as encode_latents
 from synfundus.stages.export import job as export
 from synfundus.stages.export_dicom import job as export_dicom
 from synfundus.stages.forget import job as forget
+from synfundus.stages.gallery import job as gallery
 from synfundus.stages.inspect import job as inspect
 from synfundus.stages.judge import job as judge
 from synfundus.stages.phantoms import job as phantoms
@@ -84,6 +86,7 @@ def inputs(world: World, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     sizes = {"image_size_px": SIZE, "crop": "none"}
     samples = phantom_samples(6, image_size_px=SIZE)
     write_set(found.images, samples, shards={"train": (4,), "val": (2,)}, properties=sizes)
+    write_png_samples(root / "samples", label_rows(2))
     write_tiny_pipeline(found.run / "export")
     (found.run / "run.json").write_text('{"kind": "diffusion"}')
     (found.run / "metrics.jsonl").write_text('{"images_seen": 8, "loss": 1.0}\n')
@@ -126,6 +129,7 @@ VERBS: Mapping[str, tuple[ModuleType, Callable[[Inputs, str], dict[str, Any]]]] 
         judge,
         lambda inputs, out: {"judge": {"model": str(inputs.run), "data": str(inputs.images), "out": out}},
     ),
+    "gallery": (gallery, lambda inputs, out: {"gallery": {"samples": str(inputs.root / "samples"), "out": out}}),
     "demo": (demo, lambda _, out: {"demo": {"out": out}}),
 }
 

@@ -22,7 +22,7 @@ from synfundus.stages import Summary
 from synfundus.stages.verify import job as verify
 from synfundus.telemetry.console import SilentConsole
 
-NUMBER = 20
+NUMBER = 40
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_another_model_is_refused_also_by_a_dry_run_and_the_right_one_is_taken(
         with pytest.raises(ManifestMismatch, match="the images were drawn with model") as refused:
             refuse(samples, other)
         assert refused.value.hint == "give the --model that drew them"
-    assert "20 of 20 images to draw again, in 3 batches" in verify.rehearse(settings(samples, model).verify, 0)
+    assert "40 of 40 images to draw again, in 3 batches" in verify.rehearse(settings(samples, model).verify, 0)
 
 
 def test_the_choice_is_random_and_the_same_for_a_seed(samples: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from synfundus.artifacts.claim import Claim
 from synfundus.artifacts.sample_stores import PngStore
 from synfundus.config.auto import PRECISION_KEYS, settle_precision
 from synfundus.config.diffusion import UNetConfig
+from synfundus.config.gallery import GalleryConfig
 from synfundus.config.generation import DemoConfig
 from synfundus.config.schema import RunConfig
 from synfundus.config.training import AutoencoderConfig
@@ -39,8 +40,11 @@ from synfundus.stages.demo.report import (
     report_document,
     show_report,
 )
+from synfundus.stages.demo.settings import settings_of
 from synfundus.stages.demo.verb import look_at_photographs
 from synfundus.stages.encode_latents import job as encode_latents
+from synfundus.stages.gallery.job import make_gallery
+from synfundus.stages.gallery.page import PAGE_NAME
 from synfundus.stages.judging import (
     LabelledImages,
     describe_judged,
@@ -65,6 +69,7 @@ from synfundus.telemetry.console import Console, SilentConsole
 STAGES_DIR = "stages"
 PICTURE_NAME = "demo.png"
 REPORT_NAME = "demo.json"
+GALLERY_DIR = "gallery"
 LABEL_PLAN_NAME = "label-plan.csv"
 REQUEST_NAME = "request.json"
 _FORMAT = "synfundus-demo"
@@ -244,17 +249,7 @@ class _Demo:
 
     def request(self) -> Summary:
         """Return what the folder is for."""
-        settings = self._config.model_dump(
-            mode="json", exclude={"launch", "telemetry", "forget", "judge", "plan_labels"}
-        )
-        settings["sample"].update(documents.as_json(asdict(build.sampler_settings(self._config.sample))))
-        del settings["sample"]["allow_unseen"]  # demos begun before there was one are resumed
-        for verb in ("train_vae", "train"):
-            settings[verb]["loop"]["num_threads"] = 0  # only changes speed
-        if settings["demo"]["importer"] is None:
-            del settings["demo"]["importer"]  # demos begun before there was one are resumed
-        if settings["demo"]["starting_weights"]:
-            del settings["demo"]["starting_weights"]  # likewise
+        settings = settings_of(self._config)
         return {
             "settings_sha256": hashlib.sha256(documents.dump_json(settings)).hexdigest(),
             "minutes": self._config.demo.minutes,
@@ -328,7 +323,13 @@ class _Demo:
         self._console.message(
             f"picture: {self._at(PICTURE_NAME)}{note and f' ({note})'}   figures: {self._at(REPORT_NAME)}"
         )
+        self._console.message(f"all images, in a browser: {self._make_gallery()}{note and f' ({note})'}")
         return document
+
+    def _make_gallery(self) -> str:
+        places = {"samples": self._at("samples"), "real": self._at("images"), "out": self._at(GALLERY_DIR)}
+        make_gallery(GalleryConfig(**places), SilentConsole())
+        return self._at(GALLERY_DIR, PAGE_NAME)
 
     def _budgets(self) -> dict[str, int | None]:
         config = self._config

@@ -1,0 +1,36 @@
+"""The settings that a demo's folder is for."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from synfundus.config.generation import SampleConfig
+from synfundus.config.schema import RunConfig
+from synfundus.stages import build
+from synfundus.storage import documents
+
+_OTHERS = ("launch", "telemetry", "forget", "judge", "gallery", "plan_labels", "verify", "export_dicom")
+"""Sections that no stage of a demo takes."""
+_FIRST = ("model", "out", "num_images", "label", "labels", "batch_size", "format", "precision", "contact_sheet_images")
+"""Fields of `sample`, beside the sampler's, that were there from the first version on."""
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """Return all that the results of a demo depend on.
+
+    What later versions added is left out where it has its default: demos begun before are resumed.
+    """
+    settings = config.model_dump(mode="json", exclude=set(_OTHERS))
+    defaults = SampleConfig().model_dump(mode="json")
+    sample = {
+        name: value for name, value in settings["sample"].items() if name in _FIRST or value != defaults.get(name)
+    }
+    settings["sample"] = sample | documents.as_json(asdict(build.sampler_settings(config.sample)))
+    for verb in ("train_vae", "train"):
+        settings[verb]["loop"]["num_threads"] = 0  # only changes speed
+    if settings["demo"]["importer"] is None:
+        del settings["demo"]["importer"]
+    if settings["demo"]["starting_weights"]:
+        del settings["demo"]["starting_weights"]
+    return settings
