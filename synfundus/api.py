@@ -77,8 +77,8 @@ class SynfundusPipeline:
             num_images: Number of images; default: one, or one for each of the labels.
             seed: Image i depends on the seed, i, its labels and the batch size.
             batch_size: Images at a time.
-            settings: ``sampler``, ``num_steps``, ``guidance_scale``, ``guidance_rescale``, ``guidance_interval``;
-                default: as the model recommends.
+            settings: ``sampler``, ``num_steps``, ``guidance_scale``, ``guidance_rescale``, ``guidance_interval``,
+                ``guidance_weight``, ``negative_label``; default: as the model recommends.
 
         Returns:
             RGB images whose ``info`` says that they are synthetic and what made them. PIL's own ``save`` leaves that
@@ -97,7 +97,7 @@ class SynfundusPipeline:
             found: list[Any] = getattr(error, "errors", list)()
             wrong = "; ".join(f"{one['loc'][-1]} is {one['input']!r}: {one['msg']}" for one in found) or error
             raise ConfigError(f"settings that cannot be: {wrong}", where="sample") from error
-        chosen = sampler_settings(section, self.model.recommended_sampling)
+        chosen = sampler_settings(section, self.model.recommended_sampling, schema=self.label_schema)
         scheduler_for(chosen.sampler, self.model.schedule_settings)
         batches = [
             generate_batch(

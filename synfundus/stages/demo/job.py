@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -245,7 +245,10 @@ class _Demo:
     def request(self) -> Summary:
         """Return what the folder is for."""
         settings = self._config.model_dump(mode="json", exclude={"launch", "telemetry", "forget", "judge"})
-        settings["sample"].update(documents.as_json(asdict(build.sampler_settings(self._config.sample))))
+        for name in ("guidance_weight", "negative_label", "guide_model", "compile"):
+            if not settings["sample"][name]:
+                del settings["sample"][name]  # demos begun before there were these are resumed
+        settings["sample"].update(documents.as_json(build.sampler_settings(self._config.sample).to_document()))
         for verb in ("train_vae", "train"):
             settings[verb]["loop"]["num_threads"] = 0  # only changes speed
         if settings["demo"]["importer"] is None:

@@ -12,7 +12,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from synfundus.artifacts.claim import Claim, difference
 from synfundus.artifacts.latent_set import unseen_labels
-from synfundus.artifacts.model import Model, generate_batch
+from synfundus.artifacts.model import Model, generate_batch, guidance_of
 from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
 from synfundus.artifacts.run_folder import operator, versions
 from synfundus.artifacts.sample_set import (
@@ -38,6 +38,7 @@ from synfundus.artifacts.sample_set import (
 )
 from synfundus.config.generation import SampleConfig
 from synfundus.config.schema import RunConfig
+from synfundus.diffusion.guidance import check_guidance
 from synfundus.diffusion.sampling import SamplerSettings, scheduler_for
 from synfundus.distributed.agreement import on_rank_0, require_same
 from synfundus.distributed.world import World, of_rank, share_of, torch_device, without_timeout
@@ -48,6 +49,7 @@ from synfundus.redaction import redact
 from synfundus.shards.reader import decode_image
 from synfundus.stages import Summary, build
 from synfundus.stages.rehearsal import read_model
+from synfundus.stages.sample.guide import guide_fingerprint, load_guide
 from synfundus.stages.verb import require
 from synfundus.storage import documents, filesystem
 from synfundus.storage.locations import resolved
@@ -82,6 +84,7 @@ class _Work:
         rows: Labels of every image.
         store: Where images go.
         device: Where to compute.
+        guide: The model to lead away from.
     """
 
     section: SampleConfig
@@ -91,6 +94,7 @@ class _Work:
     rows: Sequence[LabelRow]
     store: SampleStore
     device: torch.device
+    guide: Model | None
 
     @property
     def batch_size(self) -> int:
@@ -120,20 +124,26 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     build.tensor_cores(True, world, console)  # images have eight bits
     device, dtype = torch_device(world), build.torch_dtype(section.precision)
     pipeline = load_pipeline(folder, device=device)
-    sampling = build.sampler_settings(section, pipeline.recommended_sampling)
+    guide = load_guide(section.guide_model, pipeline, device=device, console=console) if section.guide_model else None
+    sampling = build.sampler_settings(section, pipeline.recommended_sampling, schema=pipeline.label_schema)
     scheduler_for(sampling.sampler, pipeline.schedule_settings)  # refuse before the folder is claimed
+    check_guidance(guidance_of(sampling, pipeline.label_schema, guide=None if guide is None else guide.denoiser))
     rows = _rows(section, pipeline.label_schema)
     fingerprints = {"model": pipeline.fingerprint, "autoencoder": pipeline.autoencoder_fingerprint}
+    if guide is not None:
+        fingerprints["guide"] = guide.fingerprint
     request = _request(section, sampling, config.seed, fingerprints, rows, pipeline.label_schema)
     require_same(request, world)
     on_rank_0(lambda: _claim(out, request, rows, pipeline.label_schema), world)
     console.message(f"{sampling.sampler}, {sampling.num_steps} steps, guidance {sampling.guidance_scale:g}")
     if unseen := unseen_labels(pipeline.training_summary, rows):
         console.warning(f"no photograph of its training is known to have {', '.join(unseen)}: what it draws is a guess")
-    build.ready_to_sample(pipeline, config.launch, dtype=dtype, world=world, console=console)
-    work = _Work(
-        section, sampling, config.seed, pipeline, rows, _store(section, config.seed, out, pipeline, rows), device
-    )
+    for model in filter(None, (pipeline, guide)):
+        build.ready_to_sample(
+            model, config.launch, dtype=dtype, world=world, console=console, compile_denoiser=section.compile
+        )
+    store = _store(section, config.seed, out, pipeline, rows)
+    work = _Work(section, sampling, config.seed, pipeline, rows, store, device, guide)
     at_the_end = without_timeout(world)
     kept_here = _generate(work, world, console)
     at_the_end.barrier()
@@ -150,11 +160,15 @@ def compare_claim(section: SampleConfig, seed: int) -> None:
     document = read_model(str(section.model))
     schema = LabelSchema.from_document(document["label_schema"], where=str(section.model))
     recommended = document.get("recommended_sampling")
-    sampling = build.sampler_settings(section, SamplerSettings.from_document(recommended) if recommended else None)
+    advice = SamplerSettings.from_document(recommended) if recommended else None
+    sampling = build.sampler_settings(section, advice, schema=schema)
     rows = _rows(section, schema)
     if section.precision == "auto":
         section = section.model_copy(update={"precision": (_CLAIM.read(out) or {}).get("precision")})
-    _extends(out, _request(section, sampling, seed, document["fingerprints"], rows, schema), rows, schema)
+    fingerprints = dict(document["fingerprints"])
+    if section.guide_model:
+        fingerprints["guide"] = guide_fingerprint(section.guide_model)
+    _extends(out, _request(section, sampling, seed, fingerprints, rows, schema), rows, schema)
 
 
 def _rows(section: SampleConfig, schema: LabelSchema) -> list[LabelRow]:
@@ -247,7 +261,9 @@ def _request(
         "seed": seed,
         "num_images": len(rows),
         "labels_sha256": _labels_sha256(rows, schema),
-        **asdict(sampling),
+        **sampling.to_document(),
+        **({"guide_fingerprint": fingerprints["guide"]} if "guide" in fingerprints else {}),
+        **({"compile": True} if section.compile else {}),
         **section.model_dump(mode="json", include={"batch_size", "precision"}),
         "image_format": section.format,
     }
@@ -303,6 +319,7 @@ def _batch_pixels(work: _Work, batch: int) -> NDArray[np.uint8]:
         seed=work.seed,
         settings=work.sampling,
         device=work.device,
+        guide=work.guide,
     )
 
 
