@@ -76,8 +76,8 @@ class SynfundusPipeline:
             num_images: Number of images; default: one, or one for each of the labels.
             seed: Image i depends on the seed, i and its labels.
             batch_size: Images at a time on a GPU, whose rounding depends on it; a CPU always takes 16.
-            settings: ``sampler``, ``num_steps``, ``guidance_scale``, ``guidance_rescale``, ``guidance_interval``;
-                default: as the model recommends.
+            settings: ``sampler``, ``num_steps``, ``guidance_scale``, ``guidance_rescale``, ``guidance_interval``,
+                ``guidance_weight``, ``negative_label``; default: as the model recommends.
 
         Returns:
             RGB images whose ``info`` says that they are synthetic and what made them. PIL's own ``save`` leaves that
@@ -97,7 +97,7 @@ class SynfundusPipeline:
             wrong = "; ".join(f"{one['loc'][-1]} is {one['input']!r}: {one['msg']}" for one in found) or error
             raise ConfigError(f"settings that cannot be: {wrong}", where="sample") from error
         batch_size = canonical_batch_size(batch_size, device=self.device.type)
-        chosen = sampler_settings(section, self.model.recommended_sampling)
+        chosen = sampler_settings(section, self.model.recommended_sampling, schema=self.label_schema)
         scheduler_for(chosen.sampler, self.model.schedule_settings)
         batches = [
             generate_batch(

@@ -51,6 +51,18 @@ def keyed_normal(seed: int, purpose: str, indices: Sequence[int], shape: tuple[i
     return out
 
 
+def keyed_normal_series(
+    seed: int, purpose: str, indices: Sequence[int], shape: tuple[int, ...]
+) -> Iterator[NDArray[np.float32]]:
+    """Yield, without end, a standard normal array of ``shape`` for each index, ``[len(indices), *shape]`` float32.
+
+    The first is `keyed_normal`'s; each index continues its own stream.
+    """
+    generators = [keyed_generator(seed, purpose, index=index) for index in indices]
+    while True:
+        yield np.stack([generator.standard_normal(shape, dtype=np.float32) for generator in generators])
+
+
 def keyed_uniform(seed: int, purpose: str, indices: Sequence[int], count: int = 1) -> NDArray[np.float64]:
     """Draw ``count`` uniform numbers in [0, 1) for each index; returns ``[len(indices), count]`` float64."""
     out = np.empty((len(indices), count), dtype=np.float64)

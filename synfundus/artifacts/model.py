@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
+from torch import Tensor
 
+from synfundus.diffusion.guidance import Guidance, plan_label_weights
 from synfundus.diffusion.sampling import SamplerSettings, sample_latents, scheduler_for
 from synfundus.labels.schema import LabelSchema
 from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.pixels import tensor_to_pixels
 from synfundus.models.unet import ConditionalDenoiser
-from synfundus.seeding import keyed_normal
+from synfundus.seeding import keyed_normal, keyed_normal_series
 
 CPU_BATCH_SIZE = 16
 """Images that a CPU computes at once: another number may round otherwise, and is hardly faster."""
@@ -84,6 +87,8 @@ def generate_images(
     states: NDArray[np.int64],
     settings: SamplerSettings,
     device: torch.device,
+    step_noise: Iterator[NDArray[np.float32]] | None = None,
+    guide: ConditionalDenoiser | None = None,
 ) -> NDArray[np.uint8]:
     """Return one image for each row of noise.
 
@@ -94,6 +99,8 @@ def generate_images(
         states: Label states, ``[b, k]``.
         settings: Sampler, steps, guidance.
         device: Where to compute; the networks are there.
+        step_noise: `keyed_normal_series` of the images, for a sampler that draws noise at each step.
+        guide: A weaker network to lead away from.
 
     Returns:
         uint8 ``[b, h, w, 3]``.
@@ -104,12 +111,19 @@ def generate_images(
         scheduler=scheduler_for(settings.sampler, setup.schedule_settings),
         num_steps=settings.num_steps,
         states=torch.from_numpy(states).to(device),
-        guidance_scale=settings.guidance_scale,
-        guidance_interval=settings.guidance_interval,
-        guidance_rescale=settings.guidance_rescale,
+        guidance=guidance_of(settings, setup.label_schema, guide=guide),
+        step_noise=None if step_noise is None else _on_device(step_noise, device),
     )
-    mean = torch.tensor(setup.latent_mean, dtype=torch.float32, device=device)[None, :, None, None]
-    std = torch.tensor(setup.latent_std, dtype=torch.float32, device=device)[None, :, None, None]
+    return decode_images(setup, latents)
+
+
+@torch.no_grad()
+def decode_images(setup: ModelSetup, latents: Float[Tensor, "b c lh lw"]) -> NDArray[np.uint8]:
+    """Return the images of normalised latents, uint8 ``[b, h, w, 3]``; the autoencoder decodes in fp32."""
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32, device=latents.device)[None, :, None, None]
+        for values in (setup.latent_mean, setup.latent_std)
+    )
     scaled = latents.float() * std + mean
     edge = setup.autoencoder.downsample_factor * latents.shape[-1]
     pieces = torch.split(scaled, max(1, _DECODED_PIXELS // edge**2))
@@ -125,6 +139,7 @@ def generate_batch(
     seed: int,
     settings: SamplerSettings,
     device: torch.device,
+    guide: Model | None = None,
 ) -> NDArray[np.uint8]:
     """Return all images of a canonical batch: image i is slot ``i % B`` of batch ``i // B``.
 
@@ -139,6 +154,7 @@ def generate_batch(
         seed: Seed of the noise.
         settings: Sampler, steps, guidance.
         device: Where to compute; the networks are there.
+        guide: A weaker model to lead away from.
 
     Returns:
         uint8 ``[B, h, w, 3]``.
@@ -152,7 +168,37 @@ def generate_batch(
         states=np.array(states, dtype=np.int64),
         settings=settings,
         device=device,
+        step_noise=keyed_normal_series(seed, "sample-noise", images, model.latent_shape),
+        guide=None if guide is None else guide.denoiser,
     )
+
+
+def guidance_of(
+    settings: SamplerSettings, schema: LabelSchema, *, guide: ConditionalDenoiser | None = None
+) -> Guidance:
+    """Return the guidance that settings ask for, for the states of a label schema.
+
+    Raises:
+        ConfigError: A label that the schema does not have.
+    """
+    for name in settings.guidance_weight:
+        schema[name]
+    scale, weights = plan_label_weights(schema.names, settings.guidance_weight, scale=settings.guidance_scale)
+    return Guidance(
+        scale=scale,
+        interval=settings.guidance_interval,
+        rescale=settings.guidance_rescale,
+        label_weights=weights,
+        negative=schema.encode(settings.negative_label) if settings.negative_label else (),
+        guide=guide,
+    )
+
+
+def _on_device(series: Iterator[NDArray[np.float32]], device: torch.device) -> Iterator[Tensor]:
+    """Yield arrays as tensors; what is copied to a GPU is pinned, so that no step waits for it."""
+    for array in series:
+        drawn = torch.from_numpy(array)
+        yield drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn
 
 
 def denoiser_latent_shape(denoiser: ConditionalDenoiser) -> tuple[int, int, int]:

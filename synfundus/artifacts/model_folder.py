@@ -16,7 +16,7 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -279,7 +279,7 @@ def setup_document(setup: ModelSetup) -> dict[str, Any]:
         "image_size_px": setup.image_size_px,
         "schedule": dict(setup.schedule_settings),
         "fingerprints": {"autoencoder": setup.autoencoder_fingerprint, "latent_set": setup.latent_set_identity},
-        "recommended_sampling": setup.recommended_sampling and asdict(setup.recommended_sampling),
+        "recommended_sampling": setup.recommended_sampling and setup.recommended_sampling.to_document(),
     }
 
 

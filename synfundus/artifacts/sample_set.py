@@ -47,7 +47,8 @@ def requested_labels(folder: str) -> list[tuple[str, dict[str, str]]] | None:
 def sample_readme(provenance: Mapping[str, Any]) -> str:
     """Return README.md of a sample folder, from the content of its PROVENANCE.json."""
     guidance = (f"guidance_{name}" for name in ("scale", "rescale", "interval"))
-    names = ("sampler", "num_steps", *guidance, "batch_size", "precision")
+    others = ("guidance_weight", "negative_label", "guide_fingerprint", "compile")
+    names = ("sampler", "num_steps", *guidance, *filter(provenance.get, others), "batch_size", "precision")
     facts = {
         **provenance["generated"],
         "model fingerprint": provenance["model_fingerprint"],

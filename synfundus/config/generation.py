@@ -66,6 +66,8 @@ SAMPLING_DEFAULTS: dict[str, Any] = {
     "guidance_scale": 2.0,
     "guidance_rescale": 0.0,
     "guidance_interval": (0.0, 1.0),
+    "guidance_weight": {},
+    "negative_label": {},
 }
 """How images are drawn where neither the configuration nor the model says it."""
 
@@ -85,8 +87,9 @@ class SampleConfig(Section):
     """Label plan: a CSV with one row per image."""
     allow_unseen: bool = False
     """Also draw labels that no photograph of the training has."""
-    sampler: Literal["ddim", "dpmpp", "euler", "heun"] | None = None
-    """Solver; default: as the model recommends (the values its run was given), else dpmpp."""
+    sampler: Literal["ddim", "dpmpp", "dpmpp_sde", "unipc", "euler", "heun"] | None = None
+    """Solver; dpmpp_sde adds noise at each step; default: as the model recommends (the values its run was given), else
+    dpmpp."""
     num_steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Solver steps; default: as the model recommends, else 30."""
     guidance_scale: NonNegativeFloat | None = None
@@ -98,6 +101,15 @@ class SampleConfig(Section):
     """Part of the timesteps with guidance, 0 being pure noise and 1 the image; (0.2, 0.8) of 1000 are the timesteps 799
     to 200. How many steps that are depends on the sampler's spacing; the paper counts in sigma (arXiv 2404.07724).
     Default: as the model recommends, else all."""
+    guidance_weight: dict[str, NonNegativeFloat] = {}  # noqa: RUF012
+    """Guidance of single labels in place of the scale (dr_grade: 3); each costs a further pass of the network in guided
+    steps. Default: as the model recommends, else the scale for all."""
+    negative_label: dict[str, LabelValue] = {}  # noqa: RUF012
+    """Labels that guidance leads away from, by number or name (is_pm: yes); default: as the model recommends, else from
+    images of unknown labels."""
+    guide_model: str | None = None
+    """A weaker model to lead away from instead (autoguidance, arXiv 2406.02507): RUN@IMAGES for a run at the checkpoint
+    of that number of images, or an exported folder; trained on the same latents."""
     batch_size: PositiveInt = 16
     """Images per forward pass of a GPU, whose rounding depends on it; a CPU always takes 16."""
     format: Literal["png", "shards"] = "png"
@@ -106,6 +118,9 @@ class SampleConfig(Section):
     """How PNG files lie in the folder: images/00000000.png, or as in SynFundus-1M, with its table of conditions."""
     precision: Precision = "fp32"
     """Precision of the denoiser (auto as in train.loop.precision)."""
+    compile: bool = False
+    """Compile the repeated blocks of the denoiser (torch.compile): the first batch takes minutes, and values may differ
+    from those without in the last bits."""
     contact_sheet_images: NonNegativeInt = 64
     """Images on the contact sheet; 0: none."""
 

@@ -31,6 +31,7 @@ from synfundus.labels.schema import LabelSchema
 from synfundus.models.attention import apply_attention, choose_attention, probe_shapes
 from synfundus.models.autoencoder import LatentAutoencoder, build_autoencoder
 from synfundus.models.autoencoder_objective import PatchDiscriminator
+from synfundus.models.compilation import compile_blocks, require_compilation
 from synfundus.models.conditioner import LabelConditioner
 from synfundus.models.nhwc.networks import keep_channels_last, kernels_for
 from synfundus.models.unet import ConditionalDenoiser, build_unet
@@ -136,15 +137,28 @@ def channels_last(
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def ready_to_sample(model: Model, config: LaunchConfig, *, dtype: torch.dtype, world: World, console: Console) -> None:
+def ready_to_sample(
+    model: Model,
+    config: LaunchConfig,
+    *,
+    dtype: torch.dtype,
+    world: World,
+    console: Console,
+    compile_denoiser: bool = False,
+) -> None:
     """Choose how a model computes images, in place: kernels of attention, precision, memory format. Collective.
 
     Raises:
-        ConfigError: As `attention`.
+        ConfigError: As `attention`; or on every rank when one cannot compile.
     """
     attention(model.denoiser.unet, config, dtype=dtype, world=world, console=console)
     model.denoiser.to(dtype)
     channels_last(model.denoiser.unet, model.autoencoder.network, world=world, console=console, weights=True)
+    if compile_denoiser:
+        with together(world):
+            require_compilation(torch_device(world))
+        count = compile_blocks(model.denoiser.unet, backend="inductor")
+        console.message(f"{count} blocks are compiled in the first batch (sample.compile): minutes, once per machine")
 
 
 def tensor_cores(wanted: bool, world: World, console: Console, *, option: str = "") -> None:
@@ -285,8 +299,29 @@ def model_setup(
     )
 
 
-def sampler_settings(section: SampleConfig, recommended: SamplerSettings | None = None) -> SamplerSettings:
-    """Return the settings of the sampler: as configured, else as the model recommends, else the defaults."""
+def sampler_settings(
+    section: SampleConfig, recommended: SamplerSettings | None = None, *, schema: LabelSchema | None = None
+) -> SamplerSettings:
+    """Return the settings of the sampler: as configured, else as the model recommends, else the defaults.
+
+    Args:
+        section: The configuration.
+        recommended: What the model recommends.
+        schema: Its labels, with which those of the guidance are checked; None = leave those out.
+
+    Raises:
+        ConfigError: A label that the schema does not have.
+        DataError: A value that a label does not have.
+    """
     base = SAMPLING_DEFAULTS if recommended is None else asdict(recommended)
     given = {name: getattr(section, name) for name in SAMPLING_DEFAULTS}
-    return SamplerSettings(**{**base, **{name: value for name, value in given.items() if value is not None}})
+    chosen = {**base, **{name: value for name, value in given.items() if value not in (None, {})}}
+    weights, negative = chosen.pop("guidance_weight"), chosen.pop("negative_label")
+    if schema is None:
+        return SamplerSettings(**chosen)
+    values = {name: schema.check_value(name, value) for name, value in negative.items()}
+    return SamplerSettings(
+        **chosen,
+        guidance_weight={schema[name].name: weight for name, weight in weights.items()},
+        negative_label={name: value for name, value in values.items() if value is not None},
+    )

@@ -23,9 +23,10 @@ from synfundus.config.auto import definite, settle_precision
 from synfundus.config.loader import leaf_fields, load_config
 from synfundus.config.schema import RunConfig
 from synfundus.diffusion.flow import FlowPath
+from synfundus.diffusion.flow_schedulers import build_flow_scheduler
 from synfundus.diffusion.parametrisation import check_prediction_type
-from synfundus.diffusion.sampling import build_flow_scheduler, build_scheduler
 from synfundus.diffusion.schedule import NoiseSchedule, build_schedule
+from synfundus.diffusion.schedulers import build_scheduler
 from synfundus.distributed.ds_config import check_ds_file, plan_batch
 from synfundus.distributed.rank_info import gpu_index, rank_info, require_one_device, require_own_gpus
 from synfundus.distributed.world import resolve_device

@@ -9,7 +9,6 @@ import platform
 import re
 import secrets
 import shutil
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -260,7 +259,7 @@ def test_the_models_own_settings_are_taken_unless_others_are_given(tmp_path: Pat
         config = {"sample": {**settings, "out": str(out), **given}, "launch": {"device": "cpu"}}
         sample.run(RunConfig.model_validate(config), LocalWorld(), SilentConsole())
         said.append(json.loads((out / "PROVENANCE.json").read_text()))
-    for key, value in asdict(advice).items():
+    for key, value in advice.to_document().items():
         assert said[0][key] == (list(value) if isinstance(value, tuple) else value)
     assert (said[1]["sampler"], said[1]["num_steps"]) == ("euler", 2)
 

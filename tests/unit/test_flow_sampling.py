@@ -13,11 +13,12 @@ from gaussian_data import MEAN, STD, draw, noise_of
 from torch import Tensor
 
 from synfundus.diffusion.flow import FlowPath, shifted
+from synfundus.diffusion.flow_schedulers import follows_flow
 from synfundus.diffusion.parametrisation import training_target
-from synfundus.diffusion.sampling import FLOW_SAMPLERS, Denoiser, SamplerName, Scheduler, follows_flow, scheduler_for
+from synfundus.diffusion.sampling import FLOW_SAMPLERS, Denoiser, Guidance, SamplerName, Scheduler, scheduler_for
 from synfundus.errors import ConfigError
 
-SAMPLERS: tuple[SamplerName, ...] = ("dpmpp", "euler", "heun")
+SAMPLERS: tuple[SamplerName, ...] = ("dpmpp", "euler", "heun", "unipc")
 COUNT = 1000
 
 
@@ -71,7 +72,7 @@ def test_every_sampler_follows_the_gaussians_flow_to_its_end(sampler: SamplerNam
     errors = [
         float((draw(gaussian_velocity(), scheduler, noise, num_steps=steps) - wanted).abs().max()) for steps in (20, 80)
     ]
-    assert errors[1] < {"euler": 0.08, "dpmpp": 0.02, "heun": 0.001}[sampler]
+    assert errors[1] < {"euler": 0.08, "dpmpp": 0.02, "heun": 0.001, "unipc": 0.02}[sampler]
     assert errors[1] < errors[0] / 2
 
 
@@ -115,6 +116,7 @@ def test_steps_are_even_before_the_shift_which_is_applied_once(shift: float) -> 
     even = np.arange(10, 0, -1) / 10
     np.testing.assert_allclose(plans["euler"], shifted(even, shift), rtol=1e-5)
     np.testing.assert_allclose(plans["dpmpp"], shifted(even * (1 - 1 / COUNT), shift), rtol=1e-5)
+    np.testing.assert_allclose(plans["unipc"], shifted(np.linspace(1, 1 / COUNT, 11)[:-1], shift), rtol=1e-5)
     np.testing.assert_allclose(plans["heun"], shifted(np.linspace(1, 1 / COUNT, 10), shift), rtol=1e-5)
 
 
@@ -143,12 +145,11 @@ def test_guidance_acts_within_its_part_of_the_way_and_extrapolates() -> None:
         noise_of(2),
         states=states,
         num_steps=10,
-        guidance_scale=2.0,
-        guidance_interval=(0.25, 0.75),
+        guidance=Guidance(2.0, (0.25, 0.75)),
     )
     assert batches == [2, 2, 2, 4, 4, 4, 4, 4, 2, 2]
     many = torch.ones(64, 1, dtype=torch.int64)
-    guided = draw(inner, scheduler_of("dpmpp"), noise_of(64), states=many, guidance_scale=2.0)
+    guided = draw(inner, scheduler_of("dpmpp"), noise_of(64), states=many, guidance=Guidance(2.0))
     assert float(guided.mean()) == pytest.approx(2.0, abs=0.05)
 
 

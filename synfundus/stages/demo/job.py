@@ -249,7 +249,7 @@ class _Demo:
 
     def request(self) -> Summary:
         """Return what the folder is for."""
-        settings = settings_of(self._config)
+        settings = settings_of(self._config.model_dump(mode="json"), self._config.sample)
         return {
             "settings_sha256": hashlib.sha256(documents.dump_json(settings)).hexdigest(),
             "minutes": self._config.demo.minutes,

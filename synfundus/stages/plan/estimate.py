@@ -188,7 +188,12 @@ def _sampling(planned: PlannedRun, counts: Counts, *, num_images: int) -> Summar
     section, settings = planned.sample, sampler_settings(planned.sample)
     calls = 2 * settings.num_steps - 1 if settings.sampler == "heun" else settings.num_steps
     first, last = settings.guidance_interval
-    guided = 0.0 if settings.guidance_scale == 1 else last - first  # a guided call computes a second row for each image
+    # a guided call computes a second row for each image, and one more for each label with a weight of its own
+    rows = [
+        settings.guidance_scale != 1,
+        *(weight != settings.guidance_scale for weight in planned.sample.guidance_weight.values()),
+    ]
+    guided = (last - first) * sum(rows)
     denoising = calls * (1 + guided) * counts.denoiser.flops_forward
     decoding = counts.autoencoder.flops_forward - counts.encoder.flops_forward
     hfu, speed = planned.speed(weight_bytes=planned.weight_bytes(section.precision), tf32=True)

@@ -45,6 +45,7 @@ class Work:
         batch_size: Slots of a batch.
         store: Where images go.
         device: Where to compute.
+        guide: The model to lead away from.
     """
 
     sampling: SamplerSettings
@@ -54,6 +55,7 @@ class Work:
     batch_size: int
     store: SampleStore
     device: torch.device
+    guide: Model | None
 
 
 def generate(work: Work, world: World, console: Console) -> int:
@@ -164,6 +166,7 @@ def _draw(work: Work, images: range) -> NDArray[np.uint8]:
         seed=work.seed,
         settings=work.sampling,
         device=work.device,
+        guide=work.guide,
     )
 
 

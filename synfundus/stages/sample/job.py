@@ -9,13 +9,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from synfundus.artifacts import sample_layouts
-from synfundus.artifacts.model import Model, canonical_batch_size
+from synfundus.artifacts.model import Model, canonical_batch_size, guidance_of
 from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
 from synfundus.artifacts.run_folder import operator, versions
 from synfundus.artifacts.sample_set import LABELS_ARE, PROVENANCE_NAME, RELEASE, sample_readme, sheet_page
 from synfundus.artifacts.sample_stores import PngStore, SampleStore, ShardStore
 from synfundus.config.generation import SampleConfig
 from synfundus.config.schema import RunConfig
+from synfundus.diffusion.guidance import check_guidance
 from synfundus.diffusion.sampling import scheduler_for
 from synfundus.distributed.agreement import on_rank_0, require_same
 from synfundus.distributed.numerics import reproducible_threads
@@ -29,6 +30,7 @@ from synfundus.shards.reader import decode_image
 from synfundus.stages import Summary, build
 from synfundus.stages.rehearsal import read_requests
 from synfundus.stages.sample.factory import COMPRESS_LEVEL, Work, generate
+from synfundus.stages.sample.guide import load_guide
 from synfundus.stages.sample.request import (
     EARLIER_NAMES,
     FORMAT_NAME,
@@ -66,12 +68,16 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     device = torch_device(world)
     section = _settled(config.sample, world, console)
     pipeline = load_pipeline(folder, device=device)
-    sampling = build.sampler_settings(section, pipeline.recommended_sampling)
+    guide = load_guide(section.guide_model, pipeline, device=device, console=console) if section.guide_model else None
+    sampling = build.sampler_settings(section, pipeline.recommended_sampling, schema=pipeline.label_schema)
     scheduler_for(sampling.sampler, pipeline.schedule_settings)  # refuse before the folder is claimed
+    check_guidance(guidance_of(sampling, pipeline.label_schema, guide=None if guide is None else guide.denoiser))
     requests = read_requests(section, pipeline.label_schema)
     rows, where = requests.rows, section.labels or "sample.label"
     doubts = check_unseen(requests, pipeline.training_summary, allowed=section.allow_unseen, where=where)
     fingerprints = {"model": pipeline.fingerprint, "autoencoder": pipeline.autoencoder_fingerprint}
+    if guide is not None:
+        fingerprints["guide"] = guide.fingerprint
     request = request_of(section, sampling, config.seed, fingerprints, rows, pipeline.label_schema)
     require_same(request, world)
     on_rank_0(lambda: claim(out, request, rows, pipeline.label_schema), world)
@@ -79,9 +85,12 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     for doubt in doubts:
         console.warning(doubt)
     dtype = build.torch_dtype(section.precision)
-    build.ready_to_sample(pipeline, config.launch, dtype=dtype, world=world, console=console)
+    for model in filter(None, (pipeline, guide)):
+        build.ready_to_sample(
+            model, config.launch, dtype=dtype, world=world, console=console, compile_denoiser=section.compile
+        )
     store = _store(section, config.seed, out, pipeline, rows)
-    work = Work(sampling, config.seed, pipeline, rows, section.batch_size, store, device)
+    work = Work(sampling, config.seed, pipeline, rows, section.batch_size, store, device, guide)
     with reproducible_threads(device=world.device):
         num_kept = generate(work, world, console)
     on_rank_0(lambda: _publish(work, section, out, request), without_timeout(world))

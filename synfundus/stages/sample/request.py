@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from synfundus.artifacts.claim import Claim, difference
@@ -16,6 +15,7 @@ from synfundus.labels.plan import LabelRow, label_table, read_label_plan
 from synfundus.labels.schema import LabelSchema
 from synfundus.stages import build
 from synfundus.stages.rehearsal import read_model, read_requests
+from synfundus.stages.sample.guide import guide_fingerprint
 from synfundus.storage import documents, filesystem
 from synfundus.storage.manifest import MANIFEST_NAME
 from synfundus.storage.writer_lock import write_alone
@@ -46,7 +46,7 @@ def request_of(
         section: Its precision is settled, and its batch size is that of the computation.
         sampling: Sampler, steps, guidance.
         seed: Seed of the noise.
-        fingerprints: Of ``model`` and ``autoencoder``.
+        fingerprints: Of ``model``, ``autoencoder`` and, if there is one, ``guide``.
         rows: Labels of every image.
         schema: Labels of the model.
     """
@@ -56,7 +56,9 @@ def request_of(
         "seed": seed,
         "num_images": len(rows),
         "labels_sha256": _labels_sha256(rows, schema),
-        **asdict(sampling),
+        **sampling.to_document(),
+        **({"guide_fingerprint": fingerprints["guide"]} if "guide" in fingerprints else {}),
+        **({"compile": True} if section.compile else {}),
         **section.model_dump(mode="json", include={"batch_size", "precision"}),
         "image_format": section.format,
         **({} if section.layout == "imagefolder" else {"layout": section.layout}),
@@ -70,14 +72,18 @@ def compare_claim(section: SampleConfig, seed: int) -> None:
     document = read_model(str(section.model))
     schema = LabelSchema.from_document(document["label_schema"], where=str(section.model))
     recommended = document.get("recommended_sampling")
-    sampling = build.sampler_settings(section, SamplerSettings.from_document(recommended) if recommended else None)
+    advice = SamplerSettings.from_document(recommended) if recommended else None
+    sampling = build.sampler_settings(section, advice, schema=schema)
     rows = read_requests(section, schema).rows
     found = _CLAIM.read(out) or {}
     if section.precision == "auto":
         section = section.model_copy(update={"precision": found.get("precision")})
     if found.get("batch_size") == CPU_BATCH_SIZE:
         section = section.model_copy(update={"batch_size": CPU_BATCH_SIZE})
-    _extends(out, request_of(section, sampling, seed, document["fingerprints"], rows, schema), rows, schema)
+    fingerprints = dict(document["fingerprints"])
+    if section.guide_model:
+        fingerprints["guide"] = guide_fingerprint(section.guide_model)
+    _extends(out, request_of(section, sampling, seed, fingerprints, rows, schema), rows, schema)
 
 
 def claim(out: str, request: dict[str, Any], rows: Sequence[LabelRow], schema: LabelSchema) -> None:

@@ -18,16 +18,20 @@ def _problems(section: SampleConfig, look: bool) -> list[str]:
     problems = []
     if section.num_images is None and section.labels is None:
         problems.append("--num-images or --labels is missing: how many images?")
-    if not look or section.model is None or "://" in section.model or not section.label:
+    if section.guide_model and any(value is not None for value in section.negative_label.values()):
+        problems.append("--guide-model and --negative-label exclude each other: guidance leads away from one thing")
+    given = [("--label", section.label), ("--negative-label", section.negative_label)]
+    given.append(("--guidance-weight", dict.fromkeys(section.guidance_weight)))
+    if not look or section.model is None or "://" in section.model or not any(labels for _, labels in given):
         return problems
     schema = _schema_of(section.model)
     if schema is None:
         return problems
-    for name, value in section.label.items():
+    for flag, name, value in ((flag, *pair) for flag, labels in given for pair in labels.items()):
         try:
             schema.check_value(name, value)
         except SynfundusError as error:
-            problems.append("; ".join(filter(None, (f"--label: {error.message}", error.hint))))
+            problems.append("; ".join(filter(None, (f"{flag}: {error.message}", error.hint))))
     return problems
 
 
@@ -49,6 +53,11 @@ def _dry_run(section: SampleConfig, seed: int) -> str:
     from synfundus.stages.rehearsal import rehearse_sampling
 
     del seed
+    if section.guide_model:
+        from synfundus.stages.rehearsal import read_model
+        from synfundus.stages.sample.guide import check_guide, read_guide
+
+        check_guide(read_model(str(section.model)), read_guide(section.guide_model), where=section.guide_model)
     return rehearse_sampling(section)
 
 
@@ -82,13 +91,30 @@ VERB = Verb(
         Option(
             "--sampler",
             "sample.sampler",
-            "Solver; a flow takes dpmpp, euler or heun; default: the model's recommendation.",
+            "Solver; a flow takes dpmpp, euler, heun or unipc; default: the model's recommendation.",
         ),
         Option("--num-steps", "sample.num_steps", "Solver steps; default: the model's recommendation."),
         Option(
             "--guidance-scale",
             "sample.guidance_scale",
             "Classifier-free guidance; 1 turns it off; default: the model's recommendation.",
+        ),
+        Option(
+            "--guidance-weight",
+            "sample.guidance_weight",
+            "NAME=WEIGHT in place of the guidance scale for a label (repeatable).",
+            "mapping",
+        ),
+        Option(
+            "--negative-label",
+            "sample.negative_label",
+            "NAME=VALUE that guidance leads away from (repeatable); others are unknown.",
+            "mapping",
+        ),
+        Option(
+            "--guide-model",
+            "sample.guide_model",
+            "Weaker model to lead away from (autoguidance): RUN@IMAGES, a run's checkpoint, or an exported folder.",
         ),
         Option("--format", "sample.format", "PNG files, or a set of shards."),
         Option("--layout", "sample.layout", "How PNG files lie in the folder: images/, or Part0/ to Part19/."),

@@ -95,7 +95,8 @@ def _set_up(
     identity = identity_of(section, latents, start.identity, seed=shared.seed)
     judged = {"kind": "diffusion", "judged_on": start.judged_on}
     directory = RunFolder(run_url, **judged, identity=identity, config=shared.document, world=world)
-    setup = build.model_setup(section.diffusion, latents, autoencoder, build.sampler_settings(sample))
+    sampler = build.sampler_settings(sample, schema=latents.label_schema)
+    setup = build.model_setup(section.diffusion, latents, autoencoder, sampler)
     given = start.report
     on_rank_0(lambda: None if given is None else directory.record_start(given), world)
     on_rank_0(lambda: save_setup(run_url, setup, start.known(latents, flip=section.diffusion.flip)), world)
@@ -125,7 +126,8 @@ class DiffusionTraining(Training[ConditionalDenoiser]):
         self.widths, self.snapshot_every_images = section.ema.sigma_rel, section.ema.snapshot_every_images
         self.trained, self.backbone = start.denoiser, start.denoiser.unet
         self.preview_at_end = section.loop.preview_every_images > 0
-        self._objective, self._start, self._sampler = section.diffusion, start, build.sampler_settings(sample)
+        self._objective, self._start = section.diffusion, start
+        self._sampler = build.sampler_settings(sample, schema=sets.combined.label_schema)
         self._sets, self._set = sets, sets.combined
         self._schedule = build.forward_process(section.diffusion)
         self._statistics = setup.latent_mean, setup.latent_std

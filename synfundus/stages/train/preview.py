@@ -13,7 +13,7 @@ from synfundus.diffusion.sampling import SamplerSettings
 from synfundus.labels.schema import LabelSchema, label_caption
 from synfundus.models.unet import ConditionalDenoiser
 from synfundus.pictures.sheets import contact_sheet, encode_png
-from synfundus.seeding import keyed_normal
+from synfundus.seeding import keyed_normal, keyed_normal_series
 from synfundus.stages.run_weights import Weights
 
 PREVIEW_IMAGES = 16
@@ -47,11 +47,13 @@ def preview_images(
         device: Where to compute; the network is there.
     """
     rows = preview_labels(setup.label_schema)
+    shape = denoiser_latent_shape(denoiser)
     setup.autoencoder.to(device)
     images = generate_images(
         setup,
         denoiser,
-        initial_noise=keyed_normal(_SEED, "preview", numbers, denoiser_latent_shape(denoiser)),
+        initial_noise=keyed_normal(_SEED, "preview", numbers, shape),
+        step_noise=keyed_normal_series(_SEED, "preview-noise", numbers, shape),
         states=np.array([setup.label_schema.encode(rows[number]) for number in numbers], dtype=np.int64),
         settings=settings,
         device=device,
