@@ -86,7 +86,7 @@ class Ranks:
     ("num_images", "kills", "image_formats"),
     [
         pytest.param(FEW, 1, ("shards",), id="short"),
-        pytest.param(MANY, 5, ("shards", "png"), id="all", marks=pytest.mark.slow),
+        pytest.param(MANY, 5, ("shards", "png"), id="all", marks=[pytest.mark.slow, pytest.mark.timeout(4 * 3600)]),
     ],
 )
 def test_killed_ranks_lose_a_batch_each_and_the_set_is_that_of_one_rank(
