@@ -23,5 +23,7 @@ class VerifyConfig(Section):
     """Set of generated images (written by `sample`)."""
     model: str | None = None
     """The model that drew them: a run of `train`, or an exported pipeline folder."""
+    guide_model: str | None = None
+    """The weaker model that they were led away from, if there was one: RUN@IMAGES, or an exported folder."""
     num_images: PositiveInt = 16
     """Images to draw again, a random choice by the seed; each costs its whole batch."""

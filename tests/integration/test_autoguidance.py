@@ -17,9 +17,12 @@ from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import CheckpointError, ConfigError, ManifestMismatch
 from synfundus.labels.schema import LabelSchema
+from synfundus.stages import Summary
 from synfundus.stages.export import job as export
 from synfundus.stages.sample import job as sample
 from synfundus.stages.sample.verb import VERB
+from synfundus.stages.verify import job as verify
+from synfundus.stages.verify.verb import VERB as VERIFY
 from synfundus.storage.manifest import ShardSet
 from synfundus.telemetry.console import SilentConsole
 
@@ -129,3 +132,19 @@ def test_a_guide_and_negative_labels_exclude_each_other(run: Path, tmp_path: Pat
     for number, left_out in enumerate(both):
         kept = {name: value for name, value in both.items() if name != left_out}
         drawn(run, tmp_path / str(number), **kept)
+
+
+def test_a_guided_set_is_verified_with_its_guide_alone(run: Path, tmp_path: Path) -> None:
+    drawn(run, tmp_path / "guided", guidance_scale=3.0, guide_model=f"{run}@{EARLY}")
+
+    def check(**options: str) -> Summary:
+        section = {"samples": str(tmp_path / "guided"), "model": str(run), "num_images": 1, **options}
+        config = RunConfig.model_validate({"verify": section, "launch": {"device": "cpu"}})
+        VERIFY.dry_run(config.verify, 0)  # type: ignore[misc]
+        return verify.run(config, LocalWorld(), SilentConsole())
+
+    with pytest.raises(ManifestMismatch, match=r"drawn with guide [0-9a-f]{12}, here is no guide") as refused:
+        check()
+    assert refused.value.hint == "give the --guide-model that led them"
+    found = check(guide_model=f"{run}@{EARLY}")
+    assert (found["ok"], found["num_equal"]) == (True, found["num_compared"])

@@ -23,12 +23,14 @@ from synfundus.artifacts.sample_stores import is_complete_png
 from synfundus.config.interchange import VerifyConfig
 from synfundus.config.schema import RunConfig
 from synfundus.diffusion.sampling import SamplerSettings
+from synfundus.distributed.numerics import reproducible_threads
 from synfundus.distributed.world import World, torch_device
 from synfundus.errors import CorruptShard, DataError, ManifestMismatch, StorageError
 from synfundus.seeding import keyed_generator
 from synfundus.shards.members import checksums_hold, decode_image
 from synfundus.stages import Summary, build
 from synfundus.stages.rehearsal import read_model
+from synfundus.stages.sample.guide import guide_fingerprint, load_guide
 from synfundus.stages.verb import require
 from synfundus.storage import filesystem
 from synfundus.telemetry.console import Console
@@ -74,15 +76,24 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     images = open_sample_images(require(section.samples, flag="--samples", key="verify.samples"))
     folder = find_pipeline(require(section.model, flag="--model", key="verify.model"))
     build.tensor_cores(True, world, console)  # as `sample` does
-    model = load_pipeline(folder, device=torch_device(world))
-    require_its_model(images, {"model": model.fingerprint, "autoencoder": model.autoencoder_fingerprint}, where=folder)
-    dtype = build.torch_dtype(images.provenance["precision"])
-    build.ready_to_sample(model, config.launch, dtype=dtype, world=world, console=console)
+    model_device = torch_device(world)
+    model = load_pipeline(folder, device=model_device)
+    guide = (
+        load_guide(section.guide_model, model, device=model_device, console=console) if section.guide_model else None
+    )
+    fingerprints = {"model": model.fingerprint, "autoencoder": model.autoencoder_fingerprint}
+    require_its_model(images, fingerprints | ({} if guide is None else {"guide": guide.fingerprint}), where=folder)
+    dtype, compiled = build.torch_dtype(images.provenance["precision"]), bool(images.provenance.get("compile"))
+    for one in filter(None, (model, guide)):
+        build.ready_to_sample(one, config.launch, dtype=dtype, world=world, console=console, compile_denoiser=compiled)
     found = _Comparison(0, 0, 0, {}, _damaged_files(images, console))
     batches = chosen_batches(images, count=section.num_images, seed=config.seed)
-    with console.progress("drawing again", total=len(batches), unit="batches") as bar:
+    with (
+        reproducible_threads(device=world.device),
+        console.progress("drawing again", total=len(batches), unit="batches") as bar,
+    ):
         for batch in batches:
-            _compare_batch(images, model, batch, torch_device(world), found)
+            _compare_batch(images, model, guide, batch, model_device, found)
             bar.advance()
     images.close()
     return _report(images, found, console)
@@ -95,7 +106,10 @@ def rehearse(section: VerifyConfig, seed: int) -> str:
         SynfundusError: As the run.
     """
     images = open_sample_images(str(section.samples))
-    require_its_model(images, read_model(str(section.model))["fingerprints"], where=str(section.model))
+    fingerprints = dict(read_model(str(section.model))["fingerprints"])
+    if section.guide_model:
+        fingerprints["guide"] = guide_fingerprint(section.guide_model)
+    require_its_model(images, fingerprints, where=str(section.model))
     batches = chosen_batches(images, count=section.num_images, seed=seed)
     number = sum(map(len, (_images_of(images, batch) for batch in batches)))
     return f"# images\n{number:,} of {len(images):,} images to draw again, in {len(batches):,} batches\n\n"
@@ -106,19 +120,19 @@ def require_its_model(images: SampleImages, fingerprints: Mapping[str, str], *, 
 
     Args:
         images: The set.
-        fingerprints: Of ``model`` and ``autoencoder``, among others.
+        fingerprints: Of ``model``, ``autoencoder`` and, if there is one, ``guide``, among others.
         where: The model, for messages.
 
     Raises:
         ManifestMismatch: Names both sides.
     """
-    for part in ("model", "autoencoder"):
-        found, wanted = fingerprints[part], str(images.provenance[f"{part}_fingerprint"])
+    for part in ("model", "autoencoder", "guide"):
+        found, wanted = fingerprints.get(part, "no guide"), images.provenance.get(f"{part}_fingerprint", "no guide")
         if found != wanted:
             raise ManifestMismatch(
                 f"the images were drawn with {part} {wanted[:12]}, here is {found[:12]}",
                 where=where,
-                hint="give the --model that drew them",
+                hint="give the --guide-model that led them" if part == "guide" else "give the --model that drew them",
             )
 
 
@@ -163,7 +177,9 @@ def _sha256(url: str) -> str:
     return digest.hexdigest()
 
 
-def _compare_batch(images: SampleImages, model: Model, batch: int, device: torch.device, found: _Comparison) -> None:
+def _compare_batch(
+    images: SampleImages, model: Model, guide: Model | None, batch: int, device: torch.device, found: _Comparison
+) -> None:
     """Draw a batch again and compare each of its images."""
     said = images.provenance
     drawn = generate_batch(
@@ -174,6 +190,7 @@ def _compare_batch(images: SampleImages, model: Model, batch: int, device: torch
         seed=int(said["seed"]),
         settings=settings_of(said),
         device=device,
+        guide=guide,
     )
     for image, pixels in zip(_images_of(images, batch), drawn, strict=False):  # the last batch is padded
         name = images.files[image]

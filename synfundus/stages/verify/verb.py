@@ -31,6 +31,9 @@ VERB = Verb(
             role="input",
             holds="model",
         ),
+        Option(
+            "--guide-model", "verify.guide_model", "The guiding model, if they were drawn with one: as of `sample`."
+        ),
         Option("--num-images", "verify.num_images", "Images to draw again, a random choice by the seed."),
         CACHE,
         DEVICE,
