@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from synfundus.artifacts.model_card import FEW
+from synfundus.artifacts.cards.model_card import FEW
 from synfundus.errors import ConfigError, DataError, ManifestMismatch
 from synfundus.labels.schema import difference
 from synfundus.shards.shard_plan import BLOCK_POSITIONS, shares
