@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from synfundus.artifacts.cards.set_cards import CARD_NAMES, publish_cards
 from synfundus.artifacts.claim import Claim, difference
 from synfundus.artifacts.latent_set import unseen_labels
 from synfundus.artifacts.model import Model, generate_batch
@@ -194,7 +195,15 @@ def _claim(out: str, request: dict[str, Any], rows: Sequence[LabelRow], schema: 
     write_alone(out)
     if _extends(out, request, rows, schema):  # as the only writer: another one may have published meanwhile
         # incomplete again
-        for name in (MANIFEST_NAME, PROVENANCE_NAME, README_NAME, LABELS_NAME, SHEET_NAME, *_EARLIER_NAMES):
+        for name in (
+            MANIFEST_NAME,
+            PROVENANCE_NAME,
+            README_NAME,
+            LABELS_NAME,
+            SHEET_NAME,
+            *CARD_NAMES,
+            *_EARLIER_NAMES,
+        ):
             filesystem.remove(filesystem.join(out, name))
         url = filesystem.join(out, REQUEST_NAME)
         documents.write_document(url, request, format_name=FORMAT_NAME, version=FORMAT_VERSION)
@@ -340,6 +349,7 @@ def _publish(work: _Work, out: str, request: dict[str, Any]) -> None:
     filesystem.write_bytes(filesystem.join(out, README_NAME), sample_readme(provenance).encode())
     url = filesystem.join(out, PROVENANCE_NAME)
     documents.write_document(url, provenance, format_name=FORMAT_NAME, version=FORMAT_VERSION)
+    publish_cards(out, provenance)
 
 
 def _occasion(pipeline: Model) -> dict[str, str]:
