@@ -7,9 +7,10 @@ STAMP := $(VENV)/.installed
 LOCK := $(or $(file <$(VENV)/lock),requirements.lock)
 REFERENCES := $(VENV)/references
 DEMO_OUT ?= demo-out
+STOCK := .venv-stock
 STAND_IN := .venv-gpu-stand-in$(if $(filter xformers,$(ATTENTION)),-xformers)
 
-.PHONY: help install install-gpu gpu-check gpu-stand-in demo demo-long test quick check lint bench soak mutants golden starting-weights clean
+.PHONY: help install install-gpu gpu-check gpu-stand-in stock-check demo demo-long test quick check lint bench soak mutants golden starting-weights clean
 
 help:
 	@echo "make demo       set up and walk the whole chain on phantoms: $(DEMO_OUT)/demo.png"
@@ -23,6 +24,7 @@ help:
 	@echo "make starting-weights [DENOISER=1]  draws eyes, trains what --init-from drawn starts from: hours on two cores, resumable"
 	@echo "make install-gpu [ATTENTION=xformers]  the CUDA build of torch; with xformers torch 2.10 for CUDA 12"
 	@echo "make gpu-check [ONLY=2,4]  after that, on a machine with a GPU: checks and measures it in about ten minutes"
+	@echo "make stock-check        the stock pipeline of an export, opened without synfundus: 5 minutes, and an environment of its own"
 	@echo "make gpu-stand-in [ATTENTION=xformers]  the CUDA build on a GPU that computes nothing: about 5 GB, 25 minutes"
 
 # torch first: with it in place nothing else pulls another build of it
@@ -46,6 +48,12 @@ install-gpu:
 gpu-stand-in:
 	$(MAKE) --no-print-directory install-gpu VENV=$(STAND_IN) ATTENTION=$(ATTENTION)
 	$(STAND_IN)/bin/python -m pytest -m slow -n 0 -s --durations=0 tests/integration/test_stand_in_gpu.py
+
+# in an environment without synfundus: what it draws there is compared with what synfundus draws
+stock-check: $(STAMP)
+	test -x $(STOCK)/bin/python || $(PYTHON) -m venv $(STOCK)
+	$(STOCK)/bin/python -m pip install -q --disable-pip-version-check $$(grep -E '^(torch|diffusers|safetensors)==' $(LOCK)) transformers
+	SYNFUNDUS_STOCK_PYTHON=$(abspath $(STOCK))/bin/python $(BIN)/python -m pytest -m slow -n 0 tests/integration/test_stock_environment.py
 
 gpu-check:
 	@test -x $(BIN)/python || { echo "gpu-check needs the CUDA build of torch. Run: make install-gpu && make gpu-check"; exit 2; }

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from synfundus.artifacts.autoencoder_folder import forget_origin
-from synfundus.artifacts.model_folder import load_pipeline, save_pipeline
+from synfundus.artifacts.model_export import save_pipeline
+from synfundus.artifacts.model_folder import load_pipeline
 from synfundus.models.autoencoder import LatentAutoencoder, fingerprint
 from synfundus.photographs.crosswalk import SECRET_NAME
 from synfundus.stages.starting_weights import DRAWN
@@ -31,7 +32,7 @@ from synfundus.telemetry.console import SilentConsole
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "starting_weights" / "recipe.yaml"
 FIGURES = 512
-CARD_NAME = "MODEL_CARD.md"
+CARD_NAME = "README.md"
 
 CARD = """---
 license: apache-2.0
@@ -71,7 +72,7 @@ DENOISER = """| denoiser | UNet2DConditionModel of diffusers and a conditioner o
 
 
 _OURS = {CARD_NAME, "LICENSE", "recipe.yaml", "synfundus.json", "model_index.json"}
-_OURS |= {"vae", "unet", "conditioner", "scheduler"}
+_OURS |= {"vae", "unet", "conditioner", "scheduler", "diffusers"}
 """What a folder of starting weights holds."""
 
 

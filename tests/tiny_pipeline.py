@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from synfundus.artifacts.model import ModelSetup
-from synfundus.artifacts.model_folder import save_pipeline
+from synfundus.artifacts.model_export import save_pipeline
 from synfundus.labels.schema import LabelSchema, LabelSpec
 from synfundus.models.autoencoder import LatentAutoencoder, build_autoencoder, fingerprint
 from synfundus.models.conditioner import LabelConditioner

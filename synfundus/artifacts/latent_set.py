@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from synfundus.artifacts.model_card import FEW
+from synfundus.artifacts.cards.model_card import FEW
 from synfundus.errors import ConfigError, DataError, ManifestMismatch
 from synfundus.labels.schema import UNKNOWN_STATE, LabelSchema, difference
 from synfundus.labels.seen import LABEL_ROWS, NONE_KNOWN, SeenRows, never_seen

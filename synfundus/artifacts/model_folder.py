@@ -4,32 +4,27 @@
 
     unet/ vae/ scheduler/        stock diffusers folders: `from_pretrained` opens each
     conditioner/                 the label embedding
-    model_index.json             its parts, as diffusers lists them
     synfundus.json               labels, latent normalisation, noise schedule, fingerprints; written last
-    MODEL_CARD.md                for people
+    README.md                    the model card: for people, and for Hugging Face
     preview.png                  where `export` found one in the run
+    diffusers/                   the same model as a stock pipeline, where there is one: `stock_pipeline`
+
+`model_export` writes it; here it is found and opened.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import __version__ as diffusers_version
 
-from synfundus import __version__
-from synfundus.artifacts.autoencoder_folder import NETWORK_FILE, forget_origin
 from synfundus.artifacts.model import Model, ModelSetup, denoiser_latent_shape
-from synfundus.artifacts.model_card import PREVIEW_NAME, model_card
-from synfundus.diffusion.sampling import SamplerName, SamplerSettings, Scheduler, scheduler_for
-from synfundus.errors import CheckpointError, ConfigError, ManifestMismatch
+from synfundus.diffusion.sampling import SamplerSettings
+from synfundus.errors import CheckpointError, ManifestMismatch
 from synfundus.labels.schema import LabelSchema
 from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.autoencoder import fingerprint as autoencoder_fingerprint
@@ -38,21 +33,13 @@ from synfundus.models.diffusers_classes import UNet2DConditionModel
 from synfundus.models.unet import ConditionalDenoiser
 from synfundus.models.weight_files import hash_network
 from synfundus.storage import documents, filesystem
-from synfundus.storage.local_folder import folder_to_read, folder_to_replace, require_replaceable
-from synfundus.storage.locations import resolved
+from synfundus.storage.local_folder import folder_to_read
 
 DOCUMENT_NAME = "synfundus.json"
 FORMAT_NAME = "synfundus-pipeline"
 FORMAT_VERSION = 1
-_PARTS = ("unet", "vae", "scheduler", "conditioner")
-_OWN = (
-    rf"({'|'.join(_PARTS)})(/{NETWORK_FILE})?|model_index\.json|MODEL_CARD\.md|preview\.png|{re.escape(DOCUMENT_NAME)}"
-)
+PARTS = ("unet", "vae", "scheduler", "conditioner")
 _AGAIN = "export it again: `synfundus export` does, and of the export/ in a run the same `synfundus train`"
-_STOCK_SAMPLER: SamplerName = "dpmpp"
-_STOCK_FLOW_SAMPLER: SamplerName = "euler"
-
-
 FIRST_CHECKPOINT_HINT = "`synfundus watch --run-dir` shows how far it is; see train.loop.checkpoint_every_images"
 
 
@@ -111,75 +98,12 @@ def named_model(folder: str) -> tuple[str, Mapping[str, Any]]:
     return str(fingerprints.get("model") or ""), training
 
 
-_MOMENT: Mapping[str, Any] = {"images_seen": None, "weights": "averaged", "ema_sigma_rel": None}
-"""What tells the models of a run apart, and what a document means that does not say it."""
-
-
-def check_out(out: str, *, run: str, fingerprint: str = "", training: Mapping[str, Any]) -> None:
-    """Refuse to write a model to a folder that holds anything but the same; call it before the work.
-
-    Args:
-        out: The folder.
-        run: From `run_identity`.
-        fingerprint: Of the model, where it is known before the work.
-        training: What is known before the work of its training summary.
-
-    Raises:
-        ConfigError: It holds something else, another model, or the finished model of a run.
-    """
-    parent, _, name = resolved(out).rpartition("/")
-    if name == "export" and not parent.endswith("/") and filesystem.exists(filesystem.join(parent, "run.json")):
-        raise ConfigError("a run keeps its own model here", where=out, hint="give another --out")
-    require_replaceable(out, last=(DOCUMENT_NAME,), own=_OWN)
-    if not filesystem.exists(filesystem.join(out, DOCUMENT_NAME)):
-        return
-    found, its_training = named_model(out)
-    there, of_run = found or "of no name", str(its_training.get("run") or "")
-    changed = [
-        f"{name} {its_training.get(name, usual)} there, {training.get(name, usual)} here"
-        for name, usual in _MOMENT.items()
-        if its_training.get(name, usual) != training.get(name, usual)
-    ]
-    if there == fingerprint or (run and of_run == run and not changed):
-        return
-    made = f", of run {of_run[:12]}" if of_run else ""
-    ours = " and ".join(f"{what} {one[:12]}" for what, one in (("model", fingerprint), ("run", run)) if one)
-    known = f": {'; '.join(changed)}" if run and of_run == run else ""
-    raise ConfigError(
-        f"another model is here: {there[:12]}{made}; to be written is {ours or 'one of no known run'}{known}",
-        where=out,
-        hint="give another --out, or remove this folder if the model in it is no longer needed",
-    )
-
-
 def denoiser_fingerprint(folder: Path) -> str:
     """Return the sha256 over weights and configs of U-Net and conditioner; without keys that begin with ``_``."""
     digest = hashlib.sha256()
     for part in ("unet", "conditioner"):
         hash_network(folder / part, digest, prefix=f"{part}/")
     return digest.hexdigest()
-
-
-def _finite(value: Any) -> Any:  # noqa: ANN401 - any JSON value
-    """Replace non-finite numbers in a value by None."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(part) for part in value]
-    return value
-
-
-def _model_index(autoencoder: LatentAutoencoder, scheduler: Scheduler) -> dict[str, Any]:
-    return {
-        "_class_name": "SynfundusPipeline",
-        "_diffusers_version": diffusers_version,
-        "conditioner": ["synfundus.models.conditioner", "LabelConditioner"],
-        "scheduler": ["diffusers", type(scheduler).__name__],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", autoencoder.class_name],
-    }
 
 
 def check_schema(schema: LabelSchema, conditioner: LabelConditioner, *, where: str) -> None:
@@ -194,80 +118,6 @@ def check_schema(schema: LabelSchema, conditioner: LabelConditioner, *, where: s
             f"was built for {conditioner.num_labels} labels with {list(conditioner.num_values)} values",
             where=where,
         )
-
-
-def save_pipeline(
-    folder: str | Path,
-    *,
-    denoiser: ConditionalDenoiser,
-    setup: ModelSetup,
-    training_summary: Mapping[str, Any],
-    preview: bytes = b"",
-) -> str:
-    """Write a pipeline folder; an existing one is replaced as a whole. Returns the model's fingerprint.
-
-    Args:
-        folder: Where to write it.
-        denoiser: U-Net and conditioner, fp32.
-        setup: Autoencoder and settings.
-        training_summary: Figures for the model card; no names of patients, files or sources.
-        preview: A grid of generated images for the model card, PNG; empty for none.
-
-    Raises:
-        ManifestMismatch: Autoencoder or label schema are not those the model was trained with.
-    """
-    check_schema(setup.label_schema, denoiser.conditioner, where=str(folder))
-    autoencoder = setup.autoencoder
-    with folder_to_replace(str(folder), last=(DOCUMENT_NAME,), own=_OWN) as work:
-        denoiser.unet.save_pretrained(work / "unet", safe_serialization=True)
-        denoiser.conditioner.save_pretrained(work / "conditioner")
-        autoencoder.save_pretrained(work / "vae")
-        flow = setup.schedule_settings["prediction_type"] == "flow_velocity"
-        scheduler = scheduler_for(_STOCK_FLOW_SAMPLER if flow else _STOCK_SAMPLER, setup.schedule_settings)
-        scheduler.save_pretrained(work / "scheduler")
-        forget_origin(work)
-        _check_autoencoder(work / "vae", setup.autoencoder_fingerprint, where=str(folder))
-        fingerprint = denoiser_fingerprint(work)
-        document = setup_document(setup)
-        document["fingerprints"]["model"] = fingerprint
-        document |= {
-            "latent_shape": denoiser_latent_shape(denoiser),
-            "training": _finite(training_summary),
-            "date": datetime.now(UTC).date().isoformat(),
-            "versions": {"synfundus": __version__, "diffusers": diffusers_version, "torch": torch.__version__},
-        }
-        (work / "model_index.json").write_bytes(documents.dump_json(_model_index(autoencoder, scheduler)))
-        if preview:
-            (work / PREVIEW_NAME).write_bytes(preview)
-        (work / "MODEL_CARD.md").write_text(
-            model_card(
-                document,
-                setup.label_schema,
-                linear_path=autoencoder.linear_path is not None,
-                autoencoder_class=autoencoder.class_name,
-                block_size_px=autoencoder.block_size_px,
-                preview=bool(preview),
-            ),
-            encoding="utf-8",
-        )
-        documents.write_document(str(work / DOCUMENT_NAME), document, format_name=FORMAT_NAME, version=FORMAT_VERSION)
-    return fingerprint
-
-
-def resave_pipeline(folder: str | Path, pipeline: Model, *, run: str, preview: bytes = b"") -> str:
-    """Write a loaded pipeline to a folder, with its current weights. Returns the model's fingerprint.
-
-    Args:
-        folder: Where to write it.
-        pipeline: The model.
-        run: From `run_identity`; empty where it is not known.
-        preview: As in `save_pipeline`.
-
-    Raises:
-        ManifestMismatch: As in `save_pipeline`.
-    """
-    summary = pipeline.training_summary | ({"run": run} if run else {})
-    return save_pipeline(folder, denoiser=pipeline.denoiser, setup=pipeline, training_summary=summary, preview=preview)
 
 
 def setup_document(setup: ModelSetup) -> dict[str, Any]:
@@ -291,7 +141,7 @@ def read_setup(folder: Path, document: Mapping[str, Any], *, where: str) -> Mode
         ManifestMismatch: It is another autoencoder.
     """
     fingerprints, sampling = document["fingerprints"], document.get("recommended_sampling")
-    _check_autoencoder(folder / "vae", fingerprints["autoencoder"], where=str(folder))
+    check_autoencoder(folder / "vae", fingerprints["autoencoder"], where=str(folder))
     return ModelSetup(
         autoencoder=LatentAutoencoder.from_pretrained(folder / "vae").requires_grad_(False).eval(),
         schedule_settings=dict(document["schedule"]),
@@ -305,7 +155,12 @@ def read_setup(folder: Path, document: Mapping[str, Any], *, where: str) -> Mode
     )
 
 
-def _check_autoencoder(folder: Path, expected: str, *, where: str) -> None:
+def check_autoencoder(folder: Path, expected: str, *, where: str) -> None:
+    """Refuse a folder with another autoencoder than the model's.
+
+    Raises:
+        ManifestMismatch: Names both.
+    """
     found = autoencoder_fingerprint(folder)
     if found != expected:
         raise ManifestMismatch(
@@ -363,7 +218,7 @@ def load_pipeline(folder: str | Path, *, device: torch.device) -> Model:
 
 
 def _load_checked(folder: Path, device: torch.device) -> Model:
-    missing = [part for part in _PARTS if not (folder / part).is_dir()]
+    missing = [part for part in PARTS if not (folder / part).is_dir()]
     if missing or not (folder / DOCUMENT_NAME).is_file():
         missing = missing or [DOCUMENT_NAME]
         raise CheckpointError(f"the pipeline folder lacks {', '.join(missing)}", where=str(folder), hint=_AGAIN)

@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from synfundus import __version__
+from synfundus.artifacts.cards.set_cards import set_front_matter
 from synfundus.errors import DataError
 from synfundus.labels.csv_table import read_records
 from synfundus.labels.plan import REQUESTED, LabelRow
@@ -61,7 +62,8 @@ def sample_readme(provenance: Mapping[str, Any]) -> str:
         files(__package__).joinpath(name).read_text(encoding="utf-8")
         for name in ("sample_readme.md", f"sample_files_{provenance['image_format']}.md")
     )
-    return readme.format(num_images=provenance["num_images"], facts=rows, files=content)
+    header = set_front_matter(provenance["num_images"], provenance["image_format"])
+    return readme.format(front_matter=header, num_images=provenance["num_images"], facts=rows, files=content)
 
 
 def image_marks(*, model: str, seed: int, index: int, labels: LabelRow) -> dict[str, str]:

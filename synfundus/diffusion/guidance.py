@@ -159,4 +159,4 @@ def rescaled(
         return guided
     axes = tuple(range(1, guided.ndim))
     factor = conditional.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True)
-    return guided * (share * factor + (1.0 - share))
+    return share * (guided * factor) + (1.0 - share) * guided  # in diffusers' order: the same bits

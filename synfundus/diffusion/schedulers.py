@@ -66,10 +66,10 @@ class TrailingDDIMScheduler(DDIMScheduler):  # type: ignore[misc]
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **_: Any) -> tuple[Tensor]:  # noqa: ANN401
         """Take one step; returns the next sample in a tuple."""
         position = int((self.timesteps == int(timestep)).nonzero()[0])
-        now = self.alphas_cumprod[int(timestep)].double()
+        now = self.alphas_cumprod[int(timestep)]
         last = position + 1 == len(self.timesteps)
-        then = torch.ones_like(now) if last else self.alphas_cumprod[int(self.timesteps[position + 1])].double()
-        a, s = (float(part) for part in (now.sqrt(), (1 - now).sqrt()))
+        then = torch.ones_like(now) if last else self.alphas_cumprod[int(self.timesteps[position + 1])]
+        a, s = (float(part) for part in (now.sqrt(), (1 - now).sqrt()))  # in fp32, as diffusers: the same bits
         if self.config.prediction_type == "epsilon":
             noise, x0 = model_output, (sample - s * model_output) / a
         elif self.config.prediction_type == "v_prediction":
@@ -178,13 +178,12 @@ def plan_steps(scheduler: Scheduler, num_steps: int) -> None:
         with _numpy_migration_warning_ignored():
             plan_flow_steps(scheduler, num_steps)
         return
-    if scheduler.config.prediction_type == "epsilon" and not isinstance(scheduler, HeunDiscreteScheduler):
-        usable = int((_log_sigmas(scheduler) <= math.log(_EPSILON_MAX_SIGMA)).sum())
-        if usable < scheduler.config.num_train_timesteps:
-            spaced = np.round(np.arange(usable, 0, -usable / num_steps))[:num_steps].astype(np.int64) - 1
-            with _numpy_migration_warning_ignored():
-                scheduler.set_timesteps(timesteps=spaced.tolist())
-            return
+    usable = usable_timesteps(scheduler)
+    if usable < scheduler.config.num_train_timesteps:
+        spaced = np.round(np.arange(usable, 0, -usable / num_steps))[:num_steps].astype(np.int64) - 1
+        with _numpy_migration_warning_ignored():
+            scheduler.set_timesteps(timesteps=spaced.tolist())
+        return
     with _numpy_migration_warning_ignored():
         scheduler.set_timesteps(num_steps)
 
@@ -195,6 +194,13 @@ def _numpy_migration_warning_ignored() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="__array__ implementation doesn't accept a copy keyword")
         yield
+
+
+def usable_timesteps(scheduler: NoiseScheduler) -> int:
+    """Return how many timesteps, from 0 on, have noise levels at which the prediction tells something."""
+    if scheduler.config.prediction_type != "epsilon" or isinstance(scheduler, HeunDiscreteScheduler):
+        return int(scheduler.config.num_train_timesteps)
+    return int((_log_sigmas(scheduler) <= math.log(_EPSILON_MAX_SIGMA)).sum())
 
 
 def _log_sigmas(scheduler: Scheduler) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -36,7 +36,7 @@ SECRET = "5" * 64
 FINAL = f"checkpoints/images-{BUDGET:012d}"
 WEIGHTS = "export/unet/diffusion_pytorch_model.safetensors"
 TIMES = CLOCK_FIGURES
-ABOUT_PLACES = ("sources.json", "export/synfundus.json", "export/MODEL_CARD.md")
+ABOUT_PLACES = ("sources.json", "export/synfundus.json", "export/README.md")
 """Files that name where something lies, or how long it took."""
 
 

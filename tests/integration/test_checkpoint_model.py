@@ -115,7 +115,7 @@ def test_a_run_of_two_ranks_that_was_killed_gives_a_model_that_samples(cut_off: 
     command = ("sample", "--model", tmp_path / "model", "--out", tmp_path / "images", "--num-images", "2")
     run_cli(*command, "--set", "sample.num_steps=2").check()
     assert len(list((tmp_path / "images" / "images").glob("*.png"))) == 2
-    assert "160" in (tmp_path / "model" / "MODEL_CARD.md").read_text()
+    assert "160" in (tmp_path / "model" / "README.md").read_text()
 
 
 def test_an_average_of_another_length_needs_no_finished_run(cut_off: Path, tmp_path: Path) -> None:
@@ -136,8 +136,8 @@ def test_the_slices_of_two_ranks_make_the_model_that_the_run_exported(cut_off: P
     assert exported(copy, tmp_path / "made", checkpoint=LAST).fingerprint == finished.fingerprint
     raw = exported(copy, tmp_path / "raw", weights="raw").denoiser.state_dict()
     assert not same(finished.denoiser.state_dict(), raw)
-    assert "not averaged" in (tmp_path / "raw" / "MODEL_CARD.md").read_text()
-    assert "not averaged" not in (tmp_path / "made" / "MODEL_CARD.md").read_text()
+    assert "not averaged" in (tmp_path / "raw" / "README.md").read_text()
+    assert "not averaged" not in (tmp_path / "made" / "README.md").read_text()
 
 
 def judged(run_dir: Path, *, model: str, auc: float | None = 0.75, withheld: bool = False) -> None:
@@ -157,7 +157,7 @@ def test_the_card_of_an_export_shows_a_preview_and_what_judge_found_of_this_very
 ) -> None:
     copy = shutil.copytree(ended, tmp_path / "run")
     made = exported(copy, tmp_path / "before")
-    card = (tmp_path / "before" / "MODEL_CARD.md").read_text()
+    card = (tmp_path / "before" / "README.md").read_text()
     assert "--out RUN/judged`, then export again" in card
     for row in ("licence of the photographs", "licence of the weights", "contact"):
         assert f"| {row} | **not stated: fill in** |" in card
@@ -168,16 +168,16 @@ def test_the_card_of_an_export_shows_a_preview_and_what_judge_found_of_this_very
     (copy / "previews" / "images-900000000000.png").write_bytes(b"of a run that went on")
     judged(copy, model=made.fingerprint)
     exported(copy, tmp_path / "after")
-    card = (tmp_path / "after" / "MODEL_CARD.md").read_text()
+    card = (tmp_path / "after" / "README.md").read_text()
     assert "| label control, of generated images | `is_gc` AUC 0.75 (held-out photographs 0.88) |" in card
     assert "](preview.png)" in card
     assert (tmp_path / "after" / "preview.png").read_bytes() == b"late"
     judged(copy, model=made.fingerprint, auc=None)
     exported(copy, tmp_path / "after")
-    assert "`is_gc` accuracy 0.60 (held-out photographs 0.80)" in (tmp_path / "after" / "MODEL_CARD.md").read_text()
+    assert "`is_gc` accuracy 0.60 (held-out photographs 0.80)" in (tmp_path / "after" / "README.md").read_text()
     judged(copy, model=made.fingerprint, withheld=True)
     exported(copy, tmp_path / "after")
-    assert "| withheld: the generated images do not look" in (tmp_path / "after" / "MODEL_CARD.md").read_text()
+    assert "| withheld: the generated images do not look" in (tmp_path / "after" / "README.md").read_text()
     for name in ("judge.json", "samples/PROVENANCE.json"):
         judged(copy, model=made.fingerprint)
         (copy / "judged" / name).write_text('{"model_fing')
@@ -185,7 +185,7 @@ def test_the_card_of_an_export_shows_a_preview_and_what_judge_found_of_this_very
             exported(copy, tmp_path / name.partition(".")[0])
     judged(copy, model="another")
     exported(copy, tmp_path / "after")
-    assert "not measured" in (tmp_path / "after" / "MODEL_CARD.md").read_text()
+    assert "not measured" in (tmp_path / "after" / "README.md").read_text()
 
 
 def test_an_export_that_the_run_has_left_behind_is_named(ended: Path, tmp_path: Path) -> None:

@@ -258,7 +258,7 @@ def test_weights_of_another_network(shell: Shell, run_dir: Path, latent_set: Sha
         assert json.loads((at / "init.json").read_text())["source"] == str(given)
     trained = load_pipeline(run_dir / "export", device=torch.device("cpu")).fingerprint
     assert json.loads((run_dir.parent / "from-0" / "init.json").read_text())["fingerprint"] == trained
-    assert trained in (run_dir.parent / "from-0" / "export" / "MODEL_CARD.md").read_text()
+    assert trained in (run_dir.parent / "from-0" / "export" / "README.md").read_text()
     transformer = run_dir.parent / "sd3" / "transformer"
     transformer.mkdir(parents=True)
     (transformer / "config.json").write_text("{}")

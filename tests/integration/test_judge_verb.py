@@ -198,9 +198,7 @@ def test_a_model_is_asked_for_label_rows_of_held_out_photographs_and_resumes(dat
         measure = one["measure"].lower()
         assert one["generated"] == found["label_control"]["generated"]["labels"][label][measure]
         assert one["photographs"] == found["label_control"]["real"]["labels"][label][measure]
-        assert (
-            f"`{label}` {one['measure']} {one['generated']:.2f}" in (tmp_path / "model" / "MODEL_CARD.md").read_text()
-        )
+        assert f"`{label}` {one['measure']} {one['generated']:.2f}" in (tmp_path / "model" / "README.md").read_text()
 
 
 def _write_lit_set(folder: Path, *, shards: Mapping[str, Sequence[int]]) -> Path:

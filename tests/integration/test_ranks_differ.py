@@ -18,7 +18,7 @@ from tiny_runs import settings
 from tiny_sets import flip_byte, tiny_config, write_config
 
 from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
-from synfundus.artifacts.model_folder import save_pipeline
+from synfundus.artifacts.model_export import save_pipeline
 from synfundus.stages import build
 from synfundus.stages.reading import latent_shape_of
 from synfundus.storage.manifest import ShardSet

@@ -18,7 +18,8 @@ from tiny_sets import UNEVEN_SHARDS, phantom_samples, tiny_config, write_config,
 
 from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
 from synfundus.artifacts.latent_set import open_latent_sets
-from synfundus.artifacts.model_folder import find_pipeline, load_pipeline, named_model, resave_pipeline
+from synfundus.artifacts.model_export import resave_pipeline
+from synfundus.artifacts.model_folder import find_pipeline, load_pipeline, named_model
 from synfundus.config.diffusion import DiffusionConfig
 from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import CheckpointError, ConfigError, DataError, ManifestMismatch, SynfundusError
@@ -298,7 +299,7 @@ class TestTrain:
         talk, of = Talk(), "training images (no val split)"
         start(load_shard_set(str(tmp_path / "latents"), kind="latents"), tmp_path / "run", world, talk)
         assert any("no val split" in line for line in talk.lines if line.startswith("warning"))
-        assert f"| validation loss on {of} |" in (tmp_path / "run" / "export" / "MODEL_CARD.md").read_text()
+        assert f"| validation loss on {of} |" in (tmp_path / "run" / "export" / "README.md").read_text()
         view = read_run(str(tmp_path / "run"))
         assert view.judged_on == of
         assert 0 < view.validation[-1]["validation_loss_all_labels"] != view.validation[-1]["validation_loss"]

@@ -98,7 +98,7 @@ def trained(gpu: StandIn, latent_set: ShardSet, vae_run: Path, tmp_path_factory:
 
 
 def test_a_training_validates_previews_resumes_and_exports(trained: Path) -> None:
-    assert (trained / "export" / "model_index.json").exists()
+    assert (trained / "export" / "synfundus.json").exists()
     assert sorted(path.stem for path in (trained / "previews").glob("*.png")) == [
         f"images-{images:012d}" for images in (8, 16, 24)
     ]
@@ -115,9 +115,9 @@ def test_sampling(gpu: StandIn, trained: Path, tmp_path: Path, sampler: str) -> 
 
 def test_other_averages_and_exports_of_a_run(gpu: StandIn, trained: Path, tmp_path: Path) -> None:
     gpu.synfundus("ema", "--run-dir", trained, "--sigma-rel", "0.08", "--out", tmp_path / "average")
-    assert (tmp_path / "average" / "model_index.json").exists()
+    assert (tmp_path / "average" / "synfundus.json").exists()
     gpu.synfundus("export", "--run-dir", trained, "--out", tmp_path / "exported")
-    assert (tmp_path / "exported" / "model_index.json").exists()
+    assert (tmp_path / "exported" / "synfundus.json").exists()
 
 
 def test_an_autoencoder_with_its_adversary_and_latents(gpu: StandIn, image_set: ShardSet, tmp_path: Path) -> None:

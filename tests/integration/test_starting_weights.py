@@ -91,7 +91,7 @@ def test_they_are_the_trained_ones_in_half_precision_with_card_licence_and_recip
     drawn: tuple[Path, dict[str, Any]], vae_run: Path, model_run: Path
 ) -> None:
     folder, figures = drawn
-    assert {path.name for path in folder.iterdir()} >= {"MODEL_CARD.md", "LICENSE", "recipe.yaml", "synfundus.json"}
+    assert {path.name for path in folder.iterdir()} >= {"README.md", "LICENSE", "recipe.yaml", "synfundus.json"}
     for part in ("vae", "unet"):
         with safe_open(folder / part / "diffusion_pytorch_model.safetensors", framework="pt") as weights:
             assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"F16"}  # noqa: SIM118
@@ -101,7 +101,7 @@ def test_they_are_the_trained_ones_in_half_precision_with_card_licence_and_recip
     trained, stored = (load_pipeline(one, device=torch.device("cpu")) for one in (model_run / "export", folder))
     for name, tensor in trained.denoiser.state_dict().items():
         torch.testing.assert_close(stored.denoiser.state_dict()[name], tensor, rtol=1e-3, atol=1e-6)
-    card = (folder / "MODEL_CARD.md").read_text()
+    card = (folder / "README.md").read_text()
     assert figures["fingerprint"] in card
     assert stored.fingerprint in card
     assert "trained | 96 images" in card
@@ -224,8 +224,8 @@ def test_an_autoencoder_alone_is_a_start_for_the_autoencoder_alone(
     (work / "images").symlink_to(image_set.url)
     (work / "vae").symlink_to(vae_run)
     making.write_weights(work, making.RECIPE, out, denoiser=False)
-    assert {path.name for path in out.iterdir()} == {"MODEL_CARD.md", "LICENSE", "recipe.yaml", "vae"}
-    assert "An autoencoder of fundus" in (out / "MODEL_CARD.md").read_text()
+    assert {path.name for path in out.iterdir()} == {"README.md", "LICENSE", "recipe.yaml", "vae"}
+    assert "An autoencoder of fundus" in (out / "README.md").read_text()
     assert {path.stat().st_mode & 0o777 for path in (out / "vae").iterdir()} == {0o644}
     monkeypatch.setattr(starting_weights, "asset_folders", lambda kind: (out.parent,))
     started = start_from_drawn(demo(), Talk())

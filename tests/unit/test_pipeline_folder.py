@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,8 +22,8 @@ from tiny_pipeline import (
     write_tiny_pipeline,
 )
 
+from synfundus.artifacts.cards.model_card import model_card
 from synfundus.artifacts.latent_set import trained_on
-from synfundus.artifacts.model_card import model_card
 from synfundus.artifacts.model_folder import DOCUMENT_NAME, find_pipeline, load_pipeline
 from synfundus.diffusion.sampling import SamplerSettings
 from synfundus.errors import CheckpointError, ManifestMismatch
@@ -81,15 +82,16 @@ def test_the_linear_path_travels_with_the_autoencoder_and_the_card_says_so(tmp_p
         tmp_path / "export", autoencoder=autoencoder, autoencoder_fingerprint=fingerprint(autoencoder)
     )
     assert load_pipeline(folder, device=CPU).autoencoder.linear_path is not None
-    assert "linear path" in (folder / "MODEL_CARD.md").read_text()
+    assert "linear path" in (folder / "README.md").read_text()
 
 
-def test_what_the_card_shows_runs_and_makes_an_image(
-    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = _copy(exported, tmp_path / "export")
+def test_what_the_card_shows_runs_and_makes_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    autoencoder = tiny_autoencoder(linear_path=True)
+    folder = write_tiny_pipeline(
+        tmp_path / "export", autoencoder=autoencoder, autoencoder_fingerprint=fingerprint(autoencoder)
+    )
     monkeypatch.chdir(folder)
-    card = (folder / "MODEL_CARD.md").read_text()
+    card = (folder / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert len(blocks) == 2
     names: dict[str, Any] = {}
@@ -97,7 +99,6 @@ def test_what_the_card_shows_runs_and_makes_an_image(
         assert block.count("\n") <= 10
         exec(block.replace("num_images=2, seed=0", "num_images=2, seed=0, num_steps=1, batch_size=2"), names)
     assert (folder / "synthetic.png").exists()
-    assert type(names["model"]).__name__ == json.loads((folder / "model_index.json").read_text())["_class_name"]
     assert names["unet"].config.sample_size == 8
 
 
@@ -114,7 +115,7 @@ def test_the_card_tells_of_the_photographs_and_of_the_sampling(tmp_path: Path) -
     advice = SamplerSettings("euler", 12, 1.5, (0.0, 1.0), 0.7)
     figures = {"images_seen": 9, "training_images": 77, "photographs": trained_on(latents)}
     folder = write_tiny_pipeline(tmp_path / "export", training_summary=figures, recommended_sampling=advice)
-    card = (folder / "MODEL_CARD.md").read_text()
+    card = (folder / "README.md").read_text()
     for said in (
         "library_name: synfundus",
         "| they are | drawn by a program: phantoms, no patient |",
@@ -138,7 +139,7 @@ def test_photographs_of_patients_are_not_called_drawn(drawn: tuple[bool, ...], s
     latents = ShardSet("set", "latents", SCHEMA, (), properties={"photographs": sources})
     document = json.loads((exported / DOCUMENT_NAME).read_text())
     document["training"]["photographs"] = trained_on(latents)
-    card = model_card(document, SCHEMA, linear_path=False, autoencoder_class="AutoencoderKL", block_size_px=1)
+    card = model_card(document, SCHEMA, opening="")
     assert f"| they are | {said}" in card or said in card
     assert trained_on(replace(latents, properties={})) == {}
 
@@ -157,7 +158,7 @@ def test_the_card_of_an_autoencoder_of_blocks_says_how_its_channels_become_pixel
     folder = write_tiny_pipeline(
         tmp_path / "export", autoencoder=autoencoder, autoencoder_fingerprint=fingerprint(autoencoder)
     )
-    said = (folder / "MODEL_CARD.md").read_text()
+    said = (folder / "README.md").read_text()
     assert "blocks of 4 x 4 pixels as 48 channels" in said
     stock = AutoencoderKL.from_pretrained(folder / "vae", low_cpu_mem_usage=False)
     latents = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -169,17 +170,21 @@ def test_the_card_of_an_autoencoder_of_blocks_says_how_its_channels_become_pixel
 
 
 def test_card_says_synthetic_counts_and_never_promises_anonymity(exported: Path) -> None:
-    card = (exported / "MODEL_CARD.md").read_text()
+    card = (exported / "README.md").read_text()
     assert "synthetic" in card
     assert "1,234" in card
     assert "77" in card
     assert "anonym" not in card.lower()
 
 
-def test_model_index_lists_every_part(exported: Path) -> None:
-    index = json.loads((exported / "model_index.json").read_text())
-    parts = {name for name in index if not name.startswith("_")}
-    assert parts == {path.name for path in exported.iterdir() if path.is_dir()}
+def test_an_export_of_an_earlier_version_opens_and_is_replaced(exported: Path, tmp_path: Path) -> None:
+    folder = _copy(exported, tmp_path / "export")
+    shutil.rmtree(folder / "diffusers")
+    (folder / "README.md").rename(folder / "MODEL_CARD.md")
+    (folder / "model_index.json").write_text("{}")
+    assert load_pipeline(folder, device=CPU).label_schema == SCHEMA
+    write_tiny_pipeline(folder)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in exported.iterdir()}
 
 
 def test_a_second_export_replaces_the_first_whole(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 from synfundus.artifacts.checkpoint_model import has_only_checkpoints, load_checkpoint_model
 from synfundus.artifacts.ema_snapshots import FOLDER_NAME, Snapshot, find_snapshots, read_snapshot
 from synfundus.artifacts.model import Model
-from synfundus.artifacts.model_folder import check_out, find_pipeline, load_pipeline, resave_pipeline, run_identity
+from synfundus.artifacts.model_export import check_out, resave_pipeline
+from synfundus.artifacts.model_folder import find_pipeline, load_pipeline, run_identity
 from synfundus.config.generation import PostHocEmaConfig
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from synfundus.artifacts.cards.model_card import JUDGED_NAME
 from synfundus.artifacts.checkpoint_model import (
     has_only_checkpoints,
     load_checkpoint_model,
@@ -15,15 +16,8 @@ from synfundus.artifacts.checkpoint_model import (
     require_checkpoint,
 )
 from synfundus.artifacts.model import Model
-from synfundus.artifacts.model_card import JUDGED_NAME
-from synfundus.artifacts.model_folder import (
-    check_out,
-    find_pipeline,
-    load_pipeline,
-    named_model,
-    resave_pipeline,
-    run_identity,
-)
+from synfundus.artifacts.model_export import check_out, resave_pipeline
+from synfundus.artifacts.model_folder import find_pipeline, load_pipeline, named_model, run_identity
 from synfundus.config.generation import ExportConfig
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from synfundus.artifacts import sample_layouts
+from synfundus.artifacts.cards.set_cards import publish_cards
 from synfundus.artifacts.model import Model, canonical_batch_size, guidance_of
 from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
 from synfundus.artifacts.run_folder import operator, versions
@@ -153,6 +154,7 @@ def _publish(work: Work, section: SampleConfig, out: str, request: dict[str, Any
     filesystem.write_bytes(filesystem.join(out, README_NAME), sample_readme(provenance).encode())
     url = filesystem.join(out, PROVENANCE_NAME)
     documents.write_document(url, provenance, format_name=FORMAT_NAME, version=FORMAT_VERSION)
+    publish_cards(out, provenance)
 
 
 def _occasion(pipeline: Model) -> dict[str, str]:

@@ -6,8 +6,10 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from synfundus.artifacts.cards.set_cards import CARD_NAMES
 from synfundus.artifacts.claim import Claim, difference
 from synfundus.artifacts.model import CPU_BATCH_SIZE
+from synfundus.artifacts.sample_layouts import SYNFUNDUS_1M_TABLE
 from synfundus.artifacts.sample_set import PROVENANCE_NAME
 from synfundus.config.generation import SampleConfig
 from synfundus.diffusion.sampling import SamplerSettings
@@ -96,7 +98,8 @@ def claim(out: str, request: dict[str, Any], rows: Sequence[LabelRow], schema: L
     write_alone(out)
     if _extends(out, request, rows, schema):  # as the only writer: another one may have published meanwhile
         # incomplete again
-        for name in (MANIFEST_NAME, PROVENANCE_NAME, README_NAME, LABELS_NAME, SHEET_NAME, *EARLIER_NAMES):
+        published = (MANIFEST_NAME, PROVENANCE_NAME, README_NAME, LABELS_NAME, SHEET_NAME, SYNFUNDUS_1M_TABLE)
+        for name in (*published, *CARD_NAMES, *EARLIER_NAMES):
             filesystem.remove(filesystem.join(out, name))
         url = filesystem.join(out, REQUEST_NAME)
         documents.write_document(url, request, format_name=FORMAT_NAME, version=FORMAT_VERSION)

@@ -21,7 +21,7 @@ from synfundus.artifacts.latent_set import (
     require_same_autoencoder,
 )
 from synfundus.artifacts.model import ModelSetup
-from synfundus.artifacts.model_folder import save_pipeline
+from synfundus.artifacts.model_export import save_pipeline
 from synfundus.artifacts.run_folder import RunFolder
 from synfundus.config.auto import definite_channels_last
 from synfundus.config.diffusion import TrainConfig

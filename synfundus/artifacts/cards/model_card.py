@@ -1,13 +1,16 @@
-"""MODEL_CARD.md of an exported model: what it is, what it was trained on, what it is for and what it is not for."""
+"""README.md of an exported model: what it is, what it was trained on, what it is for and what it is not for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
+from synfundus.artifacts.cards.front_matter import LICENCE, TAGS, front_matter
 from synfundus.labels.schema import LabelSchema
 
+CARD_NAME = "README.md"
+"""The name under which Hugging Face looks for it."""
 PREVIEW_NAME = "preview.png"
 JUDGED_NAME = "judged"
 """Folder in a run where `export` looks for a report of `judge`."""
@@ -30,6 +33,30 @@ _LINEAR_PATH_NOTE = (
     " This autoencoder has a linear path beside the network (two more files in `vae/`), which only "
     "synfundus adds: the stock class decodes the network's share alone."
 )
+
+
+_FIELDS = {
+    "license": LICENCE,
+    "pipeline_tag": "unconditional-image-generation",
+    "tags": [*TAGS, "latent-diffusion"],
+}
+_GUIDED = """\
+pipe.scheduler.set_timesteps({steps})  # guidance in a part of the way only
+guided = [{first} <= 1 - t.item() / {noisiest} <= {last} for t in pipe.scheduler.timesteps] + [False]
+def turn(pipe, step, timestep, kept):  # a scale of 1 itself would end it for good
+    pipe._guidance_scale = {scale} if guided[step + 1] else 1 + 1e-9
+    return kept
+"""
+
+
+_OTHER_SAMPLERS = (
+    "\nOther schedulers are made with `from_config(pipe.scheduler.config)`; diffusers' DDIM needs a number of steps "
+    "that divides {timesteps}."
+)
+
+
+def _text(template: str, **parts: object) -> str:
+    return files(__package__).joinpath(template).read_text(encoding="utf-8").format(**parts)
 
 
 def _count(value: object) -> str:
@@ -82,13 +109,57 @@ def _label_control(told: Mapping[str, Any] | str | None) -> str:
     return "; ".join(said.format(label, **figures) for label, figures in told.items())
 
 
+def opening_of_parts(why_not: str, *, linear_path: bool, autoencoder_class: str, block_size_px: int) -> str:
+    """Return how to open the parts of a model that has no stock pipeline.
+
+    Args:
+        why_not: Why it has none.
+        linear_path: Whether the autoencoder has the linear path.
+        autoencoder_class: diffusers' name of what opens ``vae/``.
+        block_size_px: Edge of the blocks of pixels that are the channels of the autoencoder's network; 1 = pixels.
+    """
+    return _text(
+        "opening_parts.md",
+        why_not=why_not,
+        autoencoder_class=autoencoder_class,
+        blocks="" if block_size_px == 1 else _BLOCKS_NOTE.format(size=block_size_px, channels=3 * block_size_px**2),
+        linear_path=_LINEAR_PATH_NOTE if linear_path else "",
+    )
+
+
+def opening_of_stock(document: Mapping[str, Any], schema: LabelSchema, timesteps: int, *, place: str) -> str:
+    """Return how to open the stock pipeline of a model.
+
+    Args:
+        document: Content of ``synfundus.json``.
+        schema: The labels.
+        timesteps: Of its scheduler.
+        place: Its folder, as seen from the card.
+    """
+    count = document["schedule"]["num_timesteps"]
+    advice = document.get("recommended_sampling") or {}
+    scale, steps = advice.get("guidance_scale", 2.0), advice.get("num_steps", 30)
+    first, last = advice.get("guidance_interval", (0.0, 1.0))
+    part = (first, last) != (0, 1)
+    guided = _GUIDED.format(steps=steps, first=first, last=last, noisiest=count - 1, scale=scale) if part else ""
+    turned = f"guidance_scale={scale}" + (" if guided[0] else 1 + 1e-9, callback_on_step_end=turn" if part else "")
+    return _text(
+        "opening_stock.md",
+        place=place,
+        what="This folder" if place == "." else f"`{place}/`",
+        label=schema.names[0],
+        guided=guided,
+        sampling=f"num_inference_steps={steps}, {turned}, guidance_rescale={advice.get('guidance_rescale', 0.0)}",
+        others="" if advice.get("sampler") == "heun" else _OTHER_SAMPLERS.format(timesteps=timesteps),
+    )
+
+
 def model_card(
     document: Mapping[str, Any],
     schema: LabelSchema,
     *,
-    linear_path: bool,
-    autoencoder_class: str,
-    block_size_px: int,
+    opening: str,
+    library: Literal["synfundus", "diffusers"] = "synfundus",
     preview: bool = False,
 ) -> str:
     """Return the card in Markdown.
@@ -96,11 +167,12 @@ def model_card(
     Args:
         document: Content of ``synfundus.json``.
         schema: The labels.
-        linear_path: Whether the autoencoder has the linear path.
-        autoencoder_class: diffusers' name of what opens ``vae/``.
-        block_size_px: Edge of the blocks of pixels that are the channels of the autoencoder's network; 1 = pixels.
+        opening: How its parts, or the stock pipeline, are opened.
+        library: Which library opens the folder as a whole.
         preview: Whether a grid of generated images lies beside the card.
     """
+    if library == "synfundus":
+        opening = _text("opening_synfundus.md", label=schema.names[0], rest=opening)
     training, prints = document["training"], document["fingerprints"]
     told = training.get("photographs") or {}
     loss = training.get("validation_loss")
@@ -126,11 +198,12 @@ def model_card(
         facts.append(("weights", "as the optimizer left them, not averaged"))
     if training.get("started_from"):
         facts.append(("started from other weights, whose licence may bind", f"`{training['started_from']}`"))
-    text = files(__package__).joinpath("model_card.md").read_text(encoding="utf-8")
     counts = told.get("positives", {})
     schedule = document["schedule"]
     channels, height, width = document["latent_shape"]
-    return text.format(
+    return _text(
+        "model_card.md",
+        front_matter=front_matter({"library_name": library, **_FIELDS}),
         version=document["versions"]["synfundus"],
         channels=channels,
         height=height,
@@ -144,10 +217,7 @@ def model_card(
             for spec in schema.labels
         ),
         few=FEW,
-        example=schema.names[0],
         started=", and those of the weights it was started from," if training.get("started_from") else "",
-        blocks="" if block_size_px == 1 else _BLOCKS_NOTE.format(size=block_size_px, channels=3 * block_size_px**2),
-        linear_path=_LINEAR_PATH_NOTE if linear_path else "",
-        autoencoder_class=autoencoder_class,
+        opening=opening,
         pictures=_PICTURES if preview else "",
     )

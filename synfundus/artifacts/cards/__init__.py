@@ -1,0 +1,1 @@
+"""Cards of models and of sample sets: what they are, for people, for Hugging Face and for other programs."""
