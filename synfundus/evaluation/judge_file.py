@@ -21,7 +21,7 @@ from synfundus.evaluation.label_control import LabelPrediction, is_nominal, not_
 from synfundus.evaluation.label_control import label_agreement as agreement_of
 from synfundus.labels.schema import UNKNOWN_STATE, LabelSchema, LabelSpec
 
-JUDGE_NAME = "judge.safetensors"
+JUDGE_NAME = "label-judge.safetensors"
 _KIND, _VERSION = "synfundus-judge-weights", 1
 _REFUSED_SHARE = 0.002
 """Of photographs whose label is known, so many are contradicted, for each label."""

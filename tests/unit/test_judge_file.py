@@ -53,14 +53,14 @@ def test_a_judge_contradicts_what_it_can_tell_and_nothing_else(judge: Judge) -> 
 def test_a_saved_judge_judges_alike_and_a_damaged_one_is_refused(judge: Judge) -> None:
     data = pack_judge(judge, {"bright": 0.25})
     assert data == pack_judge(judge, {"bright": 0.25})
-    back, doubts = unpack_judge(data, where="judge.safetensors")
+    back, doubts = unpack_judge(data, where="label-judge.safetensors")
     pixels = torch.rand(3, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(back(pixels), judge(pixels), rtol=0, atol=0)
     assert (back.schema, doubts) == (SCHEMA, {"bright": 0.25})
     for damaged in (data[:-8], b"", data.replace(b"synfundus-judge-weights", b"synfundus-judge-wreckage")):
         with pytest.raises(DataError, match="no judge"):
-            unpack_judge(damaged, where="judge.safetensors")
+            unpack_judge(damaged, where="label-judge.safetensors")
 
 
 def test_probabilities_of_the_values_of_a_grade_sum_to_one() -> None:
