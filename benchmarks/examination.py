@@ -1,10 +1,10 @@
 """What `sample --check` notices and what it refuses wrongly: ``python -m benchmarks.examination [--data FOLDER]``.
 
 With ``--data`` a folder of photographs, else drawn eyes alone. Photographs are split in two by a keyed hash of their
-names: thresholds were set on half 0, figures are of half 1. False alarms are whole photographs refused; recall is the
-share of planted faults that are named. Where discs lie in photographs stands in ``--places``, a table image,x,y,side
-in half widths of the crop, made by a person; without it the examiner's own find is taken, and only photographs where it
-found one disc count for planted faults.
+names: thresholds of discs were set on half 0, figures are of half 1. False alarms are whole photographs refused; recall
+is the share of planted faults that are named. Where discs lie in photographs stands in ``--places``, a table
+image,x,y,side in half widths of the crop, made by a person; without it the examiner's own find is taken, and only
+photographs where it found a disc count for planted faults.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The verdict on a generated image: what is wrong with it, measured against what it was asked for.
 
-The thresholds are those of real photographs: set on one half of 413 of one camera, measured on the other half
-(`benchmarks/examination.py` prints false alarms and recall). An image is refused for what no photograph of an eye has,
-not for what is rare.
+The thresholds of the disc lie beyond the extremes of one half of 413 photographs of one camera; that of sharpness was
+chosen with both halves in view. `benchmarks/examination.py` prints false alarms and recall; docs/LOG.md has figures,
+which fall short of what they should be. An image is refused for what no photograph of an eye has, not for what is rare.
 """
 
 from __future__ import annotations
