@@ -123,6 +123,10 @@ class SampleConfig(Section):
     from those without in the last bits."""
     contact_sheet_images: NonNegativeInt = 64
     """Images on the contact sheet; 0: none."""
+    check: bool = False
+    """Look at every image: field of view, light, sharpness, one optic disc on the side asked for."""
+    check_redraws: NonNegativeInt = 3
+    """How often an image that failed is drawn again, from other noise; those that still fail are named."""
 
     @model_validator(mode="after")
     def _files(self) -> SampleConfig:

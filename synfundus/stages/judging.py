@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from synfundus.evaluation.camera import camera_features, fit_linear, shortcuts, source_features
 from synfundus.evaluation.fit import FitRecipe
 from synfundus.evaluation.judge import evaluate_label_control, train_judge
+from synfundus.evaluation.judge_file import measure_doubts, pack_judge
 from synfundus.evaluation.label_control import Agreement, agreement_table, headline, not_told
 from synfundus.labels.schema import LabelSchema
 from synfundus.models.autoencoder import LatentAutoencoder
@@ -138,6 +139,7 @@ class LabelControl:
         warnings: What to distrust: labels that can be told without seeing the eye, or that the judge does not tell,
             photographs that were learned from.
         generated_vessels: Vessels of generated images beside those of the photographs judged.
+        judge_file: The judge and its doubts of held-out photographs.
     """
 
     agreements: dict[str, Agreement] = field(default_factory=dict)
@@ -145,6 +147,7 @@ class LabelControl:
     source_alone: dict[str, Agreement] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     generated_vessels: VesselsBeside = field(default_factory=VesselsBeside)
+    judge_file: bytes = field(default=b"", repr=False)
 
     @property
     def withheld(self) -> str:
@@ -247,7 +250,8 @@ def judge_label_control(
             "labels that the judge may tell no better than a guess, on photographs: "
             f"{', '.join(unsure)}; its figures of generated images say little about them",
         )
-    return replace(control, warnings=warnings, generated_vessels=vessels)
+    packed = pack_judge(judge, measure_doubts(judge, held_out.pixels, held_out.states))
+    return replace(control, warnings=warnings, generated_vessels=vessels, judge_file=packed)
 
 
 def _compare_with_blind_judges(

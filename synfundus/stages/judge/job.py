@@ -20,6 +20,7 @@ from synfundus.config.schema import RunConfig
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.world import World, torch_device, without_timeout
 from synfundus.errors import ConfigError
+from synfundus.evaluation.judge_file import JUDGE_NAME
 from synfundus.evaluation.label_control import control_rows
 from synfundus.labels.plan import label_table
 from synfundus.labels.schema import LabelSchema
@@ -169,6 +170,7 @@ def _judge(
         console=console,
     )
     document = {**request, "num_generated": len(generated), **control.to_document(), "versions": versions()}
+    filesystem.write_bytes(filesystem.join(str(section.out), JUDGE_NAME), control.judge_file)
     url = filesystem.join(str(section.out), REPORT_NAME)
     documents.write_document(url, document, format_name=_FORMAT, version=_VERSION)
     show_label_control(control, console, num_generated=len(generated))
