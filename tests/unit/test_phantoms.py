@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from functools import lru_cache
 from itertools import pairwise
@@ -236,12 +237,20 @@ def test_the_disc_is_brighter_and_the_fovea_darker_than_the_retina_between() -> 
     for eye in range(6):
         pixels, truth = drawn(eye, ())
         green = pixels[..., 1].astype(float)
-        disc = green[distance_from(truth.disc_x_px, truth.disc_y_px) < truth.disc_radius_px * 0.8].mean()
+        inside = distance_from(truth.disc_x_px, truth.disc_y_px) < truth.disc_radius_px * 0.8
+        disc = np.quantile(green[inside], 0.75)  # between the vessels, which cover nearly half of it
         from_fovea = distance_from(truth.fovea_x_px, truth.fovea_y_px)
         fovea = np.median(green[from_fovea < 3])
         around = np.median(green[(from_fovea > 12) & (from_fovea < 18)])
         assert disc > around + 15
         assert fovea < around - 3
+
+
+def test_the_fovea_is_as_many_disc_diameters_away_as_in_people() -> None:
+    eyes = [anatomy_of(SEED, exam_of(SEED, index)) for index in range(0, 2100, 7)]
+    ratios = [math.dist(eye.disc_center, eye.fovea_center) / sum(eye.disc_axes) for eye in eyes]
+    assert np.mean(ratios) == pytest.approx(2.65, abs=0.06)
+    assert np.std(ratios) == pytest.approx(0.30, abs=0.04)
 
 
 def test_all_kinds_of_camera_occur_as_often_as_intended() -> None:
