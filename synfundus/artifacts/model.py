@@ -160,15 +160,64 @@ def generate_batch(
         uint8 ``[B, h, w, 3]``.
     """
     images = range(batch * batch_size, (batch + 1) * batch_size)
+    return _generate(model, rows, images, "sample", seed=seed, settings=settings, device=device, guide=guide)
+
+
+def generate_again(
+    model: Model,
+    rows: Sequence[Mapping[str, int | None]],
+    image: int,
+    attempt: int,
+    *,
+    seed: int,
+    settings: SamplerSettings,
+    device: torch.device,
+    guide: Model | None = None,
+) -> NDArray[np.uint8]:
+    """Return an image drawn from the noise of a later attempt, alone: uint8 ``[h, w, 3]``.
+
+    Args:
+        model: The model.
+        rows: Labels of all images.
+        image: Number of the image.
+        attempt: 1 is the first after the one of `generate_batch`.
+        seed: Seed of the noise.
+        settings: Sampler, steps, guidance.
+        device: Where to compute; the networks are there.
+        guide: A weaker model to lead away from.
+    """
+    purpose = noise_purpose(attempt)
+    (drawn,) = _generate(model, rows, [image], purpose, seed=seed, settings=settings, device=device, guide=guide)
+    return np.asarray(drawn)
+
+
+def noise_purpose(attempt: int) -> str:
+    """Return the purpose by which the noise of an attempt is keyed; attempt 0 is the first drawing."""
+    if attempt < 0:
+        raise ValueError(f"attempts are counted from 0, this is {attempt}")
+    return f"sample-redraw.{attempt}" if attempt else "sample"
+
+
+def _generate(
+    model: Model,
+    rows: Sequence[Mapping[str, int | None]],
+    images: Sequence[int],
+    purpose: str,
+    *,
+    seed: int,
+    settings: SamplerSettings,
+    device: torch.device,
+    guide: Model | None,
+) -> NDArray[np.uint8]:
     states = [model.label_schema.encode(rows[image] if image < len(rows) else {}) for image in images]
     return generate_images(
         model,
         model.denoiser,
-        initial_noise=keyed_normal(seed, "sample", images, model.latent_shape),
+        initial_noise=keyed_normal(seed, purpose, images, model.latent_shape),
         states=np.array(states, dtype=np.int64),
         settings=settings,
         device=device,
-        step_noise=keyed_normal_series(seed, "sample-noise", images, model.latent_shape),
+        step_noise=keyed_normal_series(seed, f"{purpose}-noise", images, model.latent_shape),
         guide=None if guide is None else guide.denoiser,
     )
 

@@ -127,9 +127,13 @@ class SampleConfig(Section):
     """Look at every image: field of view, light, sharpness, one optic disc on the side asked for."""
     check_redraws: NonNegativeInt = 3
     """How often an image that failed is drawn again, from other noise; those that still fail are named."""
+    judge: str | None = None
+    """Also compare with the labels asked for: folder written by `judge`, whose judge knows what it can tell."""
 
     @model_validator(mode="after")
     def _files(self) -> SampleConfig:
+        if self.judge is not None and not self.check:
+            raise ValueError("judge looks at images only with check: give --check too")
         if self.format == "shards" and self.layout != "imagefolder":
             raise ValueError(f"layout {self.layout} is one of PNG files: leave format=shards out")
         return self

@@ -8,31 +8,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from synfundus.errors import DataError
 from synfundus.evaluation.examination.verdict import Examination, Fault
-from synfundus.seeding import keyed_normal
 
 LEDGER_NAME = "checks.jsonl"
-_FIRST_PURPOSE, _REDRAW_PURPOSE = "sample", "sample-redraw"
-
-
-def noise_purpose(attempt: int) -> str:
-    """Return the purpose by which the noise of an attempt is keyed; attempt 0 is the first drawing."""
-    if attempt < 0:
-        raise ValueError(f"attempts are counted from 0, this is {attempt}")
-    return f"{_REDRAW_PURPOSE}.{attempt}" if attempt else _FIRST_PURPOSE
-
-
-def redraw_noise(seed: int, image: int, attempt: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Return the noise ``[*shape]`` from which an attempt draws an image."""
-    return np.asarray(keyed_normal(seed, noise_purpose(attempt), [image], shape)[0])
 
 
 @dataclass(frozen=True)
@@ -60,8 +43,9 @@ class Check:
             "verdict": "passed" if self.examination.passed else "failed",
             "faults": list(self.examination.faults),
             "attempt": self.attempt,
-            "noise": [self.seed, noise_purpose(self.attempt), self.image],
+            "seed": self.seed,
             "refused": [list(faults) for faults in self.refused],
+            **({"contradicted": list(self.examination.contradicted)} if self.examination.contradicted else {}),
             "figures": dict(self.examination.figures),
         }
         return json.dumps(document, separators=(",", ":")).encode() + b"\n"
@@ -76,9 +60,9 @@ class Check:
         try:
             entry: dict[str, Any] = json.loads(line)
             faults, refused = map(Fault, entry["faults"]), (map(Fault, one) for one in entry["refused"])
-            examination = Examination(tuple(faults), entry["figures"])
+            examination = Examination(tuple(faults), entry["figures"], tuple(entry.get("contradicted", ())))
             earlier = tuple(tuple(one) for one in refused)
-            return cls(int(entry["image"]), int(entry["attempt"]), int(entry["noise"][0]), examination, earlier)
+            return cls(int(entry["image"]), int(entry["attempt"]), int(entry["seed"]), examination, earlier)
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise DataError(f"this is no line of {LEDGER_NAME}: {line[:80]!r}", where=where) from error
 
@@ -89,19 +73,19 @@ def next_attempt(check: Check, most_redraws: int) -> int | None:
 
 
 def summarise(checks: Iterable[Check]) -> dict[str, Any]:
-    """Return the counts that end a run: of images, redraws, and faults; images that failed are named, by index."""
-    looked: Sequence[Check] = sorted(checks, key=lambda check: check.image)
-    failed = [check for check in looked if not check.examination.passed]
-    first = Counter(fault for check in looked for fault in (check.refused or (check.examination.faults,))[0])
-    return {
-        "num_images": len(looked),
-        "num_passed_at_once": sum(check.attempt == 0 and check.examination.passed for check in looked),
-        "num_redraws": sum(check.attempt for check in looked),
-        "num_failed": len(failed),
-        "faults_at_first": _counts(first),
-        "faults_left": _counts(Counter(fault for check in failed for fault in check.examination.faults)),
-        "failed": [check.image for check in failed],
-    }
+    """Return the counts that end a run: of images, of redraws, of faults at first and of those that are left."""
+    found = Counter[str]()
+    first, left = Counter[Fault](), Counter[Fault]()
+    for check in checks:
+        passed = check.examination.passed
+        found["num_images"] += 1
+        found["num_passed_at_once"] += passed and check.attempt == 0
+        found["num_redraws"] += check.attempt
+        found["num_failed"] += not passed
+        first.update((check.refused or (check.examination.faults,))[0])
+        left.update(check.examination.faults)
+    names = ("num_images", "num_passed_at_once", "num_redraws", "num_failed")
+    return {**{name: found[name] for name in names}, "faults_at_first": _counts(first), "faults_left": _counts(left)}
 
 
 def _counts(faults: Mapping[Fault, int]) -> dict[str, int]:

@@ -45,6 +45,7 @@ class Fault(StrEnum):
     SEVERAL_DISCS = "several_optic_discs"
     DISC_SIZE = "optic_disc_size"
     WRONG_SIDE = "wrong_eye_side"
+    CONTRADICTED = "labels_contradicted"
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,12 @@ class Examination:
     Attributes:
         faults: What is wrong, in the order of `Fault`; empty: it passed.
         figures: What was measured; None where it cannot be.
+        contradicted: Labels that a judge cannot believe.
     """
 
     faults: tuple[Fault, ...] = ()
     figures: Mapping[str, float | None] = field(default_factory=dict)
+    contradicted: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from synfundus.artifacts.model import Model, generate_batch
+from synfundus.artifacts.model import Model, generate_again, generate_batch
 from synfundus.artifacts.sample_set import image_marks
 from synfundus.artifacts.sample_stores import SampleStore
 from synfundus.diffusion.sampling import SamplerSettings
@@ -24,8 +24,10 @@ from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.shared_work import SharedWork, share_work
 from synfundus.distributed.world import World, without_timeout
 from synfundus.errors import StorageError
+from synfundus.evaluation.examination.ledger import Check, next_attempt
 from synfundus.labels.plan import LabelRow
 from synfundus.pictures.sheets import encode_png
+from synfundus.stages.sample.checking import Inspector, marks_of, write_checks
 from synfundus.telemetry.console import Console, Progress
 
 COMPRESS_LEVEL = 6
@@ -46,6 +48,8 @@ class Work:
         store: Where images go.
         device: Where to compute.
         guide: The model to lead away from.
+        inspector: What looks at images; None: nothing does.
+        out: The folder.
     """
 
     sampling: SamplerSettings
@@ -56,6 +60,8 @@ class Work:
     store: SampleStore
     device: torch.device
     guide: Model | None
+    inspector: Inspector | None
+    out: str
 
 
 def generate(work: Work, world: World, console: Console) -> int:
@@ -83,10 +89,10 @@ def generate(work: Work, world: World, console: Console) -> int:
             line.merge(standing.unmerged[turn])
         unwritten: Future[int] | None = None
         while (turn := shared.take(_PART)) < len(missing):
-            pixels = _draw(work, parts[missing[turn]])
+            drawn = _look(work, parts[missing[turn]], _draw(work, parts[missing[turn]]))
             if unwritten is not None:
                 line.finish(unwritten.result())
-            unwritten = writer.submit(line.write, missing[turn], pixels)
+            unwritten = writer.submit(line.write, missing[turn], drawn)
         if unwritten is not None:
             line.finish(unwritten.result())
         with shared.watched(_DONE, line.show):
@@ -117,10 +123,12 @@ class _Line:
     bar: Progress
     shown: int = field(default=0, init=False)
 
-    def write(self, part: int, pixels: NDArray[np.uint8]) -> int:
-        """Compress and write a part, from its pixels ``[B, h, w, 3]``; returns its number."""
+    def write(self, part: int, drawn: _Drawn) -> int:
+        """Compress and write a part; returns its number."""
         images = self.parts[part]
-        encoded = self.encoders.map(lambda slot: _encode(self.work, images[slot], pixels[slot]), range(len(images)))
+        encoded = self.encoders.map(lambda slot: _encode(self.work, images, drawn, slot), range(len(images)))
+        if drawn.checks:
+            write_checks(self.work.out, drawn.checks)
         self.work.store.write(list(zip(images, encoded, strict=True)))
         return part
 
@@ -140,10 +148,11 @@ class _Line:
         for _ in range(_MOST_TRIES):
             if not (damaged := self.work.store.merge(shard)):
                 return
-            images = ", ".join(f"{self.parts[part][0]} to {self.parts[part][-1]}" for part in damaged)
-            self.console.warning(f"damaged on the disk before they were merged into {shard}: images {images}; redrawn")
+            named = ", ".join(f"{self.parts[part][0]} to {self.parts[part][-1]}" for part in damaged)
+            self.console.warning(f"damaged on the disk before they were merged into {shard}: images {named}; redrawn")
             for part in damaged:
-                self.write(part, _draw(self.work, self.parts[part]))
+                images = self.parts[part]
+                self.write(part, _look(self.work, images, _draw(self.work, images)))
         raise StorageError(
             f"images of {shard} are damaged each time they are read back",
             where=shard,
@@ -170,6 +179,41 @@ def _draw(work: Work, images: range) -> NDArray[np.uint8]:
     )
 
 
-def _encode(work: Work, image: int, pixels: NDArray[np.uint8]) -> bytes:
+@dataclass(frozen=True)
+class _Drawn:
+    """Images of a part ``[n, h, w, 3]``, and what was seen of each; nothing where nobody looks."""
+
+    pixels: NDArray[np.uint8]
+    checks: tuple[Check, ...] = ()
+
+
+def _look(work: Work, images: range, pixels: NDArray[np.uint8]) -> _Drawn:
+    """Look at the images of a part, and draw again what fails."""
+    if work.inspector is None:
+        return _Drawn(pixels[: len(images)])
+    rows, kept, checks = [work.rows[image] for image in images], pixels[: len(images)].copy(), []
+    for slot, (image, seen) in enumerate(zip(images, work.inspector.look(kept, rows), strict=True)):
+        check = Check(image, 0, work.seed, seen)
+        while (attempt := next_attempt(check, work.inspector.most_redraws)) is not None:
+            kept[slot] = generate_again(
+                work.pipeline,
+                work.rows,
+                image,
+                attempt,
+                seed=work.seed,
+                settings=work.sampling,
+                device=work.device,
+                guide=work.guide,
+            )
+            refused = (*check.refused, check.examination.faults)
+            (again,) = work.inspector.look(kept[slot : slot + 1], rows[slot : slot + 1])
+            check = Check(image, attempt, work.seed, again, refused)
+        checks.append(check)
+    return _Drawn(kept, tuple(checks))
+
+
+def _encode(work: Work, images: range, drawn: _Drawn, slot: int) -> bytes:
+    image = images[slot]
     marks = image_marks(model=work.pipeline.fingerprint, seed=work.seed, index=image, labels=work.rows[image])
-    return encode_png(pixels, text=marks, compress_level=COMPRESS_LEVEL)
+    more = marks_of(drawn.checks[slot]) if drawn.checks else {}
+    return encode_png(drawn.pixels[slot], text=marks | more, compress_level=COMPRESS_LEVEL)

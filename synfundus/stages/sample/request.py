@@ -17,6 +17,7 @@ from synfundus.labels.plan import LabelRow, label_table, read_label_plan
 from synfundus.labels.schema import LabelSchema
 from synfundus.stages import build
 from synfundus.stages.rehearsal import read_model, read_requests
+from synfundus.stages.sample.checking import open_inspector
 from synfundus.stages.sample.guide import guide_fingerprint
 from synfundus.storage import documents, filesystem
 from synfundus.storage.manifest import MANIFEST_NAME
@@ -41,6 +42,8 @@ def request_of(
     fingerprints: Mapping[str, str],
     rows: Sequence[LabelRow],
     schema: LabelSchema,
+    *,
+    judge: bytes = b"",
 ) -> dict[str, Any]:
     """Return all that the bytes of the images depend on.
 
@@ -51,7 +54,12 @@ def request_of(
         fingerprints: Of ``model``, ``autoencoder`` and, if there is one, ``guide``.
         rows: Labels of every image.
         schema: Labels of the model.
+        judge: File of the judge that looks at the images.
     """
+    checks = {
+        "check_redraws": section.check_redraws,
+        "judge_sha256": hashlib.sha256(judge).hexdigest() if judge else "",
+    }
     request = {
         "model_fingerprint": fingerprints["model"],
         "autoencoder_fingerprint": fingerprints["autoencoder"],
@@ -63,6 +71,7 @@ def request_of(
         **({"compile": True} if section.compile else {}),
         **section.model_dump(mode="json", include={"batch_size", "precision"}),
         "image_format": section.format,
+        **(checks if section.check else {}),
         **({} if section.layout == "imagefolder" else {"layout": section.layout}),
     }
     return dict(documents.as_json(request))
@@ -85,7 +94,9 @@ def compare_claim(section: SampleConfig, seed: int) -> None:
     fingerprints = dict(document["fingerprints"])
     if section.guide_model:
         fingerprints["guide"] = guide_fingerprint(section.guide_model)
-    _extends(out, request_of(section, sampling, seed, fingerprints, rows, schema), rows, schema)
+    size = int(document["image_size_px"])
+    judge = open_inspector(schema, size, most_redraws=0, judge=section.judge)[1] if section.check else b""
+    _extends(out, request_of(section, sampling, seed, fingerprints, rows, schema, judge=judge), rows, schema)
 
 
 def claim(out: str, request: dict[str, Any], rows: Sequence[LabelRow], schema: LabelSchema) -> None:

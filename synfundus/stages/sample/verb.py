@@ -116,6 +116,18 @@ VERB = Verb(
             "sample.guide_model",
             "Weaker model to lead away from (autoguidance): RUN@IMAGES, a run's checkpoint, or an exported folder.",
         ),
+        Option(
+            "--check",
+            "sample.check",
+            "Look at every image, draw again what fails, name the rest: checks.jsonl.",
+            "flag",
+        ),
+        Option(
+            "--judge",
+            "sample.judge",
+            "With --check: folder written by `judge`; its judge reads the labels.",
+            role="input",
+        ),
         Option("--format", "sample.format", "PNG files, or a set of shards."),
         Option("--layout", "sample.layout", "How PNG files lie in the folder: images/, or Part0/ to Part19/."),
         *DISTRIBUTED,
