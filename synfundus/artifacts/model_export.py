@@ -37,12 +37,20 @@ from synfundus.storage import documents, filesystem
 from synfundus.storage.local_folder import folder_to_replace, require_replaceable
 from synfundus.storage.locations import resolved
 
-_OLDER = ("model_index.json", "MODEL_CARD.md")
-"""What earlier versions wrote too: a list of the parts that nothing could open, and the card."""
-_FILES = "|".join(map(re.escape, (DOCUMENT_NAME, CARD_NAME, PREVIEW_NAME, *_OLDER)))
-_OWN = rf"(diffusers/)?({'|'.join(PARTS)})(/{NETWORK_FILE})?|{_FILES}|diffusers(/({NETWORK_FILE}|{CARD_NAME}))?"
+_OLD_CARD = "MODEL_CARD.md"
+"""The card of earlier versions, which also wrote a model_index.json that nothing could open."""
+_FILES = (DOCUMENT_NAME, PREVIEW_NAME, _OLD_CARD, "model_index.json")
+_OWN = rf"(diffusers/)?({'|'.join(PARTS)})(/{NETWORK_FILE})?|diffusers(/({NETWORK_FILE}|{CARD_NAME}))?"
+_OWN = "|".join([_OWN, *map(re.escape, _FILES)])
+
 _MOMENT: Mapping[str, Any] = {"images_seen": None, "weights": "averaged", "ema_sigma_rel": None}
 """What tells the models of a run apart, and what a document means that does not say it."""
+
+
+def _own(folder: str) -> str:
+    """Return the pattern of what is ours in a model folder; beside the card of an earlier version README.md is not."""
+    older = filesystem.exists(filesystem.join(folder, _OLD_CARD))
+    return _OWN if older else f"{_OWN}|{re.escape(CARD_NAME)}"
 
 
 def check_out(out: str, *, run: str, fingerprint: str = "", training: Mapping[str, Any]) -> None:
@@ -60,7 +68,7 @@ def check_out(out: str, *, run: str, fingerprint: str = "", training: Mapping[st
     parent, _, name = resolved(out).rpartition("/")
     if name == "export" and not parent.endswith("/") and filesystem.exists(filesystem.join(parent, "run.json")):
         raise ConfigError("a run keeps its own model here", where=out, hint="give another --out")
-    require_replaceable(out, last=(DOCUMENT_NAME,), own=_OWN)
+    require_replaceable(out, last=(DOCUMENT_NAME,), own=_own(out))
     if not filesystem.exists(filesystem.join(out, DOCUMENT_NAME)):
         return
     found, its_training = named_model(out)
@@ -115,7 +123,7 @@ def save_pipeline(
     """
     check_schema(setup.label_schema, denoiser.conditioner, where=str(folder))
     autoencoder = setup.autoencoder
-    with folder_to_replace(str(folder), last=(DOCUMENT_NAME,), own=_OWN) as work:
+    with folder_to_replace(str(folder), last=(DOCUMENT_NAME,), own=_own(str(folder))) as work:
         denoiser.unet.save_pretrained(work / "unet", safe_serialization=True)
         denoiser.conditioner.save_pretrained(work / "conditioner")
         autoencoder.save_pretrained(work / "vae")

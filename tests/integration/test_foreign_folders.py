@@ -232,13 +232,17 @@ def test_a_model_is_replaced_as_a_whole_but_not_with_what_was_put_into_it(
     assert do(verb, inputs, str(tmp_path / "link"), world)["fingerprint"] == first["fingerprint"]
     assert (tmp_path / "link").is_symlink()
     assert contents(model) == made
-    for name in ("README.md", ".git/HEAD", "unet/notes.txt"):
+    for name in ("notes.md", ".git/HEAD", "unet/notes.txt", "diffusers/notes.txt"):
         write(model, {name: b"theirs"})
         assert "something else" in refused(verb, inputs, str(model), world).message
         assert contents(model) == {**made, name: b"theirs"}
         shutil.rmtree(model / ".git", ignore_errors=True)
         (model / name).unlink(missing_ok=True)
+    write(model, {"MODEL_CARD.md": b"of an earlier version"})  # which wrote no README.md: that one is theirs
+    assert "something else: README.md" in refused(verb, inputs, str(model), world).message
+    (model / "README.md").unlink()
     do(verb, inputs, str(model), world)
+    assert contents(model) == made
 
 
 @pytest.mark.parametrize("verb", ["export", "ema"])
