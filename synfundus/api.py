@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from synfundus.artifacts.model import Model, canonical_batch_size, generate_batch
 from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
-from synfundus.artifacts.sample_set import image_marks
+from synfundus.artifacts.samples.description import image_marks
 from synfundus.config.generation import SAMPLING_DEFAULTS, SampleConfig
 from synfundus.config.machine import LaunchConfig
 from synfundus.diffusion.sampling import scheduler_for

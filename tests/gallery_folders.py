@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tiny_sets import IMAGE_SIZE_PX, encode_png, write_set
 
-from synfundus.artifacts.sample_set import IMAGES_DIR, PROVENANCE_NAME
+from synfundus.artifacts.samples.description import IMAGES_DIR, PROVENANCE_NAME
 from synfundus.labels.plan import REQUESTED, LabelRow, label_table
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema
 from synfundus.storage import documents

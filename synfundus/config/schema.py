@@ -12,7 +12,6 @@ from pydantic import Field
 
 from synfundus.config.base import Section
 from synfundus.config.diffusion import TrainConfig
-from synfundus.config.gallery import GalleryConfig
 from synfundus.config.generation import (
     DemoConfig,
     EncodeLatentsConfig,
@@ -22,10 +21,9 @@ from synfundus.config.generation import (
     SampleConfig,
     VerifyLatentsConfig,
 )
-from synfundus.config.interchange import ExportDicomConfig, VerifyConfig
-from synfundus.config.label_plans import PlanLabelsConfig
 from synfundus.config.machine import LaunchConfig, PlanConfig, PlotConfig, StorageConfig, TelemetryConfig, WatchConfig
 from synfundus.config.photographs import ForgetConfig, InspectConfig, PhantomsConfig, PrepareConfig
+from synfundus.config.sample_sets import ExportDicomConfig, GalleryConfig, PlanLabelsConfig, VerifyConfig
 from synfundus.config.training import TrainVaeConfig
 
 

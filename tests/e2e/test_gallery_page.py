@@ -13,7 +13,7 @@ import pytest
 from browser import CHROMIUM, Browser, chromium
 from gallery_folders import label_rows, write_png_samples, write_shard_samples
 
-from synfundus.config.gallery import GalleryConfig
+from synfundus.config.sample_sets import GalleryConfig
 from synfundus.stages.gallery.job import make_gallery
 from synfundus.telemetry.console import SilentConsole
 

@@ -14,7 +14,7 @@ from PIL import Image
 from tiny_samples import draw_samples, tiny_model
 from tiny_sets import encode_png, write_set
 
-from synfundus.artifacts.sample_layouts import open_sample_images
+from synfundus.artifacts.samples.layouts import open_sample_images
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import ConfigError, DataError

@@ -21,7 +21,7 @@ from told import Shell, refusal
 
 from synfundus.artifacts.claim import Claim
 from synfundus.artifacts.latent_set import open_latent_sets
-from synfundus.artifacts.sample_stores import PngStore
+from synfundus.artifacts.samples.stores import PngStore
 from synfundus.config.photographs import InspectConfig
 from synfundus.config.training import LoopConfig, TrainVaeConfig
 from synfundus.distributed.lost_ranks import join_error
@@ -254,7 +254,7 @@ def test_images_that_are_missing(model: Path, tmp_path: Path, monkeypatch: pytes
         out = tmp_path / form
         with monkeypatch.context() as patch:
             patch.setattr(PngStore, "write", lambda *_: None)
-            patch.setattr("synfundus.artifacts.sample_stores.ShardStore.merge", lambda *_: [])
+            patch.setattr("synfundus.artifacts.samples.stores.ShardStore.merge", lambda *_: [])
             with refusal(f"run the same command again: {hint}"):
                 sampled(model, out, format=form)
         assert sampled(model, out, format=form)["num_images"] == 2

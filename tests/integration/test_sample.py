@@ -21,8 +21,8 @@ from PIL import Image
 from tiny_pipeline import IMAGE_SIZE_PX, SCHEMA, write_tiny_pipeline
 
 from synfundus.artifacts.model_folder import DOCUMENT_NAME
-from synfundus.artifacts.sample_layouts import open_sample_images
-from synfundus.artifacts.sample_stores import ShardStore
+from synfundus.artifacts.samples.layouts import open_sample_images
+from synfundus.artifacts.samples.stores import ShardStore
 from synfundus.config.schema import RunConfig
 from synfundus.diffusion.sampling import SamplerSettings
 from synfundus.distributed.world import LocalWorld
@@ -391,7 +391,7 @@ def _stopped(model: Path, out: Path | str, *, at: int, **options: Any) -> None:
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("synfundus.artifacts.sample_stores._SHARD_IMAGES", 2 * BATCH)
+    monkeypatch.setattr("synfundus.artifacts.samples.stores._SHARD_IMAGES", 2 * BATCH)
 
 
 @pytest.mark.usefixtures("small_shards")

@@ -12,9 +12,9 @@ from dicom_files import dicom_file, photograph_dataset
 from phantom_clinic import picture
 from tiny_runs import Talk
 
-from synfundus.artifacts.sample_layouts import SYNFUNDUS_1M_TABLE, synfundus_1m_name, synfundus_1m_table
-from synfundus.artifacts.sample_set import image_marks
-from synfundus.artifacts.sample_stores import PngStore
+from synfundus.artifacts.samples.description import image_marks
+from synfundus.artifacts.samples.layouts import SYNFUNDUS_1M_TABLE, synfundus_1m_name, synfundus_1m_table
+from synfundus.artifacts.samples.stores import PngStore
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import DataError

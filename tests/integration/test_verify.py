@@ -13,7 +13,7 @@ from PIL import Image
 from tiny_pipeline import write_tiny_pipeline
 from tiny_samples import draw_samples, tiny_model
 
-from synfundus.artifacts.sample_layouts import open_sample_images
+from synfundus.artifacts.samples.layouts import open_sample_images
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import DataError, ManifestMismatch

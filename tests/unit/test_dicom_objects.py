@@ -12,7 +12,13 @@ import pydicom
 import pytest
 from PIL import Image, ImageCms
 
-from synfundus.artifacts.dicom_objects import GeneratedImage, dicom_file, generated_uid, require_pydicom, srgb_profile
+from synfundus.artifacts.samples.dicom_objects import (
+    GeneratedImage,
+    dicom_file,
+    generated_uid,
+    require_pydicom,
+    srgb_profile,
+)
 from synfundus.errors import ConfigError
 from synfundus.photographs.decode import decode_photograph
 from synfundus.photographs.decoding.synthetic_marks import is_marked_synthetic

@@ -18,7 +18,7 @@ from gallery_folders import disc, label_rows, write_png_samples, write_shard_sam
 from PIL import Image
 from told import Shell, refusal
 
-from synfundus.config.gallery import GalleryConfig
+from synfundus.config.sample_sets import GalleryConfig
 from synfundus.errors import ConfigError, DataError
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema, LabelSpec
 from synfundus.pictures.sheets import PATIENTS_NOTE

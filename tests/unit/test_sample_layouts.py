@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from synfundus.artifacts.sample_layouts import (
+from synfundus.artifacts.samples.layouts import (
     SYNFUNDUS_1M_TABLE,
     open_sample_images,
     synfundus_1m_name,

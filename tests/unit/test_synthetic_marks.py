@@ -12,7 +12,7 @@ import pytest
 from dicom_files import BIG_ENDIAN, EXPLICIT, IMPLICIT, dicom_file, photograph_dataset
 from PIL import Image, PngImagePlugin
 
-from synfundus.artifacts.sample_set import image_marks
+from synfundus.artifacts.samples.description import image_marks
 from synfundus.photographs.decoding.synthetic_marks import is_marked_synthetic
 from synfundus.pictures.sheets import encode_png
 

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
-from synfundus.artifacts.sample_stores import PngStore
+from synfundus.artifacts.samples.stores import PngStore
 from synfundus.config.loader import load_config
 from synfundus.config.training import LoopConfig
 from synfundus.distributed.ds_config import plan_batch

@@ -16,11 +16,11 @@ import numpy as np
 
 from synfundus.artifacts.autoencoder_folder import find_autoencoder, open_autoencoder
 from synfundus.artifacts.claim import Claim
-from synfundus.artifacts.sample_stores import PngStore
+from synfundus.artifacts.samples.stores import PngStore
 from synfundus.config.auto import PRECISION_KEYS, settle_precision
 from synfundus.config.diffusion import UNetConfig
-from synfundus.config.gallery import GalleryConfig
 from synfundus.config.generation import DemoConfig
+from synfundus.config.sample_sets import GalleryConfig
 from synfundus.config.schema import RunConfig
 from synfundus.config.training import AutoencoderConfig
 from synfundus.distributed.agreement import on_rank_0

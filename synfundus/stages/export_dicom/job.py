@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from synfundus.artifacts.claim import Claim
-from synfundus.artifacts.dicom_objects import SIDES, GeneratedImage, dicom_file, require_pydicom
-from synfundus.artifacts.sample_layouts import SampleImages, open_sample_images
-from synfundus.config.interchange import ExportDicomConfig
+from synfundus.artifacts.samples.dicom_objects import SIDES, GeneratedImage, dicom_file, require_pydicom
+from synfundus.artifacts.samples.layouts import SampleImages, open_sample_images
+from synfundus.config.sample_sets import ExportDicomConfig
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World
 from synfundus.errors import CorruptShard, DataError, StorageError

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from synfundus.stages.verb import Option, Verb
 
 if TYPE_CHECKING:
-    from synfundus.config.interchange import ExportDicomConfig
+    from synfundus.config.sample_sets import ExportDicomConfig
 
 
 def _dry_run(section: ExportDicomConfig, seed: int) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from synfundus.artifacts.claim import Claim
-from synfundus.config.gallery import GalleryConfig
+from synfundus.config.sample_sets import GalleryConfig
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World
 from synfundus.errors import DataError

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from synfundus.artifacts.sample_set import LABELS_ARE, RELEASE
+from synfundus.artifacts.samples.description import LABELS_ARE, RELEASE
 from synfundus.labels.schema import DISEASES, READABLE, LabelSchema, LabelSpec
 from synfundus.stages.gallery.sheets import LARGE_SIDE, SIDE, THUMBNAIL_PX
 from synfundus.stages.gallery.sources import Collection

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-from synfundus.artifacts.sample_set import PROVENANCE_NAME, TABLE_NAMES, requested_labels
+from synfundus.artifacts.samples.description import PROVENANCE_NAME, TABLE_NAMES, requested_labels
 from synfundus.errors import ConfigError, CorruptShard, StorageError
 from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA, LabelSchema, label_differences
 from synfundus.pictures.sheets import patients_note

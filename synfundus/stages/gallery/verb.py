@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from synfundus.stages.verb import Option, Verb
 
 if TYPE_CHECKING:
-    from synfundus.config.gallery import GalleryConfig
+    from synfundus.config.sample_sets import GalleryConfig
 
 
 def _dry_run(section: GalleryConfig, seed: int) -> str:

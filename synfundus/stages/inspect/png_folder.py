@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from synfundus.artifacts.sample_set import PROVENANCE_NAME, TABLE_NAMES, requested_labels
+from synfundus.artifacts.samples.description import PROVENANCE_NAME, TABLE_NAMES, requested_labels
 from synfundus.errors import CorruptShard, DataError, StorageError
 from synfundus.labels.counts import UNKNOWN
 from synfundus.pictures.sheets import Pixels

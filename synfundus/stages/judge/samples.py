@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from synfundus.artifacts.sample_set import PROVENANCE_NAME, TABLE_NAMES, requested_labels
+from synfundus.artifacts.samples.description import PROVENANCE_NAME, TABLE_NAMES, requested_labels
 from synfundus.errors import ConfigError, DataError
 from synfundus.labels.schema import UNKNOWN_STATE, LabelSchema, label_differences
 from synfundus.shards.reader import decode_image

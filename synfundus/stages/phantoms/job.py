@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from synfundus.artifacts.claim import Claim
-from synfundus.artifacts.sample_stores import is_complete_png
+from synfundus.artifacts.samples.stores import is_complete_png
 from synfundus.config.photographs import PhantomsConfig
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.agreement import on_rank_0

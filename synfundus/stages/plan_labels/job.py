@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synfundus.artifacts.latent_set import photographs_of
-from synfundus.config.label_plans import PlanLabelsConfig
+from synfundus.config.sample_sets import PlanLabelsConfig
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import World
 from synfundus.errors import ConfigError, DataError

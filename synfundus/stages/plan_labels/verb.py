@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from synfundus.stages.verb import Option, Verb
 
 if TYPE_CHECKING:
-    from synfundus.config.label_plans import PlanLabelsConfig
+    from synfundus.config.sample_sets import PlanLabelsConfig
 
 
 def _problems(section: PlanLabelsConfig, look: bool) -> list[str]:

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from synfundus.artifacts.model import Model, generate_again, generate_batch
-from synfundus.artifacts.sample_set import image_marks
-from synfundus.artifacts.sample_stores import SampleStore
+from synfundus.artifacts.samples.description import image_marks
+from synfundus.artifacts.samples.stores import SampleStore
 from synfundus.diffusion.sampling import SamplerSettings
 from synfundus.distributed.agreement import on_rank_0
 from synfundus.distributed.shared_work import SharedWork, share_work

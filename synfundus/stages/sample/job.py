@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from synfundus.artifacts import sample_layouts
 from synfundus.artifacts.cards.set_cards import publish_cards
 from synfundus.artifacts.model import Model, canonical_batch_size, guidance_of
 from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
 from synfundus.artifacts.run_folder import operator, versions
-from synfundus.artifacts.sample_set import LABELS_ARE, PROVENANCE_NAME, RELEASE, sample_readme, sheet_page
-from synfundus.artifacts.sample_stores import PngStore, SampleStore, ShardStore
+from synfundus.artifacts.samples import layouts as sample_layouts
+from synfundus.artifacts.samples.description import LABELS_ARE, PROVENANCE_NAME, RELEASE, sample_readme, sheet_page
+from synfundus.artifacts.samples.stores import PngStore, SampleStore, ShardStore
 from synfundus.config.generation import SampleConfig
 from synfundus.config.schema import RunConfig
 from synfundus.diffusion.guidance import check_guidance

@@ -9,8 +9,8 @@ from typing import Any
 from synfundus.artifacts.cards.set_cards import CARD_NAMES
 from synfundus.artifacts.claim import Claim, difference
 from synfundus.artifacts.model import CPU_BATCH_SIZE
-from synfundus.artifacts.sample_layouts import SYNFUNDUS_1M_TABLE
-from synfundus.artifacts.sample_set import PROVENANCE_NAME
+from synfundus.artifacts.samples.description import PROVENANCE_NAME
+from synfundus.artifacts.samples.layouts import SYNFUNDUS_1M_TABLE
 from synfundus.config.generation import SampleConfig
 from synfundus.diffusion.sampling import SamplerSettings
 from synfundus.labels.plan import LabelRow, label_table, read_label_plan

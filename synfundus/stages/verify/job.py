@@ -19,10 +19,10 @@ from PIL import Image
 
 from synfundus.artifacts.model import Model, generate_again, generate_batch
 from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
-from synfundus.artifacts.sample_layouts import SampleImages, open_sample_images
-from synfundus.artifacts.sample_set import PROVENANCE_NAME
-from synfundus.artifacts.sample_stores import is_complete_png
-from synfundus.config.interchange import VerifyConfig
+from synfundus.artifacts.samples.description import PROVENANCE_NAME
+from synfundus.artifacts.samples.layouts import SampleImages, open_sample_images
+from synfundus.artifacts.samples.stores import is_complete_png
+from synfundus.config.sample_sets import VerifyConfig
 from synfundus.config.schema import RunConfig
 from synfundus.diffusion.sampling import SamplerSettings
 from synfundus.distributed.numerics import reproducible_threads

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from synfundus.stages.verb import CACHE, DEVICE, Option, Verb
 
 if TYPE_CHECKING:
-    from synfundus.config.interchange import VerifyConfig
+    from synfundus.config.sample_sets import VerifyConfig
 
 
 def _dry_run(section: VerifyConfig, seed: int) -> str:

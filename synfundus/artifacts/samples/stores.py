@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from synfundus.artifacts import sample_layouts
+from synfundus.artifacts.samples import layouts as sample_layouts
 from synfundus.artifacts.shard_records import ShardRecords
 from synfundus.errors import DataError
 from synfundus.labels.plan import LabelRow

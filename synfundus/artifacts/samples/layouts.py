@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
-from synfundus.artifacts.sample_set import IMAGES_DIR, PROVENANCE_NAME, TABLE_NAMES, requested_labels
+from synfundus.artifacts.samples.description import IMAGES_DIR, PROVENANCE_NAME, TABLE_NAMES, requested_labels
 from synfundus.errors import CorruptShard, DataError
 from synfundus.labels.plan import LabelRow, label_table, read_label_plan
 from synfundus.labels.schema import LabelSchema
