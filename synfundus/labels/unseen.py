@@ -78,7 +78,7 @@ def check_unseen(requests: Requests, training: Mapping[str, Any], *, allowed: bo
     if few:
         warnings.append(
             f"{few:,} of {total:,} images ask for labels that fewer than {FEW_PATIENTS} patients of the training set "
-            "have: they may resemble one of these"
+            "are known to have: they may resemble one of these"
         )
     marked = any(requests.marks)
     if (
