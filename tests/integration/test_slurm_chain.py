@@ -28,7 +28,7 @@ pytestmark = [
 SCRIPTS = ("prepare.sh", "vae.sh", "encode_latents.sh", "ldm.sh", "sample.sh")
 SHAPE = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0")
 PATIENCE_S = 400.0
-NUM_IMAGES = 160
+NUM_IMAGES = 480
 
 
 @pytest.fixture(scope="module")
@@ -102,11 +102,11 @@ def test_the_chain_stops_where_a_job_fails(cluster: SlurmCluster, photographs: P
     assert ran == {"synfundus-prepare.log", "synfundus-train-vae.log"}, "each job that starts has a log"
 
 
-def submit_samples(cluster: SlurmCluster, folder: Path, model: Path, *options: str) -> str:
+def submit_samples(cluster: SlurmCluster, folder: Path, model: Path, *options: str, given: tuple[str, ...] = ()) -> str:
     """Hand sample.sh to sbatch as a user does; returns the job's number."""
     folder.mkdir()
     values = {"--model": model, "--out": folder / "out", "--num-images": NUM_IMAGES, "--device": "cpu"}
-    arguments = [str(word) for pair in values.items() for word in pair]
+    arguments = [*given, *(str(word) for pair in values.items() for word in pair)]
     script = str(REPOSITORY / "slurm" / "sample.sh")
     extra = {"SYNFUNDUS_PYTHON": sys.executable}
     log = f"--output={folder}/job.log"
@@ -114,29 +114,45 @@ def submit_samples(cluster: SlurmCluster, folder: Path, model: Path, *options: s
 
 
 def images(folder: Path) -> dict[str, str]:
-    """Hash the images that are there."""
-    files = sorted((folder / "out" / "images").glob("0*.png"))
+    """Hash the images, parts and shards that are there."""
+    names = ("images/0*.png", "parts/*.tar", "train/*.tar")
+    files = sorted(file for name in names for file in (folder / "out").glob(name))
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def test_a_preempted_sampling_job_comes_back_and_loses_nothing(cluster: SlurmCluster, tmp_path: Path) -> None:
+def wait_for_some(folder: Path, more_than: int) -> None:
+    ends = time.monotonic() + PATIENCE_S
+    while len(images(folder)) <= more_than:
+        assert time.monotonic() < ends, logs(folder)
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("image_format", ["png", "shards"])
+def test_a_sampling_job_that_is_preempted_and_loses_a_node_comes_back_and_draws_the_same(
+    cluster: SlurmCluster, tmp_path: Path, image_format: str
+) -> None:
     """Sampling has nothing to save: TERM ends its ranks with 143, as it does when srun ends them after a failure."""
     model = write_tiny_pipeline(tmp_path / "model")
     whole, disturbed = tmp_path / "whole", tmp_path / "disturbed"
-    cluster.wait_for(submit_samples(cluster, whole, model), "COMPLETED", timeout_s=PATIENCE_S)
-    job = submit_samples(cluster, disturbed, model, "--partition=low")
-    ends = time.monotonic() + PATIENCE_S
-    while len(images(disturbed)) < 16:
-        assert time.monotonic() < ends, logs(disturbed)
-        time.sleep(0.1)
+    form = ("--format", image_format)
+    cluster.wait_for(submit_samples(cluster, whole, model, given=form), "COMPLETED", timeout_s=PATIENCE_S)
+    job = submit_samples(cluster, disturbed, model, "--partition=low", given=form)
+    wait_for_some(disturbed, 0)
     cluster.client("srun", "--partition=main", "--nodes=3", "--exclusive", "sleep", "1")
-    ended = cluster.wait_for(job, "COMPLETED", timeout_s=PATIENCE_S)
+    there = len(images(disturbed))
+    wait_for_some(disturbed, there)
+    dead = cluster.client("scontrol", "show", "hostnames", cluster.job(job)["NodeList"]).split()[1]
+    cluster.crash(dead)
+    try:
+        ended = cluster.wait_for(job, "COMPLETED", timeout_s=PATIENCE_S)
+    finally:
+        cluster.boot(dead)
     log = (disturbed / "job.log").read_text()
-    assert ended["Restarts"] == "1", log
+    assert ended["Restarts"] == "2", log
     assert "stopped by SIGTERM" in log
     assert "were there, in whole batches" in log
-    assert len(images(whole)) == NUM_IMAGES
     assert images(disturbed) == images(whole)
+    assert len(images(whole)) == (NUM_IMAGES if image_format == "png" else 1)
 
 
 def test_a_sampling_job_whose_rank_fails_stays_failed(cluster: SlurmCluster, tmp_path: Path) -> None:
