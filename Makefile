@@ -90,6 +90,7 @@ bench: $(STAMP) $(REFERENCES)
 	$(BIN)/python -m benchmarks.loader_s3
 	$(BIN)/python -m benchmarks.first_batch
 	$(BIN)/python -m benchmarks.zero2_memory
+	$(if $(MODEL),$(BIN)/python -m benchmarks.sample --model $(MODEL) --images $(IMAGES))
 
 soak: $(STAMP)
 	$(BIN)/python -m pytest -m slow tests

@@ -245,7 +245,7 @@ class _Demo:
     def request(self) -> Summary:
         """Return what the folder is for."""
         settings = self._config.model_dump(mode="json", exclude={"launch", "telemetry", "forget", "judge"})
-        for name in ("guidance_weight", "negative_label", "guide_model", "compile"):
+        for name in ("guidance_weight", "negative_label", "guide_model", "compile", "decode_tile_px"):
             if not settings["sample"][name]:
                 del settings["sample"][name]  # demos begun before there were these are resumed
         settings["sample"].update(documents.as_json(build.sampler_settings(self._config.sample).to_document()))
