@@ -99,6 +99,7 @@ bench: $(STAMP) $(REFERENCES)
 	$(BIN)/python -m benchmarks.first_batch
 	$(BIN)/python -m benchmarks.zero2_memory
 	$(BIN)/python -m benchmarks.gallery
+	$(if $(MODEL),$(BIN)/python -m benchmarks.sample --model $(MODEL) --images $(IMAGES))
 
 soak: $(STAMP)
 	$(BIN)/python -m pytest -m slow tests

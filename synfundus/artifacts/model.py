@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from synfundus.diffusion.sampling import SamplerSettings, sample_latents, schedu
 from synfundus.labels.schema import LabelSchema
 from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.pixels import tensor_to_pixels
+from synfundus.models.tiled_decoding import decode_in_tiles
 from synfundus.models.unet import ConditionalDenoiser
 from synfundus.seeding import keyed_normal, keyed_normal_series
 
@@ -114,12 +116,18 @@ def generate_images(
         guidance=guidance_of(settings, setup.label_schema, guide=guide),
         step_noise=None if step_noise is None else _on_device(step_noise, device),
     )
-    return decode_images(setup, latents)
+    return decode_images(setup, latents, tile_px=settings.decode_tile_px)
 
 
 @torch.no_grad()
-def decode_images(setup: ModelSetup, latents: Float[Tensor, "b c lh lw"]) -> NDArray[np.uint8]:
-    """Return the images of normalised latents, uint8 ``[b, h, w, 3]``; the autoencoder decodes in fp32."""
+def decode_images(setup: ModelSetup, latents: Float[Tensor, "b c lh lw"], *, tile_px: int = 0) -> NDArray[np.uint8]:
+    """Return the images of normalised latents, uint8 ``[b, h, w, 3]``; the autoencoder decodes in fp32.
+
+    Args:
+        setup: Autoencoder and normalisation.
+        latents: Normalised.
+        tile_px: Edge of the tiles to decode; 0: images as a whole.
+    """
     mean, std = (
         torch.tensor(values, dtype=torch.float32, device=latents.device)[None, :, None, None]
         for values in (setup.latent_mean, setup.latent_std)
@@ -127,7 +135,8 @@ def decode_images(setup: ModelSetup, latents: Float[Tensor, "b c lh lw"]) -> NDA
     scaled = latents.float() * std + mean
     edge = setup.autoencoder.downsample_factor * latents.shape[-1]
     pieces = torch.split(scaled, max(1, _DECODED_PIXELS // edge**2))
-    return np.concatenate([tensor_to_pixels(setup.autoencoder.decode(piece)) for piece in pieces])
+    decode = partial(decode_in_tiles, setup.autoencoder, tile_px=tile_px) if tile_px else setup.autoencoder.decode
+    return np.concatenate([tensor_to_pixels(decode(piece)) for piece in pieces])
 
 
 def generate_batch(

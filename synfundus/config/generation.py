@@ -68,6 +68,7 @@ SAMPLING_DEFAULTS: dict[str, Any] = {
     "guidance_interval": (0.0, 1.0),
     "guidance_weight": {},
     "negative_label": {},
+    "decode_tile_px": 0,
 }
 """How images are drawn where neither the configuration nor the model says it."""
 
@@ -118,6 +119,10 @@ class SampleConfig(Section):
     """How PNG files lie in the folder: images/00000000.png, or as in SynFundus-1M, with its table of conditions."""
     precision: Precision = "fp32"
     """Precision of the denoiser (auto as in train.loop.precision)."""
+    decode_tile_px: NonNegativeInt | None = None
+    """Decode in overlapping tiles of this edge where the memory is too small for the decoder of large images. It sees a
+    part of the image at a time, which moves pixels by some grey levels. Default: as the model recommends, else 0: in
+    one piece."""
     compile: bool = False
     """Compile the repeated blocks of the denoiser (torch.compile): the first batch takes minutes, and values may differ
     from those without in the last bits."""

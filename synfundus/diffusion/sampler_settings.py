@@ -21,6 +21,7 @@ class SamplerSettings:
         guidance_rescale: How far to rescale to the conditional prediction's contrast (arXiv 2305.08891).
         guidance_weight: Weights of labels, by name, in place of the scale.
         negative_label: Values of labels, by name, that guidance leads away from; the others are unknown.
+        decode_tile_px: Edge of the tiles in which the latents are decoded; 0: in one piece.
     """
 
     sampler: SamplerName
@@ -30,6 +31,7 @@ class SamplerSettings:
     guidance_rescale: float
     guidance_weight: Mapping[str, float] = field(default_factory=dict)
     negative_label: Mapping[str, int] = field(default_factory=dict)
+    decode_tile_px: int = 0
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> SamplerSettings:
@@ -38,7 +40,7 @@ class SamplerSettings:
         if document["sampler"] not in get_args(SamplerName):
             raise ValueError(f"unknown sampler {document['sampler']!r}")
         scale, rescale = float(document["guidance_scale"]), float(document["guidance_rescale"])
-        weights, negative = (dict(document.get(name) or {}) for name in _LATER)
+        weights, negative = (dict(document.get(name) or {}) for name in _LATER[:2])
         return cls(
             document["sampler"],
             int(document["num_steps"]),
@@ -47,6 +49,7 @@ class SamplerSettings:
             rescale,
             {str(name): float(weight) for name, weight in weights.items()},
             {str(name): int(value) for name, value in negative.items()},
+            int(document.get("decode_tile_px", 0)),
         )
 
     def to_document(self) -> dict[str, Any]:
@@ -54,4 +57,4 @@ class SamplerSettings:
         return {name: value for name, value in asdict(self).items() if value or name not in _LATER}
 
 
-_LATER = ("guidance_weight", "negative_label")
+_LATER = ("guidance_weight", "negative_label", "decode_tile_px")

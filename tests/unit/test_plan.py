@@ -196,7 +196,7 @@ def test_samples_are_planned_if_their_number_is_given() -> None:
     report(run_of("fundus256", "sample.num_images=1000000"), page, summary)
     row = next(row for row in page.tables["the chain"] if row[0] == "sample")
     assert "1,000,000 images" in row[-1]
-    assert "20 calls of the network" in row[-1]
+    assert "15 calls of the network" in row[-1]
 
 
 def test_an_autoencoder_that_exists_is_not_trained_and_ones_own_is() -> None:

@@ -48,7 +48,7 @@ def requested_labels(folder: str) -> list[tuple[str, dict[str, str]]] | None:
 def sample_readme(provenance: Mapping[str, Any]) -> str:
     """Return README.md of a sample folder, from the content of its PROVENANCE.json."""
     guidance = (f"guidance_{name}" for name in ("scale", "rescale", "interval"))
-    others = ("guidance_weight", "negative_label", "guide_fingerprint", "compile")
+    others = ("guidance_weight", "negative_label", "guide_fingerprint", "compile", "decode_tile_px")
     names = ("sampler", "num_steps", *guidance, *filter(provenance.get, others), "batch_size", "precision")
     facts = {
         **provenance["generated"],
