@@ -12,7 +12,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from gallery_folders import label_rows, write_png_samples
 from phantom_clinic import write_clinic
 from PIL import Image
 from tiny_pipeline import tiny_denoiser, write_tiny_pipeline
@@ -86,7 +85,6 @@ def inputs(world: World, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     sizes = {"image_size_px": SIZE, "crop": "none"}
     samples = phantom_samples(6, image_size_px=SIZE)
     write_set(found.images, samples, shards={"train": (4,), "val": (2,)}, properties=sizes)
-    write_png_samples(root / "samples", label_rows(2))
     write_tiny_pipeline(found.run / "export")
     (found.run / "run.json").write_text('{"kind": "diffusion"}')
     (found.run / "metrics.jsonl").write_text('{"images_seen": 8, "loss": 1.0}\n')

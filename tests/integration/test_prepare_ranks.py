@@ -340,7 +340,7 @@ def test_photographs_of_another_set_go_into_the_split_they_have_there(tmp_path: 
     write_table(folder, rows)
     options = {"compare_with": [str(tmp_path / "a-names")], "splits": (0.4, 0.3, 0.3)}
     summary = run(config_of(folder, tmp_path / "b", tmp_path / "b-names", **options))
-    assert summary["look_alikes"]["in_other_sets"] == 30
+    assert summary["look_alikes"]["in_other_sets"] == 29, "number 28 is a blurred disc with nothing to recognise it by"
     there: dict[str, dict[str, str]] = {}
     here: dict[str, dict[str, str]] = {}
     for name, found in (("a-names", there), ("b-names", here)):

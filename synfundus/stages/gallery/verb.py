@@ -28,7 +28,7 @@ VERB = Verb(
     name="gallery",
     help="Make a page on which to look through generated images.",
     order=416,
-    example="synfundus gallery --set samples --real images --out gallery",
+    example="synfundus gallery --samples samples --real images --out gallery",
     options=(
         Option(
             "--samples",
