@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from synfundus.config.applications import ProgressConfig
 from synfundus.config.base import Section
 from synfundus.config.diffusion import TrainConfig
 from synfundus.config.generation import (
@@ -60,6 +61,8 @@ class RunConfig(Section):
     """Generating images."""
     verify: VerifyConfig = VerifyConfig()
     """Drawing some images of a set again."""
+    progress: ProgressConfig = ProgressConfig()
+    """One eye as a disease advances."""
     judge: JudgeConfig = JudgeConfig()
     """Label control of generated images."""
     gallery: GalleryConfig = GalleryConfig()

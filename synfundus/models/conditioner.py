@@ -77,10 +77,27 @@ class LabelConditioner(nn.Module):
             states: 0 = UNKNOWN, value ``v`` is ``v + 1``.
         """
         vectors = self.accumulate.to(self.table.dtype) @ self.table
-        tokens = vectors[states + self.offsets]
+        return self._pooled(vectors[states + self.offsets])
+
+    def between(
+        self, low: Int[Tensor, "b k"], high: Int[Tensor, "b k"], share: Float[Tensor, "b k"]
+    ) -> tuple[Float[Tensor, "b k d"], Float[Tensor, "b p"]]:
+        """Return what `forward` returns for states on the way from ``low`` to ``high``.
+
+        Between neighbouring grades of an ordinal label that is a share of the step that parts them.
+
+        Args:
+            low: States at a share of 0.
+            high: States at a share of 1.
+            share: Of the way, for each label.
+        """
+        vectors = self.accumulate.to(self.table.dtype) @ self.table
+        first, second = vectors[low + self.offsets], vectors[high + self.offsets]
+        return self._pooled(first + share.to(first.dtype)[..., None] * (second - first))
+
+    def _pooled(self, tokens: Float[Tensor, "b k d"]) -> tuple[Float[Tensor, "b k d"], Float[Tensor, "b p"]]:
         # the square root keeps the sum at the scale of one token for any number of labels
-        pooled: Tensor = self.pool(tokens.sum(dim=1) / math.sqrt(self.num_labels))
-        return tokens, pooled
+        return tokens, self.pool(tokens.sum(dim=1) / math.sqrt(self.num_labels))
 
     def config_text(self) -> str:
         """Return the content of its ``config.json``."""

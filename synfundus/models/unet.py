@@ -142,7 +142,10 @@ class ConditionalDenoiser(nn.Module):
             timestep: Index into the noise schedule; a fraction if a sampler is between two indices.
             states: Label states, 0 = UNKNOWN.
         """
-        tokens, pooled = self.conditioner(states)
+        return self.predict(x_t, timestep, *self.conditioner(states))
+
+    def predict(self, x_t: Tensor, timestep: Tensor, tokens: Tensor, pooled: Tensor) -> Tensor:
+        """Predict as `forward`, for what the conditioner made of labels."""
         prediction: Tensor = self.unet(
             x_t.to(tokens.dtype), timestep, encoder_hidden_states=tokens, class_labels=pooled, return_dict=False
         )[0]

@@ -58,6 +58,7 @@ def minimal(verb: Verb) -> list[str]:
         "sample": ["--num-images", "1"],
         "prepare": ["--labels", "somewhere"],
         "judge": ["--samples", "somewhere"],
+        "progress": ["--label", "dr_grade=0..4"],
     }
     return [verb.name, *required, *either.get(verb.name, [])]
 

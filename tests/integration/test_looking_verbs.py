@@ -29,6 +29,7 @@ WRITING = {
     "export",
     "export-dicom",
     "gallery",
+    "progress",
     "forget",
     "judge",
 }

@@ -648,6 +648,9 @@ def test_the_next_command_is_one(verb: Verb) -> None:
     if verb.name == "gallery":  # it is for eyes
         assert line == "open it in a browser, no server is needed: o/index.html"
         return
+    if verb.name == "progress":  # likewise
+        assert line == "synthetic, and no forecast for a patient; frames with their figures: o/frames.csv"
+        return
     if verb.name == "judge":  # the last of its chain
         assert line == "figures and intervals: o/judge.json"
         return

@@ -1,0 +1,33 @@
+"""Options of the verbs that use a model: disease modelling."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from synfundus.config.base import NonNegativeInt, PositiveInt, Section
+
+Values = Annotated[int | str, Field(union_mode="left_to_right")]
+
+
+class ProgressConfig(Section):
+    """One eye as a disease advances (`synfundus progress`)."""
+
+    model: str | None = None
+    """Run of `train`, or an exported pipeline folder."""
+    out: str | None = None
+    """Folder to write."""
+    label: dict[str, Values] = {}  # noqa: RUF012 - pydantic copies defaults
+    """Labels, by number or name: FIRST..LAST of what changes (dr_grade: 0..4), one value of what stays (eye_side:
+    left). The others are unknown."""
+    frames: Annotated[int, Field(ge=2, le=64)] = 9
+    """Pictures from the first values to the last."""
+    index: NonNegativeInt = 0
+    """The first eye: its noise is that of the image of this number in `sample` with the same seed."""
+    num_eyes: PositiveInt = 1
+    """Eyes to show, of this and the following numbers."""
+    judge: str | None = None
+    """Folder written by `judge`: what its judge reads in each frame."""
+    gif: bool = False
+    """Also an animated GIF, which has 256 colours."""
