@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from synfundus.artifacts.model import Model, canonical_batch_size, generate_batch
 from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
+from synfundus.artifacts.samples.augmented import SYNTHETIC
 from synfundus.artifacts.samples.description import image_marks
 from synfundus.config.generation import SAMPLING_DEFAULTS, SampleConfig
 from synfundus.config.machine import LaunchConfig
@@ -26,6 +27,7 @@ from synfundus.errors import ConfigError
 from synfundus.labels.plan import LabelRow, plan_labels
 from synfundus.labels.schema import LabelSchema
 from synfundus.pictures.sheets import XMP_KEYWORD, encode_png
+from synfundus.shards.members import META, decode_json
 from synfundus.shards.reader import ShardSetReader
 from synfundus.shards.set_survey import sample_decoder
 from synfundus.stages.build import ready_to_sample, sampler_settings
@@ -169,7 +171,8 @@ class ShardDataset(Dataset[dict[str, Any]]):
 
     A sample is a dictionary: ``key``; ``split``; ``image``, uint8 ``[3, h, w]``, or for latents ``moments``, float32
     ``[2c, lh, lw]`` (mean, then log-variance), and ``flip`` where the set holds it; ``labels``, the values by name,
-    None where unknown; ``states``, int64 ``[k]``, 0 where unknown and else the value + 1.
+    None where unknown; ``states``, int64 ``[k]``, 0 where unknown and else the value + 1; in a set of `augment`
+    ``synthetic``, whether a model generated it.
 
     Args:
         shard_set: The set.
@@ -207,14 +210,17 @@ class ShardDataset(Dataset[dict[str, Any]]):
         split, reader = self._readers[number]
         row = at - (int(self._ends[place - 1]) if place else 0)
         key, members = reader.read(shard, row)
-        arrays = self._decode(key, members, reader.sample_name(shard, row))
+        where = reader.sample_name(shard, row)
+        arrays = self._decode(key, members, where)
         states = arrays.pop("states")
         pixels = arrays.pop("pixels", None)
+        mixed = self.shard_set.kind == "augmented"
+        said = {SYNTHETIC: bool(decode_json(members[META], where=where).get(SYNTHETIC))} if mixed else {}
         sample = {name: torch.from_numpy(array.astype(np.float32)) for name, array in arrays.items()}
         if pixels is not None:
             sample["image"] = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         labels = self.label_schema.decode(states.tolist())
-        return {"key": key, "split": split, **sample, "labels": labels, "states": torch.from_numpy(states)}
+        return {"key": key, "split": split, **said, **sample, "labels": labels, "states": torch.from_numpy(states)}
 
     @staticmethod
     def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -224,7 +230,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
 
 
 def open_dataset(path: str, *, split: str | None = None) -> ShardDataset:
-    """Open an image set, latent set or sample set.
+    """Open an image set, latent set, sample set, or training set of `augment`.
 
     Args:
         path: Folder, also in an object store.

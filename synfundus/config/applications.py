@@ -1,8 +1,8 @@
-"""Options of the verbs that use a model: disease modelling."""
+"""Options of the verbs that use a model: disease modelling, data augmentation."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -31,3 +31,29 @@ class ProgressConfig(Section):
     """Folder written by `judge`: what its judge reads in each frame."""
     gif: bool = False
     """Also an animated GIF, which has 256 colours."""
+
+
+class AugmentConfig(Section):
+    """Photographs and generated images as one training set (`synfundus augment`)."""
+
+    real: str | None = None
+    """Image set (written by `prepare`); its val and test split stay as they are."""
+    model: str | None = None
+    """Run of `train`, or an exported pipeline folder."""
+    out: str | None = None
+    """Folder to write."""
+    fill: dict[str, PositiveInt] = {}  # noqa: RUF012 - pydantic copies defaults
+    """How many images every value of a label shall have in the train split, photographs and generated ones together
+    (dr_grade: 500)."""
+    balance: tuple[str, ...] = ()
+    """Labels of which every value shall have as many images as the most frequent one has photographs."""
+    format: Literal["imagefolder", "shards"] = "imagefolder"
+    """Single files with a metadata.csv in each split, as Hugging Face's imagefolder expects them, or a set of
+    shards."""
+    unchecked: bool = False
+    """Take generated images that nobody has looked at; else each is looked at, drawn again if it fails, and left out if
+    it still does."""
+    check_redraws: NonNegativeInt = 3
+    """How often an image that failed is drawn again, from other noise."""
+    judge: str | None = None
+    """Folder written by `judge`: leave out images whose labels its judge contradicts, too."""

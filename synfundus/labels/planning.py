@@ -8,8 +8,8 @@ as it was asked for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,23 +147,22 @@ def draw_independently(weights: Sequence[Weights], total: int, draws: np.random.
     ).astype(np.int16)
 
 
-def fill_counts(rows: States, counts: Counts, columns: Sequence[int], least: int, draws: np.random.Generator) -> Counts:
-    """Return how often to take each row so that every value that occurs has ``least`` with the real ones.
+def fill_counts(rows: States, counts: Counts, least: Mapping[int, int], draws: np.random.Generator) -> Counts:
+    """Return how often to take each row so that every value that occurs has a least number with the real ones.
 
     The rarest value comes first: its rows have values of other labels too, which then need fewer.
 
     Args:
         rows: Label states ``[d, k]`` of the photographs.
         counts: Photographs with each ``[d]``.
-        columns: Labels to fill.
-        least: Rows that each value shall have, real and synthetic together.
+        least: Rows that each value of a label to fill shall have, real and synthetic together, by column.
         draws: See `draw_counts`.
     """
     added = np.zeros(len(rows), dtype=np.int64)
-    found = [(at, int(state)) for at in columns for state in np.unique(rows[:, at]) if state != UNKNOWN_STATE]
+    found = [(at, int(state)) for at in least for state in np.unique(rows[:, at]) if state != UNKNOWN_STATE]
     for at, state in sorted(found, key=lambda one: int(counts[rows[:, one[0]] == one[1]].sum())):
         has = rows[:, at] == state
-        need = least - int((counts + added)[has].sum())
+        need = least[at] - int((counts + added)[has].sum())
         if need > 0:
             added[has] += draw_counts(rows[has], counts[has].astype(np.float64), need, draws)
     return added
@@ -174,9 +173,9 @@ class PlanRequest:
     """What is asked for.
 
     Attributes:
-        num_images: Rows of the plan, if ``fill_to`` does not decide it.
-        balance: Labels whose values shall be equally frequent, or that are filled.
-        fill_to: Least number of rows of each value, real and planned together.
+        num_images: Rows of the plan, if ``fill`` does not decide it.
+        balance: Labels whose values shall be equally frequent.
+        fill: Least number of rows of each value of a label, real and planned together.
         independent: Each label by itself.
         unreadable: Fraction with ``is_fundus`` 0, from real rows if there are any, whatever is balanced in the others;
             None: as it is.
@@ -184,7 +183,7 @@ class PlanRequest:
 
     num_images: int
     balance: tuple[str, ...] = ()
-    fill_to: int | None = None
+    fill: Mapping[str, int] = field(default_factory=dict)
     independent: bool = False
     unreadable: float | None = None
 
@@ -202,18 +201,16 @@ def plan_rows(
         seed: Seed of the draws.
 
     Raises:
-        ConfigError: A label that is not there, or that no row knows; nothing to fill.
+        ConfigError: A label that is not there, or that no row knows.
     """
     draws = keyed_generator(seed, "label plan")
     columns = [schema.names.index(schema[name].name) for name in request.balance]
     fundus = _readability(request, schema)
     lacking = fundus is not None and not (rows[:, fundus] == UNREADABLE_STATE).any()
-    notes = _missing_values(rows, columns or range(len(schema.labels)) if request.fill_to else columns, schema)
-    if request.fill_to is not None:
-        taken = fill_counts(rows, counts, columns or range(len(schema.labels)), request.fill_to, draws)
-        if not taken.sum():
-            said = f"nothing to plan: every value that occurs has {request.fill_to:,} rows or more"
-            raise ConfigError(said, where="plan_labels.fill_to", hint="give a larger --fill-to, or --num-images")
+    least = {schema.names.index(schema[name].name): number for name, number in request.fill.items()}
+    notes = _missing_values(rows, [*columns, *least], schema)
+    if least:
+        taken = fill_counts(rows, counts, least, draws)
     elif request.independent:
         states = draw_independently(
             _state_weights(rows, counts, columns, fundus, request.unreadable), request.num_images, draws

@@ -1,4 +1,4 @@
-"""The manifest of a shard set: images, latents or generated samples.
+"""The manifest of a shard set: images, latents, generated samples, or photographs and generated images together.
 
 A set is a folder with ``manifest.json``, ``train/ val/ test/`` tar shards with their indices, and
 ``rejects.jsonl``. The manifest is written last: a folder without one is incomplete. The sha256 of the manifest file
@@ -29,7 +29,7 @@ _SHARD_NAME = re.compile(r"[a-z]+/\d{6,12}\.tar")
 MAX_SHARD_SAMPLES = 10_000_000
 """Far above any real shard; bounds the memory used to plan the order of a set."""
 
-SetKind = Literal["images", "latents", "samples"]
+SetKind = Literal["images", "latents", "samples", "augmented"]
 
 
 @dataclass(frozen=True)
@@ -139,11 +139,17 @@ _OTHERS = {
     "secret.key": "a crosswalk, which stays where it is",
     "run.json": "a run",
     "synfundus.json": "a model",
+    "classes.csv": "a folder of single images, of `synfundus augment`",
     "metadata.csv": "a folder of single images, of `synfundus sample`",
     "labels.csv": "photographs with a label table",
 }
 """What a folder is that holds such a name and no manifest."""
-_WRITERS: Mapping[str, str] = {"images": "prepare", "latents": "encode-latents", "samples": "sample --format shards"}
+_WRITERS: Mapping[str, str] = {
+    "images": "prepare",
+    "latents": "encode-latents",
+    "samples": "sample --format shards",
+    "augmented": "augment --format shards",
+}
 _INCOMPLETE_HINT = "check the path; a set without a manifest is incomplete: run the command that writes it again"
 
 

@@ -35,7 +35,7 @@ STEP_SCRIPTS = {
     "sample.sh": "sample",
 }
 """Those of the chain, in its order."""
-VERB_SCRIPTS = {**STEP_SCRIPTS, "judge.sh": "judge", "demo.sh": "demo"}
+VERB_SCRIPTS = {**STEP_SCRIPTS, "augment.sh": "augment", "judge.sh": "judge", "demo.sh": "demo"}
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +59,7 @@ def minimal(verb: Verb) -> list[str]:
         "prepare": ["--labels", "somewhere"],
         "judge": ["--samples", "somewhere"],
         "progress": ["--label", "dr_grade=0..4"],
+        "augment": ["--fill", "dr_grade=500"],
     }
     return [verb.name, *required, *either.get(verb.name, [])]
 

@@ -73,6 +73,11 @@ REFUSED: dict[str, str] = {
     "sample, an unknown label": "sample --model {model} --out {new} --num-images 1 --label frobnicate=1",
     "sample, a broken plan": "sample --model {model} --out {new} --labels {plan}",
     "sample, a stranger's folder": "sample --model {model} --out {strange} --num-images 1",
+    "augment, no set": "augment --real {strange} --model {model} --fill dr_grade=50 --out {new}",
+    "augment, no model": "augment --real {images} --model {strange} --fill dr_grade=50 --out {new}",
+    "augment, an unknown label": "augment --real {images} --model {model} --fill frobnicate=50 --out {new} --unchecked",
+    "augment, a stranger's folder": "augment --real {images} --model {model} --fill dr_grade=50 --unchecked "
+    "--out {strange}",
     "ema, no snapshots": "ema --run-dir {strange} --sigma-rel 0.1",
     "export, no model": "export --run-dir {strange} --out {new}",
     "export, a stranger's folder": "export --run-dir {model} --out {strange}",

@@ -21,7 +21,9 @@ from tiny_sets import phantom_samples, tiny_config, write_set
 from synfundus.artifacts.ema_snapshots import write_snapshot
 from synfundus.distributed.world import LocalWorld, World
 from synfundus.errors import ConfigError, SynfundusError
+from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.stages import Summary
+from synfundus.stages.augment import job as augment
 from synfundus.stages.demo import job as demo
 from synfundus.stages.ema import job as ema
 from synfundus.stages.encode_latents import job as encode_latents
@@ -86,6 +88,7 @@ def inputs(world: World, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     samples = phantom_samples(6, image_size_px=SIZE)
     write_set(found.images, samples, shards={"train": (4,), "val": (2,)}, properties=sizes)
     write_tiny_pipeline(found.run / "export")
+    write_tiny_pipeline(root / "other-run" / "export", schema=DEFAULT_LABEL_SCHEMA, image_size_px=SIZE)
     (found.run / "run.json").write_text('{"kind": "diffusion"}')
     (found.run / "metrics.jsonl").write_text('{"images_seen": 8, "loss": 1.0}\n')
     weights = {name: tensor.float() for name, tensor in tiny_denoiser().state_dict().items()}
@@ -126,6 +129,15 @@ VERBS: Mapping[str, tuple[ModuleType, Callable[[Inputs, str], dict[str, Any]]]] 
     "judge": (
         judge,
         lambda inputs, out: {"judge": {"model": str(inputs.run), "data": str(inputs.images), "out": out}},
+    ),
+    "augment": (
+        augment,
+        lambda inputs, out: {
+            "augment": {
+                **{"real": str(inputs.images), "model": str(inputs.root / "other-run"), "out": out},
+                **{"fill": {"dr_grade": 9}, "unchecked": True},
+            }
+        },
     ),
     "gallery": (gallery, lambda inputs, out: {"gallery": {"samples": str(inputs.root / "samples"), "out": out}}),
     "demo": (demo, lambda _, out: {"demo": {"out": out}}),

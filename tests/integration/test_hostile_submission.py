@@ -208,7 +208,7 @@ def test_values_that_are_not_frozen_arrive_as_they_are(
 
 
 @pytest.mark.parametrize(
-    "script", ["prepare.sh", "vae.sh", "encode_latents.sh", "ldm.sh", "sample.sh", "judge.sh", "demo.sh"]
+    "script", ["prepare.sh", "vae.sh", "encode_latents.sh", "ldm.sh", "sample.sh", "augment.sh", "judge.sh", "demo.sh"]
 )
 def test_a_batch_script_hands_every_value_on(script: str, desk: Desk) -> None:
     """What a user types after ``sbatch slurm/ldm.sh``, in as many jobs as a command line's length needs."""

@@ -30,6 +30,7 @@ WRITING = {
     "export-dicom",
     "gallery",
     "progress",
+    "augment",
     "forget",
     "judge",
 }

@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.timeout(1800),
     pytest.mark.slow,
 ]
-SCRIPTS = ("prepare.sh", "vae.sh", "encode_latents.sh", "ldm.sh", "sample.sh", "judge.sh", "demo.sh")
+SCRIPTS = ("prepare.sh", "vae.sh", "encode_latents.sh", "ldm.sh", "sample.sh", "augment.sh", "judge.sh", "demo.sh")
 SHAPE = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0")
 PATIENCE_S = 600.0
 EACH_ALONE = 40_000

@@ -651,6 +651,9 @@ def test_the_next_command_is_one(verb: Verb) -> None:
     if verb.name == "progress":  # likewise
         assert line == "synthetic, and no forecast for a patient; frames with their figures: o/frames.csv"
         return
+    if verb.name == "augment":
+        assert line.startswith("val and test are photographs alone")
+        return
     if verb.name == "judge":  # the last of its chain
         assert line == "figures and intervals: o/judge.json"
         return

@@ -14,7 +14,7 @@ from synfundus.cli.app import run_command
 from synfundus.launch.inheritance import BY_HAND, inherit, wandb_note
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ("prepare.sh", "vae.sh", "encode_latents.sh", "ldm.sh", "sample.sh", "judge.sh", "demo.sh")
+SCRIPTS = ("prepare.sh", "vae.sh", "encode_latents.sh", "ldm.sh", "sample.sh", "augment.sh", "judge.sh", "demo.sh")
 
 
 @pytest.mark.parametrize(

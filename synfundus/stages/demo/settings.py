@@ -9,7 +9,18 @@ from synfundus.config.generation import SampleConfig
 from synfundus.stages import build
 from synfundus.storage import documents
 
-_OTHERS = ("launch", "telemetry", "forget", "judge", "gallery", "plan_labels", "verify", "export_dicom", "progress")
+_OTHERS = (
+    "launch",
+    "telemetry",
+    "forget",
+    "judge",
+    "gallery",
+    "plan_labels",
+    "verify",
+    "export_dicom",
+    "progress",
+    "augment",
+)
 """Sections that no stage of a demo takes."""
 _FIRST = ("model", "out", "num_images", "label", "labels", "batch_size", "format", "precision", "contact_sheet_images")
 """Fields of `sample`, beside the sampler's, that were there from the first version on."""

@@ -35,6 +35,7 @@ from synfundus.photographs.crosswalk import (
     write_withdrawn,
 )
 from synfundus.photographs.crosswalk import REJECTS_NAME as NAMED_REJECTS
+from synfundus.shards.copying import copy_shard
 from synfundus.shards.label_reading import shard_label_states
 from synfundus.shards.set_survey import SetSurvey
 from synfundus.stages import Summary
@@ -43,7 +44,7 @@ from synfundus.stages.verb import require
 from synfundus.storage import documents, filesystem
 from synfundus.storage.locations import absolute_location, resolved
 from synfundus.storage.manifest import REJECTS_NAME, ShardEntry, ShardSet, is_complete, load_shard_set, save_shard_set
-from synfundus.storage.tarshard import TarShardReader, index_url, write_shard
+from synfundus.storage.tarshard import TarShardReader, write_shard
 from synfundus.storage.writer_lock import write_alone
 from synfundus.telemetry.console import Console
 
@@ -140,12 +141,7 @@ def _shard(source: ShardSet, entry: ShardEntry, out: str, gone: Collection[int])
     """Copy a shard, or write it again without some samples."""
     here, there = source.shard_url(entry), filesystem.join(out, entry.name)
     if not gone:
-        for url, target, sha256 in (
-            (here, there, entry.sha256),
-            (index_url(here), index_url(there), entry.index_sha256),
-        ):
-            with filesystem.atomic_write(target) as stream:
-                filesystem.fetch(url, stream, sha256=sha256)
+        copy_shard(source, entry, there)
         return entry
     reader = TarShardReader(here, index_sha256=entry.index_sha256)
     try:

@@ -108,7 +108,7 @@ def _look_at_shards(url: str, section: InspectConfig, seed: int, console: Consol
 
 def _note(shard_set: ShardSet) -> str:
     """Return what a sheet of a set says of patients."""
-    return patients_note(shard_set.properties) if shard_set.kind == "images" else ""
+    return patients_note(shard_set.properties) if shard_set.kind in ("images", "augmented") else ""
 
 
 def _write(section: InspectConfig, report: Summary, sheet: Callable[[], Pixels], *, mark: str, note: str = "") -> str:

@@ -39,7 +39,7 @@ from synfundus.telemetry.console import Console, PlainConsole
 
 
 @dataclass(frozen=True)
-class _Source:
+class RowSource:
     """The rows that are drawn from.
 
     Attributes:
@@ -58,7 +58,7 @@ class _Source:
 
 
 @dataclass(frozen=True)
-class _Planned:
+class PlannedRows:
     """A plan, each distinct row once.
 
     Attributes:
@@ -69,7 +69,7 @@ class _Planned:
         filled: Whether it is added to the rows of the source.
     """
 
-    source: _Source
+    source: RowSource
     states: States
     index: NDArray[np.int64]
     marks: NDArray[np.str_] | None
@@ -96,7 +96,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     del world
     section = config.plan_labels
     planned = _plan(section, config.seed, console)
-    _tell(planned, console)
+    show_plan(planned, console)
     out = str(section.out)
     filesystem.write_bytes(out, plan_table(planned.states, planned.index, planned.marks, planned.source.schema))
     console.message(f"{len(planned.index):,} label rows: {out}")
@@ -107,15 +107,15 @@ def describe(section: PlanLabelsConfig, seed: int) -> str:
     """Describe the plan, for a dry run."""
     stream = io.StringIO()
     console = PlainConsole(stream)
-    _tell(_plan(section, seed, console), console)
+    show_plan(_plan(section, seed, console), console)
     return f"# label plan\n{stream.getvalue()}\n"
 
 
-def _plan(section: PlanLabelsConfig, seed: int, console: Console) -> _Planned:
+def _plan(section: PlanLabelsConfig, seed: int, console: Console) -> PlannedRows:
     out = require(section.out, flag="--out", key="plan_labels.out")
     if filesystem.exists(out) and not _is_plan(out):
         raise ConfigError("`plan-labels` did not write what is there", where=out, hint="give another --out")
-    source = _open(section, console)
+    source = open_source(section, console)
     chosen = _where(source, section)
     index = source.index[chosen[source.index]]
     if not len(index):
@@ -127,20 +127,24 @@ def _plan(section: PlanLabelsConfig, seed: int, console: Console) -> _Planned:
             raise ConfigError("no number of rows", where="plan_labels.num_images", hint=hint)
         states = source.states
     else:
+        filled = section.fill_to is not None
         request = PlanRequest(
             num_images=section.num_images or 0,
-            balance=section.balance,
-            fill_to=section.fill_to,
+            balance=() if filled else section.balance,
+            fill=dict.fromkeys(section.balance or source.schema.names, section.fill_to) if section.fill_to else {},
             independent=section.independent,
             unreadable=section.unreadable,
         )
         counts = np.bincount(index, minlength=len(chosen))[chosen]
         states, index, notes = plan_rows(source.states[chosen], counts, request, source.schema, seed=seed)
+        if filled and not len(index):
+            said = f"nothing to plan: every value that occurs has {section.fill_to:,} rows or more"
+            raise ConfigError(said, where="plan_labels.fill_to", hint="give a larger --fill-to, or --num-images")
         for note in notes:
             console.warning(note)
     seen = source.seen
     marks = None if seen is None else mark_rows(states, seen, source.schema.num_values)
-    return _Planned(source, states, index, marks, section.fill_to is not None)
+    return PlannedRows(source, states, index, marks, section.fill_to is not None)
 
 
 def _is_plan(url: str) -> bool:
@@ -148,7 +152,7 @@ def _is_plan(url: str) -> bool:
     return header.rstrip().endswith(f",{SEEN}".encode())
 
 
-def _where(source: _Source, section: PlanLabelsConfig) -> NDArray[np.bool_]:
+def _where(source: RowSource, section: PlanLabelsConfig) -> NDArray[np.bool_]:
     """Return which of the distinct rows have the labels of ``--where`` ``[d]``."""
     chosen = np.ones(len(source.states), dtype=bool)
     for name, wanted in section.where.items():
@@ -160,7 +164,7 @@ def _where(source: _Source, section: PlanLabelsConfig) -> NDArray[np.bool_]:
     return chosen
 
 
-def _open(section: PlanLabelsConfig, console: Console) -> _Source:
+def open_source(section: PlanLabelsConfig, console: Console) -> RowSource:
     """Read the rows, and what they are compared with."""
     url = require(section.source, flag="--from", key="plan_labels.source")
     training = None if section.seen_in is None else _open_set(section.seen_in)
@@ -189,14 +193,14 @@ def _open(section: PlanLabelsConfig, console: Console) -> _Source:
             "nothing to compare with: the rows are not marked. Give --seen-in SET, the image or latent set of the "
             "training"
         )
-    return _Source(schema, rows, index, seen, is_set)
+    return RowSource(schema, rows, index, seen, is_set)
 
 
 def _open_set(url: str) -> ShardSet:
     shard_set = open_set(url)
-    if shard_set.kind == "samples":
+    if shard_set.kind in ("samples", "augmented"):
         hint = "give the image or latent set that the model was trained on"
-        raise ConfigError("these are generated images, and no patient has their labels", where=url, hint=hint)
+        raise ConfigError("there are generated images in it, and no patient has their labels", where=url, hint=hint)
     if not shard_set.num_samples("train"):
         raise DataError("the train split of this set is empty", where=url)
     return shard_set
@@ -227,7 +231,7 @@ def _seen_in_table(states: States, patients: Sequence[str]) -> SeenRows | None:
     return SeenRows.of(states, [name or f"\0{number}" for number, name in enumerate(patients)])
 
 
-def _tell(planned: _Planned, console: Console) -> None:
+def show_plan(planned: PlannedRows, console: Console) -> None:
     """Show each label's values before and after, and how many rows are marked how."""
     source = planned.source
     before = np.bincount(source.index, minlength=len(source.states))
