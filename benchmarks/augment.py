@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import csv
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.measuring import report
 from synfundus.evaluation.fit import FitRecipe
 from synfundus.evaluation.judge import evaluate_label_control, train_judge
 from synfundus.labels.schema import LabelSchema
@@ -96,7 +98,7 @@ def figures(
         on_step=lambda images, loss: None,
     )
     found = evaluate_label_control(judge, test.pixels, test.states)
-    return {name: one.auc for name, one in found.items() if one is not None and one.auc is not None}
+    return {name: one.auc for name, one in found.items() if one.auc is not None}
 
 
 def augmented_sets(work: Path, label: str, fill: int) -> tuple[ShardSet, ShardSet]:

@@ -104,7 +104,7 @@ def test_every_value_that_occurs_is_filled_and_val_and_test_are_photographs(
         photographs = open_dataset(str(real), split=split)
         table = {row["file_name"]: row for row in rows_of(tmp_path / split / "metadata.csv")}
         assert len(table) == len(list((tmp_path / split / "images").iterdir()))
-        for sample in photographs:  # type: ignore[attr-defined]
+        for sample in photographs:
             row = table[f"images/{sample['key']}.png"]
             labels = {name: int(row[name]) if row[name] else None for name in SCHEMA.names}
             assert labels == sample["labels"]
@@ -125,7 +125,7 @@ def test_a_set_of_shards_opens_as_a_torch_data_set_and_nothing_trains_a_generato
 ) -> None:
     made(real, model, tmp_path, format="shards")
     train = open_dataset(str(tmp_path), split="train")
-    assert [sample["synthetic"] for sample in train] == [False] * 20 + [True] * 19  # type: ignore[attr-defined]
+    assert [sample["synthetic"] for sample in train] == [False] * 20 + [True] * 19
     assert train[25]["image"].shape == (3, IMAGE_SIZE_PX, IMAGE_SIZE_PX)
     photographs = load_shard_set(str(real), kind="images")
     copies = load_shard_set(str(tmp_path), kind="augmented")
@@ -165,7 +165,8 @@ def test_a_stopped_run_is_resumed_to_the_same_bytes_and_a_finished_one_stays(
 ) -> None:
     made(real, model, tmp_path / "whole", format=kind)
     wanted = files_of(tmp_path / "whole")
-    whole_write, written = AugmentedSet.write, []
+    whole_write = AugmentedSet.write
+    written: list[str] = []
 
     def stops(self: AugmentedSet, part: Any) -> None:
         if len(written) == 3:
