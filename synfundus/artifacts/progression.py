@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from synfundus.artifacts.model import Model, decode_images, guidance_of
+from synfundus.diffusion.guidance import Guidance
 from synfundus.diffusion.sampling import SamplerSettings, sample_latents, scheduler_for
 from synfundus.errors import ConfigError
 from synfundus.labels.schema import UNKNOWN_STATE, LabelSchema
@@ -45,7 +46,7 @@ class Course:
 
     def values(self, frame: int, num_frames: int) -> dict[str, float | None]:
         """Return the value of each label in a frame, between two whole numbers on the way."""
-        share = frame / (num_frames - 1)
+        share = frame / max(num_frames - 1, 1)
         return {
             name: None if value is None else value + share * ((self.last[name] or 0) - value)
             for name, value in self.first.items()
@@ -84,6 +85,20 @@ class BetweenStates:
         return self.denoiser.predict(x_t, timestep, tokens, pooled)
 
 
+def packed_guidance(settings: SamplerSettings, schema: LabelSchema) -> Guidance:
+    """Return the guidance that settings ask for, of packed states.
+
+    Raises:
+        ConfigError: Weights of single labels, which have no meaning between two values.
+    """
+    if settings.guidance_weight:
+        raise ConfigError("guidance_weight has no meaning between two values", hint="leave guidance_weight out")
+    guidance = guidance_of(settings, schema)
+    if not guidance.negative:
+        return guidance
+    return replace(guidance, negative=[*guidance.negative, *guidance.negative, *[0] * len(guidance.negative)])
+
+
 @torch.no_grad()
 def generate_frames(
     model: Model,
@@ -111,11 +126,7 @@ def generate_frames(
     Raises:
         ConfigError: Weights of single labels, which have no meaning between two values.
     """
-    if settings.guidance_weight:
-        raise ConfigError("guidance_weight has no meaning between two values", hint="leave guidance_weight out")
-    guidance = guidance_of(settings, model.label_schema)
-    if guidance.negative:
-        guidance = replace(guidance, negative=[*guidance.negative, *guidance.negative, *[0] * len(guidance.negative)])
+    guidance = packed_guidance(settings, model.label_schema)
     rows = [packed_states(course.values(frame, num_frames), model.label_schema) for frame in range(num_frames)]
     frames: list[NDArray[np.uint8]] = []
     for first in range(0, num_frames, batch_size):

@@ -1,4 +1,4 @@
-"""Options of the verbs that use a model: disease modelling, data augmentation."""
+"""Options of the verbs that use a model: disease modelling, editing, data augmentation."""
 
 from __future__ import annotations
 
@@ -31,6 +31,35 @@ class ProgressConfig(Section):
     """Folder written by `judge`: what its judge reads in each frame."""
     gif: bool = False
     """Also an animated GIF, which has 256 colours."""
+
+
+class EditConfig(Section):
+    """A photograph as another disease stage would look (`synfundus edit`)."""
+
+    model: str | None = None
+    """Run of `train`, or an exported pipeline folder."""
+    image: str | None = None
+    """Photograph, or generated image; cropped and resized as `prepare` does it."""
+    out: str | None = None
+    """Folder to write."""
+    label: dict[str, Values] = {}  # noqa: RUF012 - pydantic copies defaults
+    """Labels to give it, by number or name: one value (dr_grade: 3), or FIRST..LAST for several frames."""
+    known: dict[str, Values] = {}  # noqa: RUF012
+    """Labels that the photograph has, by number or name; they stay where label does not change them. The others are
+    unknown."""
+    method: Literal["inversion", "sdedit"] = "inversion"
+    """inversion: the noise is sought that the model would have drawn the photograph from, which keeps more of it;
+    sdedit: noise is added, and taken away again under the new labels."""
+    strength: Annotated[float, Field(gt=0, le=1)] = 0.6
+    """How far towards noise: more changes more, and keeps less of the eye; at 1 sdedit keeps nothing."""
+    num_steps: Annotated[int, Field(ge=1, le=1000)] = 50
+    """Solver steps, each way."""
+    frames: Annotated[int, Field(ge=2, le=64)] = 9
+    """Pictures from the first values to the last."""
+    judge: str | None = None
+    """Folder written by `judge`: what its judge reads in each picture."""
+    gif: bool = False
+    """With several frames also an animated GIF, which has 256 colours."""
 
 
 class AugmentConfig(Section):

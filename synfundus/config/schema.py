@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from synfundus.config.applications import AugmentConfig, ProgressConfig
+from synfundus.config.applications import AugmentConfig, EditConfig, ProgressConfig
 from synfundus.config.base import Section
 from synfundus.config.diffusion import TrainConfig
 from synfundus.config.generation import (
@@ -63,6 +63,8 @@ class RunConfig(Section):
     """Drawing some images of a set again."""
     progress: ProgressConfig = ProgressConfig()
     """One eye as a disease advances."""
+    edit: EditConfig = EditConfig()
+    """A photograph as another disease stage would look."""
     augment: AugmentConfig = AugmentConfig()
     """Photographs and generated images as one training set."""
     judge: JudgeConfig = JudgeConfig()

@@ -60,6 +60,7 @@ def minimal(verb: Verb) -> list[str]:
         "judge": ["--samples", "somewhere"],
         "progress": ["--label", "dr_grade=0..4"],
         "augment": ["--fill", "dr_grade=500"],
+        "edit": ["--label", "dr_grade=3"],
     }
     return [verb.name, *required, *either.get(verb.name, [])]
 

@@ -78,6 +78,9 @@ REFUSED: dict[str, str] = {
     "augment, an unknown label": "augment --real {images} --model {model} --fill frobnicate=50 --out {new} --unchecked",
     "augment, a stranger's folder": "augment --real {images} --model {model} --fill dr_grade=50 --unchecked "
     "--out {strange}",
+    "edit, no model": "edit --model {strange} --image {clinic}/clinic/000.jpg --label dr_grade=3 --out {new}",
+    "edit, an unknown label": "edit --model {model} --image {clinic}/clinic/000.jpg --label frobnicate=3 --out {new}",
+    "edit, no photograph": "edit --model {model} --image {plan} --label dr_grade=3 --out {new}",
     "ema, no snapshots": "ema --run-dir {strange} --sigma-rel 0.1",
     "export, no model": "export --run-dir {strange} --out {new}",
     "export, a stranger's folder": "export --run-dir {model} --out {strange}",

@@ -31,6 +31,7 @@ WRITING = {
     "gallery",
     "progress",
     "augment",
+    "edit",
     "forget",
     "judge",
 }

@@ -20,6 +20,7 @@ _OTHERS = (
     "export_dicom",
     "progress",
     "augment",
+    "edit",
 )
 """Sections that no stage of a demo takes."""
 _FIRST = ("model", "out", "num_images", "label", "labels", "batch_size", "format", "precision", "contact_sheet_images")

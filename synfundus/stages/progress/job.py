@@ -77,7 +77,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     if not config.sample.guidance_weight:  # else it is refused
         sampling = replace(sampling, guidance_weight={})
     course = course_of(section.label, model.label_schema)
-    judge = _judge(section, model)
+    judge = open_judge(section.judge, model)
     _CLAIM.make(out, _request(section, config.seed, model.fingerprint))
     build.ready_to_sample(model, config.launch, dtype=torch.float32, world=world, console=console)
     drawn: list[Pixels] = []
@@ -191,10 +191,15 @@ def difference_map(frame: Pixels, first: Pixels) -> Pixels:
     return np.asarray(np.round(ground * (1 - share) + ink * share), dtype=np.uint8)
 
 
-def _judge(section: ProgressConfig, model: Model) -> Judge | None:
-    if section.judge is None:
+def open_judge(folder: str | None, model: Model) -> Judge | None:
+    """Return the judge of a folder that `judge` wrote; None without one.
+
+    Raises:
+        DataError: There is none, or it is for other labels.
+    """
+    if folder is None:
         return None
-    return open_inspector(model.label_schema, model.image_size_px, most_redraws=0, judge=section.judge)[0].judge
+    return open_inspector(model.label_schema, model.image_size_px, most_redraws=0, judge=folder)[0].judge
 
 
 def _request(section: ProgressConfig, seed: int, fingerprint: str) -> dict[str, Any]:
@@ -245,7 +250,7 @@ def _write(
             filesystem.write_bytes(filesystem.join(out, "frames", f"{number:08d}-{frame:02d}.png"), data)
         for kind in ("webp", "gif") if section.gif else ("webp",):
             filesystem.write_bytes(filesystem.join(out, f"eye-{number:08d}.{kind}"), animated(frames, kind))
-    captions = [_caption(course, frame, section.frames) for frame in range(section.frames)]
+    captions = [frame_caption(course, frame, section.frames) for frame in range(section.frames)]
     title = f"synthetic · {described(course)} · seed {seed} · no forecast for a patient"
     for name, pictures in (("strip.png", drawn), ("difference.png", [_differences(frames) for frames in drawn])):
         sheet = contact_sheet(
@@ -257,7 +262,7 @@ def _write(
         )
         data = encode_png(sheet, text={"synthetic": "yes"}, compress_level=_COMPRESS_LEVEL)
         filesystem.write_bytes(filesystem.join(out, name), data)
-    filesystem.write_bytes(filesystem.join(out, "frames.csv"), _table(rows))
+    filesystem.write_bytes(filesystem.join(out, "frames.csv"), frames_table(rows))
     judged = "; `judged_...` is what a judge reads, as an expected value" if section.judge else ""
     readme = _README.format(title="Synthetic eyes in progress", course=described(course), judged=judged)
     filesystem.write_bytes(filesystem.join(out, "README.md"), readme.encode())
@@ -267,7 +272,8 @@ def _differences(frames: Pixels) -> Pixels:
     return np.stack([difference_map(frame, frames[0]) for frame in frames])
 
 
-def _caption(course: Course, frame: int, num_frames: int) -> str:
+def frame_caption(course: Course, frame: int, num_frames: int) -> str:
+    """Return the values of a frame: ``dr_grade 1.5``."""
     values = course.values(frame, num_frames)
     return ", ".join(f"{name} {values[name]:.3g}" for name in course.moved)
 
@@ -282,7 +288,8 @@ def animated(frames: Pixels, kind: str) -> bytes:
     return stream.getvalue()
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> bytes:
+def frames_table(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return rows of figures as CSV; nan is an empty cell."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(rows[0])

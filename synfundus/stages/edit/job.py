@@ -1,0 +1,279 @@
+"""`synfundus edit`: a photograph under other labels, through the autoencoder and back from a noise level.
+
+What is written beside the pictures never names the photograph's file: it is known by its sha256 in ``request.json``
+alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from synfundus.artifacts.claim import Claim
+from synfundus.artifacts.model import Model, decode_images
+from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
+from synfundus.artifacts.progression import BetweenStates, Course, packed_guidance, packed_states
+from synfundus.artifacts.samples.description import image_marks
+from synfundus.config.applications import EditConfig
+from synfundus.config.photographs import PrepareConfig
+from synfundus.config.schema import RunConfig
+from synfundus.diffusion.editing import EditPath, plan_path
+from synfundus.diffusion.guidance import Guidance
+from synfundus.distributed.numerics import reproducible_threads
+from synfundus.distributed.world import World, torch_device
+from synfundus.errors import ConfigError, DataError
+from synfundus.evaluation.judge import Judge
+from synfundus.labels.schema import LabelSchema
+from synfundus.models.autoencoder import LatentAutoencoder
+from synfundus.models.pixels import pixels_to_tensor
+from synfundus.models.vessel_metrics import vessel_correlation
+from synfundus.photographs.decoding.synthetic_marks import is_marked_synthetic
+from synfundus.photographs.preparation import prepare_pixels
+from synfundus.pictures.sheets import contact_sheet, encode_png
+from synfundus.seeding import keyed_normal
+from synfundus.stages import Summary, build
+from synfundus.stages.progress.job import (
+    animated,
+    described,
+    difference_map,
+    frame_caption,
+    frames_table,
+    judged_values,
+    open_judge,
+)
+from synfundus.stages.rehearsal import read_model
+from synfundus.stages.verb import require
+from synfundus.storage import filesystem
+from synfundus.telemetry.console import Console
+
+Pixels = NDArray[np.uint8]
+_CLAIM = Claim("request.json", "synfundus-edit", 1, others="another edited picture")
+_TILE_PX, _COMPRESS_LEVEL = 256, 6
+_PHOTOGRAPH, _GENERATED = "a photograph of a person: not anonymous", "a generated image"
+_README = """# An edited picture
+
+Every picture of `frames/` was drawn by a model from {source}; none is a photograph. {labels}.
+
+**No forecast.** This is what a model drew for labels. It says nothing of how a patient's eye will change, and nobody
+has verified that a picture shows its labels. **Not anonymous.** What is drawn from a photograph keeps its vessels, by
+which a person can be known again: handle it as you handle the photograph.
+
+`strip.png`: the picture as the model sees it, what its autoencoder makes of it, and the edited ones. `difference.png`:
+where each is brighter (orange) or darker (blue) than the second. `frames.csv`: `vessels` is the correlation of the
+vessel map with that of the second (1: the same vessels, empty where there are none to see){judged}.
+"""
+
+
+def run(config: RunConfig, world: World, console: Console) -> Summary:
+    """Draw the picture that ``config.edit`` asks for. One process.
+
+    Returns:
+        ``out``, ``num_frames``, ``vessels`` (of the last frame, None where there are none to see).
+
+    Raises:
+        CheckpointError: No model.
+        ConfigError: Labels or values that the model does not have, or a folder that holds something else.
+        DataError: A file that is no picture of a fundus.
+    """
+    section = config.edit
+    out = require(section.out, flag="--out", key="edit.out")
+    folder = find_pipeline(require(section.model, flag="--model", key="edit.model"))
+    data = filesystem.read_bytes(require(section.image, flag="--image", key="edit.image"))
+    build.tensor_cores(True, world, console)
+    device = torch_device(world)
+    model = load_pipeline(folder, device=device)
+    sampling = build.sampler_settings(config.sample, model.recommended_sampling, schema=model.label_schema)
+    if not config.sample.guidance_weight:  # else it is refused
+        sampling = replace(sampling, guidance_weight={})
+    guidance = packed_guidance(sampling, model.label_schema)
+    course, num_frames = edit_course(section, model.label_schema)
+    path = plan_path(model.schedule_settings, strength=section.strength, num_steps=section.num_steps)
+    picture = _prepared(data, model.image_size_px)
+    judge = open_judge(section.judge, model)
+    _CLAIM.make(out, _request(section, config.seed, model.fingerprint, data))
+    build.ready_to_sample(model, config.launch, dtype=torch.float32, world=world, console=console)
+    with (
+        reproducible_threads(device=world.device),
+        console.progress("drawing", total=num_frames, unit="pictures") as bar,
+    ):
+        x0 = encoded(model, picture, device=device)
+        known = torch.tensor([packed_states(_known(section, model.label_schema), model.label_schema)], device=device)
+        start = _start(section, model, path, x0, known, seed=config.seed)
+        frames = []
+        for frame in range(num_frames):
+            states = packed_states(course.values(frame, num_frames), model.label_schema)
+            frames.append(_drawn(model, path, start, states, guidance))
+            bar.advance()
+        restored = decode_images(model, x0)
+    pictures = np.concatenate([picture[None], restored, *frames])
+    rows = edit_rows(pictures, course, judge=judge)
+    source = _GENERATED if is_marked_synthetic(data) else _PHOTOGRAPH
+    _write(out, section, config.seed, model, course, pictures, rows, source)
+    vessels = rows[-1]["vessels"]
+    return {"out": out, "num_frames": num_frames, "vessels": None if math.isnan(vessels) else vessels}
+
+
+def rehearse(section: EditConfig) -> str:
+    """Describe what would be drawn, for a dry run; the picture is read and cropped.
+
+    Raises:
+        SynfundusError: As the run.
+    """
+    document = read_model(str(section.model))
+    schema = LabelSchema.from_document(document["label_schema"], where=str(section.model))
+    course, num_frames = edit_course(section, schema)
+    plan_path(document["schedule"], strength=section.strength, num_steps=section.num_steps)
+    _prepared(filesystem.read_bytes(str(section.image)), int(document["image_size_px"]))
+    return f"# picture\n{num_frames} frames: {_course_text(course, num_frames)}\n\n"
+
+
+def compare_claim(section: EditConfig, seed: int) -> None:
+    """Refuse a folder of another picture, as the run does."""
+    fingerprint = read_model(str(section.model))["fingerprints"]["model"]
+    data = filesystem.read_bytes(str(section.image))
+    _CLAIM.compare(str(section.out), _request(section, seed, fingerprint, data))
+
+
+def edit_course(section: EditConfig, schema: LabelSchema) -> tuple[Course, int]:
+    """Return the labels from the first picture to the last, and how many pictures there are.
+
+    Raises:
+        ConfigError: A label or value that the model does not have, or nothing to change.
+    """
+    first: dict[str, int | None] = _known(section, schema)
+    last = dict(first)
+    for name, text in section.label.items():
+        begin, _, end = str(text).partition("..")
+        try:
+            first[name] = schema.check_value(name, begin.strip())
+            last[name] = schema.check_value(name, (end or begin).strip())
+        except DataError as error:
+            hint = f"write --label {name}=VALUE, or {name}=FIRST..LAST"
+            raise ConfigError(error.message, where="edit.label", hint=hint) from error
+    course = Course(first, last)
+    return course, section.frames if course.moved else 1
+
+
+def _known(section: EditConfig, schema: LabelSchema) -> dict[str, int | None]:
+    values: dict[str, int | None] = dict.fromkeys(schema.names)
+    for name, value in section.known.items():
+        try:
+            values[name] = schema.check_value(name, value)
+        except DataError as error:
+            raise ConfigError(error.message, where="edit.known", hint=f"write --known {name}=VALUE") from error
+    return values
+
+
+def _prepared(data: bytes, image_size_px: int) -> Pixels:
+    """Return a picture as a set would have it, uint8 ``[s, s, 3]``."""
+    limit = PrepareConfig().max_pixels
+    return prepare_pixels(data, image_size_px=image_size_px, max_pixels=limit, burned_text="off").pixels
+
+
+@torch.no_grad()
+def encoded(model: Model, picture: Pixels, *, device: torch.device) -> Tensor:
+    """Return the normalised latents of a picture ``[1, c, lh, lw]``: the mean of the posterior."""
+    mean, _ = LatentAutoencoder.split(model.autoencoder.encode(pixels_to_tensor(picture[None]).to(device)))
+    centre, spread = (
+        torch.tensor(values, dtype=torch.float32, device=device)[None, :, None, None]
+        for values in (model.latent_mean, model.latent_std)
+    )
+    return (mean.float() - centre) / spread
+
+
+@torch.no_grad()
+def _start(section: EditConfig, model: Model, path: EditPath, x0: Tensor, known: Tensor, *, seed: int) -> Tensor:
+    if section.method == "inversion":
+        return path.inverted(BetweenStates(model.denoiser), x0, known)
+    noise = keyed_normal(seed, "sample", [0], model.latent_shape)
+    return path.noised(x0, torch.from_numpy(noise).to(x0.device))
+
+
+@torch.no_grad()
+def _drawn(model: Model, path: EditPath, start: Tensor, states: list[int], guidance: Guidance) -> Pixels:
+    packed = torch.tensor([states], device=start.device)
+    return decode_images(model, path.denoised(BetweenStates(model.denoiser), start, packed, guidance))
+
+
+def edit_rows(pictures: Pixels, course: Course, *, judge: Judge | None) -> list[dict[str, Any]]:
+    """Return a row of figures for each edited picture of ``[2 + n, h, w, 3]``; the first two are what it came from."""
+    frames = pictures[2:]
+    tensors = pixels_to_tensor(pictures)
+    vessels = vessel_correlation(tensors[2:], tensors[1:2].expand_as(tensors[2:])).tolist()
+    asked = [name for name, value in course.last.items() if value is not None]
+    read = judged_values(judge, frames, asked) if judge is not None else {}
+    return [
+        {
+            "frame": frame,
+            **{name: course.values(frame, len(frames))[name] for name in asked},
+            "vessels": vessels[frame],
+            **{f"judged_{name}": values[frame] for name, values in read.items()},
+        }
+        for frame in range(len(frames))
+    ]
+
+
+def _request(section: EditConfig, seed: int, fingerprint: str, data: bytes) -> dict[str, Any]:
+    names = {"label", "known", "method", "strength", "num_steps", "frames", "gif"}
+    return {
+        "model_fingerprint": fingerprint,
+        "image_sha256": hashlib.sha256(data).hexdigest(),
+        "seed": seed,
+        **section.model_dump(mode="json", include=names),
+    }
+
+
+def _course_text(course: Course, num_frames: int) -> str:
+    if num_frames > 1:
+        return described(course)
+    return ", ".join(f"{name} {value}" for name, value in course.last.items() if value is not None)
+
+
+def _write(
+    out: str,
+    section: EditConfig,
+    seed: int,
+    model: Model,
+    course: Course,
+    pictures: Pixels,
+    rows: Sequence[Mapping[str, Any]],
+    source: str,
+) -> None:
+    """Write pictures, table and, last, what explains them."""
+    frames, count = pictures[2:], len(pictures) - 2
+    for frame, pixels in enumerate(frames):
+        values = {name: value for name, value in course.values(frame, count).items() if value is not None}
+        marks = image_marks(model=model.fingerprint, seed=seed, index=0, labels=values)  # type: ignore[arg-type]
+        marks |= {"drawn_from": source, "edit": f"{section.method}, strength {section.strength:g}"}
+        data = encode_png(pixels, text=marks, compress_level=_COMPRESS_LEVEL)
+        filesystem.write_bytes(filesystem.join(out, "frames", f"{frame:02d}.png"), data)
+    if count > 1:
+        for kind in ("webp", "gif") if section.gif else ("webp",):
+            filesystem.write_bytes(filesystem.join(out, f"frames.{kind}"), animated(frames, kind))
+    names = ["photograph" if source == _PHOTOGRAPH else "generated image", "autoencoder"]
+    said = [frame_caption(course, frame, count) or _course_text(course, count) for frame in range(count)]
+    title = f"synthetic, drawn from {source} · {_course_text(course, count)} · no forecast"
+    changed = [difference_map(pixels, pictures[1]) for pixels in frames]
+    for name, shown, captions in (("strip.png", [*pictures], names + said), ("difference.png", changed, said)):
+        sheet = contact_sheet(
+            list(shown),
+            captions=captions,
+            columns=len(shown),
+            tile_px=min(pictures.shape[1], _TILE_PX),
+            title=title,
+        )
+        data = encode_png(sheet, text={"synthetic": "yes", "drawn_from": source}, compress_level=_COMPRESS_LEVEL)
+        filesystem.write_bytes(filesystem.join(out, name), data)
+    filesystem.write_bytes(filesystem.join(out, "frames.csv"), frames_table(rows))
+    judged = "; `judged_...` is what a judge reads, as an expected value" if section.judge else ""
+    labels = f"Labels asked for: {_course_text(course, count)}"
+    readme = _README.format(source=source, labels=labels, judged=judged)
+    filesystem.write_bytes(filesystem.join(out, "README.md"), readme.encode())

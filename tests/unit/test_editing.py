@@ -1,0 +1,114 @@
+"""The way from noise to an image and back: it begins where `sample` begins, and ends where it began."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_pipeline import SCHEDULE, tiny_denoiser
+from torch import Tensor
+
+from synfundus.diffusion.editing import plan_path
+from synfundus.diffusion.guidance import Denoiser, Guidance
+from synfundus.diffusion.sampling import SamplerName, sample_latents, scheduler_for
+from synfundus.errors import ConfigError
+
+FLOW: dict[str, Any] = {"prediction_type": "flow_velocity", "num_timesteps": 1000, "shift": 3.0}
+STATES = torch.tensor([[3, 1, 2], [1, 2, 0]])
+
+
+def drawn(seed: int) -> Tensor:
+    return torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def schedule(prediction_type: str) -> dict[str, Any]:
+    if prediction_type == "flow_velocity":
+        return FLOW
+    return {**SCHEDULE, "prediction_type": prediction_type, "zero_terminal_snr": prediction_type != "epsilon"}
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample", "flow_velocity"])
+@pytest.mark.parametrize("guidance", [Guidance(), Guidance(scale=2.5, interval=(0.15, 0.85))])
+@torch.no_grad()
+def test_a_path_from_pure_noise_is_the_one_of_sample(prediction_type: str, guidance: Guidance) -> None:
+    network, settings = tiny_denoiser(), schedule(prediction_type)
+    path = plan_path(settings, strength=1.0, num_steps=7)
+    noise = drawn(0)
+    assert torch.allclose(path.noised(drawn(1), noise), noise, atol=1e-6)
+    sampler: SamplerName = "euler" if prediction_type == "flow_velocity" else "ddim"
+    wanted = sample_latents(
+        network,
+        initial_noise=noise,
+        scheduler=scheduler_for(sampler, settings),
+        num_steps=7,
+        states=STATES,
+        guidance=guidance,
+    )
+    found = path.denoised(network, noise, STATES, guidance)
+    assert torch.allclose(found, wanted, atol=1e-4)
+
+
+def ideal(settings: dict[str, Any]) -> Denoiser:
+    """Return the best network for images that are normal around a mean of their labels, with deviation 0.7."""
+    kind = settings["prediction_type"]
+
+    def denoise(x_t: Tensor, timestep: Tensor, states: Tensor) -> Tensor:
+        if kind == "flow_velocity":
+            noise = timestep[:, None, None, None] / FLOW["num_timesteps"]
+            signal = 1 - noise
+        else:
+            scheduler = scheduler_for("ddim", settings)
+            share = scheduler.alphas_cumprod[timestep][:, None, None, None]
+            signal, noise = share.sqrt(), (1 - share).sqrt()
+        mean = states.float().mean(dim=1)[:, None, None, None]
+        x0 = mean + signal * 0.49 / (signal**2 * 0.49 + noise**2) * (x_t - signal * mean)
+        drawn_noise = (x_t - signal * x0) / noise
+        found: dict[str, Tensor] = {"sample": x0, "epsilon": drawn_noise, "flow_velocity": drawn_noise - x0}
+        velocity: Tensor = signal * drawn_noise - noise * x0
+        return found.get(kind, velocity)
+
+    return denoise
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample", "epsilon", "flow_velocity"])
+@pytest.mark.parametrize("strength", [0.3, 0.8])
+def test_back_and_forth_under_the_same_labels_is_the_same_image_and_other_labels_change_it(
+    prediction_type: str, strength: float
+) -> None:
+    settings, image = schedule(prediction_type), drawn(2)
+    network = ideal(settings)
+    path = plan_path(settings, strength=strength, num_steps=10)
+    there = path.inverted(network, image, STATES)
+    assert (there - image).abs().mean() > 0.05
+    same = path.denoised(network, there, STATES, Guidance())
+    other = path.denoised(network, there, STATES.flip(0), Guidance())
+    assert (same - image).abs().max() < 1e-2
+    assert (other - same).abs().min() > 0.05
+
+
+@torch.no_grad()
+def test_noise_found_for_an_image_that_sample_drew_is_that_of_the_image() -> None:
+    network, noise = tiny_denoiser(), drawn(3)
+    path = plan_path(schedule("v_prediction"), strength=1.0, num_steps=20)
+    image = path.denoised(network, noise, STATES, Guidance())
+    assert (path.inverted(network, image, STATES) - noise).abs().max() < 0.02
+
+
+def test_the_levels_fall_from_the_strength_to_the_image() -> None:
+    path = plan_path(schedule("v_prediction"), strength=0.5, num_steps=5)
+    assert [step.timestep for step in path.steps] == [24, 19, 14, 9, 4]
+    for step in path.steps:
+        assert step.signal**2 + step.noise**2 == pytest.approx(1.0)
+    flow = plan_path(FLOW, strength=0.5, num_steps=5)
+    times = [step.timestep for step in flow.steps]
+    assert times == sorted(times, reverse=True)
+    assert len(times) == 5
+    assert times[0] == pytest.approx(500)
+
+
+def test_more_steps_than_there_are_levels_are_refused_and_the_hint_helps() -> None:
+    with pytest.raises(ConfigError, match="10 steps for 5 timesteps") as caught:
+        plan_path(schedule("v_prediction"), strength=0.1, num_steps=10)
+    assert caught.value.hint == "give fewer steps, or a larger --strength"
+    assert len(plan_path(schedule("v_prediction"), strength=0.1, num_steps=5).steps) == 5
