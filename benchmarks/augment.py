@@ -12,6 +12,7 @@ import csv
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -101,11 +102,11 @@ def figures(
     return {name: one.auc for name, one in found.items() if one.auc is not None}
 
 
-def augmented_sets(work: Path, label: str, fill: int) -> tuple[ShardSet, ShardSet]:
+def augmented_sets(work: Path, label: str, fill: int, options: Sequence[str]) -> tuple[ShardSet, ShardSet]:
     """Return the photographs, and what `augment` makes of them."""
-    out = work / f"augmented-{fill}"
+    out = work / f"augmented-{fill}{''.join(options)}"
     words = ("--real", work / "images", "--model", work / "model", "--fill", f"{label}={fill}", "--format", "shards")
-    synfundus("augment", *words, "--out", out)
+    synfundus("augment", *words, *options, "--out", out)
     return load_shard_set(str(work / "images"), kind="images"), load_shard_set(str(out), kind="augmented")
 
 
@@ -119,13 +120,14 @@ def main() -> None:
     parser.add_argument("--budget-images", type=int, default=320_000)
     parser.add_argument("--fill", type=int, default=1500, help="images of the rare class in the augmented train split")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--matched", action="store_true")
     parser.add_argument("--model-only", action="store_true")
     given = parser.parse_args()
     work: Path = given.work
     prepare_model(work, given.label, given.share, given.num_images, given.budget_images)
     if given.model_only:
         return
-    real, augmented = augmented_sets(work, given.label, given.fill)
+    real, augmented = augmented_sets(work, given.label, given.fill, ["--matched"] if given.matched else [])
     schema, test = real.label_schema, test_clinic(work, given.num_images // 2)
     sides = [read_images(one, splits=("train",)) for one in (augmented, real)]
     budget = EPOCHS * len(sides[1])

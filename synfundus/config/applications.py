@@ -76,6 +76,9 @@ class AugmentConfig(Section):
     (dr_grade: 500)."""
     balance: tuple[str, ...] = ()
     """Labels of which every value shall have as many images as the most frequent one has photographs."""
+    matched: bool = False
+    """Draw as many images of every value of these labels, common ones too: being generated then tells nothing of the
+    label, which a classifier could otherwise learn instead."""
     format: Literal["imagefolder", "shards"] = "imagefolder"
     """Single files with a metadata.csv in each split, as Hugging Face's imagefolder expects them, or a set of
     shards."""

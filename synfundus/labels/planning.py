@@ -147,7 +147,9 @@ def draw_independently(weights: Sequence[Weights], total: int, draws: np.random.
     ).astype(np.int16)
 
 
-def fill_counts(rows: States, counts: Counts, least: Mapping[int, int], draws: np.random.Generator) -> Counts:
+def fill_counts(
+    rows: States, counts: Counts, least: Mapping[int, int], draws: np.random.Generator, *, matched: bool = False
+) -> Counts:
     """Return how often to take each row so that every value that occurs has a least number with the real ones.
 
     The rarest value comes first: its rows have values of other labels too, which then need fewer.
@@ -157,6 +159,8 @@ def fill_counts(rows: States, counts: Counts, least: Mapping[int, int], draws: n
         counts: Photographs with each ``[d]``.
         least: Rows that each value of a label to fill shall have, real and synthetic together, by column.
         draws: See `draw_counts`.
+        matched: Then add to every value of these labels what it has fewer than the value that was filled most, so that
+            being synthetic tells nothing of the value.
     """
     added = np.zeros(len(rows), dtype=np.int64)
     found = [(at, int(state)) for at in least for state in np.unique(rows[:, at]) if state != UNKNOWN_STATE]
@@ -164,6 +168,12 @@ def fill_counts(rows: States, counts: Counts, least: Mapping[int, int], draws: n
         has = rows[:, at] == state
         need = least[at] - int((counts + added)[has].sum())
         if need > 0:
+            added[has] += draw_counts(rows[has], counts[has].astype(np.float64), need, draws)
+    for at in least if matched else ():
+        wanted = {state: int(added[rows[:, at] == state].sum()) for column, state in found if column == at}
+        for state, number in wanted.items():
+            has = rows[:, at] == state
+            need = max(wanted.values()) - number
             added[has] += draw_counts(rows[has], counts[has].astype(np.float64), need, draws)
     return added
 
@@ -176,6 +186,7 @@ class PlanRequest:
         num_images: Rows of the plan, if ``fill`` does not decide it.
         balance: Labels whose values shall be equally frequent.
         fill: Least number of rows of each value of a label, real and planned together.
+        matched: Plan as many rows of every value of a label to fill.
         independent: Each label by itself.
         unreadable: Fraction with ``is_fundus`` 0, from real rows if there are any, whatever is balanced in the others;
             None: as it is.
@@ -184,6 +195,7 @@ class PlanRequest:
     num_images: int
     balance: tuple[str, ...] = ()
     fill: Mapping[str, int] = field(default_factory=dict)
+    matched: bool = False
     independent: bool = False
     unreadable: float | None = None
 
@@ -210,7 +222,7 @@ def plan_rows(
     least = {schema.names.index(schema[name].name): number for name, number in request.fill.items()}
     notes = _missing_values(rows, [*columns, *least], schema)
     if least:
-        taken = fill_counts(rows, counts, least, draws)
+        taken = fill_counts(rows, counts, least, draws, matched=request.matched)
     elif request.independent:
         states = draw_independently(
             _state_weights(rows, counts, columns, fundus, request.unreadable), request.num_images, draws

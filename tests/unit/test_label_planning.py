@@ -126,6 +126,15 @@ def test_only_the_named_labels_are_filled_and_there_may_be_nothing_to_fill() -> 
     assert not len(plan(states, fill={"is_gc": 1})[0])
 
 
+def test_matched_rows_are_as_many_of_every_value_so_that_being_planned_tells_nothing() -> None:
+    states = clinic(6, 800)
+    made, _ = plan(states, fill={"dr_grade": 400}, matched=True)
+    added = np.bincount(made[:, 0], minlength=6)[1:]
+    had = np.bincount(states[:, 0], minlength=6)[1:]
+    assert set(added[had > 0].tolist()) == {400 - had[had > 0].min()}
+    assert not len(plan(states, fill={"dr_grade": 1}, matched=True)[0])
+
+
 def test_the_same_request_gives_the_same_rows_and_another_seed_others() -> None:
     states = clinic(1, 900)
     first, again, other = (plan(states, seed, num_images=700)[0] for seed in (7, 7, 8))

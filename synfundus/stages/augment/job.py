@@ -142,7 +142,7 @@ def _open(section: AugmentConfig) -> tuple[ShardSet, documents.Document]:
 
 
 def _request(section: AugmentConfig, seed: int, real: ShardSet, model: documents.Document) -> dict[str, Any]:
-    names = {"fill", "balance", "unchecked", "check_redraws"}
+    names = {"fill", "balance", "matched", "unchecked", "check_redraws"}
     return {
         "image_set_identity": real.identity,
         "model_fingerprint": model["fingerprints"]["model"],
@@ -154,7 +154,7 @@ def _request(section: AugmentConfig, seed: int, real: ShardSet, model: documents
 
 def _plan(section: AugmentConfig, seed: int, real: ShardSet, console: Console) -> PlannedRows:
     source = open_source(PlanLabelsConfig(source=real.url), console)
-    request = PlanRequest(num_images=0, fill=filled(source, section.fill, section.balance))
+    request = PlanRequest(num_images=0, fill=filled(source, section.fill, section.balance), matched=section.matched)
     counts = np.bincount(source.index, minlength=len(source.states))
     states, index, notes = plan_rows(source.states, counts, request, source.schema, seed=seed)
     for note in notes:

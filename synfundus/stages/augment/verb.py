@@ -63,6 +63,7 @@ VERB = Verb(
             "augment.balance",
             "Labels whose every value shall have as many as the most frequent one: dr_grade,is_gc.",
         ),
+        Option("--matched", "augment.matched", "Draw as many images of every value of these labels.", "flag"),
         Option("--format", "augment.format", "Single files for imagefolder, or a set of shards."),
         Option("--unchecked", "augment.unchecked", "Take generated images that nobody has looked at.", "flag"),
         Option(
