@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--num-images", type=int, default=6000)
     parser.add_argument("--budget-images", type=int, default=320_000)
     parser.add_argument("--fill", type=int, default=1500, help="images of the rare class in the augmented train split")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--matched", action="store_true")
     parser.add_argument("--model-only", action="store_true")
     given = parser.parse_args()
@@ -133,7 +133,7 @@ def main() -> None:
     budget = EPOCHS * len(sides[1])
     print(f"{len(sides[1]):,} photographs, {len(sides[0]) - len(sides[1]):,} generated; read on {len(test):,} others")
     rows = []
-    for seed in range(given.seeds):
+    for seed in given.seeds:
         ours, reference = (figures(side, test, schema, budget_images=budget, seed=seed) for side in sides)
         rows.append({name: (ours[name], reference[name]) for name in reference})
         rare = rows[-1][given.label]
