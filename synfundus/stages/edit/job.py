@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from synfundus.artifacts.claim import Claim
@@ -37,26 +36,28 @@ from synfundus.models.pixels import pixels_to_tensor
 from synfundus.models.vessel_metrics import vessel_correlation
 from synfundus.photographs.decoding.synthetic_marks import is_marked_synthetic
 from synfundus.photographs.preparation import prepare_pixels
-from synfundus.pictures.sheets import contact_sheet, encode_png
+from synfundus.pictures.sheets import encode_png
 from synfundus.seeding import keyed_normal
 from synfundus.stages import Summary, build
-from synfundus.stages.progress.job import (
-    animated,
+from synfundus.stages.frames import (
+    COMPRESS_LEVEL,
+    Pixels,
     described,
     difference_map,
+    ends,
     frame_caption,
     frames_table,
     judged_values,
     open_judge,
+    write_animations,
+    write_sheet,
 )
 from synfundus.stages.rehearsal import read_model
 from synfundus.stages.verb import require
 from synfundus.storage import filesystem
 from synfundus.telemetry.console import Console
 
-Pixels = NDArray[np.uint8]
 _CLAIM = Claim("request.json", "synfundus-edit", 1, others="another edited picture")
-_TILE_PX, _COMPRESS_LEVEL = 256, 6
 _PHOTOGRAPH, _GENERATED = "a photograph of a person: not anonymous", "a generated image"
 _README = """# An edited picture
 
@@ -151,10 +152,8 @@ def edit_course(section: EditConfig, schema: LabelSchema) -> tuple[Course, int]:
     first: dict[str, int | None] = _known(section, schema)
     last = dict(first)
     for name, text in section.label.items():
-        begin, _, end = str(text).partition("..")
         try:
-            first[name] = schema.check_value(name, begin.strip())
-            last[name] = schema.check_value(name, (end or begin).strip())
+            first[name], last[name] = ends(schema, name, text)
         except DataError as error:
             hint = f"write --label {name}=VALUE, or {name}=FIRST..LAST"
             raise ConfigError(error.message, where="edit.label", hint=hint) from error
@@ -253,25 +252,17 @@ def _write(
         values = {name: value for name, value in course.values(frame, count).items() if value is not None}
         marks = image_marks(model=model.fingerprint, seed=seed, index=0, labels=values)  # type: ignore[arg-type]
         marks |= {"drawn_from": source, "edit": f"{section.method}, strength {section.strength:g}"}
-        data = encode_png(pixels, text=marks, compress_level=_COMPRESS_LEVEL)
+        data = encode_png(pixels, text=marks, compress_level=COMPRESS_LEVEL)
         filesystem.write_bytes(filesystem.join(out, "frames", f"{frame:02d}.png"), data)
     if count > 1:
-        for kind in ("webp", "gif") if section.gif else ("webp",):
-            filesystem.write_bytes(filesystem.join(out, f"frames.{kind}"), animated(frames, kind))
+        write_animations(out, "frames", frames, gif=section.gif)
     names = ["photograph" if source == _PHOTOGRAPH else "generated image", "autoencoder"]
     said = [frame_caption(course, frame, count) or _course_text(course, count) for frame in range(count)]
     title = f"synthetic, drawn from {source} · {_course_text(course, count)} · no forecast"
     changed = [difference_map(pixels, pictures[1]) for pixels in frames]
     for name, shown, captions in (("strip.png", [*pictures], names + said), ("difference.png", changed, said)):
-        sheet = contact_sheet(
-            list(shown),
-            captions=captions,
-            columns=len(shown),
-            tile_px=min(pictures.shape[1], _TILE_PX),
-            title=title,
-        )
-        data = encode_png(sheet, text={"synthetic": "yes", "drawn_from": source}, compress_level=_COMPRESS_LEVEL)
-        filesystem.write_bytes(filesystem.join(out, name), data)
+        sheet_marks = {"synthetic": "yes", "drawn_from": source}
+        write_sheet(out, name, shown, captions=captions, columns=len(shown), title=title, marks=sheet_marks)
     filesystem.write_bytes(filesystem.join(out, "frames.csv"), frames_table(rows))
     judged = "; `judged_...` is what a judge reads, as an expected value" if section.judge else ""
     labels = f"Labels asked for: {_course_text(course, count)}"
