@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from synfundus.config.base import NonNegativeInt, PositiveInt, Section
 
@@ -60,6 +60,13 @@ class EditConfig(Section):
     """Folder written by `judge`: what its judge reads in each picture."""
     gif: bool = False
     """With several frames also an animated GIF, which has 256 colours."""
+
+    @field_validator("strength", mode="before")
+    @classmethod
+    def _not_zero(cls, value: object) -> object:
+        if str(value).strip() in ("0", "0.0"):
+            raise ValueError("must be above 0: without noise nothing can change, only the autoencoder's loss is left")
+        return value
 
 
 class AugmentConfig(Section):

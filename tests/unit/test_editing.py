@@ -87,6 +87,19 @@ def test_back_and_forth_under_the_same_labels_is_the_same_image_and_other_labels
     assert (other - same).abs().min() > 0.05
 
 
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "flow_velocity"])
+@torch.no_grad()
+def test_a_way_back_ends_nearer_to_the_image_with_more_steps(prediction_type: str) -> None:
+    settings, image, network = schedule(prediction_type), drawn(4), tiny_denoiser()
+    errors = []
+    for steps in (2, 5, 20):
+        path = plan_path(settings, strength=0.8, num_steps=steps)
+        back = path.denoised(network, path.inverted(network, image, STATES), STATES, Guidance())
+        errors.append(float((back - image).abs().max()))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-3
+
+
 @torch.no_grad()
 def test_noise_found_for_an_image_that_sample_drew_is_that_of_the_image() -> None:
     network, noise = tiny_denoiser(), drawn(3)

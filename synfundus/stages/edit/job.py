@@ -1,7 +1,6 @@
 """`synfundus edit`: a photograph under other labels, through the autoencoder and back from a noise level.
 
-What is written beside the pictures never names the photograph's file: it is known by its sha256 in ``request.json``
-alone.
+Nothing that is written names the photograph's file: it is known by its sha256, in ``request.json`` and in each frame.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from synfundus.config.photographs import PrepareConfig
 from synfundus.config.schema import RunConfig
 from synfundus.diffusion.editing import EditPath, plan_path
 from synfundus.diffusion.guidance import Guidance
+from synfundus.diffusion.sampling import SamplerSettings
 from synfundus.distributed.numerics import reproducible_threads
 from synfundus.distributed.world import World, torch_device
 from synfundus.errors import ConfigError, DataError
@@ -35,7 +35,9 @@ from synfundus.models.autoencoder import LatentAutoencoder
 from synfundus.models.pixels import pixels_to_tensor
 from synfundus.models.vessel_metrics import vessel_correlation
 from synfundus.photographs.decoding.synthetic_marks import is_marked_synthetic
+from synfundus.photographs.field_of_view import FieldOfViewError
 from synfundus.photographs.preparation import prepare_pixels
+from synfundus.photographs.undecodable import UndecodableImage
 from synfundus.pictures.sheets import encode_png
 from synfundus.seeding import keyed_normal
 from synfundus.stages import Summary, build
@@ -61,7 +63,7 @@ _CLAIM = Claim("request.json", "synfundus-edit", 1, others="another edited pictu
 _PHOTOGRAPH, _GENERATED = "a photograph of a person: not anonymous", "a generated image"
 _README = """# An edited picture
 
-Every picture of `frames/` was drawn by a model from {source}; none is a photograph. {labels}.
+Every picture of `frames/` was drawn by a model; none is a photograph. It was drawn from {source}. {labels}.
 
 **No forecast.** This is what a model drew for labels. It says nothing of how a patient's eye will change, and nobody
 has verified that a picture shows its labels. **Not anonymous.** What is drawn from a photograph keeps its vessels, by
@@ -99,7 +101,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     path = plan_path(model.schedule_settings, strength=section.strength, num_steps=section.num_steps)
     picture = _prepared(data, model.image_size_px)
     judge = open_judge(section.judge, model)
-    _CLAIM.make(out, _request(section, config.seed, model.fingerprint, data))
+    request = _request(section, config.seed, model.fingerprint, data)
+    _CLAIM.make(out, {**request, "sampling": sampling_document(sampling)})
     build.ready_to_sample(model, config.launch, dtype=torch.float32, world=world, console=console)
     with (
         reproducible_threads(device=world.device),
@@ -111,13 +114,13 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         frames = []
         for frame in range(num_frames):
             states = packed_states(course.values(frame, num_frames), model.label_schema)
-            frames.append(_drawn(model, path, start, states, guidance))
+            frames.append(_drawn(model, path, start, states, guidance, tile_px=sampling.decode_tile_px))
             bar.advance()
-        restored = decode_images(model, x0)
+        restored = decode_images(model, x0, tile_px=sampling.decode_tile_px)
     pictures = np.concatenate([picture[None], restored, *frames])
     rows = edit_rows(pictures, course, judge=judge)
     source = _GENERATED if is_marked_synthetic(data) else _PHOTOGRAPH
-    _write(out, section, config.seed, model, course, pictures, rows, source)
+    _write(out, section, config.seed, model, course, pictures, rows, source, request["image_sha256"])
     vessels = rows[-1]["vessels"]
     return {"out": out, "num_frames": num_frames, "vessels": None if math.isnan(vessels) else vessels}
 
@@ -137,10 +140,10 @@ def rehearse(section: EditConfig) -> str:
 
 
 def compare_claim(section: EditConfig, seed: int) -> None:
-    """Refuse a folder of another picture, as the run does."""
+    """Refuse a folder of another picture, as the run does, but for how it was sampled: that is of another section."""
     fingerprint = read_model(str(section.model))["fingerprints"]["model"]
     data = filesystem.read_bytes(str(section.image))
-    _CLAIM.compare(str(section.out), _request(section, seed, fingerprint, data))
+    replace(_CLAIM, free=r"sampling\..*").compare(str(section.out), _request(section, seed, fingerprint, data))
 
 
 def edit_course(section: EditConfig, schema: LabelSchema) -> tuple[Course, int]:
@@ -172,9 +175,19 @@ def _known(section: EditConfig, schema: LabelSchema) -> dict[str, int | None]:
 
 
 def _prepared(data: bytes, image_size_px: int) -> Pixels:
-    """Return a picture as a set would have it, uint8 ``[s, s, 3]``."""
+    """Return a picture as a set would have it, uint8 ``[s, s, 3]``.
+
+    Raises:
+        UndecodableImage: The file cannot be decoded.
+        FieldOfViewError: It shows no fundus.
+    """
     limit = PrepareConfig().max_pixels
-    return prepare_pixels(data, image_size_px=image_size_px, max_pixels=limit, burned_text="off").pixels
+    try:
+        return prepare_pixels(data, image_size_px=image_size_px, max_pixels=limit, burned_text="off").pixels
+    except (UndecodableImage, FieldOfViewError) as error:  # their constructors take no place, as a set has many files
+        error.where = "edit.image"
+        error.hint = "give a photograph of a fundus, as `prepare` takes it"
+        raise
 
 
 @torch.no_grad()
@@ -197,9 +210,12 @@ def _start(section: EditConfig, model: Model, path: EditPath, x0: Tensor, known:
 
 
 @torch.no_grad()
-def _drawn(model: Model, path: EditPath, start: Tensor, states: list[int], guidance: Guidance) -> Pixels:
+def _drawn(
+    model: Model, path: EditPath, start: Tensor, states: list[int], guidance: Guidance, *, tile_px: int
+) -> Pixels:
     packed = torch.tensor([states], device=start.device)
-    return decode_images(model, path.denoised(BetweenStates(model.denoiser), start, packed, guidance))
+    latents = path.denoised(BetweenStates(model.denoiser), start, packed, guidance)
+    return decode_images(model, latents, tile_px=tile_px)
 
 
 def edit_rows(pictures: Pixels, course: Course, *, judge: Judge | None) -> list[dict[str, Any]]:
@@ -230,6 +246,11 @@ def _request(section: EditConfig, seed: int, fingerprint: str, data: bytes) -> d
     }
 
 
+def sampling_document(settings: SamplerSettings) -> dict[str, Any]:
+    """Return what of the sampler's settings changes the pictures, for the claim."""
+    return {name: value for name, value in settings.to_document().items() if name not in ("sampler", "num_steps")}
+
+
 def _course_text(course: Course, num_frames: int) -> str:
     if num_frames > 1:
         return described(course)
@@ -245,13 +266,18 @@ def _write(
     pictures: Pixels,
     rows: Sequence[Mapping[str, Any]],
     source: str,
+    digest: str,
 ) -> None:
     """Write pictures, table and, last, what explains them."""
     frames, count = pictures[2:], len(pictures) - 2
     for frame, pixels in enumerate(frames):
         values = {name: value for name, value in course.values(frame, count).items() if value is not None}
         marks = image_marks(model=model.fingerprint, seed=seed, index=0, labels=values)  # type: ignore[arg-type]
-        marks |= {"drawn_from": source, "edit": f"{section.method}, strength {section.strength:g}"}
+        marks |= {
+            "drawn_from": source,
+            "derived_from": digest,
+            "edit": f"{section.method}, strength {section.strength:g}",
+        }
         data = encode_png(pixels, text=marks, compress_level=COMPRESS_LEVEL)
         filesystem.write_bytes(filesystem.join(out, "frames", f"{frame:02d}.png"), data)
     if count > 1:
