@@ -49,7 +49,7 @@ class EditConfig(Section):
     unknown."""
     method: Literal["inversion", "sdedit"] = "inversion"
     """inversion: the noise is sought that the model would have drawn the photograph from, which keeps more of it;
-    sdedit: noise is added, and taken away again under the new labels."""
+    sdedit: noise is added, and taken away again by the model's sampler under the new labels."""
     strength: Annotated[float, Field(gt=0, le=1)] = 0.6
     """How far towards noise: more changes more, and keeps less of the eye; at 1 sdedit keeps nothing."""
     num_steps: Annotated[int, Field(ge=1, le=1000)] = 50

@@ -164,6 +164,20 @@ def test_nothing_of_the_photograph_is_left_at_full_strength_of_sdedit(
     assert np.abs(own - pixels_of(tmp_path / "edited" / "frames" / "00.png")).max() <= 1
 
 
+def test_sdedit_takes_the_sampler_of_the_model_and_inversion_its_own(
+    model: Path, photograph: Path, tmp_path: Path
+) -> None:
+    found: dict[str, list[bytes]] = {"sdedit": [], "inversion": []}
+    for method, frames in found.items():
+        for sampler in ("ddim", "unipc"):
+            config = config_of(model, photograph, tmp_path / method / sampler, method=method)
+            other = config.model_copy(update={"sample": config.sample.model_copy(update={"sampler": sampler})})
+            edit.run(other, LocalWorld(), SilentConsole())
+            frames.append(contents(tmp_path / method / sampler)["frames/00.png"])
+    assert found["sdedit"][0] != found["sdedit"][1]
+    assert found["inversion"][0] == found["inversion"][1]
+
+
 def test_a_generated_image_is_not_called_a_person(model: Path, tmp_path: Path, photograph: Path) -> None:
     drawn(model, photograph, tmp_path / "first")
     picture = Image.open(photograph).convert("RGB")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,9 +23,9 @@ from synfundus.artifacts.samples.description import image_marks
 from synfundus.config.applications import EditConfig
 from synfundus.config.photographs import PrepareConfig
 from synfundus.config.schema import RunConfig
-from synfundus.diffusion.editing import EditPath, plan_path
+from synfundus.diffusion.editing import plan_path
 from synfundus.diffusion.guidance import Guidance
-from synfundus.diffusion.sampling import SamplerSettings
+from synfundus.diffusion.sampling import SamplerSettings, edit_latents, scheduler_for
 from synfundus.distributed.numerics import reproducible_threads
 from synfundus.distributed.world import World, torch_device
 from synfundus.errors import ConfigError, DataError
@@ -39,7 +39,7 @@ from synfundus.photographs.field_of_view import FieldOfViewError
 from synfundus.photographs.preparation import prepare_pixels
 from synfundus.photographs.undecodable import UndecodableImage
 from synfundus.pictures.sheets import encode_png
-from synfundus.seeding import keyed_normal
+from synfundus.seeding import keyed_normal, keyed_normal_series
 from synfundus.stages import Summary, build
 from synfundus.stages.frames import (
     COMPRESS_LEVEL,
@@ -98,25 +98,24 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         sampling = replace(sampling, guidance_weight={})
     guidance = packed_guidance(sampling, model.label_schema)
     course, num_frames = edit_course(section, model.label_schema)
-    path = plan_path(model.schedule_settings, strength=section.strength, num_steps=section.num_steps)
+    plan_path(model.schedule_settings, strength=section.strength, num_steps=section.num_steps)
+    if section.method == "sdedit":
+        scheduler_for(sampling.sampler, model.schedule_settings)  # refused before the folder is claimed
     picture = _prepared(data, model.image_size_px)
     judge = open_judge(section.judge, model)
     request = _request(section, config.seed, model.fingerprint, data)
-    _CLAIM.make(out, {**request, "sampling": sampling_document(sampling)})
+    _CLAIM.make(out, {**request, "sampling": sampling_document(sampling, section.method)})
     build.ready_to_sample(model, config.launch, dtype=torch.float32, world=world, console=console)
     with (
         reproducible_threads(device=world.device),
         console.progress("drawing", total=num_frames, unit="pictures") as bar,
     ):
         x0 = encoded(model, picture, device=device)
-        known = torch.tensor([packed_states(_known(section, model.label_schema), model.label_schema)], device=device)
-        start = _start(section, model, path, x0, known, seed=config.seed)
-        frames = []
-        for frame in range(num_frames):
-            states = packed_states(course.values(frame, num_frames), model.label_schema)
-            frames.append(_drawn(model, path, start, states, guidance, tile_px=sampling.decode_tile_px))
-            bar.advance()
-        restored = decode_images(model, x0, tile_px=sampling.decode_tile_px)
+        with torch.no_grad():
+            draw = _drawer(model, section, sampling, guidance, x0, seed=config.seed)
+        tile_px = sampling.decode_tile_px
+        frames = _frames(model, course, num_frames, draw, tile_px=tile_px, device=device, advance=bar.advance)
+        restored = decode_images(model, x0, tile_px=tile_px)
     pictures = np.concatenate([picture[None], restored, *frames])
     rows = edit_rows(pictures, course, judge=judge)
     source = _GENERATED if is_marked_synthetic(data) else _PHOTOGRAPH
@@ -201,21 +200,59 @@ def encoded(model: Model, picture: Pixels, *, device: torch.device) -> Tensor:
     return (mean.float() - centre) / spread
 
 
-@torch.no_grad()
-def _start(section: EditConfig, model: Model, path: EditPath, x0: Tensor, known: Tensor, *, seed: int) -> Tensor:
+def _drawer(
+    model: Model,
+    section: EditConfig,
+    sampling: SamplerSettings,
+    guidance: Guidance,
+    x0: Tensor,
+    *,
+    seed: int,
+) -> Callable[[Tensor], Tensor]:
+    """Return what draws the latents of packed states ``[1, 3k]`` from those of the picture; all from the same noise."""
+    denoise, device, steps = BetweenStates(model.denoiser), x0.device, section.num_steps
     if section.method == "inversion":
-        return path.inverted(BetweenStates(model.denoiser), x0, known)
-    noise = keyed_normal(seed, "sample", [0], model.latent_shape)
-    return path.noised(x0, torch.from_numpy(noise).to(x0.device))
+        path = plan_path(model.schedule_settings, strength=section.strength, num_steps=steps)
+        known = packed_states(_known(section, model.label_schema), model.label_schema)
+        start = path.inverted(denoise, x0, torch.tensor([known], device=device))
+        return lambda states: path.denoised(denoise, start, states, guidance)
+    noise = torch.from_numpy(keyed_normal(seed, "sample", [0], model.latent_shape)).to(device)
+    scheduler = scheduler_for(sampling.sampler, model.schedule_settings)
+
+    def drawn(states: Tensor) -> Tensor:
+        series = keyed_normal_series(seed, "sample-noise", [0], model.latent_shape)
+        return edit_latents(
+            denoise,
+            x0=x0,
+            noise=noise,
+            strength=section.strength,
+            scheduler=scheduler,
+            num_steps=steps,
+            states=states,
+            guidance=guidance,
+            step_noise=(torch.from_numpy(array).to(device) for array in series),
+        )
+
+    return drawn
 
 
 @torch.no_grad()
-def _drawn(
-    model: Model, path: EditPath, start: Tensor, states: list[int], guidance: Guidance, *, tile_px: int
-) -> Pixels:
-    packed = torch.tensor([states], device=start.device)
-    latents = path.denoised(BetweenStates(model.denoiser), start, packed, guidance)
-    return decode_images(model, latents, tile_px=tile_px)
+def _frames(
+    model: Model,
+    course: Course,
+    num_frames: int,
+    draw: Callable[[Tensor], Tensor],
+    *,
+    tile_px: int,
+    device: torch.device,
+    advance: Callable[[], None],
+) -> list[Pixels]:
+    frames = []
+    for frame in range(num_frames):
+        states = packed_states(course.values(frame, num_frames), model.label_schema)
+        frames.append(decode_images(model, draw(torch.tensor([states], device=device)), tile_px=tile_px))
+        advance()
+    return frames
 
 
 def edit_rows(pictures: Pixels, course: Course, *, judge: Judge | None) -> list[dict[str, Any]]:
@@ -246,9 +283,10 @@ def _request(section: EditConfig, seed: int, fingerprint: str, data: bytes) -> d
     }
 
 
-def sampling_document(settings: SamplerSettings) -> dict[str, Any]:
-    """Return what of the sampler's settings changes the pictures, for the claim."""
-    return {name: value for name, value in settings.to_document().items() if name not in ("sampler", "num_steps")}
+def sampling_document(settings: SamplerSettings, method: str) -> dict[str, Any]:
+    """Return what of the sampler's settings changes the pictures, for the claim: inversion has a solver of its own."""
+    unused = {"num_steps"} if method == "sdedit" else {"num_steps", "sampler"}
+    return {name: value for name, value in settings.to_document().items() if name not in unused}
 
 
 def _course_text(course: Course, num_frames: int) -> str:
