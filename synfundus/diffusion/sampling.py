@@ -8,11 +8,9 @@ A sample depends on its own noise and labels, never on its batch: samplers are d
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator
 
 import torch
-from diffusers import EulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, HeunDiscreteScheduler
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -21,11 +19,12 @@ from synfundus.diffusion.guidance import Denoiser, Guidance, check_guidance, gui
 from synfundus.diffusion.sampler_settings import SamplerName, SamplerSettings
 from synfundus.diffusion.schedulers import (
     Scheduler,
-    TrailingDDIMScheduler,
+    begin_near,
     draws_noise,
+    noise_level,
     plan_steps,
     scheduler_for,
-    usable_timesteps,
+    share_of_steps,
 )
 from synfundus.errors import ConfigError
 
@@ -105,16 +104,12 @@ def edit_latents(
     Source: Meng et al. 2022 (arXiv 2108.01073), Alg. 1, with the sampler's own steps.
     """
     total = int(scheduler.config.num_train_timesteps)
-    scheduler = _planned(scheduler, min(total, max(num_steps, round(num_steps / _share(scheduler, strength)))))
-    calls_a_step = 2 if isinstance(scheduler, (HeunDiscreteScheduler, FlowMatchHeunDiscreteScheduler)) else 1
-    wanted = strength * total - (0 if follows_flow(scheduler) else 1)
-    first = calls_a_step * int((scheduler.timesteps[::calls_a_step] - wanted).abs().argmin())
-    if not isinstance(scheduler, TrailingDDIMScheduler):  # which finds its place by the timestep
-        scheduler.set_begin_index(first)
-    signal, level = _noise_level(scheduler, first)
-    return _followed(
-        denoise, signal * x0.float() + level * noise.float(), first, scheduler, states, guidance, step_noise
-    )
+    all_steps = max(num_steps, round(num_steps / share_of_steps(scheduler, strength)))
+    scheduler = _planned(scheduler, min(total, all_steps))
+    first = begin_near(scheduler, strength)
+    signal, level = noise_level(scheduler, first)
+    x_t = signal * x0.float() + level * noise.float()
+    return _followed(denoise, x_t, first, scheduler, states, guidance, step_noise)
 
 
 def _planned(scheduler: Scheduler, num_steps: int) -> Scheduler:
@@ -124,26 +119,6 @@ def _planned(scheduler: Scheduler, num_steps: int) -> Scheduler:
     scheduler = copy.deepcopy(scheduler)
     plan_steps(scheduler, num_steps)
     return scheduler
-
-
-def _share(scheduler: Scheduler, strength: float) -> float:
-    """Return the share of the planned steps that lies below a share of all timesteps."""
-    if follows_flow(scheduler):
-        shift = float(getattr(scheduler.config, "flow_shift", None) or scheduler.config.shift)
-        return strength / (shift - (shift - 1.0) * strength)
-    return min(1.0, strength * int(scheduler.config.num_train_timesteps) / usable_timesteps(scheduler))
-
-
-def _noise_level(scheduler: Scheduler, step: int) -> tuple[float, float]:
-    """Return the factors of image and noise, as a scheduler holds them, before a step."""
-    if isinstance(scheduler, TrailingDDIMScheduler):
-        alphas = float(scheduler.alphas_cumprod[int(scheduler.timesteps[step])])
-        return math.sqrt(alphas), math.sqrt(1.0 - alphas)
-    sigma = float(scheduler.sigmas[step])
-    if follows_flow(scheduler):
-        return 1.0 - sigma, sigma
-    signal = 1.0 if isinstance(scheduler, (EulerDiscreteScheduler, HeunDiscreteScheduler)) else 1 / math.hypot(1, sigma)
-    return signal, sigma * signal
 
 
 def _followed(
