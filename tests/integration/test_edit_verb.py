@@ -15,19 +15,22 @@ import torch
 from photographs import retina
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from tiny_pipeline import IMAGE_SIZE_PX, write_tiny_pipeline
+from tiny_pipeline import IMAGE_SIZE_PX, SCHEMA, write_tiny_pipeline
 
 from synfundus.artifacts.model import decode_images
 from synfundus.artifacts.model_folder import load_pipeline
 from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld
-from synfundus.errors import ConfigError, SynfundusError
+from synfundus.errors import ConfigError, DataError, SynfundusError
+from synfundus.evaluation.judge import build_judge
+from synfundus.evaluation.judge_file import JUDGE_NAME, pack_judge
 from synfundus.photographs.field_of_view import FieldOfViewError
 from synfundus.photographs.preparation import prepare_pixels
 from synfundus.photographs.undecodable import UndecodableImage
 from synfundus.stages import Summary
 from synfundus.stages.edit import job as edit
 from synfundus.stages.edit.verb import VERB
+from synfundus.stages.sample import checking
 from synfundus.stages.sample import job as sample
 from synfundus.telemetry.console import SilentConsole
 
@@ -176,6 +179,21 @@ def test_sdedit_takes_the_sampler_of_the_model_and_inversion_its_own(
             frames.append(contents(tmp_path / method / sampler)["frames/00.png"])
     assert found["sdedit"][0] != found["sdedit"][1]
     assert found["inversion"][0] == found["inversion"][1]
+
+
+def test_a_judge_reads_each_frame_and_a_missing_one_is_refused_before_the_folder_is_claimed(
+    model: Path, photograph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checking, "SMALLEST_SIZE_PX", IMAGE_SIZE_PX)
+    with pytest.raises(DataError, match="there is no label-judge"):
+        drawn(model, photograph, tmp_path / "out", judge=str(tmp_path))
+    assert not (tmp_path / "out").exists()
+    judge = build_judge(schema=SCHEMA, image_size_px=16, seed=0)
+    (tmp_path / JUDGE_NAME).write_bytes(pack_judge(judge, dict.fromkeys(SCHEMA.names, 1.0)))
+    drawn(model, photograph, tmp_path / "out", label={"dr_grade": "0..4"}, frames=3, judge=str(tmp_path))
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "frames.csv").read_text())))
+    assert len(rows) == 3
+    assert all(0 <= float(row["judged_dr_grade"]) <= 4 for row in rows)
 
 
 def test_a_generated_image_is_not_called_a_person(model: Path, tmp_path: Path, photograph: Path) -> None:
