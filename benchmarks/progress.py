@@ -21,7 +21,8 @@ from synfundus.evaluation.judge import predict_labels
 from synfundus.models.pixels import pixels_to_tensor
 from synfundus.models.vessel_metrics import vessel_correlation
 from synfundus.stages import build
-from synfundus.stages.progress.job import course_of, open_judge
+from synfundus.stages.frames import open_judge
+from synfundus.stages.progress.job import course_of
 
 CPU = torch.device("cpu")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from synfundus.config.base import NonNegativeInt, PositiveInt, Section
 
@@ -49,7 +49,7 @@ class EditConfig(Section):
     unknown."""
     method: Literal["inversion", "sdedit"] = "inversion"
     """inversion: the noise is sought that the model would have drawn the photograph from, which keeps more of it;
-    sdedit: noise is added, and taken away again under the new labels."""
+    sdedit: noise is added, and taken away again by the model's sampler under the new labels."""
     strength: Annotated[float, Field(gt=0, le=1)] = 0.6
     """How far towards noise: more changes more, and keeps less of the eye; at 1 sdedit keeps nothing."""
     num_steps: Annotated[int, Field(ge=1, le=1000)] = 50
@@ -60,6 +60,13 @@ class EditConfig(Section):
     """Folder written by `judge`: what its judge reads in each picture."""
     gif: bool = False
     """With several frames also an animated GIF, which has 256 colours."""
+
+    @field_validator("strength", mode="before")
+    @classmethod
+    def _not_zero(cls, value: object) -> object:
+        if str(value).strip() in ("0", "0.0"):
+            raise ValueError("must be above 0: without noise nothing can change, only the autoencoder's loss is left")
+        return value
 
 
 class AugmentConfig(Section):

@@ -1,11 +1,10 @@
-"""Starting from an image in place of noise: the way of a deterministic sampler, from noise to the image and back.
+"""Finding the noise of an image: the way of a deterministic sampler, from noise to the image and back.
 
 A step of DDIM, or of Euler along a flow, is ``x' = keep * x + turn * v(x, t)`` with the velocity ``v``. Backwards ``x``
 is found from ``x'`` by fixed-point iteration, so that the way back and forth under the same labels ends where it began.
 
 Source: DDIM, Song et al. 2021 (arXiv 2010.02502), Eq. 12 with sigma = 0, and 4.3 for the way back; velocity, Salimans
-and Ho 2022 (arXiv 2202.00512), Appendix D; SDEdit, Meng et al. 2022 (arXiv 2108.01073), Alg. 1; fixed-point inversion,
-Pan et al. 2023 (arXiv 2309.04907).
+and Ho 2022 (arXiv 2202.00512), Appendix D; fixed-point inversion, Pan et al. 2023 (arXiv 2309.04907).
 """
 
 from __future__ import annotations
@@ -62,10 +61,6 @@ class EditPath:
     steps: tuple[Step, ...]
     prediction_type: str
     num_timesteps: int
-
-    def noised(self, x0: Latents, noise: Latents) -> Latents:
-        """Return latents at the noise level where the path begins."""
-        return self.steps[0].signal * x0 + self.steps[0].noise * noise
 
     def denoised(self, denoise: Denoiser, x_t: Latents, states: Int[Tensor, "b k"], guidance: Guidance) -> Latents:
         """Return the normalised latents at the end of the path.

@@ -18,6 +18,7 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
     HeunDiscreteScheduler,
 )
 from torch import Tensor
@@ -207,6 +208,36 @@ def _log_sigmas(scheduler: Scheduler) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Return the logarithm of noise over signal at each training timestep."""
     alphas_cumprod = scheduler.alphas_cumprod.double().clamp(min=1e-12).numpy()
     return np.asarray(0.5 * np.log((1.0 - alphas_cumprod) / alphas_cumprod))
+
+
+def share_of_steps(scheduler: Scheduler, strength: float) -> float:
+    """Return which share of all steps lies below a share of all timesteps."""
+    if follows_flow(scheduler):
+        shift = float(getattr(scheduler.config, "flow_shift", None) or scheduler.config.shift)
+        return strength / (shift - (shift - 1.0) * strength)
+    return min(1.0, strength * int(scheduler.config.num_train_timesteps) / usable_timesteps(scheduler))
+
+
+def begin_near(scheduler: Scheduler, strength: float) -> int:
+    """Let planned steps begin at the one nearest to a share of all timesteps; returns its place among the timesteps."""
+    wanted = strength * int(scheduler.config.num_train_timesteps) - (0 if follows_flow(scheduler) else 1)
+    calls_a_step = 2 if isinstance(scheduler, (HeunDiscreteScheduler, FlowMatchHeunDiscreteScheduler)) else 1
+    first = calls_a_step * int((scheduler.timesteps[::calls_a_step] - wanted).abs().argmin())
+    if not isinstance(scheduler, TrailingDDIMScheduler):  # which finds its place by the timestep
+        scheduler.set_begin_index(first)
+    return first
+
+
+def noise_level(scheduler: Scheduler, place: int) -> tuple[float, float]:
+    """Return the factors of image and noise in what a scheduler holds before the step of a place."""
+    if isinstance(scheduler, TrailingDDIMScheduler):
+        alphas = float(scheduler.alphas_cumprod[int(scheduler.timesteps[place])])
+        return math.sqrt(alphas), math.sqrt(1.0 - alphas)
+    sigma = float(scheduler.sigmas[place])
+    if follows_flow(scheduler):
+        return 1.0 - sigma, sigma
+    signal = 1.0 if isinstance(scheduler, (EulerDiscreteScheduler, HeunDiscreteScheduler)) else 1 / math.hypot(1, sigma)
+    return signal, sigma * signal
 
 
 def draws_noise(scheduler: Scheduler) -> bool:

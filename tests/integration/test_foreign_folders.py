@@ -11,8 +11,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 from phantom_clinic import write_clinic
+from photographs import retina
 from PIL import Image
 from tiny_pipeline import tiny_denoiser, write_tiny_pipeline
 from tiny_samples import draw_samples
@@ -25,6 +27,7 @@ from synfundus.labels.schema import DEFAULT_LABEL_SCHEMA
 from synfundus.stages import Summary
 from synfundus.stages.augment import job as augment
 from synfundus.stages.demo import job as demo
+from synfundus.stages.edit import job as edit
 from synfundus.stages.ema import job as ema
 from synfundus.stages.encode_latents import job as encode_latents
 from synfundus.stages.export import job as export
@@ -36,6 +39,7 @@ from synfundus.stages.judge import job as judge
 from synfundus.stages.phantoms import job as phantoms
 from synfundus.stages.plot import job as plot
 from synfundus.stages.prepare import job as prepare
+from synfundus.stages.progress import job as progress
 from synfundus.stages.sample import job as sample
 from synfundus.stages.train import job as train
 from synfundus.stages.train_vae import job as train_vae
@@ -96,6 +100,7 @@ def inputs(world: World, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
         write_snapshot(str(found.run), weights, Profile(8, width), LocalWorld())
     do("encode-latents", found, str(found.latents), world)
     draw_samples(found.run, found.samples, 2)
+    Image.fromarray(np.asarray(retina())).resize((256, 256)).save(root / "photograph.png")
     return found
 
 
@@ -137,6 +142,21 @@ VERBS: Mapping[str, tuple[ModuleType, Callable[[Inputs, str], dict[str, Any]]]] 
                 **{"real": str(inputs.images), "model": str(inputs.root / "other-run"), "out": out},
                 **{"fill": {"dr_grade": 9}, "unchecked": True},
             }
+        },
+    ),
+    "edit": (
+        edit,
+        lambda inputs, out: {
+            "edit": {
+                **{"model": str(inputs.run), "image": str(inputs.root / "photograph.png"), "out": out},
+                **{"label": {"dr_grade": 3}, "num_steps": 2},
+            }
+        },
+    ),
+    "progress": (
+        progress,
+        lambda inputs, out: {
+            "progress": {"model": str(inputs.run), "out": out, "label": {"dr_grade": "0..4"}, "frames": 2}
         },
     ),
     "gallery": (gallery, lambda inputs, out: {"gallery": {"samples": str(inputs.root / "samples"), "out": out}}),

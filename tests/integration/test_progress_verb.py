@@ -19,6 +19,7 @@ from synfundus.config.schema import RunConfig
 from synfundus.distributed.world import LocalWorld
 from synfundus.errors import ConfigError
 from synfundus.models.conditioner import LabelConditioner
+from synfundus.stages.frames import difference_map
 from synfundus.stages.progress import job as progress
 from synfundus.stages.progress.verb import VERB
 from synfundus.stages.sample import job as sample
@@ -162,7 +163,7 @@ def test_a_difference_is_orange_where_it_is_brighter_and_blue_where_it_is_darker
     first = np.full((2, 3, 3), 100, dtype=np.uint8)
     frame = first.copy()
     frame[0, 0], frame[1, 2] = 250, 0
-    shown = progress.difference_map(frame, first)
+    shown = difference_map(frame, first)
     assert np.array_equal(shown[0, 1], shown[1, 1])
     assert shown[0, 0, 0] > shown[0, 0, 2], "orange"
     assert shown[1, 2, 2] > shown[1, 2, 0], "blue"
