@@ -96,6 +96,11 @@ def test_the_same_request_draws_the_same_and_another_one_is_refused(model: Path,
             drawn(model, tmp_path, **{"frames": 2, **change})
         with pytest.raises(ConfigError, match="holds another progression"):
             VERB.compare(config_of(model, tmp_path, **{"frames": 2, **change}).progress, 0)  # type: ignore[misc]
+    VERB.compare(config_of(model, tmp_path, frames=2).progress, 0)  # type: ignore[misc]
+    other = config_of(model, tmp_path, frames=2)
+    other = other.model_copy(update={"sample": other.sample.model_copy(update={"guidance_scale": 5.0})})
+    with pytest.raises(ConfigError, match=r"guidance_scale is 2.0 there, 5.0 here"):
+        progress.run(other, LocalWorld(), SilentConsole())
 
 
 @pytest.mark.parametrize(

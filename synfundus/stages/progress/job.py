@@ -81,7 +81,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
         sampling = replace(sampling, guidance_weight={})
     course = course_of(section.label, model.label_schema)
     judge = open_judge(section.judge, model)
-    _CLAIM.make(out, _request(section, config.seed, model.fingerprint))
+    request = _request(section, config.seed, model.fingerprint)
+    _CLAIM.make(out, {**request, "sampling": sampling.to_document()})
     build.ready_to_sample(model, config.launch, dtype=torch.float32, world=world, console=console)
     drawn: list[Pixels] = []
     numbers = range(section.index, section.index + section.num_eyes)
@@ -120,9 +121,9 @@ def rehearse(section: ProgressConfig) -> str:
 
 
 def compare_claim(section: ProgressConfig, seed: int) -> None:
-    """Refuse a folder of another progression, as the run does."""
+    """Refuse a folder of another progression, as the run does, but for how it was sampled: of another section."""
     fingerprint = read_model(str(section.model))["fingerprints"]["model"]
-    _CLAIM.compare(str(section.out), _request(section, seed, fingerprint))
+    replace(_CLAIM, free=r"sampling\..*").compare(str(section.out), _request(section, seed, fingerprint))
 
 
 def course_of(labels: Mapping[str, int | str], schema: LabelSchema) -> Course:
