@@ -86,6 +86,9 @@ class AugmentConfig(Section):
     matched: bool = False
     """Draw as many images of every value of these labels, common ones too: being generated then tells nothing of the
     label, which a classifier could otherwise learn instead."""
+    all_labels: bool = False
+    """Give generated images all labels that they were asked for; else only those of fill and balance, the others being
+    unknown: a finding that the model does not show would be a wrong label."""
     format: Literal["imagefolder", "shards"] = "imagefolder"
     """Single files with a metadata.csv in each split, as Hugging Face's imagefolder expects them, or a set of
     shards."""

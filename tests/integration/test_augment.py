@@ -98,6 +98,7 @@ def test_every_value_that_occurs_is_filled_and_val_and_test_are_photographs(
     grades = [row["dr_grade"] for row in train]
     assert [grades.count(str(grade)) for grade in range(5)] == [12, 9, 9, 0, 9]
     assert [row["synthetic"] for row in train] == ["0"] * 20 + ["1"] * 19
+    assert {(row["is_gc"], row["eye_side"]) for row in train[20:]} == {("", "")}, "only what was filled"
     for split in ("val", "test"):
         assert {row["synthetic"] for row in rows_of(tmp_path / split / "metadata.csv")} == {"0"}
     for split in SPLITS:
@@ -138,7 +139,10 @@ def test_a_set_of_shards_opens_as_a_torch_data_set_and_nothing_trains_a_generato
 
 
 def test_balance_is_as_many_as_the_most_frequent_value(real: Path, model: Path, tmp_path: Path) -> None:
-    made(real, model, tmp_path, fill={}, balance=("dr_grade",))
+    made(real, model, tmp_path, fill={}, balance=("dr_grade",), all_labels=True)
+    plan, train = rows_of(tmp_path / "label-plan.csv"), rows_of(tmp_path / "train" / "metadata.csv")[20:]
+    assert [row["is_gc"] for row in train] == [row["is_gc"] for row in plan]
+    assert {row["is_gc"] for row in train} <= {"0", "1"}
     grades = [row["dr_grade"] for row in rows_of(tmp_path / "train" / "metadata.csv")]
     assert [grades.count(str(grade)) for grade in range(5)] == [12, 12, 12, 0, 12]
 

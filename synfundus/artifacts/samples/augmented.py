@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from synfundus.artifacts.samples.layouts import SampleImages
 from synfundus.errors import CorruptShard, DataError
-from synfundus.labels.plan import label_table
+from synfundus.labels.plan import LabelRow, label_table
 from synfundus.labels.schema import LabelSchema
 from synfundus.shards.copying import copy_shard
 from synfundus.shards.members import META, decode_json, label_states
@@ -72,6 +72,7 @@ class AugmentedSet:
         real: The photographs.
         generated: The generated images.
         left_out: Generated images that are left out.
+        kept_labels: Labels that generated images have, the others being unknown; None: all they were asked for.
     """
 
     out: str
@@ -79,6 +80,7 @@ class AugmentedSet:
     real: ShardSet
     generated: SampleImages
     left_out: Collection[int] = ()
+    kept_labels: Collection[str] | None = None
 
     @property
     def schema(self) -> LabelSchema:
@@ -95,6 +97,13 @@ class AugmentedSet:
                 for at in range(0, len(kept), _PART_IMAGES):
                     parts.append(Part(split, len(parts), images=tuple(kept[at : at + _PART_IMAGES])))
         return parts
+
+    def row(self, image: int) -> LabelRow:
+        """Return the labels of a generated image."""
+        row = self.generated.rows[image]
+        if self.kept_labels is None:
+            return row
+        return {name: value if name in self.kept_labels else None for name, value in row.items()}
 
     def finished(self) -> set[str]:
         """Return the names of parts that are there."""
@@ -149,11 +158,11 @@ class AugmentedSet:
             yield f"images/{_key(image)}.png", self.generated.read(image), states, 1
 
     def _generated_states(self, part: Part) -> NDArray[np.int64]:
-        rows = [self.schema.encode(self.generated.rows[image]) for image in part.images]
+        rows = [self.schema.encode(self.row(image)) for image in part.images]
         return np.array(rows, dtype=np.int64).reshape(len(rows), len(self.schema.labels))
 
     def _document(self, image: int) -> bytes:
-        row = self.generated.rows[image]
+        row = self.row(image)
         said = {"labels": row, "eye_side": row.get("eye_side"), "source": SYNTHETIC, SYNTHETIC: True, "index": image}
         return json.dumps(said, sort_keys=True, separators=(",", ":")).encode()
 

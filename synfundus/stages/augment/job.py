@@ -73,7 +73,8 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     generated = open_sample_images(filesystem.join(out, GENERATED_DIR))
     try:
         failed = {} if section.unchecked else _failed(generated)
-        made = AugmentedSet(out, section.format, real, generated, failed.keys())
+        kept = None if section.all_labels else {*section.fill, *section.balance}
+        made = AugmentedSet(out, section.format, real, generated, failed.keys(), kept)
         if not on_rank_0(lambda: filesystem.exists(filesystem.join(out, CLASSES_NAME)), world):
             _write(made, world, console)
         return on_rank_0(lambda: _publish(made, section, failed, console), without_timeout(world))
@@ -142,7 +143,7 @@ def _open(section: AugmentConfig) -> tuple[ShardSet, documents.Document]:
 
 
 def _request(section: AugmentConfig, seed: int, real: ShardSet, model: documents.Document) -> dict[str, Any]:
-    names = {"fill", "balance", "matched", "unchecked", "check_redraws"}
+    names = {"fill", "balance", "matched", "all_labels", "unchecked", "check_redraws"}
     return {
         "image_set_identity": real.identity,
         "model_fingerprint": model["fingerprints"]["model"],
@@ -229,7 +230,7 @@ def _publish(made: AugmentedSet, section: AugmentConfig, failed: Mapping[int, li
     """Complete the set, and say what it did to each class. On rank 0."""
     out, schema = made.out, made.schema
     kept = [image for image in range(len(made.generated)) if image not in failed]
-    drawn = np.array([schema.encode(made.generated.rows[image]) for image in kept], dtype=np.int64)
+    drawn = np.array([schema.encode(made.row(image)) for image in kept], dtype=np.int64)
     states: dict[str, States] = {
         split: read_label_states(made.real, splits=(split,)).astype(np.int64) for split in SPLITS
     }

@@ -36,9 +36,11 @@ The val and test split are photographs alone, of the patients they had before: r
 are none: handle all of it as you handle the photographs. When a patient withdraws, make this set again from what
 `synfundus forget` writes.
 
-Labels of generated images are what was asked for; nobody has verified that an image shows them. {num_rejected:,} images
-failed the check and were left out (`rejects.jsonl`). A classifier can learn to tell generated images from photographs:
-compare it, on the val split, with one trained on the photographs alone before you use it.
+Labels of generated images are what was asked for; nobody has verified that an image shows them. Unless all were asked
+to be kept, only those that were to be filled are given, and the others are unknown (empty): a loss has to leave these
+out. {num_rejected:,} images failed the check and were left out (`rejects.jsonl`). A classifier can learn to tell
+generated images from photographs: compare it, on the val split, with one trained on the photographs alone before you
+use it.
 
 ```python
 {example}```

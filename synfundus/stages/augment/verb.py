@@ -64,6 +64,12 @@ VERB = Verb(
             "Labels whose every value shall have as many as the most frequent one: dr_grade,is_gc.",
         ),
         Option("--matched", "augment.matched", "Draw as many images of every value of these labels.", "flag"),
+        Option(
+            "--all-labels",
+            "augment.all_labels",
+            "Give generated images all labels they were asked for, not only those of --fill and --balance.",
+            "flag",
+        ),
         Option("--format", "augment.format", "Single files for imagefolder, or a set of shards."),
         Option("--unchecked", "augment.unchecked", "Take generated images that nobody has looked at.", "flag"),
         Option(
