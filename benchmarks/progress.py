@@ -18,6 +18,7 @@ from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
 from synfundus.artifacts.progression import generate_frames
 from synfundus.config.generation import SampleConfig
 from synfundus.evaluation.judge import predict_labels
+from synfundus.labels.schema import READABLE
 from synfundus.models.pixels import pixels_to_tensor
 from synfundus.models.vessel_metrics import vessel_correlation
 from synfundus.stages import build
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--judge", required=True)
     parser.add_argument("--num-eyes", type=int, default=64)
     parser.add_argument("--frames", type=int, default=9)
+    parser.add_argument("--readable", action="store_true", help="ask for eyes that can be read, too")
     given = parser.parse_args()
     model = load_pipeline(find_pipeline(given.model), device=CPU)
     judge = open_judge(given.judge, model)
@@ -42,7 +44,9 @@ def main() -> None:
     names = judge.schema.names
     grades, kept, neighbours, firsts = [], 0, [], []
     for eye in range(given.num_eyes):
-        course = course_of({"dr_grade": "0..4", "eye_side": eye % 2}, model.label_schema)
+        labels: dict[str, int | str] = {"dr_grade": "0..4", "eye_side": eye % 2}
+        labels |= {name: 1 for name in READABLE if given.readable and name in model.label_schema.names}
+        course = course_of(labels, model.label_schema)
         frames = generate_frames(
             model,
             course,
