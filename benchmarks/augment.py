@@ -1,8 +1,9 @@
 """What a classifier gains from generated images of a rare class: ``python -m benchmarks.augment --work DIR``.
 
 Phantoms in which a label has its finding in 3 of 100 photographs; a model that is trained on these; `augment`; then
-a classifier from the photographs of the train split and one from the augmented train split, with the same number of
-images shown, for several seeds, both read on a clinic of other phantoms. Every step is resumed: ``--work`` keeps them.
+a classifier from the photographs of the train split and one from the augmented train split, for the same number of
+epochs (or with ``--same-images`` the same number of images shown) and several seeds, both read on a clinic of other
+phantoms. Every step is resumed: ``--work`` keeps them.
 """
 
 from __future__ import annotations
@@ -121,6 +122,7 @@ def main() -> None:
     parser.add_argument("--fill", type=int, default=1500, help="images of the rare class in the augmented train split")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--matched", action="store_true")
+    parser.add_argument("--same-images", action="store_true", help="fewer epochs of the larger set")
     parser.add_argument("--model-only", action="store_true")
     given = parser.parse_args()
     work: Path = given.work
@@ -130,11 +132,14 @@ def main() -> None:
     real, augmented = augmented_sets(work, given.label, given.fill, ["--matched"] if given.matched else [])
     schema, test = real.label_schema, test_clinic(work, given.num_images // 2)
     sides = [read_images(one, splits=("train",)) for one in (augmented, real)]
-    budget = EPOCHS * len(sides[1])
+    budgets = [EPOCHS * len(sides[1] if given.same_images else side) for side in sides]
     print(f"{len(sides[1]):,} photographs, {len(sides[0]) - len(sides[1]):,} generated; read on {len(test):,} others")
     rows = []
     for seed in given.seeds:
-        ours, reference = (figures(side, test, schema, budget_images=budget, seed=seed) for side in sides)
+        ours, reference = (
+            figures(side, test, schema, budget_images=budget, seed=seed)
+            for side, budget in zip(sides, budgets, strict=True)
+        )
         rows.append({name: (ours[name], reference[name]) for name in reference})
         rare = rows[-1][given.label]
         others = {name: one - two for name, (one, two) in rows[-1].items() if name != given.label}
