@@ -89,6 +89,7 @@ def test_a_rewind_names_the_damaged_checkpoint_it_passes_over(
     original = Trainer._leave_out
 
     def leave_out(self: Trainer, policy: str, key: str, fault: str) -> None:
+        self._saver.wait()  # damaged after it was written, not meanwhile
         flip_byte(
             tmp_path / "run" / "checkpoints" / "images-000000000160" / "unet" / "diffusion_pytorch_model.safetensors",
             1000,
