@@ -131,6 +131,7 @@ def test_weights_of_single_labels_are_refused(model: Path, tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="no meaning between two values") as refused:
         progress.run(config.model_copy(update={"sample": weighted}), LocalWorld(), SilentConsole())
     assert refused.value.hint == "leave guidance_weight out"
+    assert not list(tmp_path.iterdir()), "the folder is not claimed"
 
 
 def test_a_dry_run_says_what_would_be_drawn(model: Path, tmp_path: Path) -> None:

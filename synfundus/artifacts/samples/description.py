@@ -12,7 +12,7 @@ from synfundus import __version__
 from synfundus.artifacts.cards.set_cards import set_front_matter
 from synfundus.errors import DataError
 from synfundus.labels.csv_table import read_records
-from synfundus.labels.plan import REQUESTED, LabelRow
+from synfundus.labels.plan import REQUESTED
 from synfundus.labels.schema import canonical_cell
 from synfundus.storage import filesystem
 
@@ -66,7 +66,7 @@ def sample_readme(provenance: Mapping[str, Any]) -> str:
     return readme.format(front_matter=header, num_images=provenance["num_images"], facts=rows, files=content)
 
 
-def image_marks(*, model: str, seed: int, index: int, labels: LabelRow) -> dict[str, str]:
+def image_marks(*, model: str, seed: int, index: int, labels: Mapping[str, float | None]) -> dict[str, str]:
     """Return the text chunks of a generated image: that it is synthetic, and what made it."""
     return {
         "synthetic": "yes",

@@ -47,7 +47,7 @@ CLASSES_NAME = "classes.csv"
 REJECTS_NAME = "rejects.jsonl"
 README_NAME = "README.md"
 _CLAIM = Claim("request.json", "synfundus-augment", 1, others="another training set")
-_PART = "part"
+_PART, _WRITTEN = "part", "written"
 States = NDArray[np.int64]
 
 
@@ -219,11 +219,19 @@ def _write(made: AugmentedSet, world: World, console: Console) -> None:
     there = on_rank_0(lambda: sorted(made.finished()), world)
     missing = [part for part in parts if part.name not in {*there}]
     at_the_end, shared = without_timeout(world), share_work(world)
+    shown = 0
+
+    def show(done: int) -> None:
+        nonlocal shown
+        bar.advance(done - shown)
+        shown = done
+
     with console.progress("writing the set", total=len(parts), unit="parts", start=len(parts) - len(missing)) as bar:
         while (turn := shared.take(_PART)) < len(missing):
             made.write(missing[turn])
-            bar.advance()
-    at_the_end.barrier()
+            show(shared.add(_WRITTEN, 1))
+        with shared.watched(_WRITTEN, show):
+            at_the_end.barrier()
 
 
 def _publish(made: AugmentedSet, section: AugmentConfig, failed: Mapping[int, list[str]], console: Console) -> Summary:

@@ -310,7 +310,7 @@ def _write(
     frames, count = pictures[2:], len(pictures) - 2
     for frame, pixels in enumerate(frames):
         values = {name: value for name, value in course.values(frame, count).items() if value is not None}
-        marks = image_marks(model=model.fingerprint, seed=seed, index=0, labels=values)  # type: ignore[arg-type]
+        marks = image_marks(model=model.fingerprint, seed=seed, index=0, labels=values)
         marks |= {
             "drawn_from": source,
             "derived_from": digest,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from synfundus.artifacts.claim import Claim
 from synfundus.artifacts.model import Model, canonical_batch_size
 from synfundus.artifacts.model_folder import find_pipeline, load_pipeline
-from synfundus.artifacts.progression import Course, generate_frames
+from synfundus.artifacts.progression import Course, generate_frames, packed_guidance
 from synfundus.artifacts.samples.description import image_marks
 from synfundus.config.applications import ProgressConfig
 from synfundus.config.schema import RunConfig
@@ -79,6 +79,7 @@ def run(config: RunConfig, world: World, console: Console) -> Summary:
     sampling = build.sampler_settings(config.sample, model.recommended_sampling, schema=model.label_schema)
     if not config.sample.guidance_weight:  # else it is refused
         sampling = replace(sampling, guidance_weight={})
+    packed_guidance(sampling, model.label_schema)  # refused before the folder is claimed
     course = course_of(section.label, model.label_schema)
     judge = open_judge(section.judge, model)
     request = _request(section, config.seed, model.fingerprint)
@@ -209,7 +210,7 @@ def _write(
         for frame, pixels in enumerate(frames):
             next(at)
             values = {name: value for name, value in course.values(frame, len(frames)).items() if value is not None}
-            marks = image_marks(model=model.fingerprint, seed=seed, index=number, labels=values)  # type: ignore[arg-type]
+            marks = image_marks(model=model.fingerprint, seed=seed, index=number, labels=values)
             data = encode_png(pixels, text=marks, compress_level=COMPRESS_LEVEL)
             filesystem.write_bytes(filesystem.join(out, "frames", f"{number:08d}-{frame:02d}.png"), data)
         write_animations(out, f"eye-{number:08d}", frames, gif=section.gif)
@@ -235,6 +236,6 @@ def _differences(frames: Pixels) -> Pixels:
     return np.stack([difference_map(frame, frames[0]) for frame in frames])
 
 
-def _mean(values: Any) -> float | None:  # noqa: ANN401 - an iterable of floats
+def _mean(values: Iterable[float]) -> float | None:
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else None
